@@ -1,0 +1,35 @@
+//! `train data ...`: makes, measures and shows data.
+
+pub mod generate;
+pub mod inspect;
+pub mod solvability;
+pub mod stats;
+pub mod tokenizer;
+
+use anyhow::Result;
+
+/// What to do with data.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make procedural number-sequence problems, reflection samples and splits
+    Generate(generate::Args),
+    /// Estimate solvability by rollouts and select problems by range
+    Solvability(solvability::Args),
+    /// Show samples with their tokens coloured by loss mask
+    Inspect(inspect::Args),
+    /// Count samples, families, rounds and lengths
+    Stats(stats::Args),
+    /// Train a byte-level BPE tokenizer on a corpus
+    Tokenizer(tokenizer::Args),
+}
+
+/// Runs the chosen command.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Generate(args) => generate::run(args),
+        Command::Solvability(args) => solvability::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Stats(args) => stats::run(args),
+        Command::Tokenizer(args) => tokenizer::run(args),
+    }
+}

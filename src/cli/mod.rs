@@ -1,0 +1,72 @@
+//! The command line: arguments, dispatch, and the only place that prints results.
+//!
+//! Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 the work failed,
+//! 2 wrong use, 130 interrupted after a clean checkpoint.
+
+pub mod completions;
+pub mod data;
+pub mod demo;
+pub mod doctor;
+pub mod eval;
+pub mod generate;
+pub mod grpo;
+pub mod judge;
+pub mod report;
+pub mod score;
+pub mod sft;
+
+use anyhow::Result;
+
+/// Post-trains language models on number-sequence problems and runs them.
+#[derive(Debug, clap::Parser)]
+#[command(name = "train", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Run the whole loop on the bundled data: SFT, GRPO, GTG scores, a report
+    Demo(demo::Args),
+    /// Fine-tune on conversations
+    Sft(sft::Args),
+    /// Reinforce with rewards from the judge
+    Grpo(grpo::Args),
+    /// Score a model
+    Eval(eval::Args),
+    /// Sample from a model
+    Generate(generate::Args),
+    /// Log-probabilities of given tokens
+    Score(score::Args),
+    /// Run untrusted programs on problems' tests
+    Judge(judge::Args),
+    /// Make, measure and show data
+    #[command(subcommand)]
+    Data(data::Command),
+    /// Render runs as one HTML page
+    Report(report::Args),
+    /// Say what this machine offers and which protections are in force
+    Doctor(doctor::Args),
+    /// Print a shell completion script
+    Completions(completions::Args),
+}
+
+/// Runs the chosen command.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Sft(args) => sft::run(args),
+        Command::Grpo(args) => grpo::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Score(args) => score::run(args),
+        Command::Judge(args) => judge::run(args),
+        Command::Data(command) => data::run(command),
+        Command::Report(args) => report::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => completions::run(args),
+    }
+}

@@ -1,0 +1,5 @@
+//! Problems and samples as they lie in files, and the batches made of them.
+
+pub mod jsonl;
+pub mod problem;
+pub mod sample;
