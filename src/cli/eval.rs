@@ -1,12 +1,106 @@
-//! `train eval`.
+//! `train eval`: score a model.
 
+use super::table::Table;
+use crate::base::interrupt;
+use crate::checkpoint::LanguageModel;
+use crate::data::jsonl;
+use crate::data::problem::Problem;
+use crate::eval::attempts::AttemptSettings;
+use crate::eval::gtg::{self, GtgScore};
+use crate::sandbox::{Judge, Limits, Options};
 use anyhow::Result;
+use std::io::Write;
+use std::path::PathBuf;
 
-/// Arguments of this command.
+/// Arguments of `train eval`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
 
-/// Runs the command.
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("not built yet")
+/// What is scored.
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// General-term generation: pass@k over rollouts, judged by running code
+    Gtg(GtgArgs),
+}
+
+/// Arguments of `train eval gtg`.
+#[derive(Debug, clap::Args)]
+struct GtgArgs {
+    /// A model directory in Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Problems (JSON Lines)
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Rollouts for each problem
+    #[arg(long, default_value_t = 32)]
+    rollouts: usize,
+    /// Sampling temperature
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// Longest response, in tokens
+    #[arg(long, default_value_t = 10_240)]
+    max_new_tokens: usize,
+    /// Sequences generated at the same time
+    #[arg(long, default_value_t = 64)]
+    max_sequences: usize,
+    /// CPU time of one program on one case, in milliseconds
+    #[arg(long, default_value_t = Limits::default().cpu_ms_per_case)]
+    cpu_ms: u64,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write the whole result here (JSON)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Scores, prints a table, and writes the result.
+pub fn run(args: Args) -> Result<()> {
+    let What::Gtg(args) = args.what;
+    interrupt::install()?;
+    let problems: Vec<Problem> = jsonl::read(&args.data)?;
+    let model = LanguageModel::open(&args.model)?;
+    let limits = Limits { cpu_ms_per_case: args.cpu_ms, ..Limits::default() };
+    let judge = Judge::start(Options { limits, ..Options::default() })?;
+    let settings = AttemptSettings {
+        num_samples: args.rollouts,
+        temperature: args.temperature,
+        max_new_tokens: args.max_new_tokens,
+        max_sequences: args.max_sequences,
+        key: args.seed,
+    };
+    let score = gtg::evaluate(&model, &judge, &problems, &settings, "gtg")?;
+    if let Some(path) = &args.out {
+        crate::base::fs::write_atomic(path, &serde_json::to_vec_pretty(&score)?)?;
+    }
+    write!(std::io::stdout().lock(), "{}", table(&score))?;
+    Ok(())
+}
+
+/// The score as a table, families below.
+fn table(score: &GtgScore) -> String {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let mut table = Table::new(["GTG", "pass@1", "problems"]);
+    table.row([
+        "all".to_owned(),
+        format!(
+            "{}  [{:.1}, {:.1}]",
+            percent(score.pass_at_1),
+            100.0 * score.ci95[0],
+            100.0 * score.ci95[1]
+        ),
+        score.num_problems.to_string(),
+    ]);
+    for (family, of_family) in &score.families {
+        table.row([
+            family.clone(),
+            percent(of_family.pass_at_1),
+            of_family.num_problems.to_string(),
+        ]);
+    }
+    table.to_string()
 }

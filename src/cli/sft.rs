@@ -1,12 +1,24 @@
-//! `train sft`.
+//! `train sft`: fine-tune on conversations.
 
+use super::config::ConfigArgs;
+use super::launch::{command_line, launch};
+use crate::train::{plan, sft};
 use anyhow::Result;
 
-/// Arguments of this command.
+/// Arguments of `train sft`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
 
-/// Runs the command.
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("not built yet")
+/// Fine-tunes, and prints the trained model's directory.
+pub fn run(args: Args) -> Result<()> {
+    let resolved = args.config.load::<sft::Config>()?;
+    let config = &resolved.value;
+    let plan = plan::Plan::of_sft(config)?;
+    launch(&args.config, &resolved, &plan, "runs/sft", |run| {
+        run.write_environment(&command_line(), &())?;
+        sft::train(config, run, "sft")
+    })
 }

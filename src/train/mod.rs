@@ -1,1 +1,89 @@
-//! (under construction)
+//! The loops, and what they share: where a model comes from and what is kept of it.
+
+pub mod grpo;
+pub mod metrics;
+pub mod plan;
+pub mod run;
+pub mod samples;
+pub mod sft;
+pub mod tensorboard;
+pub mod trainer;
+
+use crate::base::error::usage;
+use crate::checkpoint::LanguageModel;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What a run starts from: a model directory, or random weights of a given shape.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSource {
+    /// A directory in Hugging Face layout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A `config.json` whose shape gets random weights; needs `tokenizer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// The tokenizer's directory, with `init`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl ModelSource {
+    /// Opens or initialises the model.
+    pub fn open(&self, seed: u64) -> Result<LanguageModel> {
+        match (&self.path, &self.init, &self.tokenizer) {
+            (Some(path), None, None) => LanguageModel::open(path),
+            (None, Some(init), Some(tokenizer)) => LanguageModel::init(init, tokenizer, seed),
+            _ => Err(usage(
+                "model: give either `path` (a model directory) or both `init` (a config.json) and \
+                 `tokenizer` (a directory)",
+            )),
+        }
+    }
+}
+
+/// What is kept on disk.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 writes only the last one (and one on Ctrl-C).
+    pub every: u64,
+    /// Older ones are removed beyond this many; none given keeps all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_last: Option<usize>,
+}
+
+impl CheckpointConfig {
+    fn is_due(&self, step: u64) -> bool {
+        self.every > 0 && step.is_multiple_of(self.every)
+    }
+}
+
+/// The model of the run's last checkpoint with that checkpoint's directory, or else of `source`.
+fn resume_or_open(
+    run: &run::RunDir,
+    source: &ModelSource,
+    seed: u64,
+) -> Result<(LanguageModel, Option<PathBuf>)> {
+    match run.checkpoints().latest()? {
+        Some((_, dir)) => Ok((LanguageModel::open(&dir)?, Some(dir))),
+        None => Ok((source.open(seed)?, None)),
+    }
+}
+
+/// Writes the checkpoint of the trainer's step and removes those that are not kept.
+fn save_checkpoint<S: Serialize>(
+    run: &run::RunDir,
+    trainer: &trainer::Trainer,
+    state: &S,
+    config: &CheckpointConfig,
+) -> Result<()> {
+    let checkpoints = run.checkpoints();
+    trainer.save(&checkpoints.step_dir(trainer.step), state)?;
+    match config.keep_last {
+        Some(keep_last) => checkpoints.retain(keep_last, None),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,78 @@
+//! A model directory opened for use: decoder, weights and tokenizer together.
+
+use super::hf;
+use super::state::Model;
+use crate::base::error::usage;
+use crate::model::{Decoder, Layout, ModelConfig};
+use crate::tokenizer::Tokenizer;
+use anyhow::Result;
+use std::path::Path;
+
+/// Everything that turns messages into tokens and tokens into probabilities.
+pub struct LanguageModel {
+    /// The graph.
+    pub decoder: Decoder,
+    /// The weights, flat, in the order of `layout`.
+    pub params: Vec<f32>,
+    /// Where each tensor lies in `params`.
+    pub layout: Layout,
+    /// Text and conversations to tokens and back.
+    pub tokenizer: Tokenizer,
+}
+
+impl LanguageModel {
+    /// Opens a directory in Hugging Face layout.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let config = ModelConfig::from_dir(dir)?;
+        let layout = Layout::new(&config);
+        let mut params = vec![0.0; layout.len];
+        hf::load_weights(dir, &layout.tensors, &mut params)?;
+        Self::assemble(config, layout, params, dir)
+    }
+
+    /// Starts from random weights: the shape from `config_path`, the tokenizer from its directory.
+    pub fn init(config_path: &Path, tokenizer_dir: &Path, seed: u64) -> Result<Self> {
+        let config = ModelConfig::from_file(config_path)?;
+        let layout = Layout::new(&config);
+        let params = crate::model::init(&config, seed);
+        Self::assemble(config, layout, params, tokenizer_dir)
+    }
+
+    fn assemble(
+        config: ModelConfig,
+        layout: Layout,
+        params: Vec<f32>,
+        tokenizer_dir: &Path,
+    ) -> Result<Self> {
+        let tokenizer = Tokenizer::load(tokenizer_dir)?;
+        if tokenizer.vocab_size() != config.vocab_size {
+            return Err(usage(format!(
+                "the tokenizer in {} has {} tokens but the model's vocab_size is {}: use the \
+                 tokenizer that belongs to the model",
+                tokenizer_dir.display(),
+                tokenizer.vocab_size(),
+                config.vocab_size
+            )));
+        }
+        Ok(Self { decoder: Decoder::new(config), params, layout, tokenizer })
+    }
+
+    /// Ids that end a response: those of the model's config and of its generation config.
+    pub fn stop_ids(&self) -> Vec<u32> {
+        let mut ids = self.decoder.config().eos_token_ids.clone();
+        ids.extend_from_slice(self.tokenizer.eos_ids());
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// The model as a checkpoint takes it.
+    pub fn as_saved(&self) -> Model<'_> {
+        Model {
+            config: self.decoder.config().json(),
+            specs: &self.layout.tensors,
+            weights: &self.params,
+            tokenizer: &self.tokenizer,
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Group relative policy optimization with rewards from the judge: the loop and its config.
+//!
+//! A step: sample a group of responses to each prompt with the weights being trained, judge them,
+//! turn rewards into advantages within each group, and make one update (paper Table 7, where the
+//! mini-batch is the whole batch). One update a step keeps it exactly on-policy: the sampler's
+//! log-probabilities are the trainer's, so every ratio is 1, which is logged.
+//!
+//! Left out here: several updates a step, a reference model, several ranks, validation.
+
+use super::metrics::{Metrics, Row, row};
+use super::run::RunDir;
+use super::samples;
+use super::trainer::{Trainer, Update};
+use super::{CheckpointConfig, ModelSource, resume_or_open, save_checkpoint};
+use crate::base::error::{Interrupted, usage};
+use crate::base::{interrupt, progress::Progress, rng};
+use crate::checkpoint::LanguageModel;
+use crate::data::jsonl;
+use crate::data::pack::{Batch, first_fit};
+use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
+use crate::eval::attempts::{AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens};
+use crate::objective::grpo::{self, LossConfig, advantages, policy_loss};
+use crate::objective::{Aggregation, Totals};
+use crate::optim::{AdamWConfig, Schedule};
+use crate::rewards::{RewardBreakdown, RewardConfig};
+use crate::sandbox::{Judge, Limits};
+use crate::tokenizer::Tokenized;
+use anyhow::Result;
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// The whole of `grpo.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Seed of prompt order and sampling.
+    #[serde(default)]
+    pub seed: u64,
+    /// What to start from.
+    pub model: ModelSource,
+    /// What to learn from.
+    pub data: DataConfig,
+    /// How responses are sampled.
+    pub rollout: RolloutConfig,
+    /// What a response is worth.
+    #[serde(default)]
+    pub reward: RewardConfig,
+    /// From rewards to advantages.
+    #[serde(default)]
+    pub advantage: AdvantageConfig,
+    /// From advantages to the loss.
+    #[serde(default)]
+    pub policy: LossConfig,
+    /// The optimizer.
+    pub optim: AdamWConfig,
+    /// The learning rate over the run.
+    pub schedule: Schedule,
+    /// How long and in what portions.
+    pub train: TrainConfig,
+    /// Limits of judged programs.
+    #[serde(default)]
+    pub judge: Limits,
+    /// What is kept on disk.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+}
+
+/// What to learn from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// JSON Lines files of problems.
+    pub files: Vec<PathBuf>,
+    /// Problems with longer prompts are dropped, in tokens.
+    pub max_prompt_tokens: usize,
+}
+
+/// How responses are sampled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloutConfig {
+    /// Prompts in one step.
+    pub num_prompts: usize,
+    /// Responses to each prompt; the group of the advantage.
+    pub n: usize,
+    /// Divides the logits.
+    pub temperature: f32,
+    /// Longest response, in tokens.
+    pub max_new_tokens: usize,
+    /// Sequences generated at the same time.
+    pub max_sequences: usize,
+}
+
+/// From rewards to advantages.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdvantageConfig {
+    /// Divide by the group's standard deviation (verl's `norm_adv_by_std_in_grpo`).
+    pub norm_by_std: bool,
+    /// Added to the standard deviation.
+    pub eps: f64,
+}
+
+impl Default for AdvantageConfig {
+    fn default() -> Self {
+        Self { norm_by_std: true, eps: 1e-6 }
+    }
+}
+
+/// How long and in what portions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Steps; each is one update.
+    pub total_steps: u64,
+    /// Most tokens in one packed row.
+    pub seq_len: usize,
+}
+
+/// Trains by `config` in `run`, from its last checkpoint if there is one, and returns the model's
+/// directory.
+pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Result<PathBuf> {
+    let total_steps = config.train.total_steps;
+    let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
+    let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps);
+    if let Some(dir) = resumed {
+        trainer.restore::<()>(&dir)?;
+    }
+    let prompt = GtgPrompt::bundled()?;
+    let problems = read_problems(config, &trainer.model, &prompt)?;
+    let mut metrics = Metrics::open(run.path())?;
+    metrics.truncate_after(trainer.step)?;
+    let progress = Progress::new(label, total_steps, "steps");
+    progress.skip(trainer.step);
+    while trainer.step < total_steps {
+        let is_interrupted = match step(&mut trainer, config, run, judge, &prompt, &problems) {
+            Ok(row) => {
+                progress.set_message(describe(&row));
+                metrics.log(trainer.step, row)?;
+                progress.inc(1);
+                interrupt::requested()
+            }
+            // Generation was cut short: the weights are still those of the last update.
+            Err(e) if e.downcast_ref::<Interrupted>().is_some() => true,
+            Err(e) => return Err(e),
+        };
+        let is_last = trainer.step == total_steps;
+        if is_last || is_interrupted || config.checkpoint.is_due(trainer.step) {
+            metrics.sync()?;
+            save_checkpoint(run, &trainer, &(), &config.checkpoint)?;
+        }
+        if is_interrupted && !is_last {
+            return Err(Interrupted.into());
+        }
+    }
+    progress.finish();
+    Ok(run.checkpoints().step_dir(total_steps))
+}
+
+fn describe(row: &Row) -> String {
+    let value = |key: &str| row.get(key).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+    format!("pass {:.2}, reward {:.2}", value("reward/pass_rate"), value("reward/mean"))
+}
+
+/// The problems that can be trained on; what is missing in one is an error that names it.
+fn read_problems(
+    config: &Config,
+    model: &LanguageModel,
+    prompt: &GtgPrompt,
+) -> Result<Vec<Problem>> {
+    let mut problems: Vec<Problem> = Vec::new();
+    for file in &config.data.files {
+        for problem in jsonl::read::<Problem>(file)? {
+            config.reward.check(&problem).map_err(|e| {
+                usage(format!("{}: problem {}: {e}", file.display(), problem.problem_id))
+            })?;
+            if prompt_tokens(model, prompt, &problem)?.len() <= config.data.max_prompt_tokens {
+                problems.push(problem);
+            }
+        }
+    }
+    if problems.len() < config.rollout.num_prompts {
+        return Err(usage(format!(
+            "data.files hold {} problems within data.max_prompt_tokens = {}, fewer than \
+             rollout.num_prompts = {}",
+            problems.len(),
+            config.data.max_prompt_tokens,
+            config.rollout.num_prompts
+        )));
+    }
+    Ok(problems)
+}
+
+/// The problems of a step: consecutive portions of a new shuffle for each pass over the data.
+fn problems_of_step<'p>(config: &Config, problems: &'p [Problem], step: u64) -> Vec<&'p Problem> {
+    let per_epoch = (problems.len() / config.rollout.num_prompts) as u64;
+    let (epoch, index) = (step / per_epoch, (step % per_epoch) as usize);
+    let mut order: Vec<&Problem> = problems.iter().collect();
+    order.shuffle(&mut rng::Stream::new(config.seed, &[PROMPT_ORDER, epoch]));
+    order[index * config.rollout.num_prompts..][..config.rollout.num_prompts].to_vec()
+}
+
+/// Labels of the two uses of the run's seed.
+const PROMPT_ORDER: u64 = 1;
+const SAMPLING: u64 = 2;
+
+/// Samples, judges, rewards and updates once.
+fn step(
+    trainer: &mut Trainer,
+    config: &Config,
+    run: &RunDir,
+    judge: &Judge,
+    prompt: &GtgPrompt,
+    problems: &[Problem],
+) -> Result<Row> {
+    let problems = problems_of_step(config, problems, trainer.step);
+    let settings = AttemptSettings {
+        num_samples: config.rollout.n,
+        temperature: config.rollout.temperature,
+        max_new_tokens: config.rollout.max_new_tokens,
+        max_sequences: config.rollout.max_sequences,
+        key: rng::key(config.seed, &[SAMPLING, trainer.step]),
+    };
+    let (mut groups, cost) =
+        attempt(&trainer.model, judge, prompt, &problems, &settings, &Progress::hidden())?;
+    let journal = run.samples(trainer.step);
+    samples::replay(&journal, &problems, &mut groups)?;
+    samples::record(&journal, &problems, &groups)?;
+
+    let started = Instant::now();
+    let rewards = rewards(config, &problems, &groups);
+    let advantages: Vec<_> = rewards
+        .iter()
+        .map(|group| {
+            let totals: Vec<_> = group.iter().map(|r| r.as_ref().map(|r| r.total)).collect();
+            advantages(&totals, config.advantage.norm_by_std, config.advantage.eps)
+        })
+        .collect();
+    let (policy, update) = improve(trainer, config, &groups, &advantages);
+    let mut row = rollout_metrics(&groups, &rewards, &advantages);
+    row.extend(policy_metrics(&policy, &update));
+    row.extend(time_metrics(&cost, started.elapsed().as_secs_f64()));
+    Ok(row)
+}
+
+/// What each response is worth; `None` where the judge failed.
+fn rewards(
+    config: &Config,
+    problems: &[&Problem],
+    groups: &[ProblemAttempts],
+) -> Vec<Vec<Option<RewardBreakdown>>> {
+    problems
+        .iter()
+        .zip(groups)
+        .map(|(problem, group)| {
+            let reward = |a: &crate::eval::attempts::Attempt| {
+                config.reward.reward(a.outcome(), &a.parsed, problem)
+            };
+            group.attempts.iter().map(reward).collect()
+        })
+        .collect()
+}
+
+/// One response as the update sees it.
+struct Learnt<'g> {
+    sequence: Tokenized,
+    old_logp: &'g [f32],
+    advantage: f32,
+}
+
+/// The responses to learn from. Without KL and entropy terms a response whose advantage is 0 has
+/// a gradient of exactly 0: it counts in the divisor, but is not computed.
+fn learnt<'g>(
+    config: &LossConfig,
+    groups: &'g [ProblemAttempts],
+    advantages: &[grpo::Advantages],
+) -> Vec<Learnt<'g>> {
+    let needs_all = config.kl_coef != 0.0
+        || config.entropy_coef != 0.0
+        || config.aggregation == Aggregation::MicroTokenMean;
+    let mut learnt = Vec::new();
+    for (group, advantages) in groups.iter().zip(advantages) {
+        for (attempt, &advantage) in group.attempts.iter().zip(&advantages.values) {
+            if attempt.is_judged() && (needs_all || advantage != 0.0) {
+                let response = &attempt.rollout.tokens;
+                let mut loss_mask = vec![false; group.prompt.len()];
+                loss_mask.resize(group.prompt.len() + response.len(), true);
+                learnt.push(Learnt {
+                    sequence: Tokenized {
+                        input_ids: [group.prompt.as_slice(), response].concat(),
+                        loss_mask,
+                    },
+                    old_logp: &attempt.rollout.logprobs,
+                    advantage,
+                });
+            }
+        }
+    }
+    learnt
+}
+
+/// One update from the advantages.
+fn improve(
+    trainer: &mut Trainer,
+    config: &Config,
+    groups: &[ProblemAttempts],
+    advantages: &[grpo::Advantages],
+) -> (grpo::Metrics, Update) {
+    let loss = &config.policy;
+    let judged = groups.iter().flat_map(|g| &g.attempts).filter(|a| a.is_judged());
+    let divisor = loss.aggregation.divisor(Totals::of(judged.map(|a| a.rollout.tokens.len())));
+    let learnt = learnt(loss, groups, advantages);
+    let sequences: Vec<Tokenized> = learnt.iter().map(|l| l.sequence.clone()).collect();
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.input_ids.len()).collect();
+    let packs = first_fit(&lengths, config.train.seq_len)
+        .expect("invariant: the configuration gives a row room for any prompt and response");
+    let mut metrics = grpo::Metrics::default();
+    for indices in packs {
+        let batch = Batch::new(&sequences, &indices);
+        let tokens_of = |i: &usize| learnt[*i].old_logp.len();
+        let weight =
+            loss.aggregation.token_weights(&indices.iter().map(tokens_of).collect::<Vec<_>>());
+        let old_logp = indices.iter().map(|&i| learnt[i].old_logp).collect::<Vec<_>>().concat();
+        let advantage: Vec<f32> = indices
+            .iter()
+            .flat_map(|&i| std::iter::repeat_n(learnt[i].advantage, learnt[i].old_logp.len()))
+            .collect();
+        trainer.accumulate(&batch, config.rollout.temperature, &mut |first, scores, dlogp, dentropy| {
+            let chunk = first..first + scores.len();
+            let tokens = grpo::Tokens {
+                logp: &scores.iter().map(|s| s.logp).collect::<Vec<_>>(),
+                old_logp: &old_logp[chunk.clone()],
+                reference_logp: None,
+                entropy: Some(&scores.iter().map(|s| s.entropy).collect::<Vec<_>>()),
+                advantage: &advantage[chunk.clone()],
+                weight: &weight[chunk],
+            };
+            metrics.merge(&policy_loss(loss, &tokens, 1.0, dlogp, Some(dentropy)));
+        });
+    }
+    let update = trainer.update(divisor);
+    metrics.loss /= divisor;
+    (metrics, update)
+}
+
+fn rollout_metrics(
+    groups: &[ProblemAttempts],
+    rewards: &[Vec<Option<RewardBreakdown>>],
+    advantages: &[grpo::Advantages],
+) -> Row {
+    let rewards: Vec<&RewardBreakdown> = rewards.iter().flatten().flatten().collect();
+    let attempts: Vec<_> = groups.iter().flat_map(|g| &g.attempts).collect();
+    let mean = |sum: f64, n: usize| sum / n.max(1) as f64;
+    let reward_mean =
+        |f: &dyn Fn(&RewardBreakdown) -> f64| mean(rewards.iter().map(|r| f(r)).sum(), rewards.len());
+    let lengths = attempts.iter().map(|a| a.rollout.tokens.len() as f64);
+    let is_true = |b: bool| f64::from(u8::from(b));
+    row([
+        ("reward/mean", reward_mean(&|r| r.total)),
+        ("reward/pass_rate", reward_mean(&|r| is_true(r.passed))),
+        ("reward/format_errors", reward_mean(&|r| is_true(!r.format_ok))),
+        ("reward/solvability_term", reward_mean(&|r| r.solvability_term)),
+        ("reward/case_term", reward_mean(&|r| r.case_term)),
+        ("reward/infra", (attempts.len() - rewards.len()) as f64),
+        (
+            "reward/zero_variance_groups",
+            mean(advantages.iter().filter(|a| a.zero_variance).count() as f64, advantages.len()),
+        ),
+        ("response/mean_tokens", mean(lengths.clone().sum(), attempts.len())),
+        ("response/max_tokens", lengths.fold(0.0, f64::max)),
+    ])
+}
+
+fn policy_metrics(policy: &grpo::Metrics, update: &Update) -> Row {
+    let per_token = |sum: f64| sum / policy.tokens.max(1) as f64;
+    row([
+        ("loss/policy", policy.loss),
+        ("policy/entropy", per_token(policy.entropy)),
+        ("policy/approx_kl", per_token(policy.approx_kl)),
+        ("policy/clip_fraction", per_token(policy.clipped as f64)),
+        ("policy/ratio_max_deviation", policy.ratio_max_deviation),
+        ("policy/learnt_tokens", policy.tokens as f64),
+        ("optim/grad_norm", update.grad_norm),
+        ("optim/lr", update.lr),
+        ("optim/skipped", f64::from(u8::from(!update.is_finite))),
+    ])
+}
+
+fn time_metrics(cost: &AttemptCost, update_secs: f64) -> Row {
+    let generation_secs = cost.generation.as_secs_f64();
+    row([
+        ("time/generation_secs", generation_secs),
+        ("time/judging_secs", cost.judging.as_secs_f64()),
+        ("time/update_secs", update_secs),
+        ("time/generated_tokens_per_sec", cost.engine.generated_tokens as f64 / generation_secs),
+    ])
+}

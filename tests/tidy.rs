@@ -1,0 +1,107 @@
+//! The mechanical rules of ARCHITECTURE.md, checked on the source text.
+
+use std::path::{Path, PathBuf};
+
+/// Rows of modules from the bottom up. A module imports from rows below its own, and from those
+/// listed for it in `SAME_ROW`.
+const ROWS: [&[&str]; 7] = [
+    &["base"],
+    &["ops", "tokenizer"],
+    &["config", "data", "model", "objective", "optim", "sandbox"],
+    &["checkpoint", "engine", "rewards"],
+    &["eval"],
+    &["train", "pipeline", "report"],
+    &["cli"],
+];
+
+const SAME_ROW: [(&str, &str); 2] = [("sandbox", "data"), ("engine", "checkpoint")];
+
+fn source_files() -> Vec<PathBuf> {
+    fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, files);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let mut files = Vec::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    files.sort();
+    files
+}
+
+fn module_of(file: &Path) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let first = file.strip_prefix(source).unwrap().components().next().unwrap();
+    first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+fn row_of(module: &str) -> Option<usize> {
+    ROWS.iter().position(|row| row.contains(&module))
+}
+
+/// The modules that a file names as `crate::module`.
+fn imports(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        for after in line.split("crate::").skip(1) {
+            let names = after.strip_prefix('{').map_or(vec![after], |list| list.split(',').collect());
+            for name in names {
+                let name: String =
+                    name.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if row_of(&name).is_some() {
+                    found.push(name);
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn imports_only_point_down() {
+    let mut violations = Vec::new();
+    for file in source_files() {
+        let module = module_of(&file);
+        let Some(row) = row_of(&module) else { continue };
+        for import in imports(&std::fs::read_to_string(&file).unwrap()) {
+            let is_allowed = import == module
+                || row_of(&import).unwrap() < row
+                || SAME_ROW.contains(&(module.as_str(), import.as_str()));
+            if !is_allowed {
+                violations.push(format!("{}: {module} imports {import}", file.display()));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+#[test]
+fn every_module_has_a_row() {
+    for file in source_files() {
+        let module = module_of(&file);
+        assert!(
+            ["lib", "main"].contains(&module.as_str()) || row_of(&module).is_some(),
+            "{module} is in no row"
+        );
+    }
+}
+
+#[test]
+fn every_file_opens_with_what_it_is() {
+    for file in source_files() {
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.starts_with("//!"), "{} has no opening comment", file.display());
+    }
+}
+
+#[test]
+fn no_file_grows_beyond_one_noun() {
+    for file in source_files() {
+        let lines = std::fs::read_to_string(&file).unwrap().lines().count();
+        assert!(lines <= 800, "{} has {lines} lines", file.display());
+    }
+}
