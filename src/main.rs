@@ -1,12 +1,18 @@
-//! Entry point: parse, dispatch, and turn an error into one clear line and an exit code.
+//! Entry point: parse, set up logging, dispatch, and turn an error into one clear line and an exit
+//! code.
 
 use clap::Parser;
-use codeseq::{base::error, cli};
+use codeseq::base::{error, log};
+use codeseq::cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::run(cli::Cli::parse()) {
+    let cli = cli::Cli::parse();
+    log::init(cli.verbosity());
+    match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads stdout has seen enough, as `head` does.
+        Err(e) if e.downcast_ref::<cli::OutputClosed>().is_some() => ExitCode::SUCCESS,
         Err(e) => {
             #[expect(clippy::print_stderr, reason = "the one place where errors are shown")]
             {

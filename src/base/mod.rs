@@ -1,7 +1,12 @@
-//! What everything else stands on: errors with exit codes, atomic files, keyed randomness.
+//! What everything else stands on: errors with exit codes, atomic files, keyed randomness, logs,
+//! progress and interruption.
 //!
 //! Knows nothing of models, problems or runs.
 
 pub mod error;
 pub mod fs;
+pub mod human;
+pub mod interrupt;
+pub mod log;
+pub mod progress;
 pub mod rng;

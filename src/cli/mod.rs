@@ -4,6 +4,7 @@
 //! 2 wrong use, 130 interrupted after a clean checkpoint.
 
 pub mod completions;
+pub mod config;
 pub mod data;
 pub mod demo;
 pub mod doctor;
@@ -15,15 +16,37 @@ pub mod report;
 pub mod score;
 pub mod sft;
 
-use anyhow::Result;
+use crate::base::log::Verbosity;
+use anyhow::{Context, Result};
+use std::fmt;
+use std::io::{ErrorKind, Write};
 
 /// Post-trains language models on number-sequence problems and runs them.
 #[derive(Debug, clap::Parser)]
 #[command(name = "train", version, about)]
 pub struct Cli {
+    /// Log more
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+
+    /// Log only warnings and errors, and show no progress
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// How much to say on stderr.
+    pub fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        }
+    }
 }
 
 /// The commands.
@@ -68,5 +91,26 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Report(args) => report::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
+    }
+}
+
+/// The reader of stdout is gone; there is nothing left to do and nothing went wrong.
+#[derive(Debug)]
+pub struct OutputClosed;
+
+impl fmt::Display for OutputClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the output was closed")
+    }
+}
+
+impl std::error::Error for OutputClosed {}
+
+/// Writes a result to stdout, as it is.
+pub fn print(text: impl fmt::Display) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Err(OutputClosed.into()),
+        result => result.context("writing to stdout"),
     }
 }

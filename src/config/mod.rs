@@ -1,1 +1,17 @@
-//! (under construction)
+//! Configuration: TOML files merged left to right, then `--set`, into one typed value.
+//!
+//! Contract: tables merge key by key, lists and scalars replace. An unknown key or a wrong type is
+//! one line that names the file and line (or the `--set`), the key, and the nearest known key. Every
+//! effective value knows where it came from. Config structs live beside what they configure; this
+//! module is generic over them and imports none. Use `f64` in them: an `f32` prints its rounding.
+
+mod diff;
+mod explain;
+mod load;
+mod resolved;
+mod source;
+
+pub use diff::differences;
+pub use load::load;
+pub use resolved::Resolved;
+pub use source::Origin;

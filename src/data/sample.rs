@@ -1,15 +1,7 @@
 //! A supervised sample as it lies in a file (JSON Lines): a conversation and where it came from.
 
+pub use crate::tokenizer::Message;
 use serde::{Deserialize, Serialize};
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
 
 /// A conversation to learn from; loss falls on assistant turns only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

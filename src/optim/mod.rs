@@ -1,1 +1,56 @@
-//! (under construction)
+//! How weights move: the learning-rate schedule and the numbers of AdamW.
+//!
+//! Pure: the update itself is an operation over flat buffers (`ops`).
+
+mod schedule;
+
+pub use schedule::{Schedule, ScheduleKind, Warmup};
+
+use serde::{Deserialize, Serialize};
+
+/// AdamW (decoupled weight decay) and the clipping before it. Defaults are verl's actor.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay of the first and second moments.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, times the learning rate.
+    pub weight_decay: f64,
+    /// The gradient's norm is cut to this; 0 leaves it as it is.
+    pub max_grad_norm: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { lr: 1e-6, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 }
+    }
+}
+
+impl AdamWConfig {
+    /// What to multiply a gradient of this norm by.
+    pub fn clip_factor(&self, grad_norm: f64) -> f64 {
+        if self.max_grad_norm > 0.0 && grad_norm > self.max_grad_norm {
+            // As in PyTorch's clip_grad_norm_.
+            self.max_grad_norm / (grad_norm + 1e-6)
+        } else {
+            1.0
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_gradients_over_the_limit_are_cut() {
+        let config = AdamWConfig::default();
+        assert_eq!(config.clip_factor(0.5), 1.0);
+        assert!((config.clip_factor(4.0) - 0.25).abs() < 1e-6);
+        assert_eq!(AdamWConfig { max_grad_norm: 0.0, ..config }.clip_factor(9.0), 1.0);
+    }
+}

@@ -1,5 +1,6 @@
 //! The loops, and what they share: where a model comes from and what is kept of it.
 
+pub mod environment;
 pub mod grpo;
 pub mod metrics;
 pub mod plan;

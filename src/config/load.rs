@@ -1,0 +1,239 @@
+//! Files and `--set` arguments in, a typed configuration out.
+
+use super::explain::{self, entries};
+use super::resolved::Resolved;
+use super::source::Sources;
+use anyhow::{Context, Result};
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use toml::Spanned;
+use toml::de::{DeTable, Deserializer};
+
+/// Merges `files` left to right, applies `sets` (`a.b=VALUE`), and reads the result as a `T`.
+pub fn load<T: DeserializeOwned + Serialize>(
+    files: &[PathBuf],
+    sets: &[String],
+) -> Result<Resolved<T>> {
+    let sources = Sources::read(files, sets)?;
+    let merged = sources.merged()?;
+    let value: T = typed(merged.clone()).map_err(|error| {
+        let known = explain::known_elsewhere(&merged, &error, |table| {
+            typed::<T>(table).map(|value| toml::Table::try_from(value).unwrap_or_default())
+        });
+        explain::explain(&error, &sources, &merged, &known)
+    })?;
+    let table = toml::Table::try_from(&value).context("encoding the resolved configuration")?;
+    explain::refuse_ignored(&merged, &table, &sources)?;
+    let origins: BTreeMap<_, _> = entries(&merged)
+        .into_iter()
+        .map(|entry| (entry.path, sources.origin(entry.value.start)))
+        .collect();
+    Ok(Resolved { value, table, origins })
+}
+
+fn typed<T: DeserializeOwned>(table: DeTable<'_>) -> Result<T, toml::de::Error> {
+    T::deserialize(Deserializer::from(Spanned::new(0..0, table)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+    use crate::config::Origin;
+    use serde::Deserialize;
+    use std::path::Path;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Demo {
+        steps: u64,
+        #[serde(default)]
+        seed: u64,
+        #[serde(default)]
+        optim: Optim,
+        #[serde(default)]
+        lists: Vec<i64>,
+        eval: Option<Eval>,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Optim {
+        lr: f64,
+        betas: [f64; 2],
+        schedule: Schedule,
+    }
+
+    impl Default for Optim {
+        fn default() -> Self {
+            Self { lr: 1e-3, betas: [0.9, 0.95], schedule: Schedule::Constant }
+        }
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Schedule {
+        Constant,
+        Cosine,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Eval {
+        rollouts: u32,
+        data: PathBuf,
+    }
+
+    fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+        let path = dir.join(name);
+        crate::base::fs::write_atomic(&path, text.as_bytes()).unwrap();
+        path
+    }
+
+    fn load_texts(texts: &[&str], sets: &[&str]) -> Result<Resolved<Demo>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let files: Vec<_> = texts
+            .iter()
+            .enumerate()
+            .map(|(i, text)| write(dir.path(), &format!("{i}.toml"), text))
+            .collect();
+        let sets: Vec<_> = sets.iter().map(|&s| s.to_owned()).collect();
+        load(&files, &sets).map_err(|e| {
+            assert_eq!(exit_code(&e), 2, "{e:#}");
+            let text = format!("{e:#}");
+            assert!(!text.contains('\n'), "one line: {text}");
+            text.replace(&format!("{}/", dir.path().display()), "")
+        })
+    }
+
+    fn error(texts: &[&str], sets: &[&str]) -> String {
+        load_texts(texts, sets).unwrap_err()
+    }
+
+    #[test]
+    fn files_merge_left_to_right_lists_replace_and_set_wins() {
+        let resolved = load_texts(
+            &[
+                "steps = 10\nlists = [1, 2]\n[optim]\nlr = 0.1\nbetas = [0.8, 0.9]\n",
+                "lists = [3]\n[optim]\nlr = 1\n[eval]\nrollouts = 32\ndata = 'a'\n",
+            ],
+            &["optim.schedule=cosine", "eval.data=runs/b.jsonl", "seed = 7"],
+        )
+        .unwrap();
+        let optim = Optim { lr: 1.0, betas: [0.8, 0.9], schedule: Schedule::Cosine };
+        let eval = Some(Eval { rollouts: 32, data: "runs/b.jsonl".into() });
+        assert_eq!(resolved.value, Demo { steps: 10, seed: 7, optim, lists: vec![3], eval });
+        assert_eq!(resolved.origin("optim.schedule"), Origin::Set("optim.schedule=cosine".into()));
+        let Origin::File { path, line } = resolved.origin("optim.lr") else { panic!() };
+        assert!(path.ends_with("1.toml"));
+        assert_eq!(line, 3);
+    }
+
+    #[test]
+    fn the_rendered_config_is_toml_with_the_origin_of_every_value() {
+        let resolved = load_texts(&["steps = 10\n[optim]\nlr = 0.1\n"], &["seed=7"]).unwrap();
+        let text = resolved.render_with_origins();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("steps = 10") && lines[0].ends_with("0.toml:1"), "{text}");
+        assert!(lines[1].starts_with("seed = 7") && lines[1].ends_with("# --set seed=7"), "{text}");
+        assert!(text.contains("betas = [0.9, 0.95]") && text.contains("# default"), "{text}");
+        let again: Demo = toml::from_str(&text).unwrap();
+        assert_eq!(again, resolved.value);
+        assert_eq!(toml::from_str::<Demo>(&resolved.to_toml()).unwrap(), resolved.value);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
+        assert_eq!(
+            error(&["steps = 1\n\n[optim]\nlearning_rate = 1\n"], &[]),
+            "0.toml:4: unknown key `optim.learning_rate`; known keys here: lr, betas, schedule"
+        );
+        assert_eq!(
+            error(&["steps = 1", "[optim]\nlrr = 1"], &[]),
+            "1.toml:2: unknown key `optim.lrr`; did you mean `optim.lr`?"
+        );
+        assert_eq!(
+            error(&["setps = 1"], &[]),
+            "0.toml:1: unknown key `setps`; did you mean `steps`?"
+        );
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_table_is_sent_to_the_right_one() {
+        assert_eq!(
+            error(&["steps = 1\nlr = 0.1"], &[]),
+            "0.toml:2: unknown key `lr`; did you mean `optim.lr`?"
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_or_value_is_named_with_its_place() {
+        assert_eq!(
+            error(&["steps = 1\n[optim]\nlr = 'fast'"], &[]),
+            "0.toml:3: `optim.lr` is string \"fast\", expected a number"
+        );
+        assert_eq!(
+            error(&["steps = -1"], &[]),
+            "0.toml:1: `steps` is integer `-1`, expected a whole number, 0 or more"
+        );
+        assert_eq!(
+            error(&["steps = 1\noptim = 3"], &[]),
+            "0.toml:2: `optim` is integer `3`, expected a table"
+        );
+        assert_eq!(
+            error(&["steps = 1\n[optim]\nschedule = 'cosin'"], &[]),
+            "0.toml:3: unknown value `cosin` of `optim.schedule`; did you mean `cosine`?"
+        );
+        assert_eq!(
+            error(&["steps = 1\n[optim]\nbetas = [1]"], &[]),
+            "0.toml:3: `optim.betas` is invalid length 1, expected an array of length 2"
+        );
+    }
+
+    #[test]
+    fn a_missing_key_is_named_with_its_table() {
+        assert_eq!(error(&["seed = 1", ""], &[]), "0.toml + 1.toml: the key `steps` is required");
+        assert_eq!(
+            error(&["steps = 1\n[eval]\nrollouts = 3"], &[]),
+            "0.toml:2: the key `eval.data` is required"
+        );
+    }
+
+    #[test]
+    fn errors_caused_by_set_name_the_set() {
+        let base = "steps = 1";
+        assert_eq!(
+            error(&[base], &["optim.lrr=1"]),
+            "--set optim.lrr=1: unknown key `optim.lrr`; did you mean `optim.lr`?"
+        );
+        assert_eq!(
+            error(&[base], &["optim.lr=fast"]),
+            "--set optim.lr=fast: `optim.lr` is string \"fast\", expected a number"
+        );
+        for malformed in ["steps", "=3", "a b=3"] {
+            assert!(error(&[base], &[malformed]).contains("expected KEY=VALUE"), "{malformed}");
+        }
+    }
+
+    #[test]
+    fn broken_toml_and_missing_files_are_one_line() {
+        assert!(error(&["steps = 1\nseed = = 2"], &[]).starts_with("0.toml:2: not valid TOML: "));
+        let absent = load::<Demo>(&["no/such.toml".into()], &[]).unwrap_err();
+        assert_eq!(exit_code(&absent), 2);
+        assert!(format!("{absent:#}").contains("no/such.toml"));
+    }
+
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Lax {
+        steps: u64,
+    }
+
+    #[test]
+    fn a_key_that_a_lax_struct_ignores_is_refused_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), "a.toml", "steps = 1\n[stepz]\na = 1\n");
+        let text = format!("{:#}", load::<Lax>(&[path], &[]).unwrap_err());
+        assert!(text.contains("a.toml:3: unknown key `stepz.a`"), "{text}");
+    }
+}

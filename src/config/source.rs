@@ -1,0 +1,171 @@
+//! The texts a configuration is made of, addressed as one long text.
+//!
+//! Every file and every `--set` occupies its own range of positions, so that a single number says
+//! both which text a value stands in and where; the spans of a merged table stay meaningful.
+
+use crate::base::error::usage;
+use crate::base::fs::read_text;
+use anyhow::Result;
+use std::fmt;
+use std::path::PathBuf;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Where an effective value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody gave it.
+    Default,
+    /// A line of a config file.
+    File {
+        /// The file as the user named it.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+    },
+    /// A `--set` argument, as typed.
+    Set(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Set(argument) => write!(f, "--set {argument}"),
+        }
+    }
+}
+
+enum Name {
+    File(PathBuf),
+    Set(String),
+}
+
+struct Source {
+    name: Name,
+    text: String,
+    start: usize,
+}
+
+/// All texts, in the order in which they apply.
+pub(super) struct Sources(Vec<Source>);
+
+impl Sources {
+    /// Reads the files and turns each `--set` into a line of TOML.
+    pub(super) fn read(files: &[PathBuf], sets: &[String]) -> Result<Self> {
+        let mut sources = Self(Vec::new());
+        for path in files {
+            sources.push(Name::File(path.clone()), read_text(path)?);
+        }
+        for argument in sets {
+            sources.push(Name::Set(argument.clone()), set_as_toml(argument)?);
+        }
+        Ok(sources)
+    }
+
+    fn push(&mut self, name: Name, text: String) {
+        // One position more than the text has: errors may point at its end.
+        let start = self.0.last().map_or(0, |last| last.start + last.text.len() + 1);
+        self.0.push(Source { name, text, start });
+    }
+
+    /// Parses every text and merges them; spans are positions in the whole.
+    pub(super) fn merged(&self) -> Result<DeTable<'_>> {
+        let mut merged = DeTable::new();
+        for source in &self.0 {
+            let table = DeTable::parse(&source.text).map_err(|e| {
+                let position = source.start + e.span().map_or(0, |span| span.start);
+                usage(format!("{}: not valid TOML: {}", self.origin(position), one_line(&e)))
+            })?;
+            merge(&mut merged, shift_table(table.into_inner(), source.start));
+        }
+        Ok(merged)
+    }
+
+    /// The text and line of a position.
+    pub(super) fn origin(&self, position: usize) -> Origin {
+        let Some(source) = self.0.iter().rfind(|s| s.start <= position) else {
+            return Origin::Default;
+        };
+        match &source.name {
+            Name::Set(argument) => Origin::Set(argument.clone()),
+            Name::File(path) => {
+                let end = (position - source.start).min(source.text.len());
+                let newlines = source.text.as_bytes()[..end].iter().filter(|&&b| b == b'\n');
+                Origin::File { path: path.clone(), line: 1 + newlines.count() }
+            }
+        }
+    }
+
+    /// The files' names, for errors that belong to no line.
+    pub(super) fn names(&self) -> String {
+        let files = self.0.iter().filter_map(|s| match &s.name {
+            Name::File(path) => Some(path.display().to_string()),
+            Name::Set(_) => None,
+        });
+        let names = files.collect::<Vec<_>>().join(" + ");
+        if names.is_empty() { "config".to_owned() } else { names }
+    }
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().replace('\n', ", ")
+}
+
+/// `a.b=VALUE` as a line of TOML; a VALUE that is not TOML is a bare string.
+fn set_as_toml(argument: &str) -> Result<String> {
+    let malformed = || {
+        usage(format!(
+            "--set {argument}: expected KEY=VALUE with a dotted key, such as optim.lr=0.001"
+        ))
+    };
+    let (key, value) = argument.split_once('=').ok_or_else(malformed)?;
+    let as_value = format!("{key} = {value}");
+    if !value.contains('\n') && DeTable::parse(&as_value).is_ok() {
+        return Ok(as_value);
+    }
+    let as_string = format!("{key} = {}", toml::Value::String(value.to_owned()));
+    match DeTable::parse(&as_string) {
+        Ok(_) => Ok(as_string),
+        Err(_) => Err(malformed()),
+    }
+}
+
+fn merge<'i>(into: &mut DeTable<'i>, from: DeTable<'i>) {
+    for (key, value) in from {
+        let name: &str = key.get_ref();
+        let span = value.span();
+        match (into.get_mut(name).map(Spanned::get_mut), value.into_inner()) {
+            (Some(DeValue::Table(old)), DeValue::Table(new)) => merge(old, new),
+            (_, new) => {
+                into.insert(key, Spanned::new(span, new));
+            }
+        }
+    }
+}
+
+fn shift_table(table: DeTable<'_>, by: usize) -> DeTable<'_> {
+    table
+        .into_iter()
+        .map(|(key, value)| {
+            (Spanned::new(moved(key.span(), by), key.into_inner()), shift(value, by))
+        })
+        .collect()
+}
+
+fn shift(value: Spanned<DeValue<'_>>, by: usize) -> Spanned<DeValue<'_>> {
+    let span = moved(value.span(), by);
+    let inner = match value.into_inner() {
+        DeValue::Table(table) => DeValue::Table(shift_table(table, by)),
+        DeValue::Array(items) => {
+            DeValue::Array(items.into_iter().map(|item| shift(item, by)).collect())
+        }
+        scalar => scalar,
+    };
+    Spanned::new(span, inner)
+}
+
+fn moved(span: std::ops::Range<usize>, by: usize) -> std::ops::Range<usize> {
+    span.start + by..span.end + by
+}

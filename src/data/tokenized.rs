@@ -1,0 +1,144 @@
+//! Samples as tokens, from either kind of file: conversations, or ids with labels made elsewhere.
+//!
+//! Contract: every sample that comes out has a loss mask that is neither empty nor full; a line
+//! that breaks this, or that the tokenizer or its template refuses, is named by file and line.
+
+use super::jsonl;
+use super::sample::Sample;
+use crate::base::error::usage;
+use crate::tokenizer::{Tokenized, Tokenizer};
+use anyhow::Result;
+use rayon::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::path::Path;
+
+/// The label of a token without loss.
+pub const NO_LOSS: i64 = -100;
+
+/// A tokenised sample as it lies in a file (JSON Lines).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelledIds {
+    /// The tokens.
+    pub input_ids: Vec<u32>,
+    /// The same tokens, or [`NO_LOSS`] where none is to be learnt.
+    pub labels: Vec<i64>,
+}
+
+/// One line of a file of samples.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line {
+    /// A conversation.
+    Sample(Sample),
+    /// Tokens made elsewhere.
+    Ids(LabelledIds),
+}
+
+impl<'de> Deserialize<'de> for Line {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        // Not an untagged enum: its errors do not say which key is wrong.
+        if value.get("input_ids").is_some() {
+            serde_json::from_value(value).map(Self::Ids)
+        } else {
+            serde_json::from_value(value).map(Self::Sample)
+        }
+        .map_err(serde::de::Error::custom)
+    }
+}
+
+impl LabelledIds {
+    /// Checks the labels against the tokens and turns them into a mask.
+    fn into_tokenized(self, vocab_size: usize) -> Result<Tokenized> {
+        let Self { input_ids, labels } = self;
+        if labels.len() != input_ids.len() {
+            return Err(usage(format!(
+                "{} input_ids but {} labels: give each token a label, {NO_LOSS} for no loss",
+                input_ids.len(),
+                labels.len()
+            )));
+        }
+        for (i, (&id, &label)) in input_ids.iter().zip(&labels).enumerate() {
+            if id as usize >= vocab_size {
+                return Err(usage(format!(
+                    "input_ids[{i}] is {id}, but the tokenizer has {vocab_size} tokens"
+                )));
+            }
+            if label != NO_LOSS && label != i64::from(id) {
+                return Err(usage(format!(
+                    "labels[{i}] is {label}: expected {NO_LOSS} or the token itself, {id} (labels are not shifted)"
+                )));
+            }
+        }
+        let loss_mask = labels.iter().map(|&label| label != NO_LOSS).collect();
+        Ok(Tokenized { input_ids, loss_mask })
+    }
+}
+
+/// One line as tokens.
+pub fn tokenize(line: Line, tokenizer: &Tokenizer) -> Result<Tokenized> {
+    match line {
+        Line::Sample(sample) => tokenizer.encode_sample(&sample.messages),
+        Line::Ids(ids) => {
+            let tokenized = ids.into_tokenized(tokenizer.vocab_size())?;
+            tokenized.check_mask("sample")?;
+            Ok(tokenized)
+        }
+    }
+}
+
+/// Reads and tokenizes every sample of a file, in order.
+pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Tokenized>> {
+    let lines: Vec<Line> = jsonl::read(path)?;
+    lines
+        .into_par_iter()
+        .enumerate()
+        .map(|(i, line)| {
+            tokenize(line, tokenizer)
+                .map_err(|e| e.context(format!("{}: sample {}", path.display(), i + 1)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+    use crate::tokenizer::bpe;
+
+    fn load_text(text: &str) -> Result<Vec<Tokenized>> {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = bpe::tests::small(dir.path());
+        let path = dir.path().join("samples.jsonl");
+        std::fs::write(&path, text).unwrap();
+        load(&path, &tokenizer)
+    }
+
+    #[test]
+    fn conversations_and_labelled_ids_are_read_from_one_file() {
+        let samples = load_text(concat!(
+            r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
+            "\n\n",
+            r#"{"input_ids": [5, 6, 7], "labels": [-100, 6, -100]}"#,
+        ))
+        .unwrap();
+        assert_eq!(samples.len(), 2);
+        assert_eq!(samples[1].loss_mask, [false, true, false]);
+    }
+
+    #[test]
+    fn a_bad_sample_is_named() {
+        for (line, reason) in [
+            (r#"{"input_ids": [5, 6], "labels": [-100]}"#, "1 labels"),
+            (r#"{"input_ids": [5, 6], "labels": [-100, 5]}"#, "labels[1]"),
+            (r#"{"input_ids": [5, 99999], "labels": [-100, 99999]}"#, "input_ids[1]"),
+            (r#"{"input_ids": [5, 6], "labels": [5, 6]}"#, "every token"),
+            (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "no token"),
+            (r#"{"messages": [{"role": "bard", "content": "q"}]}"#, "unknown role"),
+        ] {
+            let error = load_text(line).unwrap_err();
+            assert_eq!(exit_code(&error), 2, "{line}");
+            let text = format!("{error:#}");
+            assert!(text.contains(reason) && text.contains("sample 1"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! How token losses become one number.
+
+use serde::{Deserialize, Serialize};
+
+/// Learnt tokens and sequences that hold at least one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Tokens with loss.
+    pub tokens: usize,
+    /// Sequences with at least one such token.
+    pub sequences: usize,
+}
+
+impl Totals {
+    /// Counts sequences by their numbers of learnt tokens.
+    pub fn of(tokens_per_sequence: impl IntoIterator<Item = usize>) -> Self {
+        tokens_per_sequence.into_iter().filter(|&tokens| tokens > 0).fold(
+            Self::default(),
+            |totals, tokens| Self {
+                tokens: totals.tokens + tokens,
+                sequences: totals.sequences + 1,
+            },
+        )
+    }
+}
+
+/// The mean over token losses (names and meaning as in verl's `loss_agg_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Aggregation {
+    /// Over all tokens of the global mini-batch.
+    #[default]
+    TokenMean,
+    /// Over the tokens of each micro-batch, then over micro-batches by their sequences: what verl
+    /// called `token-mean` up to 0.7. The result depends on the micro-batches.
+    MicroTokenMean,
+    /// Over each sequence's tokens, then over sequences.
+    SeqMeanTokenMean,
+    /// Sum over each sequence's tokens, mean over sequences.
+    SeqMeanTokenSum,
+    /// As [`Aggregation::SeqMeanTokenSum`], divided by a constant length (Dr. GRPO).
+    SeqMeanTokenSumNorm {
+        /// The constant, usually the longest response allowed.
+        length: f64,
+    },
+}
+
+/// verl adds this to the tokens of a sequence before dividing by them.
+const SEQUENCE_EPS: f64 = 1e-8;
+
+impl Aggregation {
+    /// The weight of each token of a sequence with `tokens` learnt tokens, before the division.
+    pub fn weight(self, tokens: usize, micro_batch: Totals) -> f64 {
+        match self {
+            Self::TokenMean | Self::SeqMeanTokenSum | Self::SeqMeanTokenSumNorm { .. } => 1.0,
+            Self::MicroTokenMean => micro_batch.sequences as f64 / micro_batch.tokens.max(1) as f64,
+            Self::SeqMeanTokenMean => 1.0 / (tokens as f64 + SEQUENCE_EPS),
+        }
+    }
+
+    /// What the sum over the global mini-batch is divided by; never 0.
+    pub fn divisor(self, mini_batch: Totals) -> f64 {
+        let sequences = mini_batch.sequences.max(1) as f64;
+        match self {
+            Self::TokenMean => mini_batch.tokens.max(1) as f64,
+            Self::MicroTokenMean | Self::SeqMeanTokenMean | Self::SeqMeanTokenSum => sequences,
+            Self::SeqMeanTokenSumNorm { length } => sequences * length,
+        }
+    }
+
+    /// The weights of all tokens of a micro-batch, sequence after sequence.
+    pub fn token_weights(self, tokens_per_sequence: &[usize]) -> Vec<f32> {
+        let micro_batch = Totals::of(tokens_per_sequence.iter().copied());
+        tokens_per_sequence
+            .iter()
+            .flat_map(|&tokens| {
+                std::iter::repeat_n(self.weight(tokens, micro_batch) as f32, tokens)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two sequences of 2 and 4 tokens with losses 1 and 2 a token, in the given micro-batches.
+    fn aggregate(mode: Aggregation, micro_batches: &[&[(usize, f64)]]) -> f64 {
+        let mini = Totals::of(micro_batches.iter().flat_map(|m| m.iter().map(|s| s.0)));
+        let sum: f64 = micro_batches
+            .iter()
+            .flat_map(|micro| {
+                let totals = Totals::of(micro.iter().map(|s| s.0));
+                micro.iter().map(move |&(n, loss)| mode.weight(n, totals) * loss * n as f64)
+            })
+            .sum();
+        sum / mode.divisor(mini)
+    }
+
+    #[test]
+    fn aggregations_give_the_published_values() {
+        let whole: &[&[(usize, f64)]] = &[&[(2, 1.0), (4, 2.0)]];
+        let split: &[&[(usize, f64)]] = &[&[(2, 1.0)], &[(4, 2.0)]];
+        for (mode, together, apart) in [
+            (Aggregation::TokenMean, 1.666_667, 1.666_667),
+            (Aggregation::SeqMeanTokenMean, 1.5, 1.5),
+            (Aggregation::SeqMeanTokenSum, 5.0, 5.0),
+            (Aggregation::SeqMeanTokenSumNorm { length: 8.0 }, 0.625, 0.625),
+            (Aggregation::MicroTokenMean, 1.666_667, 1.5),
+        ] {
+            assert!((aggregate(mode, whole) - together).abs() < 1e-6, "{mode:?}");
+            assert!((aggregate(mode, split) - apart).abs() < 1e-6, "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_without_loss_counts_nowhere() {
+        assert_eq!(Totals::of([0, 3, 0]), Totals { tokens: 3, sequences: 1 });
+        assert_eq!(Aggregation::TokenMean.divisor(Totals::default()), 1.0);
+        assert_eq!(Aggregation::SeqMeanTokenSum.token_weights(&[0, 2]), [1.0, 1.0]);
+    }
+}

@@ -1,0 +1,112 @@
+//! Learning-rate schedules: a linear warm-up, then constant, linear or cosine.
+
+use serde::{Deserialize, Serialize};
+use std::f64::consts::PI;
+
+/// What follows the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// The peak rate to the end.
+    #[default]
+    Constant,
+    /// A straight line down.
+    Linear,
+    /// Half a cosine down.
+    Cosine,
+}
+
+/// How long the rate rises: in steps, or as a share of all steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Warmup {
+    /// Steps.
+    Steps(u64),
+    /// Share of all steps, rounded down.
+    Ratio(f64),
+}
+
+/// A schedule as configured; [`Schedule::factor`] needs the number of steps beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// What follows the warm-up.
+    pub kind: ScheduleKind,
+    /// The rise before it.
+    pub warmup: Warmup,
+    /// Where the fall ends, as a share of the peak.
+    pub min_lr_ratio: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { kind: ScheduleKind::Constant, warmup: Warmup::Steps(0), min_lr_ratio: 0.0 }
+    }
+}
+
+impl Schedule {
+    /// Steps of the warm-up in a run of `total_steps`.
+    pub fn warmup_steps(&self, total_steps: u64) -> u64 {
+        match self.warmup {
+            Warmup::Steps(steps) => steps,
+            Warmup::Ratio(ratio) => (ratio * total_steps as f64) as u64,
+        }
+    }
+
+    /// The share of the peak rate at `step`, counted from 0; with a warm-up the first is 0.
+    ///
+    /// As in transformers and verl: the fall ends one step after the last.
+    pub fn factor(&self, step: u64, total_steps: u64) -> f64 {
+        let warmup = self.warmup_steps(total_steps);
+        if step < warmup {
+            return step as f64 / warmup as f64;
+        }
+        let left = total_steps.saturating_sub(warmup).max(1) as f64;
+        let progress = ((step - warmup) as f64 / left).min(1.0);
+        let fall = match self.kind {
+            ScheduleKind::Constant => return 1.0,
+            ScheduleKind::Linear => 1.0 - progress,
+            ScheduleKind::Cosine => 0.5 * (1.0 + (PI * progress).cos()),
+        };
+        self.min_lr_ratio + (1.0 - self.min_lr_ratio) * fall
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(kind: ScheduleKind, warmup: Warmup) -> Schedule {
+        Schedule { kind, warmup, min_lr_ratio: 0.1 }
+    }
+
+    #[test]
+    fn the_rate_rises_from_zero_and_falls_to_its_minimum() {
+        let cosine = schedule(ScheduleKind::Cosine, Warmup::Ratio(0.1));
+        assert_eq!(cosine.factor(0, 100), 0.0);
+        assert_eq!(cosine.factor(5, 100), 0.5);
+        assert_eq!(cosine.factor(10, 100), 1.0);
+        assert!((cosine.factor(55, 100) - 0.55).abs() < 1e-12);
+        assert!((cosine.factor(100, 100) - 0.1).abs() < 1e-12);
+        let linear = schedule(ScheduleKind::Linear, Warmup::Steps(10));
+        assert!((linear.factor(55, 100) - 0.55).abs() < 1e-12);
+        assert!((linear.factor(300, 100) - 0.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_constant_rate_without_warm_up_is_full_from_the_first_step() {
+        assert_eq!(Schedule::default().factor(0, 100), 1.0);
+        assert_eq!(Schedule::default().factor(99, 100), 1.0);
+        let all_warmup = schedule(ScheduleKind::Cosine, Warmup::Steps(10));
+        assert_eq!(all_warmup.factor(10, 10), 1.0);
+    }
+
+    #[test]
+    fn the_factor_never_rises_after_the_warm_up() {
+        for kind in [ScheduleKind::Constant, ScheduleKind::Linear, ScheduleKind::Cosine] {
+            let schedule = schedule(kind, Warmup::Steps(7));
+            let factors: Vec<f64> = (7..200).map(|step| schedule.factor(step, 150)).collect();
+            assert!(factors.windows(2).all(|pair| pair[1] <= pair[0]), "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Trains a small byte-level BPE and writes it in Hugging Face layout.
+//!
+//! Contract: the directory loads in transformers as it lies, encodes any Unicode text and gives it
+//! back; equal corpora give equal files. Pieces are digits (one by one), runs of newlines, and
+//! whole stretches in between, so merges may cross spaces: frequent phrases and lines of code
+//! become single tokens, which is what keeps a small model's sequences short. A token has at most
+//! `max_token_length` bytes, lest rare whole lines enter the vocabulary.
+
+use crate::base::error::usage;
+use crate::base::fs::write_atomic;
+use crate::tokenizer::Message;
+use anyhow::{Result, anyhow};
+use serde_json::json;
+use std::path::Path;
+use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+/// Ends every turn; a response is over when it appears.
+pub const END_OF_TURN: &str = "<|im_end|>";
+/// Fills unused places.
+const PAD: &str = "<|endoftext|>";
+/// Each role opens its turn with one token, so no text can merge across the border of a turn.
+const ROLES: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];
+const PIECES: &str = r"[0-9]|\n+|[^0-9\n]+";
+const BYTES: usize = 256;
+
+/// Loss falls on what lies between the generation tags: an assistant's text and its end.
+const CHAT_TEMPLATE: &str = "\
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{{- '<|assistant|>' -}}
+{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}
+{%- elif message.role == 'user' or message.role == 'system' -%}
+{{- '<|' + message.role + '|>' + message.content + '<|im_end|>' -}}
+{%- else -%}
+{{- raise_exception('unknown role ' + message.role) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+";
+
+/// How large a vocabulary to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BpeOptions {
+    /// Tokens in all: special tokens, the 256 bytes, and merges.
+    pub vocab_size: usize,
+    /// The longest token in bytes.
+    pub max_token_length: usize,
+}
+
+/// Learns merges from the contents of `conversations` and writes a tokenizer to `dir`.
+pub fn train(conversations: &[Vec<Message>], options: BpeOptions, dir: &Path) -> Result<()> {
+    let smallest = special_tokens().count() + BYTES;
+    if options.vocab_size < smallest {
+        return Err(usage(format!(
+            "--vocab-size {}: at least {smallest} are needed for all bytes and special tokens",
+            options.vocab_size
+        )));
+    }
+    if options.max_token_length == 0 {
+        return Err(usage("--max-token-length 0: a token has at least one byte"));
+    }
+    let texts: Vec<&str> =
+        conversations.iter().flatten().map(|message| message.content.as_str()).collect();
+    let failed = |e| anyhow!("training the tokenizer: {e}");
+
+    let mut tokenizer = Tokenizer::new(BPE::default());
+    let split =
+        Split::new(SplitPattern::Regex(PIECES.to_owned()), SplitDelimiterBehavior::Isolated, false)
+            .map_err(failed)?;
+    let bytes = ByteLevel::new(false, false, false);
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
+        PreTokenizerWrapper::Split(split),
+        PreTokenizerWrapper::ByteLevel(bytes),
+    ])));
+    tokenizer.with_decoder(Some(ByteLevelDecoder::new(false, false, false)));
+    let trainer = BpeTrainer::builder()
+        .vocab_size(options.vocab_size)
+        .max_token_length(Some(options.max_token_length))
+        .min_frequency(2)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .special_tokens(special_tokens().map(|t| AddedToken::from(t, true)).collect())
+        .show_progress(false)
+        .build();
+    tokenizer.train(&mut TrainerWrapper::from(trainer), texts.into_iter()).map_err(failed)?;
+
+    let text = tokenizer.to_string(true).map_err(failed)?;
+    write_atomic(&dir.join("tokenizer.json"), text.as_bytes())?;
+    let id = |token: &str| tokenizer.token_to_id(token);
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TURN,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": false,
+        "chat_template": CHAT_TEMPLATE,
+    });
+    write_json(&dir.join("tokenizer_config.json"), &config)?;
+    let generation = json!({"eos_token_id": id(END_OF_TURN), "pad_token_id": id(PAD)});
+    write_json(&dir.join("generation_config.json"), &generation)
+}
+
+fn special_tokens() -> impl Iterator<Item = &'static str> {
+    [PAD, END_OF_TURN].into_iter().chain(ROLES)
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    write_atomic(path, format!("{value:#}\n").as_bytes())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+    use proptest::prelude::*;
+
+    const OPTIONS: BpeOptions = BpeOptions { vocab_size: 400, max_token_length: 12 };
+
+    fn conversation(i: usize) -> Vec<Message> {
+        vec![
+            Message::new("user", format!("Print term {i} of the sequence. Input: one line.")),
+            Message::new(
+                "assistant",
+                format!("<think>\ncase: {i} -> {}\n</think>\nn = int(input())\nprint(n)", i * i),
+            ),
+        ]
+    }
+
+    /// A tokenizer over a few generated conversations, for the tests of this crate.
+    pub(crate) fn small(dir: &Path) -> crate::tokenizer::Tokenizer {
+        let corpus: Vec<_> = (0..40).map(conversation).collect();
+        train(&corpus, OPTIONS, dir).unwrap();
+        crate::tokenizer::Tokenizer::load(dir).unwrap()
+    }
+
+    #[test]
+    fn merges_cross_spaces_but_neither_digits_nor_lines_nor_the_length_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = small(dir.path());
+        assert!((300..=OPTIONS.vocab_size).contains(&tokenizer.vocab_size()));
+        let ids = tokenizer.encode("n = int(input())\ncase: 12 -> 34").unwrap();
+        let texts: Vec<String> = ids.iter().map(|&id| tokenizer.decode(&[id]).unwrap()).collect();
+        assert_eq!(
+            texts.iter().map(String::as_str).skip_while(|t| *t != "\n").collect::<Vec<_>>(),
+            ["\n", "case: ", "1", "2", " -> ", "3", "4"]
+        );
+        assert!(texts.len() < 12, "{texts:?}");
+        for id in 0..tokenizer.vocab_size() as u32 {
+            let text = tokenizer.decode(&[id]).unwrap();
+            assert!(text.len() <= OPTIONS.max_token_length, "{text:?}");
+            assert!(!text.contains('\n') || text.trim_matches('\n').is_empty(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn equal_corpora_give_equal_files() {
+        let [a, b] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        small(a.path());
+        small(b.path());
+        let read = |d: &Path| std::fs::read(d.join("tokenizer.json")).unwrap();
+        assert!(read(a.path()) == read(b.path()));
+    }
+
+    #[test]
+    fn a_vocabulary_smaller_than_its_bytes_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = BpeOptions { vocab_size: 100, ..OPTIONS };
+        assert_eq!(exit_code(&train(&[], options, dir.path()).unwrap_err()), 2);
+    }
+
+    #[test]
+    fn any_text_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = small(dir.path());
+        proptest!(|(text in any::<String>())| {
+            let ids = tokenizer.encode(&text).unwrap();
+            prop_assert_eq!(&tokenizer.decode_with_special_tokens(&ids).unwrap(), &text);
+        });
+        for text in ["", "\r\n\n  \t", "<|im_end|> 123 <|user|>", "日本語 🎉 \u{0}\u{e000}"] {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.decode_with_special_tokens(&ids).unwrap(), text);
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The run directory: who owns it, what lies where.
+//!
+//! ```text
+//! config.toml plan.json env.json   resolved config, derived plan, machine and command line
+//! metrics.jsonl events.out.*       see `train::metrics`
+//! samples/step-000100.jsonl        what was generated and how it was rewarded
+//! checkpoints/step-000100/         Hugging Face layout plus `state/`
+//! logs/attempt-1.log               one for each start
+//! run.lock                         held while a process works here
+//! ```
+//!
+//! Contract: two processes never work in one run directory, and nothing is replaced unless the user
+//! says so. A directory in which a run stopped before its first step counts as unused. Resuming
+//! requires the same configuration: other settings are another run.
+
+use super::environment::Environment;
+use super::metrics;
+use crate::base::error::usage;
+use crate::base::fs::{read_text, write_atomic};
+use crate::base::log;
+use crate::config;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::json;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+
+const LOCK: &str = "run.lock";
+const CONFIG: &str = "config.toml";
+
+/// What to do with a run that is already in the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Leave it alone and stop.
+    Refuse,
+    /// Delete it and start anew.
+    Overwrite,
+    /// Go on from its latest checkpoint.
+    Resume,
+}
+
+/// A run directory that this process owns until it drops it.
+pub struct RunDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunDir {
+    /// Takes possession of `path` for the run that `config_toml` (resolved) describes.
+    pub fn create(path: &Path, config_toml: &str, existing: Existing) -> Result<Self> {
+        let name = path.display();
+        match (contents(path)?, existing) {
+            (Contents::Foreign, _) => {
+                return Err(usage(format!(
+                    "{name} is not empty and not a run directory; choose another with --out"
+                )));
+            }
+            (Contents::Run, Existing::Refuse) => {
+                return Err(usage(format!(
+                    "{name} already holds a run; continue it with --resume, replace it with \
+                     --overwrite, or choose another with --out"
+                )));
+            }
+            (Contents::Nothing, Existing::Resume) => {
+                return Err(usage(format!("{name} holds no run to resume; leave out --resume")));
+            }
+            (Contents::Run, Existing::Resume) => {
+                refuse_other_config(&path.join(CONFIG), config_toml)?;
+            }
+            _ => {}
+        }
+        fs::create_dir_all(path).with_context(|| format!("creating {name}"))?;
+        let lock = lock(path)?;
+        if existing == Existing::Overwrite {
+            clear(path)?;
+        }
+        write_atomic(&path.join(CONFIG), config_toml.as_bytes())?;
+        let logs = path.join("logs");
+        fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
+        let attempts = (1u32..).map(|n| logs.join(format!("attempt-{n}.log")));
+        let unused = attempts.into_iter().find(|log| !log.exists());
+        log::also_to(&unused.expect("invariant: some attempt number is unused"))?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in the directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Records what was derived from the configuration.
+    pub fn write_plan(&self, plan: &impl Serialize) -> Result<()> {
+        self.write_json("plan.json", plan)
+    }
+
+    /// Records the machine, the command line, and the judge's protections that were in force.
+    pub fn write_environment(
+        &self,
+        command_line: &[String],
+        protections: &impl Serialize,
+    ) -> Result<()> {
+        let environment = json!({
+            "command": command_line,
+            "environment": Environment::current(),
+            "protections": protections,
+        });
+        self.write_json("env.json", &environment)
+    }
+
+    /// Writes a JSON file in the directory, whole or not at all.
+    pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let mut text =
+            serde_json::to_vec_pretty(value).with_context(|| format!("encoding {name}"))?;
+        text.push(b'\n');
+        write_atomic(&self.file(name), &text)
+    }
+
+    /// Where the samples of a step belong.
+    pub fn samples(&self, step: u64) -> PathBuf {
+        self.path.join("samples").join(format!("{}.jsonl", step_name(step)))
+    }
+
+    /// The run's checkpoints.
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::of(&self.path)
+    }
+}
+
+/// The checkpoints of a run, complete ones only: they appear by an atomic rename.
+pub struct Checkpoints {
+    dir: PathBuf,
+}
+
+impl Checkpoints {
+    /// The checkpoints of the run in `run_dir`.
+    pub fn of(run_dir: &Path) -> Self {
+        Self { dir: run_dir.join("checkpoints") }
+    }
+
+    /// Where the checkpoint of `step` lies or will lie.
+    pub fn step_dir(&self, step: u64) -> PathBuf {
+        self.dir.join(step_name(step))
+    }
+
+    /// All checkpoints by step, oldest first.
+    pub fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
+        if !self.dir.exists() {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for path in children(&self.dir)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if let Some(step) = name.strip_prefix("step-").and_then(|n| n.parse().ok()) {
+                found.push((step, path));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The newest checkpoint.
+    pub fn latest(&self) -> Result<Option<(u64, PathBuf)>> {
+        Ok(self.list()?.pop())
+    }
+
+    /// Deletes all but the newest `keep_last` and those at multiples of `keep_every` steps.
+    pub fn retain(&self, keep_last: usize, keep_every: Option<u64>) -> Result<()> {
+        let found = self.list()?;
+        let old = found.len().saturating_sub(keep_last);
+        for (step, path) in &found[..old] {
+            if keep_every.is_none_or(|every| every == 0 || step % every != 0) {
+                remove_checkpoint(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Renames first, so that a checkpoint half deleted is never taken for a whole one.
+fn remove_checkpoint(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let doomed = path.with_file_name(format!("codeseq-removed-{name}"));
+    fs::rename(path, &doomed)
+        .and_then(|()| fs::remove_dir_all(&doomed))
+        .with_context(|| format!("removing {}", path.display()))
+}
+
+fn step_name(step: u64) -> String {
+    format!("step-{step:06}")
+}
+
+enum Contents {
+    Nothing,
+    Run,
+    Foreign,
+}
+
+fn contents(path: &Path) -> Result<Contents> {
+    if !path.exists() {
+        return Ok(Contents::Nothing);
+    }
+    if !path.is_dir() {
+        return Err(usage(format!("{} is a file; --out names a directory", path.display())));
+    }
+    let has_rows = |file: PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0);
+    Ok(if path.join(LOCK).exists() {
+        let is_used = has_rows(path.join(metrics::FILE)) || path.join("checkpoints").exists();
+        if is_used { Contents::Run } else { Contents::Nothing }
+    } else if children(path)?.is_empty() {
+        Contents::Nothing
+    } else {
+        Contents::Foreign
+    })
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let file = path.join(LOCK);
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&file)
+        .with_context(|| format!("opening {}", file.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(usage(format!(
+            "another process is working in {}; wait for it or choose another with --out",
+            path.display()
+        ))),
+        Err(TryLockError::Error(e)) => {
+            Err(e).with_context(|| format!("locking {}", file.display()))
+        }
+    }
+}
+
+fn clear(path: &Path) -> Result<()> {
+    for child in children(path)?.iter().filter(|child| !child.ends_with(LOCK)) {
+        if child.is_dir() { fs::remove_dir_all(child) } else { fs::remove_file(child) }
+            .with_context(|| format!("removing {}", child.display()))?;
+    }
+    Ok(())
+}
+
+fn children(path: &Path) -> Result<Vec<PathBuf>> {
+    fs::read_dir(path)
+        .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect())
+        .with_context(|| format!("listing {}", path.display()))
+}
+
+fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
+    let parse = |text: &str| {
+        toml::from_str::<toml::Table>(text)
+            .map_err(|e| usage(format!("{} is damaged: {}", path.display(), e.message())))
+    };
+    let changed: Vec<String> =
+        config::differences(&[parse(&read_text(path)?)?, parse(config_toml)?])
+            .into_iter()
+            .map(|(key, values)| {
+                let [before, now] = [0, 1].map(|i| values[i].as_deref().unwrap_or("unset"));
+                format!("{key} was {before}, is {now}")
+            })
+            .collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "{} has other settings: {}; resume with the same ones or start a new run",
+        path.display(),
+        changed.join("; ")
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+
+    const CONFIG_TOML: &str = "seed = 1\n";
+
+    fn create(path: &Path, existing: Existing) -> Result<RunDir> {
+        RunDir::create(path, CONFIG_TOML, existing)
+    }
+
+    fn refusal(result: Result<RunDir>) -> String {
+        let error = result.err().unwrap();
+        assert_eq!(exit_code(&error), 2);
+        format!("{error:#}")
+    }
+
+    /// A directory with a finished step.
+    fn used(dir: &Path) -> PathBuf {
+        let path = dir.join("run");
+        let run = create(&path, Existing::Refuse).unwrap();
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+        path
+    }
+
+    #[test]
+    fn a_used_directory_needs_resume_or_overwrite() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = used(dir.path());
+        let text = refusal(create(&path, Existing::Refuse));
+        assert!(text.contains("--resume") && text.contains("--overwrite"), "{text}");
+
+        create(&path, Existing::Resume).unwrap();
+        assert!(path.join(metrics::FILE).exists() && path.join("logs/attempt-2.log").exists());
+
+        create(&path, Existing::Overwrite).unwrap();
+        assert!(!path.join(metrics::FILE).exists() && path.join("logs/attempt-1.log").exists());
+    }
+
+    #[test]
+    fn a_run_that_stopped_before_its_first_step_may_be_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        create(dir.path(), Existing::Refuse).unwrap();
+        create(dir.path(), Existing::Refuse).unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_something_else_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        write_atomic(&dir.path().join("thesis.tex"), b"x").unwrap();
+        for existing in [Existing::Refuse, Existing::Overwrite, Existing::Resume] {
+            assert!(refusal(create(dir.path(), existing)).contains("not a run directory"));
+        }
+        assert_eq!(children(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn two_runs_never_share_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let first = create(&path, Existing::Refuse).unwrap();
+        assert!(refusal(create(&path, Existing::Overwrite)).contains("another process"));
+        drop(first);
+        create(&path, Existing::Overwrite).unwrap();
+    }
+
+    #[test]
+    fn resuming_needs_a_run_and_the_same_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let absent = dir.path().join("absent");
+        assert!(refusal(create(&absent, Existing::Resume)).contains("no run to resume"));
+        assert!(!absent.exists());
+        let path = used(dir.path());
+        let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
+        assert!(text.contains("seed was 1, is 2"), "{text}");
+    }
+
+    #[test]
+    fn retention_keeps_the_last_and_every_mth_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::of(dir.path());
+        assert!(checkpoints.latest().unwrap().is_none());
+        for step in [100, 200, 300, 400, 1_000_000] {
+            crate::base::fs::write_dir_atomic(&checkpoints.step_dir(step), |_| Ok(())).unwrap();
+        }
+        fs::create_dir(dir.path().join("checkpoints/codeseq-half")).unwrap();
+        checkpoints.retain(2, Some(200)).unwrap();
+        let steps: Vec<u64> = checkpoints.list().unwrap().into_iter().map(|(s, _)| s).collect();
+        assert_eq!(steps, [200, 400, 1_000_000]);
+        assert!(checkpoints.latest().unwrap().unwrap().1.ends_with("step-1000000"));
+    }
+
+    #[test]
+    fn records_lie_where_the_contract_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = create(dir.path(), Existing::Refuse).unwrap();
+        run.write_plan(&json!({"steps": 3})).unwrap();
+        run.write_environment(&["train".into(), "sft".into()], &["landlock"]).unwrap();
+        let env: serde_json::Value =
+            serde_json::from_str(&read_text(&run.file("env.json")).unwrap()).unwrap();
+        assert_eq!(env["command"][1], "sft");
+        assert!(env["environment"]["cores"].as_u64().unwrap() > 0);
+        assert!(run.samples(7).ends_with("samples/step-000007.jsonl"));
+        assert_eq!(read_text(&run.file(CONFIG)).unwrap(), CONFIG_TOML);
+    }
+}
