@@ -1,5 +1,6 @@
 //! `train eval`: score a model.
 
+use super::print;
 use super::table::Table;
 use crate::base::interrupt;
 use crate::checkpoint::LanguageModel;
@@ -9,7 +10,6 @@ use crate::eval::attempts::AttemptSettings;
 use crate::eval::gtg::{self, GtgScore};
 use crate::sandbox::{Judge, Limits, Options};
 use anyhow::Result;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Arguments of `train eval`.
@@ -73,12 +73,11 @@ pub fn run(args: Args) -> Result<()> {
         max_sequences: args.max_sequences,
         key: args.seed,
     };
-    let score = gtg::evaluate(&model, &judge, &problems, &settings, "gtg")?;
+    let score = gtg::evaluate(&model, &judge, &problems, &settings, "gtg")?.score;
     if let Some(path) = &args.out {
         crate::base::fs::write_atomic(path, &serde_json::to_vec_pretty(&score)?)?;
     }
-    write!(std::io::stdout().lock(), "{}", table(&score))?;
-    Ok(())
+    print(table(&score))
 }
 
 /// The score as a table, families below.

@@ -1,5 +1,6 @@
 //! `train generate`: sample from a model.
 
+use super::print;
 use crate::base::interrupt;
 use crate::checkpoint::LanguageModel;
 use crate::data::jsonl;
@@ -8,7 +9,6 @@ use crate::engine::{Engine, EngineConfig, FinishReason, Request, Rollout, Sampli
 use crate::tokenizer::Message;
 use anyhow::Result;
 use serde::Serialize;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Arguments of `train generate`.
@@ -89,7 +89,6 @@ pub fn run(args: Args) -> Result<()> {
         |request, sample, rollout| done.push((request, sample, rollout)),
     )?;
     done.sort_by_key(|&(request, sample, _)| (request, sample));
-    let mut stdout = std::io::stdout().lock();
     for (_, _, rollout) in done {
         let text = model.tokenizer.decode(&rollout.tokens)?;
         if args.json {
@@ -99,10 +98,9 @@ pub fn run(args: Args) -> Result<()> {
                 logprobs: rollout.logprobs,
                 finish_reason: rollout.finish_reason,
             };
-            serde_json::to_writer(&mut stdout, &line)?;
-            writeln!(stdout)?;
+            print(format!("{}\n", serde_json::to_string(&line)?))?;
         } else {
-            writeln!(stdout, "{text}")?;
+            print(format!("{text}\n"))?;
         }
     }
     Ok(())

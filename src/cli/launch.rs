@@ -1,12 +1,12 @@
 //! What every training command does around its loop: plan, dry run, run directory, result.
 
 use super::config::ConfigArgs;
+use super::print;
 use crate::base::interrupt;
 use crate::config::Resolved;
 use crate::train::plan::Plan;
 use crate::train::run::RunDir;
 use anyhow::Result;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Prints the plan and settings for `--dry-run`; otherwise takes the run directory (`default_out`
@@ -18,21 +18,16 @@ pub fn launch<T>(
     default_out: &str,
     train: impl FnOnce(&RunDir) -> Result<PathBuf>,
 ) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
     if args.dry_run {
-        for (label, value) in plan.lines() {
-            writeln!(stdout, "{label:<32}{value}")?;
-        }
-        writeln!(stdout, "\n{}", resolved.render_with_origins())?;
-        return Ok(());
+        let lines = plan.lines().into_iter().map(|(label, value)| format!("{label:<32}{value}\n"));
+        return print(format!("{}\n{}", lines.collect::<String>(), resolved.render_with_origins()));
     }
     interrupt::install()?;
     let out = args.out.as_deref().unwrap_or(Path::new(default_out));
     let run = RunDir::create(out, &resolved.to_toml(), args.existing())?;
     run.write_plan(plan)?;
     let model_dir = train(&run)?;
-    writeln!(stdout, "{}", model_dir.display())?;
-    Ok(())
+    print(format!("{}\n", model_dir.display()))
 }
 
 /// The command line as it was given.

@@ -12,6 +12,7 @@ pub mod eval;
 pub mod generate;
 pub mod grpo;
 pub mod judge;
+pub mod launch;
 pub mod report;
 pub mod score;
 pub mod sft;

@@ -5,8 +5,8 @@
 
 use super::{FinishReason, Request, Rollout, SamplingParams};
 use crate::base::{error::Interrupted, interrupt, rng};
-use crate::model::{DecodeWeights, DecodeWorkspace, Decoder, KvCache, Row};
-use crate::ops::sample::sample;
+use crate::model::{DecodeWorkspace, Decoder, KvCache, PackedWeights, Row};
+use crate::ops::sample::{Sampling, sample};
 use anyhow::Result;
 use rayon::prelude::*;
 use std::collections::VecDeque;
@@ -39,7 +39,7 @@ pub struct Stats {
 pub struct Engine<'m> {
     decoder: &'m Decoder,
     params: &'m [f32],
-    weights: DecodeWeights,
+    weights: PackedWeights,
     cache: KvCache,
     workspace: DecodeWorkspace,
     config: EngineConfig,
@@ -71,9 +71,9 @@ impl<'m> Engine<'m> {
         let num_prefixes = (config.max_sequences / 8).max(2);
         let num_slots = config.max_sequences + num_prefixes;
         Self {
-            weights: decoder.pack_weights(params),
+            weights: decoder.pack(params),
             cache: KvCache::new(decoder.config(), num_slots, config.max_length),
-            workspace: DecodeWorkspace::default(),
+            workspace: DecodeWorkspace::new(),
             decoder,
             params,
             config,

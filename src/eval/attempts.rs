@@ -9,8 +9,8 @@ use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::tokenizer::Message;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats};
-use crate::rewards::response::{ParsedResponse, parse};
-use crate::sandbox::{self, Judge, Verdict};
+use crate::rewards::{self, ParsedResponse, parse};
+use crate::sandbox::{self, Judge, Verdict, VerdictKind};
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,27 @@ pub struct Attempt {
     pub parsed: ParsedResponse,
     /// What the judge said of its program.
     pub verdict: Verdict,
+}
+
+impl Attempt {
+    /// Whether the judge found anything out.
+    pub fn is_judged(&self) -> bool {
+        self.verdict.kind() != VerdictKind::Infra
+    }
+
+    /// Whether the program passes every test.
+    pub fn passed(&self) -> bool {
+        self.parsed.format_ok() && self.verdict.kind() == VerdictKind::Pass
+    }
+
+    /// The verdict in the words of rewards.
+    pub fn verdict_for_reward(&self) -> rewards::Verdict {
+        match self.verdict.kind() {
+            VerdictKind::Pass => rewards::Verdict::Pass,
+            VerdictKind::Fail => rewards::Verdict::Fail,
+            VerdictKind::Infra => rewards::Verdict::Infra,
+        }
+    }
 }
 
 /// All attempts at one problem, in sample order.

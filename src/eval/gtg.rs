@@ -5,13 +5,15 @@
 //! of a problem's rollouts and counted.
 
 use super::attempts::{Attempt, AttemptCost, AttemptSettings, ProblemAttempts, attempt};
-use super::quadrants::{CaseRecord, Quadrants, quadrants};
-use super::stats::{Interval, bootstrap_mean, pass_at_k};
+use super::quadrants::Quadrants;
+use super::stats::{mean_with_interval, pass_at_k};
+use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
-use crate::sandbox::{Judge, VerdictKind};
+use crate::rewards::{Reference, RewardConfig, RewardKind};
+use crate::sandbox::Judge;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -51,6 +53,15 @@ pub struct GtgScore {
     pub problems: Vec<ProblemScore>,
 }
 
+/// A score and the attempts it rests on.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// The score.
+    pub score: GtgScore,
+    /// The attempts, by problem.
+    pub groups: Vec<ProblemAttempts>,
+}
+
 /// pass@1 of a family.
 #[derive(Debug, Clone, Serialize)]
 pub struct FamilyScore {
@@ -86,69 +97,85 @@ pub fn evaluate(
     problems: &[Problem],
     settings: &AttemptSettings,
     label: &str,
-) -> Result<GtgScore> {
-    let prompt = GtgPrompt::default();
-    let progress = Progress::new(label, (problems.len() * settings.num_samples) as u64, "rollout");
+) -> Result<Evaluation> {
+    let prompt = GtgPrompt::bundled()?;
+    let progress = Progress::new(label, (problems.len() * settings.num_samples) as u64, "rollouts");
     let borrowed: Vec<&Problem> = problems.iter().collect();
     let (groups, cost) = attempt(model, judge, &prompt, &borrowed, settings, &progress)?;
     progress.finish();
-    Ok(score(problems, &groups, &cost, settings, prompt.hash()))
+    let score = score(problems, &groups, &cost, settings, prompt.hash())?;
+    Ok(Evaluation { score, groups })
 }
 
 /// Scores attempts that were made; `problems` and `groups` correspond by place.
-pub fn score(
+fn score(
     problems: &[Problem],
     groups: &[ProblemAttempts],
     cost: &AttemptCost,
     settings: &AttemptSettings,
-    prompt_sha256: String,
-) -> GtgScore {
-    let problem_scores: Vec<ProblemScore> = problems.iter().zip(groups).map(score_problem).collect();
-    let rates: Vec<f64> = problem_scores.iter().map(ProblemScore::pass_rate).collect();
-    let Interval { mean, low, high } = bootstrap_mean(&rates, settings.key);
-    let attempts = || groups.iter().flat_map(|g| &g.attempts);
-    let num_attempts = attempts().count().max(1) as f64;
-    let count = |f: &dyn Fn(&Attempt) -> bool| attempts().filter(|a| f(a)).count();
-    let num_tokens: usize = attempts().map(|a| a.rollout.tokens.len()).sum();
+    prompt_sha256: &str,
+) -> Result<GtgScore> {
+    let scores: Vec<ProblemScore> = problems.iter().zip(groups).map(score_problem).collect();
+    let rates: Vec<f64> = scores.iter().map(ProblemScore::pass_rate).collect();
+    let estimate = mean_with_interval(&rates, BOOTSTRAP_SEED)
+        .ok_or_else(|| usage("there are no problems to score"))?;
+    let attempts: Vec<&Attempt> = groups.iter().flat_map(|g| &g.attempts).collect();
+    let num_tokens: usize = attempts.iter().map(|a| a.rollout.tokens.len()).sum();
+    let num_attempts = attempts.len().max(1) as f64;
+    let num_malformed = attempts.iter().filter(|a| !a.parsed.format_ok()).count();
     let generation_secs = cost.generation.as_secs_f64();
-    GtgScore {
-        pass_at_1: mean,
-        ci95: [low, high],
-        pass_at_k: pass_at_powers_of_two(&problem_scores, settings.num_samples),
-        families: by_family(problems, &problem_scores),
-        quadrants: quadrants(
-            problems.iter().zip(groups).flat_map(|(p, g)| g.attempts.iter().map(|a| case_record(p, a))),
-        ),
-        format_errors: count(&|a| !a.parsed.format_ok) as f64 / num_attempts,
+    Ok(GtgScore {
+        pass_at_1: estimate.mean,
+        ci95: estimate.ci95,
+        pass_at_k: pass_at_powers_of_two(&scores, settings.num_samples),
+        families: by_family(problems, &scores),
+        quadrants: quadrants(problems, groups)?,
+        format_errors: num_malformed as f64 / num_attempts,
         mean_response_tokens: num_tokens as f64 / num_attempts,
-        num_infra: count(&|a| a.verdict.kind == VerdictKind::Infra),
+        num_infra: attempts.iter().filter(|a| !a.is_judged()).count(),
         num_problems: problems.len(),
         num_rollouts: settings.num_samples,
-        prompt_sha256,
+        prompt_sha256: prompt_sha256.to_owned(),
         tokens_per_sec: num_tokens as f64 / generation_secs,
         generation_secs,
         judging_secs: cost.judging.as_secs_f64(),
-        problems: problem_scores,
+        problems: scores,
+    })
+}
+
+/// Any fixed number: equal scores then have equal intervals.
+const BOOTSTRAP_SEED: u64 = 0;
+
+fn score_problem((problem, group): (&Problem, &ProblemAttempts)) -> ProblemScore {
+    ProblemScore {
+        problem_id: problem.problem_id.clone(),
+        num_passed: group.attempts.iter().filter(|a| a.passed()).count(),
+        num_judged: group.attempts.iter().filter(|a| a.is_judged()).count(),
     }
 }
 
-fn score_problem((problem, group): (&Problem, &ProblemAttempts)) -> ProblemScore {
-    let count = |kind: VerdictKind| group.attempts.iter().filter(|a| a.verdict.kind == kind).count();
-    ProblemScore {
-        problem_id: problem.problem_id.clone(),
-        num_passed: count(VerdictKind::Pass),
-        num_judged: group.attempts.len() - count(VerdictKind::Infra),
+/// Self-made cases against programs, over all judged attempts. Copies of the examples count as
+/// cases here: the analysis asks whether what the model believes is true.
+fn quadrants(problems: &[Problem], groups: &[ProblemAttempts]) -> Result<Quadrants> {
+    let config = RewardConfig { kind: RewardKind::Binary, ..RewardConfig::default() };
+    let mut quadrants = Quadrants::default();
+    for (problem, group) in problems.iter().zip(groups) {
+        let reference = Reference::new(problem, &config)?;
+        for attempt in group.attempts.iter().filter(|a| a.is_judged()) {
+            let (num_cases, num_true) = reference.count_cases(&attempt.parsed.cases, true);
+            quadrants.add(num_cases, num_true, attempt.passed());
+        }
     }
+    Ok(quadrants)
 }
 
 fn pass_at_powers_of_two(problems: &[ProblemScore], num_rollouts: usize) -> BTreeMap<usize, f64> {
     std::iter::successors(Some(1), |k| Some(k * 2))
         .take_while(|&k| k <= num_rollouts)
-        .map(|k| {
-            let each = problems.iter().filter(|p| p.num_judged >= k);
-            let values: Vec<f64> =
-                each.map(|p| pass_at_k(p.num_judged, p.num_passed, k)).collect();
-            (k, values.iter().sum::<f64>() / values.len().max(1) as f64)
+        .filter_map(|k| {
+            let each: Vec<f64> =
+                problems.iter().filter_map(|p| pass_at_k(p.num_judged, p.num_passed, k)).collect();
+            (!each.is_empty()).then(|| (k, each.iter().sum::<f64>() / each.len() as f64))
         })
         .collect()
 }

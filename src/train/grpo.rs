@@ -19,11 +19,11 @@ use crate::data::jsonl;
 use crate::data::pack::{Batch, first_fit};
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
-use crate::eval::attempts::{AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens};
+use crate::eval::attempts::{Attempt, AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens};
 use crate::objective::grpo::{self, LossConfig, advantages, policy_loss};
 use crate::objective::{Aggregation, Totals};
 use crate::optim::{AdamWConfig, Schedule};
-use crate::rewards::{RewardBreakdown, RewardConfig};
+use crate::rewards::{Breakdown, Reference, RewardConfig, reward};
 use crate::sandbox::{Judge, Limits};
 use crate::tokenizer::Tokenized;
 use anyhow::Result;
@@ -130,13 +130,13 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
         trainer.restore::<()>(&dir)?;
     }
     let prompt = GtgPrompt::bundled()?;
-    let problems = read_problems(config, &trainer.model, &prompt)?;
+    let tasks = read_tasks(config, &trainer.model, &prompt)?;
     let mut metrics = Metrics::open(run.path())?;
     metrics.truncate_after(trainer.step)?;
     let progress = Progress::new(label, total_steps, "steps");
     progress.skip(trainer.step);
     while trainer.step < total_steps {
-        let is_interrupted = match step(&mut trainer, config, run, judge, &prompt, &problems) {
+        let is_interrupted = match step(&mut trainer, config, run, judge, &prompt, &tasks) {
             Ok(row) => {
                 progress.set_message(describe(&row));
                 metrics.log(trainer.step, row)?;
@@ -165,40 +165,41 @@ fn describe(row: &Row) -> String {
     format!("pass {:.2}, reward {:.2}", value("reward/pass_rate"), value("reward/mean"))
 }
 
+/// A problem and what its reward is computed from.
+struct Task {
+    problem: Problem,
+    reference: Reference,
+}
+
 /// The problems that can be trained on; what is missing in one is an error that names it.
-fn read_problems(
-    config: &Config,
-    model: &LanguageModel,
-    prompt: &GtgPrompt,
-) -> Result<Vec<Problem>> {
-    let mut problems: Vec<Problem> = Vec::new();
+fn read_tasks(config: &Config, model: &LanguageModel, prompt: &GtgPrompt) -> Result<Vec<Task>> {
+    let mut tasks = Vec::new();
     for file in &config.data.files {
         for problem in jsonl::read::<Problem>(file)? {
-            config.reward.check(&problem).map_err(|e| {
-                usage(format!("{}: problem {}: {e}", file.display(), problem.problem_id))
-            })?;
+            let reference = Reference::new(&problem, &config.reward)
+                .map_err(|e| e.context(format!("reading {}", file.display())))?;
             if prompt_tokens(model, prompt, &problem)?.len() <= config.data.max_prompt_tokens {
-                problems.push(problem);
+                tasks.push(Task { problem, reference });
             }
         }
     }
-    if problems.len() < config.rollout.num_prompts {
+    if tasks.len() < config.rollout.num_prompts {
         return Err(usage(format!(
             "data.files hold {} problems within data.max_prompt_tokens = {}, fewer than \
              rollout.num_prompts = {}",
-            problems.len(),
+            tasks.len(),
             config.data.max_prompt_tokens,
             config.rollout.num_prompts
         )));
     }
-    Ok(problems)
+    Ok(tasks)
 }
 
 /// The problems of a step: consecutive portions of a new shuffle for each pass over the data.
-fn problems_of_step<'p>(config: &Config, problems: &'p [Problem], step: u64) -> Vec<&'p Problem> {
-    let per_epoch = (problems.len() / config.rollout.num_prompts) as u64;
+fn tasks_of_step<'t>(config: &Config, tasks: &'t [Task], step: u64) -> Vec<&'t Task> {
+    let per_epoch = (tasks.len() / config.rollout.num_prompts) as u64;
     let (epoch, index) = (step / per_epoch, (step % per_epoch) as usize);
-    let mut order: Vec<&Problem> = problems.iter().collect();
+    let mut order: Vec<&Task> = tasks.iter().collect();
     order.shuffle(&mut rng::Stream::new(config.seed, &[PROMPT_ORDER, epoch]));
     order[index * config.rollout.num_prompts..][..config.rollout.num_prompts].to_vec()
 }
@@ -214,9 +215,10 @@ fn step(
     run: &RunDir,
     judge: &Judge,
     prompt: &GtgPrompt,
-    problems: &[Problem],
+    tasks: &[Task],
 ) -> Result<Row> {
-    let problems = problems_of_step(config, problems, trainer.step);
+    let tasks = tasks_of_step(config, tasks, trainer.step);
+    let problems: Vec<&Problem> = tasks.iter().map(|task| &task.problem).collect();
     let settings = AttemptSettings {
         num_samples: config.rollout.n,
         temperature: config.rollout.temperature,
@@ -231,7 +233,7 @@ fn step(
     samples::record(&journal, &problems, &groups)?;
 
     let started = Instant::now();
-    let rewards = rewards(config, &problems, &groups);
+    let rewards = rewards(&config.reward, &tasks, &groups);
     let advantages: Vec<_> = rewards
         .iter()
         .map(|group| {
@@ -248,20 +250,16 @@ fn step(
 
 /// What each response is worth; `None` where the judge failed.
 fn rewards(
-    config: &Config,
-    problems: &[&Problem],
+    config: &RewardConfig,
+    tasks: &[&Task],
     groups: &[ProblemAttempts],
-) -> Vec<Vec<Option<RewardBreakdown>>> {
-    problems
-        .iter()
-        .zip(groups)
-        .map(|(problem, group)| {
-            let reward = |a: &crate::eval::attempts::Attempt| {
-                config.reward.reward(a.outcome(), &a.parsed, problem)
-            };
-            group.attempts.iter().map(reward).collect()
-        })
-        .collect()
+) -> Vec<Vec<Option<Breakdown>>> {
+    let of_group = |(task, group): (&&Task, &ProblemAttempts)| {
+        let of_attempt =
+            |a: &Attempt| reward(config, &task.reference, &a.parsed, a.verdict_for_reward());
+        group.attempts.iter().map(of_attempt).collect()
+    };
+    tasks.iter().zip(groups).map(of_group).collect()
 }
 
 /// One response as the update sees it.
@@ -348,20 +346,20 @@ fn improve(
 
 fn rollout_metrics(
     groups: &[ProblemAttempts],
-    rewards: &[Vec<Option<RewardBreakdown>>],
+    rewards: &[Vec<Option<Breakdown>>],
     advantages: &[grpo::Advantages],
 ) -> Row {
-    let rewards: Vec<&RewardBreakdown> = rewards.iter().flatten().flatten().collect();
+    let rewards: Vec<&Breakdown> = rewards.iter().flatten().flatten().collect();
     let attempts: Vec<_> = groups.iter().flat_map(|g| &g.attempts).collect();
     let mean = |sum: f64, n: usize| sum / n.max(1) as f64;
     let reward_mean =
-        |f: &dyn Fn(&RewardBreakdown) -> f64| mean(rewards.iter().map(|r| f(r)).sum(), rewards.len());
+        |f: &dyn Fn(&Breakdown) -> f64| mean(rewards.iter().map(|r| f(r)).sum(), rewards.len());
     let lengths = attempts.iter().map(|a| a.rollout.tokens.len() as f64);
     let is_true = |b: bool| f64::from(u8::from(b));
     row([
         ("reward/mean", reward_mean(&|r| r.total)),
         ("reward/pass_rate", reward_mean(&|r| is_true(r.passed))),
-        ("reward/format_errors", reward_mean(&|r| is_true(!r.format_ok))),
+        ("reward/format_errors", reward_mean(&|r| is_true(!r.format))),
         ("reward/solvability_term", reward_mean(&|r| r.solvability_term)),
         ("reward/case_term", reward_mean(&|r| r.case_term)),
         ("reward/infra", (attempts.len() - rewards.len()) as f64),

@@ -4,6 +4,7 @@ pub mod environment;
 pub mod grpo;
 pub mod metrics;
 pub mod plan;
+pub mod rehearsal;
 pub mod run;
 pub mod samples;
 pub mod sft;

@@ -100,7 +100,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
 }
 
 /// The samples of all files that are short enough.
-fn read_samples(config: &DataConfig, tokenizer: &Tokenizer) -> Result<Vec<Tokenized>> {
+pub(super) fn read_samples(config: &DataConfig, tokenizer: &Tokenizer) -> Result<Vec<Tokenized>> {
     let mut samples = Vec::new();
     for file in &config.files {
         samples.extend(tokenized::load(file, tokenizer)?);

@@ -7,7 +7,8 @@ use crate::checkpoint::LanguageModel;
 use crate::checkpoint::state::{load_step, save_step};
 use crate::data::pack::Batch;
 use crate::model::{Packed, Target, TokenScores, Workspace};
-use crate::ops::{adamw, reduce};
+use crate::ops::adamw::AdamW;
+use crate::ops::global_norm;
 use crate::optim::{AdamWConfig, Schedule};
 use anyhow::Result;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -113,26 +114,21 @@ impl Trainer {
     /// Divides the gradient by `denominator`, clips it, steps AdamW and clears it.
     pub fn update(&mut self, denominator: f64) -> Update {
         let lr = self.schedule.lr(self.optim.lr, self.step, self.total_steps);
-        let grad_norm = reduce::global_norm(&self.grads) / denominator;
+        let grad_norm = global_norm(&self.grads) / denominator;
         let is_finite = grad_norm.is_finite();
         if is_finite {
             let [m, v] = &mut self.moments;
-            adamw::step(
-                &mut self.model.params,
-                &self.grads,
-                m,
-                v,
-                &self.model.layout.decay_ranges(),
-                &adamw::Settings {
-                    lr: lr as f32,
-                    beta1: self.optim.betas.0 as f32,
-                    beta2: self.optim.betas.1 as f32,
-                    eps: self.optim.eps as f32,
-                    weight_decay: self.optim.weight_decay as f32,
-                    grad_scale: (self.optim.clip_factor(grad_norm) / denominator) as f32,
-                    step: self.step + 1,
-                },
-            );
+            let adamw = AdamW {
+                learning_rate: lr as f32,
+                beta1: self.optim.betas.0 as f32,
+                beta2: self.optim.betas.1 as f32,
+                epsilon: self.optim.eps as f32,
+                weight_decay: self.optim.weight_decay as f32,
+                gradient_scale: (self.optim.clip_factor(grad_norm) / denominator) as f32,
+                step: self.step + 1,
+            };
+            let decays = self.model.decoder.layout().decay_ranges();
+            adamw.step(&mut self.model.params, &self.grads, m, v, &decays);
         }
         self.grads.fill(0.0);
         self.step += 1;

@@ -1,0 +1,241 @@
+//! `train demo`: the whole loop on the bundled data, with a report.
+//!
+//! SFT and GRPO run by the same functions and config files as `train sft` and `train grpo`, and the
+//! scores by that of `train eval gtg`, so going step by step gives the same bits.
+
+mod page;
+
+use super::print;
+use crate::base::error::usage;
+use crate::base::fs::write_atomic;
+use crate::base::{human, interrupt};
+use crate::checkpoint::LanguageModel;
+use crate::config::{self, Resolved};
+use crate::data::jsonl;
+use crate::data::problem::Problem;
+use crate::eval::attempts::AttemptSettings;
+use crate::eval::gtg::{self, Evaluation};
+use crate::sandbox::{Judge, Options};
+use crate::train::run::{Existing, RunDir};
+use crate::train::{grpo, plan::Plan, rehearsal, sft};
+use anyhow::Result;
+use serde::{Serialize, de::DeserializeOwned};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Arguments of `train demo`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A first look in about a minute: fewer steps, problems and rollouts
+    #[arg(long)]
+    quick: bool,
+    /// Where runs, scores and the report go
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    out: PathBuf,
+    /// Replace an earlier demo in that directory
+    #[arg(long)]
+    overwrite: bool,
+    /// Override one value of sft.toml, such as optim.lr=0.001
+    #[arg(long, value_name = "KEY=VALUE")]
+    sft_set: Vec<String>,
+    /// Override one value of grpo.toml
+    #[arg(long, value_name = "KEY=VALUE")]
+    grpo_set: Vec<String>,
+    /// Rollouts for each test problem
+    #[arg(long, value_name = "N")]
+    rollouts: Option<usize>,
+}
+
+const CONFIGS: &str = "configs/demo";
+const DATA: &str = "data/demo";
+
+/// How much work the demo does.
+struct Size {
+    test_problems: usize,
+    unseen_problems: usize,
+    rollouts: usize,
+    base_rollouts: usize,
+    sft_set: &'static [&'static str],
+    grpo_set: &'static [&'static str],
+}
+
+const FULL: Size = Size {
+    test_problems: usize::MAX,
+    unseen_problems: usize::MAX,
+    rollouts: 32,
+    base_rollouts: 4,
+    sft_set: &[],
+    grpo_set: &[],
+};
+
+const QUICK: Size = Size {
+    test_problems: 24,
+    unseen_problems: 8,
+    rollouts: 8,
+    base_rollouts: 2,
+    sft_set: &["train.total_steps=12"],
+    grpo_set: &["train.total_steps=3", "rollout.num_prompts=8"],
+};
+
+/// Rollouts for each problem of unseen families: a side result, kept small.
+const UNSEEN_ROLLOUTS: usize = 8;
+
+/// The settings with which the demo scores; `train eval gtg` takes the same as flags.
+fn settings(num_samples: usize) -> AttemptSettings {
+    AttemptSettings {
+        num_samples,
+        temperature: 1.0,
+        max_new_tokens: 320,
+        max_sequences: 128,
+        key: 0,
+    }
+}
+
+/// The test problems and the judge of their answers.
+struct Examination {
+    judge: Judge,
+    test: Vec<Problem>,
+    unseen: Vec<Problem>,
+}
+
+/// A model's scores on both sets.
+struct Scores {
+    test: Evaluation,
+    unseen: Option<Evaluation>,
+}
+
+impl Examination {
+    fn score(&self, dir: &Path, out: &Path, rollouts: usize, label: &str) -> Result<Scores> {
+        let model = LanguageModel::open(dir)?;
+        let evaluate = |problems: &[Problem], rollouts, label: &str| {
+            gtg::evaluate(&model, &self.judge, problems, &settings(rollouts), label)
+        };
+        let test = evaluate(&self.test, rollouts, &format!("score {label}"))?;
+        write_atomic(out, &serde_json::to_vec_pretty(&test.score)?)?;
+        let unseen = match self.unseen.len() {
+            0 => None,
+            _ => Some(evaluate(
+                &self.unseen,
+                rollouts.min(UNSEEN_ROLLOUTS),
+                &format!("score {label}, unseen families"),
+            )?),
+        };
+        Ok(Scores { test, unseen })
+    }
+}
+
+/// Seconds of each stage, in order.
+struct Clock {
+    started: Instant,
+    seconds: Vec<(String, f64)>,
+}
+
+impl Clock {
+    fn time<R>(&mut self, stage: &str, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        let started = Instant::now();
+        let result = work()?;
+        self.seconds.push((stage.to_owned(), started.elapsed().as_secs_f64()));
+        Ok(result)
+    }
+}
+
+/// Runs the demo and prints its report.
+pub fn run(args: Args) -> Result<()> {
+    interrupt::install()?;
+    let size = if args.quick { QUICK } else { FULL };
+    let rollouts = args.rollouts.unwrap_or(size.rollouts);
+    let existing = if args.overwrite { Existing::Overwrite } else { Existing::Refuse };
+    let sft = load::<sft::Config>("sft.toml", size.sft_set, &args.sft_set, &[])?;
+    let sft_run = RunDir::create(&args.out.join("sft"), &sft.to_toml(), existing)?;
+    let sft_model = sft_run.checkpoints().step_dir(sft.value.train.total_steps);
+    let start_from = format!("model.path={:?}", sft_model.display().to_string());
+    let grpo = load::<grpo::Config>("grpo.toml", size.grpo_set, &args.grpo_set, &[start_from])?;
+    let grpo_run = RunDir::create(&args.out.join("grpo"), &grpo.to_toml(), existing)?;
+
+    let mut clock = Clock { started: Instant::now(), seconds: Vec::new() };
+    let limits = grpo.value.judge.clone();
+    let judge = Judge::start(Options { limits, ..Options::default() })?;
+    let examination = Examination {
+        judge,
+        test: problems("test.jsonl", size.test_problems)?,
+        unseen: problems("test_unseen.jsonl", size.unseen_problems)?,
+    };
+    let data = page::describe_data(&sft.value, &grpo.value, &examination)?;
+    print(page::introduction(&data, &examination))?;
+    let base_dir = sft.value.model.path.clone().ok_or_else(|| {
+        usage(format!("{CONFIGS}/sft.toml: the demo needs model.path, a starting checkpoint"))
+    })?;
+    let estimate = clock.time("estimate", || {
+        rehearsal::estimate(&sft.value, &grpo.value, examination.test.len() * rollouts * 2)
+    })?;
+    print(format!("This will take about {}.\n\n", human::duration(estimate)))?;
+
+    let out = |name: &str| args.out.join(name);
+    let judge = &examination.judge;
+    let command = super::launch::command_line();
+    let base = clock.time("score base", || {
+        examination.score(&base_dir, &out("gtg-base.json"), size.base_rollouts, "base")
+    })?;
+    let sft_dir = clock.time("SFT", || {
+        sft_run.write_plan(&Plan::of_sft(&sft.value)?)?;
+        sft_run.write_environment(&command, judge.layers())?;
+        sft::train(&sft.value, &sft_run, "SFT")
+    })?;
+    let after_sft = clock.time("score SFT", || {
+        examination.score(&sft_dir, &out("gtg-sft.json"), rollouts, "SFT")
+    })?;
+    let grpo_dir = clock.time("GRPO", || {
+        grpo_run.write_plan(&Plan::of_grpo(&grpo.value)?)?;
+        grpo_run.write_environment(&command, judge.layers())?;
+        grpo::train(&grpo.value, &grpo_run, judge, "GRPO")
+    })?;
+    let after_grpo = clock.time("score SFT + RL", || {
+        examination.score(&grpo_dir, &out("gtg-grpo.json"), rollouts, "SFT + RL")
+    })?;
+    let total_secs = clock.started.elapsed().as_secs_f64();
+
+    let report = page::report(page::Parts {
+        data,
+        examination: &examination,
+        scores: [&base, &after_sft, &after_grpo],
+        runs: [&sft_run, &grpo_run],
+        configs: vec![
+            ("sft.toml".to_owned(), sft.to_toml()),
+            ("grpo.toml".to_owned(), grpo.to_toml()),
+        ],
+        seconds: clock.seconds,
+    })?;
+    write_atomic(&out("report.html"), report.html().as_bytes())?;
+    write_atomic(&out("summary.json"), &serde_json::to_vec_pretty(&report.summary())?)?;
+    print(format_args!(
+        "{}\nDone in {}. The page: {}\n",
+        report.text(),
+        human::duration(total_secs),
+        out("report.html").display()
+    ))
+}
+
+/// A config of the demo with the size's and the user's overrides.
+fn load<T: DeserializeOwned + Serialize>(
+    name: &str,
+    size: &[&str],
+    user: &[String],
+    last: &[String],
+) -> Result<Resolved<T>> {
+    let path = Path::new(CONFIGS).join(name);
+    if !path.exists() {
+        return Err(usage(format!(
+            "{} is not here: run the demo from the root of the repository",
+            path.display()
+        )));
+    }
+    let size = size.iter().map(|&s| s.to_owned());
+    let sets: Vec<String> = size.chain(user.iter().cloned()).chain(last.iter().cloned()).collect();
+    config::load(&[path], &sets)
+}
+
+fn problems(name: &str, most: usize) -> Result<Vec<Problem>> {
+    let mut problems: Vec<Problem> = jsonl::read(&Path::new(DATA).join(name))?;
+    problems.truncate(most);
+    Ok(problems)
+}

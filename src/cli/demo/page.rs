@@ -1,0 +1,163 @@
+//! From the demo's results to its report.
+
+use super::{Examination, Scores};
+use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
+use crate::data::sample::Sample;
+use crate::data::{jsonl, problem};
+use crate::eval::gtg::Evaluation;
+use crate::eval::stats::paired_gain;
+use crate::report::curve::Curve;
+use crate::report::demo::{Cases, DemoReport, Estimate, Example, Response, Score};
+use crate::train::environment::Environment;
+use crate::train::metrics::read_run;
+use crate::train::run::RunDir;
+use crate::train::{grpo, sft};
+use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// What the data is: names and texts.
+pub(super) fn describe_data(
+    sft: &sft::Config,
+    grpo: &grpo::Config,
+    examination: &Examination,
+) -> Result<Vec<(String, String)>> {
+    let samples: Vec<Sample> = read_all(&sft.data.files)?;
+    let problems: Vec<Problem> = read_all(&grpo.data.files)?;
+    let mut rounds: BTreeMap<u32, usize> = BTreeMap::new();
+    for sample in &samples {
+        *rounds.entry(sample.rounds.unwrap_or(0)).or_default() += 1;
+    }
+    let rounds: Vec<String> = rounds.iter().map(|(r, count)| format!("{r}: {count}")).collect();
+    let line = |name: &str, text: String| (name.to_owned(), text);
+    Ok(vec![
+        line("SFT samples", format!("{}, by reflection rounds {}", samples.len(), rounds.join(", "))),
+        line("RL problems", of_families(&problems)),
+        line("test problems", format!("{}, unseen parameters", of_families(&examination.test))),
+        line("and of unseen families", of_families(&examination.unseen)),
+    ])
+}
+
+fn read_all<T: serde::de::DeserializeOwned>(files: &[PathBuf]) -> Result<Vec<T>> {
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(jsonl::read::<T>(file)?);
+    }
+    Ok(all)
+}
+
+fn of_families(problems: &[Problem]) -> String {
+    let families: BTreeSet<_> = problems.iter().filter_map(|p| p.family.as_deref()).collect();
+    format!("{} of {} families", problems.len(), families.len())
+}
+
+/// The data and one problem, for the terminal.
+pub(super) fn introduction(data: &[(String, String)], examination: &Examination) -> String {
+    let mut text = String::new();
+    for (name, value) in data {
+        text.push_str(&format!("{name:<24}{value}\n"));
+    }
+    if let Some(problem) = examination.test.first() {
+        text.push_str(&format!("\nA test problem:\n  {}\n", problem.description));
+        for problem::Example { input, output, explanation } in &problem.examples {
+            text.push_str(&format!("  {input} -> {output}  {explanation}\n"));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// What the report is made of.
+pub(super) struct Parts<'a> {
+    pub(super) data: Vec<(String, String)>,
+    pub(super) examination: &'a Examination,
+    /// Base, SFT, SFT + RL.
+    pub(super) scores: [&'a Scores; 3],
+    /// SFT, GRPO.
+    pub(super) runs: [&'a RunDir; 2],
+    pub(super) configs: Vec<(String, String)>,
+    pub(super) seconds: Vec<(String, f64)>,
+}
+
+/// The report of the demo.
+pub(super) fn report(parts: Parts<'_>) -> Result<DemoReport> {
+    let [base, sft, grpo] = parts.scores;
+    let rates = |scores: &Scores| -> Vec<f64> {
+        scores.test.score.problems.iter().map(|p| p.pass_rate()).collect()
+    };
+    let gain = paired_gain(&rates(sft), &rates(grpo), 0)
+        .expect("invariant: both scores are over the same problems, at least one");
+    let [sft_rows, grpo_rows] = parts.runs.map(|run| read_run(run.path()));
+    let (sft_rows, grpo_rows) = (sft_rows?, grpo_rows?);
+    Ok(DemoReport {
+        data: parts.data,
+        base: score(base),
+        sft: score(sft),
+        grpo: score(grpo),
+        gain: Estimate { value: gain.mean, ci95: gain.ci95.into() },
+        sft_cases: cases(&sft.test),
+        grpo_cases: cases(&grpo.test),
+        sft_curves: vec![
+            Curve::from_rows("loss", &sft_rows, "loss/nll"),
+            Curve::from_rows("tokens/s", &sft_rows, "time/tokens_per_sec"),
+        ],
+        grpo_curves: vec![
+            Curve::from_rows("pass rate", &grpo_rows, "reward/pass_rate").fraction(),
+            Curve::from_rows("reward", &grpo_rows, "reward/mean"),
+            Curve::from_rows("response tokens", &grpo_rows, "response/mean_tokens"),
+            Curve::from_rows("entropy", &grpo_rows, "policy/entropy"),
+        ],
+        example: example(&parts)?,
+        seconds: parts.seconds,
+        configs: parts.configs,
+        environment: Environment::current().lines(),
+    })
+}
+
+fn score(scores: &Scores) -> Score {
+    let test = &scores.test.score;
+    let estimate = |e: &Evaluation| Estimate {
+        value: e.score.pass_at_1,
+        ci95: e.score.ci95.into(),
+    };
+    Score {
+        problems: test.num_problems,
+        rollouts: test.num_rollouts,
+        pass_at_1: estimate(&scores.test),
+        pass_at_k: test.pass_at_k.iter().map(|(&k, &v)| (k, v)).collect(),
+        families: test.families.iter().map(|(name, f)| (name.clone(), f.pass_at_1)).collect(),
+        unseen_families: scores.unseen.as_ref().map(estimate),
+    }
+}
+
+fn cases(evaluation: &Evaluation) -> Cases {
+    let [c_c, c_f, no_c, no_f] = evaluation.score.quadrants.shares().unwrap_or_default();
+    Cases { c_c, c_f, no_c, no_f }
+}
+
+/// The problem on which reinforcement gained most, and the first response of each model.
+fn example(parts: &Parts<'_>) -> Result<Example> {
+    let [_, sft, grpo] = parts.scores;
+    let gain = |i: usize| {
+        let rate = |s: &Scores| s.test.score.problems[i].pass_rate();
+        rate(grpo) - rate(sft)
+    };
+    let best = (0..parts.examination.test.len())
+        .max_by(|&a, &b| gain(a).total_cmp(&gain(b)))
+        .expect("invariant: there is at least one test problem");
+    let responses = ["base", "SFT", "SFT + RL"]
+        .into_iter()
+        .zip(parts.scores)
+        .map(|(model, scores)| {
+            let attempt = &scores.test.groups[best].attempts[0];
+            Response {
+                model: model.to_owned(),
+                text: attempt.text.clone(),
+                is_right: attempt.passed(),
+            }
+        })
+        .collect();
+    let prompt = GtgPrompt::bundled()?.render(&parts.examination.test[best])?;
+    Ok(Example { prompt, responses })
+}

@@ -1,0 +1,80 @@
+//! How long will it take? A few seconds of the real work, scaled to all of it.
+//!
+//! Measures training and generation with the real model and data, and takes responses to be as
+//! long as the training samples'. Nothing it computes is kept.
+
+use super::trainer::Trainer;
+use super::{grpo, sft};
+use crate::data::pack::{Cursor, Loader};
+use crate::engine::{Engine, EngineConfig, Request, SamplingParams};
+use anyhow::Result;
+use std::time::Instant;
+
+/// Judging a program of 7 short cases, measured on two cores.
+const JUDGING_SECS: f64 = 0.0025;
+/// A response whose group is all right or all wrong teaches nothing and is not computed.
+const SHARE_LEARNT: f64 = 0.8;
+
+/// Seconds that SFT, GRPO and `num_scored` scored rollouts will take together.
+pub fn estimate(sft: &sft::Config, grpo: &grpo::Config, num_scored: usize) -> Result<f64> {
+    let model = sft.model.open(sft.seed)?;
+    let samples = sft::read_samples(&sft.data, &model.tokenizer)?;
+    let mean = |total: usize| total as f64 / samples.len() as f64;
+    let response_tokens = mean(samples.iter().map(|s| s.learnt()).sum());
+    let sequence_tokens = mean(samples.iter().map(|s| s.input_ids.len()).sum());
+    let prompts: Vec<Vec<u32>> = samples
+        .iter()
+        .take(16)
+        .map(|s| s.input_ids[..s.input_ids.len() - s.learnt()].to_vec())
+        .collect();
+
+    let mut loader = Loader::new(samples, sft.train.seq_len, sft.seed, Cursor::default())?;
+    let mut trainer = Trainer::new(model, sft.optim, sft.schedule, sft.train.total_steps);
+    let mut training_rate = 0.0;
+    for _warm_up_then_measure in 0..2 {
+        let batch = loader.next_batch();
+        let started = Instant::now();
+        trainer.accumulate(&batch, 1.0, &mut |_, _, dlogp, _| dlogp.fill(-1.0));
+        training_rate = batch.tokens.len() as f64 / started.elapsed().as_secs_f64();
+    }
+    let generation_rate = generation_rate(&trainer, prompts)?;
+
+    let rows = sft.train.total_steps as f64 * sft.train.gradient_accumulation as f64;
+    let rollouts =
+        (grpo.train.total_steps as usize * grpo.rollout.num_prompts * grpo.rollout.n) as f64;
+    let sampled = num_scored as f64 + rollouts;
+    Ok(rows * sft.train.seq_len as f64 / training_rate
+        + sampled * (response_tokens / generation_rate + JUDGING_SECS)
+        + rollouts * SHARE_LEARNT * sequence_tokens / training_rate)
+}
+
+/// Tokens a second over a short burst of 64 sequences.
+fn generation_rate(trainer: &Trainer, prompts: Vec<Vec<u32>>) -> Result<f64> {
+    let max_new_tokens = 48;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
+    let config = EngineConfig {
+        max_sequences: 64,
+        max_length: longest + max_new_tokens,
+        prefill_tokens: 256,
+    };
+    let sampling = SamplingParams {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        max_new_tokens,
+        stop_ids: Vec::new(),
+    };
+    let requests: Vec<Request> = prompts
+        .into_iter()
+        .enumerate()
+        .map(|(i, prompt)| Request { prompt, num_samples: 8, key: i as u64 })
+        .collect();
+    let started = Instant::now();
+    let model = &trainer.model;
+    let stats = Engine::new(&model.decoder, &model.params, config).generate(
+        &requests,
+        &sampling,
+        |_, _, _| {},
+    )?;
+    Ok(stats.generated_tokens as f64 / started.elapsed().as_secs_f64())
+}
