@@ -27,6 +27,7 @@ impl Format {
         match self {
             Self::Percent => format!("{:.*} %", decimals(step * 100.0), value * 100.0),
             Self::Seconds => human::duration(value),
+            Self::Number if value == 0.0 && step >= 1.0 => "0".to_owned(),
             Self::Number if step >= 1_000.0 && step % 100.0 == 0.0 => {
                 format!("{}k", short(value / 1_000.0))
             }

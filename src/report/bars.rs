@@ -21,7 +21,7 @@ pub(super) struct Bar<'a> {
 
 /// Horizontal bars from zero, each with its value to the right.
 pub(super) fn bars(label: &str, format: Format, bars: &[Bar<'_>]) -> String {
-    const ROW: f64 = 40.0;
+    const ROW: f64 = 44.0;
     let longest = bars.iter().map(|b| b.interval.map_or(b.value, |i| i.1)).fold(0.0, f64::max);
     let axis = Axis::around(0.0, longest.max(1e-9), 5, format);
     let x_at = |value: f64| LABEL + axis.at(value) * (WIDTH - LABEL - VALUE);

@@ -63,13 +63,26 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Charts or texts side by side, each with a caption (ready HTML).
+/// Charts or texts side by side, two in a row, each with a caption (ready HTML).
 pub(super) fn figures(figures: &[(String, String)]) -> String {
-    let all: String = figures
-        .iter()
-        .map(|(caption, html)| format!("<figure><figcaption>{caption}</figcaption>{html}</figure>"))
-        .collect();
-    format!("<div class=\"figures\">{all}</div>")
+    side_by_side("figures", figures)
+}
+
+/// The same with three in a row.
+pub(super) fn thirds(figures: &[(String, String)]) -> String {
+    side_by_side("figures thirds", figures)
+}
+
+fn side_by_side(class: &str, figures: &[(String, String)]) -> String {
+    let figure = |(caption, html): &(String, String)| {
+        let caption = match caption.as_str() {
+            "" => String::new(),
+            caption => format!("<figcaption>{caption}</figcaption>"),
+        };
+        format!("<figure>{caption}{html}</figure>")
+    };
+    let all: String = figures.iter().map(figure).collect();
+    format!("<div class=\"{class}\">{all}</div>")
 }
 
 /// Names beside the colours they are drawn in.

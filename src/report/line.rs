@@ -89,7 +89,7 @@ pub(super) fn chart(
         svg.push_str(&format!("<g class=\"c{}\"><title>{}</title>", one.colour, escape(one.name)));
         if many {
             svg.push_str(&path("line raw", &place(&one.points)));
-            let window = one.points.len() as f64 / 20.0;
+            let window = one.points.len() as f64 / 12.0;
             svg.push_str(&path("line", &place(&smoothed(&one.points, window))));
         } else {
             svg.push_str(&path("line", &place(&one.points)));

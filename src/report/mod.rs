@@ -10,6 +10,7 @@ pub mod demo;
 
 mod axis;
 mod bars;
+mod demo_html;
 mod demo_text;
 mod html;
 mod line;

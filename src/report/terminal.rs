@@ -19,7 +19,7 @@ pub(super) fn curve(curve: &Curve) -> String {
     let format = curve.format();
     let points = smoothed(&curve.points, curve.points.len() as f64 / 40.0);
     let (low, high) = range(points.iter().map(|p| p.1));
-    let axis = Axis::around(low, high, 2, format);
+    let axis = Axis::around(low, high, 6, format);
     let labels = [&axis.ticks[axis.ticks.len() - 1].1, &axis.ticks[0].1];
     let gutter = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max(6);
 
