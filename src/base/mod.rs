@@ -10,3 +10,4 @@ pub mod interrupt;
 pub mod log;
 pub mod progress;
 pub mod rng;
+pub mod table;

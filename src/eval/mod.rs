@@ -1,1 +1,4 @@
-//! (under construction)
+//! Scores of models: estimators with their uncertainty, and the tables made of them.
+
+pub mod quadrants;
+pub mod stats;

@@ -1,12 +1,136 @@
-//! `train data inspect`.
+//! `train data inspect`: shows samples token by token, those with loss set apart.
 
+use crate::base::error::usage;
+use crate::data::tokenized;
+use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::Result;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Samples: conversations (`messages`) or `input_ids` with `labels`
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// The tokenizer's (or model's) directory
+    #[arg(long, value_name = "DIR")]
+    tokenizer: PathBuf,
+    /// How many samples to show
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
+    samples: usize,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    let tokenizer = Tokenizer::load(&args.tokenizer)?;
+    let samples = tokenized::load(&args.data, &tokenizer)?;
+    if samples.is_empty() {
+        return Err(usage(format!("{}: no samples", args.data.display())));
+    }
+    let stdout = std::io::stdout();
+    let style = if stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        Style::Colours
+    } else {
+        Style::Brackets
+    };
+    let mut out = stdout.lock();
+    writeln!(out, "{}\n", style.legend())?;
+    for (i, sample) in samples.iter().enumerate().take(args.samples) {
+        writeln!(
+            out,
+            "sample {}: {} tokens, {} with loss",
+            i + 1,
+            sample.input_ids.len(),
+            sample.learnt()
+        )?;
+        writeln!(out, "{}\n", render(sample, &tokenizer, style)?)?;
+    }
+    let tokens: usize = samples.iter().map(|sample| sample.input_ids.len()).sum();
+    let learnt: usize = samples.iter().map(Tokenized::learnt).sum();
+    let longest = samples.iter().map(|sample| sample.input_ids.len()).max().unwrap_or(0);
+    writeln!(
+        out,
+        "{} samples, {tokens} tokens (mean {:.1}, longest {longest}), {learnt} with loss ({:.1} %, mean {:.1})",
+        samples.len(),
+        tokens as f64 / samples.len() as f64,
+        100.0 * learnt as f64 / tokens as f64,
+        learnt as f64 / samples.len() as f64,
+    )?;
+    Ok(())
+}
+
+/// How tokens with loss are told from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// Backgrounds, two shades in turn so that neighbours can be told apart.
+    Colours,
+    /// Plain text.
+    Brackets,
+}
+
+const RESET: &str = "\x1b[0m";
+
+impl Style {
+    fn legend(self) -> String {
+        let [with, without] =
+            [true, false].map(|learn| self.token(0, if learn { "loss" } else { "no loss" }, learn));
+        format!("{with} {without}")
+    }
+
+    fn token(self, index: usize, text: &str, learn: bool) -> String {
+        match (self, learn) {
+            (Self::Colours, true) => {
+                format!("\x1b[30;48;5;{}m{text}{RESET}", [114, 150][index % 2])
+            }
+            (Self::Colours, false) => format!("\x1b[48;5;{}m{text}{RESET}", [236, 239][index % 2]),
+            (Self::Brackets, true) => format!("[{text}]"),
+            (Self::Brackets, false) => format!("({text})"),
+        }
+    }
+}
+
+fn render(sample: &Tokenized, tokenizer: &Tokenizer, style: Style) -> Result<String> {
+    let mut out = String::new();
+    for (i, (&id, &learn)) in sample.input_ids.iter().zip(&sample.loss_mask).enumerate() {
+        let text = visible(&tokenizer.decode_with_special_tokens(&[id])?);
+        out.push_str(&style.token(i, &text, learn));
+        // Lines break after the token, outside its colour.
+        out.push_str(&"\n".repeat(text.matches('⏎').count()));
+    }
+    Ok(out)
+}
+
+/// The text with line breaks and other control characters made visible and harmless.
+fn visible(text: &str) -> String {
+    text.chars().fold(String::new(), |mut out, c| {
+        match c {
+            '\n' => out.push('⏎'),
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::sample::Message;
+    use crate::tokenizer::bpe;
+
+    #[test]
+    fn tokens_with_loss_stand_in_square_brackets_or_in_green() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = bpe::tests::small(dir.path());
+        let dialogue = [Message::new("user", "7\n"), Message::new("assistant", "4\x1b2")];
+        let sample = tokenizer.encode_sample(&dialogue).unwrap();
+        let plain = render(&sample, &tokenizer, Style::Brackets).unwrap();
+        assert_eq!(
+            plain,
+            "(<|user|>)(7)(⏎)\n(<|im_end|>)(<|assistant|>)[4][\\u{1b}][2][<|im_end|>]"
+        );
+        let coloured = render(&sample, &tokenizer, Style::Colours).unwrap();
+        assert!(coloured.contains("\x1b[30;48;5;150m4\x1b[0m"), "{coloured:?}");
+    }
 }

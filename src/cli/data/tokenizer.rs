@@ -1,12 +1,70 @@
-//! `train data tokenizer`.
+//! `train data tokenizer`: trains a byte-level BPE on conversations.
 
+use crate::base::error::usage;
+use crate::base::fs::write_dir_atomic;
+use crate::data::jsonl;
+use crate::data::sample::{Message, Sample};
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::bpe::{self, BpeOptions};
 use anyhow::Result;
+use std::io::Write;
+use std::path::PathBuf;
 
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Conversations to learn from (JSON Lines with `messages`)
+    #[arg(long = "from", value_name = "FILE", num_args = 1.., required = true)]
+    from: Vec<PathBuf>,
+    /// Tokens in all, special tokens and the 256 bytes included
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    vocab_size: usize,
+    /// The longest token in bytes
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    max_token_length: usize,
+    /// The directory to make
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    if args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(usage(format!("--out {}: not empty; choose another", args.out.display())));
+    }
+    let mut conversations: Vec<Vec<Message>> = Vec::new();
+    for path in &args.from {
+        let samples: Vec<Sample> = jsonl::read(path)?;
+        conversations.extend(samples.into_iter().map(|sample| sample.messages));
+    }
+    if conversations.is_empty() {
+        return Err(usage("--from: the files hold no conversation"));
+    }
+    let options =
+        BpeOptions { vocab_size: args.vocab_size, max_token_length: args.max_token_length };
+    write_dir_atomic(&args.out, |dir| bpe::train(&conversations, options, dir))?;
+
+    let tokenizer = Tokenizer::load(&args.out)?;
+    if tokenizer.vocab_size() < args.vocab_size {
+        tracing::warn!(
+            "the corpus yields only {} tokens of the {} asked for",
+            tokenizer.vocab_size(),
+            args.vocab_size
+        );
+    }
+    let (mut bytes, mut tokens) = (0, 0);
+    for message in conversations.iter().flatten() {
+        bytes += message.content.len();
+        tokens += tokenizer.encode(&message.content)?.len();
+    }
+    writeln!(
+        std::io::stdout().lock(),
+        "{}: {} tokens; {} conversations, {:.1} tokens each, {:.2} bytes a token",
+        args.out.display(),
+        tokenizer.vocab_size(),
+        conversations.len(),
+        tokens as f64 / conversations.len() as f64,
+        bytes as f64 / tokens.max(1) as f64,
+    )?;
+    Ok(())
 }

@@ -1,0 +1,134 @@
+//! Pass rates and their uncertainty.
+//!
+//! Problems are the unit of chance: intervals come from drawing problems anew (bootstrap), and two
+//! models are compared on the same problems. Draws are keyed, so equal inputs give equal intervals.
+
+use crate::base::rng::Stream;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+/// A mean with its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The mean over problems.
+    pub mean: f64,
+    /// The bounds of its 95 % interval.
+    pub ci95: [f64; 2],
+}
+
+/// How often problems are drawn anew.
+const RESAMPLES: usize = 10_000;
+/// Keeps these draws apart from other uses of the same seed.
+const BOOTSTRAP: u64 = 0x626f_6f74;
+
+/// The chance that at least one of `k` rollouts passes, unbiased, from `passed` of `rollouts`
+/// (Chen et al., "Evaluating Large Language Models Trained on Code", 2021).
+///
+/// `None` unless `k` is between 1 and `rollouts`.
+pub fn pass_at_k(rollouts: usize, passed: usize, k: usize) -> Option<f64> {
+    if k == 0 || k > rollouts || passed > rollouts {
+        return None;
+    }
+    let failed = rollouts - passed;
+    if failed < k {
+        return Some(1.0);
+    }
+    // The chance that k draws without replacement all fail.
+    let all_fail: f64 = (0..k).map(|i| (failed - i) as f64 / (rollouts - i) as f64).product();
+    Some(1.0 - all_fail)
+}
+
+/// The mean of one value per problem with its interval; `None` without problems.
+pub fn mean_with_interval(values: &[f64], seed: u64) -> Option<Estimate> {
+    if values.is_empty() {
+        return None;
+    }
+    let n = values.len();
+    let mut stream = Stream::new(seed, &[BOOTSTRAP]);
+    let mut means: Vec<f64> = (0..RESAMPLES)
+        .map(|_| (0..n).map(|_| values[stream.random_range(0..n)]).sum::<f64>() / n as f64)
+        .collect();
+    means.sort_unstable_by(f64::total_cmp);
+    let mean = values.iter().sum::<f64>() / n as f64;
+    Some(Estimate { mean, ci95: [quantile(&means, 0.025), quantile(&means, 0.975)] })
+}
+
+/// The mean gain from `before` to `after`, problem by problem; `None` unless they are as many.
+pub fn paired_gain(before: &[f64], after: &[f64], seed: u64) -> Option<Estimate> {
+    if before.len() != after.len() {
+        return None;
+    }
+    let gains: Vec<f64> = before.iter().zip(after).map(|(b, a)| a - b).collect();
+    mean_with_interval(&gains, seed)
+}
+
+/// The quantile of sorted values, linear between neighbours.
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let place = q * (sorted.len() - 1) as f64;
+    let (low, share) = (place.floor() as usize, place.fract());
+    let high = (low + 1).min(sorted.len() - 1);
+    sorted[low] + share * (sorted[high] - sorted[low])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Counts the k-subsets of the rollouts that hold a pass.
+    fn by_enumeration(rollouts: usize, passed: usize, k: usize) -> f64 {
+        let subsets = (0u32..1 << rollouts).filter(|s| s.count_ones() as usize == k);
+        let (mut all, mut with_pass) = (0, 0);
+        for subset in subsets {
+            all += 1;
+            with_pass += usize::from(subset & ((1 << passed) - 1) != 0);
+        }
+        with_pass as f64 / all as f64
+    }
+
+    #[test]
+    fn the_estimator_is_the_share_of_subsets_with_a_pass() {
+        for passed in 0..=6 {
+            for k in 1..=6 {
+                let exact = by_enumeration(6, passed, k);
+                assert!((pass_at_k(6, passed, k).unwrap() - exact).abs() < 1e-12);
+            }
+        }
+        assert_eq!(pass_at_k(32, 8, 1), Some(0.25));
+        assert_eq!(pass_at_k(4, 1, 5), None);
+        assert_eq!(pass_at_k(4, 1, 0), None);
+        assert_eq!(pass_at_k(4, 5, 1), None);
+    }
+
+    #[test]
+    fn the_interval_is_that_of_the_normal_law_where_it_applies() {
+        let values: Vec<f64> = (0..200).map(|i| f64::from(i % 4 == 0)).collect();
+        let estimate = mean_with_interval(&values, 1).unwrap();
+        let half = 1.96 * (0.25 * 0.75 / 200f64).sqrt();
+        assert_eq!(estimate.mean, 0.25);
+        assert!((estimate.ci95[0] - (0.25 - half)).abs() < 0.006, "{estimate:?}");
+        assert!((estimate.ci95[1] - (0.25 + half)).abs() < 0.006, "{estimate:?}");
+        assert_eq!(mean_with_interval(&values, 1), Some(estimate));
+    }
+
+    #[test]
+    fn an_equal_gain_on_every_problem_is_certain() {
+        let before = [0.1, 0.5, 0.9];
+        let gain = paired_gain(&before, &before.map(|b| b + 0.0625), 3).unwrap();
+        assert!((gain.ci95[1] - gain.ci95[0]).abs() < 1e-12, "{gain:?}");
+        assert!(paired_gain(&before, &[0.5], 3).is_none());
+        assert!(paired_gain(&[], &[], 3).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn the_interval_lies_within_the_values(
+            values in proptest::collection::vec(0.0f64..1.0, 1..20), seed: u64,
+        ) {
+            let Estimate { ci95: [low, high], .. } = mean_with_interval(&values, seed).unwrap();
+            let min = values.iter().copied().fold(f64::MAX, f64::min);
+            let max = values.iter().copied().fold(f64::MIN, f64::max);
+            prop_assert!(min - 1e-9 <= low && low <= high && high <= max + 1e-9);
+        }
+    }
+}

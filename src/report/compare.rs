@@ -1,0 +1,307 @@
+//! Any runs side by side: results, curves, settings.
+//!
+//! Reads only what every run directory has (`config.toml`, `metrics.jsonl`, result files in JSON), so
+//! it serves every kind of run.
+
+use super::curve::Curve;
+use super::html::{Page, escape, figures, folded, legend, table, verbatim};
+use super::line::{Horizontal, Series, chart};
+use super::{axis, terminal};
+use crate::base::error::usage;
+use crate::base::fs::read_text;
+use crate::base::human;
+use crate::base::table::Table;
+use crate::config;
+use crate::train::metrics::{self, Row, step_of};
+use anyhow::Result;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// JSON files of a run directory that hold no results.
+const NOT_RESULTS: [&str; 2] = ["plan.json", "env.json"];
+const WRITTEN_AT: &str = "time/unix_secs";
+const RUN_COLOURS: usize = 6;
+
+/// A run as it lies on disk.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The directory as the user named it.
+    pub name: String,
+    /// Its metrics.
+    pub rows: Vec<Row>,
+    /// Its resolved configuration.
+    pub config: toml::Table,
+    /// Numbers of its result files, by path in them.
+    pub results: Vec<(String, Value)>,
+}
+
+impl Run {
+    /// Reads a run directory.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let config = dir.join("config.toml");
+        let config = match config.exists() {
+            true => toml::from_str(&read_text(&config)?)
+                .map_err(|e| usage(format!("{}: {}", config.display(), e.message())))?,
+            false => toml::Table::new(),
+        };
+        let rows = metrics::read_run(dir)?;
+        Ok(Self { name: dir.display().to_string(), rows, config, results: results(dir)? })
+    }
+
+    /// The runs that `path` names: itself, and the runs directly below it (as the demo has them).
+    pub fn read_all(path: &Path) -> Result<Vec<Self>> {
+        let found: Vec<Self> = std::iter::once(path.to_owned())
+            .chain(children(path)?.into_iter().filter(|child| child.join(metrics::FILE).exists()))
+            .map(|dir| Self::read(&dir))
+            .collect::<Result<_>>()?;
+        let found: Vec<Self> = found
+            .into_iter()
+            .filter(|run| !run.rows.is_empty() || !run.results.is_empty())
+            .collect();
+        if found.is_empty() {
+            return Err(usage(format!(
+                "{} holds no run: no metrics and no results",
+                path.display()
+            )));
+        }
+        Ok(found)
+    }
+
+    fn curve(&self, key: &str) -> Curve {
+        Curve::from_rows(&self.name, &self.rows, key)
+    }
+
+    fn steps(&self) -> String {
+        self.rows.last().and_then(step_of).map_or("-".to_owned(), human::count)
+    }
+
+    fn duration(&self) -> String {
+        let at = |row: Option<&Row>| row?.get(WRITTEN_AT)?.as_f64();
+        match (at(self.rows.first()), at(self.rows.last())) {
+            (Some(first), Some(last)) if last > first => human::duration(last - first),
+            _ => "-".to_owned(),
+        }
+    }
+}
+
+/// The page that shows `runs` side by side.
+pub fn html(runs: &[Run]) -> String {
+    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    let mut page = Page::new("Training runs", &names.join(" · "));
+    page.section("Runs", "", &table(&["run", "steps", "time"], &overview(runs)));
+    let header: Vec<&str> = std::iter::once("").chain(names.iter().copied()).collect();
+    let results = result_rows(runs);
+    if !results.is_empty() {
+        page.section("Results", "", &table(&header, &results));
+    }
+    for (area, keys) in areas(runs) {
+        let charts: Vec<(String, String)> =
+            keys.iter().map(|key| (escape(key), metric_chart(runs, key))).collect();
+        let entries = runs.iter().enumerate().map(|(i, run)| (run.name.as_str(), colour_class(i)));
+        page.section(&area, "", &(legend(entries) + &figures(&charts)));
+    }
+    let differences = setting_rows(runs);
+    if !differences.is_empty() {
+        page.section("Settings that differ", "", &table(&header, &differences));
+    }
+    let settings: String =
+        runs.iter().map(|run| folded(&run.name, &verbatim(&run.config.to_string()))).collect();
+    page.section("All settings", "", &settings);
+    page.finish()
+}
+
+/// The same for a terminal.
+pub fn text(runs: &[Run]) -> String {
+    let titled = |header: &[String], rows: Vec<Vec<String>>| {
+        let mut table = Table::new(header.iter().cloned());
+        for row in rows {
+            table.row(row);
+        }
+        format!("{table}\n")
+    };
+    let mut text = titled(&["run", "steps", "time"].map(str::to_owned), overview(runs));
+    let header: Vec<String> =
+        std::iter::once(String::new()).chain(runs.iter().map(|run| run.name.clone())).collect();
+    for rows in [result_rows(runs), setting_rows(runs)] {
+        if !rows.is_empty() {
+            text.push_str(&titled(&header, rows));
+        }
+    }
+    for (_, keys) in areas(runs) {
+        for key in keys {
+            for run in runs {
+                let name =
+                    if runs.len() == 1 { key.clone() } else { format!("{key}  {}", run.name) };
+                let drawn = terminal::curve(&Curve { name, ..run.curve(&key) });
+                if !drawn.is_empty() {
+                    text.push_str(&format!("{drawn}\n"));
+                }
+            }
+        }
+    }
+    text
+}
+
+fn overview(runs: &[Run]) -> Vec<Vec<String>> {
+    runs.iter().map(|run| vec![run.name.clone(), run.steps(), run.duration()]).collect()
+}
+
+fn metric_chart(runs: &[Run], key: &str) -> String {
+    let series: Vec<Series<'_>> = runs
+        .iter()
+        .enumerate()
+        .map(|(i, run)| Series {
+            name: &run.name,
+            colour: colour(i),
+            points: run.curve(key).points,
+        })
+        .collect();
+    chart(key, "step", Horizontal::Linear, axis::Format::Number, &series)
+}
+
+fn colour(run: usize) -> usize {
+    1 + run % RUN_COLOURS
+}
+
+fn colour_class(run: usize) -> String {
+    format!("c{}", colour(run))
+}
+
+/// Metric keys by the part before the slash, in order of appearance; `time` last.
+fn areas(runs: &[Run]) -> Vec<(String, Vec<String>)> {
+    let mut areas: Vec<(String, Vec<String>)> = Vec::new();
+    for (key, value) in runs.iter().flat_map(|run| &run.rows).flatten() {
+        if key == "step" || key == WRITTEN_AT || !value.is_number() {
+            continue;
+        }
+        let area = key.split_once('/').map_or("metrics", |(area, _)| area);
+        let index = areas.iter().position(|(name, _)| name == area).unwrap_or_else(|| {
+            areas.push((area.to_owned(), Vec::new()));
+            areas.len() - 1
+        });
+        if !areas[index].1.contains(key) {
+            areas[index].1.push(key.clone());
+        }
+    }
+    areas.sort_by_key(|(area, _)| area == "time");
+    areas
+}
+
+fn setting_rows(runs: &[Run]) -> Vec<Vec<String>> {
+    let configs: Vec<toml::Table> = runs.iter().map(|run| run.config.clone()).collect();
+    config::differences(&configs)
+        .into_iter()
+        .map(|(key, values)| {
+            let values = values.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned()));
+            std::iter::once(key).chain(values).collect()
+        })
+        .collect()
+}
+
+fn result_rows(runs: &[Run]) -> Vec<Vec<String>> {
+    let mut keys: Vec<&String> = Vec::new();
+    for (key, _) in runs.iter().flat_map(|run| &run.results) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    let cell = |run: &Run, key: &String| {
+        let found = run.results.iter().find(|(k, _)| k == key);
+        found.map_or("-".to_owned(), |(_, value)| match value.as_f64() {
+            Some(number) => axis::number(number),
+            None => value.to_string(),
+        })
+    };
+    keys.into_iter()
+        .map(|key| {
+            std::iter::once(key.clone()).chain(runs.iter().map(|run| cell(run, key))).collect()
+        })
+        .collect()
+}
+
+fn results(dir: &Path) -> Result<Vec<(String, Value)>> {
+    let mut results = Vec::new();
+    for path in children(dir)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(stem) = name.strip_suffix(".json") else { continue };
+        if NOT_RESULTS.contains(&name.as_str()) {
+            continue;
+        }
+        let value: Value = serde_json::from_str(&read_text(&path)?)
+            .map_err(|e| usage(format!("{}:{}: {e}", path.display(), e.line())))?;
+        numbers(stem, &value, &mut results);
+    }
+    Ok(results)
+}
+
+/// The numbers in nested objects; lists longer than an interval are too much for a table.
+fn numbers(path: &str, value: &Value, found: &mut Vec<(String, Value)>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                numbers(&format!("{path}.{key}"), value, found);
+            }
+        }
+        Value::Array(items) if items.len() == 2 && items.iter().all(Value::is_number) => {
+            found.push((path.to_owned(), value.clone()));
+        }
+        Value::Number(_) | Value::Bool(_) => found.push((path.to_owned(), value.clone())),
+        _ => {}
+    }
+}
+
+fn children(dir: &Path) -> Result<Vec<PathBuf>> {
+    let listing = std::fs::read_dir(dir)
+        .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect());
+    let mut paths: Vec<PathBuf> =
+        listing.map_err(|e| usage(format!("cannot read {}: {e}", dir.display())))?;
+    paths.sort();
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::fs::write_atomic;
+    use crate::train::metrics::{Metrics, row};
+
+    fn make_run(dir: &Path, lr: &str) {
+        write_atomic(
+            &dir.join("config.toml"),
+            format!("seed = 1\n[optim]\nlr = {lr}\n").as_bytes(),
+        )
+        .unwrap();
+        let mut metrics = Metrics::open(dir).unwrap();
+        for step in 1..=50 {
+            let loss = 1.0 / step as f64;
+            metrics.log(step, row([("loss/nll", loss), ("time/step_secs", 0.1)])).unwrap();
+        }
+        write_atomic(&dir.join("eval.json"), b"{\"gtg\":{\"pass_at_1\":0.31,\"ci95\":[0.2,0.4]}}")
+            .unwrap();
+    }
+
+    #[test]
+    fn two_runs_are_compared_by_curves_settings_and_results() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, lr) in [("a", "0.1"), ("b", "0.2")] {
+            make_run(&dir.path().join(name), lr);
+        }
+        let runs = Run::read_all(dir.path()).unwrap();
+        assert_eq!(runs.len(), 2);
+        let (page, text) = (html(&runs), text(&runs));
+        for part in ["optim.lr", "0.2", "loss/nll", "eval.gtg.pass_at_1", "0.310"] {
+            assert!(page.contains(part), "{part}");
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(!page.contains("time/unix_secs"));
+        assert!(!setting_rows(&runs).iter().any(|row| row[0] == "seed"));
+    }
+
+    #[test]
+    fn a_directory_without_a_run_is_the_users_mistake() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Run::read_all(dir.path()).unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(Run::read_all(&dir.path().join("absent")).is_err());
+    }
+}

@@ -1,0 +1,163 @@
+//! The results of `train demo`, ready to be shown; `html` and `text` render them.
+//!
+//! Plain data: measures nothing. All scores are fractions from 0 to 1.
+
+use super::curve::Curve;
+use serde_json::{Value, json};
+
+/// Everything the page shows.
+#[derive(Debug, Clone)]
+pub struct DemoReport {
+    /// What the data is, as names and texts.
+    pub data: Vec<(String, String)>,
+    /// The untrained model.
+    pub base: Score,
+    /// After supervised fine-tuning.
+    pub sft: Score,
+    /// After reinforcement.
+    pub grpo: Score,
+    /// pass@1 after reinforcement less pass@1 before, paired by problem.
+    pub gain: Estimate,
+    /// Cases and solutions after supervised fine-tuning.
+    pub sft_cases: Cases,
+    /// Cases and solutions after reinforcement.
+    pub grpo_cases: Cases,
+    /// Curves of supervised fine-tuning.
+    pub sft_curves: Vec<Curve>,
+    /// Curves of reinforcement.
+    pub grpo_curves: Vec<Curve>,
+    /// One test problem and what each model said.
+    pub example: Example,
+    /// Seconds by stage.
+    pub seconds: Vec<(String, f64)>,
+    /// Resolved configurations by name, as TOML.
+    pub configs: Vec<(String, String)>,
+    /// The machine and the program, as names and texts.
+    pub environment: Vec<(String, String)>,
+}
+
+/// A number with its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The estimate.
+    pub value: f64,
+    /// The ends of the interval.
+    pub ci95: (f64, f64),
+}
+
+/// How a model does on the held-out problems.
+#[derive(Debug, Clone)]
+pub struct Score {
+    /// Number of problems.
+    pub problems: usize,
+    /// Responses sampled for each.
+    pub rollouts: usize,
+    /// Mean over problems of the share of right responses.
+    pub pass_at_1: Estimate,
+    /// (k, share of problems with a right one among k responses).
+    pub pass_at_k: Vec<(usize, f64)>,
+    /// pass@1 by problem family.
+    pub families: Vec<(String, f64)>,
+    /// pass@1 on problems of families that no training problem has.
+    pub unseen_families: Option<Estimate>,
+}
+
+/// Responses by whether all self-made cases are right and whether the solution is (figure 5).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cases {
+    /// Right cases, right solution (C-C).
+    pub c_c: f64,
+    /// Right cases, wrong solution (C-F).
+    pub c_f: f64,
+    /// Some wrong case, right solution (No-C).
+    pub no_c: f64,
+    /// Some wrong case, wrong solution (No-F).
+    pub no_f: f64,
+}
+
+/// A problem and the responses to it.
+#[derive(Debug, Clone)]
+pub struct Example {
+    /// The whole prompt.
+    pub prompt: String,
+    /// One response per model.
+    pub responses: Vec<Response>,
+}
+
+/// What a model said, and whether it was right.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// Which model.
+    pub model: String,
+    /// The text.
+    pub text: String,
+    /// The judge's verdict.
+    pub is_right: bool,
+}
+
+/// Names of the three models, in order; their colours are 0, 1, 2.
+pub(super) const MODELS: [&str; 3] = ["base", "SFT", "SFT + RL"];
+pub(super) const CASES: [(&str, &str); 4] = [
+    ("C-C: cases right, solution right", "q0"),
+    ("C-F: cases right, solution wrong", "q1"),
+    ("No-C: a case wrong, solution right", "q2"),
+    ("No-F: a case wrong, solution wrong", "q3"),
+];
+
+impl Cases {
+    pub(super) fn shares(&self) -> Vec<f64> {
+        vec![self.c_c, self.c_f, self.no_c, self.no_f]
+    }
+}
+
+impl DemoReport {
+    pub(super) fn scores(&self) -> [&Score; 3] {
+        [&self.base, &self.sft, &self.grpo]
+    }
+
+    pub(super) fn total_seconds(&self) -> f64 {
+        self.seconds.iter().map(|(_, seconds)| seconds).sum()
+    }
+
+    /// The results as `summary.json` holds them.
+    pub fn summary(&self) -> Value {
+        let score = |score: &Score| {
+            let estimate = |e: &Estimate| json!({"pass_at_1": e.value, "ci95": e.ci95});
+            let mut value = estimate(&score.pass_at_1);
+            value["problems"] = json!(score.problems);
+            value["rollouts"] = json!(score.rollouts);
+            value["pass_at_k"] = score.pass_at_k.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+            if let Some(unseen) = &score.unseen_families {
+                value["unseen_families"] = estimate(unseen);
+            }
+            value
+        };
+        let cases = |c: &Cases| json!({"c_c": c.c_c, "c_f": c.c_f, "no_c": c.no_c, "no_f": c.no_f});
+        json!({
+            "gtg": {
+                "base": score(&self.base),
+                "sft": score(&self.sft),
+                "grpo": score(&self.grpo),
+                "gain": {"grpo_minus_sft": self.gain.value, "ci95": self.gain.ci95},
+            },
+            "cases": {"sft": cases(&self.sft_cases), "grpo": cases(&self.grpo_cases)},
+            "seconds": self.total_seconds(),
+            "seconds_by_stage": self.seconds.iter().cloned().collect::<Value>(),
+        })
+    }
+}
+
+/// `20.1 to 24.9 %`.
+pub(super) fn interval(estimate: Estimate) -> String {
+    format!("{:.1} to {:.1} %", estimate.ci95.0 * 100.0, estimate.ci95.1 * 100.0)
+}
+
+/// A difference of fractions in percentage points, signed.
+pub(super) fn points(difference: f64) -> String {
+    format!("{:+.1}", difference * 100.0)
+}
+
+/// The interval of a difference, in percentage points.
+pub(super) fn points_interval(estimate: Estimate) -> String {
+    format!("{} to {}", points(estimate.ci95.0), points(estimate.ci95.1))
+}

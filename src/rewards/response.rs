@@ -1,0 +1,319 @@
+//! Reads a response: its program, the cases it made itself, how often it corrected itself.
+//!
+//! The program is the last block that opens with a line ```` ```python ```` and closes with a line
+//! ```` ``` ````; it lies after `</think>`, if there is one. The chain of thought is all that
+//! precedes it. A self-made case is a line of the chain of thought
+//!
+//! ```text
+//! [bullet] case [number]: INPUT SEPARATOR VALUE [anything]
+//! ```
+//!
+//! `case` in any letter case; bullets `-`, `*`, `+`, `•`, `1.`, `1)`; separators `->`, `=>`, `→`, or
+//! else the last `=`, or else the last `:`. INPUT holds exactly one integer (`3`, `n = 3`, `f(3)`)
+//! and VALUE begins with one. A line that starts with `fails:` ends a failed attempt. Any text is
+//! read without error: what does not fit is no case.
+
+use serde::Serialize;
+use std::collections::HashSet;
+
+/// What breaks the format rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FormatError {
+    /// `<think>` without `</think>`.
+    UnclosedThink,
+    /// No python block.
+    NoCode,
+    /// The last python block does not end.
+    UnclosedCode,
+    /// The last python block holds nothing.
+    EmptyCode,
+}
+
+/// A response in parts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ParsedResponse {
+    /// What is wrong with the format, if anything.
+    pub format_error: Option<FormatError>,
+    /// The program, if its block is closed and not empty.
+    pub code: Option<String>,
+    /// Distinct self-made cases (input, value), in order, as canonical decimal integers.
+    pub cases: Vec<(String, String)>,
+    /// Failed attempts in the chain of thought.
+    pub rounds: usize,
+}
+
+impl ParsedResponse {
+    /// Whether the format rule is kept.
+    pub fn format_ok(&self) -> bool {
+        self.format_error.is_none()
+    }
+}
+
+/// Reads `response`.
+pub fn parse(response: &str) -> ParsedResponse {
+    let answer_start = match (response.find("<think>"), response.find("</think>")) {
+        (Some(open), _) => response[open..].find("</think>").map(|close| open + close),
+        (None, Some(close)) => Some(close),
+        (None, None) => Some(0),
+    };
+    let answer = &response[answer_start.unwrap_or(response.len())..];
+    let block = last_block(answer);
+    let thought = match &block {
+        Some(block) => &response[..response.len() - answer.len() + block.start],
+        None => response,
+    };
+    let code = block.as_ref().and_then(|b| b.code).filter(|code| !code.trim().is_empty());
+    let format_error = match (&block, answer_start) {
+        (_, None) => Some(FormatError::UnclosedThink),
+        (None, _) => Some(FormatError::NoCode),
+        (Some(Block { code: None, .. }), _) => Some(FormatError::UnclosedCode),
+        (Some(_), _) => code.is_none().then_some(FormatError::EmptyCode),
+    };
+    let mut seen = HashSet::new();
+    let cases = thought.lines().filter_map(case).filter(|case| seen.insert(case.clone())).collect();
+    let rounds = thought.lines().filter(|line| is_failure(line)).count();
+    ParsedResponse { format_error, code: code.map(str::to_owned), cases, rounds }
+}
+
+struct Block<'a> {
+    /// Where its opening line begins.
+    start: usize,
+    /// What lies before the closing line, if it is closed.
+    code: Option<&'a str>,
+}
+
+/// The last block that opens as python.
+fn last_block(text: &str) -> Option<Block<'_>> {
+    let mut block = None;
+    let mut open_body = None;
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        let start = at;
+        at += line.len();
+        let line = line.trim();
+        if is_python_fence(line) {
+            block = Some(Block { start, code: None });
+            open_body = Some(at);
+        } else if line == "```"
+            && let (Some(block), Some(body)) = (&mut block, open_body.take())
+        {
+            block.code = Some(&text[body..start]);
+        }
+    }
+    block
+}
+
+fn is_python_fence(line: &str) -> bool {
+    line.strip_prefix("```").is_some_and(|language| {
+        ["python", "python3", "py"].iter().any(|name| language.eq_ignore_ascii_case(name))
+    })
+}
+
+fn is_failure(line: &str) -> bool {
+    let line = line.trim_start();
+    ["fails:", "failed:"].iter().any(|word| starts_with_ignoring_case(line, word))
+}
+
+fn starts_with_ignoring_case(text: &str, prefix: &str) -> bool {
+    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// The case that a line states, if it states one.
+fn case(line: &str) -> Option<(String, String)> {
+    let line = without_bullet(line.trim());
+    if !starts_with_ignoring_case(line, "case") {
+        return None;
+    }
+    let (number, pair) = line["case".len()..].split_once(':')?;
+    let is_label = |c: char| c.is_ascii_digit() || "# *".contains(c);
+    if !number.chars().all(is_label) {
+        return None;
+    }
+    let (input, value) = ["->", "=>", "→"]
+        .iter()
+        .filter_map(|arrow| pair.split_once(arrow))
+        .min_by_key(|(input, _)| input.len())
+        .or_else(|| pair.rsplit_once('='))
+        .or_else(|| pair.rsplit_once(':'))?;
+    Some((only_integer(input)?, leading_integer(value)?))
+}
+
+fn without_bullet(line: &str) -> &str {
+    let digits = line.len() - line.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let rest = match line[digits..].strip_prefix(['.', ')']) {
+        Some(rest) if digits > 0 => rest,
+        _ => line.trim_start_matches(['-', '*', '+', '•']),
+    };
+    rest.trim_start_matches([' ', '\t', '*', '`'])
+}
+
+/// The integer in `text` if there is exactly one.
+fn only_integer(text: &str) -> Option<String> {
+    let start = text.find(|c: char| c.is_ascii_digit())?;
+    let start = start - usize::from(text[..start].ends_with(['-', '+']));
+    let integer = leading_integer(&text[start..])?;
+    let after = text[start..].trim_start_matches(['-', '+']);
+    let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    (!after.contains(|c: char| c.is_ascii_digit())).then_some(integer)
+}
+
+/// The integer that `text` begins with, in canonical decimal form; not the start of a word or a fraction.
+fn leading_integer(text: &str) -> Option<String> {
+    let text = text.trim_start_matches([' ', '\t', '`', '"', '\'', '*', '(']);
+    let (sign, digits) = match text.strip_prefix(['-', '−']) {
+        Some(rest) => ("-", rest),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    let length = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let (digits, rest) = digits.split_at(length);
+    let mut after = rest.chars();
+    let ends = match after.next() {
+        Some('.' | ',') => !after.next().is_some_and(|c| c.is_ascii_digit()),
+        Some(c) => !c.is_alphanumeric() && c != '_',
+        None => true,
+    };
+    (ends && !digits.is_empty()).then(|| canonical(sign, digits))
+}
+
+fn canonical(sign: &str, digits: &str) -> String {
+    match digits.trim_start_matches('0') {
+        "" => "0".to_owned(),
+        digits => format!("{sign}{digits}"),
+    }
+}
+
+/// A decimal integer without superfluous signs and zeros; `None` if `text` is anything else.
+pub fn canonical_integer(text: &str) -> Option<String> {
+    let text = text.trim();
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(rest) => ("-", rest),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    let decimal = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    decimal.then(|| canonical(sign, digits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RESPONSE: &str = "<think>\ncase: 3 -> 11\ncase: 4 -> 15\nattempt:\nn = int(input())\n\
+        print(4 * n)\nfails: 5 -> 20, expected 19. Off by one.\ncase: 3 -> 11\nattempt:\n\
+        n = int(input())\nprint(4 * n - 1)\n</think>\n```python\nn = int(input())\n\
+        print(4 * n - 1)\n```\n";
+
+    fn pairs(cases: &[(&str, &str)]) -> Vec<(String, String)> {
+        cases.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_response_is_read_in_all_its_parts() {
+        let parsed = parse(RESPONSE);
+        assert_eq!(parsed.format_error, None);
+        assert_eq!(parsed.code.as_deref(), Some("n = int(input())\nprint(4 * n - 1)\n"));
+        assert_eq!(parsed.cases, pairs(&[("3", "11"), ("4", "15")]));
+        assert_eq!(parsed.rounds, 1);
+    }
+
+    #[test]
+    fn cases_are_read_in_many_spellings() {
+        for line in [
+            "case: 3 -> 11",
+            "  - Case 1: 3 => 11.",
+            "2) CASE #2: n = 3 → 11 (by the rule)",
+            "* **case:** `3` -> `11`",
+            "• case: f(3) = 11",
+            "1. case: 3: 11, as 4 * 3 - 1",
+            "case: n = 3 = 011",
+            "case: +3->+11",
+        ] {
+            assert_eq!(case(line), Some(("3".to_owned(), "11".to_owned())), "{line}");
+        }
+        let long = "9".repeat(400);
+        assert_eq!(case(&format!("case: -0 -> -{long}")), Some(("0".into(), format!("-{long}"))));
+    }
+
+    #[test]
+    fn what_states_no_pair_of_integers_is_no_case() {
+        for line in [
+            "case: 3 -> eleven",
+            "case: 3, 4 -> 11",
+            "case: 3 -> 11.5",
+            "case: 3 -> 1,100",
+            "case: 3 -> 2n",
+            "case: x -> 11",
+            "case 3 -> 11",
+            "in this case: 3 -> 11",
+            "cases made: 3 -> 11",
+            "case: 3",
+            "case:",
+        ] {
+            assert_eq!(case(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_format_needs_a_closed_think_part_and_a_closed_block_with_code_after_it() {
+        let error = |text: &str| parse(text).format_error;
+        assert_eq!(error("```python\nprint(1)\n```"), None);
+        assert_eq!(error("a</think>```python\n```python\nprint(1)\n``` "), None);
+        assert_eq!(error("<think>```python\nprint(1)\n```"), Some(FormatError::UnclosedThink));
+        assert_eq!(error("<think>```python\n1\n```</think>"), Some(FormatError::NoCode));
+        assert_eq!(error("```\nprint(1)\n```"), Some(FormatError::NoCode));
+        assert_eq!(error("```python\nprint(1)\n"), Some(FormatError::UnclosedCode));
+        assert_eq!(
+            error("```python\n1\n```\n```python\nprint(1)"),
+            Some(FormatError::UnclosedCode)
+        );
+        assert_eq!(error("```python\n \n```"), Some(FormatError::EmptyCode));
+        assert_eq!(error(""), Some(FormatError::NoCode));
+    }
+
+    #[test]
+    fn the_last_block_is_the_program_and_what_precedes_it_is_thought() {
+        let parsed = parse(
+            "case: 1 -> 2\n```python\nfirst\n```\ncase: 2 -> 4\n```Python\nlast\n```\ncase: 3 -> 6",
+        );
+        assert_eq!(parsed.code.as_deref(), Some("last\n"));
+        assert_eq!(parsed.cases, pairs(&[("1", "2"), ("2", "4")]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_error(text in any::<String>()) {
+            parse(&text);
+        }
+
+        #[test]
+        fn any_mixture_of_the_grammars_parts_is_read_without_error(
+            parts in proptest::collection::vec(prop_oneof![
+                Just("<think>"), Just("</think>"), Just("\n"), Just("```python\n"), Just("```"),
+                Just("\n```\n"), Just("case"), Just(":"), Just("->"), Just("→"), Just("="),
+                Just("-"), Just("−"), Just("3"), Just("007"), Just("."), Just(","), Just("fails:"),
+                Just("é"), Just(" "), Just("1)"), Just("•"),
+            ], 0..60),
+        ) {
+            let parsed = parse(&parts.concat());
+            prop_assert_eq!(parsed.format_ok(), parsed.format_error.is_none());
+            if parsed.format_ok() {
+                prop_assert!(parsed.code.is_some());
+            }
+            let distinct: HashSet<_> = parsed.cases.iter().collect();
+            prop_assert_eq!(distinct.len(), parsed.cases.len());
+            for (input, value) in &parsed.cases {
+                let again = canonical_integer(input);
+                prop_assert_eq!(again.as_ref(), Some(input));
+                let again = canonical_integer(value);
+                prop_assert_eq!(again.as_ref(), Some(value));
+            }
+        }
+
+        #[test]
+        fn a_written_case_comes_back(n: i64, value: i128) {
+            let expected = Some((n.to_string(), value.to_string()));
+            prop_assert_eq!(case(&format!("case: {n} -> {value}")), expected);
+        }
+    }
+}

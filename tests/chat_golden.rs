@@ -1,0 +1,124 @@
+//! Chat templates, loss masks and token ids against what transformers makes of them.
+//!
+//! `scripts/golden/chat.py` wrote the expectations.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use codeseq::tokenizer::{Message, Tokenizer};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+    encodings: Vec<Encoding>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    template: String,
+    /// Keys to change in `tokenizer_config.json`.
+    config: Map<String, Value>,
+    outcomes: Vec<Outcome>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Outcome {
+    Refused { error: String },
+    Rendered { text: String, prompt: String, ids: Vec<u32>, mask: Vec<u8> },
+}
+
+#[derive(Deserialize)]
+struct Encoding {
+    text: String,
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Conversation {
+    messages: Vec<Message>,
+}
+
+fn dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/chat")
+}
+
+fn golden() -> Golden {
+    serde_json::from_str(&std::fs::read_to_string(dir().join("expected.json")).unwrap()).unwrap()
+}
+
+fn conversations() -> Vec<Conversation> {
+    let text = std::fs::read_to_string(dir().join("conversations.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The tokenizer of the golden files with another template.
+fn tokenizer(case: &Case) -> Tokenizer {
+    let source = dir().join("tokenizer");
+    let to = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(source.join(name), to.path().join(name)).unwrap();
+    }
+    let path = to.path().join("tokenizer_config.json");
+    let mut config: Map<String, Value> =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config.extend(case.config.clone());
+    std::fs::write(&path, Value::Object(config).to_string()).unwrap();
+    std::fs::write(to.path().join("chat_template.jinja"), &case.template).unwrap();
+    Tokenizer::load(to.path()).unwrap()
+}
+
+#[test]
+fn token_ids_are_those_of_transformers() {
+    let tokenizer = Tokenizer::load(&dir().join("tokenizer")).unwrap();
+    for row in golden().encodings {
+        assert_eq!(tokenizer.encode(&row.text).unwrap(), row.ids, "{:?}", row.text);
+        assert_eq!(tokenizer.decode_with_special_tokens(&row.ids).unwrap(), row.text);
+    }
+}
+
+#[test]
+fn templates_render_as_in_transformers() {
+    for case in golden().cases {
+        let tokenizer = tokenizer(&case);
+        let template = tokenizer.template().unwrap();
+        for (conversation, outcome) in conversations().iter().zip(&case.outcomes) {
+            let rendered = template.render(&conversation.messages, false);
+            match outcome {
+                Outcome::Refused { error } => {
+                    let ours = rendered.unwrap_err().to_string();
+                    assert!(ours.contains(error), "{}: {ours} / {error}", case.name);
+                }
+                Outcome::Rendered { text, prompt, .. } => {
+                    assert_eq!(&rendered.unwrap(), text, "{}", case.name);
+                    let ours = template.render(&conversation.messages, true).unwrap();
+                    assert_eq!(&ours, prompt, "{}", case.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn loss_masks_are_those_of_transformers() {
+    let golden = golden();
+    let chatml = golden.cases.iter().find(|case| case.name == "chatml").unwrap();
+    let mut compared = 0;
+    for case in &golden.cases {
+        let tokenizer = tokenizer(case);
+        // Without generation tags transformers has no mask; the same template with tags has.
+        let outcomes = if case.name == "plain_chatml" { &chatml.outcomes } else { &case.outcomes };
+        for (conversation, outcome) in conversations().iter().zip(outcomes) {
+            let Outcome::Rendered { ids, mask, .. } = outcome else { continue };
+            let sample = tokenizer.encode_sample(&conversation.messages).unwrap();
+            assert_eq!(&sample.input_ids, ids, "{}", case.name);
+            let expected: Vec<bool> = mask.iter().map(|&m| m == 1).collect();
+            assert_eq!(sample.loss_mask, expected, "{}: {:?}", case.name, conversation.messages);
+            compared += 1;
+        }
+    }
+    assert!(compared > 30, "{compared}");
+}
