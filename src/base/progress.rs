@@ -60,6 +60,11 @@ impl Progress {
         })
     }
 
+    /// A task that nobody watches.
+    pub fn hidden() -> Self {
+        Self(View::Hidden)
+    }
+
     /// Counts `n` units that an earlier run did; they do not enter the rate.
     pub fn skip(&self, n: u64) {
         match &self.0 {

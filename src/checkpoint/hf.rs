@@ -5,7 +5,7 @@
 //! the flat buffer, so nothing is held twice. Every tensor must be there with its shape and none
 //! besides; only two that models never read are passed over ([`is_derived`]).
 
-use super::TensorSpec;
+use crate::model::TensorSpec;
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_atomic};
 use crate::tokenizer::Tokenizer;
@@ -26,24 +26,17 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Writes a model directory's files into `dir`, which exists.
 pub fn save_model(
     dir: &Path,
-    config: &Value,
+    config_json: &str,
     specs: &[TensorSpec],
     weights: &[f32],
     tokenizer: &Tokenizer,
 ) -> Result<()> {
-    let text = format!("{config:#}\n");
-    write_atomic(&dir.join("config.json"), text.as_bytes())?;
+    write_atomic(&dir.join("config.json"), config_json.as_bytes())?;
     let tensors = specs
         .iter()
         .map(|spec| (spec.name.as_str(), spec.shape.as_slice(), &weights[spec.range.clone()]));
     write_tensors(&dir.join(WEIGHTS), tensors)?;
     tokenizer.copy_files(dir)
-}
-
-/// Reads `config.json` of a model directory, unknown keys and their order kept.
-pub fn load_config(dir: &Path) -> Result<Value> {
-    let path = dir.join("config.json");
-    serde_json::from_str(&read_text(&path)?).map_err(|e| usage(format!("{}: {e}", path.display())))
 }
 
 /// Fills `weights` with a model directory's tensors, each at its range.

@@ -3,19 +3,19 @@
 use super::hf;
 use super::state::Model;
 use crate::base::error::usage;
+use crate::base::fs::read_text;
+use crate::model::layout::init;
 use crate::model::{Decoder, Layout, ModelConfig};
 use crate::tokenizer::Tokenizer;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::Path;
 
 /// Everything that turns messages into tokens and tokens into probabilities.
 pub struct LanguageModel {
     /// The graph.
     pub decoder: Decoder,
-    /// The weights, flat, in the order of `layout`.
+    /// The weights, flat, in the decoder's layout.
     pub params: Vec<f32>,
-    /// Where each tensor lies in `params`.
-    pub layout: Layout,
     /// Text and conversations to tokens and back.
     pub tokenizer: Tokenizer,
 }
@@ -27,20 +27,23 @@ impl LanguageModel {
         let layout = Layout::new(&config);
         let mut params = vec![0.0; layout.len];
         hf::load_weights(dir, &layout.tensors, &mut params)?;
-        Self::assemble(config, layout, params, dir)
+        Self::assemble(config, params, dir)
     }
 
     /// Starts from random weights: the shape from `config_path`, the tokenizer from its directory.
     pub fn init(config_path: &Path, tokenizer_dir: &Path, seed: u64) -> Result<Self> {
-        let config = ModelConfig::from_file(config_path)?;
-        let layout = Layout::new(&config);
-        let params = crate::model::init(&config, seed);
-        Self::assemble(config, layout, params, tokenizer_dir)
+        let config = Self::read_config(config_path)?;
+        let params = init(&config, seed);
+        Self::assemble(config, params, tokenizer_dir)
+    }
+
+    /// Reads a `config.json` that lies by itself.
+    pub fn read_config(path: &Path) -> Result<ModelConfig> {
+        ModelConfig::from_json(&read_text(path)?).with_context(|| path.display().to_string())
     }
 
     fn assemble(
         config: ModelConfig,
-        layout: Layout,
         params: Vec<f32>,
         tokenizer_dir: &Path,
     ) -> Result<Self> {
@@ -54,7 +57,7 @@ impl LanguageModel {
                 config.vocab_size
             )));
         }
-        Ok(Self { decoder: Decoder::new(config), params, layout, tokenizer })
+        Ok(Self { decoder: Decoder::new(config), params, tokenizer })
     }
 
     /// Ids that end a response: those of the model's config and of its generation config.
@@ -69,8 +72,8 @@ impl LanguageModel {
     /// The model as a checkpoint takes it.
     pub fn as_saved(&self) -> Model<'_> {
         Model {
-            config: self.decoder.config().json(),
-            specs: &self.layout.tensors,
+            config_json: self.decoder.config().to_json(),
+            specs: &self.decoder.layout().tensors,
             weights: &self.params,
             tokenizer: &self.tokenizer,
         }

@@ -3,14 +3,13 @@
 //! Contract: the directory appears by one rename, when all of it is on disk. `state/` holds the two
 //! moments of AdamW as flat f32 and one JSON file with whatever the loop wants to keep.
 
-use super::TensorSpec;
+use crate::model::TensorSpec;
 use super::hf::{self, Tensors};
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_atomic, write_dir_atomic};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
 use std::path::Path;
 
 const DIR: &str = "state";
@@ -22,8 +21,8 @@ const SECOND: &str = "second_moment";
 /// A model as the checkpoint takes it.
 #[derive(Clone, Copy)]
 pub struct Model<'a> {
-    /// What becomes `config.json`.
-    pub config: &'a Value,
+    /// The text of `config.json`.
+    pub config_json: &'a str,
     /// Names, shapes and places of the tensors.
     pub specs: &'a [TensorSpec],
     /// The flat buffer.
@@ -57,7 +56,7 @@ pub fn save_step(
 }
 
 fn write_model(dir: &Path, model: Model<'_>) -> Result<()> {
-    hf::save_model(dir, model.config, model.specs, model.weights, model.tokenizer)
+    hf::save_model(dir, model.config_json, model.specs, model.weights, model.tokenizer)
 }
 
 /// Reads the moments and the state of a step directory; weights are read as of any model.

@@ -126,10 +126,10 @@ impl<'m> Engine<'m> {
                     &mut self.workspace,
                 );
                 let vocab = logits.len() / (running.len() + finished_prefixes.len()).max(1);
-                let (of_running, of_prefixes) = logits.split_at_mut(running.len() * vocab);
+                let (of_running, of_prefixes) = logits.split_at(running.len() * vocab);
                 running
                     .par_iter_mut()
-                    .zip(of_running.par_chunks_mut(vocab))
+                    .zip(of_running.par_chunks(vocab))
                     .for_each(|(sequence, logits)| sequence.advance(logits, sampling));
                 for (&prefix, logits) in finished_prefixes.iter().zip(of_prefixes.chunks(vocab)) {
                     prefixes[prefix].logits = logits.to_vec();
@@ -209,7 +209,7 @@ impl<'m> Engine<'m> {
             let request = &requests[prefix.request];
             while !prefix.logits.is_empty() && prefix.num_started < request.num_samples {
                 let Some(slot) = free_slots.pop() else { return true };
-                cache.copy_prefix(prefix.slot, slot, request.prompt.len());
+                cache.copy_prefix(prefix.slot as usize, slot as usize, request.prompt.len());
                 let mut sequence = Running {
                     request: prefix.request,
                     sample: prefix.num_started,
@@ -221,7 +221,7 @@ impl<'m> Engine<'m> {
                         finish_reason: FinishReason::Length,
                     },
                 };
-                sequence.advance(&mut prefix.logits.clone(), sampling);
+                sequence.advance(&prefix.logits, sampling);
                 running.push(sequence);
                 prefix.num_started += 1;
             }
@@ -235,12 +235,16 @@ impl<'m> Engine<'m> {
 }
 
 impl Running {
-    /// Draws the next token from `logits`, which it may overwrite.
-    fn advance(&mut self, logits: &mut [f32], sampling: &SamplingParams) {
+    /// Draws the next token from `logits`.
+    fn advance(&mut self, logits: &[f32], sampling: &SamplingParams) {
         let position = self.rollout.tokens.len() as u64;
         let uniform = rng::uniform(self.key, position);
-        let (token, logprob) =
-            sample(logits, sampling.temperature, sampling.top_k, sampling.top_p, uniform);
+        let distribution = Sampling {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+        };
+        let (token, logprob) = sample(logits, distribution, uniform);
         self.rollout.tokens.push(token);
         self.rollout.logprobs.push(logprob);
         if sampling.stop_ids.contains(&token) {

@@ -45,19 +45,19 @@ pub struct Attempt {
 impl Attempt {
     /// Whether the judge found anything out.
     pub fn is_judged(&self) -> bool {
-        self.verdict.kind() != VerdictKind::Infra
+        self.verdict.kind != VerdictKind::Infra
     }
 
     /// Whether the program passes every test.
     pub fn passed(&self) -> bool {
-        self.parsed.format_ok() && self.verdict.kind() == VerdictKind::Pass
+        self.parsed.format_ok() && self.verdict.kind == VerdictKind::Pass
     }
 
     /// The verdict in the words of rewards.
     pub fn verdict_for_reward(&self) -> rewards::Verdict {
-        match self.verdict.kind() {
+        match self.verdict.kind {
             VerdictKind::Pass => rewards::Verdict::Pass,
-            VerdictKind::Fail => rewards::Verdict::Fail,
+            VerdictKind::Fail(_) => rewards::Verdict::Fail,
             VerdictKind::Infra => rewards::Verdict::Infra,
         }
     }
@@ -122,10 +122,10 @@ pub fn attempt(
     let generation = started.elapsed();
 
     let started = Instant::now();
-    let texts = rollouts
+    let texts: Vec<Vec<String>> = rollouts
         .iter()
         .map(|samples| samples.iter().map(|r| model.tokenizer.decode(&r.tokens)).collect())
-        .collect::<Result<Vec<Vec<String>>>>()?;
+        .collect::<Result<_>>()?;
     let verdicts = judge_all(judge, problems, &texts);
     let judging = started.elapsed();
 

@@ -1,4 +1,6 @@
-//! Scores of models: estimators with their uncertainty, and the tables made of them.
+//! Attempts at problems, their scores, and what can be said of them.
 
+pub mod attempts;
+pub mod gtg;
 pub mod quadrants;
 pub mod stats;

@@ -15,7 +15,7 @@ use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a run starts from: a model directory, or random weights of a given shape.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,16 +32,29 @@ pub struct ModelSource {
     pub tokenizer: Option<PathBuf>,
 }
 
+/// A [`ModelSource`] after checking.
+enum Origin<'a> {
+    Directory(&'a Path),
+    Random { config: &'a Path, tokenizer: &'a Path },
+}
+
 impl ModelSource {
-    /// Opens or initialises the model.
-    pub fn open(&self, seed: u64) -> Result<LanguageModel> {
+    fn origin(&self) -> Result<Origin<'_>> {
         match (&self.path, &self.init, &self.tokenizer) {
-            (Some(path), None, None) => LanguageModel::open(path),
-            (None, Some(init), Some(tokenizer)) => LanguageModel::init(init, tokenizer, seed),
+            (Some(path), None, None) => Ok(Origin::Directory(path)),
+            (None, Some(config), Some(tokenizer)) => Ok(Origin::Random { config, tokenizer }),
             _ => Err(usage(
                 "model: give either `path` (a model directory) or both `init` (a config.json) and \
                  `tokenizer` (a directory)",
             )),
+        }
+    }
+
+    /// Opens or initialises the model.
+    pub fn open(&self, seed: u64) -> Result<LanguageModel> {
+        match self.origin()? {
+            Origin::Directory(path) => LanguageModel::open(path),
+            Origin::Random { config, tokenizer } => LanguageModel::init(config, tokenizer, seed),
         }
     }
 }

@@ -3,7 +3,8 @@
 //! Needs the model's `config.json` only. Left out: activations, which depend on how samples pack,
 //! and the memory of the data itself.
 
-use super::{ModelSource, grpo, sft};
+use super::{ModelSource, Origin, grpo, sft};
+use crate::checkpoint::LanguageModel;
 use crate::model::{Layout, ModelConfig};
 use anyhow::Result;
 use serde::Serialize;
@@ -84,10 +85,8 @@ impl Plan {
 }
 
 fn shape(model: &ModelSource) -> Result<ModelConfig> {
-    model.check()?;
-    match (&model.path, &model.init) {
-        (Some(dir), _) => ModelConfig::from_dir(dir),
-        (_, Some(file)) => ModelConfig::from_file(file),
-        _ => unreachable!("checked above"),
+    match model.origin()? {
+        Origin::Directory(dir) => ModelConfig::from_dir(dir),
+        Origin::Random { config, .. } => LanguageModel::read_config(config),
     }
 }

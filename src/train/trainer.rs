@@ -8,7 +8,7 @@ use crate::checkpoint::state::{load_step, save_step};
 use crate::data::pack::Batch;
 use crate::model::{Packed, Target, TokenScores, Workspace};
 use crate::ops::adamw::AdamW;
-use crate::ops::global_norm;
+use crate::ops::reduce::global_norm;
 use crate::optim::{AdamWConfig, Schedule};
 use anyhow::Result;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -113,7 +113,7 @@ impl Trainer {
 
     /// Divides the gradient by `denominator`, clips it, steps AdamW and clears it.
     pub fn update(&mut self, denominator: f64) -> Update {
-        let lr = self.schedule.lr(self.optim.lr, self.step, self.total_steps);
+        let lr = self.optim.lr * self.schedule.factor(self.step, self.total_steps);
         let grad_norm = global_norm(&self.grads) / denominator;
         let is_finite = grad_norm.is_finite();
         if is_finite {

@@ -90,6 +90,7 @@ pub(super) fn report(parts: Parts<'_>) -> Result<DemoReport> {
         .expect("invariant: both scores are over the same problems, at least one");
     let [sft_rows, grpo_rows] = parts.runs.map(|run| read_run(run.path()));
     let (sft_rows, grpo_rows) = (sft_rows?, grpo_rows?);
+    let example = example(&parts)?;
     Ok(DemoReport {
         data: parts.data,
         base: score(base),
@@ -108,10 +109,10 @@ pub(super) fn report(parts: Parts<'_>) -> Result<DemoReport> {
             Curve::from_rows("response tokens", &grpo_rows, "response/mean_tokens"),
             Curve::from_rows("entropy", &grpo_rows, "policy/entropy"),
         ],
-        example: example(&parts)?,
+        example,
         seconds: parts.seconds,
         configs: parts.configs,
-        environment: Environment::current().lines(),
+        environment: environment()?,
     })
 }
 
@@ -160,4 +161,13 @@ fn example(parts: &Parts<'_>) -> Result<Example> {
         .collect();
     let prompt = GtgPrompt::bundled()?.render(&parts.examination.test[best])?;
     Ok(Example { prompt, responses })
+}
+
+/// The machine and the program, as names and texts.
+fn environment() -> Result<Vec<(String, String)>> {
+    let serde_json::Value::Object(fields) = serde_json::to_value(Environment::current())? else {
+        unreachable!("invariant: an environment is an object");
+    };
+    let text = |value: serde_json::Value| value.as_str().map_or(value.to_string(), str::to_owned);
+    Ok(fields.into_iter().map(|(name, value)| (name, text(value))).collect())
 }
