@@ -173,10 +173,6 @@ mod tests {
             assert!(!html.contains(wrong), "{wrong}");
         }
         assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
-        if let Ok(path) = std::env::var("CODESEQ_KEEP_PAGE") {
-            std::fs::write(&path, html).unwrap();
-            std::fs::write(path + ".txt", example().text()).unwrap();
-        }
     }
 
     #[test]
