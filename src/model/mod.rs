@@ -1,1 +1,22 @@
-//! (under construction)
+//! The decoder (Llama and Qwen2 shapes): its configuration, where its tensors lie in one flat
+//! buffer, its training graph and its cached generation.
+//!
+//! Contract: parameters and gradients are flat slices that the caller owns; a token's
+//! log-probability has the same bits from [`Decoder::score`] as from [`Decoder::extend`].
+//! Left out: reading and writing files (`checkpoint`), sampling policy and scheduling (`engine`).
+
+pub mod cache;
+pub mod config;
+pub mod decoder;
+pub mod extend;
+pub mod layout;
+mod training;
+mod weights;
+
+pub use cache::KvCache;
+pub use config::{Architecture, ModelConfig};
+pub use decoder::{Decoder, Packed, Target, TokenScores};
+pub use extend::{DecodeWorkspace, Row};
+pub use layout::{Layout, TensorSpec};
+pub use training::{Objective, Workspace};
+pub use weights::PackedWeights;

@@ -1,1 +1,20 @@
-//! (under construction)
+//! The operations of the decoder on the CPU, in f32: each file holds one, forward beside backward.
+//!
+//! Contract: an operation works on plain slices and never allocates. Its bits depend neither on the
+//! number of threads nor on how many rows one call holds, so that a token's log-probability is the
+//! same in training, in prefill and in decoding. Gradients are added to what is there, never
+//! normalised. Left out: other number formats and other devices.
+
+pub mod adamw;
+pub mod attention;
+pub mod buffer;
+pub mod embedding;
+pub mod logprob;
+pub mod matmul;
+pub mod parallel;
+pub mod reduce;
+pub mod rms_norm;
+pub mod rope;
+pub mod sample;
+pub mod simd;
+pub mod swiglu;

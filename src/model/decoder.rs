@@ -1,0 +1,178 @@
+//! The decoder: what a layer computes for a few rows, shared by training and generation.
+//!
+//! Contract: every function here works on rows alone (their neighbours never matter) and on the
+//! calling thread; [`super::training`] and [`super::extend`] spread rows over threads.
+
+use super::layout::{LayerRanges, Ranges};
+use super::weights::{Matrix, PackedWeights, Pass};
+use super::{Layout, ModelConfig};
+use crate::ops::attention::Heads;
+use crate::ops::buffer::{Buffer, parts};
+use crate::ops::matmul::{Start, TILE, matmul};
+use crate::ops::rms_norm::rms_norm;
+use crate::ops::rope::Rope;
+use crate::ops::swiglu::swiglu;
+
+/// Sequences of any lengths, one after another; attention stays within each and positions restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// Tokens of all sequences.
+    pub tokens: Vec<u32>,
+    /// Where each sequence starts, and the end of the last: from 0 to `tokens.len()`, ascending.
+    pub cu_seqlens: Vec<usize>,
+}
+
+impl Packed {
+    /// Packs sequences.
+    pub fn from_sequences<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let mut packed = Self { tokens: Vec::new(), cu_seqlens: vec![0] };
+        for sequence in sequences {
+            packed.tokens.extend_from_slice(sequence);
+            packed.cu_seqlens.push(packed.tokens.len());
+        }
+        packed
+    }
+}
+
+/// A token whose score is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Row of the packed batch whose hidden state predicts it.
+    pub row: usize,
+    /// The token.
+    pub token: u32,
+}
+
+/// Scores of a target under softmax(logits / temperature).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenScores {
+    /// Natural log-probability of the target.
+    pub logp: f32,
+    /// Entropy of the distribution, in nats.
+    pub entropy: f32,
+}
+
+/// Rows that one work item takes through the matrices of a layer; a multiple of the tile.
+pub(super) const CHUNK: usize = 16 * TILE;
+
+/// A model's shape, ready to compute with flat parameters.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    config: ModelConfig,
+    layout: Layout,
+    pub(super) ranges: Ranges,
+}
+
+impl Decoder {
+    /// The decoder of a configuration.
+    pub fn new(config: ModelConfig) -> Self {
+        let (layout, ranges) = (Layout::new(&config), Ranges::new(&config));
+        Self { config, layout, ranges }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the tensors lie in the flat buffers.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Packs the matrices for [`Decoder::extend`]; needed once after each change of parameters.
+    pub fn pack(&self, params: &[f32]) -> PackedWeights {
+        let mut packed = self.packed(Pass::Forward);
+        packed.fill(params);
+        packed
+    }
+
+    /// The same into weights packed before.
+    pub fn repack(&self, params: &[f32], packed: &mut PackedWeights) {
+        packed.fill(params);
+    }
+
+    pub(super) fn packed(&self, pass: Pass) -> PackedWeights {
+        PackedWeights::new(&self.ranges, self.config.hidden_size, pass)
+    }
+
+    pub(super) fn heads(&self) -> Heads {
+        Heads {
+            queries: self.config.num_heads,
+            keys: self.config.num_kv_heads,
+            dim: self.config.head_dim,
+        }
+    }
+
+    pub(super) fn rope(&self) -> Rope {
+        Rope::new(self.config.head_dim, self.config.rope_theta)
+    }
+
+    /// Floats of a row of attention output.
+    pub(super) fn attention_width(&self) -> usize {
+        self.config.num_heads * self.config.head_dim
+    }
+
+    /// The first half of a layer, up to attention: `qkv` of rows `x`, queries and keys turned.
+    pub(super) fn attention_input(
+        &self,
+        (params, packed, layer): (&[f32], &PackedWeights, usize),
+        x: &[f32],
+        (rope, positions): (&Rope, &mut dyn Iterator<Item = usize>),
+        qkv: &mut [f32],
+        scratch: &mut Buffer,
+    ) {
+        let (hidden, heads) = (self.config.hidden_size, self.heads());
+        let LayerRanges { input_norm, qkv_bias, .. } = &self.ranges.layers[layer];
+        let rows = x.len() / hidden;
+        let [normal] = parts(scratch, [rows * hidden]);
+        rms_norm(x, &params[input_norm.clone()], self.config.rms_norm_eps, normal);
+        let bias = qkv_bias.clone().map_or(Start::Zero, |range| Start::Bias(&params[range]));
+        let panels = packed.panels(Matrix::Qkv(layer));
+        matmul(normal, hidden, rows, panels, bias, qkv, heads.row());
+        for (row, position) in qkv.chunks_exact_mut(heads.row()).zip(positions) {
+            rope.forward(row, heads.queries + heads.keys, position);
+        }
+    }
+
+    /// The second half: adds the attention output to `middle` (on entry the layer's input), then
+    /// the feed-forward network gives `out`; `gate_up` keeps what the backward needs.
+    pub(super) fn attention_output(
+        &self,
+        (params, packed, layer): (&[f32], &PackedWeights, usize),
+        attention: &[f32],
+        middle: &mut [f32],
+        gate_up: &mut [f32],
+        out: &mut [f32],
+        scratch: &mut Buffer,
+    ) {
+        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        let width = self.attention_width();
+        let rows = middle.len() / hidden;
+        let [normal, product] = parts(scratch, [rows * hidden, rows * inner]);
+        let panels = packed.panels(Matrix::Output(layer));
+        matmul(attention, width, rows, panels, Start::Accumulate, middle, hidden);
+        let weight = &params[self.ranges.layers[layer].post_norm.clone()];
+        rms_norm(middle, weight, self.config.rms_norm_eps, normal);
+        let panels = packed.panels(Matrix::GateUp(layer));
+        matmul(normal, hidden, rows, panels, Start::Zero, gate_up, 2 * inner);
+        swiglu(gate_up, inner, product);
+        out.copy_from_slice(middle);
+        let panels = packed.panels(Matrix::Down(layer));
+        matmul(product, inner, rows, panels, Start::Accumulate, out, hidden);
+    }
+
+    /// The logits of rows `x` of the residual stream; `normal` gets the rows after the last norm.
+    pub(super) fn logits(
+        &self,
+        (params, packed): (&[f32], &PackedWeights),
+        x: &[f32],
+        normal: &mut [f32],
+        logits: &mut [f32],
+    ) {
+        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        rms_norm(x, &params[self.ranges.norm.clone()], self.config.rms_norm_eps, normal);
+        let panels = packed.panels(Matrix::Head);
+        matmul(normal, hidden, x.len() / hidden, panels, Start::Zero, logits, vocab);
+    }
+}

@@ -1,0 +1,675 @@
+//! Causal grouped-query attention over packed sequences of any lengths.
+//!
+//! Contract: a query's scores, softmax and weighted sum are computed whole, in ascending key order,
+//! by one function ([`attend`]) for training, prefill and decoding, so its bits depend only on its
+//! own sequence. Scores are never stored: the backward recomputes them from the log-sum-exp.
+//! Keys are held as panels of sixteen positions (`[panel][head_dim][16]`), values as rows of
+//! [`padded`] floats. Left out: sliding windows, dropout and other masks.
+
+use super::buffer::{Buffer, parts};
+use super::matmul::{PANEL, Start, TILE, finish, tile, with_tile_rows};
+use super::parallel::{SharedMut, for_each};
+use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
+
+/// The heads of a layer. A row of queries, keys and values is `[heads, kv_heads, kv_heads]` heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key and value heads; each serves `queries / keys` consecutive query heads.
+    pub keys: usize,
+    /// Elements of a head.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Query heads that share a key head.
+    pub fn group(&self) -> usize {
+        self.queries / self.keys
+    }
+
+    /// Floats of a row of queries, keys and values.
+    pub fn row(&self) -> usize {
+        (self.queries + 2 * self.keys) * self.dim
+    }
+
+    /// The key and the value of one key head in a row.
+    pub fn key_value<'a>(&self, row: &'a [f32], head: usize) -> (&'a [f32], &'a [f32]) {
+        let (keys, values) = self.offsets();
+        (&row[keys + head * self.dim..][..self.dim], &row[values + head * self.dim..][..self.dim])
+    }
+
+    /// Where the first key head, and the first value head, starts in a row.
+    fn offsets(&self) -> (usize, usize) {
+        (self.queries * self.dim, (self.queries + self.keys) * self.dim)
+    }
+}
+
+/// Floats between value rows: whole panels.
+pub const fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(PANEL)
+}
+
+/// Floats between rows of scores; an odd number of cache lines, so that a column does not map to
+/// few cache sets.
+const fn score_stride(len: usize) -> usize {
+    (len.div_ceil(PANEL) | 1) * PANEL
+}
+
+/// Writes a key into its column of the panels.
+#[inline(always)]
+pub fn store_key(key: &[f32], position: usize, panels: &mut [f32]) {
+    let first = position / PANEL * PANEL * key.len() + position % PANEL;
+    for (slot, &value) in panels[first..].iter_mut().step_by(PANEL).zip(key) {
+        *slot = value;
+    }
+}
+
+/// Copies a head into a row of [`padded`] floats.
+#[inline(always)]
+fn store_padded(head: &[f32], row: &mut [f32]) {
+    row[..head.len()].copy_from_slice(head);
+    row[head.len()..].fill(0.0);
+}
+
+/// Writes a value into its row.
+#[inline(always)]
+pub fn store_value(value: &[f32], position: usize, rows: &mut [f32]) {
+    let stride = padded(value.len());
+    store_padded(value, &mut rows[position * stride..][..stride]);
+}
+
+/// `out = rows of left · panels` for the first `columns` columns (rounded up to whole panels).
+///
+/// # Safety
+/// `left` has `rows` rows of `depth` floats, `out` `rows` rows of whole panels, at their strides.
+#[inline(always)]
+unsafe fn times_panels<S: Simd>(
+    s: S,
+    (left, left_stride): (&[f32], usize),
+    rows: usize,
+    (panels, depth, columns): (&[f32], usize, usize),
+    (out, out_stride): (&mut [f32], usize),
+) {
+    debug_assert!(panels.len() >= columns.div_ceil(PANEL) * PANEL * depth);
+    for first in (0..columns).step_by(PANEL) {
+        for row in (0..rows).step_by(TILE) {
+            // SAFETY: the caller's promise, for each tile of it.
+            unsafe {
+                let left = left.as_ptr().add(row * left_stride);
+                let panel = panels.as_ptr().add(first * depth);
+                let target = out.as_mut_ptr().add(row * out_stride + first);
+                with_tile_rows!(rows - row, R => {
+                    let sums = tile::<S, R>(s, depth, left, (left_stride, 1), panel, PANEL);
+                    finish(s, sums, Start::Zero, target, out_stride, PANEL);
+                });
+            }
+        }
+    }
+}
+
+/// `out (+)= left · right` where `right` is `depth` rows of `width` floats, whole panels.
+///
+/// # Safety
+/// `left` is readable at `row * strides.0 + d * strides.1` for `rows` rows and `depth` d's, `right`
+/// has `depth` rows and `out` `rows` rows of `width` floats.
+#[inline(always)]
+unsafe fn times_rows<S: Simd>(
+    s: S,
+    (left, strides): (&[f32], (usize, usize)),
+    rows: usize,
+    (right, depth, width): (&[f32], usize, usize),
+    start: Start<'_>,
+    out: &mut [f32],
+) {
+    debug_assert!(right.len() >= depth * width && out.len() >= rows * width);
+    for row in (0..rows).step_by(TILE) {
+        for first in (0..width).step_by(PANEL) {
+            // SAFETY: the caller's promise, for each tile of it.
+            unsafe {
+                let left = left.as_ptr().add(row * strides.0);
+                let right = right.as_ptr().add(first);
+                let target = out.as_mut_ptr().add(row * width + first);
+                with_tile_rows!(rows - row, R => {
+                    let sums = tile::<S, R>(s, depth, left, strides, right, width);
+                    finish(s, sums, start, target, width, PANEL);
+                });
+            }
+        }
+    }
+}
+
+/// exp(x - shift) of the first `visible` scores, zeros after them; returns the sum.
+#[inline(always)]
+fn exponentials<S: Simd>(s: S, scores: &mut [f32], visible: usize, shift: f32) -> f32 {
+    let (seen, hidden) = scores.split_at_mut(visible);
+    let shift = s.splat(shift);
+    let (chunks, tail) = seen.as_chunks_mut::<LANES>();
+    let mut sum = s.splat(0.0);
+    for chunk in chunks {
+        let e = exp(s, s.sub(s.load(chunk), shift));
+        sum = s.add(sum, e);
+        s.store(e, chunk);
+    }
+    if !tail.is_empty() {
+        let e = exp(s, s.sub(load_partial(s, tail, f32::NEG_INFINITY), shift));
+        sum = s.add(sum, e);
+        store_partial(s, e, tail);
+    }
+    hidden.fill(0.0);
+    sum_lanes(s, sum)
+}
+
+#[inline(always)]
+fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut max = s.splat(f32::NEG_INFINITY);
+    for chunk in chunks {
+        max = s.max(max, s.load(chunk));
+    }
+    max_lanes(s, s.max(max, load_partial(s, tail, f32::NEG_INFINITY)))
+}
+
+/// Consecutive positions of one sequence and one key head, as queries of a block.
+#[derive(Clone, Copy)]
+struct Block {
+    first_position: usize,
+    positions: usize,
+    group: usize,
+}
+
+impl Block {
+    /// Query rows: the group's heads of each position.
+    fn rows(&self) -> usize {
+        self.positions * self.group
+    }
+
+    /// Keys that query row `row` sees.
+    fn visible(&self, row: usize) -> usize {
+        self.first_position + row / self.group + 1
+    }
+
+    /// Keys that the last row sees.
+    fn keys(&self) -> usize {
+        self.first_position + self.positions
+    }
+}
+
+/// Positions of a block of about `rows` query rows.
+fn block_positions(rows: usize, group: usize) -> usize {
+    rows.div_ceil(group)
+}
+
+/// Attention of a block of scaled queries (`[rows, dim]`) over panels of keys and rows of values;
+/// `out` is `[rows, padded(dim)]`; `lse` gets each row's log-sum-exp of scores.
+#[inline(always)]
+fn attend<S: Simd>(
+    s: S,
+    block: Block,
+    dim: usize,
+    queries: &[f32],
+    (keys, values): (&[f32], &[f32]),
+    scores: &mut [f32],
+    out: &mut [f32],
+    mut lse: impl FnMut(usize, f32),
+) {
+    let (rows, count, width) = (block.rows(), block.keys(), padded(dim));
+    let stride = score_stride(count);
+    let scores = &mut scores[..rows * stride];
+    assert!(queries.len() >= rows * dim && out.len() >= rows * width);
+    assert!(keys.len() >= count.next_multiple_of(PANEL) * dim && values.len() >= count * width);
+    // SAFETY: the assertions above cover all operands.
+    unsafe { times_panels(s, (queries, dim), rows, (keys, dim, count), (scores, stride)) };
+    let mut inverse_sums = [0.0f32; MAX_ROWS];
+    for (row, scores) in scores.chunks_exact_mut(stride).enumerate() {
+        let visible = block.visible(row);
+        let max = largest(s, &scores[..visible]);
+        let sum = exponentials(s, &mut scores[..count], visible, max);
+        inverse_sums[row] = 1.0 / sum;
+        lse(row, max + sum.ln());
+    }
+    // SAFETY: the assertions above cover all operands.
+    unsafe {
+        times_rows(s, (scores, (stride, 1)), rows, (values, count, width), Start::Zero, out);
+    }
+    for (out, inverse) in out.chunks_exact_mut(width).zip(inverse_sums) {
+        let inverse = s.splat(inverse);
+        for eight in out.as_chunks_mut::<LANES>().0 {
+            s.store(s.mul(s.load(eight), inverse), eight);
+        }
+    }
+}
+
+/// Query rows of a block in the forward pass; enough to reuse keys from the nearest cache.
+const FORWARD_ROWS: usize = 24;
+/// Query rows of a block in the backward pass, where they are also the depth of products.
+const BACKWARD_ROWS: usize = 48;
+/// Most rows of a block: a block holds at least one position of a whole group.
+const MAX_ROWS: usize = 256;
+
+/// Attention of consecutive positions of one sequence, from its cached keys and values.
+#[derive(Clone, Copy)]
+pub struct Cached<'a> {
+    /// Panels of one key head.
+    pub keys: &'a [f32],
+    /// Value rows of the same head.
+    pub values: &'a [f32],
+    /// Which key head.
+    pub head: usize,
+    /// Position of the first row.
+    pub first_position: usize,
+}
+
+simd_fn!(
+    /// For each row of `qkv` (turned queries), the attention of the group of query heads of
+    /// `cached.head` into the same heads of `out` (`[rows, queries * dim]`).
+    pub fn attend_cached(
+        heads: Heads,
+        qkv: &[f32],
+        cached: Cached<'_>,
+        out: &mut [f32],
+        scratch: &mut Buffer,
+    ) = cached_generic
+);
+
+#[inline(always)]
+fn cached_generic<S: Simd>(
+    s: S,
+    heads: Heads,
+    qkv: &[f32],
+    cached: Cached<'_>,
+    out: &mut [f32],
+    scratch: &mut Buffer,
+) {
+    let rows = qkv.len() / heads.row();
+    let out = SharedMut::new(out);
+    sequence_forward(
+        s,
+        heads,
+        &cached,
+        rows,
+        scratch,
+        |row| &qkv[row * heads.row()..],
+        &out,
+        |_, _, _| {},
+    );
+}
+
+/// Attention of `count` positions from `cached.first_position`, in blocks.
+#[inline(always)]
+fn sequence_forward<'q, S: Simd>(
+    s: S,
+    heads: Heads,
+    cached: &Cached<'_>,
+    count: usize,
+    scratch: &mut Buffer,
+    query_row: impl Fn(usize) -> &'q [f32],
+    out: &SharedMut<'_, f32>,
+    mut lse: impl FnMut(usize, usize, f32),
+) {
+    let (dim, group, width) = (heads.dim, heads.group(), padded(heads.dim));
+    let most = block_positions(FORWARD_ROWS, group);
+    let total = cached.first_position + count;
+    let [queries, scores, results] = parts(
+        scratch,
+        [most * group * dim, most * group * score_stride(total), most * group * width],
+    );
+    let scale = 1.0 / (dim as f32).sqrt();
+    for first in (0..count).step_by(most) {
+        let positions = most.min(count - first);
+        let block = Block { first_position: cached.first_position + first, positions, group };
+        let start = cached.head * group * dim;
+        for (i, queries) in queries.chunks_exact_mut(group * dim).take(positions).enumerate() {
+            let source = &query_row(first + i)[start..start + group * dim];
+            queries.iter_mut().zip(source).for_each(|(q, x)| *q = x * scale);
+        }
+        attend(s, block, dim, queries, (cached.keys, cached.values), scores, results, |row, x| {
+            lse(first + row / group, cached.head * group + row % group, x);
+        });
+        for (row, result) in results.chunks_exact(width).take(block.rows()).enumerate() {
+            let at = (first + row / group) * heads.queries * dim + start + row % group * dim;
+            // SAFETY: each item writes only its own group's heads of its own positions.
+            unsafe { out.part(at..at + dim) }.copy_from_slice(&result[..dim]);
+        }
+    }
+}
+
+/// The sequence and key head of a work item.
+fn item_of(item: usize, cu_seqlens: &[usize], heads: Heads) -> (usize, usize, usize) {
+    let (sequence, head) = (item / heads.keys, item % heads.keys);
+    let start = cu_seqlens[sequence];
+    (start, cu_seqlens[sequence + 1] - start, head)
+}
+
+/// Attention within each sequence of packed rows `qkv` (turned), on the pool: `out` is
+/// `[tokens, queries * dim]`, `lse` `[tokens, queries]`.
+pub fn attention(
+    heads: Heads,
+    qkv: &[f32],
+    cu_seqlens: &[usize],
+    out: &mut [f32],
+    lse: &mut [f32],
+    scratch: &mut [AttentionScratch],
+) {
+    let items = cu_seqlens.len().saturating_sub(1) * heads.keys;
+    let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
+    for_each(items, scratch, |item, scratch| {
+        forward_item(heads, qkv, item_of(item, cu_seqlens, heads), &out, &lse, scratch);
+    });
+}
+
+/// The buffers of one thread.
+#[derive(Default)]
+pub struct AttentionScratch {
+    sequence: Buffer,
+    block: Buffer,
+}
+
+simd_fn!(
+    fn forward_item(
+        heads: Heads,
+        qkv: &[f32],
+        sequence: (usize, usize, usize),
+        out: &SharedMut<'_, f32>,
+        lse: &SharedMut<'_, f32>,
+        scratch: &mut AttentionScratch,
+    ) = forward_item_generic
+);
+
+#[inline(always)]
+fn forward_item_generic<S: Simd>(
+    s: S,
+    heads: Heads,
+    qkv: &[f32],
+    (start, len, head): (usize, usize, usize),
+    out: &SharedMut<'_, f32>,
+    lse: &SharedMut<'_, f32>,
+    scratch: &mut AttentionScratch,
+) {
+    let (dim, row) = (heads.dim, heads.row());
+    let rows = &qkv[start * row..(start + len) * row];
+    let [keys, values] =
+        parts(&mut scratch.sequence, [len.next_multiple_of(PANEL) * dim, len * padded(dim)]);
+    for (position, row) in rows.chunks_exact(row).enumerate() {
+        let (key, value) = heads.key_value(row, head);
+        store_key(key, position, keys);
+        store_value(value, position, values);
+    }
+    let width = heads.queries * dim;
+    // SAFETY: the item alone writes its group's heads of these rows; the parts are per row and head.
+    let own_lse = |position: usize, query: usize, value: f32| unsafe {
+        let at = (start + position) * heads.queries + query;
+        lse.part(at..at + 1)[0] = value;
+    };
+    let cached = Cached { keys, values, head, first_position: 0 };
+    let own_out = out.offset(start * width);
+    sequence_forward(
+        s,
+        heads,
+        &cached,
+        len,
+        &mut scratch.block,
+        |i| &rows[i * row..],
+        &own_out,
+        own_lse,
+    );
+}
+
+/// The backward of [`attention`], on the pool: from the forward's rows, output and log-sum-exp and
+/// the output's gradient, writes the gradients of queries, keys and values over `qkv`.
+pub fn attention_backward(
+    heads: Heads,
+    qkv: &mut [f32],
+    cu_seqlens: &[usize],
+    (out, lse, d_out): (&[f32], &[f32], &[f32]),
+    scratch: &mut [AttentionScratch],
+) {
+    let items = cu_seqlens.len().saturating_sub(1) * heads.keys;
+    let qkv = SharedMut::new(qkv);
+    for_each(items, scratch, |item, scratch| {
+        backward_item(heads, &qkv, item_of(item, cu_seqlens, heads), (out, lse, d_out), scratch);
+    });
+}
+
+simd_fn!(
+    fn backward_item(
+        heads: Heads,
+        qkv: &SharedMut<'_, f32>,
+        sequence: (usize, usize, usize),
+        forward: (&[f32], &[f32], &[f32]),
+        scratch: &mut AttentionScratch,
+    ) = backward_item_generic
+);
+
+#[inline(always)]
+fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sum = s.splat(0.0);
+    for (a, b) in a.iter().zip(b) {
+        sum = s.fma(s.load(a), s.load(b), sum);
+    }
+    sum_lanes(s, s.fma(load_partial(s, a_tail, 0.0), load_partial(s, b_tail, 0.0), sum))
+}
+
+/// Scores to probabilities and their gradients to the scores' gradients, for one row.
+#[inline(always)]
+fn score_gradients<S: Simd>(
+    s: S,
+    scores: &mut [f32],
+    gradients: &mut [f32],
+    (visible, lse, delta): (usize, f32, f32),
+) {
+    exponentials(s, scores, visible, lse);
+    let delta = s.splat(delta);
+    let (scores, scores_tail) = scores.as_chunks::<LANES>();
+    let (gradients, gradients_tail) = gradients.as_chunks_mut::<LANES>();
+    for (p, g) in scores.iter().zip(gradients) {
+        s.store(s.mul(s.load(p), s.sub(s.load(g), delta)), g);
+    }
+    let g = s.sub(load_partial(s, gradients_tail, 0.0), delta);
+    store_partial(s, s.mul(load_partial(s, scores_tail, 0.0), g), gradients_tail);
+}
+
+#[inline(always)]
+fn backward_item_generic<S: Simd>(
+    s: S,
+    heads: Heads,
+    qkv: &SharedMut<'_, f32>,
+    (start, len, head): (usize, usize, usize),
+    (out, lse, d_out): (&[f32], &[f32], &[f32]),
+    scratch: &mut AttentionScratch,
+) {
+    let (dim, group, width) = (heads.dim, heads.group(), padded(heads.dim));
+    let (key_offset, value_offset) = heads.offsets();
+    let scale = 1.0 / (dim as f32).sqrt();
+    let panels = len.next_multiple_of(PANEL) * dim;
+    let [key_panels, value_panels, keys, d_keys, d_values] =
+        parts(&mut scratch.sequence, [panels, panels, len * width, len * width, len * width]);
+    d_keys.fill(0.0);
+    d_values.fill(0.0);
+    // SAFETY: this item alone touches these heads of these rows, one part at a time.
+    let part = |position: usize, offset: usize, len: usize| unsafe {
+        let at = (start + position) * heads.row() + offset;
+        qkv.part(at..at + len)
+    };
+    for position in 0..len {
+        let key = part(position, key_offset + head * dim, dim);
+        store_key(key, position, key_panels);
+        store_value(key, position, keys);
+        store_key(part(position, value_offset + head * dim, dim), position, value_panels);
+    }
+
+    let most = block_positions(BACKWARD_ROWS, group);
+    let stride = score_stride(len);
+    let most_rows = most * group;
+    let [queries, d_outs, d_queries, probabilities, d_scores] = parts(
+        &mut scratch.block,
+        [
+            most_rows * width,
+            most_rows * width,
+            most_rows * width,
+            most_rows * stride,
+            most_rows * stride,
+        ],
+    );
+    for first in (0..len).step_by(most) {
+        let block = Block { first_position: first, positions: most.min(len - first), group };
+        let (rows, count, stride) = (block.rows(), block.keys(), score_stride(block.keys()));
+        let out_at = |row: usize| {
+            let at =
+                ((start + first + row / group) * heads.queries + head * group + row % group) * dim;
+            at..at + dim
+        };
+        let query_at =
+            |row: usize| part(first + row / group, (head * group + row % group) * dim, dim);
+        for row in 0..rows {
+            let query = &mut queries[row * width..][..width];
+            store_padded(query_at(row), query);
+            query.iter_mut().for_each(|q| *q *= scale);
+            store_padded(&d_out[out_at(row)], &mut d_outs[row * width..][..width]);
+        }
+        // SAFETY: all buffers were cut above for `most_rows` rows and `len` keys.
+        unsafe {
+            let (queries, d_outs) = ((&*queries, width), (&*d_outs, width));
+            times_panels(s, queries, rows, (key_panels, dim, count), (probabilities, stride));
+            times_panels(s, d_outs, rows, (value_panels, dim, count), (d_scores, stride));
+        }
+        for row in 0..rows {
+            let delta = dot(s, &out[out_at(row)], &d_out[out_at(row)]);
+            let lse = lse[out_at(row).start / dim];
+            let at = row * stride..row * stride + count;
+            let visible = block.visible(row);
+            score_gradients(
+                s,
+                &mut probabilities[at.clone()],
+                &mut d_scores[at],
+                (visible, lse, delta),
+            );
+        }
+        // SAFETY: as above; the transposed operands are read at `key + row * stride`.
+        unsafe {
+            let d_score_rows = (&*d_scores, (stride, 1));
+            times_rows(s, d_score_rows, rows, (keys, count, width), Start::Zero, d_queries);
+            let (d_scores, p) = ((&*d_scores, (1, stride)), (&*probabilities, (1, stride)));
+            times_rows(s, d_scores, count, (queries, rows, width), Start::Accumulate, d_keys);
+            times_rows(s, p, count, (d_outs, rows, width), Start::Accumulate, d_values);
+        }
+        for (row, d_query) in d_queries.chunks_exact(width).take(rows).enumerate() {
+            query_at(row).iter_mut().zip(d_query).for_each(|(q, d)| *q = d * scale);
+        }
+    }
+    for position in 0..len {
+        let at = position * width..position * width + dim;
+        part(position, key_offset + head * dim, dim).copy_from_slice(&d_keys[at.clone()]);
+        part(position, value_offset + head * dim, dim).copy_from_slice(&d_values[at]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng;
+
+    const HEADS: Heads = Heads { queries: 6, keys: 2, dim: 8 };
+
+    fn random(len: usize, key: u64) -> Vec<f32> {
+        (0..len).map(|i| rng::uniform(key, i as u64) * 2.0 - 1.0).collect()
+    }
+
+    /// Attention by its definition, in double precision.
+    fn exact(qkv: &[f64], cu_seqlens: &[usize]) -> Vec<f64> {
+        let (dim, row) = (HEADS.dim, HEADS.row());
+        let (key_offset, value_offset) = HEADS.offsets();
+        let mut out = Vec::new();
+        for ends in cu_seqlens.windows(2) {
+            for t in ends[0]..ends[1] {
+                for head in 0..HEADS.queries {
+                    let kv = head / HEADS.group() * dim;
+                    let scores: Vec<f64> = (ends[0]..=t)
+                        .map(|j| {
+                            let q = &qkv[t * row + head * dim..][..dim];
+                            let k = &qkv[j * row + key_offset + kv..][..dim];
+                            let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+                            (dot / (dim as f64).sqrt()).exp()
+                        })
+                        .collect();
+                    let sum: f64 = scores.iter().sum();
+                    for d in 0..dim {
+                        let weighted = scores.iter().enumerate().map(|(j, p)| {
+                            p / sum * qkv[(ends[0] + j) * row + value_offset + kv + d]
+                        });
+                        out.push(weighted.sum());
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn values_and_gradients_match_double_precision_differences() {
+        let cu_seqlens = [0, 1, 20, 37];
+        let qkv = random(37 * HEADS.row(), 1);
+        let d_out = random(37 * 48, 2);
+        let mut out = vec![0.0; 37 * 48];
+        let mut lse = vec![0.0; 37 * 6];
+        let mut scratch = [AttentionScratch::default(), AttentionScratch::default()];
+        attention(HEADS, &qkv, &cu_seqlens, &mut out, &mut lse, &mut scratch);
+        let double: Vec<f64> = qkv.iter().map(|&x| f64::from(x)).collect();
+        for (a, e) in out.iter().zip(exact(&double, &cu_seqlens)) {
+            assert!((f64::from(*a) - e).abs() < 1e-6);
+        }
+        let mut gradients = qkv.clone();
+        let forward = (&out[..], &lse[..], &d_out[..]);
+        attention_backward(HEADS, &mut gradients, &cu_seqlens, forward, &mut scratch);
+        let loss = |qkv: &[f64]| -> f64 {
+            exact(qkv, &cu_seqlens).iter().zip(&d_out).map(|(y, &d)| y * f64::from(d)).sum()
+        };
+        for i in (0..qkv.len()).step_by(7) {
+            let (mut up, mut down) = (double.clone(), double.clone());
+            up[i] += 1e-4;
+            down[i] -= 1e-4;
+            let slope = (loss(&up) - loss(&down)) / 2e-4;
+            assert!(
+                (f64::from(gradients[i]) - slope).abs() < 1e-5,
+                "{i}: {} {slope}",
+                gradients[i]
+            );
+        }
+    }
+
+    #[test]
+    fn cached_attention_has_the_bits_of_packed_attention() {
+        let len = 37;
+        let (dim, row) = (HEADS.dim, HEADS.row());
+        let (key_offset, value_offset) = HEADS.offsets();
+        let qkv = random(len * row, 3);
+        let mut out = vec![0.0; len * 48];
+        let mut lse = vec![0.0; len * 6];
+        let mut scratch = [AttentionScratch::default()];
+        attention(HEADS, &qkv, &[0, len], &mut out, &mut lse, &mut scratch);
+        for head in 0..HEADS.keys {
+            // Room for more keys than there are, with other content.
+            let mut keys = vec![9.0; 64 * dim];
+            let mut values = vec![9.0; 64 * padded(dim)];
+            let mut first = 0;
+            for step in [1, 3, 17, 1, 15] {
+                for position in first..first + step {
+                    let row = &qkv[position * row..][..row];
+                    store_key(&row[key_offset + head * dim..][..dim], position, &mut keys);
+                    store_value(&row[value_offset + head * dim..][..dim], position, &mut values);
+                }
+                let mut part = vec![0.0; step * 48];
+                let cached = Cached { keys: &keys, values: &values, head, first_position: first };
+                let rows = &qkv[first * row..(first + step) * row];
+                attend_cached(HEADS, rows, cached, &mut part, &mut Buffer::default());
+                let heads = head * 24..head * 24 + 24;
+                for i in 0..step {
+                    let expected = &out[(first + i) * 48..][..48][heads.clone()];
+                    assert_eq!(&part[i * 48..][heads.clone()], expected);
+                }
+                first += step;
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Log-probability and entropy of softmax(logits / temperature), row by row, and their gradient.
+//!
+//! Contract: training head and sampler read a row through the same [`statistics`], so a token's
+//! log-probability has the same bits in both. A row is `[vocabulary]` logits.
+
+use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
+
+/// What a row of logits says about its distribution.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Statistics {
+    /// The largest logit.
+    pub max: f32,
+    /// 1 / temperature.
+    pub inverse_temperature: f32,
+    /// ln Σ exp((logit - max) / temperature).
+    pub log_sum: f32,
+    /// Entropy of the distribution, in nats.
+    pub entropy: f32,
+}
+
+impl Statistics {
+    /// Natural log-probability of the token with this logit.
+    pub fn logp(&self, logit: f32) -> f32 {
+        (logit - self.max) * self.inverse_temperature - self.log_sum
+    }
+
+    /// Log-sum-exp of logits / temperature.
+    pub fn lse(&self) -> f32 {
+        self.max * self.inverse_temperature + self.log_sum
+    }
+}
+
+simd_fn!(
+    /// The statistics of a row; `temperature` is above 0.
+    pub fn statistics(logits: &[f32], temperature: f32) -> Statistics = statistics_generic
+);
+
+#[inline(always)]
+fn statistics_generic<S: Simd>(s: S, logits: &[f32], temperature: f32) -> Statistics {
+    let (chunks, tail) = logits.as_chunks::<LANES>();
+    let tail = load_partial(s, tail, f32::NEG_INFINITY);
+    let mut max = tail;
+    for chunk in chunks {
+        max = s.max(max, s.load(chunk));
+    }
+    let max = max_lanes(s, max);
+    let inverse_temperature = 1.0 / temperature;
+    let (shift, factor) = (s.splat(max), s.splat(inverse_temperature));
+    let mut sum = [s.splat(0.0); 2];
+    let mut weighted = [s.splat(0.0); 2];
+    let mut add = |half: usize, x: S::V| {
+        let z = s.mul(s.sub(x, shift), factor);
+        let e = exp(s, z);
+        sum[half] = s.add(sum[half], e);
+        // A logit of minus infinity has probability 0 and adds nothing to the entropy.
+        weighted[half] = s.fma(e, s.max(z, s.splat(f32::MIN)), weighted[half]);
+    };
+    let (pairs, odd) = chunks.as_chunks::<2>();
+    for [even, odd] in pairs {
+        add(0, s.load(even));
+        add(1, s.load(odd));
+    }
+    for chunk in odd {
+        add(0, s.load(chunk));
+    }
+    add(1, tail);
+    let sum = sum_lanes(s, s.add(sum[0], sum[1]));
+    let weighted = sum_lanes(s, s.add(weighted[0], weighted[1]));
+    let log_sum = sum.ln();
+    Statistics { max, inverse_temperature, log_sum, entropy: log_sum - weighted / sum }
+}
+
+simd_fn!(
+    /// Overwrites a row of logits with the gradient of
+    /// `d_logp * logp(token) + d_entropy * entropy` by them.
+    pub fn statistics_backward(
+        logits: &mut [f32],
+        statistics: Statistics,
+        token: u32,
+        d_logp: f32,
+        d_entropy: f32,
+    ) = backward_generic
+);
+
+#[inline(always)]
+fn backward_generic<S: Simd>(
+    s: S,
+    logits: &mut [f32],
+    statistics: Statistics,
+    token: u32,
+    d_logp: f32,
+    d_entropy: f32,
+) {
+    let Statistics { max, inverse_temperature, log_sum, entropy } = statistics;
+    let (shift, factor, log_sum) = (s.splat(max), s.splat(inverse_temperature), s.splat(log_sum));
+    // d/dz = d_logp * (onehot - p) - d_entropy * p * (ln p + entropy)
+    let constant = s.splat(-inverse_temperature * (d_logp + d_entropy * entropy));
+    let slope = s.splat(-inverse_temperature * d_entropy);
+    let eight = |x: S::V| {
+        let log_p = s.sub(s.mul(s.sub(x, shift), factor), log_sum);
+        let log_p = s.max(log_p, s.splat(f32::MIN));
+        s.mul(exp(s, log_p), s.fma(log_p, slope, constant))
+    };
+    let (chunks, tail) = logits.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        s.store(eight(s.load(chunk)), chunk);
+    }
+    store_partial(s, eight(load_partial(s, tail, 0.0)), tail);
+    logits[token as usize] += inverse_temperature * d_logp;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exact(logits: &[f64], token: usize, temperature: f64) -> (f64, f64) {
+        let sum: f64 = logits.iter().map(|x| (x / temperature).exp()).sum();
+        let log_p = |x: &f64| x / temperature - sum.ln();
+        let entropy = logits.iter().map(|x| -log_p(x) * log_p(x).exp()).sum();
+        (log_p(&logits[token]), entropy)
+    }
+
+    #[test]
+    fn values_and_gradients_match_double_precision_differences() {
+        for (len, temperature) in [(5, 1.0), (37, 0.7), (64, 1.3)] {
+            let logits: Vec<f32> = (0..len).map(|i| (i as f32 * 1.9).sin() * 6.0 + 3.0).collect();
+            let double: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+            let token = 3;
+            let row = statistics(&logits, temperature);
+            let (logp, entropy) = exact(&double, token, f64::from(temperature));
+            assert!((f64::from(row.logp(logits[token])) - logp).abs() < 2e-6);
+            assert!((f64::from(row.entropy) - entropy).abs() < 2e-6);
+            let (d_logp, d_entropy) = (0.8, -0.3);
+            let mut gradient = logits.clone();
+            statistics_backward(&mut gradient, row, token as u32, d_logp, d_entropy);
+            let loss = |x: &[f64]| {
+                let (logp, entropy) = exact(x, token, f64::from(temperature));
+                f64::from(d_logp) * logp + f64::from(d_entropy) * entropy
+            };
+            for i in 0..len {
+                let (mut up, mut down) = (double.clone(), double.clone());
+                up[i] += 1e-5;
+                down[i] -= 1e-5;
+                let slope = (loss(&up) - loss(&down)) / 2e-5;
+                assert!((f64::from(gradient[i]) - slope).abs() < 2e-6, "{i}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_impossible_token_leaves_the_row_finite() {
+        let mut logits = vec![1.0, f32::NEG_INFINITY, 2.0];
+        let row = statistics(&logits, 1.0);
+        assert!(row.entropy.is_finite() && row.lse().is_finite());
+        statistics_backward(&mut logits, row, 0, 1.0, 0.5);
+        assert!(logits.iter().all(|x| x.is_finite()));
+    }
+}

@@ -1,0 +1,73 @@
+//! Reductions over whole flat buffers.
+//!
+//! Contract: sums run over fixed blocks whose partial sums are added in order, in double precision,
+//! so the bits do not depend on the number of threads.
+
+use super::simd::{LANES, Simd, load_partial, simd_fn, sum_lanes};
+use rayon::prelude::*;
+
+/// Elements whose squares are summed in single precision.
+const BLOCK: usize = 4096;
+/// Partial sums kept on the stack at a time.
+const GROUP: usize = 64;
+
+/// The Euclidean norm; not finite if an element is not (or its square overflows), so one pass also
+/// tells whether the gradients are usable.
+pub fn global_norm(x: &[f32]) -> f64 {
+    let mut total = 0.0f64;
+    for group in x.chunks(BLOCK * GROUP) {
+        let mut sums = [0.0f32; GROUP];
+        sums.par_iter_mut().zip(group.par_chunks(BLOCK)).for_each(|(sum, block)| {
+            *sum = sum_of_squares(block);
+        });
+        total = sums.iter().fold(total, |total, &sum| total + f64::from(sum));
+    }
+    total.sqrt()
+}
+
+simd_fn!(fn sum_of_squares(x: &[f32]) -> f32 = sum_of_squares_generic);
+
+#[inline(always)]
+fn sum_of_squares_generic<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let tail = load_partial(s, tail, 0.0);
+    let mut sums = [s.mul(tail, tail), s.splat(0.0)];
+    for (i, chunk) in chunks.iter().enumerate() {
+        let v = s.load(chunk);
+        sums[i % 2] = s.fma(v, v, sums[i % 2]);
+    }
+    sum_lanes(s, s.add(sums[0], sums[1]))
+}
+
+/// Adds `partials`, rows as long as `sum`, to `sum` in order.
+pub fn add_rows(partials: &[f32], sum: &mut [f32]) {
+    for row in partials.chunks_exact(sum.len()) {
+        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_norm_is_right_and_the_same_on_any_number_of_threads() {
+        let x: Vec<f32> = (0..1_000_003).map(|i| (i as f32 * 0.01).sin()).collect();
+        let exact = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let norms = [1, 2, 3].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| global_norm(&x))
+        });
+        assert!((norms[0] - exact).abs() < 1e-6 * exact);
+        assert!(norms.iter().all(|n| n.to_bits() == norms[0].to_bits()));
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_shows_in_the_norm() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = vec![1.0; 10_000];
+            x[7_777] = bad;
+            assert!(!global_norm(&x).is_finite());
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Draws a token from a row of logits, by temperature, top-k and top-p, from one uniform number.
+//!
+//! Contract: the token depends only on the row, the settings and `u`; its log-probability is that of
+//! softmax(logits / temperature) before any truncation (temperature 0: the first largest logit, with
+//! the log-probability at temperature 1). Ties at a truncation's edge go to the lower token.
+
+use super::logprob::{Statistics, statistics};
+use super::simd::{LANES, Simd, exp, load_partial, simd_fn, sum_lanes};
+use std::cell::RefCell;
+
+/// The distribution that tokens are drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f32,
+    /// Keeps the k most likely tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Then keeps the fewest most likely of those that together hold this share; 1 keeps all.
+    pub top_p: f32,
+}
+
+thread_local! {
+    /// Tokens in order of probability, kept so that sampling allocates once a thread.
+    static ORDER: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The token that `u` in [0, 1) draws from `logits`, and its log-probability.
+pub fn sample(logits: &[f32], sampling: Sampling, u: f32) -> (u32, f32) {
+    let Sampling { temperature, top_k, top_p } = sampling;
+    if temperature == 0.0 {
+        let row = statistics(logits, 1.0);
+        let token = logits.iter().position(|&x| x == row.max).unwrap_or(0);
+        return (token as u32, row.logp(logits[token]));
+    }
+    let row = statistics(logits, temperature);
+    let token = if (top_k > 0 && top_k < logits.len()) || top_p < 1.0 {
+        let top_k = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
+        ORDER.with_borrow_mut(|order| draw_truncated(logits, row, (top_k, top_p), u, order))
+    } else {
+        draw(logits, row, u)
+    };
+    (token, row.logp(logits[token as usize]))
+}
+
+simd_fn!(fn draw(logits: &[f32], row: Statistics, u: f32) -> u32 = draw_generic);
+
+/// The first token whose cumulative weight exceeds `u` times the sum of weights.
+#[inline(always)]
+fn draw_generic<S: Simd>(s: S, logits: &[f32], row: Statistics, u: f32) -> u32 {
+    let target = u * row.log_sum.exp();
+    let (shift, factor) = (s.splat(row.max), s.splat(row.inverse_temperature));
+    let mut before = 0.0f32;
+    for (chunk, logits) in logits.chunks(LANES).enumerate() {
+        let z = s.mul(s.sub(load_partial(s, logits, f32::NEG_INFINITY), shift), factor);
+        let weights = exp(s, z);
+        let sum = sum_lanes(s, weights);
+        if before + sum > target {
+            let mut lanes = [0.0; LANES];
+            s.store(weights, &mut lanes);
+            let mut cumulative = before;
+            for (lane, &weight) in lanes.iter().enumerate() {
+                cumulative += weight;
+                if weight > 0.0 && cumulative > target {
+                    return (chunk * LANES + lane) as u32;
+                }
+            }
+        }
+        before += sum;
+    }
+    // Rounding can leave the sum a little under the target: then it is the most likely token.
+    logits.iter().position(|&x| x == row.max).unwrap_or(0) as u32
+}
+
+/// The same over the tokens that survive top-k and top-p, most likely first.
+fn draw_truncated(
+    logits: &[f32],
+    row: Statistics,
+    (top_k, top_p): (usize, f32),
+    u: f32,
+    order: &mut Vec<u32>,
+) -> u32 {
+    let descending =
+        |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+    order.clear();
+    order.extend(0..logits.len() as u32);
+    if top_k < order.len() {
+        order.select_nth_unstable_by(top_k - 1, descending);
+        order.truncate(top_k);
+    }
+    order.sort_unstable_by(descending);
+    let weight = |token: u32| ((logits[token as usize] - row.max) * row.inverse_temperature).exp();
+    let total: f32 = order.iter().map(|&token| weight(token)).sum();
+    let mut kept = 0.0;
+    let mut count = 0;
+    while count < order.len() && (count == 0 || kept < top_p * total) {
+        kept += weight(order[count]);
+        count += 1;
+    }
+    let target = u * kept;
+    let mut cumulative = 0.0;
+    for &token in &order[..count] {
+        cumulative += weight(token);
+        if cumulative > target {
+            return token;
+        }
+    }
+    order[count - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng;
+
+    const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+
+    fn frequencies(logits: &[f32], sampling: Sampling) -> Vec<f64> {
+        let mut counts = vec![0.0; logits.len()];
+        for i in 0..20_000 {
+            counts[sample(logits, sampling, rng::uniform(5, i)).0 as usize] += 1.0 / 20_000.0;
+        }
+        counts
+    }
+
+    #[test]
+    fn tokens_come_as_often_as_their_probability_says() {
+        let logits: Vec<f32> = (0..19).map(|i| (i as f32 * 2.3).sin() * 2.0).collect();
+        for temperature in [1.0, 0.5] {
+            let sampling = Sampling { temperature, ..PLAIN };
+            let row = statistics(&logits, temperature);
+            for (f, &x) in frequencies(&logits, sampling).iter().zip(&logits) {
+                assert!((f - f64::from(row.logp(x).exp())).abs() < 0.012);
+            }
+        }
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_first_largest() {
+        let logits = [0.0, 3.0, 1.0, 3.0];
+        let (token, logp) = sample(&logits, Sampling { temperature: 0.0, ..PLAIN }, 0.9);
+        assert_eq!(token, 1);
+        assert_eq!(logp, statistics(&logits, 1.0).logp(3.0));
+    }
+
+    #[test]
+    fn truncation_keeps_the_most_likely_and_leaves_log_probabilities_alone() {
+        let logits = [0.0, 2.0, 1.0, 3.0, -1.0];
+        let top_2 = frequencies(&logits, Sampling { top_k: 2, ..PLAIN });
+        assert!(top_2[0] + top_2[2] + top_2[4] == 0.0 && top_2[1] > 0.2 && top_2[3] > 0.6);
+        let nucleus = frequencies(&logits, Sampling { top_p: 0.7, ..PLAIN });
+        assert!(
+            nucleus[1] > 0.0 && nucleus[3] > 0.0 && nucleus[0] + nucleus[2] + nucleus[4] == 0.0
+        );
+        let narrow = Sampling { top_k: 2, top_p: 0.5, ..PLAIN };
+        assert_eq!(sample(&logits, narrow, 0.99), (3, statistics(&logits, 1.0).logp(3.0)));
+    }
+
+    #[test]
+    fn an_impossible_token_is_never_drawn() {
+        let mut logits = vec![f32::NEG_INFINITY; 16];
+        logits[9] = 1.0;
+        for u in [0.0, 0.5, 0.999_999_9] {
+            assert_eq!(sample(&logits, PLAIN, u).0, 9);
+        }
+    }
+}
