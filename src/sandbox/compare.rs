@@ -1,0 +1,128 @@
+//! Compares outputs exactly: line by line, token by token, integers of any size as integers.
+
+/// Whether `got` is the expected output.
+///
+/// White space around lines and between tokens, and blank lines at the start and the end, do not
+/// count. Two tokens that are integers are equal when their values are (`+7`, `007`, `-0`); other
+/// tokens must be the same text, unless `tolerance` is given and both are numbers that differ by at
+/// most that much, absolutely or relative to the expected one.
+pub fn same_output(expected: &str, got: &[u8], tolerance: Option<f64>) -> bool {
+    let Ok(got) = std::str::from_utf8(got) else { return false };
+    let (expected, got) = (expected.trim(), got.trim());
+    expected.lines().count() == got.lines().count()
+        && expected.lines().zip(got.lines()).all(|(e, g)| same_line(e, g, tolerance))
+}
+
+fn same_line(expected: &str, got: &str, tolerance: Option<f64>) -> bool {
+    let (mut expected, mut got) = (expected.split_whitespace(), got.split_whitespace());
+    loop {
+        match (expected.next(), got.next()) {
+            (None, None) => return true,
+            (Some(e), Some(g)) if same_token(e, g, tolerance) => {}
+            _ => return false,
+        }
+    }
+}
+
+fn same_token(expected: &str, got: &str, tolerance: Option<f64>) -> bool {
+    if expected == got {
+        return true;
+    }
+    if let (Some(e), Some(g)) = (integer(expected), integer(got))
+        && e == g
+    {
+        return true;
+    }
+    let Some(tolerance) = tolerance else { return false };
+    match (expected.parse::<f64>(), got.parse::<f64>()) {
+        (Ok(e), Ok(g)) if e.is_finite() && g.is_finite() => {
+            (e - g).abs() <= tolerance * e.abs().max(1.0)
+        }
+        _ => false,
+    }
+}
+
+/// Sign and digits without leading zeros; zero has no sign.
+fn integer(token: &str) -> Option<(bool, &str)> {
+    let (negative, digits) = match token.as_bytes().first()? {
+        b'-' => (true, &token[1..]),
+        b'+' => (false, &token[1..]),
+        _ => (false, token),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let digits = digits.trim_start_matches('0');
+    Some((negative && !digits.is_empty(), digits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use num_bigint::BigInt;
+    use proptest::prelude::*;
+
+    fn same(expected: &str, got: &str) -> bool {
+        same_output(expected, got.as_bytes(), None)
+    }
+
+    #[test]
+    fn integers_are_equal_by_value_in_any_spelling() {
+        assert!(same("7", "+007\n"));
+        assert!(same("-7", "  -7  \n\n"));
+        assert!(same("0", "-0"));
+        assert!(!same("7", "-7"));
+        assert!(!same("7", "7.0"));
+        assert!(!same("1000", "1_000"));
+        assert!(!same("7", "7 7"));
+        assert!(!same("7", ""));
+        assert!(!same("1", "\u{0661}"));
+    }
+
+    #[test]
+    fn lines_and_their_tokens_must_match() {
+        assert!(same("1 2\n3", "1  2 \r\n 3\n"));
+        assert!(!same("1 2\n3", "1\n2 3"));
+        assert!(same("yes", "yes"));
+        assert!(!same("yes", "Yes"));
+    }
+
+    #[test]
+    fn only_a_declared_tolerance_makes_numbers_close() {
+        assert!(!same("0.5", "0.50"));
+        assert!(same_output("0.5", b"0.50", Some(0.0)));
+        assert!(same_output("0.333333", b"0.33333333", Some(1e-6)));
+        assert!(!same_output("0.333333", b"0.34", Some(1e-6)));
+        assert!(!same_output("1", b"nan", Some(1.0)));
+        assert!(!same_output("1e400", b"inf", Some(1.0)));
+    }
+
+    #[test]
+    fn output_that_is_no_text_is_wrong() {
+        assert!(!same_output("1", &[0xff], None));
+    }
+
+    proptest! {
+        #[test]
+        fn equality_agrees_with_big_integers(
+            a in "-?[0-9]{1,60}", zeros in 0usize..5, flip in any::<bool>(), at in any::<prop::sample::Index>()
+        ) {
+            let (sign, digits) = match a.strip_prefix('-') { Some(d) => ("-", d), None => ("", &a[..]) };
+            let mut other = format!("{sign}{}{digits}", "0".repeat(zeros));
+            if flip {
+                let start = other.len() - digits.len();
+                let i = start + at.index(digits.len());
+                let digit = (other.as_bytes()[i] - b'0' + 1) % 10 + b'0';
+                other.replace_range(i..=i, std::str::from_utf8(&[digit]).unwrap());
+            }
+            let equal = a.parse::<BigInt>().unwrap() == other.parse::<BigInt>().unwrap();
+            prop_assert_eq!(same(&a, &other), equal);
+        }
+
+        #[test]
+        fn any_output_is_compared_without_a_panic(e in "(?s).{0,60}", g in prop::collection::vec(any::<u8>(), 0..60)) {
+            let _ = same_output(&e, &g, Some(0.1));
+            prop_assert!(same_output(&e, e.as_bytes(), None));
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The launcher: a small single-threaded process between the judge and Python that gives up rights.
+//!
+//! Started as `train __judge-init` with a message socket as standard input, so that neither the
+//! caller's threads nor its memory are ever forked. It enters namespaces, then starts Python behind
+//! Landlock and no_new_privs: once, as the fork server, or once for each request (one-shot mode), when
+//! it answers requests itself in the fork server's language. It dies with its parent, and what it
+//! started dies with it. Reports what is in force; never panics on a kernel that refuses something.
+
+use super::{layers, policy, sys};
+use anyhow::{Context, Result, bail};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
+};
+use nix::sched::{CloneFlags, unshare};
+use serde::{Deserialize, Serialize};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The hidden first argument that makes the binary a launcher.
+pub const ARGUMENT: &str = "__judge-init";
+
+const RUNNER: &str = include_str!("runner.py");
+const STACK_BYTES: u64 = 64 << 20;
+
+/// What the judge tells its launcher.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) python: PathBuf,
+    pub(super) readable: Vec<PathBuf>,
+    pub(super) one_shot: bool,
+    pub(super) namespaces: bool,
+    /// Python cannot confine itself: everything must be done before it starts.
+    pub(super) confine_before_start: bool,
+}
+
+/// What the launcher achieved.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Report {
+    pub(super) namespaces: Vec<String>,
+    pub(super) landlock_abi: u32,
+    pub(super) no_new_privs: bool,
+}
+
+/// The launcher's whole life. The exit code means nothing; errors travel over the socket.
+pub fn run() {
+    let control = std::io::stdin();
+    let control = control.as_fd();
+    if let Err(e) = serve(control) {
+        // The judge may be gone: then nobody is left to tell.
+        let _ = sys::send(control, format!("E{e:#}").as_bytes(), &[]);
+    }
+}
+
+fn serve(stdin: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: both calls take numbers only. Nothing in this process owns a descriptor from 3 up.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
+    }
+    let (bytes, streams) = sys::receive(stdin, 1 << 16)?;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let order: Order = serde_json::from_slice(&bytes).context("reading the order")?;
+    let [input, output] = &streams[..] else { bail!("the order came without its two files") };
+    let empty_dir = removed_directory();
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+
+    let mut report = Report { landlock_abi: layers::landlock_abi(), ..Report::default() };
+    if order.namespaces {
+        // Python may keep capabilities only where it is able to drop them later.
+        report.namespaces = enter_namespaces(!order.confine_before_start);
+    }
+    let own_pids = order.namespaces && has_pid_namespaces();
+    if own_pids {
+        report.namespaces.push("pid".into());
+    }
+    nix::sys::prctl::set_no_new_privs().context("setting no_new_privs")?;
+    report.no_new_privs = true;
+    sys::send(stdin, &[b"L", &serde_json::to_vec(&report)?[..]].concat(), &[])?;
+
+    let start = |channel: BorrowedFd<'_>| -> Result<libc::pid_t> {
+        let dir = empty_dir.as_ref().map_or(null.as_fd(), AsFd::as_fd);
+        let stderr = std::io::stderr();
+        let files = [input.as_fd(), output.as_fd(), stderr.as_fd(), channel, dir, null.as_fd()];
+        // SAFETY: this process has a single thread, so the child may go on as if it were alone.
+        match unsafe { fork(own_pids) }? {
+            0 => {
+                if let Err(e) = become_python(&order, report.landlock_abi, files) {
+                    let _ = sys::send(stdin, format!("E{e:#}").as_bytes(), &[]);
+                }
+                std::process::exit(98)
+            }
+            pid => Ok(pid),
+        }
+    };
+    if order.one_shot {
+        return answer_requests(stdin, start);
+    }
+    let server = start(stdin)?;
+    wait(server)?;
+    Ok(())
+}
+
+/// One-shot mode: a Python for each descriptor that arrives; its handle, then how it ended.
+fn answer_requests(
+    control: BorrowedFd<'_>,
+    start: impl Fn(BorrowedFd<'_>) -> Result<libc::pid_t>,
+) -> Result<()> {
+    loop {
+        let (bytes, fds) = sys::receive(control, 16)?;
+        let Some(channel) = fds.first().filter(|_| !bytes.is_empty()) else { return Ok(()) };
+        let pid = match start(channel.as_fd()) {
+            Ok(pid) => pid,
+            Err(e) => {
+                sys::send(control, format!("E{e:#}").as_bytes(), &[])?;
+                continue;
+            }
+        };
+        drop(fds);
+        // SAFETY: the call takes numbers and returns a descriptor that nothing else owns.
+        let handle = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if handle < 0 {
+            bail!("no handle for a process: {}", std::io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and valid.
+        let handle = unsafe { OwnedFd::from_raw_fd(handle as RawFd) };
+        sys::send(control, b"P", &[handle.as_raw_fd()])?;
+        let (status, usage) = wait(pid)?;
+        let time = |t: libc::timeval| t.tv_sec * 1_000_000 + t.tv_usec;
+        let mut message = vec![b'X', 0, 0, 0];
+        message.extend_from_slice(&status.to_ne_bytes());
+        message.extend_from_slice(&(time(usage.ru_utime) + time(usage.ru_stime)).to_ne_bytes());
+        message.extend_from_slice(&usage.ru_maxrss.to_ne_bytes());
+        sys::send(control, &message, &[])?;
+    }
+}
+
+fn wait(pid: libc::pid_t) -> Result<(libc::c_int, libc::rusage)> {
+    let mut status = 0;
+    // SAFETY: all-zero is a valid rusage, and the call writes to the two local variables only.
+    let (found, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::wait4(pid, &mut status, 0, &mut usage), usage)
+    };
+    anyhow::ensure!(found == pid, "waiting for a process: {}", std::io::Error::last_os_error());
+    Ok((status, usage))
+}
+
+/// Forks, into a process id namespace of its own if asked.
+///
+/// # Safety
+/// The process must have one thread only.
+unsafe fn fork(own_pids: bool) -> Result<libc::pid_t> {
+    let flags = if own_pids { libc::CLONE_NEWPID } else { 0 } | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and with a null stack this is fork(2); the caller has one thread.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    anyhow::ensure!(pid >= 0, "starting a process: {}", std::io::Error::last_os_error());
+    Ok(pid as libc::pid_t)
+}
+
+fn has_pid_namespaces() -> bool {
+    // SAFETY: this process has a single thread; the child leaves at once.
+    match unsafe { fork(true) } {
+        // SAFETY: ends the child without running anything of the parent's.
+        Ok(0) => unsafe { libc::_exit(0) },
+        Ok(pid) => wait(pid).is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Enters what namespaces the kernel grants, a user namespace only where the others need it; there
+/// this process is root or nobody.
+fn enter_namespaces(as_root: bool) -> Vec<String> {
+    const KINDS: [(&str, CloneFlags); 4] = [
+        ("net", CloneFlags::CLONE_NEWNET),
+        ("ipc", CloneFlags::CLONE_NEWIPC),
+        ("uts", CloneFlags::CLONE_NEWUTS),
+        ("mnt", CloneFlags::CLONE_NEWNS),
+    ];
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let mut entered = Vec::new();
+    let all = KINDS.iter().fold(CloneFlags::empty(), |all, (_, flag)| all | *flag);
+    if unshare(all).is_ok() {
+        entered.extend(KINDS.iter().map(|(name, _)| (*name).to_owned()));
+    } else {
+        if unshare(CloneFlags::CLONE_NEWUSER).is_ok() {
+            entered.push("user".to_owned());
+            let inside = if as_root { 0 } else { 65_534 };
+            // A failure leaves an unmapped user, who has even fewer rights.
+            let _ = std::fs::write("/proc/self/setgroups", "deny");
+            let _ = std::fs::write("/proc/self/uid_map", format!("{inside} {uid} 1"));
+            let _ = std::fs::write("/proc/self/gid_map", format!("{inside} {gid} 1"));
+        }
+        for (name, flag) in KINDS {
+            if unshare(flag).is_ok() {
+                entered.push(name.to_owned());
+            }
+        }
+    }
+    if entered.iter().any(|name| name == "mnt") {
+        let flags = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+        let _ = nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>);
+    }
+    entered
+}
+
+/// A directory that is open and already removed: as a root it is empty, and stays so.
+fn removed_directory() -> Option<OwnedFd> {
+    let places = [std::env::temp_dir(), "/dev/shm".into(), "/run".into()];
+    places.iter().find_map(|place| {
+        let dir = tempfile::Builder::new().prefix("codeseq-judge-").tempdir_in(place).ok()?;
+        let open = std::fs::File::open(dir.path()).ok()?;
+        dir.close().ok()?;
+        Some(open.into())
+    })
+}
+
+/// Puts `files` at descriptors 0 and up, gives up rights and becomes Python. Returns on failure only.
+fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 6]) -> Result<()> {
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // First far away, then in place: a target may be the source of another.
+    let parked = files
+        .iter()
+        .map(|fd| Ok(nix::fcntl::fcntl(*fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(100))?))
+        .collect::<Result<Vec<RawFd>>>()?;
+    let limit = libc::rlimit { rlim_cur: STACK_BYTES, rlim_max: STACK_BYTES };
+    // SAFETY: reads the local variable only. It is the size that Python's stack will have.
+    unsafe { libc::setrlimit(libc::RLIMIT_STACK, &limit) };
+    if landlock_abi > 0 {
+        restrict_files(&order.readable)?;
+    }
+    let mode = if order.one_shot { "single" } else { "server" };
+    let path = CString::new(order.python.as_os_str().as_bytes())?;
+    let arguments = ["python3", "-s", "-S", "-B", "-c", RUNNER, mode]
+        .map(|argument| CString::new(argument).expect("no zero bytes in the runner"));
+    let environment = ["PYTHONHASHSEED=0", "PYTHONUTF8=1", "LANG=C.UTF-8"]
+        .map(|variable| CString::new(variable).expect("no zero bytes in a variable"));
+    let filters = match order.confine_before_start && layers::seccomp_available() {
+        true => policy::filters_before_exec(path.as_ptr() as u64)?,
+        false => Vec::new(),
+    };
+    for (target, &fd) in parked.iter().enumerate() {
+        // SAFETY: duplicates a valid descriptor onto numbers that only this process uses.
+        let done = unsafe { libc::dup2(fd, target as RawFd) };
+        anyhow::ensure!(done >= 0, "arranging files: {}", std::io::Error::last_os_error());
+    }
+    // SAFETY: the directory and the input are the only descriptors meant to pass; the rest closes.
+    unsafe { libc::syscall(libc::SYS_close_range, files.len(), 99, 0) };
+    for filter in &filters {
+        install(filter)?;
+    }
+    // The first argument must be the address that the filter knows.
+    let failure = nix::unistd::execve(path.as_c_str(), &arguments, &environment);
+    bail!(
+        "starting {}: {}",
+        order.python.display(),
+        failure.expect_err("execve returns on failure only")
+    )
+}
+
+fn install(filter: &seccompiler::BpfProgram) -> Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).context("a filter is too long")?,
+        filter: filter.as_ptr() as *mut libc::sock_filter,
+    };
+    // SAFETY: both filter types are the kernel's four fields in order, and live during the call.
+    let done =
+        unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program, 0, 0) };
+    anyhow::ensure!(done == 0, "installing a filter: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// Landlock: Python and its library can be read and run, nothing else; no network, no signals out.
+fn restrict_files(readable: &[PathBuf]) -> Result<()> {
+    let abi = ABI::V6;
+    let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
+    let mut rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(abi))?
+        .handle_access(AccessNet::from_all(abi))?
+        .scope(Scope::from_all(abi))?
+        .create()?;
+    for path in readable {
+        let Ok(opened) = PathFd::new(path) else { continue };
+        let rights = if Path::is_dir(path) { read } else { read & AccessFs::from_file(abi) };
+        rules = rules.add_rule(PathBeneath::new(opened, rights))?;
+    }
+    rules.restrict_self()?;
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! What the caller chooses: programs, limits, and how to run them.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A program and the inputs of its cases. Expected outputs never come this far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// Python source.
+    pub code: String,
+    /// Standard input of each case.
+    pub inputs: Vec<String>,
+}
+
+/// What a program may use. The defaults suit general-term programs (short, integer).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// CPU time of one case; the first case's includes compiling.
+    pub cpu_ms_per_case: u64,
+    /// CPU time of all cases of a program together.
+    pub cpu_ms_per_program: u64,
+    /// Backstop for programs that sleep: time of one case, not counting waits for a free core.
+    pub wall_secs_per_case: u64,
+    /// Address space of a program, interpreter included.
+    pub memory_mb: u64,
+    /// Output of one case.
+    pub output_bytes: usize,
+    /// Python's recursion limit at the start of a case (a program may raise its own).
+    pub recursion: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cpu_ms_per_case: 1_000,
+            cpu_ms_per_program: 3_000,
+            wall_secs_per_case: 5,
+            memory_mb: 512,
+            output_bytes: 1 << 18,
+            recursion: 1_000,
+        }
+    }
+}
+
+/// Which builtins a program finds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// All of Python's.
+    #[default]
+    Default,
+    /// Without `open`, `eval` and `exec`, as in the paper's sandbox.
+    Paper,
+}
+
+/// How programs get their process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The fork server; one process a program where it cannot start.
+    #[default]
+    Auto,
+    /// Forked from a prepared interpreter.
+    ForkServer,
+    /// A new interpreter for each program: several times slower, same verdicts.
+    OneShot,
+}
+
+/// How a [`super::Judge`] runs programs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Programs that run at the same time.
+    pub workers: usize,
+    /// What each program may use.
+    pub limits: Limits,
+    /// Which builtins programs find.
+    pub profile: Profile,
+    /// How programs get their process.
+    pub mode: Mode,
+    /// Every case in its own process: no state at all passes between cases.
+    pub isolate_cases: bool,
+    /// The interpreter; found on `PATH` when not given.
+    pub python: Option<PathBuf>,
+    /// Outcomes kept for equal programs and inputs; 0 keeps none.
+    pub cache_entries: usize,
+    /// Use namespaces where the kernel allows them.
+    pub namespaces: bool,
+    /// Run even where neither Landlock nor seccomp is available.
+    pub allow_unsafe: bool,
+    /// The binary that confines (`train`); found by itself when not given.
+    pub launcher: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            limits: Limits::default(),
+            profile: Profile::default(),
+            mode: Mode::default(),
+            isolate_cases: false,
+            python: None,
+            cache_entries: 0,
+            namespaces: true,
+            allow_unsafe: false,
+            launcher: None,
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The judge itself: workers that each own a server, and a queue that any thread may feed.
+//!
+//! Contract: every program gets an outcome, in the order given, whatever happens to servers in
+//! between; a failed server is replaced and its program run once more.
+
+use super::cache::Cache;
+use super::layers::Layers;
+use super::options::{Mode, Options, Program};
+use super::outcome::Outcome;
+use super::python;
+use super::server::{Plan, Server};
+use super::supervise::run_program;
+use crate::base::error::usage;
+use anyhow::Result;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Runs untrusted programs; see the module's documentation.
+pub struct Judge {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    layers: Layers,
+    cache: Option<Cache>,
+}
+
+/// Follows and stops a batch.
+#[derive(Clone, Copy, Default)]
+pub struct Watch<'a> {
+    /// Called with the number of programs done, from the calling thread.
+    pub progress: Option<&'a dyn Fn(usize)>,
+    /// When it becomes true, programs that have not started are given up (as infrastructure
+    /// failures).
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// What workers and callers share.
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    isolate_cases: bool,
+    plan: Plan,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    closed: bool,
+    /// The launcher of each live worker.
+    servers: Vec<u32>,
+}
+
+/// One program of a batch.
+struct Job {
+    program: Program,
+    index: usize,
+    batch: Arc<Batch>,
+}
+
+struct Batch {
+    state: Mutex<Progress>,
+    advanced: Condvar,
+}
+
+struct Progress {
+    outcomes: Vec<Option<Outcome>>,
+    done: usize,
+}
+
+/// Wakes a waiting caller to look at its cancel flag.
+const CANCEL_LATENCY: Duration = Duration::from_millis(50);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves plain data behind, which is still consistent.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Judge {
+    /// Starts the workers and their servers.
+    ///
+    /// Refuses where neither Landlock nor seccomp is available, unless `allow_unsafe` is set.
+    pub fn start(options: Options) -> Result<Self> {
+        let python = python::find(options.python.as_deref())?;
+        let (plan, first, layers) = start_first(&options, python)?;
+        if !layers.confines() && !options.allow_unsafe {
+            return Err(usage(
+                "this kernel offers neither Landlock nor seccomp, so programs could do anything \
+                 this user can; run the judge elsewhere, or accept that with --unsafe",
+            ));
+        }
+        let cache = (options.cache_entries > 0).then(|| Cache::new(&options, &plan.python));
+        drop(first);
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            isolate_cases: options.isolate_cases,
+            plan,
+        });
+        let workers = (0..options.workers.max(1))
+            .map(|number| {
+                let shared = shared.clone();
+                std::thread::Builder::new()
+                    .name(format!("judge-{number}"))
+                    .spawn(move || work(&shared))
+            })
+            .collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Self { shared, workers, layers, cache })
+    }
+
+    /// Runs all programs and returns their outcomes in order. Any number of threads may call it.
+    pub fn run(&self, programs: &[Program]) -> Vec<Outcome> {
+        self.run_watched(programs, Watch::default())
+    }
+
+    /// As [`Judge::run`], with progress and cancellation.
+    pub fn run_watched(&self, programs: &[Program], watch: Watch<'_>) -> Vec<Outcome> {
+        let keys: Option<Vec<_>> =
+            self.cache.as_ref().map(|cache| programs.iter().map(|p| cache.key(p)).collect());
+        let known = |index: usize| self.cache.as_ref()?.get(&keys.as_ref()?[index]);
+        let outcomes: Vec<Option<Outcome>> = (0..programs.len()).map(known).collect();
+        let todo: Vec<usize> = (0..programs.len()).filter(|&i| outcomes[i].is_none()).collect();
+        let done = programs.len() - todo.len();
+        let batch = Arc::new(Batch {
+            state: Mutex::new(Progress { outcomes, done }),
+            advanced: Condvar::new(),
+        });
+        lock(&self.shared.queue).jobs.extend(todo.iter().map(|&index| Job {
+            program: programs[index].clone(),
+            index,
+            batch: batch.clone(),
+        }));
+        self.shared.work.notify_all();
+        self.wait(&batch, programs, watch);
+        let outcomes: Vec<Outcome> = std::mem::take(&mut lock(&batch.state).outcomes)
+            .into_iter()
+            .map(|outcome| outcome.expect("a finished batch has every outcome"))
+            .collect();
+        if let (Some(cache), Some(keys)) = (&self.cache, keys) {
+            for index in todo {
+                cache.put(keys[index], &outcomes[index]);
+            }
+        }
+        outcomes
+    }
+
+    /// Which protections are in force.
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// Process ids of the servers' launchers. Ending them is safe: no verdict is lost.
+    pub fn server_pids(&self) -> Vec<u32> {
+        lock(&self.shared.queue).servers.clone()
+    }
+
+    fn wait(&self, batch: &Arc<Batch>, programs: &[Program], watch: Watch<'_>) {
+        let mut seen = None;
+        let mut state = lock(&batch.state);
+        loop {
+            let done = state.done;
+            if seen != Some(done) {
+                seen = Some(done);
+                if let Some(progress) = watch.progress {
+                    drop(state);
+                    progress(done);
+                    state = lock(&batch.state);
+                    continue;
+                }
+            }
+            if done == programs.len() {
+                return;
+            }
+            if watch.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                drop(state);
+                self.give_up(batch);
+                state = lock(&batch.state);
+            }
+            if state.done < programs.len() {
+                let waited = batch.advanced.wait_timeout(state, CANCEL_LATENCY);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+
+    /// Takes a batch's waiting programs out of the queue.
+    fn give_up(&self, batch: &Arc<Batch>) {
+        let dropped: VecDeque<Job> = {
+            let mut queue = lock(&self.shared.queue);
+            let (gone, kept) = queue.jobs.drain(..).partition(|job| Arc::ptr_eq(&job.batch, batch));
+            queue.jobs = kept;
+            gone
+        };
+        for job in dropped {
+            let outcome = Outcome::infra(job.program.inputs.len(), "cancelled");
+            job.batch.finish(job.index, outcome);
+        }
+    }
+}
+
+impl Drop for Judge {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).closed = true;
+        self.shared.work.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has nothing left to clean up.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Batch {
+    fn finish(&self, index: usize, outcome: Outcome) {
+        let mut state = lock(&self.state);
+        state.outcomes[index] = Some(outcome);
+        state.done += 1;
+        drop(state);
+        self.advanced.notify_all();
+    }
+}
+
+/// Finds out which mode works here.
+fn start_first(options: &Options, python: super::PythonInfo) -> Result<(Plan, Server, Layers)> {
+    if options.mode != Mode::OneShot {
+        let plan = Plan::new(options, python.clone(), false)?;
+        match Server::start(&plan) {
+            Ok((server, layers)) => return Ok((plan, server, layers)),
+            Err(e) if options.mode == Mode::ForkServer => return Err(e),
+            Err(e) => {
+                tracing::warn!("one process a program, as the fork server cannot start: {e:#}")
+            }
+        }
+    }
+    let plan = Plan::new(options, python, true)?;
+    let (server, layers) = Server::start(&plan)?;
+    Ok((plan, server, layers))
+}
+
+/// A worker's life. It starts its own servers: they end with the thread that started them.
+fn work(shared: &Shared) {
+    let mut server: Option<Server> = None;
+    while let Some(job) = next_job(shared) {
+        let mut outcome = None;
+        for attempt in 1..=2 {
+            match run_on(&mut server, shared, &job.program) {
+                Ok(done) => {
+                    outcome = Some(done);
+                    break;
+                }
+                Err(e) => {
+                    tracing::warn!("judge: {e:#} (attempt {attempt} of 2)");
+                    forget(&mut server, shared);
+                    outcome = Some(Outcome::infra(job.program.inputs.len(), &format!("{e:#}")));
+                }
+            }
+        }
+        let outcome = outcome.expect("at least one attempt was made");
+        job.batch.finish(job.index, outcome);
+    }
+    forget(&mut server, shared);
+}
+
+fn run_on(server: &mut Option<Server>, shared: &Shared, program: &Program) -> Result<Outcome> {
+    let server = match server {
+        Some(server) => server,
+        None => {
+            let (started, _) = Server::start(&shared.plan)?;
+            lock(&shared.queue).servers.push(started.launcher_pid());
+            server.insert(started)
+        }
+    };
+    run_program(server, &program.code, &program.inputs, shared.isolate_cases)
+}
+
+fn forget(server: &mut Option<Server>, shared: &Shared) {
+    if let Some(old) = server.take() {
+        let pid = old.launcher_pid();
+        lock(&shared.queue).servers.retain(|&other| other != pid);
+    }
+}
+
+fn next_job(shared: &Shared) -> Option<Job> {
+    let mut queue = lock(&shared.queue);
+    loop {
+        if let Some(job) = queue.jobs.pop_front() {
+            return Some(job);
+        }
+        if queue.closed {
+            return None;
+        }
+        queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    }
+}

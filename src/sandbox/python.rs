@@ -1,0 +1,172 @@
+//! Finds the Python that programs run in.
+//!
+//! `python3` on the path may be a version manager's shim or a virtual environment: it is asked once
+//! for the interpreter and the library it really stands for, and for the files it maps, which are
+//! all that the sandbox lets Python read.
+
+use crate::base::error::usage;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The lowest version that works.
+pub(super) const LOWEST_VERSION: (u32, u32) = (3, 9);
+
+/// Modules that programs may import; each also brings what it imports itself.
+pub(super) const MODULES: &[&str] = &[
+    "math",
+    "cmath",
+    "itertools",
+    "functools",
+    "collections",
+    "collections.abc",
+    "heapq",
+    "bisect",
+    "fractions",
+    "decimal",
+    "numbers",
+    "re",
+    "random",
+    "string",
+    "operator",
+    "statistics",
+    "sys",
+    "io",
+    "json",
+    "typing",
+    "dataclasses",
+    "enum",
+    "datetime",
+    "time",
+    "calendar",
+    "threading",
+    "queue",
+    "copy",
+    "array",
+    "abc",
+    "contextlib",
+    "textwrap",
+    "types",
+    "struct",
+    "pprint",
+    "ast",
+    "os",
+    "signal",
+    "traceback",
+    "warnings",
+    "weakref",
+    "gc",
+    "hashlib",
+    "timeit",
+    "unicodedata",
+    "graphlib",
+    "secrets",
+    "locale",
+    "zlib",
+    "binascii",
+    "base64",
+    "errno",
+    "keyword",
+    "atexit",
+];
+
+/// Imported too because the modules above, or Python itself, load them in the middle of work.
+pub(super) const HIDDEN_MODULES: &[&str] = &[
+    "_strptime",
+    "_pylong",
+    "_pydecimal",
+    "encodings.ascii",
+    "encodings.latin_1",
+    "encodings.utf_8_sig",
+    "encodings.unicode_escape",
+    "encodings.raw_unicode_escape",
+    "importlib.util",
+    "_threading_local",
+    "linecache",
+];
+
+/// An interpreter that can judge.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PythonInfo {
+    /// The real executable.
+    pub executable: PathBuf,
+    /// Version, as in "3.11.2".
+    pub version: String,
+    /// Whether the fork server can run in it.
+    pub has_ctypes: bool,
+    /// Its library, as `sys.path` entries.
+    pub(super) library: Vec<PathBuf>,
+    /// Directories and files it must be able to read.
+    pub(super) readable: Vec<PathBuf>,
+}
+
+const PROBE: &str = r#"
+import sys, os, json
+try:
+    import ctypes
+    has_ctypes = hasattr(ctypes, "CDLL")
+except ImportError:
+    has_ctypes = False
+import math, random, hashlib, decimal, datetime, array, zlib, unicodedata
+real = os.path.realpath
+base = getattr(sys, "_base_executable", None) or sys.executable
+if sys.prefix != sys.base_prefix and real(base) == real(sys.executable):
+    name = "python%d.%d" % sys.version_info[:2]
+    base = os.path.join(sys.base_exec_prefix, "bin", name)
+library = [p for p in sys.path if p and os.path.exists(p)]
+mapped = set()
+for line in open("/proc/self/maps"):
+    parts = line.split(None, 5)
+    if len(parts) == 6 and parts[5].startswith("/") and ".so" in parts[5]:
+        mapped.add(os.path.dirname(real(parts[5].strip())))
+readable = mapped | {real(p) for p in library} | {real(base), "/etc/ld.so.cache"}
+print(json.dumps({
+    "executable": real(base), "version": "%d.%d.%d" % sys.version_info[:3],
+    "has_ctypes": has_ctypes, "library": library, "readable": sorted(readable)}))
+"#;
+
+/// The given interpreter, or the first suitable one on the path and in the usual places.
+pub(super) fn find(given: Option<&Path>) -> Result<PythonInfo> {
+    if let Some(path) = given {
+        return probe(path)
+            .map_err(|e| usage(format!("cannot judge with {}: {e:#}", path.display())));
+    }
+    let mut refused = Vec::new();
+    for candidate in ["python3", "/usr/bin/python3", "/usr/local/bin/python3"] {
+        match probe(Path::new(candidate)) {
+            Ok(info) => return Ok(info),
+            Err(e) => refused.push(format!("{candidate}: {e:#}")),
+        }
+    }
+    Err(usage(format!(
+        "the judge needs Python {}.{} or newer to run programs; install one or name it with --python ({})",
+        LOWEST_VERSION.0,
+        LOWEST_VERSION.1,
+        refused.join("; ")
+    )))
+}
+
+fn probe(path: &Path) -> Result<PythonInfo> {
+    let output = Command::new(path)
+        .args(["-E", "-s", "-S", "-B", "-c", PROBE])
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot be started")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let Ok(info) = serde_json::from_str::<PythonInfo>(text.trim()) else {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let last = complaint.lines().last().unwrap_or("it said nothing").to_owned();
+        anyhow::bail!("does not work ({last})");
+    };
+    let mut numbers = info.version.split('.').map_while(|n| n.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    anyhow::ensure!(
+        version >= LOWEST_VERSION,
+        "is Python {}, the lowest supported version is {}.{}",
+        info.version,
+        LOWEST_VERSION.0,
+        LOWEST_VERSION.1
+    );
+    Ok(info)
+}

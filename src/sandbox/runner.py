@@ -1,0 +1,419 @@
+"""The Python side of the judge: a fork server, or the runner of one program.
+
+Contract: started by the launcher with -s -S -B, as the source of -c, with descriptors 0 (a case's
+input), 1 (its output), 2 (diagnostics), 3 (the channel to the supervisor), 4 (an empty directory)
+and 5 (/dev/null). `sys.argv[1]` is "server" or "single".
+  server: reads its settings, reports "R", then forks a child for each descriptor it is sent.
+  single: reads its settings from the program's own channel and runs that one program.
+A child seals itself (resource limits, system call filter) before it reads a byte of the program.
+It never sees expected outputs. All checks that matter are made outside: nothing here is trusted
+once a program has run.
+"""
+
+import sys
+
+CONTROL, EMPTY_DIR, NULL = 3, 4, 5
+PROGRAM_NAME = "<program>"
+MAX_MESSAGE_CHARS = 2000
+
+
+def load(names):
+    """Imports what programs may use, and what those modules import later by themselves."""
+    import importlib
+
+    loaded = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+            loaded.append(name)
+        except ImportError:
+            pass
+    return loaded
+
+
+class Refuse:
+    """The last import finder: names the module that is not available."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        raise ModuleNotFoundError("import of %r is refused in the judge" % name, name=name)
+
+
+def drop_files_and_rights(settings):
+    """Gives up the file system, the user and the capabilities, as far as this process may."""
+    import os
+
+    done = {"chroot": False, "user": False, "capabilities": False, "files": False}
+    try:
+        os.fchdir(EMPTY_DIR)
+        os.chroot(".")
+        done["chroot"] = True
+    except OSError:
+        pass
+    if os.getuid() == 0 and settings["drop_user"] is not None:
+        try:
+            os.setgroups([])
+            os.setresgid(*[settings["drop_user"]] * 3)
+            os.setresuid(*[settings["drop_user"]] * 3)
+        except OSError:
+            pass
+    done["user"] = os.getuid() != 0
+    libc = native()
+    if libc is None:
+        return done
+    # Capabilities, version 3: effective, permitted and inheritable of both halves are zero.
+    header = (libc.u32 * 2)(0x20080522, 0)
+    done["capabilities"] = libc.call("capset", header, (libc.u32 * 6)()) == 0
+    if settings["landlock_abi"]:
+        # A second Landlock layer that allows no file at all: the modules are loaded.
+        rights = (libc.u64 * 1)((1 << 13) - 1)
+        ruleset = libc.syscall(444, rights, 8, 0)
+        done["files"] = ruleset >= 0 and libc.syscall(446, ruleset, 0) == 0
+        if ruleset >= 0:
+            os.close(ruleset)
+    return done
+
+
+class Native:
+    """The few C calls that Python's own modules lack."""
+
+    def __init__(self, ctypes):
+        self.u32, self.u64 = ctypes.c_uint32, ctypes.c_uint64
+        self.library = ctypes.CDLL(None, use_errno=True)
+        self.prctl = self.library.prctl
+        self.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
+        self.address = ctypes.addressof
+        self.raw = self.library.syscall
+        self.raw.restype = ctypes.c_long
+        self.ulong = ctypes.c_ulong
+
+        class Program(ctypes.Structure):
+            _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+        self.program, self.kept = Program, []
+
+    def call(self, name, *args):
+        return getattr(self.library, name)(*args)
+
+    def syscall(self, number, *args):
+        return self.raw(number, *[self.ulong(a) if isinstance(a, int) else a for a in args])
+
+    def load_filter(self, filter_hex):
+        """Decodes a filter; what it returns goes to `seccomp`."""
+        filter_bytes = bytes.fromhex(filter_hex)
+        self.kept.append(self.program(len(filter_bytes) // 8, filter_bytes))
+        return self.address(self.kept[-1])
+
+    def seccomp(self, program):
+        """PR_SET_SECCOMP, SECCOMP_MODE_FILTER."""
+        return self.prctl(22, 2, program, 0, 0) == 0
+
+    def die_with_parent(self):
+        """PR_SET_PDEATHSIG, SIGKILL."""
+        self.prctl(1, 9, None, 0, 0)
+
+
+NATIVE = []
+
+
+def native():
+    """The C calls, or None where Python has no ctypes."""
+    if not NATIVE:
+        try:
+            import ctypes
+
+            NATIVE.append(Native(ctypes))
+        except (ImportError, OSError):
+            NATIVE.append(None)
+    return NATIVE[0]
+
+
+def prepare(settings):
+    """Everything that does not depend on a program. Returns what the supervisor wants to know."""
+    import atexit
+    import gc
+    import os
+    import resource
+
+    sys.path[:] = settings["python_path"]
+    loaded = load(settings["modules"])
+    atexit._clear()
+    done = drop_files_and_rights(settings)
+    sys.path[:] = []
+    sys.path_importer_cache.clear()
+    sys.meta_path[:] = sys.meta_path[:2] + [Refuse]
+    # Where the descriptor of diagnostics was, programs find /dev/null.
+    os.dup2(NULL, 2)
+    for name, value in (
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_FSIZE", settings["file_bytes"]),
+        ("RLIMIT_AS", settings["memory_bytes"]),
+        ("RLIMIT_NOFILE", 32),
+    ) + (() if settings["seccomp"] else (("RLIMIT_NPROC", 64),)):
+        resource.setrlimit(getattr(resource, name), (value, value))
+    if native() is not None:
+        # Changing the user cleared it.
+        native().die_with_parent()
+        if settings["seccomp"]:
+            settings["child_filter"] = native().load_filter(settings["child_filter"])
+            for filter_hex in settings["server_filters"]:
+                if not native().seccomp(native().load_filter(filter_hex)):
+                    raise OSError("the kernel refused a seccomp filter")
+    done["modules"] = loaded
+    done["version"] = ".".join(map(str, sys.version_info[:3]))
+    gc.collect()
+    gc.freeze()
+    return done
+
+
+def seal(settings):
+    """What each child does to itself before it sees the program."""
+    import os
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_secs = int(used.ru_utime + used.ru_stime) + settings["cpu_secs"]
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_secs, cpu_secs))
+    if native() is not None:
+        native().die_with_parent()
+        if settings["seccomp"] and not native().seccomp(settings["child_filter"]):
+            os._exit(97)
+
+
+def frame(kind, payload=b""):
+    """One message to the supervisor."""
+    return kind + len(payload).to_bytes(4, "little") + payload
+
+
+def read_exactly(os_read, fd, length):
+    parts = []
+    while length:
+        part = os_read(fd, length)
+        if not part:
+            raise EOFError
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def describe(error):
+    """Line, type and message of an exception, as a payload."""
+    try:
+        line = 0
+        if isinstance(error, SyntaxError) and error.filename == PROGRAM_NAME:
+            line = error.lineno or 0
+        step = error.__traceback__
+        while step is not None:
+            if step.tb_frame.f_code.co_filename == PROGRAM_NAME:
+                line = step.tb_lineno
+            step = step.tb_next
+        try:
+            message = str(error)[:MAX_MESSAGE_CHARS]
+        except BaseException:
+            message = "(no message)"
+        text = "%d\0%s\0%s" % (line, type(error).__name__, message)
+        return text.encode("utf-8", "replace")
+    except BaseException:
+        return b"0\0Exception\0"
+
+
+class Session:
+    """Runs one program on its cases, each in a fresh `__main__` with its own streams."""
+
+    def __init__(self, settings, channel):
+        import atexit
+        import builtins
+        import io
+        import os
+        import random
+        import types
+
+        self.atexit, self.os, self.io, self.random, self.types = atexit, os, io, random, types
+        self.channel = channel
+        self.recursion = settings["recursion"]
+        self.builtins = builtins.__dict__
+        # Not there without the site module, and common in programs.
+        self.builtins["exit"] = self.builtins["quit"] = sys.exit
+        self.fresh_builtins = dict(self.builtins)
+        self.visible_builtins = builtins
+        if settings["profile"] == "paper":
+            removed = ("open", "eval", "exec")
+            self.visible_builtins = {k: v for k, v in self.builtins.items() if k not in removed}
+        self.fresh_modules = dict(sys.modules)
+        self.write, self.read = os.write, os.read
+        # Programs close descriptors 0 and 1, if only by `open(0)`.
+        self.streams = ((os.dup(0), 0), (os.dup(1), 1))
+
+    def run(self):
+        """Reads the program, then runs a case for each "R" until the channel closes."""
+        length = int.from_bytes(read_exactly(self.read, self.channel, 4), "little")
+        source = read_exactly(self.read, self.channel, length)
+        code = None
+        while self.read(self.channel, 1) == b"R":
+            try:
+                if code is None:
+                    code = compile(source.decode("utf-8"), PROGRAM_NAME, "exec", 0, True)
+            except (SyntaxError, ValueError, RecursionError, OverflowError, SystemError) as error:
+                self.write(self.channel, frame(b"S", describe(error)))
+                return
+            except MemoryError as error:
+                self.write(self.channel, frame(b"M", describe(error)))
+                return
+            self.write(self.channel, self.case(code))
+
+    def case(self, code):
+        """Runs one case and returns its frame."""
+        self.reset()
+        try:
+            try:
+                exec(code, self.main.__dict__)
+            finally:
+                self.finish()
+                self.flush()
+        except SystemExit as stop:
+            self.flush_quietly()
+            if stop.code is None or stop.code == 0:
+                return frame(b"D")
+            return frame(b"E", describe(stop))
+        except MemoryError as error:
+            self.flush_quietly()
+            return frame(b"M", describe(error))
+        except BaseException as error:
+            self.flush_quietly()
+            return frame(b"E", describe(error))
+        return frame(b"D")
+
+    def reset(self):
+        """Puts the interpreter back to where a new process would find it, as far as is cheap."""
+        os = self.os
+        for kept, fd in self.streams:
+            os.dup2(kept, fd)
+            os.lseek(fd, 0, 0)
+        sys.settrace(None)
+        sys.setprofile(None)
+        now, fresh = self.builtins, self.fresh_builtins
+        if len(now) != len(fresh) or any(now.get(k) is not v for k, v in fresh.items()):
+            now.clear()
+            now.update(fresh)
+        now, fresh = sys.modules, self.fresh_modules
+        if len(now) != len(fresh) or any(now.get(k) is not v for k, v in fresh.items()):
+            now.clear()
+            now.update(fresh)
+        self.main = self.types.ModuleType("__main__")
+        self.main.__dict__["__builtins__"] = self.visible_builtins
+        sys.modules["__main__"] = self.main
+        raw_out = self.io.FileIO(1, "w", closefd=False)
+        reader = self.io.BufferedReader(self.io.FileIO(0, "r", closefd=False))
+        wrap = self.io.TextIOWrapper
+        sys.stdin = sys.__stdin__ = wrap(reader, encoding="utf-8", errors="surrogateescape")
+        self.out = wrap(self.io.BufferedWriter(raw_out), encoding="utf-8", errors="surrogateescape")
+        sys.stdout = sys.__stdout__ = self.out
+        sys.stderr = sys.__stderr__ = wrap(
+            self.io.BufferedWriter(self.io.FileIO(2, "w", closefd=False)), "utf-8", "replace"
+        )
+        sys.argv = ["program.py"]
+        sys.setrecursionlimit(self.recursion + 4)
+        if hasattr(sys, "set_int_max_str_digits"):
+            sys.set_int_max_str_digits(0)
+        self.random.seed(0)
+        decimal = sys.modules.get("decimal")
+        if decimal is not None:
+            decimal.setcontext(decimal.DefaultContext.copy())
+
+    def finish(self):
+        """As at the end of a process: wait for threads that are no daemons, run exit handlers."""
+        threading = sys.modules.get("threading")
+        if threading is not None and threading.active_count() > 1:
+            for thread in threading.enumerate():
+                if thread is not threading.current_thread() and not thread.daemon:
+                    thread.join()
+        self.atexit._run_exitfuncs()
+
+    def flush(self):
+        if sys.stdout is not self.out and hasattr(sys.stdout, "flush"):
+            sys.stdout.flush()
+        if not self.out.closed:
+            self.out.flush()
+
+    def flush_quietly(self):
+        try:
+            self.flush()
+        except BaseException:
+            pass
+
+
+def serve(settings):
+    """Forks a child for each descriptor that arrives; reports its pidfd, then how it ended."""
+    import os
+    import struct
+
+    import _socket
+
+    control = _socket.socket(fileno=CONTROL)
+    space = _socket.CMSG_SPACE(4)
+    while True:
+        data, ancillary, _, _ = control.recvmsg(16, space)
+        if not data:
+            os._exit(0)
+        fd = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(fd)
+            control.send(b"E" + str(error).encode())
+            continue
+        if pid == 0:
+            # Kept here: a program may replace it in `os`.
+            leave = os._exit
+            try:
+                os.close(control.detach())
+                seal(settings)
+                os.write(fd, frame(b"H"))
+                Session(settings, fd).run()
+            except BaseException:
+                leave(1)
+            leave(0)
+        os.close(fd)
+        pidfd = os.pidfd_open(pid)
+        control.sendmsg([b"P"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))])
+        os.close(pidfd)
+        _, status, usage = os.wait4(pid, 0)
+        cpu_us = int((usage.ru_utime + usage.ru_stime) * 1e6)
+        control.send(struct.pack("<cxxxiqq", b"X", status, cpu_us, usage.ru_maxrss))
+
+
+def main():
+    import json
+    import os
+
+    if sys.argv[1] == "server":
+        import struct  # noqa: F401  (needed by serve() after the file system is gone)
+
+        import _socket
+
+        control = _socket.socket(fileno=CONTROL)
+        settings = json.loads(control.recv(1 << 20))
+        try:
+            if native() is None:
+                raise OSError("this Python has no ctypes")
+            report = prepare(settings)
+        except BaseException as error:
+            control.send(b"E" + ("%s: %s" % (type(error).__name__, error)).encode())
+            os._exit(1)
+        control.send(b"R" + json.dumps(report).encode())
+        control.detach()
+        serve(settings)
+    length = int.from_bytes(read_exactly(os.read, CONTROL, 4), "little")
+    settings = json.loads(read_exactly(os.read, CONTROL, length))
+    leave = os._exit
+    try:
+        report = prepare(settings)
+        seal(settings)
+        os.write(CONTROL, frame(b"H", json.dumps(report).encode()))
+        Session(settings, CONTROL).run()
+    except BaseException:
+        leave(1)
+    leave(0)
+
+
+main()

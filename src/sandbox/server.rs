@@ -1,0 +1,290 @@
+//! A server: a launcher and, behind it, the prepared Python that forks children (or, one-shot, the
+//! Pythons it starts one by one).
+//!
+//! Both speak the same small language over a message socket: a descriptor asks for a child; "P" with
+//! a handle of the child, then "X" with how it ended; "E" with a text when something failed. Only
+//! the launcher and the server hold that socket, never a child. An error from here is the judge's
+//! own failure, never a program's; the server is then thrown away.
+
+use super::cgroup::MemoryGroup;
+use super::launcher::{self, Order};
+use super::layers::{Layers, seccomp_available};
+use super::options::{Limits, Options};
+use super::python::{HIDDEN_MODULES, MODULES, PythonInfo};
+use super::{policy, sys};
+use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use serde_json::json;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child as Process, Command, Stdio};
+use std::time::Duration;
+
+/// Everything that starting a server takes, worked out once.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) options: Options,
+    pub(super) python: PythonInfo,
+    pub(super) one_shot: bool,
+    launcher: PathBuf,
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Exit {
+    /// As `wait` gives it.
+    pub(super) status: i32,
+    pub(super) cpu: Duration,
+    pub(super) peak_kb: u64,
+}
+
+/// A running child, sealed or about to be.
+pub(super) struct Child {
+    pub(super) pidfd: OwnedFd,
+    pub(super) pid: libc::pid_t,
+    pub(super) channel: UnixStream,
+}
+
+/// A running server.
+pub(super) struct Server {
+    launcher: Process,
+    pub(super) control: OwnedFd,
+    pub(super) input: File,
+    pub(super) output: File,
+    group: Option<MemoryGroup>,
+    /// What a one-shot runner reads first.
+    settings: Option<Vec<u8>>,
+    pub(super) limits: Limits,
+}
+
+/// Far more than any healthy step takes, even on an overloaded machine.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Memory that the server itself may need beside its child.
+const SERVER_BYTES: u64 = 64 << 20;
+const NOBODY: u32 = 65_534;
+
+impl Plan {
+    /// Prepares to start servers of the given kind.
+    pub(super) fn new(options: &Options, python: PythonInfo, one_shot: bool) -> Result<Self> {
+        let launcher = match &options.launcher {
+            Some(path) => path.clone(),
+            None => find_launcher()?,
+        };
+        Ok(Self { options: options.clone(), python, one_shot, launcher })
+    }
+
+    fn settings(&self, namespaces: &[String], landlock_abi: u32) -> Result<Vec<u8>> {
+        let limits = &self.options.limits;
+        let filters = policy::filters()?;
+        let server_filters: Vec<String> = filters.server.iter().map(policy::to_hex).collect();
+        let in_user_namespace = namespaces.iter().any(|name| name == "user");
+        Ok(serde_json::to_vec(&json!({
+            "modules": MODULES.iter().chain(HIDDEN_MODULES).collect::<Vec<_>>(),
+            "python_path": self.python.library,
+            "profile": self.options.profile,
+            "drop_user": (!in_user_namespace).then_some(NOBODY),
+            "landlock_abi": landlock_abi,
+            "seccomp": seccomp_available(),
+            "server_filters": server_filters,
+            "child_filter": policy::to_hex(&filters.child),
+            "file_bytes": limits.output_bytes + 1,
+            "memory_bytes": limits.memory_mb << 20,
+            "cpu_secs": limits.cpu_ms_per_program.div_ceil(1000) + 1,
+            "recursion": limits.recursion,
+        }))?)
+    }
+}
+
+/// This binary if it is `train`, else the `train` beside it (as in a test's build directory).
+fn find_launcher() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding the own executable")?;
+    let is_train = |path: &Path| path.file_name().is_some_and(|name| name == "train");
+    if is_train(&own) {
+        return Ok("/proc/self/exe".into());
+    }
+    own.ancestors()
+        .skip(1)
+        .take(3)
+        .map(|dir| dir.join("train"))
+        .find(|path| path.is_file())
+        .context("the judge's launcher, the binary `train`, is not beside this program; build it or set Options::launcher")
+}
+
+impl Server {
+    /// Starts a server and reports the layers in force.
+    pub(super) fn start(plan: &Plan) -> Result<(Self, Layers)> {
+        let (control, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .context("creating a socket pair")?;
+        let diagnostics = sys::memory_file("codeseq-judge-errors")?;
+        let input = sys::memory_file("codeseq-judge-input")?;
+        let output = sys::memory_file("codeseq-judge-output")?;
+        let readable_input = File::open(format!("/proc/self/fd/{}", input.as_raw_fd()))
+            .context("opening the input for reading (is /proc mounted?)")?;
+        let launcher = Command::new(&plan.launcher)
+            .arg(launcher::ARGUMENT)
+            .env_clear()
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(diagnostics.try_clone()?)
+            .spawn()
+            .with_context(|| {
+                format!("starting the judge's launcher {}", plan.launcher.display())
+            })?;
+        let limits = plan.options.limits.clone();
+        let group = MemoryGroup::create((limits.memory_mb << 20) + SERVER_BYTES)
+            .filter(|group| group.add(launcher.id()));
+        let mut server = Self { launcher, control, input, output, group, settings: None, limits };
+        match server.handshake(plan, &readable_input) {
+            Ok(layers) => Ok((server, layers)),
+            Err(e) => Err(e.context(last_words(diagnostics))),
+        }
+    }
+
+    fn handshake(&mut self, plan: &Plan, readable_input: &File) -> Result<Layers> {
+        let order = Order {
+            python: plan.python.executable.clone(),
+            readable: plan.python.readable.clone(),
+            one_shot: plan.one_shot,
+            namespaces: plan.options.namespaces,
+            confine_before_start: !plan.python.has_ctypes,
+        };
+        let files = [readable_input.as_raw_fd(), self.output.as_raw_fd()];
+        sys::send(self.control.as_fd(), &serde_json::to_vec(&order)?, &files)?;
+        let report: launcher::Report = serde_json::from_slice(&self.expect(b'L')?)?;
+        let settings = plan.settings(&report.namespaces, report.landlock_abi)?;
+        let prepared: serde_json::Value = if plan.one_shot {
+            self.settings = Some(settings);
+            let (child, hello) = self.start_child()?;
+            sys::kill(child.pidfd.as_fd());
+            self.exit()?;
+            serde_json::from_slice(&hello)?
+        } else {
+            sys::send(self.control.as_fd(), &settings, &[])?;
+            serde_json::from_slice(&self.expect(b'R')?)?
+        };
+        let done = |key: &str| prepared[key].as_bool().unwrap_or(false);
+        Ok(Layers {
+            mode: if plan.one_shot { "one_shot" } else { "fork_server" }.to_owned(),
+            python: plan.python.version.clone(),
+            python_path: plan.python.executable.display().to_string(),
+            namespaces: report.namespaces,
+            chroot: done("chroot"),
+            user_dropped: done("user") || !nix::unistd::getuid().is_root(),
+            capabilities_dropped: done("capabilities"),
+            no_new_privs: report.no_new_privs,
+            landlock_abi: report.landlock_abi,
+            seccomp: done("seccomp"),
+            rlimits: true,
+            memory_cgroup: self.group.as_ref().map(|group| group.version().to_owned()),
+            modules: serde_json::from_value(prepared["modules"].clone()).unwrap_or_default(),
+        })
+    }
+
+    /// A new child that has sealed itself, and its greeting.
+    pub(super) fn start_child(&mut self) -> Result<(Child, Vec<u8>)> {
+        let (ours, theirs) = UnixStream::pair().context("creating a socket pair")?;
+        sys::send(self.control.as_fd(), b"F", &[theirs.as_raw_fd()])
+            .context("asking for a child")?;
+        drop(theirs);
+        let pidfd = self.next_message()?;
+        let pidfd = match (pidfd.0.first(), pidfd.1.into_iter().next()) {
+            (Some(b'P'), Some(pidfd)) => pidfd,
+            (Some(b'E'), _) => bail!("{}", String::from_utf8_lossy(&pidfd.0[1..])),
+            _ => bail!("the server did not answer as it should"),
+        };
+        let pid = sys::pid_of(pidfd.as_fd()).context("a child ended before it began")?;
+        let mut child = Child { pidfd, pid, channel: ours };
+        let hello = self.greet(&mut child)?;
+        Ok((child, hello))
+    }
+
+    fn greet(&mut self, child: &mut Child) -> Result<Vec<u8>> {
+        use std::io::Write;
+        child.channel.set_read_timeout(Some(PATIENCE))?;
+        if let Some(settings) = &self.settings {
+            child.channel.write_all(&(settings.len() as u32).to_le_bytes())?;
+            child.channel.write_all(settings)?;
+        }
+        let mut header = [0; 5];
+        child.channel.read_exact(&mut header).context("a child ended while it was prepared")?;
+        anyhow::ensure!(header[0] == b'H', "a child did not greet");
+        let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]);
+        let mut hello = vec![0; length as usize];
+        child.channel.read_exact(&mut hello).context("a child ended while it was prepared")?;
+        Ok(hello)
+    }
+
+    /// Waits for the child's end.
+    pub(super) fn exit(&mut self) -> Result<Exit> {
+        let bytes = self.expect_raw(b'X')?;
+        anyhow::ensure!(bytes.len() == 24, "the server did not answer as it should");
+        let long =
+            |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        Ok(Exit {
+            status: i32::from_ne_bytes(bytes[4..8].try_into().expect("four bytes")),
+            cpu: Duration::from_micros(long(8)),
+            peak_kb: long(16),
+        })
+    }
+
+    fn expect(&mut self, kind: u8) -> Result<Vec<u8>> {
+        Ok(self.expect_raw(kind)?.split_off(1))
+    }
+
+    fn expect_raw(&mut self, kind: u8) -> Result<Vec<u8>> {
+        let (bytes, _) = self.next_message()?;
+        match bytes.first() {
+            Some(&found) if found == kind => Ok(bytes),
+            Some(b'E') => bail!("{}", String::from_utf8_lossy(&bytes[1..])),
+            _ => bail!("the server did not answer as it should"),
+        }
+    }
+
+    fn next_message(&mut self) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let timeout = PollTimeout::try_from(PATIENCE).context("a time-out out of range")?;
+        let mut waiting = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
+        let ready = loop {
+            match poll(&mut waiting, timeout) {
+                Err(nix::errno::Errno::EINTR) => {}
+                result => break result?,
+            }
+        };
+        anyhow::ensure!(ready > 0, "the server does not answer");
+        let (bytes, fds) = sys::receive(self.control.as_fd(), 1 << 16)?;
+        anyhow::ensure!(!bytes.is_empty(), "the server ended");
+        Ok((bytes, fds))
+    }
+
+    /// How many children the kernel has ended for want of memory in the control group.
+    pub(super) fn memory_kills(&self) -> u64 {
+        self.group.as_ref().map_or(0, MemoryGroup::kills)
+    }
+
+    /// The launcher's process id, for tests that end servers.
+    pub(super) fn launcher_pid(&self) -> u32 {
+        self.launcher.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Whatever it started is tied to it and goes too.
+        let _ = self.launcher.kill();
+        let _ = self.launcher.wait();
+    }
+}
+
+fn last_words(mut diagnostics: File) -> String {
+    let mut text = String::new();
+    let _ = diagnostics.rewind().and_then(|()| diagnostics.read_to_string(&mut text));
+    match text.trim().lines().last() {
+        Some(line) => format!("the judge's server cannot start ({line})"),
+        None => "the judge's server cannot start".to_owned(),
+    }
+}

@@ -1,0 +1,358 @@
+//! Runs one program on a server: starts a child, hands it one case after the other, and watches its
+//! clocks.
+//!
+//! A case's input is in place before its turn, the next one's is not: the child never holds more. CPU
+//! time decides; it is read from the kernel while the child waits for its next case. Wall time is a
+//! backstop against sleeping and leaves out what the child waited for a core, and what this process
+//! itself overslept, so that a loaded machine changes no verdict. When a case ends the child, the
+//! next case gets a new one.
+
+use super::frame::{Frame, FrameReader, Report};
+use super::options::Limits;
+use super::outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};
+use super::server::{Child, Exit, Server};
+use super::sys;
+use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+/// Beyond this many times the wall limit, waiting for cores included, the machine is to blame.
+const OVERLOAD: u32 = 40;
+/// The shortest sleep between looks at a clock.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Runs `code` on all inputs. An error is the judge's failure, and the server is then unusable.
+pub(super) fn run_program(
+    server: &mut Server,
+    code: &str,
+    inputs: &[String],
+    isolate_cases: bool,
+) -> Result<Outcome> {
+    let mut run = Run {
+        limits: server.limits.clone(),
+        cases: Vec::new(),
+        spent: Duration::ZERO,
+        near: false,
+    };
+    while run.cases.len() < inputs.len() {
+        let rest = &inputs[run.cases.len()..];
+        let turn = if isolate_cases { &rest[..1] } else { rest };
+        let ended = run.child(server, code, turn)?;
+        if ended == Stop::Program {
+            let last = run.cases.last().context("a child ran no case")?.clone();
+            let last = CaseOutcome { output: Vec::new(), cpu_ms: 0.0, ..last };
+            run.cases.resize(inputs.len(), last);
+        }
+    }
+    Ok(Outcome { cases: run.cases, cpu_ms: millis(run.spent), near_limit: run.near })
+}
+
+/// Why no more cases go to a child.
+#[derive(Debug, PartialEq, Eq)]
+enum Stop {
+    /// None are left, or the child ended: others may run in a new child.
+    Child,
+    /// The program does not compile, sleeps, or has used its time up: the other cases fail alike.
+    Program,
+}
+
+/// What ended a case.
+enum Event {
+    Frame(Frame),
+    /// The child's bytes were no frame.
+    Garbage,
+    Exit(Exit),
+    Limit(Reason),
+}
+
+struct Run {
+    limits: Limits,
+    cases: Vec<CaseOutcome>,
+    /// CPU time of earlier children and of this child's finished cases.
+    spent: Duration,
+    near: bool,
+}
+
+impl Run {
+    /// Runs cases in a new child until it ends or none are left.
+    fn child(&mut self, server: &mut Server, code: &str, inputs: &[String]) -> Result<Stop> {
+        let kills_before = server.memory_kills();
+        let (mut child, _) = server.start_child()?;
+        child.channel.set_nonblocking(true)?;
+        let mut reader = FrameReader::default();
+        let mut clock = sys::cpu_time(child.pid).unwrap_or_default();
+        let mut stop = Stop::Child;
+        let mut exit = None;
+        for (turn, input) in inputs.iter().enumerate() {
+            server.output.set_len(0)?;
+            server.input.set_len(0)?;
+            server.input.write_all_at(input.as_bytes(), 0)?;
+            let event = match hand_over(&mut child, (turn == 0).then_some(code)) {
+                Ok(()) => self.watch(server, &mut child, &mut reader, clock)?,
+                // The child is gone already; its exit says why.
+                Err(_) => Event::Exit(server.exit()?),
+            };
+            let now = match &event {
+                Event::Exit(exit) => exit.cpu,
+                _ => sys::cpu_time(child.pid).unwrap_or(clock),
+            };
+            let used = now.saturating_sub(clock);
+            clock = now;
+            self.spent += used;
+            let ended = !matches!(event, Event::Frame(_));
+            // Other cases would fail alike: the program does not compile, or sleeps.
+            let hopeless =
+                matches!(event, Event::Frame(Frame::Syntax(_)) | Event::Limit(Reason::WallTime));
+            if let Event::Exit(e) = &event {
+                exit = Some(*e);
+            }
+            let oom = matches!(event, Event::Exit(_)) && server.memory_kills() > kills_before;
+            let mut case = self.judge_case(server, event, used, oom)?;
+            case.cpu_ms = millis(used);
+            self.cases.push(case);
+            if self.spent >= Duration::from_millis(self.limits.cpu_ms_per_program)
+                && turn + 1 < inputs.len()
+            {
+                let why = "the program's CPU time is used up";
+                self.cases.push(CaseOutcome::failed(Ending::Failed(Reason::CpuTime), None, why));
+                stop = Stop::Program;
+                break;
+            }
+            if hopeless {
+                stop = Stop::Program;
+            }
+            if ended || hopeless {
+                break;
+            }
+        }
+        let exit = match exit {
+            Some(exit) => exit,
+            None => {
+                sys::kill(child.pidfd.as_fd());
+                server.exit()?
+            }
+        };
+        let memory_kb = self.limits.memory_mb << 10;
+        self.near |= self.spent * 2 >= Duration::from_millis(self.limits.cpu_ms_per_program)
+            || exit.peak_kb * 2 >= memory_kb;
+        Ok(stop)
+    }
+
+    /// Waits for the end of the case whose start the CPU clock showed at `start`.
+    fn watch(
+        &mut self,
+        server: &mut Server,
+        child: &mut Child,
+        reader: &mut FrameReader,
+        start: Duration,
+    ) -> Result<Event> {
+        let case_limit = Duration::from_millis(self.limits.cpu_ms_per_case);
+        let program_left =
+            Duration::from_millis(self.limits.cpu_ms_per_program).saturating_sub(self.spent);
+        let cpu_limit = case_limit.min(program_left);
+        let wall_limit = Duration::from_secs(self.limits.wall_secs_per_case);
+        let began = Instant::now();
+        let mut overslept = Duration::ZERO;
+        let mut pause = cpu_limit;
+        loop {
+            match reader.next() {
+                Ok(Some(frame)) => return Ok(Event::Frame(frame)),
+                Ok(None) => {}
+                Err(_) => return Ok(Event::Garbage),
+            }
+            let asleep = Instant::now();
+            let wait = pause.max(TICK);
+            let (spoke, ended) = wait_for(server, child, wait)?;
+            overslept += asleep.elapsed().saturating_sub(wait + Duration::from_millis(100));
+            if spoke {
+                let mut bytes = [0; 4096];
+                match child.channel.read(&mut bytes) {
+                    // Closed: the exit is about to arrive, unless the program goes on without it.
+                    Ok(0) => return self.closed(server, child, start, cpu_limit),
+                    Ok(n) => {
+                        reader.push(&bytes[..n]);
+                        continue;
+                    }
+                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(_) => return self.closed(server, child, start, cpu_limit),
+                }
+            }
+            if ended {
+                return Ok(Event::Exit(server.exit()?));
+            }
+            let cpu =
+                sys::cpu_time(child.pid).map_or(Duration::ZERO, |now| now.saturating_sub(start));
+            if cpu >= cpu_limit {
+                return Ok(Event::Limit(Reason::CpuTime));
+            }
+            let elapsed = began.elapsed().saturating_sub(overslept);
+            if elapsed > wall_limit * OVERLOAD {
+                bail!(
+                    "the machine is overloaded: a case did not get {wall_limit:?} in {elapsed:?}"
+                );
+            }
+            let awake = match elapsed > wall_limit {
+                true => elapsed.saturating_sub(sys::run_queue_wait(child.pid)),
+                false => elapsed,
+            };
+            if awake > wall_limit {
+                return Ok(Event::Limit(Reason::WallTime));
+            }
+            pause = (cpu_limit - cpu).min((wall_limit - awake).max(TICK * 10));
+        }
+    }
+
+    /// The channel is closed: waits for the exit within the same limits.
+    fn closed(
+        &mut self,
+        server: &mut Server,
+        child: &mut Child,
+        start: Duration,
+        cpu_limit: Duration,
+    ) -> Result<Event> {
+        let wall_limit = Duration::from_secs(self.limits.wall_secs_per_case);
+        let began = Instant::now();
+        loop {
+            if wait_for_exit(server, TICK * 20)? {
+                return Ok(Event::Exit(server.exit()?));
+            }
+            let cpu =
+                sys::cpu_time(child.pid).map_or(Duration::ZERO, |now| now.saturating_sub(start));
+            if cpu >= cpu_limit {
+                return Ok(Event::Limit(Reason::CpuTime));
+            }
+            if began.elapsed() > wall_limit {
+                return Ok(Event::Limit(Reason::WallTime));
+            }
+        }
+    }
+
+    /// Turns what happened into the case's outcome.
+    fn judge_case(
+        &mut self,
+        server: &Server,
+        event: Event,
+        used: Duration,
+        oom: bool,
+    ) -> Result<CaseOutcome> {
+        let limit = Duration::from_millis(self.limits.cpu_ms_per_case);
+        self.near |= used * 2 >= limit;
+        let printed = server.output.metadata()?.len();
+        let cap = self.limits.output_bytes as u64;
+        self.near |= printed * 2 >= cap;
+        let mut output = vec![0; printed.min(cap) as usize];
+        server.output.read_exact_at(&mut output, 0).context("reading a case's output")?;
+        let cpu_text = || format!("more than {} ms of CPU time", self.limits.cpu_ms_per_case);
+        let (ending, error) = match event {
+            _ if oom => fail(Reason::Memory, None, "ended by the memory control group"),
+            Event::Limit(reason @ Reason::WallTime) => {
+                self.near = true;
+                let text =
+                    format!("more than {} s without finishing", self.limits.wall_secs_per_case);
+                fail(reason, None, &text)
+            }
+            Event::Limit(reason) => fail(reason, None, &cpu_text()),
+            _ if used >= limit => fail(Reason::CpuTime, None, &cpu_text()),
+            _ if printed > cap => {
+                fail(Reason::OutputLimit, None, &format!("more than {cap} bytes of output"))
+            }
+            Event::Frame(Frame::Done) => (Ending::Finished, None),
+            Event::Frame(Frame::Syntax(report)) => explain(Reason::SyntaxError, &report),
+            Event::Frame(Frame::Memory(report)) => explain(Reason::Memory, &report),
+            Event::Frame(Frame::Error(report)) => explain(reason_of(&report), &report),
+            Event::Frame(Frame::Hello(_)) | Event::Garbage => {
+                fail(Reason::Forbidden, None, "the program wrote to the judge's channel")
+            }
+            Event::Exit(exit) => return self.by_exit(exit, output),
+        };
+        Ok(CaseOutcome { ending, output, error, cpu_ms: 0.0 })
+    }
+
+    /// The child ended without a word: its status says why.
+    fn by_exit(&self, exit: Exit, output: Vec<u8>) -> Result<CaseOutcome> {
+        use nix::libc::{WEXITSTATUS, WIFEXITED, WTERMSIG};
+        let (ending, error) = if WIFEXITED(exit.status) {
+            match WEXITSTATUS(exit.status) {
+                0 => (Ending::Finished, None),
+                code => fail(Reason::RuntimeError, None, &format!("exited with code {code}")),
+            }
+        } else {
+            match WTERMSIG(exit.status) {
+                libc::SIGSYS => fail(Reason::Forbidden, None, "ended for a forbidden system call"),
+                libc::SIGXCPU => fail(Reason::CpuTime, None, "ended by the CPU limit"),
+                // Nothing in the sandbox can send it, and the limits were not reached.
+                libc::SIGKILL => bail!("something outside the judge ended a child"),
+                signal => {
+                    let name = nix::sys::signal::Signal::try_from(signal)
+                        .map_or_else(|_| format!("signal {signal}"), |s| s.as_str().to_owned());
+                    fail(Reason::Killed, None, &format!("ended by {name}"))
+                }
+            }
+        };
+        Ok(CaseOutcome { ending, output, error, cpu_ms: 0.0 })
+    }
+}
+
+/// Gives the child its next case, and before the first the program.
+fn hand_over(child: &mut Child, code: Option<&str>) -> std::io::Result<()> {
+    let mut message = Vec::new();
+    if let Some(code) = code {
+        message.extend_from_slice(&(code.len() as u32).to_le_bytes());
+        message.extend_from_slice(code.as_bytes());
+    }
+    message.push(b'R');
+    // A long program does not fit the socket's buffer at once.
+    child.channel.set_nonblocking(false)?;
+    child.channel.write_all(&message)?;
+    child.channel.set_nonblocking(true)
+}
+
+/// Waits until the child speaks or the server reports its end.
+fn wait_for(server: &Server, child: &Child, wait: Duration) -> Result<(bool, bool)> {
+    let mut fds = [
+        PollFd::new(child.channel.as_fd(), PollFlags::POLLIN),
+        PollFd::new(server.control.as_fd(), PollFlags::POLLIN),
+    ];
+    match ppoll(&mut fds, Some(TimeSpec::from(wait)), None) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let woken = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+    Ok((woken(&fds[0]), woken(&fds[1])))
+}
+
+fn wait_for_exit(server: &Server, wait: Duration) -> Result<bool> {
+    let mut fds = [PollFd::new(server.control.as_fd(), PollFlags::POLLIN)];
+    match ppoll(&mut fds, Some(TimeSpec::from(wait)), None) {
+        Ok(ready) => Ok(ready > 0),
+        Err(nix::errno::Errno::EINTR) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// What the sandbox refuses reaches the program as one of these exceptions.
+fn reason_of(report: &Report) -> Reason {
+    let refused_call = report.kind == "PermissionError" && report.message.starts_with("[Errno 1]");
+    let refused_import =
+        report.kind == "ModuleNotFoundError" && report.message.contains("is refused in the judge");
+    match refused_call || refused_import {
+        true => Reason::Forbidden,
+        false => Reason::RuntimeError,
+    }
+}
+
+fn fail(reason: Reason, line: Option<u32>, text: &str) -> (Ending, Option<ProgramError>) {
+    (Ending::Failed(reason), Some(ProgramError { line, message: text.to_owned() }))
+}
+
+fn explain(reason: Reason, report: &Report) -> (Ending, Option<ProgramError>) {
+    fail(reason, report.line, &report.text())
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,100 @@
+//! The kernel calls the judge needs, as small safe functions: descriptors over sockets, memory
+//! files, process handles and clocks.
+
+use anyhow::{Context, Result};
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// Sends one message with descriptors.
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
+    let rights = [ControlMessage::ScmRights(fds)];
+    let control = if fds.is_empty() { &[][..] } else { &rights[..] };
+    sendmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
+}
+
+/// Receives one message of at most `capacity` bytes; no bytes mean that the other side has gone.
+pub(super) fn receive(
+    socket: BorrowedFd<'_>,
+    capacity: usize,
+) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; capacity];
+    let mut space = cmsg_space!([RawFd; 3]);
+    let mut fds = Vec::new();
+    let length = {
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let message = recvmsg::<UnixAddr>(
+            socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(rights) = control {
+                // SAFETY: the kernel has just made these descriptors for this process, and
+                // nothing else knows them.
+                fds.extend(rights.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        message.bytes
+    };
+    bytes.truncate(length);
+    Ok((bytes, fds))
+}
+
+/// A file that lives in memory only.
+pub(super) fn memory_file(name: &str) -> Result<File> {
+    let fd = nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+        .context("creating a file in memory")?;
+    Ok(File::from(fd))
+}
+
+/// Ends a process for sure. Says nothing about one that has already gone.
+pub(super) fn kill(pidfd: BorrowedFd<'_>) {
+    // SAFETY: plain system call on a valid descriptor; no pointer is passed that is not null.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        );
+    }
+}
+
+/// The process behind a handle, as this process numbers it.
+pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<libc::pid_t> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    (pid > 0).then_some(pid)
+}
+
+/// CPU time of a process and its threads so far; nothing once it is gone.
+pub(super) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
+    let mut clock: libc::clockid_t = 0;
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both calls write to valid local variables only.
+    let read = unsafe {
+        libc::clock_getcpuclockid(pid, &mut clock) == 0 && libc::clock_gettime(clock, &mut now) == 0
+    };
+    read.then(|| Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
+}
+
+/// How long a process has waited for a core so far; zero where the kernel does not say.
+pub(super) fn run_queue_wait(pid: libc::pid_t) -> Duration {
+    std::fs::read_to_string(format!("/proc/{pid}/schedstat"))
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse().ok())
+        .map_or(Duration::ZERO, Duration::from_nanos)
+}
