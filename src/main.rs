@@ -4,9 +4,14 @@
 use clap::Parser;
 use codeseq::base::{error, log};
 use codeseq::cli;
+use codeseq::sandbox::launcher;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == launcher::ARGUMENT) {
+        launcher::run();
+        return ExitCode::SUCCESS;
+    }
     let cli = cli::Cli::parse();
     log::init(cli.verbosity());
     match cli::run(cli) {

@@ -124,7 +124,7 @@ impl Progress {
 
 fn bar(label: &str, total: u64, unit: &str) -> ProgressBar {
     let template = format!(
-        "{{prefix:<14}} {{bar:28.cyan/238}} {{human_pos}}/{{human_len}} {unit}  {{rate}}  \
+        "{{prefix:<10}} {{bar:18.cyan/238}} {{human_pos}}/{{human_len}} {unit}  {{rate}}  \
          {{left}}  {{wide_msg}}"
     );
     let style = ProgressStyle::with_template(&template)
@@ -137,6 +137,7 @@ fn bar(label: &str, total: u64, unit: &str) -> ProgressBar {
                 Some(len) if state.pos() >= len => {
                     write!(out, "in {}", human::duration(state.elapsed().as_secs_f64()))
                 }
+                _ if state.pos() == 0 => Ok(()),
                 _ => write!(out, "{} left", human::duration(state.eta().as_secs_f64())),
             };
         })

@@ -1,12 +1,237 @@
-//! `train judge`.
+//! `train judge`: runs solutions on problems' tests and writes a verdict a line.
 
-use anyhow::Result;
+use crate::base::error::usage;
+use crate::base::fs::{AtomicFile, read_text};
+use crate::data::{jsonl, problem::Problem};
+use crate::sandbox::{
+    Job, Judge, Limits, Mode, Options, Profile, Verdict, VerdictKind, Watch, extract_code,
+    verdicts_with,
+};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Problems with their tests, JSON Lines
+    #[arg(long, value_name = "FILE")]
+    problems: PathBuf,
+    /// Solutions, JSON Lines: problem_id, and code or response
+    #[arg(long, value_name = "FILE")]
+    solutions: PathBuf,
+    /// Where verdicts go, JSON Lines in the order of the solutions
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// How the judge runs programs
+    #[command(flatten)]
+    judge: JudgeArgs,
+}
+
+/// Options of the judge, for every command that runs programs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct JudgeArgs {
+    /// Programs that run at the same time [default: number of cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
+    /// CPU time of one case
+    #[arg(long, value_name = "MS", default_value_t = Limits::default().cpu_ms_per_case, value_parser = clap::value_parser!(u64).range(1..))]
+    cpu_ms_per_case: u64,
+    /// CPU time of all cases of a program together
+    #[arg(long, value_name = "MS", default_value_t = Limits::default().cpu_ms_per_program, value_parser = clap::value_parser!(u64).range(1..))]
+    cpu_ms_per_program: u64,
+    /// Time a case may sleep or wait
+    #[arg(long, value_name = "SECS", default_value_t = Limits::default().wall_secs_per_case, value_parser = clap::value_parser!(u64).range(1..))]
+    wall_secs_per_case: u64,
+    /// Address space of a program
+    #[arg(long, value_name = "MB", default_value_t = Limits::default().memory_mb, value_parser = clap::value_parser!(u64).range(64..1 << 20))]
+    memory_mb: u64,
+    /// Output of one case
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().output_bytes as u64, value_parser = clap::value_parser!(u64).range(1..1 << 32))]
+    output_bytes: u64,
+    /// Python's recursion limit
+    #[arg(long, value_name = "N", default_value_t = Limits::default().recursion, value_parser = clap::value_parser!(u32).range(50..10_000_000))]
+    recursion: u32,
+    /// Builtins that programs find
+    #[arg(long, value_enum, default_value_t)]
+    profile: Profile,
+    /// How programs get their process
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+    /// Run every case in a process of its own
+    #[arg(long)]
+    isolate_cases: bool,
+    /// Do without namespaces
+    #[arg(long)]
+    no_namespaces: bool,
+    /// The Python interpreter to run programs with [default: found on the path]
+    #[arg(long, value_name = "FILE")]
+    python: Option<PathBuf>,
+    /// Remember this many outcomes of equal programs and inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    cache_entries: usize,
+    /// Run even where neither Landlock nor seccomp protects this machine from programs
+    #[arg(long = "unsafe")]
+    allow_unsafe: bool,
+}
+
+impl JudgeArgs {
+    /// The judge's options that these arguments mean.
+    pub fn options(&self) -> Options {
+        let options = Options::default();
+        Options {
+            workers: self.workers.map_or(options.workers, usize::from),
+            limits: Limits {
+                cpu_ms_per_case: self.cpu_ms_per_case,
+                cpu_ms_per_program: self.cpu_ms_per_program,
+                wall_secs_per_case: self.wall_secs_per_case,
+                memory_mb: self.memory_mb,
+                output_bytes: self.output_bytes as usize,
+                recursion: self.recursion,
+            },
+            profile: self.profile,
+            mode: self.mode,
+            isolate_cases: self.isolate_cases,
+            python: self.python.clone(),
+            cache_entries: self.cache_entries,
+            namespaces: !self.no_namespaces,
+            allow_unsafe: self.allow_unsafe,
+            ..options
+        }
+    }
+}
+
+/// One line of the solutions.
+#[derive(Deserialize)]
+struct Solution {
+    #[serde(deserialize_with = "crate::data::problem::text")]
+    problem_id: String,
+    code: Option<String>,
+    response: Option<String>,
+}
+
+/// What a problem may say beyond [`Problem`].
+#[derive(Deserialize)]
+struct Extra {
+    tolerance: Option<f64>,
+}
+
+/// One line of the output.
+#[derive(Serialize)]
+struct Row<'a> {
+    problem_id: &'a str,
+    #[serde(flatten)]
+    verdict: Verdict,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    let problems: Vec<Problem> = jsonl::read(&args.problems)?;
+    let tolerances = read_tolerances(&args.problems)?;
+    let by_id = index(&problems, &args.problems)?;
+    let solutions: Vec<Solution> = jsonl::read(&args.solutions)?;
+    let mut jobs = Vec::with_capacity(solutions.len());
+    for (number, solution) in solutions.iter().enumerate() {
+        let place = || format!("{}: solution {}", args.solutions.display(), number + 1);
+        let &at = by_id.get(solution.problem_id.as_str()).ok_or_else(|| {
+            usage(format!(
+                "{}: no problem {:?} in {}",
+                place(),
+                solution.problem_id,
+                args.problems.display()
+            ))
+        })?;
+        let code = match (&solution.code, &solution.response) {
+            (Some(code), None) => Some(code.clone()),
+            (None, Some(response)) => extract_code(response),
+            _ => return Err(usage(format!("{}: give either code or response", place()))),
+        };
+        jobs.push(Job { code, cases: &problems[at].tests, tolerance: tolerances[at] });
+    }
+    let mut out = AtomicFile::create(&args.out)?;
+    let judge = Judge::start(args.judge.options())?;
+    tracing::info!("{}", judge.layers());
+    let verdicts = verdicts_with(&judge, &jobs, Watch::default());
+    let summary = Summary::of(&verdicts);
+    let writing = || format!("writing {}", args.out.display());
+    for (solution, verdict) in solutions.iter().zip(verdicts) {
+        let row = Row { problem_id: &solution.problem_id, verdict };
+        serde_json::to_writer(&mut out, &row).with_context(writing)?;
+        out.write_all(b"\n").with_context(writing)?;
+    }
+    out.commit()?;
+    writeln!(std::io::stdout().lock(), "{}", summary.text()).context("writing to standard output")
+}
+
+fn index<'a>(problems: &'a [Problem], path: &Path) -> Result<HashMap<&'a str, usize>> {
+    let mut by_id = HashMap::new();
+    for (at, problem) in problems.iter().enumerate() {
+        let id = problem.problem_id.as_str();
+        if problem.tests.is_empty() {
+            return Err(usage(format!("{}: problem {id:?} has no tests", path.display())));
+        }
+        if by_id.insert(id, at).is_some() {
+            return Err(usage(format!("{}: problem {id:?} occurs twice", path.display())));
+        }
+    }
+    Ok(by_id)
+}
+
+fn read_tolerances(path: &Path) -> Result<Vec<Option<f64>>> {
+    let text = read_text(path)?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(number, line)| {
+            let wrong = |why: String| usage(format!("{}:{}: {why}", path.display(), number + 1));
+            let extra: Extra = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+            match extra.tolerance {
+                Some(t) if t.is_nan() || t < 0.0 => Err(wrong("tolerance: not below zero".into())),
+                tolerance => Ok(tolerance),
+            }
+        })
+        .collect()
+}
+
+/// Counts over all verdicts.
+struct Summary {
+    total: usize,
+    passed: usize,
+    infra: usize,
+    near_limit: usize,
+    reasons: BTreeMap<String, usize>,
+}
+
+impl Summary {
+    fn of(verdicts: &[Verdict]) -> Self {
+        let count = |is: &dyn Fn(&Verdict) -> bool| verdicts.iter().filter(|v| is(v)).count();
+        let mut reasons = BTreeMap::new();
+        for verdict in verdicts {
+            if let VerdictKind::Fail(reason) = verdict.kind {
+                *reasons.entry(reason.to_string()).or_default() += 1;
+            }
+        }
+        Self {
+            total: verdicts.len(),
+            passed: count(&|v| v.kind == VerdictKind::Pass),
+            infra: count(&|v| v.kind == VerdictKind::Infra),
+            near_limit: count(&|v| v.near_limit),
+            reasons,
+        }
+    }
+
+    fn text(&self) -> String {
+        let failed = self.total - self.passed - self.infra;
+        let reasons: Vec<String> =
+            self.reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        let reasons = match reasons.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", reasons.join(", ")),
+        };
+        format!(
+            "{} solutions: {} pass, {failed} fail{reasons}, {} infra; {} within a factor of two of a limit",
+            self.total, self.passed, self.infra, self.near_limit
+        )
+    }
 }

@@ -184,9 +184,9 @@ impl<'a> Keys<'a> {
     fn rope_theta(&self) -> Result<f64> {
         let newer = self.get("rope_parameters").and_then(|rope| rope.get("rope_theta"));
         match newer {
-            Some(value) => value
-                .as_f64()
-                .ok_or_else(|| wrong("rope_parameters.rope_theta", "a number", value)),
+            Some(value) => {
+                value.as_f64().ok_or_else(|| wrong("rope_parameters.rope_theta", "a number", value))
+            }
             None => self.number_or("rope_theta", 10_000.0),
         }
     }
@@ -262,7 +262,10 @@ mod tests {
         let text = LLAMA
             .replace("LlamaForCausalLM", "Qwen2ForCausalLM")
             .replace("\"llama\"", "\"qwen2\"")
-            .replace("\"rope_theta\": 500000.0", r#""rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}"#);
+            .replace(
+                "\"rope_theta\": 500000.0",
+                r#""rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}"#,
+            );
         let config = ModelConfig::from_json(&text).unwrap();
         assert_eq!((config.architecture, config.qkv_bias), (Architecture::Qwen2, true));
         assert_eq!(config.rope_theta, 1e6);
@@ -271,7 +274,11 @@ mod tests {
     #[test]
     fn what_is_not_computed_is_refused_by_name() {
         let cases = [
-            (r#""rope_scaling": null"#, r#""rope_scaling": {"rope_type": "llama3"}"#, "rope_scaling.rope_type"),
+            (
+                r#""rope_scaling": null"#,
+                r#""rope_scaling": {"rope_type": "llama3"}"#,
+                "rope_scaling.rope_type",
+            ),
             (r#""rope_scaling": null"#, r#""hidden_act": "gelu""#, "hidden_act"),
             (r#""rope_scaling": null"#, r#""attention_bias": true"#, "attention_bias"),
             (r#""vocab_size": 32"#, r#""vocab_size": "many""#, "vocab_size"),

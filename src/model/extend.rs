@@ -103,7 +103,14 @@ impl Decoder {
             let at = share.wanted * vocab;
             // SAFETY: each share has its own rows of the logits.
             let logits = unsafe { shared_logits.part(at..at + wanted * vocab) };
-            self.extend_share((params, packed), (&shared_cache, shape), rows, rope, buffers, logits);
+            self.extend_share(
+                (params, packed),
+                (&shared_cache, shape),
+                rows,
+                rope,
+                buffers,
+                logits,
+            );
         });
         logits
     }
@@ -147,7 +154,8 @@ impl Decoder {
                     let keys = index * shape.key_len()..(index + 1) * shape.key_len();
                     let values = index * shape.value_len()..(index + 1) * shape.value_len();
                     // SAFETY: a slot's rows are all in one share.
-                    let (keys, values) = unsafe { (cache.keys.part(keys), cache.values.part(values)) };
+                    let (keys, values) =
+                        unsafe { (cache.keys.part(keys), cache.values.part(values)) };
                     for (row, qkv) in run.iter().zip(qkv.chunks_exact(heads.row())) {
                         let (key, value) = heads.key_value(qkv, head);
                         store_key(key, row.position as usize, keys);

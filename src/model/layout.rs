@@ -229,7 +229,9 @@ mod tests {
     #[test]
     fn norms_and_biases_do_not_decay() {
         let layout = Layout::new(&config("qwen2", false));
-        assert!(layout.decays("lm_head.weight") && layout.decays("model.layers.1.mlp.up_proj.weight"));
+        assert!(
+            layout.decays("lm_head.weight") && layout.decays("model.layers.1.mlp.up_proj.weight")
+        );
         assert!(!layout.decays("model.norm.weight"));
         assert!(!layout.decays("model.layers.0.self_attn.q_proj.bias"));
         let decayed: usize = layout.decay_ranges().iter().map(ExactSizeIterator::len).sum();

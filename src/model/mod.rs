@@ -18,5 +18,5 @@ pub use config::{Architecture, ModelConfig};
 pub use decoder::{Decoder, Packed, Target, TokenScores};
 pub use extend::{DecodeWorkspace, Row};
 pub use layout::{Layout, TensorSpec};
-pub use training::Workspace;
+pub use training::{Objective, Workspace};
 pub use weights::PackedWeights;

@@ -21,6 +21,10 @@ use crate::ops::rope::Rope;
 use crate::ops::swiglu::swiglu_backward;
 use std::ops::Range;
 
+/// Called for each chunk of targets with the index of the first, their scores, and their zeroed
+/// gradients by log-probability and by entropy, which it fills.
+pub type Objective<'a> = dyn FnMut(usize, &[TokenScores], &mut [f32], &mut [f32]) + 'a;
+
 /// Most logits of a head chunk.
 const HEAD_LOGITS: usize = 1 << 20;
 
@@ -126,16 +130,15 @@ impl Decoder {
         scores
     }
 
-    /// Forward, then for each chunk of targets `objective(first_target_index, scores, d_logp,
-    /// d_entropy)`, which fills the (zeroed) gradients of the loss by the scores, then backward:
-    /// adds the gradient of every parameter to `grads`, unnormalised.
+    /// Forward, then for each chunk of targets the objective's gradients of the loss by their scores,
+    /// then backward: adds the gradient of every parameter to `grads`, unnormalised.
     pub fn forward_backward(
         &self,
         params: &[f32],
         batch: &Packed,
         targets: &[Target],
         temperature: f32,
-        objective: &mut dyn FnMut(usize, &[TokenScores], &mut [f32], &mut [f32]),
+        objective: &mut Objective<'_>,
         grads: &mut [f32],
         ws: &mut Workspace,
     ) {
@@ -216,7 +219,13 @@ impl Decoder {
     }
 
     /// Logits, statistics and scores of a chunk of targets, into `ws.head`.
-    fn head_forward(&self, params: &[f32], targets: &[Target], temperature: f32, ws: &mut Workspace) {
+    fn head_forward(
+        &self,
+        params: &[f32],
+        targets: &[Target],
+        temperature: f32,
+        ws: &mut Workspace,
+    ) {
         let (hidden, vocab) = (self.config().hidden_size, self.config().vocab_size);
         let Workspace { forward, x, head, scratch, .. } = ws;
         let Some(packed) = forward else { return };
@@ -270,7 +279,8 @@ impl Decoder {
         let (hidden, vocab) = (self.config().hidden_size, self.config().vocab_size);
         let Workspace { backward, head, gradients, scratch, .. } = ws;
         let Some(packed) = backward else { return };
-        let HeadBuffers { x, normal, logits, statistics, d_logp, d_entropy, d_x, partials, .. } = head;
+        let HeadBuffers { x, normal, logits, statistics, d_logp, d_entropy, d_x, partials, .. } =
+            head;
         let count = targets.len();
         let items = count.div_ceil(CHUNK);
         let weight = &params[self.ranges.norm.clone()];
@@ -331,8 +341,16 @@ impl Decoder {
         let eps = self.config().rms_norm_eps;
         let ranges = &self.ranges.layers[layer];
         let LayerRanges { input_norm, qkv, qkv_bias, output, post_norm, gate_up, down } = ranges;
-        let Workspace { rope, backward, positions, layers, gradients, scratch, attention_scratch, .. } =
-            ws;
+        let Workspace {
+            rope,
+            backward,
+            positions,
+            layers,
+            gradients,
+            scratch,
+            attention_scratch,
+            ..
+        } = ws;
         let (Some(rope), Some(packed)) = (&*rope, &*backward) else { return };
         let kept = &mut layers[layer];
         let chunks = tokens.div_ceil(CHUNK);

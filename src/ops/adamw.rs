@@ -52,9 +52,8 @@ impl AdamW {
         assert_eq!(parameters.len(), gradients.len());
         assert_eq!(parameters.len(), first_moments.len());
         assert_eq!(parameters.len(), second_moments.len());
-        let correction = |beta: f32| {
-            1.0 - f64::from(beta).powi(i32::try_from(self.step).unwrap_or(i32::MAX))
-        };
+        let correction =
+            |beta: f32| 1.0 - f64::from(beta).powi(i32::try_from(self.step).unwrap_or(i32::MAX));
         let factors = |decays: bool| Factors {
             keep: if decays { 1.0 - self.learning_rate * self.weight_decay } else { 1.0 },
             step_size: (f64::from(self.learning_rate) / correction(self.beta1)) as f32,
@@ -135,8 +134,7 @@ fn update_generic<S: Simd>(
         s.store(new_m, m);
         s.store(new_v, v);
     }
-    let [p0, g0, m0, v0] =
-        [&*p_tail, g_tail, &*m_tail, &*v_tail].map(|x| load_partial(s, x, 1.0));
+    let [p0, g0, m0, v0] = [&*p_tail, g_tail, &*m_tail, &*v_tail].map(|x| load_partial(s, x, 1.0));
     let [new_p, new_m, new_v] = eight(p0, g0, m0, v0);
     store_partial(s, new_p, p_tail);
     store_partial(s, new_m, m_tail);

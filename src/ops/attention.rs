@@ -283,7 +283,16 @@ fn cached_generic<S: Simd>(
 ) {
     let rows = qkv.len() / heads.row();
     let out = SharedMut::new(out);
-    sequence_forward(s, heads, &cached, rows, scratch, |row| &qkv[row * heads.row()..], &out, |_, _, _| {});
+    sequence_forward(
+        s,
+        heads,
+        &cached,
+        rows,
+        scratch,
+        |row| &qkv[row * heads.row()..],
+        &out,
+        |_, _, _| {},
+    );
 }
 
 /// Attention of `count` positions from `cached.first_position`, in blocks.
@@ -379,10 +388,8 @@ fn forward_item_generic<S: Simd>(
 ) {
     let (dim, row) = (heads.dim, heads.row());
     let rows = &qkv[start * row..(start + len) * row];
-    let [keys, values] = parts(
-        &mut scratch.sequence,
-        [len.next_multiple_of(PANEL) * dim, len * padded(dim)],
-    );
+    let [keys, values] =
+        parts(&mut scratch.sequence, [len.next_multiple_of(PANEL) * dim, len * padded(dim)]);
     for (position, row) in rows.chunks_exact(row).enumerate() {
         let (key, value) = heads.key_value(row, head);
         store_key(key, position, keys);
@@ -396,7 +403,16 @@ fn forward_item_generic<S: Simd>(
     };
     let cached = Cached { keys, values, head, first_position: 0 };
     let own_out = out.offset(start * width);
-    sequence_forward(s, heads, &cached, len, &mut scratch.block, |i| &rows[i * row..], &own_out, own_lse);
+    sequence_forward(
+        s,
+        heads,
+        &cached,
+        len,
+        &mut scratch.block,
+        |i| &rows[i * row..],
+        &own_out,
+        own_lse,
+    );
 }
 
 /// The backward of [`attention`], on the pool: from the forward's rows, output and log-sum-exp and
@@ -488,16 +504,24 @@ fn backward_item_generic<S: Simd>(
     let most_rows = most * group;
     let [queries, d_outs, d_queries, probabilities, d_scores] = parts(
         &mut scratch.block,
-        [most_rows * width, most_rows * width, most_rows * width, most_rows * stride, most_rows * stride],
+        [
+            most_rows * width,
+            most_rows * width,
+            most_rows * width,
+            most_rows * stride,
+            most_rows * stride,
+        ],
     );
     for first in (0..len).step_by(most) {
         let block = Block { first_position: first, positions: most.min(len - first), group };
         let (rows, count, stride) = (block.rows(), block.keys(), score_stride(block.keys()));
         let out_at = |row: usize| {
-            let at = ((start + first + row / group) * heads.queries + head * group + row % group) * dim;
+            let at =
+                ((start + first + row / group) * heads.queries + head * group + row % group) * dim;
             at..at + dim
         };
-        let query_at = |row: usize| part(first + row / group, (head * group + row % group) * dim, dim);
+        let query_at =
+            |row: usize| part(first + row / group, (head * group + row % group) * dim, dim);
         for row in 0..rows {
             let query = &mut queries[row * width..][..width];
             store_padded(query_at(row), query);
@@ -515,7 +539,12 @@ fn backward_item_generic<S: Simd>(
             let lse = lse[out_at(row).start / dim];
             let at = row * stride..row * stride + count;
             let visible = block.visible(row);
-            score_gradients(s, &mut probabilities[at.clone()], &mut d_scores[at], (visible, lse, delta));
+            score_gradients(
+                s,
+                &mut probabilities[at.clone()],
+                &mut d_scores[at],
+                (visible, lse, delta),
+            );
         }
         // SAFETY: as above; the transposed operands are read at `key + row * stride`.
         unsafe {
@@ -601,7 +630,11 @@ mod tests {
             up[i] += 1e-4;
             down[i] -= 1e-4;
             let slope = (loss(&up) - loss(&down)) / 2e-4;
-            assert!((f64::from(gradients[i]) - slope).abs() < 1e-5, "{i}: {} {slope}", gradients[i]);
+            assert!(
+                (f64::from(gradients[i]) - slope).abs() < 1e-5,
+                "{i}: {} {slope}",
+                gradients[i]
+            );
         }
     }
 

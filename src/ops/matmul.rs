@@ -152,9 +152,7 @@ pub(super) unsafe fn finish<S: Simd, const R: usize>(
                 let value = match start {
                     Start::Zero => sum,
                     Start::Accumulate => s.add(s.load(&*eight), sum),
-                    Start::Bias(_) => {
-                        s.add(s.load(&*bias.as_ptr().add(half * LANES).cast()), sum)
-                    }
+                    Start::Bias(_) => s.add(s.load(&*bias.as_ptr().add(half * LANES).cast()), sum),
                 };
                 s.store(value, &mut *eight);
             }
@@ -169,12 +167,30 @@ pub(super) unsafe fn finish<S: Simd, const R: usize>(
 macro_rules! with_tile_rows {
     ($count:expr, $rows:ident => $body:expr) => {
         match $count {
-            1 => { const $rows: usize = 1; $body }
-            2 => { const $rows: usize = 2; $body }
-            3 => { const $rows: usize = 3; $body }
-            4 => { const $rows: usize = 4; $body }
-            5 => { const $rows: usize = 5; $body }
-            _ => { const $rows: usize = 6; $body }
+            1 => {
+                const $rows: usize = 1;
+                $body
+            }
+            2 => {
+                const $rows: usize = 2;
+                $body
+            }
+            3 => {
+                const $rows: usize = 3;
+                $body
+            }
+            4 => {
+                const $rows: usize = 4;
+                $body
+            }
+            5 => {
+                const $rows: usize = 5;
+                $body
+            }
+            _ => {
+                const $rows: usize = 6;
+                $body
+            }
         }
     };
 }
@@ -264,7 +280,8 @@ pub fn weight_gradient(
         let column = item / row_blocks * GRADIENT_COLUMNS;
         let rows = GRADIENT_ROWS.min(outputs - row);
         let columns = GRADIENT_COLUMNS.min(inputs - column);
-        let [left, right] = parts(scratch, [DEPTH * GRADIENT_ROWS + LANES, DEPTH * GRADIENT_COLUMNS]);
+        let [left, right] =
+            parts(scratch, [DEPTH * GRADIENT_ROWS + LANES, DEPTH * GRADIENT_COLUMNS]);
         for token in (0..tokens).step_by(DEPTH) {
             let depth = DEPTH.min(tokens - token);
             let dy = &dy[token * dy_stride..(token + depth) * dy_stride];
@@ -367,8 +384,9 @@ mod tests {
             let expected: Vec<f64> = (0..rows * columns)
                 .map(|i| {
                     let (r, c) = (i / columns, i % columns);
-                    let sum: f64 =
-                        (0..depth).map(|d| at(&x, r * depth + d) * at(&weight, c * depth + d)).sum();
+                    let sum: f64 = (0..depth)
+                        .map(|d| at(&x, r * depth + d) * at(&weight, c * depth + d))
+                        .sum();
                     sum + at(&bias, c)
                 })
                 .collect();
@@ -382,8 +400,8 @@ mod tests {
             let expected: Vec<f64> = (0..rows * depth)
                 .map(|i| {
                     let (r, d) = (i / depth, i % depth);
-                    let terms = (0..columns)
-                        .map(|c| at(&dy, r * columns + c) * at(&weight, c * depth + d));
+                    let terms =
+                        (0..columns).map(|c| at(&dy, r * columns + c) * at(&weight, c * depth + d));
                     1.0 + terms.sum::<f64>()
                 })
                 .collect();
@@ -391,12 +409,17 @@ mod tests {
 
             let mut dw = vec![2.0; columns * depth];
             let mut scratch = vec![Buffer::default(); 2];
-            weight_gradient((&dy, columns, columns), (&x, depth, depth), rows, &mut dw, &mut scratch);
+            weight_gradient(
+                (&dy, columns, columns),
+                (&x, depth, depth),
+                rows,
+                &mut dw,
+                &mut scratch,
+            );
             let expected: Vec<f64> = (0..columns * depth)
                 .map(|i| {
                     let (c, d) = (i / depth, i % depth);
-                    let terms =
-                        (0..rows).map(|r| at(&dy, r * columns + c) * at(&x, r * depth + d));
+                    let terms = (0..rows).map(|r| at(&dy, r * columns + c) * at(&x, r * depth + d));
                     2.0 + terms.sum::<f64>()
                 })
                 .collect();

@@ -88,8 +88,7 @@ fn backward_generic<S: Simd>(
         let (dxs, dx_tail) = dx.as_chunks_mut::<LANES>();
         let (gradients, gradient_tail) = weight_gradient.as_chunks_mut::<LANES>();
         for ((((x, w), dy), dx), g) in xs.iter().zip(weights).zip(dys).zip(dxs).zip(gradients) {
-            let [y, new_dx, new_g] =
-                eight(s.load(x), s.load(w), s.load(dy), s.load(dx), s.load(g));
+            let [y, new_dx, new_g] = eight(s.load(x), s.load(w), s.load(dy), s.load(dx), s.load(g));
             s.store(y, dy);
             s.store(new_dx, dx);
             s.store(new_g, g);

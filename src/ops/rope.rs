@@ -60,7 +60,8 @@ fn turn_generic<S: Simd>(s: S, row: &mut [f32], cos: &[f32], sin: &[f32], direct
         let (low, high) = head.split_at_mut(half);
         for first in (0..half).step_by(LANES) {
             let at = first..half.min(first + LANES);
-            let (l, h) = (load_partial(s, &low[at.clone()], 0.0), load_partial(s, &high[at.clone()], 0.0));
+            let (l, h) =
+                (load_partial(s, &low[at.clone()], 0.0), load_partial(s, &high[at.clone()], 0.0));
             let c = load_partial(s, &cos[at.clone()], 0.0);
             let d = s.mul(load_partial(s, &sin[at.clone()], 0.0), direction);
             let turned_low = s.sub(s.mul(l, c), s.mul(h, d));
@@ -85,8 +86,12 @@ mod tests {
         for i in 0..4 {
             let angle = 13.0 * 10_000f64.powf(-(i as f64) / 4.0);
             let (low, high) = (f64::from(original[8 + i]), f64::from(original[12 + i]));
-            assert!((f64::from(row[8 + i]) - (low * angle.cos() - high * angle.sin())).abs() < 1e-5);
-            assert!((f64::from(row[12 + i]) - (high * angle.cos() + low * angle.sin())).abs() < 1e-5);
+            assert!(
+                (f64::from(row[8 + i]) - (low * angle.cos() - high * angle.sin())).abs() < 1e-5
+            );
+            assert!(
+                (f64::from(row[12 + i]) - (high * angle.cos() + low * angle.sin())).abs() < 1e-5
+            );
         }
         rope.backward(&mut row, 2, 13);
         assert!(row.iter().zip(&original).all(|(a, b)| (a - b).abs() < 1e-6));

@@ -79,9 +79,8 @@ fn draw_truncated(
     u: f32,
     order: &mut Vec<u32>,
 ) -> u32 {
-    let descending = |&a: &u32, &b: &u32| {
-        logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
-    };
+    let descending =
+        |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
     order.clear();
     order.extend(0..logits.len() as u32);
     if top_k < order.len() {
@@ -89,8 +88,7 @@ fn draw_truncated(
         order.truncate(top_k);
     }
     order.sort_unstable_by(descending);
-    let weight =
-        |token: u32| ((logits[token as usize] - row.max) * row.inverse_temperature).exp();
+    let weight = |token: u32| ((logits[token as usize] - row.max) * row.inverse_temperature).exp();
     let total: f32 = order.iter().map(|&token| weight(token)).sum();
     let mut kept = 0.0;
     let mut count = 0;
@@ -150,7 +148,9 @@ mod tests {
         let top_2 = frequencies(&logits, Sampling { top_k: 2, ..PLAIN });
         assert!(top_2[0] + top_2[2] + top_2[4] == 0.0 && top_2[1] > 0.2 && top_2[3] > 0.6);
         let nucleus = frequencies(&logits, Sampling { top_p: 0.7, ..PLAIN });
-        assert!(nucleus[1] > 0.0 && nucleus[3] > 0.0 && nucleus[0] + nucleus[2] + nucleus[4] == 0.0);
+        assert!(
+            nucleus[1] > 0.0 && nucleus[3] > 0.0 && nucleus[0] + nucleus[2] + nucleus[4] == 0.0
+        );
         let narrow = Sampling { top_k: 2, top_p: 0.5, ..PLAIN };
         assert_eq!(sample(&logits, narrow, 0.99), (3, statistics(&logits, 1.0).logp(3.0)));
     }

@@ -48,6 +48,13 @@ pub(super) fn smoothed(points: &[(f64, f64)], window: f64) -> Vec<(f64, f64)> {
     (0..points.len()).map(|i| (points[i].0, average(i))).collect()
 }
 
+/// Whether a curve goes up and down so much that only its average can be read.
+pub(super) fn is_noisy(points: &[(f64, f64)]) -> bool {
+    let (low, high) = range(points.iter().map(|p| p.1));
+    let travelled: f64 = points.windows(2).map(|pair| (pair[1].1 - pair[0].1).abs()).sum();
+    travelled > 4.0 * (high - low)
+}
+
 /// The least and greatest of `values`; infinities, crossed, when there is none.
 pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
@@ -65,6 +72,15 @@ mod tests {
             row.insert("step".into(), i.into());
         }
         assert_eq!(Curve::from_rows("loss", &rows, "loss").points, [(0.0, 2.0)]);
+    }
+
+    #[test]
+    fn a_schedule_is_not_noise() {
+        let warmup_and_decay: Vec<_> =
+            (0..100).map(|i| (f64::from(i), f64::from(i.min(20)) / f64::from(i.max(20)))).collect();
+        assert!(!is_noisy(&warmup_and_decay));
+        let jitter: Vec<_> = (0..100).map(|i| (f64::from(i), f64::from(i % 2))).collect();
+        assert!(is_noisy(&jitter));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Line charts as SVG.
 
 use super::axis::{Axis, Format};
-use super::curve::{range, smoothed};
+use super::curve::{is_noisy, range, smoothed};
 use super::html::escape;
 
 const WIDTH: f64 = 480.0;
@@ -10,8 +10,8 @@ const LEFT: f64 = 52.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
-/// From this many points on, a curve is drawn faintly with its average on top.
-const SMOOTHED_FROM: usize = 40;
+/// From this many points on a curve has no dots, and if noisy is drawn faintly under its average.
+const MANY: usize = 40;
 
 /// One line of a chart.
 pub(super) struct Series<'a> {
@@ -85,14 +85,16 @@ pub(super) fn chart(
         let place = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
             points.iter().map(|&(x, y)| (x_at(x), y_at(y))).collect()
         };
-        let many = one.points.len() >= SMOOTHED_FROM;
+        let has_many = one.points.len() >= MANY;
         svg.push_str(&format!("<g class=\"c{}\"><title>{}</title>", one.colour, escape(one.name)));
-        if many {
+        if has_many && is_noisy(&one.points) {
             svg.push_str(&path("line raw", &place(&one.points)));
             let window = one.points.len() as f64 / 12.0;
             svg.push_str(&path("line", &place(&smoothed(&one.points, window))));
         } else {
             svg.push_str(&path("line", &place(&one.points)));
+        }
+        if !has_many {
             for (&(x, y), value) in place(&one.points).iter().zip(&one.points) {
                 svg.push_str(&format!(
                     "<circle class=\"dot\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\">\

@@ -56,7 +56,7 @@ pub(super) fn run_program(
 enum Stop {
     /// None are left, or the child ended: others may run in a new child.
     Child,
-    /// The program does not compile or has used its time up: the other cases fail alike.
+    /// The program does not compile, sleeps, or has used its time up: the other cases fail alike.
     Program,
 }
 
@@ -85,7 +85,6 @@ impl Run {
         child.channel.set_nonblocking(true)?;
         let mut reader = FrameReader::default();
         let mut clock = sys::cpu_time(child.pid).unwrap_or_default();
-        let start_up = clock;
         let mut stop = Stop::Child;
         let mut exit = None;
         for (turn, input) in inputs.iter().enumerate() {
@@ -105,7 +104,9 @@ impl Run {
             clock = now;
             self.spent += used;
             let ended = !matches!(event, Event::Frame(_));
-            let compiles = !matches!(event, Event::Frame(Frame::Syntax(_)));
+            // Other cases would fail alike: the program does not compile, or sleeps.
+            let hopeless =
+                matches!(event, Event::Frame(Frame::Syntax(_)) | Event::Limit(Reason::WallTime));
             if let Event::Exit(e) = &event {
                 exit = Some(*e);
             }
@@ -121,10 +122,10 @@ impl Run {
                 stop = Stop::Program;
                 break;
             }
-            if !compiles {
+            if hopeless {
                 stop = Stop::Program;
             }
-            if ended || !compiles {
+            if ended || hopeless {
                 break;
             }
         }
@@ -138,7 +139,6 @@ impl Run {
         let memory_kb = self.limits.memory_mb << 10;
         self.near |= self.spent * 2 >= Duration::from_millis(self.limits.cpu_ms_per_program)
             || exit.peak_kb * 2 >= memory_kb;
-        let _ = start_up;
         Ok(stop)
     }
 

@@ -1,10 +1,10 @@
 //! Trains a small byte-level BPE and writes it in Hugging Face layout.
 //!
 //! Contract: the directory loads in transformers as it lies, encodes any Unicode text and gives it
-//! back; equal corpora give equal files. Pieces are digits (one by one), runs of newlines, and
-//! whole stretches in between, so merges may cross spaces: frequent phrases and lines of code
-//! become single tokens, which is what keeps a small model's sequences short. A token has at most
-//! `max_token_length` bytes, lest rare whole lines enter the vocabulary.
+//! back; equal corpora give equal files. Pieces are digits (one by one) and stretches of a line
+//! together with the line breaks before them, so merges may cross spaces: frequent phrases and
+//! lines of code become single tokens, which is what keeps a small model's sequences short. A token
+//! has at most `max_token_length` bytes, lest rare whole lines enter the vocabulary.
 
 use crate::base::error::usage;
 use crate::base::fs::write_atomic;
@@ -27,7 +27,7 @@ pub const END_OF_TURN: &str = "<|im_end|>";
 const PAD: &str = "<|endoftext|>";
 /// Each role opens its turn with one token, so no text can merge across the border of a turn.
 const ROLES: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];
-const PIECES: &str = r"[0-9]|\n+|[^0-9\n]+";
+const PIECES: &str = r"[0-9]|\n*[^0-9\n]+|\n+";
 const BYTES: usize = 256;
 
 /// Loss falls on what lies between the generation tags: an assistant's text and its end.
@@ -139,21 +139,18 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn merges_cross_spaces_but_neither_digits_nor_lines_nor_the_length_limit() {
+    fn merges_cross_spaces_but_neither_digits_nor_line_ends_nor_the_length_limit() {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = small(dir.path());
         assert!((300..=OPTIONS.vocab_size).contains(&tokenizer.vocab_size()));
-        let ids = tokenizer.encode("n = int(input())\ncase: 12 -> 34").unwrap();
+        let ids = tokenizer.encode("\ncase: 12 -> 34\n\n5").unwrap();
         let texts: Vec<String> = ids.iter().map(|&id| tokenizer.decode(&[id]).unwrap()).collect();
-        assert_eq!(
-            texts.iter().map(String::as_str).skip_while(|t| *t != "\n").collect::<Vec<_>>(),
-            ["\n", "case: ", "1", "2", " -> ", "3", "4"]
-        );
-        assert!(texts.len() < 12, "{texts:?}");
+        assert_eq!(texts, ["\ncase: ", "1", "2", " -> ", "3", "4", "\n", "\n", "5"]);
         for id in 0..tokenizer.vocab_size() as u32 {
             let text = tokenizer.decode(&[id]).unwrap();
             assert!(text.len() <= OPTIONS.max_token_length, "{text:?}");
-            assert!(!text.contains('\n') || text.trim_matches('\n').is_empty(), "{text:?}");
+            assert!(!text.trim_start_matches('\n').contains('\n'), "{text:?}");
+            assert!(text.len() == 1 || !text.contains(|c: char| c.is_ascii_digit()), "{text:?}");
         }
     }
 

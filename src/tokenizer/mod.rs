@@ -98,6 +98,19 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// Refuses a model with fewer embedding rows than there are tokens.
+    pub fn check_fits(&self, embedding_rows: usize) -> Result<()> {
+        if self.vocab_size > embedding_rows {
+            return Err(usage(format!(
+                "the tokenizer in {} has {} tokens, but the model only {embedding_rows} (vocab_size \
+                 in its config.json): they do not belong together",
+                self.dir.display(),
+                self.vocab_size
+            )));
+        }
+        Ok(())
+    }
+
     /// The id of a token by its spelling in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
@@ -225,6 +238,15 @@ mod tests {
         std::fs::remove_file(&generation).unwrap();
         let tokenizer = Tokenizer::load(dir.path()).unwrap();
         assert_eq!(tokenizer.eos_ids(), [tokenizer.token_to_id(bpe::END_OF_TURN).unwrap()]);
+    }
+
+    #[test]
+    fn a_model_with_fewer_rows_than_tokens_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = bpe::tests::small(dir.path());
+        assert!(tokenizer.check_fits(tokenizer.vocab_size() + 7).is_ok());
+        let error = tokenizer.check_fits(tokenizer.vocab_size() - 1).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
     }
 
     #[test]

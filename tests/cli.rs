@@ -1,0 +1,117 @@
+//! The binary as a user meets it: help, exit codes, error lines, a closed pipe.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const COMMANDS: [&[&str]; 16] = [
+    &[],
+    &["demo"],
+    &["sft"],
+    &["grpo"],
+    &["eval"],
+    &["generate"],
+    &["score"],
+    &["judge"],
+    &["data"],
+    &["data", "generate"],
+    &["data", "solvability"],
+    &["data", "inspect"],
+    &["data", "stats"],
+    &["report"],
+    &["doctor"],
+    &["completions"],
+];
+
+fn train(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_train")).args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The one line that a user's mistake is answered with.
+fn mistake(args: &[&str]) -> String {
+    let output = train(args);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+    assert!(output.stdout.is_empty(), "{args:?} printed a result");
+    text
+}
+
+fn make_run(dir: &Path, name: &str, lr: f64) -> String {
+    let run = dir.join(name);
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join("config.toml"), format!("[optim]\nlr = {lr}\n")).unwrap();
+    let rows: String = (1..=20)
+        .map(|step| format!("{{\"step\":{step},\"loss/nll\":{}}}\n", 1.0 / f64::from(step)))
+        .collect();
+    std::fs::write(run.join("metrics.jsonl"), rows).unwrap();
+    run.display().to_string()
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in COMMANDS {
+        let output = train(&[command, &["--help"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert!(stdout(&output).contains("Usage: train"), "{command:?}");
+    }
+}
+
+#[test]
+fn wrong_arguments_exit_with_2() {
+    for args in [&[] as &[&str], &["trian"], &["demo", "--no-such-flag"], &["completions", "tcsh"]]
+    {
+        mistake(args);
+    }
+}
+
+#[test]
+fn a_directory_without_a_run_is_named_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().display().to_string();
+    let line = mistake(&["report", &path]);
+    assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+    assert!(line.starts_with("error: ") && line.contains(&path), "{line}");
+    assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+}
+
+#[test]
+fn runs_are_reported_in_the_terminal_and_as_a_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let runs = [make_run(dir.path(), "a", 0.1), make_run(dir.path(), "b", 0.2)];
+    let text = train(&["report", &runs[0], &runs[1]]);
+    assert_eq!(text.status.code(), Some(0));
+    for part in ["optim.lr", "loss/nll", &runs[1]] {
+        assert!(stdout(&text).contains(part), "{part}");
+    }
+    let page = dir.path().join("page.html").display().to_string();
+    let written = train(&["report", &runs[0], "--out", &page]);
+    assert_eq!(stdout(&written).trim_end(), page);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<svg"));
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&train(&["completions", shell]));
+        assert!(script.contains("solvability"), "{shell}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_the_program_quietly() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_train"))
+        .args(["completions", "zsh"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
