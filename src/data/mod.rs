@@ -3,5 +3,6 @@
 pub mod jsonl;
 pub mod pack;
 pub mod problem;
+pub mod prompt;
 pub mod sample;
 pub mod tokenized;
