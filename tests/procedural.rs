@@ -8,17 +8,17 @@ use codeseq::pipeline::procedural::{Config, Program, card, generate, judge, stor
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// Runs trusted programs in one Python process; no isolation, a fifth of a second for each input.
+/// Runs trusted programs in one Python process; no isolation, a fifth of a second of CPU for each input.
 const RUNNER: &str = r#"
 import contextlib, io, json, signal, sys
 class Slow(Exception):
     pass
 def slow(*_):
     raise Slow()
-signal.signal(signal.SIGALRM, slow)
+signal.signal(signal.SIGVTALRM, slow)
 def one(code, text):
     out = io.StringIO()
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.2)
     try:
         with contextlib.redirect_stdout(out):
             exec(code, {"input": lambda: text})
@@ -28,7 +28,7 @@ def one(code, text):
     except Exception:
         return None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 for line in sys.stdin:
     code, inputs = json.loads(line)
     results = []
@@ -140,7 +140,7 @@ fn every_slip_of_a_family_applies_and_fails_for_some_numbers_and_none_runs_forev
         }
     }
     idle.dedup();
-    assert!(slow.is_empty(), "slow:\n{}", slow.join("\n---\n"));
+    idle.extend(slow.into_iter().map(|code| format!("slow: {code}")));
     assert!(idle.is_empty(), "{}", idle.join("\n"));
 }
 
