@@ -86,6 +86,7 @@ impl Plan {
         Ok(serde_json::to_vec(&json!({
             "modules": MODULES.iter().chain(HIDDEN_MODULES).collect::<Vec<_>>(),
             "python_path": self.python.library,
+            "seals_itself": self.python.has_ctypes || !self.one_shot,
             "profile": self.options.profile,
             "drop_user": (!in_user_namespace).then_some(NOBODY),
             "landlock_abi": landlock_abi,
