@@ -1,7 +1,9 @@
 //! `train judge`: runs solutions on problems' tests and writes a verdict a line.
 
-use crate::base::error::usage;
+use crate::base::error::{Interrupted, usage};
 use crate::base::fs::{AtomicFile, read_text};
+use crate::base::interrupt;
+use crate::base::progress::Progress;
 use crate::data::{jsonl, problem::Problem};
 use crate::sandbox::{
     Job, Judge, Limits, Mode, Options, Profile, Verdict, VerdictKind, Watch, extract_code,
@@ -9,6 +11,7 @@ use crate::sandbox::{
 };
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -151,9 +154,10 @@ pub fn run(args: Args) -> Result<()> {
         jobs.push(Job { code, cases: &problems[at].tests, tolerance: tolerances[at] });
     }
     let mut out = AtomicFile::create(&args.out)?;
+    interrupt::install()?;
     let judge = Judge::start(args.judge.options())?;
     tracing::info!("{}", judge.layers());
-    let verdicts = verdicts_with(&judge, &jobs, Watch::default());
+    let verdicts = watched(&judge, &jobs)?;
     let summary = Summary::of(&verdicts);
     let writing = || format!("writing {}", args.out.display());
     for (solution, verdict) in solutions.iter().zip(verdicts) {
@@ -162,7 +166,22 @@ pub fn run(args: Args) -> Result<()> {
         out.write_all(b"\n").with_context(writing)?;
     }
     out.commit()?;
-    writeln!(std::io::stdout().lock(), "{}", summary.text()).context("writing to standard output")
+    super::print(format!("{}\n", summary.text()))
+}
+
+/// Judges with a progress bar; an interrupt stops it.
+fn watched(judge: &Judge, jobs: &[Job<'_>]) -> Result<Vec<Verdict>> {
+    let programs = jobs.iter().filter(|job| job.code.is_some()).count();
+    let bar = Progress::new("judge", programs as u64, "programs");
+    let shown = Cell::new(0);
+    let advance = |done: usize| bar.inc((done - shown.replace(done)) as u64);
+    let watch = Watch { progress: Some(&advance), cancel: Some(&interrupt::requested) };
+    let verdicts = verdicts_with(judge, jobs, watch);
+    bar.finish();
+    match interrupt::requested() {
+        true => Err(Interrupted.into()),
+        false => Ok(verdicts),
+    }
 }
 
 fn index<'a>(problems: &'a [Problem], path: &Path) -> Result<HashMap<&'a str, usize>> {

@@ -17,12 +17,15 @@ use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The hidden first argument that makes the binary a launcher.
 pub const ARGUMENT: &str = "__judge-init";
 
 const RUNNER: &str = include_str!("runner.py");
+/// Reads the runner from its descriptor, so that lists of processes stay readable.
+const START_RUNNER: &str = "exec(compile(open(6).read(), 'judge-runner', 'exec'))";
 const STACK_BYTES: u64 = 64 << 20;
 
 /// What the judge tells its launcher.
@@ -69,6 +72,9 @@ fn serve(stdin: BorrowedFd<'_>) -> Result<()> {
     let empty_dir = removed_directory();
     let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
 
+    let runner = sys::memory_file("codeseq-judge-runner")?;
+    runner.write_all_at(RUNNER.as_bytes(), 0)?;
+
     let mut report = Report { landlock_abi: layers::landlock_abi(), ..Report::default() };
     if order.namespaces {
         // Python may keep capabilities only where it is able to drop them later.
@@ -85,7 +91,15 @@ fn serve(stdin: BorrowedFd<'_>) -> Result<()> {
     let start = |channel: BorrowedFd<'_>| -> Result<libc::pid_t> {
         let dir = empty_dir.as_ref().map_or(null.as_fd(), AsFd::as_fd);
         let stderr = std::io::stderr();
-        let files = [input.as_fd(), output.as_fd(), stderr.as_fd(), channel, dir, null.as_fd()];
+        let files = [
+            input.as_fd(),
+            output.as_fd(),
+            stderr.as_fd(),
+            channel,
+            dir,
+            null.as_fd(),
+            runner.as_fd(),
+        ];
         // SAFETY: this process has a single thread, so the child may go on as if it were alone.
         match unsafe { fork(own_pids) }? {
             0 => {
@@ -236,8 +250,10 @@ fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 6]) -
     }
     let mode = if order.one_shot { "single" } else { "server" };
     let path = CString::new(order.python.as_os_str().as_bytes())?;
-    let arguments = ["python3", "-s", "-S", "-B", "-c", RUNNER, mode]
-        .map(|argument| CString::new(argument).expect("no zero bytes in the runner"));
+    let mut arguments = vec![path.clone()];
+    for argument in ["-s", "-S", "-B", "-c", START_RUNNER, mode] {
+        arguments.push(CString::new(argument)?);
+    }
     let environment = ["PYTHONHASHSEED=0", "PYTHONUTF8=1", "LANG=C.UTF-8"]
         .map(|variable| CString::new(variable).expect("no zero bytes in a variable"));
     let filters = match order.confine_before_start && layers::seccomp_available() {

@@ -13,7 +13,6 @@ use super::supervise::run_program;
 use crate::base::error::usage;
 use anyhow::Result;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,9 +30,9 @@ pub struct Judge {
 pub struct Watch<'a> {
     /// Called with the number of programs done, from the calling thread.
     pub progress: Option<&'a dyn Fn(usize)>,
-    /// When it becomes true, programs that have not started are given up (as infrastructure
-    /// failures).
-    pub cancel: Option<&'a AtomicBool>,
+    /// Once it says yes, programs that have not started are given up (as infrastructure failures).
+    /// Asked a few times a second, from the calling thread.
+    pub cancel: Option<&'a dyn Fn() -> bool>,
 }
 
 /// What workers and callers share.
@@ -172,7 +171,7 @@ impl Judge {
             if done == programs.len() {
                 return;
             }
-            if watch.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            if watch.cancel.is_some_and(|cancel| cancel()) {
                 drop(state);
                 self.give_up(batch);
                 state = lock(&batch.state);

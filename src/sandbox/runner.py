@@ -1,8 +1,8 @@
 """The Python side of the judge: a fork server, or the runner of one program.
 
-Contract: started by the launcher with -s -S -B, as the source of -c, with descriptors 0 (a case's
-input), 1 (its output), 2 (diagnostics), 3 (the channel to the supervisor), 4 (an empty directory)
-and 5 (/dev/null). `sys.argv[1]` is "server" or "single".
+Contract: started by the launcher with -s -S -B and descriptors 0 (a case's input), 1 (its output),
+2 (diagnostics), 3 (the channel to the supervisor), 4 (an empty directory), 5 (/dev/null) and 6
+(this text, closed by now). `sys.argv[1]` is "server" or "single".
   server: reads its settings, reports "R", then forks a child for each descriptor it is sent.
   single: reads its settings from the program's own channel and runs that one program.
 A child seals itself (resource limits, system call filter) before it reads a byte of the program.
@@ -136,6 +136,8 @@ def prepare(settings):
     import resource
 
     sys.path[:] = settings["python_path"]
+    if settings["seals_itself"] and native() is None:
+        raise OSError("this Python has no ctypes")
     loaded = load(settings["modules"])
     atexit._clear()
     done = drop_files_and_rights(settings)
@@ -159,6 +161,7 @@ def prepare(settings):
             for filter_hex in settings["server_filters"]:
                 if not native().seccomp(native().load_filter(filter_hex)):
                     raise OSError("the kernel refused a seccomp filter")
+            done["seccomp"] = True
     done["modules"] = loaded
     done["version"] = ".".join(map(str, sys.version_info[:3]))
     gc.collect()
@@ -394,8 +397,6 @@ def main():
         control = _socket.socket(fileno=CONTROL)
         settings = json.loads(control.recv(1 << 20))
         try:
-            if native() is None:
-                raise OSError("this Python has no ctypes")
             report = prepare(settings)
         except BaseException as error:
             control.send(b"E" + ("%s: %s" % (type(error).__name__, error)).encode())

@@ -86,6 +86,7 @@ impl Plan {
         Ok(serde_json::to_vec(&json!({
             "modules": MODULES.iter().chain(HIDDEN_MODULES).collect::<Vec<_>>(),
             "python_path": self.python.library,
+            "seals_itself": self.python.has_ctypes || !self.one_shot,
             "profile": self.options.profile,
             "drop_user": (!in_user_namespace).then_some(NOBODY),
             "landlock_abi": landlock_abi,
@@ -179,7 +180,7 @@ impl Server {
             capabilities_dropped: done("capabilities"),
             no_new_privs: report.no_new_privs,
             landlock_abi: report.landlock_abi,
-            seccomp: done("seccomp"),
+            seccomp: done("seccomp") || (!plan.python.has_ctypes && seccomp_available()),
             rlimits: true,
             memory_cgroup: self.group.as_ref().map(|group| group.version().to_owned()),
             modules: serde_json::from_value(prepared["modules"].clone()).unwrap_or_default(),

@@ -59,7 +59,8 @@ impl Metrics {
         let mut row = Row::new();
         row.insert("step".to_owned(), step.into());
         row.extend(values);
-        row.insert(WRITTEN_AT.to_owned(), unix_secs().into());
+        // Whole milliseconds: so short a decimal is read back exactly.
+        row.insert(WRITTEN_AT.to_owned(), ((unix_secs() * 1e3).round() / 1e3).into());
         let mut line = serde_json::to_vec(&row).context("encoding a row")?;
         line.push(b'\n');
         self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))?;

@@ -20,20 +20,20 @@ pub(super) fn families() -> Vec<Family> {
             .slip("//", "%", "Full groups count, not the remainder.")
             .at(|p, n| big(p.a + (n - 1) / p.b * p.c)),
         Family::new("growing_runs", 1)
-            .number("first run", 1..=4)
             .number("factor", 2..=30)
-            .number("addition", 1..=9)
-            .story("{name} writes 1 {a} times, 2 twice as often, 3 three times as often as 1, and so on. Take the n-th written number times {b} plus {c}.")
-            .story("Class k has {a} * k pupils, and they enter class by class. Pupil n is in class x. What is {b} * x + {c}?")
-            .story("Level k takes {a} * k moves, from level 1. Move n happens on level x and pays {b} * x + {c}. How much is that?")
-            .code("x = 1\nwhile n > {a} * x:\n    n -= {a} * x\n    x += 1\nprint({b} * x + {c})")
-            .slip("n > {a} * x", "n > x", "Run x has {a} * x entries.")
-            .slip("n > ", "n >= ", "The last of a run belongs to it.")
-            .slip("{b} * x", "x", "The factor {b} was left out.")
-            .slip("x = 1", "x = 0", "The first level is 1.")
+            .number("addition", 1..=30)
+            .story("{name} writes 1 once, 2 twice, 3 three times, and so on. Take the n-th written number times {a}, plus {b}. What is it?")
+            .story("Class k has k pupils, and they enter class by class, class 1 first. The n-th pupil is in class x. What is {a} * x + {b}?")
+            .story("Level k takes k moves, from level 1. Move n happens on level x and pays {a} * x + {b}. How much is that?")
+            .code("x = 1\nwhile n > x:\n    n -= x\n    x += 1\nprint({a} * x + {b})")
+            .slip("n > x", "n >= x", "The last of a run belongs to it.")
+            .slip("n -= x", "n -= 1", "Run x has x entries, not one.")
+            .slip("{a} * x", "x", "The factor {a} was left out.")
+            .slip(" + {b}", "", "The {b} at the end were left out.")
+            .slip("{a} * x", "{a} * n", "The level x counts, not the rest n.")
             .list(|p, count| {
-                let runs = (1..).flat_map(|x| std::iter::repeat_n(x, (p.a * x) as usize));
-                runs.take(count).map(|x: i64| big(p.b * x + p.c)).collect()
+                let runs = (1..).flat_map(|x| std::iter::repeat_n(x, x as usize));
+                runs.take(count).map(|x: i64| big(p.a * x + p.b)).collect()
             }),
         Family::new("ruler_marks", 1)
             .number("base", 2..=4)

@@ -15,7 +15,7 @@ pub(super) fn families() -> Vec<Family> {
             .code("x = 0\nwhile n > 0:\n    x += 1\n    if x % {a} == 0 or x % {b} == 0:\n        n -= 1\nprint(x)")
             .slip(" or x % {b} == 0", "", "Multiples of {b} count too.")
             .slip("x % {a} == 0 or ", "", "Multiples of {a} count too.")
-            .slip("x = 0", "x = 1", "The count starts below 1.")
+            .slip("print(x)", "print(x + 1)", "The n-th number itself is asked.")
             .list(|p, count| select(count, 0, |x| x % p.a == 0 || x % p.b == 0)),
         Family::new("neither_multiple", 1)
             .number("first divisor", 2..=15)
@@ -38,7 +38,8 @@ pub(super) fn families() -> Vec<Family> {
             .story("{name} keeps number x, from 1 on, if the sum of its digits, divided by {a}, leaves {b}. Which is the n-th kept number?")
             .code("x = 0\nwhile n > 0:\n    x += 1\n    if sum(int(d) for d in str(x)) % {a} == {b}:\n        n -= 1\nprint(x)")
             .slip("sum(int(d) for d in str(x))", "x", "The digit sum is divided, not the number.")
-            .slip("sum(int(d) for d in str(x)) % {a} == {b}", "sum(int(d) for d in str(x)) == {b}", "The remainder by {a} counts.")
+            .slip("== {b}", "<= {b}", "The rest must be exactly {b}.")
+            .slip("print(x)", "print(x + 1)", "The n-th number itself is asked.")
             .slip("x = 0", "x = 10", "The count starts below 1.")
             .list(|p, count| select(count, 0, |x| digit_sum(&big(x)) % p.a == p.b)),
         Family::new("multiple_with_digit", 1)
@@ -53,7 +54,7 @@ pub(super) fn families() -> Vec<Family> {
             .slip("\"{b}\" in str(x)", "\"{b}\" == str(x)[-1]", "All digits count, not only the last.")
             .slip("\"{b}\" in str(x)", "\"{b}\" not in str(x)", "Numbers with the digit are kept.")
             .slip("x += {a}", "x += 1", "Only multiples of {a} count.")
-            .slip("x = 0", "x = {a}", "The first multiple is {a} itself.")
+            .slip("print(x)", "print(x + {a})", "The n-th number itself is asked.")
             .list(|p, count| {
                 let digit = char::from(b'0' + p.b as u8);
                 select(count, 0, |x| x % p.a == 0 && x.to_string().contains(digit))
@@ -80,7 +81,7 @@ pub(super) fn families() -> Vec<Family> {
             .story("x by x {things} are packed in boxes of {a}. Sizes x that leave exactly {b} over are good. What is the n-th good x, from 1 on?")
             .code("x = 0\nwhile n > 0:\n    x += 1\n    if x * x % {a} == {b}:\n        n -= 1\nprint(x)")
             .slip("x * x", "x", "The square is divided, not x.")
-            .slip("x * x", "2 * x", "x is squared, not doubled.")
+            .slip("== {b}", "<= {b}", "The rest must be exactly {b}.")
             .slip("x = 0", "x = 1", "The count starts below 1.")
             .slip("print(x)", "print(x * x)", "The number is asked, not its square.")
             .list(|p, count| select(count, 0, |x| x * x % p.a == p.b)),
@@ -110,7 +111,7 @@ pub(super) fn families() -> Vec<Family> {
             .import("gcd")
             .code("x = 0\nwhile n > 0:\n    x += 1\n    if gcd(x, {a}) > 1:\n        n -= 1\nprint(x * {b})")
             .slip("gcd(x, {a}) > 1", "gcd(x, {a}) == 1", "A common factor above 1 is needed.")
-            .slip("gcd(x, {a}) > 1", "{a} % x == 0", "Shared factors count, not divisors.")
+            .slip("gcd(x, {a}) > 1", "x % {a} == 0", "One shared factor is enough.")
             .slip("x * {b}", "x", "The factor {b} was left out.")
             .slip("x = 0", "x = {a}", "The count starts below 1.")
             .list(|p, count| {

@@ -48,7 +48,9 @@ pub fn attempts(pattern: &Pattern) -> Vec<Attempt> {
         add(code, pattern.fill(slip.reason, |_| None));
     }
     for (find, replace, reason) in COMMON {
-        add(after_first_line(&solution, |body| body.replacen(find, replace, 1)), reason.to_owned());
+        if let Some(code) = edit_first(&solution, find, replace, |_| true) {
+            add(code, reason.to_owned());
+        }
     }
     for (code, reason) in operators(&solution) {
         add(code, reason);
@@ -63,9 +65,22 @@ pub fn attempts(pattern: &Pattern) -> Vec<Attempt> {
     found
 }
 
-fn after_first_line(code: &str, edit: impl Fn(&str) -> String) -> String {
-    let at = code.find("n = int(input())\n").expect("every program reads n") + 17;
-    format!("{}{}", &code[..at], edit(&code[at..]))
+/// Replaces the first `find` after the line that reads `n` whose place is `allowed`. A program
+/// that searches with `while` is left alone there, lest it searches forever.
+fn edit_first(
+    code: &str,
+    find: &str,
+    replace: &str,
+    allowed: impl Fn(usize) -> bool,
+) -> Option<String> {
+    let searches = code.contains("while ");
+    let body = code.find("n = int(input())\n").expect("every program reads n") + 17;
+    let at = code.match_indices(find).map(|(at, _)| at).find(|&at| {
+        let line = &code[code[..at].rfind('\n').map_or(0, |i| i + 1)..];
+        let in_search = searches && (line.starts_with("while ") || line.starts_with(' '));
+        at >= body && !in_search && allowed(at)
+    })?;
+    Some(format!("{}{replace}{}", &code[..at], &code[at + find.len()..]))
 }
 
 /// One number off by one, or two numbers in each other's place.
@@ -89,6 +104,7 @@ fn misread(pattern: &Pattern) -> Vec<(Numbers, String)> {
             }
         }
     }
+    slips.retain(|(numbers, _)| pattern.family.keeps(*numbers));
     slips
 }
 
@@ -101,9 +117,7 @@ fn operators(code: &str) -> Vec<(String, String)> {
     ];
     let mut slips = Vec::new();
     for (find, replace, reason) in edits {
-        let place = code.match_indices(find).map(|(at, _)| at).find(|&at| !inside_range(code, at));
-        if let Some(at) = place {
-            let edited = format!("{}{replace}{}", &code[..at], &code[at + find.len()..]);
+        if let Some(edited) = edit_first(code, find, replace, |at| !inside_range(code, at)) {
             slips.push((edited, reason.to_owned()));
         }
     }

@@ -135,6 +135,11 @@ impl Family {
         self
     }
 
+    /// Whether the family makes sense under `numbers`, in or out of their ranges.
+    pub fn keeps(&self, numbers: Numbers) -> bool {
+        (self.keep)(numbers)
+    }
+
     /// Adds a telling.
     pub fn story(mut self, story: &'static str) -> Self {
         self.stories.push(story);

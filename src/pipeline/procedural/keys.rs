@@ -3,7 +3,7 @@
 use crate::base::rng::Stream;
 
 /// The stream of a named decision about a named thing.
-pub fn stream(seed: u64, decision: &str, about: &str, index: u64) -> Stream {
+pub(super) fn stream(seed: u64, decision: &str, about: &str, index: u64) -> Stream {
     Stream::new(seed, &[label(decision), label(about), index])
 }
 

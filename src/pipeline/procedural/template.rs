@@ -5,7 +5,7 @@
 use num_bigint::BigInt;
 
 /// Replaces every placeholder of `template` by what `lookup` says of its name.
-pub fn fill(template: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+pub(super) fn fill(template: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut text = String::with_capacity(template.len() + 16);
     let mut rest = template;
     while let Some(open) = rest.find('{') {
