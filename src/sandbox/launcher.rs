@@ -234,7 +234,7 @@ fn removed_directory() -> Option<OwnedFd> {
 }
 
 /// Puts `files` at descriptors 0 and up, gives up rights and becomes Python. Returns on failure only.
-fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 6]) -> Result<()> {
+fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 7]) -> Result<()> {
     // SAFETY: numbers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     // First far away, then in place: a target may be the source of another.
