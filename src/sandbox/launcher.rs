@@ -25,7 +25,8 @@ pub const ARGUMENT: &str = "__judge-init";
 
 const RUNNER: &str = include_str!("runner.py");
 /// Reads the runner from its descriptor, so that lists of processes stay readable.
-const START_RUNNER: &str = "exec(compile(open(6).read(), 'judge-runner', 'exec'))";
+const START_RUNNER: &str =
+    "import os; exec(compile(os.pread(6, 1 << 20, 0), 'judge-runner', 'exec'))";
 const STACK_BYTES: u64 = 64 << 20;
 
 /// What the judge tells its launcher.
@@ -234,7 +235,7 @@ fn removed_directory() -> Option<OwnedFd> {
 }
 
 /// Puts `files` at descriptors 0 and up, gives up rights and becomes Python. Returns on failure only.
-fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 6]) -> Result<()> {
+fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 7]) -> Result<()> {
     // SAFETY: numbers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     // First far away, then in place: a target may be the source of another.
