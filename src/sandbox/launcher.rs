@@ -25,7 +25,8 @@ pub const ARGUMENT: &str = "__judge-init";
 
 const RUNNER: &str = include_str!("runner.py");
 /// Reads the runner from its descriptor, so that lists of processes stay readable.
-const START_RUNNER: &str = "exec(compile(open(6).read(), 'judge-runner', 'exec'))";
+const START_RUNNER: &str =
+    "import os; exec(compile(os.pread(6, 1 << 20, 0), 'judge-runner', 'exec'))";
 const STACK_BYTES: u64 = 64 << 20;
 
 /// What the judge tells its launcher.

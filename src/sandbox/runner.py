@@ -2,7 +2,7 @@
 
 Contract: started by the launcher with -s -S -B and descriptors 0 (a case's input), 1 (its output),
 2 (diagnostics), 3 (the channel to the supervisor), 4 (an empty directory), 5 (/dev/null) and 6
-(this text, closed by now). `sys.argv[1]` is "server" or "single".
+(this text). `sys.argv[1]` is "server" or "single".
   server: reads its settings, reports "R", then forks a child for each descriptor it is sent.
   single: reads its settings from the program's own channel and runs that one program.
 A child seals itself (resource limits, system call filter) before it reads a byte of the program.
@@ -12,7 +12,7 @@ once a program has run.
 
 import sys
 
-CONTROL, EMPTY_DIR, NULL = 3, 4, 5
+CONTROL, EMPTY_DIR, NULL, TEXT = 3, 4, 5, 6
 PROGRAM_NAME = "<program>"
 MAX_MESSAGE_CHARS = 2000
 
@@ -146,6 +146,8 @@ def prepare(settings):
     sys.meta_path[:] = sys.meta_path[:2] + [Refuse]
     # Where the descriptor of diagnostics was, programs find /dev/null.
     os.dup2(NULL, 2)
+    os.close(TEXT)
+    os.close(EMPTY_DIR)
     for name, value in (
         ("RLIMIT_CORE", 0),
         ("RLIMIT_FSIZE", settings["file_bytes"]),
