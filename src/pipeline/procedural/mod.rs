@@ -1,7 +1,7 @@
 //! Procedural CodeSeq: number-sequence problems and reflection samples without network or model.
 //!
 //! Contract: equal [`Config`] and equal verdicts give equal bytes, on any number of threads. The
-//! judge is a closure here ([`Run`]), so this module knows nothing of sandboxes. Left out: telling
+//! judge is a closure here ([`Run`]), so tests need no sandbox. Left out: telling
 //! stories by a model, and estimating solvability, which needs one.
 
 pub mod attempt;
@@ -18,6 +18,7 @@ use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::data::sample::{Message, Sample};
 use crate::pipeline::families;
+pub use crate::sandbox::Program;
 use anyhow::{Result, ensure};
 use attempt::attempts;
 use family::Pattern;
@@ -27,15 +28,6 @@ use rand::seq::SliceRandom;
 use reflect::Failure;
 use split::{Splits, Wanted};
 use story::Inputs;
-
-/// A program and the inputs to run it on.
-#[derive(Debug, Clone)]
-pub struct Program {
-    /// Python, reads one line and prints.
-    pub code: String,
-    /// One run each.
-    pub inputs: Vec<String>,
-}
 
 /// Runs programs; per program and input what it printed, trimmed, or `None` if it failed to.
 pub type Run<'a> = dyn FnMut(&[Program]) -> Result<Vec<Vec<Option<String>>>> + 'a;
