@@ -1,12 +1,185 @@
-//! `train data stats`.
+//! `train data stats`: counts samples, families, rounds and lengths of data files.
 
-use anyhow::Result;
+use crate::base::error::usage;
+use crate::data::jsonl;
+use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
+use crate::data::sample::Sample;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Files of samples or of problems, JSON Lines
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// GTG prompt template for problems' lengths [default: the bundled one]
+    #[arg(long, value_name = "FILE")]
+    prompt: Option<PathBuf>,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    let prompt = match &args.prompt {
+        Some(path) => GtgPrompt::from_file(path)?,
+        None => GtgPrompt::bundled()?,
+    };
+    let mut text = String::new();
+    for path in &args.files {
+        let stats = Stats::read(path, &prompt)?;
+        let _ = writeln!(text, "{}\n{}", path.display(), stats.text());
+    }
+    std::io::stdout().lock().write_all(text.as_bytes()).context("writing to standard output")
+}
+
+/// What a line may be.
+#[derive(Deserialize)]
+struct Probe {
+    messages: Option<Box<RawValue>>,
+    tests: Option<Box<RawValue>>,
+    test: Option<Box<RawValue>>,
+}
+
+#[derive(Default)]
+struct Stats {
+    rows: usize,
+    patterns: BTreeSet<String>,
+    families: BTreeSet<String>,
+    sources: BTreeMap<String, usize>,
+    rounds: BTreeMap<u32, usize>,
+    solvability: Vec<f64>,
+    tests: BTreeMap<usize, usize>,
+    prompts: Lengths,
+    responses: Lengths,
+}
+
+impl Stats {
+    fn read(path: &Path, prompt: &GtgPrompt) -> Result<Self> {
+        let probes: Vec<Probe> = jsonl::read(path)?;
+        let mut stats = Self { rows: probes.len(), ..Self::default() };
+        if probes.iter().all(|p| p.messages.is_some()) {
+            for sample in jsonl::read::<Sample>(path)? {
+                stats.add_sample(sample);
+            }
+        } else if probes.iter().all(|p| p.tests.is_some() || p.test.is_some()) {
+            for problem in jsonl::read::<Problem>(path)? {
+                stats.add_problem(&problem, prompt)?;
+            }
+        } else {
+            return Err(usage(format!(
+                "{}: every line must be a sample (messages) or every line a problem (tests)",
+                path.display()
+            )));
+        }
+        Ok(stats)
+    }
+
+    fn add_sample(&mut self, sample: Sample) {
+        for message in &sample.messages {
+            match message.role.as_str() {
+                "assistant" => self.responses.add(&message.content),
+                _ => self.prompts.add(&message.content),
+            }
+        }
+        self.patterns.extend(sample.problem_id);
+        if let Some(rounds) = sample.rounds {
+            *self.rounds.entry(rounds).or_default() += 1;
+        }
+        if let Some(source) = sample.source {
+            *self.sources.entry(source).or_default() += 1;
+        }
+    }
+
+    fn add_problem(&mut self, problem: &Problem, prompt: &GtgPrompt) -> Result<()> {
+        self.prompts.add(&prompt.render(problem)?);
+        self.patterns.insert(problem.problem_id.clone());
+        self.families.extend(problem.family.clone());
+        self.solvability.extend(problem.solvability);
+        *self.tests.entry(problem.tests.len()).or_default() += 1;
+        Ok(())
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("  rows        {}\n", self.rows);
+        let mut line = |label: &str, value: String| {
+            if !value.is_empty() {
+                let _ = writeln!(text, "  {label:<11} {value}");
+            }
+        };
+        line("patterns", some(self.patterns.len()));
+        line("families", some(self.families.len()));
+        line("sources", counts(&self.sources));
+        line("rounds", counts(&self.rounds));
+        line("tests", counts(&self.tests));
+        if let Some(mean) = mean(&self.solvability) {
+            line("solvability", format!("mean {mean:.3} of {}", self.solvability.len()));
+        }
+        line("prompts", self.prompts.text());
+        line("responses", self.responses.text());
+        text
+    }
+}
+
+fn some(count: usize) -> String {
+    if count == 0 { String::new() } else { count.to_string() }
+}
+
+fn counts<K: std::fmt::Display>(counts: &BTreeMap<K, usize>) -> String {
+    let parts: Vec<String> = counts.iter().map(|(key, count)| format!("{key}: {count}")).collect();
+    parts.join(", ")
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Lengths of texts in words and characters.
+#[derive(Default)]
+struct Lengths {
+    words: Vec<usize>,
+    chars: Vec<usize>,
+}
+
+impl Lengths {
+    fn add(&mut self, text: &str) {
+        self.words.push(text.split_whitespace().count());
+        self.chars.push(text.chars().count());
+    }
+
+    fn text(&self) -> String {
+        if self.words.is_empty() {
+            return String::new();
+        }
+        let of = |values: &[usize]| {
+            let mut sorted = values.to_vec();
+            sorted.sort_unstable();
+            let mean = sorted.iter().sum::<usize>() as f64 / sorted.len() as f64;
+            let p95 = sorted[(sorted.len() * 95).div_ceil(100) - 1];
+            format!("mean {mean:.1}, p95 {p95}, longest {}", sorted[sorted.len() - 1])
+        };
+        format!("words {}; characters {}", of(&self.words), of(&self.chars))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_have_mean_and_percentile() {
+        let mut lengths = Lengths::default();
+        for n in 1..=20 {
+            lengths.add(&"ab ".repeat(n));
+        }
+        assert_eq!(
+            lengths.text(),
+            "words mean 10.5, p95 19, longest 20; characters mean 31.5, p95 57, longest 60"
+        );
+    }
 }
