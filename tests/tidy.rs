@@ -48,7 +48,8 @@ fn imports(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
         for after in line.split("crate::").skip(1) {
-            let names = after.strip_prefix('{').map_or(vec![after], |list| list.split(',').collect());
+            let names =
+                after.strip_prefix('{').map_or(vec![after], |list| list.split(',').collect());
             for name in names {
                 let name: String =
                     name.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();

@@ -5,9 +5,9 @@
 //! the flat buffer, so nothing is held twice. Every tensor must be there with its shape and none
 //! besides; only two that models never read are passed over ([`is_derived`]).
 
-use crate::model::TensorSpec;
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_atomic};
+use crate::model::TensorSpec;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use half::{bf16, f16};

@@ -2,7 +2,6 @@
 
 use super::hf;
 use super::state::Model;
-use crate::base::error::usage;
 use crate::base::fs::read_text;
 use crate::model::layout::init;
 use crate::model::{Decoder, Layout, ModelConfig};
@@ -42,21 +41,9 @@ impl LanguageModel {
         ModelConfig::from_json(&read_text(path)?).with_context(|| path.display().to_string())
     }
 
-    fn assemble(
-        config: ModelConfig,
-        params: Vec<f32>,
-        tokenizer_dir: &Path,
-    ) -> Result<Self> {
+    fn assemble(config: ModelConfig, params: Vec<f32>, tokenizer_dir: &Path) -> Result<Self> {
         let tokenizer = Tokenizer::load(tokenizer_dir)?;
-        if tokenizer.vocab_size() != config.vocab_size {
-            return Err(usage(format!(
-                "the tokenizer in {} has {} tokens but the model's vocab_size is {}: use the \
-                 tokenizer that belongs to the model",
-                tokenizer_dir.display(),
-                tokenizer.vocab_size(),
-                config.vocab_size
-            )));
-        }
+        tokenizer.check_fits(config.vocab_size)?;
         Ok(Self { decoder: Decoder::new(config), params, tokenizer })
     }
 

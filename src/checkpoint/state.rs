@@ -3,10 +3,10 @@
 //! Contract: the directory appears by one rename, when all of it is on disk. `state/` holds the two
 //! moments of AdamW as flat f32 and one JSON file with whatever the loop wants to keep.
 
-use crate::model::TensorSpec;
 use super::hf::{self, Tensors};
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_atomic, write_dir_atomic};
+use crate::model::TensorSpec;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};

@@ -1,8 +1,8 @@
 //! `train eval`: score a model.
 
 use super::print;
-use super::table::Table;
 use crate::base::interrupt;
+use crate::base::table::Table;
 use crate::checkpoint::LanguageModel;
 use crate::data::jsonl;
 use crate::data::problem::Problem;

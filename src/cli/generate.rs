@@ -18,7 +18,12 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Raw text to continue, without a chat template
-    #[arg(long, value_name = "TEXT", conflicts_with = "messages", required_unless_present = "messages")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "messages",
+        required_unless_present = "messages"
+    )]
     prompt: Option<String>,
     /// Conversations to answer (JSON Lines of {"messages": [...]})
     #[arg(long, value_name = "FILE")]

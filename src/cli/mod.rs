@@ -16,7 +16,6 @@ pub mod launch;
 pub mod report;
 pub mod score;
 pub mod sft;
-pub mod table;
 
 use crate::base::log::Verbosity;
 use anyhow::{Context, Result};

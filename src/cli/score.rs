@@ -23,7 +23,7 @@ pub struct Args {
     /// Where the log-probabilities go (JSON Lines)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Divides the logits
+    /// Divides the logits; at 0 the log-probabilities are those of 1
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
 }
@@ -51,6 +51,7 @@ pub fn run(args: Args) -> Result<()> {
     let inputs: Vec<Input> = jsonl::read(&args.data)?;
     let mut file = AtomicFile::create(&args.out)?;
     let mut workspace = Workspace::default();
+    let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
     for (i, input) in inputs.into_iter().enumerate() {
         let tokens = tokens(&model, input)?;
         let vocab = model.decoder.config().vocab_size;
@@ -64,13 +65,8 @@ pub fn run(args: Args) -> Result<()> {
         let targets: Vec<Target> =
             tokens.iter().skip(1).enumerate().map(|(row, &token)| Target { row, token }).collect();
         let packed = Packed { cu_seqlens: vec![0, tokens.len()], tokens };
-        let scores = model.decoder.score(
-            &model.params,
-            &packed,
-            &targets,
-            args.temperature,
-            &mut workspace,
-        );
+        let scores =
+            model.decoder.score(&model.params, &packed, &targets, temperature, &mut workspace);
         let mut logprobs: Vec<Option<f32>> = vec![None; packed.tokens.len().min(1)];
         logprobs.extend(scores.iter().map(|s| Some(s.logp)));
         serde_json::to_writer(&mut file, &Output { input_ids: packed.tokens, logprobs })?;

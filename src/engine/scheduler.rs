@@ -146,7 +146,8 @@ impl<'m> Engine<'m> {
             let max_length = self.config.max_length;
             let mut i = 0;
             while i < running.len() {
-                let total = requests[running[i].request].prompt.len() + running[i].rollout.tokens.len();
+                let total =
+                    requests[running[i].request].prompt.len() + running[i].rollout.tokens.len();
                 if running[i].has_ended(sampling) || total >= max_length {
                     let done = running.swap_remove(i);
                     free_slots.push(done.slot);

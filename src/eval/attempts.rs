@@ -7,10 +7,10 @@ use crate::base::{progress::Progress, rng};
 use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
-use crate::tokenizer::Message;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats};
 use crate::rewards::{self, ParsedResponse, parse};
 use crate::sandbox::{self, Judge, Verdict, VerdictKind};
+use crate::tokenizer::Message;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 

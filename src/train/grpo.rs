@@ -19,7 +19,9 @@ use crate::data::jsonl;
 use crate::data::pack::{Batch, first_fit};
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
-use crate::eval::attempts::{Attempt, AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens};
+use crate::eval::attempts::{
+    Attempt, AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens,
+};
 use crate::objective::grpo::{self, LossConfig, advantages, policy_loss};
 use crate::objective::{Aggregation, Totals};
 use crate::optim::{AdamWConfig, Schedule};
@@ -326,18 +328,22 @@ fn improve(
             .iter()
             .flat_map(|&i| std::iter::repeat_n(learnt[i].advantage, learnt[i].old_logp.len()))
             .collect();
-        trainer.accumulate(&batch, config.rollout.temperature, &mut |first, scores, dlogp, dentropy| {
-            let chunk = first..first + scores.len();
-            let tokens = grpo::Tokens {
-                logp: &scores.iter().map(|s| s.logp).collect::<Vec<_>>(),
-                old_logp: &old_logp[chunk.clone()],
-                reference_logp: None,
-                entropy: Some(&scores.iter().map(|s| s.entropy).collect::<Vec<_>>()),
-                advantage: &advantage[chunk.clone()],
-                weight: &weight[chunk],
-            };
-            metrics.merge(&policy_loss(loss, &tokens, 1.0, dlogp, Some(dentropy)));
-        });
+        trainer.accumulate(
+            &batch,
+            config.rollout.temperature,
+            &mut |first, scores, dlogp, dentropy| {
+                let chunk = first..first + scores.len();
+                let tokens = grpo::Tokens {
+                    logp: &scores.iter().map(|s| s.logp).collect::<Vec<_>>(),
+                    old_logp: &old_logp[chunk.clone()],
+                    reference_logp: None,
+                    entropy: Some(&scores.iter().map(|s| s.entropy).collect::<Vec<_>>()),
+                    advantage: &advantage[chunk.clone()],
+                    weight: &weight[chunk],
+                };
+                metrics.merge(&policy_loss(loss, &tokens, 1.0, dlogp, Some(dentropy)));
+            },
+        );
     }
     let update = trainer.update(divisor);
     metrics.loss /= divisor;

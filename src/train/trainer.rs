@@ -95,11 +95,8 @@ impl Trainer {
             tokens: batch.tokens.clone(),
             cu_seqlens: batch.cu_seqlens.iter().map(|&end| end as usize).collect(),
         };
-        let targets: Vec<Target> = batch
-            .targets
-            .iter()
-            .map(|&(row, token)| Target { row: row as usize, token })
-            .collect();
+        let targets: Vec<Target> =
+            batch.targets.iter().map(|&(row, token)| Target { row: row as usize, token }).collect();
         self.model.decoder.forward_backward(
             &self.model.params,
             &packed,

@@ -181,9 +181,8 @@ pub fn run(args: Args) -> Result<()> {
         sft_run.write_environment(&command, judge.layers())?;
         sft::train(&sft.value, &sft_run, "SFT")
     })?;
-    let after_sft = clock.time("score SFT", || {
-        examination.score(&sft_dir, &out("gtg-sft.json"), rollouts, "SFT")
-    })?;
+    let after_sft = clock
+        .time("score SFT", || examination.score(&sft_dir, &out("gtg-sft.json"), rollouts, "SFT"))?;
     let grpo_dir = clock.time("GRPO", || {
         grpo_run.write_plan(&Plan::of_grpo(&grpo.value)?)?;
         grpo_run.write_environment(&command, judge.layers())?;

@@ -32,7 +32,10 @@ pub(super) fn describe_data(
     let rounds: Vec<String> = rounds.iter().map(|(r, count)| format!("{r}: {count}")).collect();
     let line = |name: &str, text: String| (name.to_owned(), text);
     Ok(vec![
-        line("SFT samples", format!("{}, by reflection rounds {}", samples.len(), rounds.join(", "))),
+        line(
+            "SFT samples",
+            format!("{}, by reflection rounds {}", samples.len(), rounds.join(", ")),
+        ),
         line("RL problems", of_families(&problems)),
         line("test problems", format!("{}, unseen parameters", of_families(&examination.test))),
         line("and of unseen families", of_families(&examination.unseen)),
@@ -118,10 +121,8 @@ pub(super) fn report(parts: Parts<'_>) -> Result<DemoReport> {
 
 fn score(scores: &Scores) -> Score {
     let test = &scores.test.score;
-    let estimate = |e: &Evaluation| Estimate {
-        value: e.score.pass_at_1,
-        ci95: e.score.ci95.into(),
-    };
+    let estimate =
+        |e: &Evaluation| Estimate { value: e.score.pass_at_1, ci95: e.score.ci95.into() };
     Score {
         problems: test.num_problems,
         rollouts: test.num_rollouts,
