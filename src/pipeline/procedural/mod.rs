@@ -253,11 +253,6 @@ fn quotas(weights: &[u32], total: usize) -> Vec<usize> {
     quotas
 }
 
-/// A split's patterns per family, for cards and tests.
-pub fn families_of<'a>(patterns: &'a [Pattern]) -> impl Iterator<Item = &'static str> + 'a {
-    patterns.iter().map(|p| p.family.name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

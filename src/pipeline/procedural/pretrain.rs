@@ -18,8 +18,11 @@ use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::seq::IndexedRandom;
 
-/// Patterns whose attempts are judged, for responses and repairs.
-const JUDGED_PATTERNS: usize = 1500;
+/// Patterns whose attempts are judged, for responses and repairs: at most so many,
+const MOST_JUDGED: usize = 1500;
+
+/// and one for so many samples.
+const SAMPLES_PER_JUDGED: usize = 4;
 
 /// What a sample shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +77,8 @@ pub fn samples(
     if patterns.is_empty() {
         return Err(usage("no patterns are left for pretraining: lower --sft-patterns or --rl"));
     }
-    let judged = judge(&patterns[..patterns.len().min(JUDGED_PATTERNS)], config.seed, run)?;
+    let most = config.pretrain.div_ceil(SAMPLES_PER_JUDGED).min(MOST_JUDGED);
+    let judged = judge(&patterns[..patterns.len().min(most)], config.seed, run)?;
     let shares =
         WeightedIndex::new(Kind::SHARES.map(|(_, share)| share)).expect("the shares are positive");
     let mut samples = Vec::with_capacity(config.pretrain);
