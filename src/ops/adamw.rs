@@ -101,6 +101,30 @@ simd_fn!(
     ) = update_generic
 );
 
+/// The factors in every lane.
+#[derive(Clone, Copy)]
+struct Lanes<V> {
+    beta1: V,
+    rest1: V,
+    beta2: V,
+    rest2: V,
+    epsilon: V,
+    scale: V,
+    keep: V,
+    minus_step: V,
+    root: V,
+}
+
+/// Parameters and moments of eight elements after the step.
+#[inline(always)]
+fn update_eight<S: Simd>(s: S, l: &Lanes<S::V>, [p, g, m, v]: [S::V; 4]) -> [S::V; 3] {
+    let g = s.mul(g, l.scale);
+    let m = s.fma(g, l.rest1, s.mul(m, l.beta1));
+    let v = s.fma(s.mul(g, g), l.rest2, s.mul(v, l.beta2));
+    let update = s.div(m, s.fma(s.sqrt(v), l.root, l.epsilon));
+    [s.fma(update, l.minus_step, s.mul(p, l.keep)), m, v]
+}
+
 #[inline(always)]
 fn update_generic<S: Simd>(
     s: S,
@@ -111,31 +135,31 @@ fn update_generic<S: Simd>(
     m: &mut [f32],
     v: &mut [f32],
 ) {
-    let [beta1, beta2] = [adamw.beta1, adamw.beta2].map(|x| s.splat(x));
-    let [rest1, rest2] = [1.0 - adamw.beta1, 1.0 - adamw.beta2].map(|x| s.splat(x));
-    let [epsilon, scale] = [adamw.epsilon, adamw.gradient_scale].map(|x| s.splat(x));
-    let keep = s.splat(factors.keep);
-    let minus_step = s.splat(-factors.step_size);
-    let root = s.splat(factors.inverse_root_correction);
-    let eight = |p: S::V, g: S::V, m: S::V, v: S::V| {
-        let g = s.mul(g, scale);
-        let m = s.fma(g, rest1, s.mul(m, beta1));
-        let v = s.fma(s.mul(g, g), rest2, s.mul(v, beta2));
-        let update = s.div(m, s.fma(s.sqrt(v), root, epsilon));
-        [s.fma(update, minus_step, s.mul(p, keep)), m, v]
+    let lanes = Lanes {
+        beta1: s.splat(adamw.beta1),
+        rest1: s.splat(1.0 - adamw.beta1),
+        beta2: s.splat(adamw.beta2),
+        rest2: s.splat(1.0 - adamw.beta2),
+        epsilon: s.splat(adamw.epsilon),
+        scale: s.splat(adamw.gradient_scale),
+        keep: s.splat(factors.keep),
+        minus_step: s.splat(-factors.step_size),
+        root: s.splat(factors.inverse_root_correction),
     };
     let (ps, p_tail) = p.as_chunks_mut::<LANES>();
     let (gs, g_tail) = g.as_chunks::<LANES>();
     let (ms, m_tail) = m.as_chunks_mut::<LANES>();
     let (vs, v_tail) = v.as_chunks_mut::<LANES>();
     for (((p, g), m), v) in ps.iter_mut().zip(gs).zip(ms).zip(vs) {
-        let [new_p, new_m, new_v] = eight(s.load(p), s.load(g), s.load(m), s.load(v));
+        let old = [s.load(p), s.load(g), s.load(m), s.load(v)];
+        let [new_p, new_m, new_v] = update_eight(s, &lanes, old);
         s.store(new_p, p);
         s.store(new_m, m);
         s.store(new_v, v);
     }
-    let [p0, g0, m0, v0] = [&*p_tail, g_tail, &*m_tail, &*v_tail].map(|x| load_partial(s, x, 1.0));
-    let [new_p, new_m, new_v] = eight(p0, g0, m0, v0);
+    let (p, g) = (load_partial(s, p_tail, 1.0), load_partial(s, g_tail, 1.0));
+    let (m, v) = (load_partial(s, m_tail, 1.0), load_partial(s, v_tail, 1.0));
+    let [new_p, new_m, new_v] = update_eight(s, &lanes, [p, g, m, v]);
     store_partial(s, new_p, p_tail);
     store_partial(s, new_m, m_tail);
     store_partial(s, new_v, v_tail);

@@ -46,28 +46,29 @@ fn statistics_generic<S: Simd>(s: S, logits: &[f32], temperature: f32) -> Statis
     let max = max_lanes(s, max);
     let inverse_temperature = 1.0 / temperature;
     let (shift, factor) = (s.splat(max), s.splat(inverse_temperature));
-    let mut sum = [s.splat(0.0); 2];
-    let mut weighted = [s.splat(0.0); 2];
-    let mut add = |half: usize, x: S::V| {
-        let z = s.mul(s.sub(x, shift), factor);
-        let e = exp(s, z);
-        sum[half] = s.add(sum[half], e);
-        // A logit of minus infinity has probability 0 and adds nothing to the entropy.
-        weighted[half] = s.fma(e, s.max(z, s.splat(f32::MIN)), weighted[half]);
-    };
-    let (pairs, odd) = chunks.as_chunks::<2>();
-    for [even, odd] in pairs {
-        add(0, s.load(even));
-        add(1, s.load(odd));
+    let mut even = [s.splat(0.0); 2];
+    let mut odd = add_eight(s, tail, (shift, factor), even);
+    let (pairs, last) = chunks.as_chunks::<2>();
+    for [first, second] in pairs {
+        even = add_eight(s, s.load(first), (shift, factor), even);
+        odd = add_eight(s, s.load(second), (shift, factor), odd);
     }
-    for chunk in odd {
-        add(0, s.load(chunk));
+    for chunk in last {
+        even = add_eight(s, s.load(chunk), (shift, factor), even);
     }
-    add(1, tail);
-    let sum = sum_lanes(s, s.add(sum[0], sum[1]));
-    let weighted = sum_lanes(s, s.add(weighted[0], weighted[1]));
+    let sum = sum_lanes(s, s.add(even[0], odd[0]));
+    let weighted = sum_lanes(s, s.add(even[1], odd[1]));
     let log_sum = sum.ln();
     Statistics { max, inverse_temperature, log_sum, entropy: log_sum - weighted / sum }
+}
+
+/// Adds the weights of eight logits to the sums of e^z and of z e^z.
+#[inline(always)]
+fn add_eight<S: Simd>(s: S, x: S::V, (shift, factor): (S::V, S::V), sums: [S::V; 2]) -> [S::V; 2] {
+    let z = s.mul(s.sub(x, shift), factor);
+    let e = exp(s, z);
+    // A logit of minus infinity has probability 0 and adds nothing to the entropy.
+    [s.add(sums[0], e), s.fma(e, s.max(z, s.splat(f32::MIN)), sums[1])]
 }
 
 simd_fn!(
@@ -96,17 +97,22 @@ fn backward_generic<S: Simd>(
     // d/dz = d_logp * (onehot - p) - d_entropy * p * (ln p + entropy)
     let constant = s.splat(-inverse_temperature * (d_logp + d_entropy * entropy));
     let slope = s.splat(-inverse_temperature * d_entropy);
-    let eight = |x: S::V| {
-        let log_p = s.sub(s.mul(s.sub(x, shift), factor), log_sum);
-        let log_p = s.max(log_p, s.splat(f32::MIN));
-        s.mul(exp(s, log_p), s.fma(log_p, slope, constant))
-    };
+    let constants = [shift, factor, log_sum, constant, slope];
     let (chunks, tail) = logits.as_chunks_mut::<LANES>();
     for chunk in chunks {
-        s.store(eight(s.load(chunk)), chunk);
+        s.store(gradient_eight(s, s.load(chunk), constants), chunk);
     }
-    store_partial(s, eight(load_partial(s, tail, 0.0)), tail);
+    store_partial(s, gradient_eight(s, load_partial(s, tail, 0.0), constants), tail);
     logits[token as usize] += inverse_temperature * d_logp;
+}
+
+/// p * (constant + slope * ln p) of eight logits.
+#[inline(always)]
+fn gradient_eight<S: Simd>(s: S, x: S::V, constants: [S::V; 5]) -> S::V {
+    let [shift, factor, log_sum, constant, slope] = constants;
+    let log_p = s.sub(s.mul(s.sub(x, shift), factor), log_sum);
+    let log_p = s.max(log_p, s.splat(f32::MIN));
+    s.mul(exp(s, log_p), s.fma(log_p, slope, constant))
 }
 
 #[cfg(test)]

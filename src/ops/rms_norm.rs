@@ -41,6 +41,19 @@ fn forward_generic<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut
     }
 }
 
+/// Output, input gradient and weight gradient of eight elements, the latter two added to `sums`.
+#[inline(always)]
+fn backward_eight<S: Simd>(
+    s: S,
+    [x, w, dy]: [S::V; 3],
+    [dx, gradient]: [S::V; 2],
+    (scale, correction): (S::V, S::V),
+) -> [S::V; 3] {
+    let normal = s.mul(x, scale);
+    let inner = s.fma(dy, w, s.mul(x, correction));
+    [s.mul(normal, w), s.fma(inner, scale, dx), s.fma(dy, normal, gradient)]
+}
+
 simd_fn!(
     /// For each row: `dx += ∂/∂x`, `weight_gradient += ∂/∂weight`, from `dy`, which is then
     /// overwritten with the forward's output.
@@ -75,26 +88,26 @@ fn backward_generic<S: Simd>(
         for ((x, w), dy) in xs.iter().zip(weights).zip(&*dys) {
             dot = s.fma(s.mul(s.load(dy), s.load(w)), s.load(x), dot);
         }
-        let tails = [x_tail, weight_tail, dy_tail].map(|part| load_partial(s, part, 0.0));
+        let tails = [
+            load_partial(s, x_tail, 0.0),
+            load_partial(s, weight_tail, 0.0),
+            load_partial(s, dy_tail, 0.0),
+        ];
         dot = s.fma(s.mul(tails[2], tails[1]), tails[0], dot);
         // dx = scale * (dy * w - x * scale² * mean(dy * w * x))
         let correction = s.splat(-scale * scale * (sum_lanes(s, dot) / width as f32));
         let scale = s.splat(scale);
-        let eight = |x: S::V, w: S::V, dy: S::V, dx: S::V, gradient: S::V| {
-            let normal = s.mul(x, scale);
-            let inner = s.fma(dy, w, s.mul(x, correction));
-            [s.mul(normal, w), s.fma(inner, scale, dx), s.fma(dy, normal, gradient)]
-        };
         let (dxs, dx_tail) = dx.as_chunks_mut::<LANES>();
         let (gradients, gradient_tail) = weight_gradient.as_chunks_mut::<LANES>();
         for ((((x, w), dy), dx), g) in xs.iter().zip(weights).zip(dys).zip(dxs).zip(gradients) {
-            let [y, new_dx, new_g] = eight(s.load(x), s.load(w), s.load(dy), s.load(dx), s.load(g));
+            let (row, sums) = ([s.load(x), s.load(w), s.load(dy)], [s.load(dx), s.load(g)]);
+            let [y, new_dx, new_g] = backward_eight(s, row, sums, (scale, correction));
             s.store(y, dy);
             s.store(new_dx, dx);
             s.store(new_g, g);
         }
-        let [dx_old, g_old] = [&*dx_tail, &*gradient_tail].map(|x| load_partial(s, x, 0.0));
-        let [y, new_dx, new_g] = eight(tails[0], tails[1], tails[2], dx_old, g_old);
+        let sums = [load_partial(s, dx_tail, 0.0), load_partial(s, gradient_tail, 0.0)];
+        let [y, new_dx, new_g] = backward_eight(s, tails, sums, (scale, correction));
         store_partial(s, y, dy_tail);
         store_partial(s, new_dx, dx_tail);
         store_partial(s, new_g, gradient_tail);

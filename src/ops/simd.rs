@@ -2,7 +2,8 @@
 //!
 //! Contract: both paths give the same bits (every multiply-add is fused, every sum over lanes goes
 //! through [`sum_lanes`]). A kernel is written once, generic over [`Simd`], and made callable by
-//! [`simd_fn!`], which picks the path at run time. Left out: AVX-512.
+//! [`simd_fn!`], which picks the path at run time; vectors must not pass through closures, which are
+//! compiled without the instruction set. Left out: AVX-512.
 
 /// Lanes of a vector.
 pub const LANES: usize = 8;

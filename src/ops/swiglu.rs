@@ -61,8 +61,8 @@ fn backward_generic<S: Simd>(s: S, gate_up: &mut [f32], width: usize, dy: &mut [
             s.store(du, u);
             s.store(product, d);
         }
-        let tails = [&*gate_tail, &*up_tail, &*dy_tail].map(|x| load_partial(s, x, 0.0));
-        let [dg, du, product] = backward_eight(s, tails[0], tails[1], tails[2]);
+        let (g, u) = (load_partial(s, gate_tail, 0.0), load_partial(s, up_tail, 0.0));
+        let [dg, du, product] = backward_eight(s, g, u, load_partial(s, dy_tail, 0.0));
         store_partial(s, dg, gate_tail);
         store_partial(s, du, up_tail);
         store_partial(s, product, dy_tail);
