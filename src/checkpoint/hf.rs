@@ -17,7 +17,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 const WEIGHTS: &str = "model.safetensors";
@@ -212,7 +213,10 @@ pub(super) fn write_tensors<'a>(
     // transformers refuses files that do not say so.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(views, Some(metadata), path).with_context(writing)?;
-    File::open(path).and_then(|file| file.sync_all()).with_context(writing)
+    let file = File::open(path).with_context(writing)?;
+    // The library makes it readable for its owner only.
+    file.set_permissions(Permissions::from_mode(0o644)).with_context(writing)?;
+    file.sync_all().with_context(writing)
 }
 
 #[cfg(test)]
