@@ -82,16 +82,14 @@ mod tests {
     use crate::base::error::exit_code;
     use crate::data::pack::Cursor;
     use crate::tokenizer::bpe;
-    use serde_json::json;
 
     #[test]
     fn a_step_comes_back_whole_and_other_sizes_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = bpe::tests::small(&dir.path().join("tokenizer"));
         let specs = [TensorSpec { name: "w".into(), shape: vec![3], range: 0..3 }];
-        let config = json!({});
         let model = Model {
-            config: &config,
+            config_json: "{}",
             specs: &specs,
             weights: &[1.0, 2.0, 3.0],
             tokenizer: &tokenizer,

@@ -4,7 +4,8 @@
 //! A prompt is read into a slot of its own; its samples start from copies of that slot.
 
 use super::{FinishReason, Request, Rollout, SamplingParams};
-use crate::base::{error::Interrupted, interrupt, rng};
+use crate::base::error::{Interrupted, usage};
+use crate::base::{interrupt, rng};
 use crate::model::{DecodeWorkspace, Decoder, KvCache, PackedWeights, Row};
 use crate::ops::sample::{Sampling, sample};
 use anyhow::Result;
@@ -84,14 +85,16 @@ impl<'m> Engine<'m> {
     /// Samples every request; `on_finish(request, sample, rollout)` is called as rollouts end, in
     /// an order that means nothing.
     ///
-    /// Errors with [`Interrupted`] when the user stops the run. Prompts longer than the engine's
-    /// `max_length` less one token are the caller's mistake; a rollout also ends at `max_length`.
+    /// Errors with [`Interrupted`] when the user stops the run. Refuses what could never finish: an
+    /// empty prompt, one that leaves no room within `max_length`, and sizes of 0. A rollout also ends
+    /// at `max_length`.
     pub fn generate(
         &mut self,
         requests: &[Request],
         sampling: &SamplingParams,
         mut on_finish: impl FnMut(usize, usize, Rollout),
     ) -> Result<Stats> {
+        self.refuse_endless(requests, sampling)?;
         let max_sequences = self.config.max_sequences;
         let mut free_slots: Vec<u32> = (0..max_sequences as u32).rev().collect();
         let first_prefix_slot = max_sequences as u32;
@@ -160,6 +163,35 @@ impl<'m> Engine<'m> {
         }
         stats.occupancy /= stats.passes.max(1) as f64;
         Ok(stats)
+    }
+
+    fn refuse_endless(&self, requests: &[Request], sampling: &SamplingParams) -> Result<()> {
+        let EngineConfig { max_sequences, max_length, prefill_tokens } = self.config;
+        let sizes = [
+            ("max_sequences", max_sequences),
+            ("prefill_tokens", prefill_tokens),
+            ("max_new_tokens", sampling.max_new_tokens),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(usage(format!("{name} is 0: generation needs at least 1")));
+        }
+        for (i, request) in requests.iter().enumerate() {
+            let length = request.prompt.len();
+            if length == 0 {
+                return Err(usage(format!(
+                    "prompt {} is empty: give it at least one token",
+                    i + 1
+                )));
+            }
+            if length >= max_length {
+                return Err(usage(format!(
+                    "prompt {} has {length} tokens: no room for a response within {max_length} \
+                     (max_length)",
+                    i + 1
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// One row for each running sequence, then prompt rows up to the limit. Also returns the

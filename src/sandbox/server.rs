@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, Stdio};
 use std::time::Duration;
@@ -133,6 +134,8 @@ impl Server {
             .stdin(theirs)
             .stdout(Stdio::null())
             .stderr(diagnostics.try_clone()?)
+            // Ctrl-C is for this program, which ends the judge when its work is done.
+            .process_group(0)
             .spawn()
             .with_context(|| {
                 format!("starting the judge's launcher {}", plan.launcher.display())

@@ -88,8 +88,8 @@ pub struct RolloutConfig {
     pub num_prompts: usize,
     /// Responses to each prompt; the group of the advantage.
     pub n: usize,
-    /// Divides the logits.
-    pub temperature: f32,
+    /// Divides the logits; above 0.
+    pub temperature: f64,
     /// Longest response, in tokens.
     pub max_new_tokens: usize,
     /// Sequences generated at the same time.
@@ -122,9 +122,44 @@ pub struct TrainConfig {
     pub seq_len: usize,
 }
 
+impl Config {
+    /// Refuses numbers with which a step could not be made.
+    pub fn check(&self) -> Result<()> {
+        let RolloutConfig { num_prompts, n, max_new_tokens, max_sequences, temperature } =
+            self.rollout;
+        super::refuse_zeros(&[
+            ("train.total_steps", self.train.total_steps as usize),
+            ("rollout.num_prompts", num_prompts),
+            ("rollout.n", n),
+            ("rollout.max_new_tokens", max_new_tokens),
+            ("rollout.max_sequences", max_sequences),
+        ])?;
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(usage(format!(
+                "rollout.temperature is {temperature}: it must be above 0, or no two responses differ"
+            )));
+        }
+        if self.policy.kl_coef != 0.0 {
+            return Err(usage(
+                "policy.kl_coef must be 0: there is no reference model to stay close to yet",
+            ));
+        }
+        let longest = self.data.max_prompt_tokens.saturating_add(max_new_tokens);
+        if self.train.seq_len < longest {
+            return Err(usage(format!(
+                "train.seq_len is {}, but a row must hold any prompt and response: \
+                 data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
+                self.train.seq_len
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// Trains by `config` in `run`, from its last checkpoint if there is one, and returns the model's
 /// directory.
 pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Result<PathBuf> {
+    config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps);
@@ -145,8 +180,9 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
                 progress.inc(1);
                 interrupt::requested()
             }
-            // Generation was cut short: the weights are still those of the last update.
-            Err(e) if e.downcast_ref::<Interrupted>().is_some() => true,
+            // Generation was cut short: the weights are still those of the last update, which may
+            // have been saved then.
+            Err(e) if e.downcast_ref::<Interrupted>().is_some() && !is_saved(run, &trainer) => true,
             Err(e) => return Err(e),
         };
         let is_last = trainer.step == total_steps;
@@ -160,6 +196,11 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     }
     progress.finish();
     Ok(run.checkpoints().step_dir(total_steps))
+}
+
+/// Whether the weights already lie in a checkpoint.
+fn is_saved(run: &RunDir, trainer: &Trainer) -> bool {
+    run.checkpoints().step_dir(trainer.step).exists()
 }
 
 fn describe(row: &Row) -> String {
@@ -223,7 +264,7 @@ fn step(
     let problems: Vec<&Problem> = tasks.iter().map(|task| &task.problem).collect();
     let settings = AttemptSettings {
         num_samples: config.rollout.n,
-        temperature: config.rollout.temperature,
+        temperature: config.rollout.temperature as f32,
         max_new_tokens: config.rollout.max_new_tokens,
         max_sequences: config.rollout.max_sequences,
         key: rng::key(config.seed, &[SAMPLING, trainer.step]),
@@ -330,7 +371,7 @@ fn improve(
             .collect();
         trainer.accumulate(
             &batch,
-            config.rollout.temperature,
+            config.rollout.temperature as f32,
             &mut |first, scores, dlogp, dentropy| {
                 let chunk = first..first + scores.len();
                 let tokens = grpo::Tokens {
@@ -401,4 +442,73 @@ fn time_metrics(cost: &AttemptCost, update_secs: f64) -> Row {
         ("time/update_secs", update_secs),
         ("time/generated_tokens_per_sec", cost.engine.generated_tokens as f64 / generation_secs),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::{Reason, VerdictKind};
+    use crate::train::samples::tests::{group, problem};
+    use std::collections::HashSet;
+
+    fn config(num_prompts: usize) -> Config {
+        let mut config: Config =
+            toml::from_str(include_str!("../../configs/demo/grpo.toml")).unwrap();
+        config.rollout.num_prompts = num_prompts;
+        config
+    }
+
+    fn tasks(count: usize) -> Vec<Task> {
+        let reward =
+            RewardConfig { kind: crate::rewards::RewardKind::Binary, ..Default::default() };
+        let task = |i: usize| {
+            let problem = problem(&i.to_string());
+            Task { reference: Reference::new(&problem, &reward).unwrap(), problem }
+        };
+        (0..count).map(task).collect()
+    }
+
+    #[test]
+    fn a_pass_over_the_data_has_no_problem_twice_and_each_pass_its_own_order() {
+        let (config, tasks) = (config(3), tasks(10));
+        let ids = |steps: std::ops::Range<u64>| -> Vec<String> {
+            steps
+                .flat_map(|step| tasks_of_step(&config, &tasks, step))
+                .map(|task| task.problem.problem_id.clone())
+                .collect()
+        };
+        let [first, second] = [ids(0..3), ids(3..6)];
+        for pass in [&first, &second] {
+            assert_eq!(pass.iter().collect::<HashSet<_>>().len(), 9);
+        }
+        assert_ne!(first, second);
+        assert_eq!(first, ids(0..3));
+    }
+
+    #[test]
+    fn responses_without_an_advantage_or_a_verdict_are_not_computed() {
+        let wrong = VerdictKind::Fail(Reason::WrongAnswer);
+        let groups = [group(&[("a", VerdictKind::Pass), ("b", wrong), ("c", VerdictKind::Infra)])];
+        let advantages = [grpo::Advantages { values: vec![0.0, -1.0, 0.0], zero_variance: false }];
+        let config = LossConfig::default();
+        let taken = learnt(&config, &groups, &advantages);
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].advantage, -1.0);
+        assert_eq!(taken[0].sequence.input_ids, [5, 6, 7, 8]);
+        assert_eq!(taken[0].sequence.loss_mask, [false, false, true, true]);
+
+        let with_entropy = LossConfig { entropy_coef: 0.1, ..config };
+        assert_eq!(learnt(&with_entropy, &groups, &advantages).len(), 2);
+    }
+
+    #[test]
+    fn a_failure_of_the_judge_is_neither_reward_nor_score() {
+        let groups = [group(&[("```python\nx\n```", VerdictKind::Infra)])];
+        let tasks = tasks(1);
+        let rewards = rewards(&RewardConfig::default(), &[&tasks[0]], &groups);
+        assert_eq!(rewards[0][0].map(|r| r.total), None);
+        let row = rollout_metrics(&groups, &rewards, &[]);
+        assert_eq!(row["reward/infra"], 1.0);
+        assert_eq!(row["reward/mean"], 0.0);
+    }
 }

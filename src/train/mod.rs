@@ -76,6 +76,14 @@ impl CheckpointConfig {
     }
 }
 
+/// Refuses a size of 0; the first one is named by its key.
+fn refuse_zeros(sizes: &[(&str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| *size == 0) {
+        Some((key, _)) => Err(usage(format!("{key} is 0: it must be at least 1"))),
+        None => Ok(()),
+    }
+}
+
 /// The model of the run's last checkpoint with that checkpoint's directory, or else of `source`.
 fn resume_or_open(
     run: &run::RunDir,

@@ -29,6 +29,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a fine-tuning run.
     pub fn of_sft(config: &sft::Config) -> Result<Self> {
+        config.check()?;
         let shape = shape(&config.model)?;
         Ok(Self {
             kv_cache_bytes: 0,
@@ -41,6 +42,7 @@ impl Plan {
 
     /// The plan of a reinforcement run.
     pub fn of_grpo(config: &grpo::Config) -> Result<Self> {
+        config.check()?;
         let shape = shape(&config.model)?;
         let rollout = &config.rollout;
         let max_length = config.data.max_prompt_tokens + rollout.max_new_tokens;

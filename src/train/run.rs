@@ -74,6 +74,7 @@ impl RunDir {
         if existing == Existing::Overwrite {
             clear(path)?;
         }
+        remove_unfinished(path)?;
         write_atomic(&path.join(CONFIG), config_toml.as_bytes())?;
         let logs = path.join("logs");
         fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
@@ -239,11 +240,25 @@ fn lock(path: &Path) -> Result<File> {
 }
 
 fn clear(path: &Path) -> Result<()> {
-    for child in children(path)?.iter().filter(|child| !child.ends_with(LOCK)) {
-        if child.is_dir() { fs::remove_dir_all(child) } else { fs::remove_file(child) }
-            .with_context(|| format!("removing {}", child.display()))?;
+    children(path)?.iter().filter(|child| !child.ends_with(LOCK)).try_for_each(|c| remove(c))
+}
+
+/// Removes what a killed process had under construction (see `base::fs`).
+fn remove_unfinished(path: &Path) -> Result<()> {
+    let is_unfinished = |child: &Path| {
+        child.file_name().is_some_and(|n| n.to_string_lossy().starts_with("codeseq-"))
+    };
+    for dir in [path.to_owned(), path.join("checkpoints"), path.join("samples")] {
+        if dir.is_dir() {
+            children(&dir)?.iter().filter(|c| is_unfinished(c)).try_for_each(|c| remove(c))?;
+        }
     }
     Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+        .with_context(|| format!("removing {}", path.display()))
 }
 
 fn children(path: &Path) -> Result<Vec<PathBuf>> {
@@ -365,6 +380,17 @@ mod tests {
         let steps: Vec<u64> = checkpoints.list().unwrap().into_iter().map(|(s, _)| s).collect();
         assert_eq!(steps, [200, 400, 1_000_000]);
         assert!(checkpoints.latest().unwrap().unwrap().1.ends_with("step-1000000"));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_unfinished_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = used(dir.path());
+        let left = [path.join("codeseq-a"), path.join("checkpoints/codeseq-b/state")];
+        left.iter().for_each(|left| fs::create_dir_all(left).unwrap());
+        create(&path, Existing::Resume).unwrap();
+        assert!(!left[0].exists() && children(&path.join("checkpoints")).unwrap().is_empty());
+        assert!(path.join(metrics::FILE).exists());
     }
 
     #[test]

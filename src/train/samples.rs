@@ -63,3 +63,61 @@ pub fn replay(path: &Path, problems: &[&Problem], groups: &mut [ProblemAttempts]
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::engine::{FinishReason, Rollout};
+    use crate::eval::attempts::Attempt;
+    use crate::rewards::parse;
+    use crate::sandbox::{Reason, VerdictKind};
+
+    pub(in crate::train) fn problem(id: &str) -> Problem {
+        serde_json::from_value(serde_json::json!({"problem_id": id, "tests": []})).unwrap()
+    }
+
+    /// One attempt for each text and verdict.
+    pub(in crate::train) fn group(attempts: &[(&str, VerdictKind)]) -> ProblemAttempts {
+        let attempt = |&(text, kind): &(&str, VerdictKind)| Attempt {
+            rollout: Rollout {
+                tokens: vec![7, 8],
+                logprobs: vec![-0.5, -0.25],
+                finish_reason: FinishReason::Stop,
+            },
+            text: text.to_owned(),
+            parsed: parse(text),
+            verdict: Verdict {
+                kind,
+                cases: Vec::new(),
+                cpu_ms: 0.1 + 0.2,
+                failure: None,
+                near_limit: false,
+            },
+        };
+        ProblemAttempts { prompt: vec![5, 6], attempts: attempts.iter().map(attempt).collect() }
+    }
+
+    #[test]
+    fn a_step_run_again_has_the_verdicts_of_the_first_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = dir.path().join("samples/step-000003.jsonl");
+        let problems = [&problem("a"), &problem("b")];
+        let slow = VerdictKind::Fail(Reason::CpuTime);
+        let first = [group(&[("x", slow), ("y", VerdictKind::Pass)]), group(&[("x", slow)])];
+        record(&journal, &problems, &first).unwrap();
+
+        let pass = VerdictKind::Pass;
+        let mut again = vec![group(&[("x", pass), ("other", slow)]), group(&[("x", pass)])];
+        replay(&journal, &problems, &mut again).unwrap();
+        assert_eq!(again[0].attempts[0].verdict, first[0].attempts[0].verdict);
+        assert_eq!(again[0].attempts[1].verdict.kind, slow, "another response keeps its own");
+        assert_eq!(again[1].attempts[0].verdict.kind, slow);
+    }
+
+    #[test]
+    fn a_step_run_for_the_first_time_keeps_its_verdicts() {
+        let mut groups = [group(&[("x", VerdictKind::Pass)])];
+        replay(Path::new("no/such.jsonl"), &[&problem("a")], &mut groups).unwrap();
+        assert_eq!(groups[0].attempts[0].verdict.kind, VerdictKind::Pass);
+    }
+}

@@ -63,9 +63,21 @@ pub struct TrainConfig {
     pub gradient_accumulation: usize,
 }
 
+impl Config {
+    /// Refuses sizes with which nothing would be learnt.
+    pub fn check(&self) -> Result<()> {
+        super::refuse_zeros(&[
+            ("train.total_steps", self.train.total_steps as usize),
+            ("train.seq_len", self.train.seq_len),
+            ("train.gradient_accumulation", self.train.gradient_accumulation),
+        ])
+    }
+}
+
 /// Trains by `config` in `run`, from its last checkpoint if there is one, and returns the model's
 /// directory.
 pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
+    config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
     let samples = read_samples(&config.data, &model.tokenizer)?;
@@ -159,5 +171,73 @@ impl StepResult {
             ("time/step_secs", secs),
             ("time/tokens_per_sec", self.num_tokens as f64 / secs),
         ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+    use crate::checkpoint::LanguageModel;
+    use crate::model::{Decoder, ModelConfig, layout};
+    use crate::tokenizer::bpe;
+
+    fn model() -> LanguageModel {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"model_type": "llama", "vocab_size": 400, "hidden_size": 16,
+            "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}"#;
+        let config = ModelConfig::from_json(text).unwrap();
+        LanguageModel {
+            params: layout::init(&config, 1),
+            decoder: Decoder::new(config),
+            tokenizer: bpe::tests::small(dir.path()),
+        }
+    }
+
+    fn sample(length: usize) -> Tokenized {
+        Tokenized {
+            input_ids: (0..length).map(|i| (31 * i + length) as u32 % 400).collect(),
+            loss_mask: (0..length).map(|i| i > 2).collect(),
+        }
+    }
+
+    /// The loss and the weights after one step over three samples in `num_rows` rows.
+    fn one_step(seq_len: usize, num_rows: usize) -> (f64, Vec<f32>) {
+        let samples = vec![sample(16), sample(30), sample(17)];
+        let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
+        let mut trainer = Trainer::new(model(), optim, Schedule::default(), 10);
+        let mut loader = Loader::new(samples, seq_len, 1, Cursor::default()).unwrap();
+        let result = step(&mut trainer, &mut loader, num_rows);
+        assert_eq!((result.num_tokens, result.num_targets), (63, 54));
+        (result.loss, trainer.model.params)
+    }
+
+    #[test]
+    fn packing_and_accumulation_do_not_change_the_loss() {
+        let (loss, together) = one_step(63, 1);
+        let (other, apart) = one_step(30, 3);
+        assert!((loss - other).abs() < 1e-6 * loss, "{loss} is not {other}");
+        let apart_by: f32 = together.iter().zip(&apart).map(|(a, b)| (a - b).abs()).sum();
+        assert!(apart_by / (together.len() as f32) < 1e-6, "{apart_by}");
+    }
+
+    #[test]
+    fn samples_that_are_too_long_are_dropped_and_none_left_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("samples.jsonl");
+        let lines = [4usize, 7].map(|length| {
+            let ids: Vec<usize> = (0..length).collect();
+            let labels: Vec<i64> =
+                (0..length as i64).map(|i| if i < 2 { -100 } else { i }).collect();
+            serde_json::json!({"input_ids": ids, "labels": labels}).to_string()
+        });
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        let tokenizer = bpe::tests::small(dir.path());
+        let config = |max_length| DataConfig { files: vec![file.clone()], max_length };
+        assert_eq!(read_samples(&config(7), &tokenizer).unwrap().len(), 2);
+        assert_eq!(read_samples(&config(6), &tokenizer).unwrap().len(), 1);
+        let error = read_samples(&config(3), &tokenizer).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("data.max_length = 3"), "{error}");
     }
 }

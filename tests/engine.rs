@@ -1,0 +1,312 @@
+//! The engine: a rollout has the bits of training and depends on nothing but its own request.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+
+use codeseq::base::error::exit_code;
+use codeseq::engine::{
+    Engine, EngineConfig, FinishReason, Request, Rollout, SamplingParams, Stats,
+};
+use codeseq::model::layout::init;
+use codeseq::model::{Decoder, ModelConfig, Packed, Target, Workspace};
+use proptest::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::sync::LazyLock;
+
+const VOCAB: u32 = 70;
+
+struct Tiny {
+    decoder: Decoder,
+    params: Vec<f32>,
+}
+
+static LLAMA: LazyLock<Tiny> = LazyLock::new(|| Tiny::new("llama", true));
+static QWEN2: LazyLock<Tiny> = LazyLock::new(|| Tiny::new("qwen2", false));
+
+/// Pools of one and of two threads.
+static POOLS: LazyLock<[ThreadPool; 2]> =
+    LazyLock::new(|| [1, 2].map(|n| ThreadPoolBuilder::new().num_threads(n).build().unwrap()));
+
+/// What [`requests`] give under [`SAMPLING`] in one go.
+static REFERENCE: LazyLock<Vec<Vec<Rollout>>> =
+    LazyLock::new(|| LLAMA.rollouts(&requests(), &sampling(), WIDE));
+
+const WIDE: EngineConfig = EngineConfig { max_sequences: 64, max_length: 100, prefill_tokens: 256 };
+
+impl Tiny {
+    fn new(kind: &str, tied: bool) -> Self {
+        let text = format!(
+            r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": 32,
+            "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "initializer_range": 0.2, "tie_word_embeddings": {tied}}}"#
+        );
+        let config = ModelConfig::from_json(&text).unwrap();
+        Self { params: init(&config, 1), decoder: Decoder::new(config) }
+    }
+
+    fn engine(&self, config: EngineConfig) -> Engine<'_> {
+        Engine::new(&self.decoder, &self.params, config)
+    }
+
+    /// Rollouts by request and sample.
+    fn rollouts(
+        &self,
+        requests: &[Request],
+        sampling: &SamplingParams,
+        config: EngineConfig,
+    ) -> Vec<Vec<Rollout>> {
+        collect(&mut self.engine(config), requests, sampling).0
+    }
+
+    /// Log-probabilities of `tokens` after `prompt` as training computes them.
+    fn scores(&self, prompt: &[u32], tokens: &[u32], temperature: f32) -> Vec<f32> {
+        let sequence = [prompt, tokens].concat();
+        let targets: Vec<Target> = (prompt.len()..sequence.len())
+            .map(|i| Target { row: i - 1, token: sequence[i] })
+            .collect();
+        let packed = Packed::from_sequences([sequence.as_slice()]);
+        let workspace = &mut Workspace::new();
+        let scores = self.decoder.score(&self.params, &packed, &targets, temperature, workspace);
+        scores.iter().map(|score| score.logp).collect()
+    }
+}
+
+/// Runs a workload; every sample of every request must finish exactly once.
+fn collect(
+    engine: &mut Engine<'_>,
+    requests: &[Request],
+    sampling: &SamplingParams,
+) -> (Vec<Vec<Rollout>>, Stats) {
+    let mut found: Vec<Vec<Option<Rollout>>> =
+        requests.iter().map(|request| vec![None; request.num_samples]).collect();
+    let stats = engine
+        .generate(requests, sampling, |request, sample, rollout| {
+            assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
+        })
+        .unwrap();
+    let rollouts =
+        found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());
+    (rollouts.collect(), stats)
+}
+
+fn sampling() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.8,
+        top_k: 0,
+        top_p: 1.0,
+        max_new_tokens: 20,
+        stop_ids: vec![0, 1, 2, 3],
+    }
+}
+
+/// Prompts of many lengths with different numbers of samples.
+fn requests() -> Vec<Request> {
+    [(1, 3), (9, 1), (40, 5), (17, 2), (2, 4), (66, 3)]
+        .into_iter()
+        .zip(100..)
+        .map(|((length, num_samples), key)| request(length, num_samples, key))
+        .collect()
+}
+
+fn request(length: u32, num_samples: usize, key: u64) -> Request {
+    Request { prompt: (0..length).map(|i| (7 * i + length) % VOCAB).collect(), num_samples, key }
+}
+
+/// Tokens, bits and reasons.
+fn bits(rollouts: &[Rollout]) -> Vec<(&[u32], Vec<u32>, FinishReason)> {
+    let bits_of = |r: &Rollout| r.logprobs.iter().map(|logp| logp.to_bits()).collect();
+    rollouts.iter().map(|r| (r.tokens.as_slice(), bits_of(r), r.finish_reason)).collect()
+}
+
+#[test]
+fn log_probabilities_have_the_bits_of_training() {
+    let with =
+        |temperature, top_k, top_p| SamplingParams { temperature, top_k, top_p, ..sampling() };
+    let settings = [with(1.0, 0, 1.0), with(0.7, 0, 1.0), with(1.3, 5, 0.9), with(0.0, 0, 1.0)];
+    for model in [&*LLAMA, &*QWEN2] {
+        for sampling in &settings {
+            let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
+            let requests = requests();
+            for (request, rollouts) in
+                requests.iter().zip(model.rollouts(&requests, sampling, WIDE))
+            {
+                for rollout in rollouts {
+                    let scores = model.scores(&request.prompt, &rollout.tokens, temperature);
+                    let same = scores
+                        .iter()
+                        .zip(&rollout.logprobs)
+                        .all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same && scores.len() == rollout.logprobs.len(), "{sampling:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rollouts_do_not_depend_on_the_engines_sizes_or_threads() {
+    for max_sequences in [1, 3, 64] {
+        for prefill_tokens in [1, 7, 256] {
+            for pool in &*POOLS {
+                let config = EngineConfig { max_sequences, prefill_tokens, ..WIDE };
+                let found = pool.install(|| LLAMA.rollouts(&requests(), &sampling(), config));
+                for (found, expected) in found.iter().zip(&*REFERENCE) {
+                    assert_eq!(bits(found), bits(expected), "{max_sequences}, {prefill_tokens}");
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn rollouts_do_not_depend_on_order_or_company(
+        order in Just((0..6).collect::<Vec<usize>>()).prop_shuffle(),
+        num_present in 1usize..=6,
+        max_sequences in 1usize..12,
+        prefill_tokens in 1usize..80,
+        threads in 0usize..2,
+    ) {
+        let present = &order[..num_present];
+        let all = requests();
+        let some: Vec<Request> = present.iter().map(|&i| all[i].clone()).collect();
+        let config = EngineConfig { max_sequences, prefill_tokens, ..WIDE };
+        let found = POOLS[threads].install(|| LLAMA.rollouts(&some, &sampling(), config));
+        for (found, &i) in found.iter().zip(present) {
+            prop_assert_eq!(bits(found), bits(&REFERENCE[i]));
+        }
+    }
+}
+
+#[test]
+fn a_request_keeps_its_first_samples_when_it_asks_for_more() {
+    let more: Vec<Request> =
+        requests().into_iter().map(|r| Request { num_samples: r.num_samples + 4, ..r }).collect();
+    for (found, expected) in LLAMA.rollouts(&more, &sampling(), WIDE).iter().zip(&*REFERENCE) {
+        assert_eq!(bits(&found[..expected.len()]), bits(expected));
+    }
+}
+
+#[test]
+fn an_engine_can_be_used_again() {
+    let mut engine = LLAMA.engine(EngineConfig { max_sequences: 4, ..WIDE });
+    collect(&mut engine, &[request(90, 6, 1)], &sampling());
+    for (found, expected) in
+        collect(&mut engine, &requests(), &sampling()).0.iter().zip(&*REFERENCE)
+    {
+        assert_eq!(bits(found), bits(expected));
+    }
+}
+
+#[test]
+fn the_key_and_the_sample_decide_what_is_drawn() {
+    let same_prompt = [request(9, 2, 1), request(9, 2, 1), request(9, 2, 2)];
+    let found = LLAMA.rollouts(&same_prompt, &sampling(), WIDE);
+    assert_eq!(bits(&found[0]), bits(&found[1]));
+    assert_ne!(found[0][0].tokens, found[0][1].tokens);
+    assert_ne!(found[0][0].tokens, found[2][0].tokens);
+}
+
+#[test]
+fn temperature_zero_takes_the_most_likely_token() {
+    let greedy = SamplingParams { temperature: 0.0, max_new_tokens: 8, ..sampling() };
+    let prompts = [request(9, 3, 1), request(40, 1, 2)];
+    for (request, rollouts) in prompts.iter().zip(LLAMA.rollouts(&prompts, &greedy, WIDE)) {
+        assert!(rollouts.iter().all(|rollout| rollout == &rollouts[0]));
+        let Rollout { tokens, logprobs, .. } = &rollouts[0];
+        for (i, &token) in tokens.iter().enumerate() {
+            let context = [request.prompt.as_slice(), &tokens[..i]].concat();
+            let all: Vec<f32> =
+                (0..VOCAB).map(|other| LLAMA.scores(&context, &[other], 1.0)[0]).collect();
+            assert_eq!(all.iter().copied().fold(f32::NEG_INFINITY, f32::max), logprobs[i]);
+            assert_eq!(all[token as usize], logprobs[i]);
+        }
+    }
+}
+
+#[test]
+fn a_stop_token_ends_a_rollout_and_belongs_to_it() {
+    let SamplingParams { stop_ids, max_new_tokens, .. } = sampling();
+    let all: Vec<&Rollout> = REFERENCE.iter().flatten().collect();
+    for rollout in &all {
+        let (last, before) = rollout.tokens.split_last().unwrap();
+        assert!(before.iter().all(|token| !stop_ids.contains(token)), "{rollout:?}");
+        assert_eq!(stop_ids.contains(last), rollout.finish_reason == FinishReason::Stop);
+        assert!(
+            rollout.finish_reason == FinishReason::Stop || rollout.tokens.len() == max_new_tokens
+        );
+    }
+    for reason in [FinishReason::Stop, FinishReason::Length] {
+        assert!(
+            all.iter().any(|rollout| rollout.finish_reason == reason),
+            "{reason:?} is not tested"
+        );
+    }
+}
+
+#[test]
+fn limits_cut_off_and_change_nothing_before() {
+    let short = SamplingParams { max_new_tokens: 5, ..sampling() };
+    let narrow = EngineConfig { max_length: 69, ..WIDE };
+    let by_response = LLAMA.rollouts(&requests(), &short, WIDE);
+    let by_length = LLAMA.rollouts(&requests(), &sampling(), narrow.clone());
+    for (i, request) in requests().iter().enumerate() {
+        let room = narrow.max_length - request.prompt.len();
+        for (cut, limit) in [(&by_response[i], 5), (&by_length[i], room)] {
+            for (cut, whole) in cut.iter().zip(&REFERENCE[i]) {
+                let length = whole.tokens.len().min(limit);
+                assert_eq!(cut.tokens, whole.tokens[..length]);
+                assert_eq!(cut.logprobs, whole.logprobs[..length]);
+                let is_whole = length == whole.tokens.len();
+                let reason = if is_whole { whole.finish_reason } else { FinishReason::Length };
+                assert_eq!(cut.finish_reason, reason);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_asked_for_is_nothing_done() {
+    let mut engine = LLAMA.engine(WIDE);
+    let nothing = Request { num_samples: 0, ..request(9, 1, 1) };
+    for requests in [&[] as &[Request], std::slice::from_ref(&nothing)] {
+        let (_, stats) = collect(&mut engine, requests, &sampling());
+        assert_eq!((stats.passes, stats.generated_tokens, stats.prompt_tokens), (0, 0, 0));
+    }
+    let between = [nothing.clone(), requests()[2].clone(), nothing];
+    assert_eq!(bits(&collect(&mut engine, &between, &sampling()).0[1]), bits(&REFERENCE[2]));
+}
+
+#[test]
+fn more_samples_than_places_read_each_prompt_once() {
+    let crowd = [request(30, 40, 1), request(12, 25, 2)];
+    let config = EngineConfig { max_sequences: 3, ..WIDE };
+    let (rollouts, stats) = collect(&mut LLAMA.engine(config), &crowd, &sampling());
+    let lengths = rollouts.iter().flatten().map(|rollout| rollout.tokens.len());
+    assert_eq!(stats.generated_tokens, lengths.sum::<usize>());
+    assert_eq!(stats.prompt_tokens, 42);
+    assert!(stats.occupancy > 0.8 && stats.occupancy <= 1.0, "{stats:?}");
+}
+
+#[test]
+fn what_could_never_finish_is_refused() {
+    let refusal = |config: EngineConfig, request: Request, sampling: SamplingParams| {
+        let error = LLAMA
+            .engine(config)
+            .generate(&[request], &sampling, |_, _, _| unreachable!("refused"))
+            .unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        error.to_string()
+    };
+    let empty = Request { prompt: Vec::new(), ..request(1, 1, 1) };
+    assert!(refusal(WIDE, empty, sampling()).contains("prompt 1 is empty"));
+    assert!(refusal(WIDE, request(100, 1, 1), sampling()).contains("max_length"));
+    for (config, max_new_tokens, name) in [
+        (EngineConfig { max_sequences: 0, ..WIDE }, 1, "max_sequences"),
+        (EngineConfig { prefill_tokens: 0, ..WIDE }, 1, "prefill_tokens"),
+        (WIDE, 0, "max_new_tokens"),
+    ] {
+        let sampling = SamplingParams { max_new_tokens, ..sampling() };
+        assert!(refusal(config, request(4, 1, 1), sampling).contains(name));
+    }
+}

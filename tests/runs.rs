@@ -1,0 +1,588 @@
+//! Runs as a user makes them: trained, stopped, killed, resumed, scored, and mistaken.
+//!
+//! A tiny model learns from random weights to answer with one of two programs, a right and a wrong
+//! one; reinforcement goes on from there, so that its groups have something to tell apart.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+
+use codeseq::data::problem::Problem;
+use codeseq::data::prompt::GtgPrompt;
+use codeseq::tokenizer::bpe::{self, BpeOptions};
+use codeseq::tokenizer::{Message, Tokenizer};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+const PROGRAMS: [&str; 2] = ["print(2 * int(input()))", "print(3 + int(input()))"];
+const SFT_STEPS: u64 = 60;
+const GRPO_STEPS: u64 = 4;
+const VOCAB: usize = 512;
+
+/// Inputs of all tests: tokenizer, model shape, samples, problems.
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("runs");
+    let _absent_at_first = fs::remove_dir_all(&dir);
+    fs::create_dir_all(dir.join("tmp")).unwrap();
+    let prompt = GtgPrompt::bundled().unwrap();
+    let problems: Vec<Value> = (0..4).map(problem).collect();
+    let samples: Vec<Vec<Message>> = problems
+        .iter()
+        .flat_map(|problem| {
+            let problem: Problem = serde_json::from_value(problem.clone()).unwrap();
+            let question = prompt.render(&problem).unwrap();
+            PROGRAMS.map(|program| {
+                let answer = format!("```python\n{program}\n```");
+                vec![Message::new("user", question.clone()), Message::new("assistant", answer)]
+            })
+        })
+        .collect();
+    let options = BpeOptions { vocab_size: VOCAB, max_token_length: 16 };
+    bpe::train(&samples, options, &dir.join("tokenizer")).unwrap();
+    let lines = |rows: Vec<Value>| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
+    fs::write(dir.join("problems.jsonl"), lines(problems)).unwrap();
+    let samples = samples.iter().map(|messages| json!({"messages": messages})).collect();
+    fs::write(dir.join("samples.jsonl"), lines(samples)).unwrap();
+    fs::write(dir.join("model.json"), shape(VOCAB).to_string()).unwrap();
+    dir
+});
+
+/// A fine-tuning run that nothing disturbed.
+static SFT: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("sft", &sft_config()));
+
+/// A reinforcement run that nothing disturbed.
+static GRPO: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("grpo", &grpo_config()));
+
+fn problem(i: usize) -> Value {
+    json!({
+        "problem_id": format!("p{i}"),
+        "description": format!("Shelf {i} holds pairs of shoes. How many shoes are n pairs?"),
+        "input_requirement": "n",
+        "output_requirement": "the number",
+        "examples": [{"input": 7, "output": 14}],
+        "tests": [{"input": 1, "output": 2}, {"input": 5, "output": 10}],
+        "terms": ["0", "2", "4", "6", "8", "10"],
+        "solvability": 0.5,
+    })
+}
+
+fn shape(vocab_size: usize) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab_size,
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true,
+        "initializer_range": 0.1,
+    })
+}
+
+fn sft_config() -> String {
+    let inputs = INPUTS.display();
+    format!(
+        "seed = 3
+[model]
+init = '{inputs}/model.json'
+tokenizer = '{inputs}/tokenizer'
+[data]
+files = ['{inputs}/samples.jsonl']
+max_length = 200
+[optim]
+lr = 1e-2
+betas = [0.9, 0.95]
+weight_decay = 0.01
+max_grad_norm = 1.0
+[schedule]
+kind = 'cosine'
+warmup = {{ steps = 4 }}
+[train]
+total_steps = {SFT_STEPS}
+seq_len = 200
+gradient_accumulation = 2
+[checkpoint]
+every = 8
+keep_last = 2
+"
+    )
+}
+
+fn grpo_config() -> String {
+    let (inputs, model) = (INPUTS.display(), model().display());
+    format!(
+        "seed = 5
+[model]
+path = '{model}'
+[data]
+files = ['{inputs}/problems.jsonl']
+max_prompt_tokens = 160
+[rollout]
+num_prompts = 2
+n = 6
+temperature = 0.9
+max_new_tokens = 32
+max_sequences = 5
+[reward]
+kind = 'cssr'
+[optim]
+lr = 1e-3
+betas = [0.9, 0.95]
+weight_decay = 0.0
+max_grad_norm = 1.0
+[schedule]
+kind = 'constant'
+[train]
+total_steps = {GRPO_STEPS}
+seq_len = 400
+[checkpoint]
+every = 1
+"
+    )
+}
+
+fn undisturbed(command: &str, config: &str) -> PathBuf {
+    let dir = &*INPUTS;
+    let file = dir.join(format!("{command}.toml"));
+    fs::write(&file, config).unwrap();
+    let run = dir.join(command);
+    done(train(dir).arg(command).arg("--config").arg(file).arg("--out").arg(&run));
+    run
+}
+
+/// The directory of the fine-tuned model.
+fn model() -> PathBuf {
+    checkpoint(&SFT, SFT_STEPS)
+}
+
+fn checkpoint(run: &Path, step: u64) -> PathBuf {
+    run.join(format!("checkpoints/step-{step:06}"))
+}
+
+/// The program with its temporary files in `dir`.
+fn train(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    command.arg("--quiet").current_dir(dir).env("TMPDIR", dir.join("tmp"));
+    command.env("RAYON_NUM_THREADS", "2").env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end and returns what is printed.
+fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A directory of its own for one test, which must end without half-made files in it.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("tmp")).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// The program with its arguments; words that begin with `@` name files of this place.
+    fn train(&self, words: &str) -> Command {
+        let mut command = train(self.0.path());
+        for word in words.split_whitespace() {
+            match word.strip_prefix('@') {
+                Some(name) => command.arg(self.path(name)),
+                None => command.arg(word),
+            };
+        }
+        command
+    }
+
+    /// Expects one line that names all `parts`, and nothing half-written.
+    fn mistake(&self, words: &str, parts: &[&str]) {
+        let output = self.train(words).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{words}: {text}");
+        assert_eq!(text.trim_end().lines().count(), 1, "{words}: {text}");
+        assert!(text.starts_with("error: "), "{words}: {text}");
+        for part in parts {
+            assert!(text.contains(part), "{words}: {part} is not in {text}");
+        }
+        self.assert_nothing_is_half_made();
+    }
+
+    fn assert_nothing_is_half_made(&self) {
+        assert_nothing_is_half_made(self.0.path());
+    }
+}
+
+fn assert_nothing_is_half_made(dir: &Path) {
+    let half_made =
+        |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("codeseq-");
+    let left: Vec<PathBuf> = everything_below(dir).into_iter().filter(half_made).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn everything_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| {
+            let below = if path.is_dir() { everything_below(&path) } else { Vec::new() };
+            std::iter::once(path).chain(below)
+        })
+        .collect()
+}
+
+/// The complete rows of a run's metrics.
+fn rows(run: &Path) -> Vec<serde_json::Map<String, Value>> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The rows without times, after checking that no step is missing or repeated.
+fn metrics(run: &Path, steps: u64) -> Vec<serde_json::Map<String, Value>> {
+    let mut rows = rows(run);
+    let found: Vec<u64> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();
+    assert_eq!(found, (1..=steps).collect::<Vec<_>>());
+    rows.iter_mut().for_each(|row| row.retain(|key, _| !key.starts_with("time/")));
+    rows
+}
+
+/// Expects equal metrics, weights, moments and state at the end.
+fn assert_equal_runs(run: &Path, other: &Path, steps: u64) {
+    assert_eq!(metrics(run, steps), metrics(other, steps));
+    let content = |run: &Path| -> BTreeMap<PathBuf, Vec<u8>> {
+        let dir = checkpoint(run, steps);
+        let files = everything_below(&dir).into_iter().filter(|path| path.is_file());
+        files
+            .map(|file| (file.strip_prefix(&dir).unwrap().to_owned(), fs::read(&file).unwrap()))
+            .collect()
+    };
+    let (content, other) = (content(run), content(other));
+    assert!(content.contains_key(Path::new("model.safetensors")));
+    assert_eq!(content.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
+    for (file, bytes) in &content {
+        assert!(*bytes == other[file], "{} differs", file.display());
+    }
+}
+
+/// Starts a run as a shell does, in a process group of its own, and waits until `is_reached`.
+fn start(command: &mut Command, is_reached: impl Fn() -> bool) -> Child {
+    let mut child =
+        command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while !is_reached() {
+        assert_eq!(child.try_wait().unwrap(), None, "the run ended too early");
+        assert!(started.elapsed() < Duration::from_secs(120), "the run does not get on");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "the run had ended before it was killed");
+}
+
+/// Ctrl-C: the signal goes to every process of the group.
+fn interrupt(mut child: Child) {
+    killpg(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn fine_tuning_learns_and_leaves_a_complete_run() {
+    let run = &*SFT;
+    for file in ["config.toml", "plan.json", "env.json", "logs/attempt-1.log"] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+    let metrics = metrics(run, SFT_STEPS);
+    let loss = |row: &serde_json::Map<String, Value>| row["loss/nll"].as_f64().unwrap();
+    assert!(loss(&metrics[0]) > 5.0 && loss(&metrics[SFT_STEPS as usize - 1]) < 0.5);
+    let kept: Vec<PathBuf> = [56, SFT_STEPS].map(|step| checkpoint(run, step)).to_vec();
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    assert_eq!(found, kept);
+}
+
+#[test]
+fn a_finished_run_resumes_to_itself_and_a_dry_run_makes_nothing() {
+    let place = Place::new();
+    place.write("sft.toml", &sft_config().replace(&format!("= {SFT_STEPS}"), "= 2"));
+    assert!(done(&mut place.train("sft --config @sft.toml --dry-run")).contains("seq_len = 200"));
+    assert!(!place.path("runs").exists());
+    let first = done(&mut place.train("sft --config @sft.toml --out @run"));
+    assert_eq!(Path::new(first.trim_end()), checkpoint(&place.path("run"), 2));
+    assert_eq!(done(&mut place.train("sft --config @sft.toml --out @run --resume")), first);
+    assert_eq!(metrics(&place.path("run"), 2).len(), 2);
+}
+
+#[test]
+fn fine_tuning_has_the_same_bits_on_one_thread() {
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    done(place.train("sft --config @sft.toml --out @run").env("RAYON_NUM_THREADS", "1"));
+    assert_equal_runs(&place.path("run"), &SFT, SFT_STEPS);
+}
+
+#[test]
+fn fine_tuning_stopped_by_ctrl_c_resumes_to_the_same_bits() {
+    let (place, whole) = (Place::new(), &*SFT);
+    place.write("sft.toml", &sft_config());
+    let run = place.path("run");
+    interrupt(start(&mut place.train("sft --config @sft.toml --out @run"), || {
+        rows(&run).len() >= 3
+    }));
+    let stopped_at = rows(&run).len() as u64;
+    assert!(stopped_at < SFT_STEPS && checkpoint(&run, stopped_at).is_dir());
+    place.assert_nothing_is_half_made();
+    done(&mut place.train("sft --config @sft.toml --out @run --resume"));
+    assert_equal_runs(&run, whole, SFT_STEPS);
+}
+
+#[test]
+fn fine_tuning_killed_three_times_resumes_to_the_same_bits() {
+    let (place, whole) = (Place::new(), &*SFT);
+    place.write("sft.toml", &sft_config());
+    let run = place.path("run");
+    let mut resume = "";
+    for (step, later_millis) in [(2, 0), (17, 5), (32, 12)] {
+        let mut command = place.train(&format!("sft --config @sft.toml --out @run {resume}"));
+        let child = start(&mut command, || rows(&run).len() >= step);
+        std::thread::sleep(Duration::from_millis(later_millis));
+        kill(child);
+        resume = "--resume";
+    }
+    done(&mut place.train("sft --config @sft.toml --out @run --resume"));
+    assert_equal_runs(&run, whole, SFT_STEPS);
+    assert_nothing_is_half_made(&run);
+}
+
+#[test]
+fn reinforcement_is_exactly_on_policy_and_tells_programs_apart() {
+    let metrics = metrics(&GRPO, GRPO_STEPS);
+    let column =
+        |key: &str| metrics.iter().map(|row| row[key].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(column("policy/ratio_max_deviation"), vec![0.0; metrics.len()]);
+    assert!(column("policy/learnt_tokens").iter().sum::<f64>() > 0.0);
+    assert!(column("reward/pass_rate").iter().any(|rate| (0.05..0.95).contains(rate)));
+    assert!(column("reward/solvability_term").iter().any(|&term| term > 0.0));
+    assert_eq!(column("reward/infra"), vec![0.0; metrics.len()]);
+    for step in 0..GRPO_STEPS {
+        let rollouts =
+            fs::read_to_string(GRPO.join(format!("samples/step-{step:06}.jsonl"))).unwrap();
+        assert_eq!(rollouts.lines().count(), 12);
+    }
+}
+
+#[test]
+fn reinforcement_has_the_same_bits_on_one_thread() {
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    done(place.train("grpo --config @grpo.toml --out @run").env("RAYON_NUM_THREADS", "1"));
+    assert_equal_runs(&place.path("run"), &GRPO, GRPO_STEPS);
+    place.assert_nothing_is_half_made();
+}
+
+#[test]
+fn reinforcement_killed_and_stopped_resumes_to_the_same_bits() {
+    let (place, whole) = (Place::new(), &*GRPO);
+    place.write("grpo.toml", &grpo_config());
+    let run = place.path("run");
+    let command =
+        |resume: &str| place.train(&format!("grpo --config @grpo.toml --out @run {resume}"));
+    kill(start(&mut command(""), || rows(&run).len() == 1));
+    kill(start(&mut command("--resume"), || run.join("samples/step-000001.jsonl").exists()));
+    // The log appears when signals are caught already.
+    let listens = || run.join("logs/attempt-3.log").exists();
+    interrupt(start(&mut command("--resume"), || listens() && rows(&run).len() >= 2));
+    done(&mut command("--resume"));
+    assert_equal_runs(&run, whole, GRPO_STEPS);
+    assert_nothing_is_half_made(&run);
+}
+
+#[test]
+fn mistakes_in_a_configuration_are_named() {
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    place.write("unknown.toml", &sft_config().replace("lr = 1e-2", "lrr = 1e-2"));
+    place.mistake("sft --config @unknown.toml", &["unknown.toml:9", "`optim.lrr`", "`optim.lr`"]);
+    place.write("type.toml", &sft_config().replace("seq_len = 200", "seq_len = 'long'"));
+    place.mistake("sft --config @type.toml", &["type.toml:18", "`train.seq_len`", "long"]);
+    place.mistake("sft --config @absent.toml", &["absent.toml"]);
+    for key in ["train.total_steps", "train.gradient_accumulation"] {
+        place.mistake(&format!("sft --config @sft.toml --set {key}=0"), &[key]);
+    }
+    place.write("grpo.toml", &grpo_config());
+    for (set, part) in [
+        ("rollout.n=0", "rollout.n"),
+        ("rollout.max_sequences=0", "rollout.max_sequences"),
+        ("rollout.temperature=0.0", "rollout.temperature"),
+        ("train.seq_len=191", "= 192"),
+        ("policy.kl_coef=0.1", "policy.kl_coef"),
+        ("rollout.num_prompts=5", "rollout.num_prompts"),
+    ] {
+        place.mistake(&format!("grpo --config @grpo.toml --set {set}"), &[part]);
+    }
+}
+
+#[test]
+fn mistakes_in_data_are_named() {
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    place.write("grpo.toml", &grpo_config());
+    let samples = fs::read_to_string(INPUTS.join("samples.jsonl")).unwrap();
+    let (first, _) = samples.split_once('\n').unwrap();
+    let with = |command: &str, file: &str| {
+        format!("{command} --config @{command}.toml --out @run --set data.files=['{file}']")
+    };
+    place.write("cut.jsonl", &format!("{first}\n{}\n", &first[..30]));
+    place.mistake(&with("sft", "cut.jsonl"), &["cut.jsonl:2:"]);
+    place.write("role.jsonl", r#"{"messages":[{"role":"bard","content":"O"}]}"#);
+    place.mistake(&with("sft", "role.jsonl"), &["role.jsonl", "sample 1", "bard"]);
+    place.mistake(&with("sft", "absent.jsonl"), &["absent.jsonl"]);
+    let mut unsolved = problem(0);
+    unsolved.as_object_mut().unwrap().remove("solvability");
+    place.write("unsolved.jsonl", &unsolved.to_string());
+    place.mistake(&with("grpo", "unsolved.jsonl"), &["unsolved.jsonl", "p0", "data solvability"]);
+    place.write("no-tests.jsonl", r#"{"problem_id": "a"}"#);
+    place.mistake(&with("grpo", "no-tests.jsonl"), &["no-tests.jsonl:1:", "tests"]);
+}
+
+#[test]
+fn models_that_are_absent_damaged_or_foreign_are_named() {
+    let place = Place::new();
+    let weights = fs::read(model().join("model.safetensors")).unwrap();
+    for name in ["truncated", "foreign", "small"] {
+        fs::create_dir(place.path(name)).unwrap();
+        for file in fs::read_dir(model()).unwrap().map(|entry| entry.unwrap().path()) {
+            if file.is_file() {
+                fs::copy(&file, place.path(name).join(file.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+    fs::write(place.path("truncated/model.safetensors"), &weights[..weights.len() / 2]).unwrap();
+    let tensors = SafeTensors::deserialize(&weights).unwrap().tensors();
+    let others = tensors.into_iter().filter(|(name, _)| name != "model.norm.weight");
+    safetensors::serialize_to_file(others, None, &place.path("foreign/model.safetensors")).unwrap();
+    place.write("small/config.json", &shape(300).to_string());
+    place.write("small.json", &shape(300).to_string());
+
+    let mistakes: [(&str, &[&str]); 4] = [
+        ("absent", &["absent", "config.json"]),
+        ("truncated", &["truncated/model.safetensors", "truncated"]),
+        ("foreign", &["foreign", "model.norm.weight", "missing"]),
+        ("small", &["small/model.safetensors", "model.embed_tokens.weight", "300"]),
+    ];
+    let by_path = sft_config().replace("tokenizer = ", "# ").replace("init = ", "path = ");
+    for (name, parts) in mistakes {
+        let from = format!("{}/model.json", INPUTS.display());
+        place.write("sft.toml", &by_path.replace(&from, name));
+        place.mistake("sft --config @sft.toml --out @run", parts);
+        place.mistake(&format!("generate --model @{name} --prompt x"), parts);
+    }
+    place.write("init.toml", &sft_config());
+    place.mistake(
+        "sft --config @init.toml --set model.init='small.json' --out @run",
+        &["the tokenizer in", "only 300"],
+    );
+}
+
+#[test]
+fn a_run_directory_in_use_is_kept() {
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    let run = SFT.display();
+    let used = format!("sft --config @sft.toml --out {run}");
+    place.mistake(&used, &["--resume", "--overwrite"]);
+    place.mistake(&format!("{used} --resume --set seed=9"), &["seed was 3, is 9"]);
+    assert_eq!(metrics(&SFT, SFT_STEPS).len() as u64, SFT_STEPS);
+}
+
+#[test]
+fn generated_log_probabilities_are_those_of_scoring() {
+    let (place, model) = (Place::new(), model());
+    let tokenizer = Tokenizer::load(&model).unwrap();
+    let conversations =
+        ["Two?", "How many shoes are n pairs?"].map(|text| vec![Message::new("user", text)]);
+    let lines = conversations.iter().map(|messages| format!("{}\n", json!({"messages": messages})));
+    place.write("messages.jsonl", &lines.collect::<String>());
+    let model = model.display();
+    for temperature in ["0", "0.7"] {
+        let printed = done(&mut place.train(&format!(
+            "generate --model {model} --messages @messages.jsonl --json -n 2 --max-new-tokens 16 \
+             --temperature {temperature}"
+        )));
+        let prompts =
+            conversations.iter().map(|messages| tokenizer.encode_prompt(messages).unwrap());
+        let prompts: Vec<Vec<u32>> = prompts.flat_map(|prompt| [prompt.clone(), prompt]).collect();
+        let generated: Vec<Value> =
+            printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(generated.len(), prompts.len());
+        let whole = prompts.iter().zip(&generated).map(|(prompt, line)| {
+            let output: Vec<u32> = serde_json::from_value(line["output_ids"].clone()).unwrap();
+            format!("{}\n", json!({"input_ids": [prompt.as_slice(), &output].concat()}))
+        });
+        place.write("whole.jsonl", &whole.collect::<String>());
+        done(&mut place.train(&format!(
+            "score --model {model} --data @whole.jsonl --out @scores.jsonl --temperature {temperature}"
+        )));
+        let scores = fs::read_to_string(place.path("scores.jsonl")).unwrap();
+        for ((line, prompt), generated) in scores.lines().zip(&prompts).zip(&generated) {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let scored = &line["logprobs"].as_array().unwrap()[prompt.len()..];
+            assert_eq!(scored, generated["logprobs"].as_array().unwrap().as_slice());
+        }
+    }
+    place.mistake(&format!("generate --model {model} --messages @whole.jsonl"), &["whole.jsonl:1"]);
+    place.assert_nothing_is_half_made();
+}
+
+#[test]
+fn a_gtg_score_is_written_and_repeats() {
+    let place = Place::new();
+    place.write("problems.jsonl", &format!("{}\n{}\n", problem(0), problem(1)));
+    let model = model();
+    let score = |out: &str| -> Value {
+        let words = format!(
+            "eval gtg --model {} --data @problems.jsonl --rollouts 6 --max-new-tokens 32 \
+             --max-sequences 4 --out @{out}",
+            model.display()
+        );
+        assert!(done(&mut place.train(&words)).contains("pass@1"));
+        let mut score: Value =
+            serde_json::from_str(&fs::read_to_string(place.path(out)).unwrap()).unwrap();
+        for key in ["tokens_per_sec", "generation_secs", "judging_secs"] {
+            assert!(score.as_object_mut().unwrap().remove(key).unwrap().as_f64().unwrap() >= 0.0);
+        }
+        score
+    };
+    let first = score("a.json");
+    assert_eq!(first, score("b.json"));
+    let pass_at_1 = first["pass_at_1"].as_f64().unwrap();
+    assert!((0.05..=1.0).contains(&pass_at_1), "{first}");
+    assert_eq!((&first["num_problems"], &first["num_infra"]), (&json!(2), &json!(0)));
+    assert!(first["ci95"][0].as_f64().unwrap() <= pass_at_1);
+    place.assert_nothing_is_half_made();
+    place.mistake(
+        &format!("eval gtg --model {} --data @problems.jsonl --max-sequences 0", model.display()),
+        &["max_sequences"],
+    );
+}
