@@ -1,12 +1,152 @@
-//! `train doctor`.
+//! `train doctor`: what this machine offers and which protections the judge has here.
 
-use anyhow::Result;
+use super::judge::JudgeArgs;
+use crate::base::human;
+use crate::sandbox::{Judge, Layers};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::fmt::Write;
 
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// How the judge would be started
+    #[command(flatten)]
+    judge: JudgeArgs,
+}
+
+/// Everything the command finds out.
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    kernel: String,
+    cpu: Cpu,
+    memory: Memory,
+    disk: Disk,
+    judge: JudgeState,
+}
+
+#[derive(Debug, Serialize)]
+struct Cpu {
+    model: String,
+    cores: usize,
+    simd: Vec<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    total_bytes: u64,
+    available_bytes: u64,
+}
+
+/// The file system of the working directory.
+#[derive(Debug, Serialize)]
+struct Disk {
+    free_bytes: u64,
+    temporary_free_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum JudgeState {
+    Ready(Box<Layers>),
+    Refused { error: String },
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        kernel: read_trimmed("/proc/sys/kernel/osrelease"),
+        cpu: Cpu {
+            model: field("/proc/cpuinfo", "model name"),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            simd: simd(),
+        },
+        memory: Memory {
+            total_bytes: kilobytes("MemTotal") << 10,
+            available_bytes: kilobytes("MemAvailable") << 10,
+        },
+        disk: Disk {
+            free_bytes: free_bytes(std::path::Path::new(".")),
+            temporary_free_bytes: free_bytes(&std::env::temp_dir()),
+        },
+        judge: match Judge::start(args.judge.options()) {
+            Ok(judge) => JudgeState::Ready(Box::new(judge.layers().clone())),
+            Err(e) => JudgeState::Refused { error: format!("{e:#}") },
+        },
+    };
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&report).context("encoding the report")? + "\n",
+        false => report.text(),
+    };
+    super::print(text)
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:<10}{value}");
+        };
+        line("train", format!("{} on Linux {}", self.version, self.kernel));
+        let simd = self.cpu.simd.join(" ");
+        line("cpu", format!("{} cores, {} ({simd})", self.cpu.cores, self.cpu.model));
+        let (total, available) = (self.memory.total_bytes, self.memory.available_bytes);
+        line("memory", format!("{}, {} available", human::bytes(total), human::bytes(available)));
+        let (here, temporary) = (self.disk.free_bytes, self.disk.temporary_free_bytes);
+        line(
+            "disk",
+            format!("{} free here, {} for temporary files", human::bytes(here), human::bytes(temporary)),
+        );
+        match &self.judge {
+            JudgeState::Ready(layers) => {
+                line("python", format!("{} at {}", layers.python, layers.python_path));
+                line("judge", layers.to_string().trim_start_matches("judge: ").to_owned());
+            }
+            JudgeState::Refused { error } => line("judge", format!("cannot start: {error}")),
+        }
+        text
+    }
+}
+
+fn read_trimmed(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// The first value of a field in a file of `name : value` lines.
+fn field(path: &str, name: &str) -> String {
+    read_trimmed(path)
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.trim() == name)
+        .map(|(_, value)| value.trim().to_owned())
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn kilobytes(name: &str) -> u64 {
+    field("/proc/meminfo", name).trim_end_matches(" kB").parse().unwrap_or(0)
+}
+
+fn free_bytes(path: &std::path::Path) -> u64 {
+    nix::sys::statvfs::statvfs(path)
+        .map_or(0, |fs| fs.blocks_available() as u64 * fs.fragment_size() as u64)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn simd() -> Vec<&'static str> {
+    let found = [
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ];
+    found.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn simd() -> Vec<&'static str> {
+    Vec::new()
 }

@@ -245,7 +245,7 @@ class Session:
             removed = ("open", "eval", "exec")
             self.visible_builtins = {k: v for k, v in self.builtins.items() if k not in removed}
         self.fresh_modules = dict(sys.modules)
-        self.write, self.read = os.write, os.read
+        self.exec, self.write, self.read = exec, os.write, os.read
         # Programs close descriptors 0 and 1, if only by `open(0)`.
         self.streams = ((os.dup(0), 0), (os.dup(1), 1))
 
@@ -271,8 +271,12 @@ class Session:
         self.reset()
         try:
             try:
-                exec(code, self.main.__dict__)
+                self.exec(code, self.main.__dict__)
             finally:
+                self.builtins.clear()
+                self.builtins.update(self.fresh_builtins)
+                sys.settrace(None)
+                sys.setprofile(None)
                 self.finish()
                 self.flush()
         except SystemExit as stop:
@@ -294,12 +298,6 @@ class Session:
         for kept, fd in self.streams:
             os.dup2(kept, fd)
             os.lseek(fd, 0, 0)
-        sys.settrace(None)
-        sys.setprofile(None)
-        now, fresh = self.builtins, self.fresh_builtins
-        if len(now) != len(fresh) or any(now.get(k) is not v for k, v in fresh.items()):
-            now.clear()
-            now.update(fresh)
         now, fresh = sys.modules, self.fresh_modules
         if len(now) != len(fresh) or any(now.get(k) is not v for k, v in fresh.items()):
             now.clear()

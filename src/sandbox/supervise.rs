@@ -15,7 +15,7 @@ use super::sys;
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -158,6 +158,7 @@ impl Run {
         let began = Instant::now();
         let mut overslept = Duration::ZERO;
         let mut pause = cpu_limit;
+        let mut is_open = true;
         loop {
             match reader.next() {
                 Ok(Some(frame)) => return Ok(Event::Frame(frame)),
@@ -166,19 +167,21 @@ impl Run {
             }
             let asleep = Instant::now();
             let wait = pause.max(TICK);
-            let (spoke, ended) = wait_for(server, child, wait)?;
+            let (spoke, ended) = wait_for(server, is_open.then_some(child), wait)?;
             overslept += asleep.elapsed().saturating_sub(wait + Duration::from_millis(100));
             if spoke {
                 let mut bytes = [0; 4096];
                 match child.channel.read(&mut bytes) {
-                    // Closed: the exit is about to arrive, unless the program goes on without it.
-                    Ok(0) => return self.closed(server, child, start, cpu_limit),
-                    Ok(n) => {
+                    Ok(n) if n > 0 => {
                         reader.push(&bytes[..n]);
                         continue;
                     }
-                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Err(_) => return self.closed(server, child, start, cpu_limit),
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                    // The exit is about to arrive, unless the program goes on without its channel.
+                    Ok(_) | Err(_) => {
+                        is_open = false;
+                        continue;
+                    }
                 }
             }
             if ended {
@@ -203,31 +206,6 @@ impl Run {
                 return Ok(Event::Limit(Reason::WallTime));
             }
             pause = (cpu_limit - cpu).min((wall_limit - awake).max(TICK * 10));
-        }
-    }
-
-    /// The channel is closed: waits for the exit within the same limits.
-    fn closed(
-        &mut self,
-        server: &mut Server,
-        child: &mut Child,
-        start: Duration,
-        cpu_limit: Duration,
-    ) -> Result<Event> {
-        let wall_limit = Duration::from_secs(self.limits.wall_secs_per_case);
-        let began = Instant::now();
-        loop {
-            if wait_for_exit(server, TICK * 20)? {
-                return Ok(Event::Exit(server.exit()?));
-            }
-            let cpu =
-                sys::cpu_time(child.pid).map_or(Duration::ZERO, |now| now.saturating_sub(start));
-            if cpu >= cpu_limit {
-                return Ok(Event::Limit(Reason::CpuTime));
-            }
-            if began.elapsed() > wall_limit {
-                return Ok(Event::Limit(Reason::WallTime));
-            }
         }
     }
 
@@ -311,27 +289,16 @@ fn hand_over(child: &mut Child, code: Option<&str>) -> std::io::Result<()> {
     child.channel.set_nonblocking(true)
 }
 
-/// Waits until the child speaks or the server reports its end.
-fn wait_for(server: &Server, child: &Child, wait: Duration) -> Result<(bool, bool)> {
-    let mut fds = [
-        PollFd::new(child.channel.as_fd(), PollFlags::POLLIN),
-        PollFd::new(server.control.as_fd(), PollFlags::POLLIN),
-    ];
+/// Waits until the child speaks, if it still can, or the server reports its end.
+fn wait_for(server: &Server, child: Option<&Child>, wait: Duration) -> Result<(bool, bool)> {
+    let mut fds = vec![PollFd::new(server.control.as_fd(), PollFlags::POLLIN)];
+    fds.extend(child.map(|child| PollFd::new(child.channel.as_fd(), PollFlags::POLLIN)));
     match ppoll(&mut fds, Some(TimeSpec::from(wait)), None) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
         Err(e) => return Err(e.into()),
     }
     let woken = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-    Ok((woken(&fds[0]), woken(&fds[1])))
-}
-
-fn wait_for_exit(server: &Server, wait: Duration) -> Result<bool> {
-    let mut fds = [PollFd::new(server.control.as_fd(), PollFlags::POLLIN)];
-    match ppoll(&mut fds, Some(TimeSpec::from(wait)), None) {
-        Ok(ready) => Ok(ready > 0),
-        Err(nix::errno::Errno::EINTR) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
+    Ok((fds.get(1).is_some_and(woken), woken(&fds[0])))
 }
 
 /// What the sandbox refuses reaches the program as one of these exceptions.
@@ -339,9 +306,12 @@ fn reason_of(report: &Report) -> Reason {
     let refused_call = report.kind == "PermissionError" && report.message.starts_with("[Errno 1]");
     let refused_import =
         report.kind == "ModuleNotFoundError" && report.message.contains("is refused in the judge");
-    match refused_call || refused_import {
-        true => Reason::Forbidden,
-        false => Reason::RuntimeError,
+    if refused_call || refused_import {
+        Reason::Forbidden
+    } else if report.kind == "OSError" && report.message.starts_with("[Errno 27]") {
+        Reason::OutputLimit
+    } else {
+        Reason::RuntimeError
     }
 }
 

@@ -91,10 +91,17 @@ pub(super) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
     read.then(|| Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
 }
 
-/// How long a process has waited for a core so far; zero where the kernel does not say.
+/// How long the thread of a process that waited longest for a core has done so; zero where the
+/// kernel does not say.
 pub(super) fn run_queue_wait(pid: libc::pid_t) -> Duration {
-    std::fs::read_to_string(format!("/proc/{pid}/schedstat"))
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse().ok())
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Duration::ZERO;
+    };
+    threads
+        .filter_map(|thread| {
+            let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            text.split_whitespace().nth(1)?.parse().ok()
+        })
+        .max()
         .map_or(Duration::ZERO, Duration::from_nanos)
 }

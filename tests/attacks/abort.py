@@ -1,0 +1,3 @@
+# expect: killed
+import os
+os.abort()

@@ -1,0 +1,3 @@
+# expect: killed
+import ctypes
+ctypes.CFUNCTYPE(None)(16)()

@@ -1,0 +1,5 @@
+# expect: forbidden
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.connect(3, b"\0" * 16, 16)
+print("ESCAPED")

@@ -1,0 +1,5 @@
+# expect: wall_time
+import threading
+lock = threading.Lock()
+lock.acquire()
+lock.acquire()

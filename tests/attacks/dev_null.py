@@ -1,0 +1,6 @@
+# expect: pass
+try:
+    open("/dev/null")
+    print("ESCAPED")
+except Exception:
+    print("contained")

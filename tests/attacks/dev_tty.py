@@ -1,0 +1,6 @@
+# expect: pass
+try:
+    open("/dev/tty")
+    print("ESCAPED")
+except Exception:
+    print("contained")

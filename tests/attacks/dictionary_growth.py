@@ -1,0 +1,4 @@
+# expect: memory|cpu_time
+kept = {}
+while True:
+    kept[len(kept)] = "x" * 10_000 + str(len(kept))

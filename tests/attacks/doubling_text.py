@@ -1,0 +1,4 @@
+# expect: memory|cpu_time
+text = "x"
+while True:
+    text += text

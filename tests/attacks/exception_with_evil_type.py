@@ -1,0 +1,5 @@
+# expect: runtime_error
+class Evil(Exception):
+    def __str__(self):
+        raise BaseException
+raise Evil

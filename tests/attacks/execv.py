@@ -1,0 +1,3 @@
+# expect: forbidden
+import os
+os.execv("/bin/sh", ["sh", "-c", "echo ESCAPED"])

@@ -1,0 +1,3 @@
+# expect: any
+import faulthandler
+faulthandler._sigsegv()

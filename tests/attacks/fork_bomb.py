@@ -1,0 +1,7 @@
+# expect: cpu_time
+import os
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass

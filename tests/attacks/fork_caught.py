@@ -1,0 +1,7 @@
+# expect: pass
+import os
+try:
+    os.fork()
+    print("ESCAPED")
+except Exception:
+    print("contained")

@@ -1,0 +1,4 @@
+# expect: wrong_answer
+import os, threading
+threading.Thread(target=os._exit, args=(0,)).start()
+threading.Event().wait()

@@ -1,0 +1,7 @@
+# expect: pass
+import os
+try:
+    os.link("/etc/passwd", "/tmp/codeseq-attack-link")
+    print("ESCAPED")
+except Exception:
+    print("contained")

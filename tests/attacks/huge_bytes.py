@@ -1,0 +1,2 @@
+# expect: memory
+bytearray(10 ** 12)

@@ -1,0 +1,2 @@
+# expect: memory
+print(len(list(range(10 ** 10))))

@@ -1,0 +1,2 @@
+# expect: memory|runtime_error
+print((1 << 10 ** 12) % 7)

@@ -1,0 +1,3 @@
+# expect: forbidden
+from concurrent.futures import ProcessPoolExecutor
+print("ESCAPED")

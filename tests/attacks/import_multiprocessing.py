@@ -1,0 +1,3 @@
+# expect: forbidden
+import multiprocessing
+multiprocessing.Process(target=print).start()

@@ -1,0 +1,3 @@
+# expect: forbidden
+import subprocess
+print(subprocess.check_output(["id"]))

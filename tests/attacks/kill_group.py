@@ -1,0 +1,4 @@
+# expect: forbidden
+import os
+os.killpg(0, 9)
+print("ESCAPED")

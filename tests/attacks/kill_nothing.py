@@ -1,0 +1,4 @@
+# expect: forbidden
+import os
+os.kill(0, 0)
+print("ESCAPED")

@@ -1,0 +1,3 @@
+# expect: pass
+import linecache
+print("ESCAPED" if linecache.getline("/etc/passwd", 1) else "contained")

@@ -1,0 +1,2 @@
+# expect: cpu_time
+sum(range(10 ** 13))

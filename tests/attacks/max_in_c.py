@@ -1,0 +1,2 @@
+# expect: cpu_time
+print(max(range(10 ** 12)))

@@ -1,0 +1,7 @@
+# expect: pass
+import os
+try:
+    os.memfd_create("codeseq-attack")
+    print("ESCAPED")
+except Exception:
+    print("contained")

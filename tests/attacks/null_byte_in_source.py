@@ -1,0 +1,3 @@
+# expect: syntax_error
+print("contained")
+@NUL@

@@ -1,0 +1,3 @@
+# expect: killed
+import ctypes
+ctypes.string_at(0)

@@ -1,0 +1,3 @@
+# expect: pass
+import os
+print("ESCAPED" if os.system("echo out") == 0 else "contained")

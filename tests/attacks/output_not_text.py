@@ -1,0 +1,3 @@
+# expect: wrong_answer
+import sys
+sys.stdout.buffer.write(b"\xff\xfe")

@@ -1,0 +1,4 @@
+# expect: wrong_answer
+import sys
+sys.stdout = None
+print("contained")

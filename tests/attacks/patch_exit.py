@@ -1,0 +1,4 @@
+# expect: pass
+import os, sys
+os._exit = sys.exit = exit = lambda *_: None
+print("contained")

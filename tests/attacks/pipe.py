@@ -1,0 +1,7 @@
+# expect: pass
+import os
+try:
+    os.pipe()
+    print("ESCAPED")
+except Exception:
+    print("contained")

@@ -1,0 +1,3 @@
+# expect: output_limit|cpu_time
+while True:
+    print("x" * 10_000)

@@ -1,0 +1,4 @@
+# expect: pass
+print("contained")
+quit()
+print("ESCAPED")

@@ -1,0 +1,2 @@
+# expect: forbidden
+print(open("/etc/passwd").read())

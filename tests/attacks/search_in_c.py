@@ -1,0 +1,3 @@
+# expect: cpu_time
+import itertools
+print(0 in itertools.repeat(1))

@@ -1,0 +1,4 @@
+# expect: pass
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print("ESCAPED" if libc.setsid() >= 0 else "contained")

@@ -1,0 +1,5 @@
+# expect: forbidden
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.sigqueue(1, 9, 0)
+print("ESCAPED")

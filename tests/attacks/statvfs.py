@@ -1,0 +1,7 @@
+# expect: pass
+import os
+try:
+    os.statvfs("/")
+    print("ESCAPED")
+except Exception:
+    print("contained")

@@ -1,0 +1,4 @@
+# expect: forbidden
+import os, signal
+os.kill(os.getpid(), signal.SIGSTOP)
+print("ESCAPED")

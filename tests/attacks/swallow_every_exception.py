@@ -1,0 +1,7 @@
+# expect: cpu_time
+while True:
+    try:
+        while True:
+            pass
+    except BaseException:
+        pass

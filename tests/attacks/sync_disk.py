@@ -1,0 +1,7 @@
+# expect: pass
+import os
+try:
+    os.fsync(1)
+    print("ESCAPED")
+except Exception:
+    print("contained")

@@ -1,0 +1,4 @@
+# expect: pass
+import sys
+print("contained")
+sys.exit()

@@ -1,0 +1,4 @@
+# expect: runtime_error
+import sys
+print("contained")
+sys.exit("text")

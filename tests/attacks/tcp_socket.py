@@ -1,0 +1,5 @@
+# expect: forbidden
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.socket(2, 1, 0)
+print("ESCAPED")

@@ -1,0 +1,5 @@
+# expect: pass
+# arch: x86_64
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print("ESCAPED" if libc.syscall(234, 1, 1, 9) >= 0 else "contained")

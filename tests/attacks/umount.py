@@ -1,0 +1,5 @@
+# expect: forbidden
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.umount2(b"/", 2)
+print("ESCAPED")

@@ -1,0 +1,3 @@
+# expect: wall_time
+import threading
+threading.Event().wait()
