@@ -98,7 +98,8 @@ fn cpu_time() -> Result<Duration> {
     for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
         let usage = getrusage(who)?;
         for time in [usage.user_time(), usage.system_time()] {
-            total += Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64);
+            total +=
+                Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64);
         }
     }
     Ok(total)

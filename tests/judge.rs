@@ -70,7 +70,10 @@ fn every_usual_way_to_read_and_print_works() {
     ] {
         passes(code, &pairs);
     }
-    passes("a, b = map(int, input().split())\nprint(a + b)\nprint(input())", &[("1 2\nx\n", "3\nx")]);
+    passes(
+        "a, b = map(int, input().split())\nprint(a + b)\nprint(input())",
+        &[("1 2\nx\n", "3\nx")],
+    );
 }
 
 #[test]
@@ -103,10 +106,16 @@ fn the_documented_modules_can_be_imported_and_others_are_refused_by_name() {
 
 #[test]
 fn what_modules_load_late_is_there() {
-    passes("from datetime import datetime\nprint(datetime.strptime('2024-02-01', '%Y-%m-%d').day + 7)", &[("7", "8")]);
+    passes(
+        "from datetime import datetime\nprint(datetime.strptime('2024-02-01', '%Y-%m-%d').day + 7)",
+        &[("7", "8")],
+    );
     passes("print(len(str(10 ** 20_000)) - 19_993)", &[("7", "8")]);
     passes("print('é'.encode('latin-1')[0] - 225)", &[("7", "8")]);
-    passes("from decimal import Decimal\nprint(Decimal('7.5') + Decimal('0.5') == 8 and 8)", &[("7", "8")]);
+    passes(
+        "from decimal import Decimal\nprint(Decimal('7.5') + Decimal('0.5') == 8 and 8)",
+        &[("7", "8")],
+    );
     passes("import random, statistics\nprint(round(statistics.mean([7, 9])))", &[("7", "8")]);
 }
 
@@ -151,7 +160,10 @@ fn an_error_tells_its_line_and_the_failing_case() {
     let verdict = verdict(code, &[("1", "-6"), ("3", "0"), ("4", "12")]);
     assert_eq!(verdict.kind, VerdictKind::Fail(Reason::RuntimeError));
     let kinds: Vec<_> = verdict.cases.iter().map(|case| case.kind).collect();
-    assert_eq!(kinds, [VerdictKind::Pass, VerdictKind::Fail(Reason::RuntimeError), VerdictKind::Pass]);
+    assert_eq!(
+        kinds,
+        [VerdictKind::Pass, VerdictKind::Fail(Reason::RuntimeError), VerdictKind::Pass]
+    );
     let failure = verdict.failure.unwrap();
     assert_eq!((failure.case, failure.input.as_str(), failure.line), (1, "3", Some(3)));
     assert!(failure.error.unwrap().starts_with("ZeroDivisionError: "));
@@ -184,7 +196,9 @@ fn a_cpu_limit_in_milliseconds_is_kept() {
     let judge = start(|options| options.limits.cpu_ms_per_case = 60);
     let spin = |ms: u32| {
         let clock = "time.process_time_ns()";
-        format!("import time\nend = {clock} + {ms} * 10 ** 6\nwhile {clock} < end:\n    pass\nprint(8)")
+        format!(
+            "import time\nend = {clock} + {ms} * 10 ** 6\nwhile {clock} < end:\n    pass\nprint(8)"
+        )
     };
     let long = verdict_by(&judge, &spin(120), &[("7", "8")]);
     assert_eq!(long.kind, VerdictKind::Fail(Reason::CpuTime));
@@ -262,10 +276,8 @@ fn cancelling_gives_up_what_has_not_started_and_only_that_batch() {
         });
         let began = std::time::Instant::now();
         let cancel = || began.elapsed() > std::time::Duration::from_millis(300);
-        let outcomes = judge.run_watched(
-            &vec![spin.clone(); 200],
-            Watch { progress: None, cancel: Some(&cancel) },
-        );
+        let outcomes = judge
+            .run_watched(&vec![spin.clone(); 200], Watch { progress: None, cancel: Some(&cancel) });
         assert_eq!(outcomes.len(), 200);
         assert!(outcomes.iter().filter(|outcome| outcome.is_infra()).count() > 150);
         assert_eq!(other.join().unwrap()[0].cases[0].ending, Ending::Finished);
@@ -279,7 +291,8 @@ fn thousands_of_concurrent_submissions_all_get_their_own_answer() {
         let threads: Vec<_> = (0..1_000)
             .map(|i| {
                 scope.spawn(move || {
-                    let program = Program { code: format!("print({i})"), inputs: vec![String::new()] };
+                    let program =
+                        Program { code: format!("print({i})"), inputs: vec![String::new()] };
                     judge.run(&[program.clone(), program])
                 })
             })
@@ -295,7 +308,8 @@ fn thousands_of_concurrent_submissions_all_get_their_own_answer() {
 #[test]
 fn the_cache_answers_equal_programs_without_running_them() {
     let judge = start(|options| options.cache_entries = 10);
-    let program = Program { code: "import time\nprint(time.time_ns())".into(), inputs: vec!["1".into()] };
+    let program =
+        Program { code: "import time\nprint(time.time_ns())".into(), inputs: vec!["1".into()] };
     let first = judge.run(std::slice::from_ref(&program));
     assert_eq!(first, judge.run(std::slice::from_ref(&program)));
     let other = Program { inputs: vec!["2".into()], ..program };
@@ -309,7 +323,8 @@ fn layers_are_reported_as_the_kernel_sees_them() {
     let layers = judge.layers();
     assert!(layers.no_new_privs && layers.rlimits && layers.confines());
     let launcher = judge.server_pids()[0];
-    let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap();
+    let children =
+        std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", children.trim())).unwrap();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

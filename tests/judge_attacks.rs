@@ -6,6 +6,7 @@
 //! only machine type it is for. No program may print "ESCAPED". `@NUL@` stands for a zero byte.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use codeseq::data::problem::Case;
 use codeseq::sandbox::{Judge, Limits, Mode, Options, Verdict, VerdictKind, verdicts};
@@ -74,7 +75,8 @@ fn complaint(attack: &Attack, verdict: &Verdict) -> Option<String> {
         VerdictKind::Infra => "infra".to_owned(),
     };
     let allowed = attack.expect.iter().any(|e| *e == got || (e == "any" && got != "infra"));
-    let escaped = verdict.cases.iter().any(|c| c.output.as_deref().unwrap_or("").contains("ESCAPED"));
+    let escaped =
+        verdict.cases.iter().any(|c| c.output.as_deref().unwrap_or("").contains("ESCAPED"));
     (!allowed || escaped).then(|| {
         format!("{}: expected {:?}, got {got}: {:?}", attack.name, attack.expect, verdict.failure)
     })
@@ -106,7 +108,8 @@ impl Host {
         let listening = sockets
             .iter()
             .flat_map(|kind| {
-                let table = std::fs::read_to_string(format!("/proc/net/{kind}")).unwrap_or_default();
+                let table =
+                    std::fs::read_to_string(format!("/proc/net/{kind}")).unwrap_or_default();
                 let lines: Vec<String> = table
                     .lines()
                     .skip(1)
@@ -130,7 +133,9 @@ fn descends_from_us(pid: &str) -> bool {
     let own = std::process::id().to_string();
     let mut pid = pid.to_owned();
     while pid != "0" && pid != "1" {
-        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
+            return false;
+        };
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
         pid = parent.unwrap_or("0").trim().to_owned();
         if pid == own {

@@ -2,6 +2,7 @@
 //! machine, Pythons that are too old or lack ctypes, long runs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod judge_support;
 
@@ -107,7 +108,11 @@ fn verdicts_do_not_depend_on_load() {
     let stop = AtomicBool::new(false);
     let busy: Vec<_> = std::thread::scope(|scope| {
         for _ in 0..4 * std::thread::available_parallelism().map_or(2, usize::from) {
-            scope.spawn(|| while !stop.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         let kinds = verdicts(&judge, &jobs).iter().map(|v| v.kind).collect();
         stop.store(true, Ordering::Relaxed);
@@ -162,11 +167,13 @@ fn pythons() -> Vec<(u32, PathBuf)> {
             places.insert(0, version.unwrap().path().join("bin"));
         }
         let works = |path: &PathBuf| {
-            let arguments = ["-c", "import sys; sys.exit(sys.version_info[:2] != (3, int(sys.argv[1])))"];
+            let arguments =
+                ["-c", "import sys; sys.exit(sys.version_info[:2] != (3, int(sys.argv[1])))"];
             let output = Command::new(path).args(arguments).arg(minor.to_string()).output();
             output.is_ok_and(|output| output.status.success())
         };
-        found.extend(places.iter().map(|dir| dir.join(&name)).find(works).map(|path| (minor, path)));
+        found
+            .extend(places.iter().map(|dir| dir.join(&name)).find(works).map(|path| (minor, path)));
     }
     found
 }
@@ -215,9 +222,16 @@ fn a_python_without_ctypes_judges_one_process_a_program() {
         assert_eq!(verdict.kind, VerdictKind::Pass, "{verdict:?}");
     }
     let cases = [Case { input: "1".into(), output: "contained".into() }];
-    let attacks = ["import os\nos.fork()", "import os\nos.kill(1, 9)", "open('/tmp/codeseq-attack', 'w')",
-        "open('/etc/passwd')", "import _socket\n_socket.socket()", "import os\nos.execv('/bin/sh', ['sh'])"];
-    let attacks: Vec<_> = attacks.iter().map(|code| (Some((*code).to_owned()), &cases[..])).collect();
+    let attacks = [
+        "import os\nos.fork()",
+        "import os\nos.kill(1, 9)",
+        "open('/tmp/codeseq-attack', 'w')",
+        "open('/etc/passwd')",
+        "import _socket\n_socket.socket()",
+        "import os\nos.execv('/bin/sh', ['sh'])",
+    ];
+    let attacks: Vec<_> =
+        attacks.iter().map(|code| (Some((*code).to_owned()), &cases[..])).collect();
     for (verdict, attack) in verdicts(&judge, &attacks).iter().zip(&attacks) {
         assert!(matches!(verdict.kind, VerdictKind::Fail(_)), "{attack:?}: {verdict:?}");
     }

@@ -100,7 +100,11 @@ impl Report {
         let (here, temporary) = (self.disk.free_bytes, self.disk.temporary_free_bytes);
         line(
             "disk",
-            format!("{} free here, {} for temporary files", human::bytes(here), human::bytes(temporary)),
+            format!(
+                "{} free here, {} for temporary files",
+                human::bytes(here),
+                human::bytes(temporary)
+            ),
         );
         match &self.judge {
             JudgeState::Ready(layers) => {
@@ -132,8 +136,7 @@ fn kilobytes(name: &str) -> u64 {
 }
 
 fn free_bytes(path: &std::path::Path) -> u64 {
-    nix::sys::statvfs::statvfs(path)
-        .map_or(0, |fs| fs.blocks_available() as u64 * fs.fragment_size() as u64)
+    nix::sys::statvfs::statvfs(path).map_or(0, |fs| fs.blocks_available() * fs.fragment_size())
 }
 
 #[cfg(target_arch = "x86_64")]

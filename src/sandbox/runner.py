@@ -80,6 +80,10 @@ class Native:
     def __init__(self, ctypes):
         self.u32, self.u64 = ctypes.c_uint32, ctypes.c_uint64
         self.library = ctypes.CDLL(None, use_errno=True)
+        # Not os.fork: its handlers serve threads and random seeds that a server does not have, and
+        # touch hundreds of pages in each child. PyDLL keeps the interpreter's lock held.
+        self.fork = ctypes.PyDLL(None, use_errno=True).fork
+        self.errno = ctypes.get_errno
         self.prctl = self.library.prctl
         self.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
         self.address = ctypes.addressof
@@ -129,7 +133,7 @@ def native():
 
 
 def prepare(settings):
-    """Everything that does not depend on a program. Returns what the supervisor wants to know."""
+    """Everything that does not depend on a program: what the supervisor wants to know, a session."""
     import atexit
     import gc
     import os
@@ -165,10 +169,11 @@ def prepare(settings):
                     raise OSError("the kernel refused a seccomp filter")
             done["seccomp"] = True
     done["modules"] = loaded
-    done["version"] = ".".join(map(str, sys.version_info[:3]))
+    session = Session(settings)
+    session.warm_up()
     gc.collect()
     gc.freeze()
-    return done
+    return done, session
 
 
 def seal(settings):
@@ -225,7 +230,7 @@ def describe(error):
 class Session:
     """Runs one program on its cases, each in a fresh `__main__` with its own streams."""
 
-    def __init__(self, settings, channel):
+    def __init__(self, settings):
         import atexit
         import builtins
         import io
@@ -234,7 +239,6 @@ class Session:
         import types
 
         self.atexit, self.os, self.io, self.random, self.types = atexit, os, io, random, types
-        self.channel = channel
         self.recursion = settings["recursion"]
         self.builtins = builtins.__dict__
         # Not there without the site module, and common in programs.
@@ -246,18 +250,30 @@ class Session:
             self.visible_builtins = {k: v for k, v in self.builtins.items() if k not in removed}
         self.fresh_modules = dict(sys.modules)
         self.exec, self.write, self.read = exec, os.write, os.read
+        self.source = b""
         # Programs close descriptors 0 and 1, if only by `open(0)`.
         self.streams = ((os.dup(0), 0), (os.dup(1), 1))
 
-    def run(self):
+    def warm_up(self):
+        """Runs a first program, so that no child has to fill the interpreter's caches."""
+        source = b"import sys\nfor line in sys.stdin:\n    print(int(line or 0) + 1)\nprint('%d' % 1, sum([1]))"
+        for _ in range(20):
+            self.case(compile(source, PROGRAM_NAME, "exec", 0, True))
+        try:
+            compile("(", PROGRAM_NAME, "exec", 0, True)
+        except SyntaxError as error:
+            describe(error)
+
+    def run(self, channel):
         """Reads the program, then runs a case for each "R" until the channel closes."""
+        self.channel = channel
         length = int.from_bytes(read_exactly(self.read, self.channel, 4), "little")
-        source = read_exactly(self.read, self.channel, length)
+        self.source = read_exactly(self.read, self.channel, length)
         code = None
         while self.read(self.channel, 1) == b"R":
             try:
                 if code is None:
-                    code = compile(source.decode("utf-8"), PROGRAM_NAME, "exec", 0, True)
+                    code = compile(self.source.decode("utf-8"), PROGRAM_NAME, "exec", 0, True)
             except (SyntaxError, ValueError, RecursionError, OverflowError, SystemError) as error:
                 self.write(self.channel, frame(b"S", describe(error)))
                 return
@@ -273,8 +289,7 @@ class Session:
             try:
                 self.exec(code, self.main.__dict__)
             finally:
-                self.builtins.clear()
-                self.builtins.update(self.fresh_builtins)
+                self.restore(self.builtins, self.fresh_builtins, b"builtins")
                 sys.settrace(None)
                 sys.setprofile(None)
                 self.finish()
@@ -298,10 +313,7 @@ class Session:
         for kept, fd in self.streams:
             os.dup2(kept, fd)
             os.lseek(fd, 0, 0)
-        now, fresh = sys.modules, self.fresh_modules
-        if len(now) != len(fresh) or any(now.get(k) is not v for k, v in fresh.items()):
-            now.clear()
-            now.update(fresh)
+        self.restore(sys.modules, self.fresh_modules, b"modules")
         self.main = self.types.ModuleType("__main__")
         self.main.__dict__["__builtins__"] = self.visible_builtins
         sys.modules["__main__"] = self.main
@@ -322,6 +334,16 @@ class Session:
         decimal = sys.modules.get("decimal")
         if decimal is not None:
             decimal.setcontext(decimal.DefaultContext.copy())
+
+    def restore(self, now, fresh, word):
+        """Undoes changes to a dictionary, which programs reach by `word`.
+
+        Comparing or copying the values would touch, and so copy, a page for nearly every one; a
+        program that gets there without the word only harms its own later cases.
+        """
+        if word in self.source or len(now) != len(fresh):
+            now.clear()
+            now.update(fresh)
 
     def finish(self):
         """As at the end of a process: wait for threads that are no daemons, run exit handlers."""
@@ -345,7 +367,7 @@ class Session:
             pass
 
 
-def serve(settings):
+def serve(settings, session):
     """Forks a child for each descriptor that arrives; reports its pidfd, then how it ended."""
     import os
     import struct
@@ -359,11 +381,10 @@ def serve(settings):
         if not data:
             os._exit(0)
         fd = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
-        try:
-            pid = os.fork()
-        except OSError as error:
+        pid = native().fork()
+        if pid < 0:
             os.close(fd)
-            control.send(b"E" + str(error).encode())
+            control.send(b"E" + os.strerror(native().errno()).encode())
             continue
         if pid == 0:
             # Kept here: a program may replace it in `os`.
@@ -372,7 +393,7 @@ def serve(settings):
                 os.close(control.detach())
                 seal(settings)
                 os.write(fd, frame(b"H"))
-                Session(settings, fd).run()
+                session.run(fd)
             except BaseException:
                 leave(1)
             leave(0)
@@ -397,21 +418,21 @@ def main():
         control = _socket.socket(fileno=CONTROL)
         settings = json.loads(control.recv(1 << 20))
         try:
-            report = prepare(settings)
+            report, session = prepare(settings)
         except BaseException as error:
             control.send(b"E" + ("%s: %s" % (type(error).__name__, error)).encode())
             os._exit(1)
         control.send(b"R" + json.dumps(report).encode())
         control.detach()
-        serve(settings)
+        serve(settings, session)
     length = int.from_bytes(read_exactly(os.read, CONTROL, 4), "little")
     settings = json.loads(read_exactly(os.read, CONTROL, length))
     leave = os._exit
     try:
-        report = prepare(settings)
+        report, session = prepare(settings)
         seal(settings)
         os.write(CONTROL, frame(b"H", json.dumps(report).encode()))
-        Session(settings, CONTROL).run()
+        session.run(CONTROL)
     except BaseException:
         leave(1)
     leave(0)

@@ -14,7 +14,7 @@ use super::python::{HIDDEN_MODULES, MODULES, PythonInfo};
 use super::{policy, sys};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use serde_json::json;
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -68,6 +68,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Memory that the server itself may need beside its child.
 const SERVER_BYTES: u64 = 64 << 20;
 const NOBODY: u32 = 65_534;
+const FAREWELL_MS: u32 = 100;
 
 impl Plan {
     /// Prepares to start servers of the given kind.
@@ -278,6 +279,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // A healthy server leaves by itself when the socket closes, and its CPU time is counted.
+        let _ = shutdown(self.control.as_raw_fd(), Shutdown::Both);
+        for _ in 0..FAREWELL_MS {
+            if !matches!(self.launcher.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Whatever it started is tied to it and goes too.
         let _ = self.launcher.kill();
         let _ = self.launcher.wait();

@@ -5,11 +5,11 @@ use num_bigint::BigInt;
 use num_traits::One;
 
 /// A correct program with its cases.
-pub struct Solved {
+pub(crate) struct Solved {
     /// Python source.
-    pub code: String,
+    pub(crate) code: String,
     /// Inputs and right outputs.
-    pub cases: Vec<Case>,
+    pub(crate) cases: Vec<Case>,
 }
 
 type Term = fn(i64, i64, i64) -> BigInt;
@@ -21,9 +21,10 @@ const KINDS: [(&str, Term); 16] = [
         "import sys\nn = int(sys.stdin.readline())\nsys.stdout.write(f\"{A * n * n + B * n}\\n\")",
         |a, b, n| big(a * n * n + b * n),
     ),
-    ("def f(n):\n    return n ** 3 + A * n - B\n\nif __name__ == '__main__':\n    print(f(int(input())))", |a, b, n| {
-        big(n * n * n + a * n - b)
-    }),
+    (
+        "def f(n):\n    return n ** 3 + A * n - B\n\nif __name__ == '__main__':\n    print(f(int(input())))",
+        |a, b, n| big(n * n * n + a * n - b),
+    ),
     (
         "n = int(input())\nx, y = A, B\nfor _ in range(n):\n    x, y = y, x + y\nprint(x)",
         |a, b, n| recurrence(a, b, 1, 1, n),
@@ -93,7 +94,7 @@ fn recurrence(a: i64, b: i64, p: i64, q: i64, n: i64) -> BigInt {
 }
 
 /// `count` different correct programs of 16 kinds, each with 7 cases.
-pub fn mix(count: usize) -> Vec<Solved> {
+pub(crate) fn mix(count: usize) -> Vec<Solved> {
     (0..count as i64)
         .map(|i| {
             let (source, term) = KINDS[i as usize % KINDS.len()];
