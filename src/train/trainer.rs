@@ -6,7 +6,7 @@
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::state::{load_step, save_step};
 use crate::data::pack::Batch;
-use crate::model::{Packed, Target, TokenScores, Workspace};
+use crate::model::{Objective, Packed, Target, Workspace};
 use crate::ops::adamw::AdamW;
 use crate::ops::reduce::global_norm;
 use crate::optim::{AdamWConfig, Schedule};
@@ -85,12 +85,7 @@ impl Trainer {
 
     /// Adds the gradient of one batch. `objective(first_target, scores, dlogp, dentropy)` is called
     /// for consecutive chunks of the batch's targets.
-    pub fn accumulate(
-        &mut self,
-        batch: &Batch,
-        temperature: f32,
-        objective: &mut dyn FnMut(usize, &[TokenScores], &mut [f32], &mut [f32]),
-    ) {
+    pub fn accumulate(&mut self, batch: &Batch, temperature: f32, objective: &mut Objective<'_>) {
         let packed = Packed {
             tokens: batch.tokens.clone(),
             cu_seqlens: batch.cu_seqlens.iter().map(|&end| end as usize).collect(),
