@@ -112,7 +112,8 @@ keep_last = 2
 }
 
 fn grpo_config() -> String {
-    let (inputs, model) = (INPUTS.display(), model().display());
+    let model = model();
+    let (inputs, model) = (INPUTS.display(), model.display());
     format!(
         "seed = 5
 [model]
@@ -538,7 +539,8 @@ fn generated_log_probabilities_are_those_of_scoring() {
         assert_eq!(generated.len(), prompts.len());
         let whole = prompts.iter().zip(&generated).map(|(prompt, line)| {
             let output: Vec<u32> = serde_json::from_value(line["output_ids"].clone()).unwrap();
-            format!("{}\n", json!({"input_ids": [prompt.as_slice(), &output].concat()}))
+            let input_ids = [prompt.as_slice(), &output].concat();
+            format!("{}\n", json!({"input_ids": input_ids}))
         });
         place.write("whole.jsonl", &whole.collect::<String>());
         done(&mut place.train(&format!(
