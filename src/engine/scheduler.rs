@@ -128,7 +128,7 @@ impl<'m> Engine<'m> {
                     &rows,
                     &mut self.workspace,
                 );
-                let vocab = logits.len() / (running.len() + finished_prefixes.len()).max(1);
+                let vocab = self.decoder.config().vocab_size;
                 let (of_running, of_prefixes) = logits.split_at(running.len() * vocab);
                 running
                     .par_iter_mut()

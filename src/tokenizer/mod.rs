@@ -14,7 +14,7 @@ mod json;
 pub use chat::{ChatTemplate, Message, Tokenized};
 
 use crate::base::error::usage;
-use crate::base::fs::read_text;
+use crate::base::fs::{read_text, write_atomic};
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,8 @@ pub struct Tokenizer {
     eos_ids: Vec<u32>,
     vocab_size: usize,
     dir: PathBuf,
+    /// Kept whole: a checkpoint that a run resumed from may be gone when the next one is written.
+    files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Tokenizer {
@@ -64,7 +66,9 @@ impl Tokenizer {
         let eos_ids = eos_ids(dir, &config, &inner)?;
         let ends = eos_ids.iter().filter_map(|&id| inner.id_to_token(id)).collect();
         let template = ChatTemplate::load(dir, &config, ends)?;
-        Ok(Self { inner, post_processor, template, eos_ids, vocab_size, dir: dir.to_owned() })
+        let files = read_files(dir)?;
+        let dir = dir.to_owned();
+        Ok(Self { inner, post_processor, template, eos_ids, vocab_size, dir, files })
     }
 
     /// The ids of `text` as it stands; text that spells a special token becomes that token.
@@ -137,22 +141,28 @@ impl Tokenizer {
         &self.dir
     }
 
-    /// Copies the tokenizer's files to `to`, byte for byte.
+    /// Writes the tokenizer's files to `to`, byte for byte as they were read.
     pub fn copy_files(&self, to: &Path) -> Result<()> {
-        for name in FILES {
-            let from = self.dir.join(name);
-            if from.is_file() {
-                std::fs::copy(&from, to.join(name))
-                    .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
-            }
-        }
-        Ok(())
+        self.files.iter().try_for_each(|(name, content)| write_atomic(&to.join(name), content))
     }
 
     /// Ids with the byte range of each in `text`, untrimmed.
     fn encoding(&self, text: &str) -> Result<Encoding> {
         self.inner.encode(text, false).map_err(|e| anyhow!("tokenizing text: {e}"))
     }
+}
+
+/// Those of [`FILES`] that exist.
+fn read_files(dir: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let existing = FILES.into_iter().filter(|name| dir.join(name).is_file());
+    existing
+        .map(|name| {
+            let path = dir.join(name);
+            let content =
+                std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            Ok((name, content))
+        })
+        .collect()
 }
 
 fn missing(dir: &Path, name: &str) -> anyhow::Error {
@@ -250,13 +260,15 @@ mod tests {
     }
 
     #[test]
-    fn copied_files_are_the_same_bytes() {
+    fn copied_files_are_the_same_bytes_even_when_the_first_are_gone() {
         let dir = tempfile::tempdir().unwrap();
         let to = tempfile::tempdir().unwrap();
-        bpe::tests::small(dir.path()).copy_files(to.path()).unwrap();
-        for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
-            let read = |d: &Path| std::fs::read(d.join(name)).unwrap();
-            assert_eq!(read(dir.path()), read(to.path()), "{name}");
-        }
+        let read = |d: &Path, name: &str| std::fs::read(d.join(name)).unwrap();
+        let tokenizer = bpe::tests::small(dir.path());
+        let names = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+        let before = names.map(|name| read(dir.path(), name));
+        drop(dir);
+        tokenizer.copy_files(to.path()).unwrap();
+        assert_eq!(names.map(|name| read(to.path(), name)), before);
     }
 }
