@@ -15,6 +15,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One suite at a time: each looks at the processes that are left on the host.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 struct Attack {
     name: String,
@@ -152,6 +160,7 @@ fn judge_all(judge: &Judge, attacks: &[Attack]) -> Vec<Verdict> {
 
 #[test]
 fn attacks_are_contained_and_leave_the_host_and_the_servers_as_they_were() {
+    let _alone = alone();
     let attacks = attacks();
     let judge = Judge::start(Options { limits: limits(), ..Options::default() }).unwrap();
     let healthy = judge_all(&judge, &attacks[..4]);
@@ -172,6 +181,7 @@ fn sorted(mut pids: Vec<u32>) -> Vec<u32> {
 
 #[test]
 fn attacks_are_contained_without_namespaces() {
+    let _alone = alone();
     let attacks = attacks();
     let options = Options { limits: limits(), namespaces: false, ..Options::default() };
     let judge = Judge::start(options).unwrap();
@@ -181,6 +191,7 @@ fn attacks_are_contained_without_namespaces() {
 
 #[test]
 fn attacks_are_contained_with_one_process_a_program() {
+    let _alone = alone();
     let attacks = attacks();
     let options = Options { limits: limits(), mode: Mode::OneShot, ..Options::default() };
     let judge = Judge::start(options).unwrap();
@@ -213,11 +224,9 @@ fn by_command(what: &str, prefix: &[&str], layers_hold: impl Fn(&str) -> bool) {
         eprintln!("SKIPPED: {what}: this test must start as root");
         return;
     }
-    let dir = tempfile::Builder::new()
-        .prefix("codeseq-")
-        .permissions(std::fs::Permissions::from_mode(0o777))
-        .tempdir()
-        .unwrap();
+    let _alone = alone();
+    let dir = tempfile::Builder::new().prefix("codeseq-").tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     // The build directory may be closed to other users.
     let train = dir.path().join("train");
     std::fs::copy(env!("CARGO_BIN_EXE_train"), &train).unwrap();

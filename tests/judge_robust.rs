@@ -7,13 +7,15 @@ mod judge_support;
 
 use codeseq::base::error::exit_code;
 use codeseq::data::problem::Case;
-use codeseq::sandbox::{Judge, Mode, Options, Reason, VerdictKind, verdicts};
+use codeseq::sandbox::{
+    Job, Judge, Mode, Options, Reason, VerdictKind, Watch, verdicts, verdicts_with,
+};
 use judge_support::{Solved, mix};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 fn jobs(solved: &[Solved]) -> Vec<(Option<String>, &[Case])> {
@@ -36,11 +38,16 @@ fn survives_kills(mode: Mode, programs: usize, pause: Duration) {
     let judge = start(|options| options.mode = mode);
     let solved = mix(programs);
     let done = AtomicBool::new(false);
+    let judged = AtomicUsize::new(0);
     let (kinds, kills) = std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
-            let mut kills = 0;
+            let (mut kills, mut judged_at_kill) = (0, 0);
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(pause + Duration::from_micros(kills * 977 % 7919));
+                // On a slow machine too, the program that was hit gets its second try.
+                if judged.load(Ordering::Relaxed) < judged_at_kill + 4 {
+                    continue;
+                }
                 let launchers = judge.server_pids();
                 let Some(&launcher) = launchers.get(kills as usize % launchers.len().max(1)) else {
                     continue;
@@ -51,11 +58,18 @@ fn survives_kills(mode: Mode, programs: usize, pause: Duration) {
                 }
                 if kill(Pid::from_raw(victim as i32), Signal::SIGKILL).is_ok() {
                     kills += 1;
+                    judged_at_kill = judged.load(Ordering::Relaxed);
                 }
             }
             kills
         });
-        let kinds: Vec<_> = verdicts(&judge, &jobs(&solved)).iter().map(|v| v.kind).collect();
+        let count = |number| judged.store(number, Ordering::Relaxed);
+        let watch = Watch { progress: Some(&count), ..Watch::default() };
+        let jobs: Vec<Job<'_>> = solved
+            .iter()
+            .map(|s| Job { code: Some(s.code.clone()), cases: &s.cases, tolerance: None })
+            .collect();
+        let kinds: Vec<_> = verdicts_with(&judge, &jobs, watch).iter().map(|v| v.kind).collect();
         done.store(true, Ordering::Relaxed);
         (kinds, killer.join().unwrap())
     });
