@@ -1,14 +1,13 @@
 //! `train eval`: score a model.
 
+use super::attempts::AttemptArgs;
 use super::print;
 use crate::base::interrupt;
 use crate::base::table::Table;
 use crate::checkpoint::LanguageModel;
 use crate::data::jsonl;
 use crate::data::problem::Problem;
-use crate::eval::attempts::AttemptSettings;
 use crate::eval::gtg::{self, GtgScore};
-use crate::sandbox::{Judge, Limits, Options};
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -29,30 +28,8 @@ enum What {
 /// Arguments of `train eval gtg`.
 #[derive(Debug, clap::Args)]
 struct GtgArgs {
-    /// A model directory in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Problems (JSON Lines)
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
-    /// Rollouts for each problem
-    #[arg(long, default_value_t = 32)]
-    rollouts: usize,
-    /// Sampling temperature
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
-    /// Longest response, in tokens
-    #[arg(long, default_value_t = 10_240)]
-    max_new_tokens: usize,
-    /// Sequences generated at the same time
-    #[arg(long, default_value_t = 64)]
-    max_sequences: usize,
-    /// CPU time of one program on one case, in milliseconds
-    #[arg(long, default_value_t = Limits::default().cpu_ms_per_case)]
-    cpu_ms: u64,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    attempts: AttemptArgs,
     /// Write the whole result here (JSON)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -62,18 +39,10 @@ struct GtgArgs {
 pub fn run(args: Args) -> Result<()> {
     let What::Gtg(args) = args.what;
     interrupt::install()?;
-    let problems: Vec<Problem> = jsonl::read(&args.data)?;
-    let model = LanguageModel::open(&args.model)?;
-    let limits = Limits { cpu_ms_per_case: args.cpu_ms, ..Limits::default() };
-    let judge = Judge::start(Options { limits, ..Options::default() })?;
-    let settings = AttemptSettings {
-        num_samples: args.rollouts,
-        temperature: args.temperature,
-        max_new_tokens: args.max_new_tokens,
-        max_sequences: args.max_sequences,
-        key: args.seed,
-    };
-    let score = gtg::evaluate(&model, &judge, &problems, &settings, "gtg")?.score;
+    let problems: Vec<Problem> = jsonl::read(&args.attempts.data)?;
+    let model = LanguageModel::open(&args.attempts.model)?;
+    let judge = args.attempts.start_judge()?;
+    let score = gtg::evaluate(&model, &judge, &problems, &args.attempts.settings(), "gtg")?.score;
     if let Some(path) = &args.out {
         crate::base::fs::write_atomic(path, &serde_json::to_vec_pretty(&score)?)?;
     }

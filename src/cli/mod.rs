@@ -3,6 +3,7 @@
 //! Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 the work failed,
 //! 2 wrong use, 130 interrupted after a clean checkpoint.
 
+pub mod attempts;
 pub mod completions;
 pub mod config;
 pub mod data;
