@@ -2,14 +2,13 @@
 //! machine, Pythons that are too old or lack ctypes, long runs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod judge_support;
 
 use codeseq::base::error::exit_code;
 use codeseq::data::problem::Case;
-use codeseq::sandbox::{
-    Job, Judge, Mode, Options, Reason, VerdictKind, Watch, verdicts, verdicts_with,
-};
+use codeseq::sandbox::{Judge, Mode, Options, Reason, VerdictKind, verdicts};
 use judge_support::{Solved, mix};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,63 +32,59 @@ fn children(pid: u32) -> Vec<u32> {
     text.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Kills launchers, servers and children in turn while a batch runs.
-fn survives_kills(mode: Mode, programs: usize, pause: Duration) {
+/// Kills launchers, servers and children in turn while a batch runs, one for every few programs.
+fn survives_kills(mode: Mode, programs: usize, programs_a_kill: usize) {
     let judge = start(|options| options.mode = mode);
     let solved = mix(programs);
-    let done = AtomicBool::new(false);
-    let judged = AtomicUsize::new(0);
+    let jobs = jobs(&solved);
+    let finished = AtomicUsize::new(0);
     let (kinds, kills) = std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
-            let (mut kills, mut judged_at_kill) = (0, 0);
-            while !done.load(Ordering::Relaxed) {
-                std::thread::sleep(pause + Duration::from_micros(kills * 977 % 7919));
-                // On a slow machine too, the program that was hit gets its second try.
-                if judged.load(Ordering::Relaxed) < judged_at_kill + 4 {
+            let (mut kills, mut at) = (0, 0);
+            while finished.load(Ordering::Relaxed) < programs {
+                std::thread::sleep(Duration::from_micros(500 + kills * 977 % 4_001));
+                let launchers = judge.server_pids();
+                if finished.load(Ordering::Relaxed) < at || launchers.is_empty() {
                     continue;
                 }
-                let launchers = judge.server_pids();
-                let Some(&launcher) = launchers.get(kills as usize % launchers.len().max(1)) else {
-                    continue;
-                };
-                let mut victim = launcher;
+                let mut victim = launchers[kills as usize % launchers.len()];
                 for _ in 0..kills / 2 % 3 {
                     victim = children(victim).first().copied().unwrap_or(victim);
                 }
                 if kill(Pid::from_raw(victim as i32), Signal::SIGKILL).is_ok() {
                     kills += 1;
-                    judged_at_kill = judged.load(Ordering::Relaxed);
+                    at = finished.load(Ordering::Relaxed) + programs_a_kill;
                 }
             }
             kills
         });
-        let count = |number| judged.store(number, Ordering::Relaxed);
-        let watch = Watch { progress: Some(&count), ..Watch::default() };
-        let jobs: Vec<Job<'_>> = solved
-            .iter()
-            .map(|s| Job { code: Some(s.code.clone()), cases: &s.cases, tolerance: None })
+        let kinds: Vec<_> = jobs
+            .chunks(8)
+            .flat_map(|chunk| {
+                let verdicts = verdicts(&judge, chunk);
+                finished.fetch_add(chunk.len(), Ordering::Relaxed);
+                verdicts.into_iter().map(|verdict| verdict.kind)
+            })
             .collect();
-        let kinds: Vec<_> = verdicts_with(&judge, &jobs, watch).iter().map(|v| v.kind).collect();
-        done.store(true, Ordering::Relaxed);
         (kinds, killer.join().unwrap())
     });
     assert!(kills >= 3, "only {kills} kills");
     assert_eq!(kinds.len(), programs);
-    // Two kills may hit the two attempts at one program: that is the judge's failure and is said so,
-    // but never a wrong answer.
+    // Should two kills hit both attempts at a program, that is the judge's failure and said so, but
+    // never a wrong answer.
     assert!(!kinds.iter().any(|kind| matches!(kind, VerdictKind::Fail(_))), "{kinds:?}");
     let infra = kinds.iter().filter(|kind| **kind == VerdictKind::Infra).count();
-    assert!(infra <= programs / 50, "{infra} of {programs} undecided after {kills} kills");
+    assert!(infra * 20 <= programs, "{infra} of {programs} undecided after {kills} kills");
 }
 
 #[test]
 fn killed_servers_lose_no_verdict() {
-    survives_kills(Mode::ForkServer, 400, Duration::from_millis(150));
+    survives_kills(Mode::ForkServer, 400, 16);
 }
 
 #[test]
 fn killed_one_shot_launchers_lose_no_verdict() {
-    survives_kills(Mode::OneShot, 30, Duration::from_millis(600));
+    survives_kills(Mode::OneShot, 40, 8);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //!
 //! A case's input is in place before its turn, the next one's is not: the child never holds more. CPU
 //! time decides; it is read from the kernel while the child waits for its next case. Wall time is a
-//! backstop against sleeping and leaves out what the child waited for a core, and what this process
-//! itself overslept, so that a loaded machine changes no verdict. When a case ends the child, the
+//! backstop against sleeping: it leaves out what the child waited for a core and what this process
+//! itself overslept, and never ends a child that could run, so that load changes no verdict. When a case ends the child, the
 //! next case gets a new one.
 
 use super::frame::{Frame, FrameReader, Report};
@@ -198,14 +198,15 @@ impl Run {
                     "the machine is overloaded: a case did not get {wall_limit:?} in {elapsed:?}"
                 );
             }
-            let awake = match elapsed > wall_limit {
-                true => elapsed.saturating_sub(sys::run_queue_wait(child.pid)),
-                false => elapsed,
-            };
-            if awake > wall_limit {
-                return Ok(Event::Limit(Reason::WallTime));
+            let mut left = wall_limit.saturating_sub(elapsed);
+            if left.is_zero() {
+                let (wants_core, waited) = sys::waits(child.pid);
+                left = wall_limit.saturating_sub(elapsed.saturating_sub(waited));
+                if left.is_zero() && !wants_core {
+                    return Ok(Event::Limit(Reason::WallTime));
+                }
             }
-            pause = (cpu_limit - cpu).min((wall_limit - awake).max(TICK * 10));
+            pause = (cpu_limit - cpu).min(left.max(TICK * 10));
         }
     }
 

@@ -91,17 +91,21 @@ pub(super) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
     read.then(|| Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
 }
 
-/// How long the thread of a process that waited longest for a core has done so; zero where the
-/// kernel does not say.
-pub(super) fn run_queue_wait(pid: libc::pid_t) -> Duration {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return Duration::ZERO;
-    };
-    threads
-        .filter_map(|thread| {
-            let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
-            text.split_whitespace().nth(1)?.parse().ok()
-        })
-        .max()
-        .map_or(Duration::ZERO, Duration::from_nanos)
+/// How a process's threads fare: whether one of them runs or could run, and how long the one that
+/// waited longest for a core has done so before (the kernel counts a wait once it is over). Where
+/// the kernel does not say, none and zero.
+pub(super) fn waits(pid: libc::pid_t) -> (bool, Duration) {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut wants_core = false;
+    let mut longest = Duration::ZERO;
+    for thread in threads {
+        let read = |name| std::fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        let stat = read("stat");
+        // The state follows the name, which stands in parentheses.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        wants_core |= matches!(state, Some('R' | 'D'));
+        let waited = read("schedstat").split_whitespace().nth(1).and_then(|n| n.parse().ok());
+        longest = longest.max(waited.map_or(Duration::ZERO, Duration::from_nanos));
+    }
+    (wants_core, longest)
 }
