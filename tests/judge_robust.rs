@@ -2,7 +2,6 @@
 //! machine, Pythons that are too old or lack ctypes, long runs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
-#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod judge_support;
 
