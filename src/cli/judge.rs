@@ -36,7 +36,7 @@ pub struct Args {
 /// Options of the judge, for every command that runs programs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct JudgeArgs {
-    /// Programs that run at the same time [default: number of cores]
+    /// Programs that run at the same time [default: cores and half as many]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
     /// CPU time of one case

@@ -95,7 +95,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            workers: default_workers(),
             limits: Limits::default(),
             profile: Profile::default(),
             mode: Mode::default(),
@@ -107,4 +107,10 @@ impl Default for Options {
             launcher: None,
         }
     }
+}
+
+/// Half as many again as cores: while one program starts or ends, another computes.
+fn default_workers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores + cores.div_ceil(2)
 }
