@@ -99,11 +99,14 @@ fn train(decoder: &Decoder, steps: usize) -> String {
 fn decode(decoder: &Decoder, sequences: usize) -> String {
     let params = init(decoder.config(), 0);
     let packed = decoder.pack(&params);
-    let mut cache = KvCache::new(decoder.config(), sequences, PROMPT + RESPONSE);
+    let blocks = KvCache::blocks_for(PROMPT + RESPONSE);
+    let mut cache = KvCache::new(decoder.config(), sequences * blocks);
+    let tables: Vec<u32> = (0..(sequences * blocks) as u32).collect();
+    let tables: Vec<&[u32]> = tables.chunks(blocks).collect();
     let mut ws = DecodeWorkspace::new();
-    let row = |token, slot: usize, position: usize, wants_logits| Row {
+    let row = |token, sequence: usize, position: usize, wants_logits| Row {
         token,
-        slot: slot as u32,
+        sequence: sequence as u32,
         position: position as u32,
         wants_logits,
     };
@@ -114,9 +117,9 @@ fn decode(decoder: &Decoder, sequences: usize) -> String {
     let start = Instant::now();
     let mut prefill = 0.0;
     let vocab = decoder.config().vocab_size;
-    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
     for step in 0..RESPONSE {
-        let logits = decoder.extend(&params, &packed, &mut cache, &rows, &mut ws);
+        let logits = decoder.extend(&params, &packed, (&mut cache, &tables), &rows, &mut ws);
         rows = logits
             .par_chunks_exact(vocab)
             .with_min_len(8)

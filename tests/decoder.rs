@@ -159,33 +159,38 @@ fn packing_does_not_change_a_sequence() {
 fn generated_scores(decoder: &Decoder, params: &[f32], packed: &Packed, piece: usize) -> Vec<f32> {
     let weights = decoder.pack(params);
     let lens: Vec<usize> = packed.cu_seqlens.windows(2).map(|ends| ends[1] - ends[0]).collect();
-    let mut cache =
-        KvCache::new(decoder.config(), lens.len(), *lens.iter().max().expect("sequences"));
+    // Blocks are dealt out in turn, so that those of a sequence do not lie side by side.
+    let most = KvCache::blocks_for(*lens.iter().max().expect("sequences")) as u32;
+    let count = lens.len() as u32;
+    let mut cache = KvCache::new(decoder.config(), (most * count) as usize);
+    let tables: Vec<Vec<u32>> =
+        (0..count).map(|i| (0..most).rev().map(|block| block * count + i).collect()).collect();
+    let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
     let mut ws = DecodeWorkspace::new();
     let mut done = vec![0; lens.len()];
     let mut logps: Vec<Vec<f32>> = vec![Vec::new(); lens.len()];
     let mut round = 0;
     while done != lens {
         let mut rows = Vec::new();
-        for (slot, (done, &len)) in done.iter_mut().zip(&lens).enumerate() {
-            let count = if round < 3 { piece + slot } else { 1 };
+        for (sequence, (done, &len)) in done.iter_mut().zip(&lens).enumerate() {
+            let count = if round < 3 { piece + sequence } else { 1 };
             for position in *done..len.min(*done + count) {
                 rows.push(Row {
-                    token: packed.tokens[packed.cu_seqlens[slot] + position],
-                    slot: slot as u32,
+                    token: packed.tokens[packed.cu_seqlens[sequence] + position],
+                    sequence: sequence as u32,
                     position: position as u32,
                     wants_logits: position + 1 < len,
                 });
                 *done = position + 1;
             }
         }
-        let logits = decoder.extend(params, &weights, &mut cache, &rows, &mut ws);
+        let logits = decoder.extend(params, &weights, (&mut cache, &tables), &rows, &mut ws);
         let wanted = rows.iter().filter(|row| row.wants_logits);
         for (row, logits) in wanted.zip(logits.chunks_exact(decoder.config().vocab_size)) {
-            let slot = row.slot as usize;
-            let next = packed.tokens[packed.cu_seqlens[slot] + row.position as usize + 1];
+            let sequence = row.sequence as usize;
+            let next = packed.tokens[packed.cu_seqlens[sequence] + row.position as usize + 1];
             let statistics = codeseq::ops::logprob::statistics(logits, 0.8);
-            logps[slot].push(statistics.logp(logits[next as usize]));
+            logps[sequence].push(statistics.logp(logits[next as usize]));
         }
         round += 1;
     }
@@ -211,23 +216,37 @@ fn generation_has_the_bits_of_training() {
 }
 
 #[test]
-fn a_copied_prefix_continues_with_the_same_bits() {
+fn sequences_that_share_a_prompt_continue_with_the_same_bits() {
     let decoder = decoder("llama", true);
     let params = parameters(&decoder);
     let weights = decoder.pack(&params);
-    let mut cache = KvCache::new(decoder.config(), 2, 40);
+    let mut cache = KvCache::new(decoder.config(), 4);
     let mut ws = DecodeWorkspace::new();
-    let row = |slot, position, wants_logits| Row {
+    let row = |sequence, position, wants_logits| Row {
         token: position * 3 % 70,
-        slot,
+        sequence,
         position,
         wants_logits,
     };
-    let prompt: Vec<Row> = (0..21).map(|position| row(0, position, false)).collect();
-    decoder.extend(&params, &weights, &mut cache, &prompt, &mut ws);
-    cache.copy_prefix(0, 1, 21);
-    let both = [row(0, 21, true), row(1, 21, true)];
-    let logits = decoder.extend(&params, &weights, &mut cache, &both, &mut ws);
+    let prompt: Vec<Row> = (0..45).map(|position| row(0, position, false)).collect();
+    decoder.extend(&params, &weights, (&mut cache, &[&[2, 0]]), &prompt, &mut ws);
+    // The full block is shared, the one that grows is copied.
+    cache.copy_block(0, 3);
+    let both = [row(0, 45, true), row(1, 45, true)];
+    let tables: [&[u32]; 2] = [&[2, 0], &[2, 3]];
+    let logits = decoder.extend(&params, &weights, (&mut cache, &tables), &both, &mut ws);
     let (first, second) = logits.split_at(70);
     assert_eq!(first, second);
+}
+
+#[test]
+#[should_panic(expected = "block 1 is written and shared")]
+fn a_block_of_two_sequences_is_never_written() {
+    let decoder = decoder("llama", true);
+    let params = parameters(&decoder);
+    let mut cache = KvCache::new(decoder.config(), 2);
+    let rows = [0, 1].map(|sequence| Row { token: 1, sequence, position: 0, wants_logits: true });
+    let weights = decoder.pack(&params);
+    let tables: [&[u32]; 2] = [&[1], &[1]];
+    decoder.extend(&params, &weights, (&mut cache, &tables), &rows, &mut DecodeWorkspace::new());
 }

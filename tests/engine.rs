@@ -4,7 +4,7 @@
 
 use codeseq::base::error::exit_code;
 use codeseq::engine::{
-    Engine, EngineConfig, FinishReason, Request, Rollout, SamplingParams, Stats,
+    Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams, Stats,
 };
 use codeseq::model::layout::init;
 use codeseq::model::{Decoder, ModelConfig, Packed, Target, Workspace};
@@ -30,7 +30,11 @@ static POOLS: LazyLock<[ThreadPool; 2]> =
 static REFERENCE: LazyLock<Vec<Vec<Rollout>>> =
     LazyLock::new(|| LLAMA.rollouts(&requests(), &sampling(), WIDE));
 
-const WIDE: EngineConfig = EngineConfig { max_sequences: 64, max_length: 100, prefill_tokens: 256 };
+const WIDE: EngineConfig =
+    EngineConfig { max_sequences: 64, max_length: 100, prefill_tokens: 256, cache_blocks: 400 };
+
+/// The fewest blocks in which a sequence of [`WIDE`]'s length fits.
+const LEAST_BLOCKS: usize = 5;
 
 impl Tiny {
     fn new(kind: &str, tied: bool) -> Self {
@@ -79,10 +83,11 @@ fn collect(
     let mut found: Vec<Vec<Option<Rollout>>> =
         requests.iter().map(|request| vec![None; request.num_samples]).collect();
     let stats = engine
-        .generate(requests, sampling, |request, sample, rollout| {
+        .generate(requests, sampling, &mut |request: usize, sample: usize, rollout: Rollout| {
             assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
         })
         .unwrap();
+    assert_eq!(engine.blocks_in_use(), 0, "every block is given back");
     let rollouts =
         found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());
     (rollouts.collect(), stats)
@@ -91,10 +96,9 @@ fn collect(
 fn sampling() -> SamplingParams {
     SamplingParams {
         temperature: 0.8,
-        top_k: 0,
-        top_p: 1.0,
         max_new_tokens: 20,
         stop_ids: vec![0, 1, 2, 3],
+        ..SamplingParams::default()
     }
 }
 
@@ -121,7 +125,9 @@ fn bits(rollouts: &[Rollout]) -> Vec<(&[u32], Vec<u32>, FinishReason)> {
 fn log_probabilities_have_the_bits_of_training() {
     let with =
         |temperature, top_k, top_p| SamplingParams { temperature, top_k, top_p, ..sampling() };
-    let settings = [with(1.0, 0, 1.0), with(0.7, 0, 1.0), with(1.3, 5, 0.9), with(0.0, 0, 1.0)];
+    let choosy = SamplingParams { min_p: 0.1, repetition_penalty: 1.3, ..sampling() };
+    let settings =
+        [with(1.0, 0, 1.0), with(0.7, 0, 1.0), with(1.3, 5, 0.9), with(0.0, 0, 1.0), choosy];
     for model in [&*LLAMA, &*QWEN2] {
         for sampling in &settings {
             let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
@@ -144,13 +150,15 @@ fn log_probabilities_have_the_bits_of_training() {
 
 #[test]
 fn rollouts_do_not_depend_on_the_engines_sizes_or_threads() {
-    for max_sequences in [1, 3, 64] {
+    for (max_sequences, cache_blocks) in [(1, 400), (3, 9), (64, 400), (64, LEAST_BLOCKS), (64, 13)]
+    {
         for prefill_tokens in [1, 7, 256] {
             for pool in &*POOLS {
-                let config = EngineConfig { max_sequences, prefill_tokens, ..WIDE };
+                let config = EngineConfig { max_sequences, prefill_tokens, cache_blocks, ..WIDE };
+                let text = format!("{config:?}");
                 let found = pool.install(|| LLAMA.rollouts(&requests(), &sampling(), config));
                 for (found, expected) in found.iter().zip(&*REFERENCE) {
-                    assert_eq!(bits(found), bits(expected), "{max_sequences}, {prefill_tokens}");
+                    assert_eq!(bits(found), bits(expected), "{text}");
                 }
             }
         }
@@ -165,12 +173,13 @@ proptest! {
         num_present in 1usize..=6,
         max_sequences in 1usize..12,
         prefill_tokens in 1usize..80,
+        cache_blocks in LEAST_BLOCKS..40,
         threads in 0usize..2,
     ) {
         let present = &order[..num_present];
         let all = requests();
         let some: Vec<Request> = present.iter().map(|&i| all[i].clone()).collect();
-        let config = EngineConfig { max_sequences, prefill_tokens, ..WIDE };
+        let config = EngineConfig { max_sequences, prefill_tokens, cache_blocks, ..WIDE };
         let found = POOLS[threads].install(|| LLAMA.rollouts(&some, &sampling(), config));
         for (found, &i) in found.iter().zip(present) {
             prop_assert_eq!(bits(found), bits(&REFERENCE[i]));
@@ -195,6 +204,76 @@ fn an_engine_can_be_used_again() {
         collect(&mut engine, &requests(), &sampling()).0.iter().zip(&*REFERENCE)
     {
         assert_eq!(bits(found), bits(expected));
+    }
+}
+
+#[test]
+fn a_full_cache_preempts_and_computes_again() {
+    // Samples that start in one block each and grow into a second.
+    let crowd = [request(30, 8, 1), request(25, 8, 2)];
+    let endless = SamplingParams { stop_ids: Vec::new(), ..sampling() };
+    let config = EngineConfig { cache_blocks: 9, ..WIDE };
+    let (rollouts, stats) = collect(&mut LLAMA.engine(config), &crowd, &endless);
+    assert!(stats.preemptions > 0 && stats.peak_cache_use > 0.9, "{stats:?}");
+    for (found, expected) in rollouts.iter().zip(LLAMA.rollouts(&crowd, &endless, WIDE)) {
+        assert_eq!(bits(found), bits(&expected));
+    }
+}
+
+#[test]
+fn prompts_that_begin_alike_are_computed_once() {
+    let begin: Vec<u32> = (0..64).collect();
+    let prompts = [1, 2, 3].map(|last| [begin.as_slice(), &[last]].concat());
+    let requests: Vec<Request> =
+        prompts.map(|prompt| Request { prompt, num_samples: 2, key: 5 }).to_vec();
+    let mut engine = LLAMA.engine(EngineConfig { max_sequences: 2, ..WIDE });
+    let (first, _) = collect(&mut engine, &requests, &sampling());
+    let (again, stats) = collect(&mut engine, &requests, &sampling());
+    assert_eq!((stats.shared_tokens, stats.prompt_tokens), (3 * 64, 3));
+    for (a, b) in first.iter().zip(&again) {
+        assert_eq!(bits(a), bits(b));
+    }
+}
+
+/// Notes every token; stops one rollout and cancels another.
+#[derive(Default)]
+struct Watching {
+    seen: Vec<(usize, usize, u32)>,
+    finished: Vec<(usize, usize, Rollout)>,
+}
+
+impl Observer for Watching {
+    fn token(&mut self, request: usize, sample: usize, rollout: &Rollout) -> Next {
+        self.seen.push((request, sample, *rollout.tokens.last().unwrap()));
+        match (request, sample, rollout.tokens.len()) {
+            (2, 0, 3) => Next::Stop,
+            (2, 1, 2) => Next::Cancel,
+            _ => Next::Continue,
+        }
+    }
+
+    fn finished(&mut self, request: usize, sample: usize, rollout: Rollout) {
+        self.finished.push((request, sample, rollout));
+    }
+}
+
+#[test]
+fn an_observer_sees_every_token_and_may_end_a_rollout() {
+    let mut watching = Watching::default();
+    let endless = SamplingParams { stop_ids: Vec::new(), ..sampling() };
+    let mut engine = LLAMA.engine(EngineConfig { cache_blocks: 12, ..WIDE });
+    engine.generate(&requests(), &endless, &mut watching).unwrap();
+    assert_eq!(engine.blocks_in_use(), 0);
+    assert_eq!(watching.finished.len(), requests().iter().map(|r| r.num_samples).sum::<usize>());
+    for (request, sample, rollout) in &watching.finished {
+        let seen = watching.seen.iter().filter(|(r, s, _)| (r, s) == (request, sample));
+        assert!(seen.map(|(_, _, token)| token).eq(&rollout.tokens));
+        let expected = match (request, sample) {
+            (2, 0) => (3, FinishReason::Stop),
+            (2, 1) => (2, FinishReason::Cancelled),
+            _ => (20, FinishReason::Length),
+        };
+        assert_eq!((rollout.tokens.len(), rollout.finish_reason), expected);
     }
 }
 
@@ -293,7 +372,9 @@ fn what_could_never_finish_is_refused() {
     let refusal = |config: EngineConfig, request: Request, sampling: SamplingParams| {
         let error = LLAMA
             .engine(config)
-            .generate(&[request], &sampling, |_, _, _| unreachable!("refused"))
+            .generate(&[request], &sampling, &mut |_: usize, _: usize, _: Rollout| {
+                unreachable!("refused")
+            })
             .unwrap_err();
         assert_eq!(exit_code(&error), 2);
         error.to_string()
@@ -304,6 +385,7 @@ fn what_could_never_finish_is_refused() {
     for (config, max_new_tokens, name) in [
         (EngineConfig { max_sequences: 0, ..WIDE }, 1, "max_sequences"),
         (EngineConfig { prefill_tokens: 0, ..WIDE }, 1, "prefill_tokens"),
+        (EngineConfig { cache_blocks: LEAST_BLOCKS - 1, ..WIDE }, 1, "needs 5"),
         (WIDE, 0, "max_new_tokens"),
     ] {
         let sampling = SamplingParams { max_new_tokens, ..sampling() };

@@ -1,12 +1,17 @@
 //! `train generate`: sample from a model.
+//!
+//! Stop strings live here, where tokens become text; the engine only knows tokens.
 
 use super::print;
+use crate::base::error::usage;
 use crate::base::interrupt;
 use crate::checkpoint::LanguageModel;
 use crate::data::jsonl;
 use crate::data::sample::Sample;
-use crate::engine::{Engine, EngineConfig, FinishReason, Request, Rollout, SamplingParams};
-use crate::tokenizer::Message;
+use crate::engine::{
+    Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams,
+};
+use crate::tokenizer::{Message, Tokenizer};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -37,6 +42,18 @@ pub struct Args {
     /// Keep the smallest set of tokens with this probability
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
+    /// Keep tokens with at least this share of the largest probability
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens that are already there less likely; 1 changes nothing
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// End a response where this text appears; the text is left out (may be given several times)
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Print text as it comes; for one response
+    #[arg(long, conflicts_with = "json")]
+    stream: bool,
     /// Longest response, in tokens
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
@@ -62,6 +79,7 @@ struct Line {
 
 /// Samples and prints.
 pub fn run(args: Args) -> Result<()> {
+    check(&args)?;
     interrupt::install()?;
     let model = LanguageModel::open(&args.model)?;
     let prompts = prompts(&args, &model)?;
@@ -75,40 +93,130 @@ pub fn run(args: Args) -> Result<()> {
         })
         .collect();
     let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
-    let config = EngineConfig {
-        max_sequences: (requests.len() * args.num_samples).clamp(1, 64),
-        max_length: longest + args.max_new_tokens,
-        prefill_tokens: 256,
-    };
+    let max_sequences = (requests.len() * args.num_samples).clamp(1, 64);
+    let config = EngineConfig::roomy(max_sequences, longest + args.max_new_tokens);
     let sampling = SamplingParams {
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
         max_new_tokens: args.max_new_tokens,
         stop_ids: model.stop_ids(),
     };
-    let mut done: Vec<(usize, usize, Rollout)> = Vec::new();
-    Engine::new(&model.decoder, &model.params, config).generate(
-        &requests,
-        &sampling,
-        |request, sample, rollout| done.push((request, sample, rollout)),
-    )?;
-    done.sort_by_key(|&(request, sample, _)| (request, sample));
-    for (_, _, rollout) in done {
-        let text = model.tokenizer.decode(&rollout.tokens)?;
-        if args.json {
-            let line = Line {
-                text,
-                output_ids: rollout.tokens,
-                logprobs: rollout.logprobs,
-                finish_reason: rollout.finish_reason,
-            };
-            print(format!("{}\n", serde_json::to_string(&line)?))?;
-        } else {
-            print(format!("{text}\n"))?;
-        }
+    let mut watch = Watch::new(&model.tokenizer, &args);
+    Engine::new(&model.decoder, &model.params, config)
+        .generate(&requests, &sampling, &mut watch)?;
+    watch.into_result()
+}
+
+/// Watches responses for stop strings, and prints one as it grows.
+struct Watch<'a> {
+    tokenizer: &'a Tokenizer,
+    args: &'a Args,
+    /// Text already streamed, in bytes.
+    streamed: usize,
+    done: Vec<(usize, usize, Rollout)>,
+    /// What went wrong while watching; the engine has no use for it.
+    failure: Option<anyhow::Error>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(tokenizer: &'a Tokenizer, args: &'a Args) -> Self {
+        Self { tokenizer, args, streamed: 0, done: Vec::new(), failure: None }
     }
-    Ok(())
+
+    /// The response's text up to the first stop string, and whether there was one.
+    fn text(&self, tokens: &[u32]) -> Result<(String, bool)> {
+        let mut text = self.tokenizer.decode(tokens)?;
+        let stops = self.args.stop.iter().filter(|stop| !stop.is_empty());
+        let first = stops.filter_map(|stop| text.find(stop.as_str())).min();
+        if let Some(end) = first {
+            text.truncate(end);
+        }
+        Ok((text, first.is_some()))
+    }
+
+    /// What follows a token.
+    fn look(&mut self, tokens: &[u32]) -> Result<Next> {
+        if self.args.stop.is_empty() && !self.args.stream {
+            return Ok(Next::Continue);
+        }
+        let (text, is_stopped) = self.text(tokens)?;
+        if self.args.stream {
+            // What may yet become a stop string or another character is held back.
+            let held = self.args.stop.iter().map(String::len).max().unwrap_or(0);
+            let is_whole = is_stopped || (held == 0 && !text.ends_with('\u{fffd}'));
+            let end = if is_whole { text.len() } else { text.len().saturating_sub(held.max(4)) };
+            let end = (0..=end).rev().find(|&end| text.is_char_boundary(end));
+            self.stream(&text, end.unwrap_or(0))?;
+        }
+        Ok(if is_stopped { Next::Stop } else { Next::Continue })
+    }
+
+    fn stream(&mut self, text: &str, end: usize) -> Result<()> {
+        if end > self.streamed {
+            print(&text[self.streamed..end])?;
+            self.streamed = end;
+        }
+        Ok(())
+    }
+
+    /// Prints what has not been streamed.
+    fn into_result(mut self) -> Result<()> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let mut done = std::mem::take(&mut self.done);
+        done.sort_by_key(|&(request, sample, _)| (request, sample));
+        for (_, _, rollout) in done {
+            let (text, _) = self.text(&rollout.tokens)?;
+            if self.args.stream {
+                self.stream(&text, text.len())?;
+                print("\n")?;
+            } else if self.args.json {
+                let line = Line {
+                    text,
+                    output_ids: rollout.tokens,
+                    logprobs: rollout.logprobs,
+                    finish_reason: rollout.finish_reason,
+                };
+                print(format!("{}\n", serde_json::to_string(&line)?))?;
+            } else {
+                print(format!("{text}\n"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn token(&mut self, _request: usize, _sample: usize, rollout: &Rollout) -> Next {
+        self.look(&rollout.tokens).unwrap_or_else(|failure| {
+            self.failure = Some(failure);
+            Next::Cancel
+        })
+    }
+
+    fn finished(&mut self, request: usize, sample: usize, rollout: Rollout) {
+        self.done.push((request, sample, rollout));
+    }
+}
+
+/// Refuses settings under which no distribution would be left, or no response could be streamed.
+fn check(args: &Args) -> Result<()> {
+    let checks = [
+        (args.temperature >= 0.0, "--temperature must be 0 or more"),
+        (args.top_p > 0.0 && args.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
+        ((0.0..=1.0).contains(&args.min_p), "--min-p must be from 0 to 1"),
+        (args.repetition_penalty > 0.0, "--repetition-penalty must be above 0"),
+        (!args.stream || args.num_samples == 1, "--stream prints one response: leave out -n"),
+        (!args.stream || args.messages.is_none(), "--stream prints one response: use --prompt"),
+    ];
+    match checks.iter().find(|(is_right, _)| !is_right) {
+        Some((_, message)) => Err(usage(*message)),
+        None => Ok(()),
+    }
 }
 
 fn prompts(args: &Args, model: &LanguageModel) -> Result<Vec<Vec<u32>>> {

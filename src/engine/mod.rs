@@ -3,13 +3,16 @@
 //! Contract: a rollout depends only on (weights, prompt, sampling settings, key, sample index),
 //! never on what else is in the batch, on arrival order or on the number of threads; its
 //! log-probabilities are bit-equal to [`crate::model::Decoder::score`] on the same tokens.
-//! A prompt is computed once for all its samples; a finished sequence is replaced at once.
+//! A prompt is computed once for all its samples and its full blocks are kept for later prompts that
+//! begin alike; a finished sequence is replaced at once; when the cache is full the youngest sequence
+//! gives up its blocks and is computed again later.
 //!
-//! Left out here: a paged cache, preemption and prefixes shared between requests. Every slot has
-//! room for the longest sequence, so admission never has to be undone.
+//! Left out here: stop strings and anything else that needs text (an [`Observer`] decides).
 
+mod blocks;
 mod request;
 mod scheduler;
+mod sequence;
 
-pub use request::{FinishReason, Request, Rollout, SamplingParams};
+pub use request::{FinishReason, Next, Observer, Request, Rollout, SamplingParams};
 pub use scheduler::{Engine, EngineConfig, Stats};

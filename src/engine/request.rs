@@ -11,10 +11,30 @@ pub struct SamplingParams {
     pub top_k: usize,
     /// Keeps the smallest set of tokens with at least this probability; 1 keeps all.
     pub top_p: f32,
+    /// Keeps tokens with at least this share of the largest probability; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens that the prompt or the rollout
+    /// already has (Keskar et al. 2019, as transformers does); 1 changes nothing.
+    pub repetition_penalty: f32,
     /// A rollout of this many tokens is cut off.
     pub max_new_tokens: usize,
     /// A rollout ends with one of these tokens, which it includes.
     pub stop_ids: Vec<u32>,
+}
+
+impl Default for SamplingParams {
+    /// The model's own distribution, without an end.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            max_new_tokens: usize::MAX,
+            stop_ids: Vec::new(),
+        }
+    }
 }
 
 /// A prompt and the samples wanted of it.
@@ -33,10 +53,12 @@ pub struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// With a stop token.
+    /// With a stop token, or because the observer said so.
     Stop,
     /// At the token limit.
     Length,
+    /// The observer no longer wanted it.
+    Cancelled,
 }
 
 /// A sampled continuation of a prompt.
@@ -45,8 +67,38 @@ pub struct Rollout {
     /// New tokens, the stop token included.
     pub tokens: Vec<u32>,
     /// Natural log-probability of each new token under softmax(logits / temperature), before any
-    /// truncation by top-k or top-p; at temperature 0 that of temperature 1.
+    /// truncation and penalty; at temperature 0 that of temperature 1.
     pub logprobs: Vec<f32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+}
+
+/// What becomes of a rollout after a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It goes on.
+    Continue,
+    /// It ends here, as with a stop token.
+    Stop,
+    /// It is given up.
+    Cancel,
+}
+
+/// Watches rollouts grow. Which of several rollouts grows first means nothing.
+///
+/// A closure of (request, sample, rollout) watches only their ends.
+pub trait Observer {
+    /// A token was drawn, the last of `rollout`.
+    fn token(&mut self, _request: usize, _sample: usize, _rollout: &Rollout) -> Next {
+        Next::Continue
+    }
+
+    /// A rollout ended; called once for each sample.
+    fn finished(&mut self, request: usize, sample: usize, rollout: Rollout);
+}
+
+impl<F: FnMut(usize, usize, Rollout)> Observer for F {
+    fn finished(&mut self, request: usize, sample: usize, rollout: Rollout) {
+        self(request, sample, rollout);
+    }
 }

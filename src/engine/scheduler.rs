@@ -1,13 +1,16 @@
 //! The generation loop: which rows go into the next forward pass, and what becomes of them.
 //!
-//! Each pass advances every running sequence by one token and, in the rows left, reads prompts.
-//! A prompt is read into a slot of its own; its samples start from copies of that slot.
+//! Each pass advances every running sequence by one token and, in the rows left, reads prompts and
+//! reads again what was preempted. Sequences are older or younger by when they started, and prompts
+//! are younger than all of them: when blocks run out the youngest gives up its own and waits, so the
+//! oldest always gets on. None of this can change a token.
 
-use super::{FinishReason, Request, Rollout, SamplingParams};
+use super::blocks::BlockPool;
+use super::sequence::{Prompt, Sequence};
+use super::{FinishReason, Next, Observer, Request, SamplingParams};
 use crate::base::error::{Interrupted, usage};
-use crate::base::{interrupt, rng};
+use crate::base::interrupt;
 use crate::model::{DecodeWorkspace, Decoder, KvCache, PackedWeights, Row};
-use crate::ops::sample::{Sampling, sample};
 use anyhow::Result;
 use rayon::prelude::*;
 use std::collections::VecDeque;
@@ -19,8 +22,30 @@ pub struct EngineConfig {
     pub max_sequences: usize,
     /// Longest prompt plus response, in tokens.
     pub max_length: usize,
-    /// Prompt tokens read in one pass beside the running sequences.
+    /// Tokens of prompts read in one pass beside the running sequences.
     pub prefill_tokens: usize,
+    /// Blocks of the cache, of [`crate::model::BLOCK_TOKENS`] positions each.
+    pub cache_blocks: usize,
+}
+
+impl EngineConfig {
+    /// A cache in which `max_sequences` sequences of `max_length` tokens never wait for memory.
+    pub fn roomy(max_sequences: usize, max_length: usize) -> Self {
+        let most = max_sequences + max_prompts(max_sequences);
+        let cache_blocks = most * KvCache::blocks_for(max_length) + 1;
+        Self { max_sequences, max_length, prefill_tokens: 256, cache_blocks }
+    }
+
+    /// The same with a cache of at most `cache_tokens` positions.
+    pub fn within(self, cache_tokens: usize) -> Self {
+        let most = cache_tokens / crate::model::BLOCK_TOKENS;
+        Self { cache_blocks: self.cache_blocks.min(most), ..self }
+    }
+}
+
+/// Prompts read or waiting at the same time.
+fn max_prompts(max_sequences: usize) -> usize {
+    (max_sequences / 8).max(2)
 }
 
 /// What a workload took.
@@ -28,12 +53,18 @@ pub struct EngineConfig {
 pub struct Stats {
     /// Sampled tokens.
     pub generated_tokens: usize,
-    /// Prompt tokens read; each prompt counts once.
+    /// Prompt tokens read, again after a preemption; those shared with an earlier prompt not.
     pub prompt_tokens: usize,
+    /// Prompt tokens that were in the cache from an earlier prompt.
+    pub shared_tokens: usize,
     /// Forward passes.
     pub passes: usize,
     /// Mean share of the `max_sequences` places in use, from 0 to 1.
     pub occupancy: f64,
+    /// Largest share of the cache in use, from 0 to 1.
+    pub peak_cache_use: f64,
+    /// Times that a sequence or prompt had to give up its blocks.
+    pub preemptions: usize,
 }
 
 /// Generates with borrowed weights; lives as long as they stay unchanged.
@@ -42,131 +73,89 @@ pub struct Engine<'m> {
     params: &'m [f32],
     weights: PackedWeights,
     cache: KvCache,
+    pool: BlockPool,
     workspace: DecodeWorkspace,
     config: EngineConfig,
-    num_prefixes: usize,
 }
 
-/// A prompt being read, or read and waiting for places to start its samples.
-struct Prefix {
-    request: usize,
-    slot: u32,
-    num_read: usize,
-    /// Logits after the last prompt token; empty until the prompt is read.
-    logits: Vec<f32>,
-    num_started: usize,
+/// What is left to do for some requests.
+struct Workload<'r> {
+    requests: &'r [Request],
+    sampling: &'r SamplingParams,
+    /// Requests not begun, and how many of their samples were started before they were preempted.
+    waiting: VecDeque<(usize, usize)>,
+    /// Sequences without blocks, oldest first.
+    preempted: VecDeque<Sequence>,
+    /// Oldest first.
+    prompts: Vec<Prompt>,
+    /// Oldest first.
+    running: Vec<Sequence>,
+    stats: Stats,
 }
 
-/// A sequence that has sampled at least one token.
-struct Running {
-    request: usize,
-    sample: usize,
-    key: u64,
-    slot: u32,
-    rollout: Rollout,
+/// Who wants the logits of a row.
+enum Wanted {
+    Running(usize),
+    Prompt(usize),
 }
 
 impl<'m> Engine<'m> {
     /// Allocates the cache for `config` and lays the weights out for decoding.
     pub fn new(decoder: &'m Decoder, params: &'m [f32], config: EngineConfig) -> Self {
-        let num_prefixes = (config.max_sequences / 8).max(2);
-        let num_slots = config.max_sequences + num_prefixes;
         Self {
             weights: decoder.pack(params),
-            cache: KvCache::new(decoder.config(), num_slots, config.max_length),
+            cache: KvCache::new(decoder.config(), config.cache_blocks),
+            pool: BlockPool::new(config.cache_blocks),
             workspace: DecodeWorkspace::new(),
             decoder,
             params,
             config,
-            num_prefixes,
         }
     }
 
-    /// Samples every request; `on_finish(request, sample, rollout)` is called as rollouts end, in
-    /// an order that means nothing.
+    /// Blocks that sequences hold: 0 between workloads. Kept prompts do not count.
+    pub fn blocks_in_use(&self) -> usize {
+        self.pool.in_use()
+    }
+
+    /// Samples every request and tells `observer`.
     ///
     /// Errors with [`Interrupted`] when the user stops the run. Refuses what could never finish: an
-    /// empty prompt, one that leaves no room within `max_length`, and sizes of 0. A rollout also ends
-    /// at `max_length`.
+    /// empty prompt, one that leaves no room within `max_length`, sizes of 0, a cache that cannot
+    /// hold one sequence. A rollout also ends at `max_length`.
     pub fn generate(
         &mut self,
         requests: &[Request],
         sampling: &SamplingParams,
-        mut on_finish: impl FnMut(usize, usize, Rollout),
+        observer: &mut impl Observer,
     ) -> Result<Stats> {
         self.refuse_endless(requests, sampling)?;
-        let max_sequences = self.config.max_sequences;
-        let mut free_slots: Vec<u32> = (0..max_sequences as u32).rev().collect();
-        let first_prefix_slot = max_sequences as u32;
-        let mut free_prefix_slots: Vec<u32> =
-            (first_prefix_slot..first_prefix_slot + self.num_prefixes as u32).rev().collect();
-        let mut waiting: VecDeque<usize> =
-            (0..requests.len()).filter(|&i| requests[i].num_samples > 0).collect();
-        let mut prefixes: Vec<Prefix> = Vec::new();
-        let mut running: Vec<Running> = Vec::new();
-        let mut stats = Stats::default();
-
-        while !(waiting.is_empty() && prefixes.is_empty() && running.is_empty()) {
+        let asked = (0..requests.len()).filter(|&i| requests[i].num_samples > 0);
+        let mut work = Workload {
+            requests,
+            sampling,
+            waiting: asked.map(|request| (request, 0)).collect(),
+            preempted: VecDeque::new(),
+            prompts: Vec::new(),
+            running: Vec::new(),
+            stats: Stats::default(),
+        };
+        while !work.is_done() {
             if interrupt::requested() {
                 return Err(Interrupted.into());
             }
-            while !waiting.is_empty() && !free_prefix_slots.is_empty() {
-                let request = waiting.pop_front().expect("not empty");
-                let slot = free_prefix_slots.pop().expect("not empty");
-                let logits = Vec::new();
-                prefixes.push(Prefix { request, slot, num_read: 0, logits, num_started: 0 });
-            }
-            let (rows, finished_prefixes) =
-                self.next_rows(requests, &running, &mut prefixes, &mut stats);
-            if !rows.is_empty() {
-                stats.passes += 1;
-                stats.occupancy += running.len() as f64 / max_sequences as f64;
-                let logits = self.decoder.extend(
-                    self.params,
-                    &self.weights,
-                    &mut self.cache,
-                    &rows,
-                    &mut self.workspace,
-                );
-                let vocab = self.decoder.config().vocab_size;
-                let (of_running, of_prefixes) = logits.split_at(running.len() * vocab);
-                running
-                    .par_iter_mut()
-                    .zip(of_running.par_chunks(vocab))
-                    .for_each(|(sequence, logits)| sequence.advance(logits, sampling));
-                for (&prefix, logits) in finished_prefixes.iter().zip(of_prefixes.chunks(vocab)) {
-                    prefixes[prefix].logits = logits.to_vec();
-                }
-            }
-            self.start_samples(
-                requests,
-                sampling,
-                &mut prefixes,
-                &mut running,
-                &mut free_slots,
-                &mut free_prefix_slots,
-            );
-            let max_length = self.config.max_length;
-            let mut i = 0;
-            while i < running.len() {
-                let total =
-                    requests[running[i].request].prompt.len() + running[i].rollout.tokens.len();
-                if running[i].has_ended(sampling) || total >= max_length {
-                    let done = running.swap_remove(i);
-                    free_slots.push(done.slot);
-                    stats.generated_tokens += done.rollout.tokens.len();
-                    on_finish(done.request, done.sample, done.rollout);
-                } else {
-                    i += 1;
-                }
-            }
+            self.admit(&mut work);
+            self.pass(&mut work);
+            self.start_samples(&mut work);
+            work.observe(observer, self.config.max_length);
         }
-        stats.occupancy /= stats.passes.max(1) as f64;
-        Ok(stats)
+        let stats = &mut work.stats;
+        stats.occupancy /= (stats.passes * self.config.max_sequences).max(1) as f64;
+        Ok(work.stats)
     }
 
     fn refuse_endless(&self, requests: &[Request], sampling: &SamplingParams) -> Result<()> {
-        let EngineConfig { max_sequences, max_length, prefill_tokens } = self.config;
+        let EngineConfig { max_sequences, max_length, prefill_tokens, cache_blocks } = self.config;
         let sizes = [
             ("max_sequences", max_sequences),
             ("prefill_tokens", prefill_tokens),
@@ -174,6 +163,14 @@ impl<'m> Engine<'m> {
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(usage(format!("{name} is 0: generation needs at least 1")));
+        }
+        // One more than a sequence: samples of a prompt differ in its last block.
+        let least = KvCache::blocks_for(max_length) + 1;
+        if cache_blocks < least {
+            return Err(usage(format!(
+                "the key-value cache has {cache_blocks} blocks, but one sequence of {max_length} tokens \
+                 (max_length) needs {least}"
+            )));
         }
         for (i, request) in requests.iter().enumerate() {
             let length = request.prompt.len();
@@ -194,110 +191,201 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    /// One row for each running sequence, then prompt rows up to the limit. Also returns the
-    /// prefixes whose last prompt token is among them, in row order.
-    fn next_rows(
-        &self,
-        requests: &[Request],
-        running: &[Running],
-        prefixes: &mut [Prefix],
-        stats: &mut Stats,
-    ) -> (Vec<Row>, Vec<usize>) {
-        let mut rows: Vec<Row> = running.iter().map(|s| s.row(requests)).collect();
-        let mut budget = self.config.prefill_tokens;
-        let mut finished = Vec::new();
-        for (i, prefix) in prefixes.iter_mut().enumerate() {
-            let prompt = &requests[prefix.request].prompt;
-            let take = (prompt.len() - prefix.num_read).min(budget);
-            for position in prefix.num_read..prefix.num_read + take {
-                rows.push(Row {
-                    token: prompt[position],
-                    slot: prefix.slot,
-                    position: position as u32,
-                    wants_logits: position + 1 == prompt.len(),
-                });
-            }
-            if take > 0 && prefix.num_read + take == prompt.len() {
-                finished.push(i);
-            }
-            prefix.num_read += take;
-            stats.prompt_tokens += take;
-            budget -= take;
+    /// Lets in what there are places and blocks for: first what was preempted, then prompts.
+    fn admit(&mut self, work: &mut Workload<'_>) {
+        let mut free = self.config.cache_blocks - self.pool.in_use();
+        let mut fits = |tokens: usize| {
+            let needed = KvCache::blocks_for(tokens) + 1;
+            let fits = needed <= free;
+            free -= if fits { needed } else { 0 };
+            fits
+        };
+        while let Some(sequence) = work.preempted.front()
+            && work.running.len() < self.config.max_sequences
+            && fits(sequence.len(&work.requests[sequence.request]))
+        {
+            work.running.extend(work.preempted.pop_front());
         }
-        (rows, finished)
+        while let Some(&(request, num_started)) = work.waiting.front()
+            && work.preempted.is_empty()
+            && work.prompts.len() < max_prompts(self.config.max_sequences)
+            && fits(work.requests[request].prompt.len())
+        {
+            let known = self.pool.find_prefix(&work.requests[request].prompt);
+            let prompt = Prompt::new(request, num_started, known);
+            work.stats.shared_tokens += prompt.num_cached;
+            work.prompts.push(prompt);
+            work.waiting.pop_front();
+        }
     }
 
-    /// Starts samples of the prompts that are read while there are places, oldest prompt first.
-    fn start_samples(
-        &mut self,
-        requests: &[Request],
-        sampling: &SamplingParams,
-        prefixes: &mut Vec<Prefix>,
-        running: &mut Vec<Running>,
-        free_slots: &mut Vec<u32>,
-        free_prefix_slots: &mut Vec<u32>,
-    ) {
-        let cache = &mut self.cache;
-        prefixes.retain_mut(|prefix| {
-            let request = &requests[prefix.request];
-            while !prefix.logits.is_empty() && prefix.num_started < request.num_samples {
-                let Some(slot) = free_slots.pop() else { return true };
-                cache.copy_prefix(prefix.slot as usize, slot as usize, request.prompt.len());
-                let mut sequence = Running {
-                    request: prefix.request,
-                    sample: prefix.num_started,
-                    key: rng::key(request.key, &[prefix.num_started as u64]),
-                    slot,
-                    rollout: Rollout {
-                        tokens: Vec::new(),
-                        logprobs: Vec::new(),
-                        finish_reason: FinishReason::Length,
-                    },
-                };
-                sequence.advance(&prefix.logits, sampling);
-                running.push(sequence);
-                prefix.num_started += 1;
+    /// One forward pass over the next rows, and a token for each running sequence that is up to date.
+    fn pass(&mut self, work: &mut Workload<'_>) {
+        let (rows, wanted) = self.next_rows(work);
+        if rows.is_empty() {
+            return;
+        }
+        work.stats.passes += 1;
+        work.stats.occupancy += work.running.len() as f64;
+        let in_use = self.pool.in_use() as f64 / self.config.cache_blocks as f64;
+        work.stats.peak_cache_use = work.stats.peak_cache_use.max(in_use);
+        let of_running = work.running.iter().map(|sequence| sequence.table.numbers());
+        let of_prompts = work.prompts.iter().map(|prompt| prompt.table.numbers());
+        let tables: Vec<&[u32]> = of_running.chain(of_prompts).collect();
+        let logits = self.decoder.extend(
+            self.params,
+            &self.weights,
+            (&mut self.cache, &tables),
+            &rows,
+            &mut self.workspace,
+        );
+        let mut drafts: Vec<_> =
+            work.running.iter_mut().map(|s| Some((s.request, &mut s.draft))).collect();
+        let mut advancing = Vec::new();
+        for (wanted, logits) in wanted.iter().zip(logits.chunks(self.decoder.config().vocab_size)) {
+            match *wanted {
+                Wanted::Running(index) => {
+                    advancing.extend(drafts[index].take().map(|draft| (draft, logits)));
+                }
+                Wanted::Prompt(index) => {
+                    let prompt = &mut work.prompts[index];
+                    prompt.logits = logits.to_vec();
+                    let tokens = &work.requests[prompt.request].prompt;
+                    self.pool.keep_prefix(tokens, prompt.table.blocks());
+                }
             }
-            let is_waiting = prefix.num_started < request.num_samples;
-            if !is_waiting {
-                free_prefix_slots.push(prefix.slot);
-            }
-            is_waiting
+        }
+        let (requests, sampling) = (work.requests, work.sampling);
+        advancing.into_par_iter().for_each(|((request, draft), logits)| {
+            draft.advance(&requests[request].prompt, logits, sampling);
         });
+    }
+
+    /// The rows of the next pass, with blocks for all of them: one for each running sequence, then as
+    /// many as the limit allows of those to be read, oldest first.
+    fn next_rows(&mut self, work: &mut Workload<'_>) -> (Vec<Row>, Vec<Wanted>) {
+        let (mut rows, mut wanted) = (Vec::new(), Vec::new());
+        let mut budget = self.config.prefill_tokens;
+        let mut index = 0;
+        while index < work.running.len() {
+            let sequence = &work.running[index];
+            let (start, len) =
+                (sequence.num_cached, sequence.len(&work.requests[sequence.request]));
+            let is_read_again = start + 1 < len;
+            let end = if is_read_again { len.min(start + budget) } else { len };
+            budget -= if is_read_again { end - start } else { 0 };
+            while work.running.get(index).is_some_and(|s| s.table.capacity() < end) {
+                match self.pool.take() {
+                    Some(block) => work.running[index].table.push(block),
+                    None => work.preempt_youngest(),
+                }
+            }
+            // It was the youngest itself.
+            let Some(sequence) = work.running.get_mut(index) else { break };
+            sequence.num_cached = end;
+            let request = &work.requests[sequence.request];
+            work.stats.prompt_tokens += if is_read_again { end - start } else { 0 };
+            rows.extend(sequence.rows(request, index, start..end));
+            wanted.extend((end == len).then_some(Wanted::Running(index)));
+            index += 1;
+        }
+        let first_prompt = work.running.len();
+        let mut index = 0;
+        while index < work.prompts.len() {
+            let tokens = &work.requests[work.prompts[index].request].prompt;
+            let start = work.prompts[index].num_cached;
+            let end = tokens.len().min(start + budget);
+            while work.prompts.get(index).is_some_and(|prompt| prompt.table.capacity() < end) {
+                match self.pool.take() {
+                    Some(block) => work.prompts[index].table.push(block),
+                    None => work.preempt_youngest(),
+                }
+            }
+            let Some(prompt) = work.prompts.get_mut(index) else { break };
+            budget -= end - start;
+            prompt.num_cached = end;
+            work.stats.prompt_tokens += end - start;
+            rows.extend((start..end).map(|position| Row {
+                token: tokens[position],
+                sequence: (first_prompt + index) as u32,
+                position: position as u32,
+                wants_logits: position + 1 == tokens.len(),
+            }));
+            let is_read = start < end && end == tokens.len();
+            wanted.extend(is_read.then_some(Wanted::Prompt(index)));
+            index += 1;
+        }
+        (rows, wanted)
+    }
+
+    /// Starts samples of the prompts that are read while there are places and blocks.
+    fn start_samples(&mut self, work: &mut Workload<'_>) {
+        let mut index = 0;
+        while index < work.prompts.len() && work.running.len() < self.config.max_sequences {
+            let prompt = &mut work.prompts[index];
+            let request = &work.requests[prompt.request];
+            if prompt.logits.is_empty() {
+                index += 1;
+                continue;
+            }
+            if let Some(mut sequence) = prompt.start(request, &mut self.pool, &mut self.cache) {
+                sequence.draft.advance(&request.prompt, &prompt.logits, work.sampling);
+                let is_finished = prompt.num_started == request.num_samples;
+                work.running.push(sequence);
+                if is_finished {
+                    work.prompts.remove(index);
+                }
+            } else if work.running.is_empty() && index + 1 < work.prompts.len() {
+                // Nothing that runs will ever give blocks back.
+                work.preempt_youngest();
+            } else {
+                break;
+            }
+        }
     }
 }
 
-impl Running {
-    /// Draws the next token from `logits`.
-    fn advance(&mut self, logits: &[f32], sampling: &SamplingParams) {
-        let position = self.rollout.tokens.len() as u64;
-        let uniform = rng::uniform(self.key, position);
-        let distribution = Sampling {
-            temperature: sampling.temperature,
-            top_k: sampling.top_k,
-            top_p: sampling.top_p,
-        };
-        let (token, logprob) = sample(logits, distribution, uniform);
-        self.rollout.tokens.push(token);
-        self.rollout.logprobs.push(logprob);
-        if sampling.stop_ids.contains(&token) {
-            self.rollout.finish_reason = FinishReason::Stop;
+impl Workload<'_> {
+    fn is_done(&self) -> bool {
+        self.waiting.is_empty()
+            && self.preempted.is_empty()
+            && self.prompts.is_empty()
+            && self.running.is_empty()
+    }
+
+    /// Takes the blocks of the youngest, a prompt if there is one.
+    fn preempt_youngest(&mut self) {
+        self.stats.preemptions += 1;
+        if let Some(prompt) = self.prompts.pop() {
+            self.waiting.push_front((prompt.request, prompt.num_started));
+        } else if let Some(mut sequence) = self.running.pop() {
+            sequence.preempt();
+            self.preempted.push_front(sequence);
         }
     }
 
-    fn has_ended(&self, sampling: &SamplingParams) -> bool {
-        self.rollout.finish_reason == FinishReason::Stop
-            || self.rollout.tokens.len() >= sampling.max_new_tokens
-    }
-
-    /// The row that feeds the last sampled token.
-    fn row(&self, requests: &[Request]) -> Row {
-        let num_before = requests[self.request].prompt.len() + self.rollout.tokens.len() - 1;
-        Row {
-            token: *self.rollout.tokens.last().expect("a running sequence has a token"),
-            slot: self.slot,
-            position: num_before as u32,
-            wants_logits: true,
+    /// Shows new tokens to the observer and hands out what has ended.
+    fn observe(&mut self, observer: &mut impl Observer, max_length: usize) {
+        let (requests, sampling, stats) = (self.requests, self.sampling, &mut self.stats);
+        let mut ended = |sequence: &mut Sequence| {
+            if !std::mem::take(&mut sequence.draft.has_new_token) {
+                return false;
+            }
+            let rollout = &mut sequence.draft.rollout;
+            match observer.token(sequence.request, sequence.sample, rollout) {
+                Next::Continue => {}
+                Next::Stop => rollout.finish_reason = FinishReason::Stop,
+                Next::Cancel => rollout.finish_reason = FinishReason::Cancelled,
+            }
+            rollout.finish_reason != FinishReason::Length
+                || rollout.tokens.len() >= sampling.max_new_tokens
+                || sequence.len(&requests[sequence.request]) >= max_length
+        };
+        for sequence in self.running.extract_if(.., |sequence| ended(sequence)).collect::<Vec<_>>()
+        {
+            let rollout = sequence.draft.rollout;
+            stats.generated_tokens += rollout.tokens.len();
+            observer.finished(sequence.request, sequence.sample, rollout);
         }
     }
 }

@@ -158,25 +158,25 @@ fn generate(
     progress: &Progress,
 ) -> Result<(Vec<Vec<Rollout>>, Stats)> {
     let longest_prompt = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
-    let config = EngineConfig {
-        max_sequences: settings.max_sequences,
-        max_length: longest_prompt + settings.max_new_tokens,
-        prefill_tokens: 256,
-    };
+    let max_length = longest_prompt + settings.max_new_tokens;
+    let config = EngineConfig::roomy(settings.max_sequences, max_length);
     let sampling = SamplingParams {
         temperature: settings.temperature,
-        top_k: 0,
-        top_p: 1.0,
         max_new_tokens: settings.max_new_tokens,
         stop_ids: model.stop_ids(),
+        ..SamplingParams::default()
     };
     let mut rollouts: Vec<Vec<Option<Rollout>>> =
         requests.iter().map(|r| vec![None; r.num_samples]).collect();
     let mut engine = Engine::new(&model.decoder, &model.params, config);
-    let stats = engine.generate(requests, &sampling, |request, sample, rollout| {
-        rollouts[request][sample] = Some(rollout);
-        progress.inc(1);
-    })?;
+    let stats = engine.generate(
+        requests,
+        &sampling,
+        &mut |request: usize, sample: usize, rollout: Rollout| {
+            rollouts[request][sample] = Some(rollout);
+            progress.inc(1);
+        },
+    )?;
     let all = |samples: Vec<Option<Rollout>>| {
         samples.into_iter().map(|r| r.expect("every sample finishes")).collect()
     };

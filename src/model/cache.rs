@@ -1,95 +1,106 @@
-//! Keys and values of sequences being generated, one contiguous slot each.
+//! Keys and values of sequences being generated, in blocks of [`BLOCK_TOKENS`] positions.
 //!
-//! Contract: a slot belongs to one sequence at a time; what lies past a sequence's length is never
-//! seen. Left out: paging and the choice of slots (`engine`).
+//! Contract: a sequence is a table of block numbers, in the order of positions; a block holds its
+//! positions for all layers and heads. Sequences may share blocks that nobody writes any more; what a
+//! block holds past a sequence's length is never seen. Left out: who owns which block (`engine`).
 
 use super::ModelConfig;
 use crate::ops::attention::padded;
 use crate::ops::buffer::Buffer;
 use crate::ops::matmul::PANEL;
 
-/// The cache of all layers for a number of slots.
+/// Positions in a block: whole panels of keys.
+pub const BLOCK_TOKENS: usize = 2 * PANEL;
+
+/// The blocks of all layers.
 pub struct KvCache {
     pub(super) keys: Buffer,
     pub(super) values: Buffer,
     pub(super) shape: CacheShape,
 }
 
-/// Where the parts of a cache lie.
+/// Where the parts of a cache lie: `[layer][block][head]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CacheShape {
     layers: usize,
-    slots: usize,
+    blocks: usize,
     kv_heads: usize,
     head_dim: usize,
-    max_len: usize,
 }
 
 impl CacheShape {
-    /// Floats of the keys of one head of a slot.
+    fn new(config: &ModelConfig, blocks: usize) -> Self {
+        Self {
+            layers: config.num_layers,
+            blocks,
+            kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+        }
+    }
+
+    /// Floats of the keys of one head of a block.
     pub(super) fn key_len(&self) -> usize {
-        self.max_len.next_multiple_of(PANEL) * self.head_dim
+        BLOCK_TOKENS * self.head_dim
     }
 
-    /// Floats of the values of one head of a slot.
+    /// Floats of the values of one head of a block.
     pub(super) fn value_len(&self) -> usize {
-        self.max_len * padded(self.head_dim)
+        BLOCK_TOKENS * padded(self.head_dim)
     }
 
-    /// The number of the head among all; its keys start at that times [`Self::key_len`].
-    pub(super) fn index(&self, layer: usize, slot: usize, head: usize) -> usize {
-        (layer * self.slots + slot) * self.kv_heads + head
+    /// Floats of all keys, and of all values, of one layer.
+    pub(super) fn layer_lens(&self) -> (usize, usize) {
+        let heads = self.blocks * self.kv_heads;
+        (heads * self.key_len(), heads * self.value_len())
+    }
+
+    /// The number of a head of a block among those of its layer; its keys start at that times
+    /// [`Self::key_len`].
+    pub(super) fn index(&self, block: u32, head: usize) -> usize {
+        block as usize * self.kv_heads + head
     }
 }
 
 impl KvCache {
-    /// An empty cache for `num_slots` sequences of up to `max_len` tokens.
-    pub fn new(config: &ModelConfig, num_slots: usize, max_len: usize) -> Self {
-        let shape = CacheShape {
-            layers: config.num_layers,
-            slots: num_slots,
-            kv_heads: config.num_kv_heads,
-            head_dim: config.head_dim,
-            max_len,
-        };
-        let heads = shape.index(shape.layers, 0, 0);
+    /// A cache of `num_blocks` blocks.
+    pub fn new(config: &ModelConfig, num_blocks: usize) -> Self {
+        let shape = CacheShape::new(config, num_blocks);
+        let (keys, values) = shape.layer_lens();
         Self {
-            keys: Buffer::zeros(heads * shape.key_len()),
-            values: Buffer::zeros(heads * shape.value_len()),
+            keys: Buffer::zeros(shape.layers * keys),
+            values: Buffer::zeros(shape.layers * values),
             shape,
         }
     }
 
-    /// Sequences that fit.
-    pub fn num_slots(&self) -> usize {
-        self.shape.slots
+    /// Blocks that exist.
+    pub fn num_blocks(&self) -> usize {
+        self.shape.blocks
     }
 
-    /// Tokens that fit a slot.
-    pub fn max_len(&self) -> usize {
-        self.shape.max_len
+    /// Bytes of a cache of `num_blocks` blocks.
+    pub fn bytes(config: &ModelConfig, num_blocks: usize) -> usize {
+        let shape = CacheShape::new(config, num_blocks);
+        let (keys, values) = shape.layer_lens();
+        shape.layers * (keys + values) * size_of::<f32>()
     }
 
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.keys.bytes() + self.values.bytes()
-    }
-
-    /// Copies the first `len` tokens of one slot to another, so that a prompt is computed once for
-    /// all its samples.
-    pub fn copy_prefix(&mut self, from_slot: usize, to_slot: usize, len: usize) {
+    /// Copies one block to another, so that a sequence may go on from a part of a shared block.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
         let shape = self.shape;
-        assert!(from_slot < shape.slots && to_slot < shape.slots && len <= shape.max_len);
-        let keys = len.next_multiple_of(PANEL) * shape.head_dim;
-        let values = len * padded(shape.head_dim);
-        for layer in 0..shape.layers {
-            for head in 0..shape.kv_heads {
-                let [from, to] = [from_slot, to_slot].map(|slot| shape.index(layer, slot, head));
-                let at = from * shape.key_len();
-                self.keys.as_mut_slice().copy_within(at..at + keys, to * shape.key_len());
-                let at = from * shape.value_len();
-                self.values.as_mut_slice().copy_within(at..at + values, to * shape.value_len());
+        let (layer_keys, layer_values) = shape.layer_lens();
+        let copy = |buffer: &mut Buffer, layer_len: usize, head_len: usize| {
+            for layer in buffer.as_mut_slice().chunks_exact_mut(layer_len).take(shape.layers) {
+                let [from, to] = [from, to].map(|block| shape.index(block, 0) * head_len);
+                layer.copy_within(from..from + shape.kv_heads * head_len, to);
             }
-        }
+        };
+        copy(&mut self.keys, layer_keys, shape.key_len());
+        copy(&mut self.values, layer_values, shape.value_len());
+    }
+
+    /// Blocks that hold `tokens` positions.
+    pub fn blocks_for(tokens: usize) -> usize {
+        tokens.div_ceil(BLOCK_TOKENS)
     }
 }

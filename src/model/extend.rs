@@ -5,10 +5,10 @@
 //! thread takes its rows through all layers without waiting for others. Nothing is allocated once
 //! the workspace has seen the largest batch.
 
-use super::cache::KvCache;
+use super::cache::{BLOCK_TOKENS, KvCache};
 use super::decoder::{CHUNK, Decoder};
 use super::weights::PackedWeights;
-use crate::ops::attention::{Cached, attend_cached, store_key, store_value};
+use crate::ops::attention::{Cached, Heads, Pages, attend_cached, store_key, store_value};
 use crate::ops::buffer::Buffer;
 use crate::ops::embedding::embedding;
 use crate::ops::parallel::{SharedMut, for_each};
@@ -19,9 +19,9 @@ use crate::ops::rope::Rope;
 pub struct Row {
     /// The token.
     pub token: u32,
-    /// The sequence's slot of the cache.
-    pub slot: u32,
-    /// The token's position; the slot holds all positions before it.
+    /// The sequence, by the place of its block table.
+    pub sequence: u32,
+    /// The token's position; the sequence's blocks hold all positions before it.
     pub position: u32,
     /// Whether the logits of the next token are wanted.
     pub wants_logits: bool,
@@ -33,6 +33,7 @@ pub struct DecodeWorkspace {
     rope: Option<Rope>,
     threads: Vec<ThreadBuffers>,
     shares: Vec<Share>,
+    uses: Vec<u32>,
     logits: Buffer,
 }
 
@@ -55,10 +56,68 @@ struct ThreadBuffers {
     scratch: Buffer,
 }
 
-/// A cache whose slots are written by different threads.
+/// A cache whose blocks are written by different threads, and who reads which.
 struct SharedCache<'a> {
     keys: SharedMut<'a, f32>,
     values: SharedMut<'a, f32>,
+    shape: super::cache::CacheShape,
+    tables: &'a [&'a [u32]],
+}
+
+impl SharedCache<'_> {
+    /// Writes the keys and values of the rows of one sequence, then computes their attention.
+    ///
+    /// # Safety
+    /// No other thread reads or writes the blocks that the rows write.
+    unsafe fn attend(
+        &self,
+        layer: usize,
+        heads: Heads,
+        rows: &[Row],
+        qkv: &[f32],
+        out: &mut [f32],
+        scratch: &mut Buffer,
+    ) {
+        let Self { shape, tables, .. } = self;
+        let (layer_keys, layer_values) = shape.layer_lens();
+        let keys = self.keys.offset(layer * layer_keys);
+        let values = self.values.offset(layer * layer_values);
+        let table = tables[rows[0].sequence as usize];
+        for head in 0..heads.keys {
+            for (row, qkv) in rows.iter().zip(qkv.chunks_exact(heads.row())) {
+                let position = row.position as usize;
+                let index = shape.index(table[position / BLOCK_TOKENS], head);
+                let [keys, values] = [(&keys, shape.key_len()), (&values, shape.value_len())]
+                    // SAFETY: the caller's promise.
+                    .map(|(all, len)| unsafe { all.part(index * len..(index + 1) * len) });
+                let (key, value) = heads.key_value(qkv, head);
+                store_key(key, position % BLOCK_TOKENS, keys);
+                store_value(value, position % BLOCK_TOKENS, values);
+            }
+            // SAFETY: this thread alone writes the sequence's last blocks, and nobody the others.
+            let pages =
+                unsafe { Pages::new((&keys, &values), table, (heads.keys, head), BLOCK_TOKENS) };
+            let first_position = rows[0].position as usize;
+            attend_cached(heads, qkv, Cached { pages, head, first_position }, out, scratch);
+        }
+    }
+}
+
+/// Blocks are written without locks: no two sequences may reach a block that a row writes.
+fn assert_writes_are_private(
+    num_blocks: usize,
+    tables: &[&[u32]],
+    rows: &[Row],
+    uses: &mut Vec<u32>,
+) {
+    uses.clear();
+    uses.resize(num_blocks, 0);
+    tables.iter().for_each(|table| table.iter().for_each(|&block| uses[block as usize] += 1));
+    for row in rows {
+        let table = tables[row.sequence as usize];
+        let written = table[row.position as usize / BLOCK_TOKENS];
+        assert_eq!(uses[written as usize], 1, "block {written} is written and shared");
+    }
 }
 
 impl DecodeWorkspace {
@@ -71,19 +130,20 @@ impl DecodeWorkspace {
 impl Decoder {
     /// Adds `rows` to their sequences: writes their keys and values into the cache and returns the
     /// logits `[wanted, vocab_size]` of the rows that want them, in order. The rows of a sequence
-    /// are neighbours in ascending positions.
+    /// are neighbours in ascending positions. `tables` holds the blocks of each sequence, enough for
+    /// its last row; a block that a row writes is in no other table, which is checked.
     pub fn extend<'w>(
         &self,
         params: &[f32],
         packed: &PackedWeights,
-        cache: &mut KvCache,
+        (cache, tables): (&mut KvCache, &[&[u32]]),
         rows: &[Row],
         ws: &'w mut DecodeWorkspace,
     ) -> &'w mut [f32] {
-        let DecodeWorkspace { rope, threads, shares, logits } = ws;
+        let DecodeWorkspace { rope, threads, shares, uses, logits } = ws;
+        assert_writes_are_private(cache.num_blocks(), tables, rows, uses);
         let rope = rope.get_or_insert_with(|| self.rope());
         let longest = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
-        assert!(longest <= cache.max_len(), "positions fit the cache");
         rope.grow(longest);
         threads.resize_with(rayon::current_num_threads(), ThreadBuffers::default);
         share_rows(rows, threads.len(), shares);
@@ -91,10 +151,11 @@ impl Decoder {
         let wanted = rows.iter().filter(|row| row.wants_logits).count();
         let logits = logits.grow(wanted * vocab);
         let shared_logits = SharedMut::new(logits);
-        let shape = cache.shape;
         let shared_cache = SharedCache {
             keys: SharedMut::new(cache.keys.as_mut_slice()),
             values: SharedMut::new(cache.values.as_mut_slice()),
+            shape: cache.shape,
+            tables,
         };
         for_each(shares.len(), threads, |item, buffers| {
             let share = shares[item];
@@ -103,14 +164,7 @@ impl Decoder {
             let at = share.wanted * vocab;
             // SAFETY: each share has its own rows of the logits.
             let logits = unsafe { shared_logits.part(at..at + wanted * vocab) };
-            self.extend_share(
-                (params, packed),
-                (&shared_cache, shape),
-                rows,
-                rope,
-                buffers,
-                logits,
-            );
+            self.extend_share((params, packed), &shared_cache, rows, rope, buffers, logits);
         });
         logits
     }
@@ -118,7 +172,7 @@ impl Decoder {
     fn extend_share(
         &self,
         (params, packed): (&[f32], &PackedWeights),
-        (cache, shape): (&SharedCache<'_>, super::cache::CacheShape),
+        cache: &SharedCache<'_>,
         rows: &[Row],
         rope: &Rope,
         buffers: &mut ThreadBuffers,
@@ -145,26 +199,13 @@ impl Decoder {
                 self.attention_input(weights, x, turn, qkv, &mut buffers.scratch);
             }
             let mut first = 0;
-            for run in rows.chunk_by(|a, b| a.slot == b.slot && a.position + 1 == b.position) {
+            for run in rows.chunk_by(|a, b| a.sequence == b.sequence) {
                 let qkv = &qkv[first * heads.row()..(first + run.len()) * heads.row()];
                 let out = &mut attention[first * width..(first + run.len()) * width];
                 first += run.len();
-                for head in 0..heads.keys {
-                    let index = shape.index(layer, run[0].slot as usize, head);
-                    let keys = index * shape.key_len()..(index + 1) * shape.key_len();
-                    let values = index * shape.value_len()..(index + 1) * shape.value_len();
-                    // SAFETY: a slot's rows are all in one share.
-                    let (keys, values) =
-                        unsafe { (cache.keys.part(keys), cache.values.part(values)) };
-                    for (row, qkv) in run.iter().zip(qkv.chunks_exact(heads.row())) {
-                        let (key, value) = heads.key_value(qkv, head);
-                        store_key(key, row.position as usize, keys);
-                        store_value(value, row.position as usize, values);
-                    }
-                    let first_position = run[0].position as usize;
-                    let cached = Cached { keys, values, head, first_position };
-                    attend_cached(heads, qkv, cached, out, &mut buffers.scratch);
-                }
+                // SAFETY: the rows of a sequence are all in one share, and what they write belongs
+                // to that sequence alone.
+                unsafe { cache.attend(layer, heads, run, qkv, out, &mut buffers.scratch) };
             }
             let chunks = x.chunks_mut(CHUNK * hidden).zip(attention.chunks(CHUNK * width));
             for (x, attention) in chunks {
@@ -198,7 +239,7 @@ fn share_rows(rows: &[Row], threads: usize, shares: &mut Vec<Share>) {
     let mut wanted = 0;
     for (index, row) in rows.iter().enumerate() {
         let due = (shares.len() + 1) * rows.len() / threads;
-        if index >= due && index > share.first && rows[index - 1].slot != row.slot {
+        if index >= due && index > share.first && rows[index - 1].sequence != row.sequence {
             shares.push(Share { end: index, ..share });
             share = Share { first: index, end: index, wanted };
         }

@@ -13,7 +13,7 @@ pub mod layout;
 mod training;
 mod weights;
 
-pub use cache::KvCache;
+pub use cache::{BLOCK_TOKENS, KvCache};
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Decoder, Packed, Target, TokenScores};
 pub use extend::{DecodeWorkspace, Row};

@@ -4,10 +4,11 @@
 //! by one function ([`attend`]) for training, prefill and decoding, so its bits depend only on its
 //! own sequence. Scores are never stored: the backward recomputes them from the log-sum-exp.
 //! Keys are held as panels of sixteen positions (`[panel][head_dim][16]`), values as rows of
-//! [`padded`] floats. Left out: sliding windows, dropout and other masks.
+//! [`padded`] floats, both in pages of whole panels that may lie anywhere; where they lie changes no
+//! bit. Left out: sliding windows, dropout and other masks.
 
 use super::buffer::{Buffer, parts};
-use super::matmul::{PANEL, Start, TILE, finish, tile, with_tile_rows};
+use super::matmul::{PANEL, Start, TILE, finish, load_tile, tile, tile_onto, with_tile_rows};
 use super::parallel::{SharedMut, for_each};
 use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
 
@@ -108,6 +109,17 @@ unsafe fn times_panels<S: Simd>(
     }
 }
 
+/// How a product meets what the result holds.
+#[derive(Clone, Copy, PartialEq)]
+enum Sum {
+    /// It replaces it.
+    New,
+    /// It is added to it.
+    Add,
+    /// It goes on from it, as if this and the earlier product were one sum.
+    Continue,
+}
+
 /// `out (+)= left · right` where `right` is `depth` rows of `width` floats, whole panels.
 ///
 /// # Safety
@@ -119,10 +131,11 @@ unsafe fn times_rows<S: Simd>(
     (left, strides): (&[f32], (usize, usize)),
     rows: usize,
     (right, depth, width): (&[f32], usize, usize),
-    start: Start<'_>,
+    sum: Sum,
     out: &mut [f32],
 ) {
     debug_assert!(right.len() >= depth * width && out.len() >= rows * width);
+    let start = if sum == Sum::Add { Start::Accumulate } else { Start::Zero };
     for row in (0..rows).step_by(TILE) {
         for first in (0..width).step_by(PANEL) {
             // SAFETY: the caller's promise, for each tile of it.
@@ -131,7 +144,11 @@ unsafe fn times_rows<S: Simd>(
                 let right = right.as_ptr().add(first);
                 let target = out.as_mut_ptr().add(row * width + first);
                 with_tile_rows!(rows - row, R => {
-                    let sums = tile::<S, R>(s, depth, left, strides, right, width);
+                    let sums = match sum {
+                        Sum::Continue => load_tile::<S, R>(s, target, width),
+                        Sum::New | Sum::Add => [[s.splat(0.0); 2]; R],
+                    };
+                    let sums = tile_onto(s, sums, depth, left, strides, right, width);
                     finish(s, sums, start, target, width, PANEL);
                 });
             }
@@ -200,7 +217,7 @@ fn block_positions(rows: usize, group: usize) -> usize {
     rows.div_ceil(group)
 }
 
-/// Attention of a block of scaled queries (`[rows, dim]`) over panels of keys and rows of values;
+/// Attention of a block of scaled queries (`[rows, dim]`) over pages of keys and values;
 /// `out` is `[rows, padded(dim)]`; `lse` gets each row's log-sum-exp of scores.
 #[inline(always)]
 fn attend<S: Simd>(
@@ -208,7 +225,7 @@ fn attend<S: Simd>(
     block: Block,
     dim: usize,
     queries: &[f32],
-    (keys, values): (&[f32], &[f32]),
+    pages: Pages<'_>,
     scores: &mut [f32],
     out: &mut [f32],
     mut lse: impl FnMut(usize, f32),
@@ -217,9 +234,11 @@ fn attend<S: Simd>(
     let stride = score_stride(count);
     let scores = &mut scores[..rows * stride];
     assert!(queries.len() >= rows * dim && out.len() >= rows * width);
-    assert!(keys.len() >= count.next_multiple_of(PANEL) * dim && values.len() >= count * width);
-    // SAFETY: the assertions above cover all operands.
-    unsafe { times_panels(s, (queries, dim), rows, (keys, dim, count), (scores, stride)) };
+    for (page, first) in (0..count).step_by(pages.len).enumerate() {
+        let panels = (pages.keys(page, dim), dim, pages.len.min(count - first));
+        // SAFETY: the assertion and the page cover all operands.
+        unsafe { times_panels(s, (queries, dim), rows, panels, (&mut scores[first..], stride)) };
+    }
     let mut inverse_sums = [0.0f32; MAX_ROWS];
     for (row, scores) in scores.chunks_exact_mut(stride).enumerate() {
         let visible = block.visible(row);
@@ -228,9 +247,11 @@ fn attend<S: Simd>(
         inverse_sums[row] = 1.0 / sum;
         lse(row, max + sum.ln());
     }
-    // SAFETY: the assertions above cover all operands.
-    unsafe {
-        times_rows(s, (scores, (stride, 1)), rows, (values, count, width), Start::Zero, out);
+    for (page, first) in (0..count).step_by(pages.len).enumerate() {
+        let values = (pages.values(page, dim), pages.len.min(count - first), width);
+        let sum = if page == 0 { Sum::New } else { Sum::Continue };
+        // SAFETY: the assertion and the page cover all operands.
+        unsafe { times_rows(s, (&scores[first..], (stride, 1)), rows, values, sum, out) };
     }
     for (out, inverse) in out.chunks_exact_mut(width).zip(inverse_sums) {
         let inverse = s.splat(inverse);
@@ -247,13 +268,56 @@ const BACKWARD_ROWS: usize = 48;
 /// Most rows of a block: a block holds at least one position of a whole group.
 const MAX_ROWS: usize = 256;
 
+/// Where the keys and values of one key head of a sequence lie.
+#[derive(Clone, Copy)]
+pub struct Pages<'a> {
+    keys: &'a SharedMut<'a, f32>,
+    values: &'a SharedMut<'a, f32>,
+    table: &'a [u32],
+    heads: usize,
+    head: usize,
+    len: usize,
+}
+
+impl<'a> Pages<'a> {
+    /// Page `table[i]` holds positions `i * len` to `(i + 1) * len`, `len` being whole panels, of
+    /// `heads` heads, of which `head` is meant. `keys` holds `[page][head][len * dim]` panels, `values`
+    /// `[page][head][len]` rows of [`padded`] floats.
+    ///
+    /// # Safety
+    /// Nobody writes these pages while they are read through the result.
+    pub unsafe fn new(
+        (keys, values): (&'a SharedMut<'a, f32>, &'a SharedMut<'a, f32>),
+        table: &'a [u32],
+        (heads, head): (usize, usize),
+        len: usize,
+    ) -> Self {
+        assert!(len > 0 && len.is_multiple_of(PANEL), "pages of whole panels");
+        Self { keys, values, table, heads, head, len }
+    }
+
+    fn part(&self, of: &'a SharedMut<'a, f32>, page: usize, floats: usize) -> &'a [f32] {
+        let index = self.table[page] as usize * self.heads + self.head;
+        // SAFETY: nobody writes there, by the promise given to `new`.
+        unsafe { of.read(index * floats..(index + 1) * floats) }
+    }
+
+    /// The panels of keys of page `page`.
+    fn keys(&self, page: usize, dim: usize) -> &'a [f32] {
+        self.part(self.keys, page, self.len * dim)
+    }
+
+    /// The rows of values of page `page`.
+    fn values(&self, page: usize, dim: usize) -> &'a [f32] {
+        self.part(self.values, page, self.len * padded(dim))
+    }
+}
+
 /// Attention of consecutive positions of one sequence, from its cached keys and values.
 #[derive(Clone, Copy)]
 pub struct Cached<'a> {
-    /// Panels of one key head.
-    pub keys: &'a [f32],
-    /// Value rows of the same head.
-    pub values: &'a [f32],
+    /// Keys and values of one key head, those of the rows themselves included.
+    pub pages: Pages<'a>,
     /// Which key head.
     pub head: usize,
     /// Position of the first row.
@@ -323,7 +387,7 @@ fn sequence_forward<'q, S: Simd>(
             let source = &query_row(first + i)[start..start + group * dim];
             queries.iter_mut().zip(source).for_each(|(q, x)| *q = x * scale);
         }
-        attend(s, block, dim, queries, (cached.keys, cached.values), scores, results, |row, x| {
+        attend(s, block, dim, queries, cached.pages, scores, results, |row, x| {
             lse(first + row / group, cached.head * group + row % group, x);
         });
         for (row, result) in results.chunks_exact(width).take(block.rows()).enumerate() {
@@ -388,8 +452,8 @@ fn forward_item_generic<S: Simd>(
 ) {
     let (dim, row) = (heads.dim, heads.row());
     let rows = &qkv[start * row..(start + len) * row];
-    let [keys, values] =
-        parts(&mut scratch.sequence, [len.next_multiple_of(PANEL) * dim, len * padded(dim)]);
+    let page_len = len.next_multiple_of(PANEL);
+    let [keys, values] = parts(&mut scratch.sequence, [page_len * dim, page_len * padded(dim)]);
     for (position, row) in rows.chunks_exact(row).enumerate() {
         let (key, value) = heads.key_value(row, head);
         store_key(key, position, keys);
@@ -401,7 +465,10 @@ fn forward_item_generic<S: Simd>(
         let at = (start + position) * heads.queries + query;
         lse.part(at..at + 1)[0] = value;
     };
-    let cached = Cached { keys, values, head, first_position: 0 };
+    let (keys, values) = (SharedMut::new(keys), SharedMut::new(values));
+    // SAFETY: they are only read from here on.
+    let pages = unsafe { Pages::new((&keys, &values), &[0], (1, 0), page_len) };
+    let cached = Cached { pages, head, first_position: 0 };
     let own_out = out.offset(start * width);
     sequence_forward(
         s,
@@ -549,10 +616,10 @@ fn backward_item_generic<S: Simd>(
         // SAFETY: as above; the transposed operands are read at `key + row * stride`.
         unsafe {
             let d_score_rows = (&*d_scores, (stride, 1));
-            times_rows(s, d_score_rows, rows, (keys, count, width), Start::Zero, d_queries);
+            times_rows(s, d_score_rows, rows, (keys, count, width), Sum::New, d_queries);
             let (d_scores, p) = ((&*d_scores, (1, stride)), (&*probabilities, (1, stride)));
-            times_rows(s, d_scores, count, (queries, rows, width), Start::Accumulate, d_keys);
-            times_rows(s, p, count, (d_outs, rows, width), Start::Accumulate, d_values);
+            times_rows(s, d_scores, count, (queries, rows, width), Sum::Add, d_keys);
+            times_rows(s, p, count, (d_outs, rows, width), Sum::Add, d_values);
         }
         for (row, d_query) in d_queries.chunks_exact(width).take(rows).enumerate() {
             query_at(row).iter_mut().zip(d_query).for_each(|(q, d)| *q = d * scale);
@@ -649,20 +716,29 @@ mod tests {
         let mut scratch = [AttentionScratch::default()];
         attention(HEADS, &qkv, &[0, len], &mut out, &mut lse, &mut scratch);
         for head in 0..HEADS.keys {
-            // Room for more keys than there are, with other content.
-            let mut keys = vec![9.0; 64 * dim];
-            let mut values = vec![9.0; 64 * padded(dim)];
+            // Pages of one panel in any order, with other content before and between.
+            let (table, page) = ([4u32, 1, 3], PANEL);
+            let mut keys = vec![9.0; 5 * page * dim];
+            let mut values = vec![9.0; 5 * page * padded(dim)];
             let mut first = 0;
             for step in [1, 3, 17, 1, 15] {
                 for position in first..first + step {
                     let row = &qkv[position * row..][..row];
-                    store_key(&row[key_offset + head * dim..][..dim], position, &mut keys);
-                    store_value(&row[value_offset + head * dim..][..dim], position, &mut values);
+                    let (number, within) = (table[position / page] as usize, position % page);
+                    let key = &row[key_offset + head * dim..][..dim];
+                    store_key(key, within, &mut keys[number * page * dim..]);
+                    let value = &row[value_offset + head * dim..][..dim];
+                    store_value(value, within, &mut values[number * page * padded(dim)..]);
                 }
                 let mut part = vec![0.0; step * 48];
-                let cached = Cached { keys: &keys, values: &values, head, first_position: first };
-                let rows = &qkv[first * row..(first + step) * row];
-                attend_cached(HEADS, rows, cached, &mut part, &mut Buffer::default());
+                {
+                    let (keys, values) = (SharedMut::new(&mut keys), SharedMut::new(&mut values));
+                    // SAFETY: nobody writes them meanwhile.
+                    let pages = unsafe { Pages::new((&keys, &values), &table, (1, 0), page) };
+                    let cached = Cached { pages, head, first_position: first };
+                    let rows = &qkv[first * row..(first + step) * row];
+                    attend_cached(HEADS, rows, cached, &mut part, &mut Buffer::default());
+                }
                 let heads = head * 24..head * 24 + 24;
                 for i in 0..step {
                     let expected = &out[(first + i) * 48..][..48][heads.clone()];

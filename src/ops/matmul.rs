@@ -88,18 +88,36 @@ fn pack_columns(source: &[f32], stride: usize, first: usize, width: usize, out: 
 /// The products of `R` rows with one panel over `depth`.
 ///
 /// # Safety
-/// `left` is readable at `r * row_stride + d * depth_stride` and `right` at `d * right_stride` and
-/// the 15 floats after it, for all `r < R`, `d < depth`.
+/// As for [`tile_onto`].
 #[inline(always)]
 pub(super) unsafe fn tile<S: Simd, const R: usize>(
     s: S,
+    depth: usize,
+    left: *const f32,
+    strides: (usize, usize),
+    right: *const f32,
+    right_stride: usize,
+) -> [[S::V; 2]; R] {
+    // SAFETY: the caller's promise.
+    unsafe { tile_onto(s, [[s.splat(0.0); 2]; R], depth, left, strides, right, right_stride) }
+}
+
+/// The same, continuing the sums of a part of the depth that came before: the bits are those of one
+/// sum over both parts.
+///
+/// # Safety
+/// `left` is readable at `r * row_stride + d * depth_stride` and `right` at `d * right_stride` and
+/// the 15 floats after it, for all `r < R`, `d < depth`.
+#[inline(always)]
+pub(super) unsafe fn tile_onto<S: Simd, const R: usize>(
+    s: S,
+    mut sums: [[S::V; 2]; R],
     depth: usize,
     left: *const f32,
     (row_stride, depth_stride): (usize, usize),
     right: *const f32,
     right_stride: usize,
 ) -> [[S::V; 2]; R] {
-    let mut sums = [[s.splat(0.0); 2]; R];
     let mut left = left;
     let mut right = right;
     for _ in 0..depth {
@@ -114,6 +132,26 @@ pub(super) unsafe fn tile<S: Simd, const R: usize>(
             }
             left = left.wrapping_add(depth_stride);
             right = right.wrapping_add(right_stride);
+        }
+    }
+    sums
+}
+
+/// The sums that a whole tile of `out` holds.
+///
+/// # Safety
+/// `out` is readable at `r * stride` and the 15 floats after it for all `r < R`.
+#[inline(always)]
+pub(super) unsafe fn load_tile<S: Simd, const R: usize>(
+    s: S,
+    out: *const f32,
+    stride: usize,
+) -> [[S::V; 2]; R] {
+    let mut sums = [[s.splat(0.0); 2]; R];
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (half, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: within the row that the caller promises.
+            *sum = s.load(unsafe { &*out.add(r * stride + half * LANES).cast() });
         }
     }
     sums

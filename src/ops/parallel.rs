@@ -36,7 +36,7 @@ pub struct SharedMut<'a, T> {
 }
 
 // SAFETY: it only gives out parts that its users promise to be disjoint, as `split_at_mut` would.
-unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+unsafe impl<T: Send + Sync> Sync for SharedMut<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for SharedMut<'_, T> {}
 
@@ -57,6 +57,16 @@ impl<'a, T> SharedMut<'a, T> {
         assert!(start <= self.len, "offset within the slice");
         let first = self.start.wrapping_add(start);
         SharedMut { start: first, len: self.len - start, borrow: PhantomData }
+    }
+
+    /// The part at `range`, which others may read too.
+    ///
+    /// # Safety
+    /// Nobody has or gets it from [`Self::part`] while the result is in use.
+    pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "part within the slice");
+        // SAFETY: in bounds by the assertion, not written by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
     }
 
     /// The part at `range`.

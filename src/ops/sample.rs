@@ -1,4 +1,5 @@
-//! Draws a token from a row of logits, by temperature, top-k and top-p, from one uniform number.
+//! Draws a token from a row of logits, by temperature, top-k, top-p and min-p, from one uniform
+//! number.
 //!
 //! Contract: the token depends only on the row, the settings and `u`; its log-probability is that of
 //! softmax(logits / temperature) before any truncation (temperature 0: the first largest logit, with
@@ -17,6 +18,27 @@ pub struct Sampling {
     pub top_k: usize,
     /// Then keeps the fewest most likely of those that together hold this share; 1 keeps all.
     pub top_p: f32,
+    /// Then keeps those with at least this share of the largest probability; 0 keeps all.
+    pub min_p: f32,
+}
+
+/// Makes `seen` tokens less likely: divides their positive and multiplies their negative logits.
+pub fn penalize_repetition(logits: &mut [f32], seen: impl Iterator<Item = u32>, penalty: f32) {
+    let mut tokens: Vec<u32> = seen.collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    for token in tokens {
+        let logit = &mut logits[token as usize];
+        *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+    }
+}
+
+impl Sampling {
+    /// Natural log-probability of a token under softmax(logits / temperature), of temperature 1 at 0.
+    pub fn logp(&self, logits: &[f32], token: u32) -> f32 {
+        let temperature = if self.temperature == 0.0 { 1.0 } else { self.temperature };
+        statistics(logits, temperature).logp(logits[token as usize])
+    }
 }
 
 thread_local! {
@@ -26,16 +48,16 @@ thread_local! {
 
 /// The token that `u` in [0, 1) draws from `logits`, and its log-probability.
 pub fn sample(logits: &[f32], sampling: Sampling, u: f32) -> (u32, f32) {
-    let Sampling { temperature, top_k, top_p } = sampling;
+    let Sampling { temperature, top_k, top_p, min_p } = sampling;
     if temperature == 0.0 {
         let row = statistics(logits, 1.0);
         let token = logits.iter().position(|&x| x == row.max).unwrap_or(0);
         return (token as u32, row.logp(logits[token]));
     }
     let row = statistics(logits, temperature);
-    let token = if (top_k > 0 && top_k < logits.len()) || top_p < 1.0 {
+    let token = if (top_k > 0 && top_k < logits.len()) || top_p < 1.0 || min_p > 0.0 {
         let top_k = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
-        ORDER.with_borrow_mut(|order| draw_truncated(logits, row, (top_k, top_p), u, order))
+        ORDER.with_borrow_mut(|order| draw_truncated(logits, row, (top_k, top_p, min_p), u, order))
     } else {
         draw(logits, row, u)
     };
@@ -71,11 +93,11 @@ fn draw_generic<S: Simd>(s: S, logits: &[f32], row: Statistics, u: f32) -> u32 {
     logits.iter().position(|&x| x == row.max).unwrap_or(0) as u32
 }
 
-/// The same over the tokens that survive top-k and top-p, most likely first.
+/// The same over the tokens that survive top-k, top-p and min-p, most likely first.
 fn draw_truncated(
     logits: &[f32],
     row: Statistics,
-    (top_k, top_p): (usize, f32),
+    (top_k, top_p, min_p): (usize, f32, f32),
     u: f32,
     order: &mut Vec<u32>,
 ) -> u32 {
@@ -92,7 +114,10 @@ fn draw_truncated(
     let total: f32 = order.iter().map(|&token| weight(token)).sum();
     let mut kept = 0.0;
     let mut count = 0;
-    while count < order.len() && (count == 0 || kept < top_p * total) {
+    // The largest weight is 1.
+    while count < order.len()
+        && (count == 0 || (kept < top_p * total && weight(order[count]) >= min_p))
+    {
         kept += weight(order[count]);
         count += 1;
     }
@@ -112,7 +137,7 @@ mod tests {
     use super::*;
     use crate::base::rng;
 
-    const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+    const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
     fn frequencies(logits: &[f32], sampling: Sampling) -> Vec<f64> {
         let mut counts = vec![0.0; logits.len()];
@@ -151,8 +176,18 @@ mod tests {
         assert!(
             nucleus[1] > 0.0 && nucleus[3] > 0.0 && nucleus[0] + nucleus[2] + nucleus[4] == 0.0
         );
+        // exp(2 - 3) is 0.37 of the largest weight, exp(1 - 3) is 0.14.
+        let likely = frequencies(&logits, Sampling { min_p: 0.2, ..PLAIN });
+        assert!(likely[0] + likely[2] + likely[4] == 0.0 && likely[1] > 0.2 && likely[3] > 0.6);
         let narrow = Sampling { top_k: 2, top_p: 0.5, ..PLAIN };
         assert_eq!(sample(&logits, narrow, 0.99), (3, statistics(&logits, 1.0).logp(3.0)));
+    }
+
+    #[test]
+    fn a_penalty_makes_seen_tokens_less_likely_once_whatever_their_sign() {
+        let mut logits = [2.0, -2.0, 3.0, 0.0];
+        penalize_repetition(&mut logits, [1, 0, 1, 3].into_iter(), 2.0);
+        assert_eq!(logits, [1.0, -4.0, 3.0, 0.0]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use super::trainer::Trainer;
 use super::{grpo, sft};
 use crate::data::pack::{Cursor, Loader};
-use crate::engine::{Engine, EngineConfig, Request, SamplingParams};
+use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
 use anyhow::Result;
 use std::time::Instant;
 
@@ -52,18 +52,8 @@ pub fn estimate(sft: &sft::Config, grpo: &grpo::Config, num_scored: usize) -> Re
 fn generation_rate(trainer: &Trainer, prompts: Vec<Vec<u32>>) -> Result<f64> {
     let max_new_tokens = 48;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
-    let config = EngineConfig {
-        max_sequences: 64,
-        max_length: longest + max_new_tokens,
-        prefill_tokens: 256,
-    };
-    let sampling = SamplingParams {
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        max_new_tokens,
-        stop_ids: Vec::new(),
-    };
+    let config = EngineConfig::roomy(64, longest + max_new_tokens);
+    let sampling = SamplingParams { max_new_tokens, ..SamplingParams::default() };
     let requests: Vec<Request> = prompts
         .into_iter()
         .enumerate()
@@ -74,7 +64,7 @@ fn generation_rate(trainer: &Trainer, prompts: Vec<Vec<u32>>) -> Result<f64> {
     let stats = Engine::new(&model.decoder, &model.params, config).generate(
         &requests,
         &sampling,
-        |_, _, _| {},
+        &mut |_: usize, _: usize, _: Rollout| {},
     )?;
     Ok(stats.generated_tokens as f64 / started.elapsed().as_secs_f64())
 }

@@ -1,0 +1,188 @@
+//! A prompt being read and a rollout being sampled: what is cached of each, and its next rows.
+
+use super::blocks::{Block, BlockPool};
+use super::{FinishReason, Request, Rollout, SamplingParams};
+use crate::base::rng;
+use crate::model::{BLOCK_TOKENS, KvCache, Row};
+use crate::ops::sample::{Sampling, penalize_repetition, sample};
+use std::ops::Range;
+
+/// The blocks of a sequence, in the order of positions.
+#[derive(Default)]
+pub(super) struct BlockTable {
+    blocks: Vec<Block>,
+    numbers: Vec<u32>,
+}
+
+impl BlockTable {
+    pub(super) fn push(&mut self, block: Block) {
+        self.numbers.push(block.number());
+        self.blocks.push(block);
+    }
+
+    /// The blocks as the decoder reads them.
+    pub(super) fn numbers(&self) -> &[u32] {
+        &self.numbers
+    }
+
+    pub(super) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Positions that fit.
+    pub(super) fn capacity(&self) -> usize {
+        self.blocks.len() * BLOCK_TOKENS
+    }
+
+    /// A table that shares the full blocks of the first `len` positions and has, where one is needed,
+    /// `rest` for a copy of those that do not fill a block.
+    fn fork(&self, len: usize, rest: Option<Block>) -> Self {
+        let mut table = Self::default();
+        self.blocks[..len / BLOCK_TOKENS].iter().cloned().for_each(|block| table.push(block));
+        rest.into_iter().for_each(|block| table.push(block));
+        table
+    }
+}
+
+impl From<Vec<Block>> for BlockTable {
+    fn from(blocks: Vec<Block>) -> Self {
+        Self { numbers: blocks.iter().map(Block::number).collect(), blocks }
+    }
+}
+
+/// A prompt being read, or read and waiting for places to start its samples.
+pub(super) struct Prompt {
+    pub(super) request: usize,
+    pub(super) table: BlockTable,
+    /// Positions in the cache.
+    pub(super) num_cached: usize,
+    /// Logits after the last token; empty until the prompt is read.
+    pub(super) logits: Vec<f32>,
+    /// Samples that have left.
+    pub(super) num_started: usize,
+}
+
+impl Prompt {
+    /// A prompt of which `num_started` samples were started before; begins with the blocks of a
+    /// prompt that began alike.
+    pub(super) fn new(request: usize, num_started: usize, known: Vec<Block>) -> Self {
+        let table = BlockTable::from(known);
+        let num_cached = table.capacity();
+        Self { request, table, num_cached, logits: Vec::new(), num_started }
+    }
+
+    /// The next sample, in blocks of its own from where it will differ; `None` without a free block.
+    /// The last sample takes the prompt's blocks over.
+    pub(super) fn start(
+        &mut self,
+        request: &Request,
+        pool: &mut BlockPool,
+        cache: &mut KvCache,
+    ) -> Option<Sequence> {
+        let len = request.prompt.len();
+        let is_last = self.num_started + 1 == request.num_samples;
+        let table = if is_last {
+            std::mem::take(&mut self.table)
+        } else if len.is_multiple_of(BLOCK_TOKENS) {
+            self.table.fork(len, None)
+        } else {
+            let rest = pool.take()?;
+            cache.copy_block(self.table.numbers[len / BLOCK_TOKENS], rest.number());
+            self.table.fork(len, Some(rest))
+        };
+        let sample = self.num_started;
+        self.num_started += 1;
+        Some(Sequence {
+            request: self.request,
+            sample,
+            table,
+            num_cached: len,
+            draft: Draft::new(rng::key(request.key, &[sample as u64])),
+        })
+    }
+}
+
+/// A rollout in the making: all of a sequence that sampling needs.
+pub(super) struct Draft {
+    key: u64,
+    pub(super) rollout: Rollout,
+    /// The last token has not been looked at yet.
+    pub(super) has_new_token: bool,
+}
+
+impl Draft {
+    fn new(key: u64) -> Self {
+        let finish_reason = FinishReason::Length;
+        let rollout = Rollout { tokens: Vec::new(), logprobs: Vec::new(), finish_reason };
+        Self { key, rollout, has_new_token: false }
+    }
+
+    /// Draws the next token from `logits`.
+    pub(super) fn advance(&mut self, prompt: &[u32], logits: &[f32], params: &SamplingParams) {
+        let uniform = rng::uniform(self.key, self.rollout.tokens.len() as u64);
+        let distribution = Sampling {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+        };
+        let (token, logprob) = if params.repetition_penalty == 1.0 {
+            sample(logits, distribution, uniform)
+        } else {
+            let mut penalized = logits.to_vec();
+            let seen = prompt.iter().chain(&self.rollout.tokens).copied();
+            penalize_repetition(&mut penalized, seen, params.repetition_penalty);
+            let (token, _) = sample(&penalized, distribution, uniform);
+            (token, distribution.logp(logits, token))
+        };
+        self.rollout.tokens.push(token);
+        self.rollout.logprobs.push(logprob);
+        self.has_new_token = true;
+        if params.stop_ids.contains(&token) {
+            self.rollout.finish_reason = FinishReason::Stop;
+        }
+    }
+}
+
+/// A sequence that has sampled at least one token.
+pub(super) struct Sequence {
+    pub(super) request: usize,
+    pub(super) sample: usize,
+    pub(super) table: BlockTable,
+    /// Positions in the cache; one less than there are tokens, unless it was preempted.
+    pub(super) num_cached: usize,
+    pub(super) draft: Draft,
+}
+
+impl Sequence {
+    /// Gives its blocks back; what it has sampled stays.
+    pub(super) fn preempt(&mut self) {
+        self.table = BlockTable::default();
+        self.num_cached = 0;
+    }
+
+    /// Tokens of the prompt and of the rollout.
+    pub(super) fn len(&self, request: &Request) -> usize {
+        request.prompt.len() + self.draft.rollout.tokens.len()
+    }
+
+    /// Rows for `positions`, the last of which wants logits if it is the last of all.
+    pub(super) fn rows<'a>(
+        &'a self,
+        request: &'a Request,
+        sequence: usize,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = Row> + 'a {
+        let len = self.len(request);
+        let prompt = &request.prompt;
+        positions.map(move |position| Row {
+            token: prompt
+                .get(position)
+                .copied()
+                .unwrap_or_else(|| self.draft.rollout.tokens[position - prompt.len()]),
+            sequence: sequence as u32,
+            position: position as u32,
+            wants_logits: position + 1 == len,
+        })
+    }
+}
