@@ -4,8 +4,8 @@
 
 use super::print;
 use crate::base::error::usage;
-use crate::base::interrupt;
-use crate::checkpoint::LanguageModel;
+use crate::base::{interrupt, memory};
+use crate::checkpoint::InferenceModel;
 use crate::data::jsonl;
 use crate::data::sample::Sample;
 use crate::engine::{
@@ -19,8 +19,8 @@ use std::path::PathBuf;
 /// Arguments of `train generate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
+    /// A model directory in Hugging Face layout, or the name of a model on the Hub
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Raw text to continue, without a chat template
     #[arg(
@@ -81,9 +81,8 @@ struct Line {
 pub fn run(args: Args) -> Result<()> {
     check(&args)?;
     interrupt::install()?;
-    let model = LanguageModel::open(&args.model)?;
-    let prompts = prompts(&args, &model)?;
-    let requests: Vec<Request> = prompts
+    let model = InferenceModel::open(&args.model)?;
+    let requests: Vec<Request> = prompts(&args, &model)?
         .into_iter()
         .enumerate()
         .map(|(i, prompt)| Request {
@@ -92,9 +91,7 @@ pub fn run(args: Args) -> Result<()> {
             key: crate::base::rng::key(args.seed, &[i as u64]),
         })
         .collect();
-    let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
-    let max_sequences = (requests.len() * args.num_samples).clamp(1, 64);
-    let config = EngineConfig::roomy(max_sequences, longest + args.max_new_tokens);
+    let config = engine_config(&args, &model, &requests)?;
     let sampling = SamplingParams {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -103,9 +100,10 @@ pub fn run(args: Args) -> Result<()> {
         repetition_penalty: args.repetition_penalty,
         max_new_tokens: args.max_new_tokens,
         stop_ids: model.stop_ids(),
+        vocab_size: model.tokenizer.vocab_size(),
     };
     let mut watch = Watch::new(&model.tokenizer, &args);
-    Engine::new(&model.decoder, &model.params, config)
+    Engine::with_weights(&model.decoder, model.weights, config)
         .generate(&requests, &sampling, &mut watch)?;
     watch.into_result()
 }
@@ -206,7 +204,14 @@ impl Observer for Watch<'_> {
 /// Refuses settings under which no distribution would be left, or no response could be streamed.
 fn check(args: &Args) -> Result<()> {
     let checks = [
-        (args.temperature >= 0.0, "--temperature must be 0 or more"),
+        (
+            args.temperature >= 0.0 && args.temperature.is_finite(),
+            "--temperature must be 0 or more",
+        ),
+        (
+            args.num_samples > 0 && args.max_new_tokens > 0,
+            "-n and --max-new-tokens must be at least 1",
+        ),
         (args.top_p > 0.0 && args.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
         ((0.0..=1.0).contains(&args.min_p), "--min-p must be from 0 to 1"),
         (args.repetition_penalty > 0.0, "--repetition-penalty must be above 0"),
@@ -219,7 +224,36 @@ fn check(args: &Args) -> Result<()> {
     }
 }
 
-fn prompts(args: &Args, model: &LanguageModel) -> Result<Vec<Vec<u32>>> {
+/// Sizes that hold every request; refuses lengths that the model or the memory does not reach.
+fn engine_config(
+    args: &Args,
+    model: &InferenceModel,
+    requests: &[Request],
+) -> Result<EngineConfig> {
+    let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
+    let limit = model.decoder.config().max_position_embeddings;
+    if args.max_new_tokens > limit.saturating_sub(longest) {
+        return Err(usage(format!(
+            "--max-new-tokens {}: the longest prompt has {longest} tokens and the model has {limit} \
+             positions (max_position_embeddings), so at most {} fit",
+            args.max_new_tokens,
+            limit.saturating_sub(longest)
+        )));
+    }
+    let max_sequences = requests.len().saturating_mul(args.num_samples).clamp(1, 64);
+    let config = EngineConfig::roomy(max_sequences, longest + args.max_new_tokens);
+    memory::check(
+        config.cache_bytes(model.decoder.config()),
+        &format!(
+            "the key-value cache of {} sequences of {} tokens",
+            config.max_sequences, config.max_length
+        ),
+        "lower --max-new-tokens or --num-samples",
+    )?;
+    Ok(config)
+}
+
+fn prompts(args: &Args, model: &InferenceModel) -> Result<Vec<Vec<u32>>> {
     let tokenizer = &model.tokenizer;
     match (&args.prompt, &args.messages) {
         (Some(text), _) => Ok(vec![tokenizer.encode_with_special_tokens(text)?]),

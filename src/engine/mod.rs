@@ -12,7 +12,9 @@
 mod blocks;
 mod request;
 mod scheduler;
+mod scorer;
 mod sequence;
 
 pub use request::{FinishReason, Next, Observer, Request, Rollout, SamplingParams};
 pub use scheduler::{Engine, EngineConfig, Stats};
+pub use scorer::Scorer;

@@ -20,6 +20,8 @@ pub struct SamplingParams {
     pub max_new_tokens: usize,
     /// A rollout ends with one of these tokens, which it includes.
     pub stop_ids: Vec<u32>,
+    /// Only tokens below this are drawn: the tokenizer's; the model's embedding may have more rows.
+    pub vocab_size: usize,
 }
 
 impl Default for SamplingParams {
@@ -33,6 +35,7 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             max_new_tokens: usize::MAX,
             stop_ids: Vec::new(),
+            vocab_size: usize::MAX,
         }
     }
 }
@@ -67,7 +70,8 @@ pub struct Rollout {
     /// New tokens, the stop token included.
     pub tokens: Vec<u32>,
     /// Natural log-probability of each new token under softmax(logits / temperature), before any
-    /// truncation and penalty; at temperature 0 that of temperature 1.
+    /// truncation and penalty and over all rows of the model, padding rows among them, as training
+    /// computes it; at temperature 0 that of temperature 1.
     pub logprobs: Vec<f32>,
     /// Why it ended.
     pub finish_reason: FinishReason,

@@ -10,7 +10,7 @@ use super::sequence::{Prompt, Sequence};
 use super::{FinishReason, Next, Observer, Request, SamplingParams};
 use crate::base::error::{Interrupted, usage};
 use crate::base::interrupt;
-use crate::model::{DecodeWorkspace, Decoder, KvCache, PackedWeights, Row};
+use crate::model::{DecodeWorkspace, Decoder, KvCache, ModelConfig, Row, Weights};
 use anyhow::Result;
 use rayon::prelude::*;
 use std::collections::VecDeque;
@@ -34,6 +34,11 @@ impl EngineConfig {
         let most = max_sequences + max_prompts(max_sequences);
         let cache_blocks = most * KvCache::blocks_for(max_length) + 1;
         Self { max_sequences, max_length, prefill_tokens: 256, cache_blocks }
+    }
+
+    /// Bytes of the key-value cache for a model of this shape.
+    pub fn cache_bytes(&self, model: &ModelConfig) -> u64 {
+        KvCache::bytes_for(model, self.cache_blocks)
     }
 
     /// The same with a cache of at most `cache_tokens` positions.
@@ -67,11 +72,10 @@ pub struct Stats {
     pub preemptions: usize,
 }
 
-/// Generates with borrowed weights; lives as long as they stay unchanged.
+/// Generates with a trainer's weights, which must not change while it lives, or with its own.
 pub struct Engine<'m> {
     decoder: &'m Decoder,
-    params: &'m [f32],
-    weights: PackedWeights,
+    weights: Weights<'m>,
     cache: KvCache,
     pool: BlockPool,
     workspace: DecodeWorkspace,
@@ -100,15 +104,19 @@ enum Wanted {
 }
 
 impl<'m> Engine<'m> {
-    /// Allocates the cache for `config` and lays the weights out for decoding.
+    /// An engine that reads a trainer's parameters: lays them out for decoding.
     pub fn new(decoder: &'m Decoder, params: &'m [f32], config: EngineConfig) -> Self {
+        Self::with_weights(decoder, decoder.pack(params), config)
+    }
+
+    /// An engine with weights that are laid out already; allocates the cache for `config`.
+    pub fn with_weights(decoder: &'m Decoder, weights: Weights<'m>, config: EngineConfig) -> Self {
         Self {
-            weights: decoder.pack(params),
+            weights,
             cache: KvCache::new(decoder.config(), config.cache_blocks),
             pool: BlockPool::new(config.cache_blocks),
             workspace: DecodeWorkspace::new(),
             decoder,
-            params,
             config,
         }
     }
@@ -156,6 +164,7 @@ impl<'m> Engine<'m> {
 
     fn refuse_endless(&self, requests: &[Request], sampling: &SamplingParams) -> Result<()> {
         let EngineConfig { max_sequences, max_length, prefill_tokens, cache_blocks } = self.config;
+        self.decoder.config().check_length(max_length)?;
         let sizes = [
             ("max_sequences", max_sequences),
             ("prefill_tokens", prefill_tokens),
@@ -233,7 +242,6 @@ impl<'m> Engine<'m> {
         let of_prompts = work.prompts.iter().map(|prompt| prompt.table.numbers());
         let tables: Vec<&[u32]> = of_running.chain(of_prompts).collect();
         let logits = self.decoder.extend(
-            self.params,
             &self.weights,
             (&mut self.cache, &tables),
             &rows,

@@ -127,12 +127,12 @@ impl Draft {
             min_p: params.min_p,
         };
         let (token, logprob) = if params.repetition_penalty == 1.0 {
-            sample(logits, distribution, uniform)
+            sample(logits, params.vocab_size, distribution, uniform)
         } else {
             let mut penalized = logits.to_vec();
             let seen = prompt.iter().chain(&self.rollout.tokens).copied();
             penalize_repetition(&mut penalized, seen, params.repetition_penalty);
-            let (token, _) = sample(&penalized, distribution, uniform);
+            let (token, _) = sample(&penalized, params.vocab_size, distribution, uniform);
             (token, distribution.logp(logits, token))
         };
         self.rollout.tokens.push(token);

@@ -164,6 +164,7 @@ fn generate(
         temperature: settings.temperature,
         max_new_tokens: settings.max_new_tokens,
         stop_ids: model.stop_ids(),
+        vocab_size: model.tokenizer.vocab_size(),
         ..SamplingParams::default()
     };
     let mut rollouts: Vec<Vec<Option<Rollout>>> =

@@ -79,10 +79,10 @@ impl KvCache {
     }
 
     /// Bytes of a cache of `num_blocks` blocks.
-    pub fn bytes(config: &ModelConfig, num_blocks: usize) -> usize {
-        let shape = CacheShape::new(config, num_blocks);
-        let (keys, values) = shape.layer_lens();
-        shape.layers * (keys + values) * size_of::<f32>()
+    pub fn bytes_for(config: &ModelConfig, num_blocks: usize) -> u64 {
+        let (keys, values) = CacheShape::new(config, 1).layer_lens();
+        let block = config.num_layers * (keys + values) * size_of::<f32>();
+        (num_blocks as u64).saturating_mul(block as u64)
     }
 
     /// Copies one block to another, so that a sequence may go on from a part of a shared block.

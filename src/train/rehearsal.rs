@@ -53,14 +53,18 @@ fn generation_rate(trainer: &Trainer, prompts: Vec<Vec<u32>>) -> Result<f64> {
     let max_new_tokens = 48;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
     let config = EngineConfig::roomy(64, longest + max_new_tokens);
-    let sampling = SamplingParams { max_new_tokens, ..SamplingParams::default() };
+    let model = &trainer.model;
+    let sampling = SamplingParams {
+        max_new_tokens,
+        vocab_size: model.tokenizer.vocab_size(),
+        ..SamplingParams::default()
+    };
     let requests: Vec<Request> = prompts
         .into_iter()
         .enumerate()
         .map(|(i, prompt)| Request { prompt, num_samples: 8, key: i as u64 })
         .collect();
     let started = Instant::now();
-    let model = &trainer.model;
     let stats = Engine::new(&model.decoder, &model.params, config).generate(
         &requests,
         &sampling,
