@@ -176,29 +176,10 @@ impl Tensors {
         })?;
         Ok(tensors.tensors())
     }
-
-    /// The named tensor, which must be f32 and as long as `out`.
-    pub(super) fn copy_flat(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        let views = self.views()?;
-        let place = self.path.display();
-        let (_, view) = views
-            .iter()
-            .find(|(n, _)| n == name)
-            .ok_or_else(|| usage(format!("{place}: tensor {name} is missing")))?;
-        if view.dtype() != Dtype::F32 || view.shape() != [out.len()] {
-            return Err(usage(format!(
-                "{place}: tensor {name} is {:?} {:?}, but this run needs F32 [{}]",
-                view.dtype(),
-                view.shape(),
-                out.len()
-            )));
-        }
-        convert(view, out).map_err(|e| usage(format!("{place}: {name}: {e}")))
-    }
 }
 
 /// Writes f32 tensors and flushes them to disk.
-pub(super) fn write_tensors<'a>(
+fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])>,
 ) -> Result<()> {

@@ -9,6 +9,9 @@ use crate::base::rng;
 use rayon::prelude::*;
 use std::ops::Range;
 
+/// The table of token embeddings.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
 /// One tensor of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -24,6 +27,11 @@ impl TensorSpec {
     /// Whether weight decay applies: to matrices, not to norms and biases.
     pub fn decays(&self) -> bool {
         self.shape.len() > 1
+    }
+
+    /// Whether this is the table of token embeddings.
+    pub fn is_embedding(&self) -> bool {
+        self.name == EMBEDDING
     }
 }
 
@@ -74,10 +82,10 @@ impl Layout {
         self.get(name).is_some_and(TensorSpec::decays)
     }
 
-    /// The elements that weight decay applies to: ascending, disjoint ranges.
-    pub fn decay_ranges(&self) -> Vec<Range<usize>> {
+    /// The elements of the tensors that are wanted: ascending, disjoint ranges.
+    pub fn ranges(&self, is_wanted: impl Fn(&TensorSpec) -> bool) -> Vec<Range<usize>> {
         let mut ranges: Vec<Range<usize>> = Vec::new();
-        for tensor in self.tensors.iter().filter(|tensor| tensor.decays()) {
+        for tensor in self.tensors.iter().filter(|tensor| is_wanted(tensor)) {
             match ranges.last_mut() {
                 Some(last) if last.end == tensor.range.start => last.end = tensor.range.end,
                 _ => ranges.push(tensor.range.clone()),
@@ -123,7 +131,7 @@ impl Builder {
         let keys = config.num_kv_heads * config.head_dim;
         let inner = config.intermediate_size;
         let vocab = [config.vocab_size, hidden];
-        let embedding = builder.add("model.embed_tokens.weight".into(), &vocab);
+        let embedding = builder.add(EMBEDDING.into(), &vocab);
         let layers = (0..config.num_layers)
             .map(|layer| {
                 let name = |tensor: &str| format!("model.layers.{layer}.{tensor}");
@@ -234,7 +242,8 @@ mod tests {
         );
         assert!(!layout.decays("model.norm.weight"));
         assert!(!layout.decays("model.layers.0.self_attn.q_proj.bias"));
-        let decayed: usize = layout.decay_ranges().iter().map(ExactSizeIterator::len).sum();
+        let decayed: usize =
+            layout.ranges(TensorSpec::decays).iter().map(ExactSizeIterator::len).sum();
         let expected: usize =
             layout.tensors.iter().filter(|t| layout.decays(&t.name)).map(|t| t.range.len()).sum();
         assert_eq!(decayed, expected);

@@ -84,6 +84,11 @@ impl PackedWeights {
         });
     }
 
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.buffer.bytes()
+    }
+
     /// The panels of one matrix.
     pub(super) fn panels(&self, matrix: Matrix) -> Panels<'_> {
         let index = match matrix {

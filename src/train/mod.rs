@@ -1,12 +1,15 @@
 //! The loops, and what they share: where a model comes from and what is kept of it.
 
 pub mod environment;
+pub mod flops;
 pub mod grpo;
 pub mod metrics;
 pub mod plan;
+mod rank;
 pub mod rehearsal;
 pub mod run;
 pub mod samples;
+pub mod settings;
 pub mod sft;
 pub mod tensorboard;
 pub mod trainer;
@@ -16,6 +19,8 @@ use crate::checkpoint::LanguageModel;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+pub use rank::{Chunk, MicroBatch};
 
 /// What a run starts from: a model directory, or random weights of a given shape.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -11,7 +11,8 @@
 //!
 //! Contract: two processes never work in one run directory, and nothing is replaced unless the user
 //! says so. A directory in which a run stopped before its first step counts as unused. Resuming
-//! requires the same configuration: other settings are another run.
+//! requires the same configuration: other settings are another run. Only how the work is laid out
+//! may change ([`LAYOUT`]), as long as the global batch stays.
 
 use super::environment::Environment;
 use super::metrics;
@@ -27,6 +28,16 @@ use std::path::{Path, PathBuf};
 
 const LOCK: &str = "run.lock";
 const CONFIG: &str = "config.toml";
+
+/// Settings that say how a step is computed, but not what: a resumed run may change them.
+const LAYOUT: [&str; 6] = [
+    "train.ranks",
+    "train.gradient_accumulation",
+    "train.micro_batch_size",
+    "train.recompute",
+    "train.peak_tflops",
+    "plan.gpu_memory_gb",
+];
 
 /// What to do with a run that is already in the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,14 +283,22 @@ fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
         toml::from_str::<toml::Table>(text)
             .map_err(|e| usage(format!("{} is damaged: {}", path.display(), e.message())))
     };
-    let changed: Vec<String> =
-        config::differences(&[parse(&read_text(path)?)?, parse(config_toml)?])
-            .into_iter()
-            .map(|(key, values)| {
-                let [before, now] = [0, 1].map(|i| values[i].as_deref().unwrap_or("unset"));
-                format!("{key} was {before}, is {now}")
-            })
-            .collect();
+    let tables = [parse(&read_text(path)?)?, parse(config_toml)?];
+    let [before, now] = tables.each_ref().map(global_batch);
+    let mut changed: Vec<String> = config::differences(&tables)
+        .into_iter()
+        .filter(|(key, _)| !LAYOUT.contains(&key.as_str()))
+        .map(|(key, values)| {
+            let [before, now] = [0, 1].map(|i| values[i].as_deref().unwrap_or("unset"));
+            format!("{key} was {before}, is {now}")
+        })
+        .collect();
+    if before != now {
+        changed.push(format!(
+            "train.ranks x train.gradient_accumulation x train.micro_batch_size was {before} rows \
+             a step, is {now}"
+        ));
+    }
     if changed.is_empty() {
         return Ok(());
     }
@@ -288,6 +307,15 @@ fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
         path.display(),
         changed.join("; ")
     )))
+}
+
+/// Rows of all ranks in one step; what a table does not give counts as 1.
+fn global_batch(table: &toml::Table) -> i64 {
+    let size = |key| table.get("train")?.get(key)?.as_integer();
+    ["ranks", "gradient_accumulation", "micro_batch_size"]
+        .map(|key| size(key).unwrap_or(1))
+        .iter()
+        .product()
 }
 
 #[cfg(test)]
@@ -365,6 +393,21 @@ mod tests {
         let path = used(dir.path());
         let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
         assert!(text.contains("seed was 1, is 2"), "{text}");
+    }
+
+    #[test]
+    fn resuming_may_lay_out_the_same_global_batch_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let config = |ranks: u32, rows: u32| {
+            format!("[train]\nranks = {ranks}\ngradient_accumulation = {rows}\n")
+        };
+        let run = RunDir::create(&path, &config(8, 2), Existing::Refuse).unwrap();
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+        drop(run);
+        RunDir::create(&path, &config(4, 4), Existing::Resume).unwrap();
+        let text = refusal(RunDir::create(&path, &config(4, 2), Existing::Resume));
+        assert!(text.contains("was 16 rows a step, is 8"), "{text}");
     }
 
     #[test]
