@@ -393,7 +393,7 @@ fn fine_tuning_killed_at_twenty_random_moments_resumes_to_the_same_bits() {
         let words = format!("sft --config @sft.toml --out @run --set checkpoint.every=1 {resume}");
         let log = run.join(format!("logs/attempt-{}.log", life + 1));
         // Every other one while a checkpoint is being written, after a few steps.
-        let steps = rows(&run).len() as u64 + u64::from(life % 3);
+        let steps = rows(&run).len() as u64 + life % 3;
         let is_reached = || match life % 2 {
             0 => log.exists() || run.join("logs/attempt-1.log").exists(),
             _ => rows(&run).len() as u64 >= steps && is_saving(),

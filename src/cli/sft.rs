@@ -2,7 +2,7 @@
 
 use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
-use crate::train::environment::memory_bytes;
+use crate::train::environment::{memory_bytes, peak_resident_bytes, resident_bytes};
 use crate::train::{plan, sft};
 use anyhow::Result;
 
@@ -24,6 +24,13 @@ pub fn run(args: Args) -> Result<()> {
     }
     launch(&args.config, &resolved, &plan, "runs/sft", |run| {
         run.write_environment(&command_line(), &())?;
-        sft::train(config, run, "sft")
+        let before = resident_bytes();
+        let model_dir = sft::train(config, run, "sft")?;
+        if let (Some(before), Some(peak)) = (before, peak_resident_bytes()) {
+            let [planned, taken] = [plan.total_bytes() as u64, peak.saturating_sub(before)];
+            let [planned, taken] = [planned, taken].map(|bytes| bytes as f64 / 1e9);
+            tracing::info!("memory: planned {planned:.3} GB, taken {taken:.3} GB at most");
+        }
+        Ok(model_dir)
     })
 }

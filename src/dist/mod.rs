@@ -9,12 +9,11 @@
 mod shards;
 mod threads;
 
-pub use shards::{Shards, piece};
-pub use threads::Threads;
-
 use anyhow::{Result, anyhow};
+pub use shards::{Shards, piece};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use threads::Threads;
 
 /// What a rank can do together with the others.
 pub trait Comm: Send {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// One rank's end of a group of threads.
-pub struct Threads {
+pub(super) struct Threads {
     rank: usize,
     group: Arc<Group>,
 }
@@ -38,7 +38,7 @@ struct Meeting {
 
 impl Threads {
     /// The ends of a group of `size` ranks, by rank.
-    pub fn group(size: usize) -> Vec<Self> {
+    pub(super) fn group(size: usize) -> Vec<Self> {
         let group = Arc::new(Group {
             brought: (0..size).map(|_| RwLock::default()).collect(),
             meeting: Mutex::default(),
@@ -116,7 +116,10 @@ impl Comm for Threads {
         let (len, size) = (bucket.len(), self.size());
         let own = bucket[piece(len, size, self.rank)].to_vec();
         self.exchange(
-            |brought| brought.bucket = own,
+            |brought| {
+                brought.bucket.clear();
+                brought.bucket.extend_from_slice(&own);
+            },
             |rank, brought| bucket[piece(len, size, rank)].copy_from_slice(&brought.bucket),
         )
     }

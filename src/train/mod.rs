@@ -73,6 +73,9 @@ pub struct CheckpointConfig {
     /// Older ones are removed beyond this many; none given keeps all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_last: Option<usize>,
+    /// Those at multiples of this many steps are kept beside them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
 }
 
 impl CheckpointConfig {
@@ -111,7 +114,7 @@ fn save_checkpoint<S: Serialize>(
     let checkpoints = run.checkpoints();
     trainer.save(&checkpoints.step_dir(trainer.step), state)?;
     match config.keep_last {
-        Some(keep_last) => checkpoints.retain(keep_last, None),
+        Some(keep_last) => checkpoints.retain(keep_last, config.keep_every),
         None => Ok(()),
     }
 }

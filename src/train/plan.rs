@@ -35,6 +35,8 @@ pub struct Plan {
     pub device: Device,
     /// The buffers of all CPU ranks together, or of one GPU.
     pub buffers: Vec<PlannedBuffer>,
+    /// Bytes of all buffers with each way of recomputing, where activations are planned.
+    pub by_recompute: Vec<(Recompute, usize)>,
     /// Updates.
     pub total_steps: u64,
     /// Most tokens in one update.
@@ -93,6 +95,10 @@ impl Plan {
             device,
             ranks: train.ranks,
             buffers: buffers(&decoder, train, device),
+            by_recompute: [Recompute::None, Recompute::Selective, Recompute::Layer]
+                .map(|recompute| TrainConfig { recompute, ..train.clone() })
+                .map(|train| (train.recompute, bytes_of(&decoder, &train, device)))
+                .to_vec(),
             total_steps: train.total_steps,
             max_tokens_per_step: train.seq_len * train.rows_per_step(),
             estimated_secs: estimated_secs(&decoder, train, device),
@@ -131,6 +137,7 @@ impl Plan {
             ranks: 1,
             device: Device::Cpu,
             buffers: state(num_parameters, 1),
+            by_recompute: Vec::new(),
             total_steps: 0,
             max_tokens_per_step: 0,
             rollouts_per_step: 0,
@@ -162,28 +169,29 @@ impl Plan {
     /// What would make a run on GPUs fit that does not: the first of a few changes that does.
     fn advice(&self, decoder: &Decoder, train: &TrainConfig) -> Option<String> {
         let Device::Gpu { memory_bytes } = self.device else { return None };
-        let needs = |train: &TrainConfig| {
-            let buffers = buffers(decoder, train, self.device);
-            buffers.iter().map(|buffer| buffer.bytes as f64).sum::<f64>()
-        };
+        let needs = |train: &TrainConfig| bytes_of(decoder, train, self.device) as f64;
         if needs(train) <= memory_bytes {
             return None;
         }
+        let ranks = 8.max(2 * train.ranks);
         let small = TrainConfig { micro_batch_size: 1, ..train.clone() };
-        let with = |recompute| TrainConfig { recompute, ..small.clone() };
-        let layer = with(Recompute::Layer);
-        let sharded = TrainConfig { ranks: 8.max(2 * train.ranks), ..layer.clone() };
-        let short = TrainConfig { seq_len: (train.seq_len / 2).max(1), ..sharded.clone() };
+        let with = |recompute, ranks| TrainConfig { recompute, ranks, ..small.clone() };
+        let layer = with(Recompute::Layer, ranks);
+        let short = TrainConfig { seq_len: (train.seq_len / 2).max(1), ..layer.clone() };
+        let selective = "train.recompute=\"selective\"";
+        let by_layer = "train.recompute=\"layer\"";
+        let sharded = format!("train.ranks={ranks}");
         let changes = [
-            ("train.micro_batch_size=1 (and more gradient_accumulation)", small.clone()),
-            ("train.recompute=\"selective\"", with(Recompute::Selective)),
-            ("train.recompute=\"layer\"", layer),
-            ("train.recompute=\"layer\" and twice the ranks, at least 8", sharded),
-            ("all that and half of train.seq_len", short),
+            ("train.micro_batch_size=1 and more gradient_accumulation".to_owned(), small.clone()),
+            (selective.to_owned(), with(Recompute::Selective, train.ranks)),
+            (by_layer.to_owned(), with(Recompute::Layer, train.ranks)),
+            (format!("{sharded} and {selective}"), with(Recompute::Selective, ranks)),
+            (format!("{sharded} and {by_layer}"), layer),
+            (format!("{sharded}, {by_layer} and train.seq_len={}", short.seq_len), short),
         ];
         let over = (needs(train) - memory_bytes) / 1e9;
-        let fitting = changes.iter().find(|(_, train)| needs(train) <= memory_bytes);
-        let change = fitting.map_or("a GPU with more memory", |(change, _)| change);
+        let fitting = changes.into_iter().find(|(_, train)| needs(train) <= memory_bytes);
+        let change = fitting.map_or("a GPU with more memory".to_owned(), |(change, _)| change);
         Some(format!("{over:.1} GB too much for a GPU: it would fit with {change}"))
     }
 
@@ -202,6 +210,10 @@ impl Plan {
         if let Device::Gpu { memory_bytes } = self.device {
             lines.push(("  of".to_owned(), gigabytes(memory_bytes)));
         }
+        lines.extend(self.by_recompute.iter().map(|(recompute, bytes)| {
+            let mode = format!("{recompute:?}").to_lowercase();
+            (format!("  in all with recompute = {mode}"), gigabytes(*bytes as f64))
+        }));
         lines.push(("updates".to_owned(), self.total_steps.to_string()));
         let tokens = self.max_tokens_per_step;
         lines.push(("tokens in an update, at most".to_owned(), tokens.to_string()));
@@ -246,6 +258,10 @@ fn buffers(decoder: &Decoder, train: &TrainConfig, device: Device) -> Vec<Planne
         Device::Cpu => cpu_buffers(decoder, train),
         Device::Gpu { .. } => gpu_buffers(decoder, train),
     }
+}
+
+fn bytes_of(decoder: &Decoder, train: &TrainConfig, device: Device) -> usize {
+    buffers(decoder, train, device).iter().map(|buffer| buffer.bytes).sum()
 }
 
 /// What the ranks allocate together.
@@ -382,6 +398,15 @@ mod tests {
         assert!(advice("", 55.0).unwrap().contains("layer"));
         assert!(advice("micro_batch_size = 4", 80.0).unwrap().contains("micro_batch_size=1"));
         assert!(advice("", 10.0).unwrap().contains("more memory"));
+    }
+
+    #[test]
+    fn a_run_that_needs_more_memory_than_there_is_is_refused() {
+        let plan = Plan::of_model(llama3_8b().config());
+        plan.check_fits(plan.total_bytes() as u64).unwrap();
+        let error = plan.check_fits(plan.total_bytes() as u64 - 1).unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("not enough memory"), "{error}");
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Rank {
         let shard = shards.shard_len(comm.rank());
         Ok(Self {
             moments: [vec![0.0; shard], vec![0.0; shard]],
-            grads: vec![0.0; shards.len()],
+            grads: vec![0.0; shards.total_len()],
             pool,
             workspace: Workspace::with_recompute(recompute),
             comm,

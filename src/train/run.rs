@@ -25,6 +25,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const LOCK: &str = "run.lock";
 const CONFIG: &str = "config.toml";
@@ -238,7 +239,13 @@ fn lock(path: &Path) -> Result<File> {
         .write(true)
         .open(&file)
         .with_context(|| format!("opening {}", file.display()))?;
-    match lock.try_lock() {
+    // A child that is just being started holds its parent's locks until it executes its program.
+    let mut attempts = (0..10).map(|attempt| {
+        std::thread::sleep(Duration::from_millis(10 * attempt));
+        lock.try_lock()
+    });
+    let is_settled = |result: &Result<_, _>| !matches!(result, Err(TryLockError::WouldBlock));
+    match attempts.find(is_settled).unwrap_or(Err(TryLockError::WouldBlock)) {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(usage(format!(
             "another process is working in {}; wait for it or choose another with --out",

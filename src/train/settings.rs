@@ -96,7 +96,7 @@ impl TrainConfig {
             )));
         }
         match self.peak_tflops {
-            Some(peak) if !(peak > 0.0) => {
+            Some(peak) if peak.is_nan() || peak <= 0.0 => {
                 Err(usage(format!("train.peak_tflops is {peak}: it must be above 0")))
             }
             _ => self.loss_scale.check("train.loss_scale"),

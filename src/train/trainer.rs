@@ -168,11 +168,6 @@ impl Trainer {
         save_step(path, self.model.as_saved(), whole, &saved)
     }
 
-    /// Ranks that share the work.
-    pub fn num_ranks(&self) -> usize {
-        self.ranks.len()
-    }
-
     /// Steps just before now that changed no weight and could not be answered by a smaller loss
     /// scale.
     pub fn skipped_in_a_row(&self) -> u64 {
