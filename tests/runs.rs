@@ -463,6 +463,12 @@ fn ranks_share_a_run_and_another_number_of_them_resumes_it() {
         assert!((two - one).abs() < 1e-4 * one, "{two} is not {one}");
     }
 
+    let killed = place.path("killed");
+    let words = format!("sft --config @sft.toml --out @killed {of_two}");
+    kill(start(&mut place.train(&words), || rows(&killed).len() >= 20));
+    done(&mut place.train(&format!("{words} --resume")));
+    assert_equal_runs(&killed, &a, SFT_STEPS);
+
     let run = place.path("run");
     let words = "sft --config @sft.toml --out @run";
     interrupt(start(&mut place.train(&format!("{words} {of_two}")), || rows(&run).len() >= 3));

@@ -23,7 +23,7 @@ use crate::optim::{AdamWConfig, Schedule};
 use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The whole of `sft.toml`.
@@ -104,16 +104,14 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
             save_checkpoint(run, &trainer, &loader.cursor(), &config.checkpoint)?;
         }
         if let Some(diagnosis) = result.diagnosis(trainer.step) {
+            tracing::warn!("{diagnosis}; no weight was changed");
             if is_hopeless {
-                return Err(anyhow!(
-                    "{diagnosis}; this was the last of train.max_nonfinite_steps = {} such steps in \
-                     a row, which changed no weight: the weights before them are in {}. Try a lower \
-                     optim.lr, or look at the samples",
-                    config.train.max_nonfinite_steps,
-                    run.checkpoints().step_dir(trainer.step).display()
+                return Err(diverged(
+                    config,
+                    &diagnosis,
+                    &run.checkpoints().step_dir(trainer.step),
                 ));
             }
-            tracing::warn!("{diagnosis}; no weight was changed");
         }
         if is_interrupted && !is_last {
             return Err(Interrupted.into());
@@ -121,6 +119,17 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     }
     progress.finish();
     Ok(run.checkpoints().step_dir(total_steps))
+}
+
+/// Why the run stopped; the weights before the skipped steps lie in `kept`.
+fn diverged(config: &Config, diagnosis: &str, kept: &Path) -> anyhow::Error {
+    anyhow!(
+        "{diagnosis}; this was the last of train.max_nonfinite_steps = {} such steps in a row, which \
+         changed no weight: the weights before them are in {}. Try a lower optim.lr, or look at \
+         the samples",
+        config.train.max_nonfinite_steps,
+        kept.display()
+    )
 }
 
 /// The samples of all files that are short enough.
@@ -294,34 +303,55 @@ mod tests {
         }
     }
 
-    /// The loss and the weights after one step over three samples.
-    fn one_step(config: &str) -> (f64, Vec<f32>) {
-        let config: &TrainConfig = &toml::from_str(&format!("total_steps = 10\n{config}")).unwrap();
-        let (seq_len, ranks) = (config.seq_len, config.ranks);
+    /// One step over three samples, and the weights after it.
+    fn one_step(config: &TrainConfig) -> (StepResult, Vec<f32>) {
         let samples = vec![sample(16), sample(30), sample(17)];
         let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
-        let execution = Execution { ranks, ..Execution::default() };
+        let execution = Execution { ranks: config.ranks, ..Execution::default() };
         let mut trainer = Trainer::new(model(), optim, Schedule::default(), 10, execution).unwrap();
-        let mut loader = Loader::new(samples, seq_len, 1, Cursor::default()).unwrap();
+        let mut loader = Loader::new(samples, config.seq_len, 1, Cursor::default()).unwrap();
         let flops = ModelFlops::new(trainer.model.decoder.config());
         let result = step(&mut trainer, &mut loader, config, &flops).unwrap();
         assert_eq!((result.num_tokens, result.num_targets), (63, 54));
-        (result.loss, trainer.model.params)
+        (result, trainer.model.params)
     }
 
     #[test]
     fn packing_accumulation_and_ranks_do_not_change_the_loss() {
-        let (loss, together) = one_step("seq_len = 63\ngradient_accumulation = 1");
+        let of = |cut: &str| {
+            let config = toml::from_str(&format!("total_steps = 10\n{cut}")).unwrap();
+            let (result, params) = one_step(&config);
+            (result.loss, params)
+        };
+        let (loss, together) = of("seq_len = 63\ngradient_accumulation = 1");
         for cut in [
             "seq_len = 30\ngradient_accumulation = 3",
             "seq_len = 30\ngradient_accumulation = 1\nmicro_batch_size = 3",
             "seq_len = 30\ngradient_accumulation = 1\nranks = 3",
         ] {
-            let (other, apart) = one_step(cut);
+            let (other, apart) = of(cut);
             assert!((loss - other).abs() < 1e-6 * loss, "{loss} is not {other}");
             let apart_by: f32 = together.iter().zip(&apart).map(|(a, b)| (a - b).abs()).sum();
             assert!(apart_by / (together.len() as f32) < 1e-6, "{apart_by}");
         }
+    }
+
+    #[test]
+    fn smoothed_labels_and_the_share_of_the_peak_are_logged_where_asked_for() {
+        let text = "total_steps = 10\nseq_len = 63\ngradient_accumulation = 1";
+        let row = |more: &str| {
+            let config: TrainConfig = toml::from_str(&format!("{text}\n{more}")).unwrap();
+            one_step(&config).0.metrics(&config)
+        };
+        let plain = row("");
+        assert!(!plain.contains_key("loss/smoothed") && !plain.contains_key("time/mfu"));
+        let asked = row("label_smoothing = 0.5\npeak_tflops = 0.1");
+        let value = |key: &str| asked[key].as_f64().unwrap();
+        assert_eq!(asked["loss/nll"], plain["loss/nll"]);
+        assert_ne!(asked["loss/smoothed"], asked["loss/nll"]);
+        assert_ne!(asked["optim/grad_norm"], plain["optim/grad_norm"]);
+        let mfu = value("time/model_tflops_per_sec") / 0.1;
+        assert!((value("time/mfu") - mfu).abs() < 1e-9 * mfu);
     }
 
     #[test]

@@ -57,15 +57,11 @@ impl Decoder {
         let input = &*kept.x.grow(tokens * hidden);
         let qkv = kept.qkv.grow(tokens * heads.row());
         let attended = kept.attention.grow(tokens * width);
-        let mut none = OutputBuffers::default();
-        let (has_outputs, outputs) = match &mut kept.outputs {
-            Some(outputs) => (true, outputs),
-            None => (false, &mut none),
-        };
-        let kept_tokens = if has_outputs { tokens } else { 0 };
-        let input_normal = SharedMut::new(outputs.input_normal.grow(kept_tokens * hidden));
-        let post_normal = SharedMut::new(outputs.post_normal.grow(kept_tokens * hidden));
-        let product = SharedMut::new(outputs.product.grow(kept_tokens * inner));
+        let outputs = kept.outputs.as_mut().map(|outputs| {
+            let OutputBuffers { input_normal, post_normal, product } = outputs;
+            [(input_normal, hidden), (post_normal, hidden), (product, inner)]
+                .map(|(buffer, width)| SharedMut::new(buffer.grow(tokens * width)))
+        });
         let shared_qkv = SharedMut::new(qkv);
         for_each(chunks, scratch, |item, scratch| {
             // SAFETY: each item has its own rows.
@@ -74,9 +70,9 @@ impl Decoder {
             let x = &input[at.clone()];
             let mut positions = positions[chunk_of(item, tokens, 1)].iter().copied();
             let normal = self.attention_input(weights, x, (rope, &mut positions), qkv, scratch);
-            if has_outputs {
+            if let Some([kept, _, _]) = &outputs {
                 // SAFETY: each item has its own rows.
-                unsafe { input_normal.part(at) }.copy_from_slice(normal);
+                unsafe { kept.part(at) }.copy_from_slice(normal);
             }
         });
         let lse = kept.lse.grow(tokens * heads.queries);
@@ -93,13 +89,13 @@ impl Decoder {
             };
             middle.copy_from_slice(&input[at.clone()]);
             let attended = &attended[chunk_of(item, tokens, width)];
-            let [normal, of_inner] =
+            let [normal, product] =
                 self.attention_output(weights, attended, middle, gate_up, out, scratch);
-            if has_outputs {
+            if let Some([_, kept_normal, kept_product]) = &outputs {
                 // SAFETY: each item has its own rows.
                 unsafe {
-                    post_normal.part(at).copy_from_slice(normal);
-                    product.part(chunk_of(item, tokens, inner)).copy_from_slice(of_inner);
+                    kept_normal.part(at).copy_from_slice(normal);
+                    kept_product.part(chunk_of(item, tokens, inner)).copy_from_slice(product);
                 }
             }
         });
