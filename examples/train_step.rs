@@ -7,10 +7,11 @@ use anyhow::{Context, Result};
 use codeseq::base::rng;
 use codeseq::model::layout::init;
 use codeseq::model::{
-    DecodeWorkspace, Decoder, KvCache, ModelConfig, Packed, Row, Target, TokenScores, Workspace,
+    DecodeWorkspace, Decoder, KvCache, ModelConfig, Packed, Row, ScoreGradient, Target, TensorSpec,
+    TokenScores, Workspace,
 };
 use codeseq::ops::adamw::AdamW;
-use codeseq::ops::reduce::global_norm;
+use codeseq::ops::reduce::sum_of_squares;
 use codeseq::ops::sample::{Sampling, sample};
 use rayon::prelude::*;
 use std::io::Write;
@@ -51,7 +52,7 @@ fn train(decoder: &Decoder, steps: usize) -> String {
     let batch = Packed::from_sequences(tokens.chunks(LENGTH));
     let targets: Vec<Target> =
         (0..tokens.len()).map(|row| Target { row, token: token(row + 1) }).collect();
-    let decays = decoder.layout().decay_ranges();
+    let decays = decoder.layout().ranges(TensorSpec::decays);
     let mut ws = Workspace::new();
     let mut seconds = Vec::new();
     let mut loss = 0.0;
@@ -59,11 +60,10 @@ fn train(decoder: &Decoder, steps: usize) -> String {
         let start = Instant::now();
         grads.fill(0.0);
         loss = 0.0;
-        let mut objective =
-            |_: usize, scores: &[TokenScores], d_logp: &mut [f32], _: &mut [f32]| {
-                loss -= scores.iter().map(|score| f64::from(score.logp)).sum::<f64>();
-                d_logp.fill(-1.0);
-            };
+        let mut objective = |_: usize, scores: &[TokenScores], gradients: &mut [ScoreGradient]| {
+            loss -= scores.iter().map(|score| f64::from(score.logp)).sum::<f64>();
+            gradients.iter_mut().for_each(|gradient| gradient.logp = -1.0);
+        };
         decoder.forward_backward(
             &params,
             &batch,
@@ -74,7 +74,7 @@ fn train(decoder: &Decoder, steps: usize) -> String {
             &mut ws,
         );
         let scale = 1.0 / targets.len() as f64;
-        let clip = (1.0 / (global_norm(&grads) * scale)).min(1.0);
+        let clip = (1.0 / (sum_of_squares(&grads).sqrt() * scale)).min(1.0);
         let adamw = AdamW {
             learning_rate: 1e-3,
             beta1: 0.9,

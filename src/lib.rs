@@ -21,6 +21,7 @@ pub mod objective;
 pub mod optim;
 pub mod sandbox;
 
+pub mod dist;
 pub mod ops;
 pub mod tokenizer;
 

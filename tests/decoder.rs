@@ -3,7 +3,8 @@
 use codeseq::base::rng;
 use codeseq::model::layout::init;
 use codeseq::model::{
-    DecodeWorkspace, Decoder, KvCache, ModelConfig, Packed, Row, Target, TokenScores, Workspace,
+    BatchSize, DecodeWorkspace, Decoder, KvCache, ModelConfig, Packed, Recompute, Row,
+    ScoreGradient, Target, TokenScores, Workspace,
 };
 use rand::RngCore;
 
@@ -42,15 +43,22 @@ fn batch(lens: &[usize]) -> (Packed, Vec<Target>) {
     (packed, targets)
 }
 
-/// A loss with a weight on each target's log-probability and entropy.
-fn weights(index: usize) -> (f32, f32) {
-    ((index as f32 * 0.7).sin(), 0.2 * (index as f32 * 0.3).cos())
+/// A loss with a weight on each score of each target.
+fn weights(index: usize) -> ScoreGradient {
+    let index = index as f32;
+    ScoreGradient {
+        logp: (index * 0.7).sin(),
+        entropy: 0.2 * (index * 0.3).cos(),
+        mean_logp: 0.1 * (index * 1.1).sin(),
+    }
 }
 
 fn loss(scores: &[TokenScores]) -> f64 {
     let term = |(index, score): (usize, &TokenScores)| {
-        let (logp, entropy) = weights(index);
-        f64::from(logp) * f64::from(score.logp) + f64::from(entropy) * f64::from(score.entropy)
+        let weight = weights(index);
+        f64::from(weight.logp) * f64::from(score.logp)
+            + f64::from(weight.entropy) * f64::from(score.entropy)
+            + f64::from(weight.mean_logp) * f64::from(score.mean_logp)
     };
     scores.iter().enumerate().map(term).sum()
 }
@@ -65,13 +73,12 @@ fn accumulate(
 ) -> Vec<TokenScores> {
     let (packed, targets) = batch(lens);
     let mut all = vec![TokenScores::default(); targets.len()];
-    let mut objective =
-        |first: usize, scores: &[TokenScores], d_logp: &mut [f32], d_entropy: &mut [f32]| {
-            all[first..first + scores.len()].copy_from_slice(scores);
-            for (i, (d_logp, d_entropy)) in d_logp.iter_mut().zip(d_entropy).enumerate() {
-                (*d_logp, *d_entropy) = weights(first + i);
-            }
-        };
+    let mut objective = |first: usize, scores: &[TokenScores], gradients: &mut [ScoreGradient]| {
+        all[first..first + scores.len()].copy_from_slice(scores);
+        for (i, gradient) in gradients.iter_mut().enumerate() {
+            *gradient = weights(first + i);
+        }
+    };
     decoder.forward_backward(params, &packed, &targets, 0.9, &mut objective, grads, ws);
     all
 }
@@ -133,6 +140,47 @@ fn bits_do_not_depend_on_the_number_of_threads() {
     for (grads, scores) in &results[1..] {
         assert!(grads.iter().zip(&results[0].0).all(|(a, b)| a.to_bits() == b.to_bits()));
         assert_eq!(scores, &results[0].1);
+    }
+}
+
+#[test]
+fn recomputing_does_not_change_a_bit() {
+    let lens = [9, 1, 130, 17];
+    for (kind, tied) in [("llama", true), ("llama", false), ("qwen2", false)] {
+        let decoder = decoder(kind, tied);
+        let params = parameters(&decoder);
+        let results = [Recompute::None, Recompute::Selective, Recompute::Layer].map(|recompute| {
+            let ws = &mut Workspace::with_recompute(recompute);
+            let mut grads = vec![0.0; params.len()];
+            let first = accumulate(&decoder, &params, &lens, &mut grads, ws);
+            let (packed, targets) = batch(&lens);
+            let scored = decoder.score(&params, &packed, &targets, 0.9, ws);
+            assert_eq!(first, scored, "{recompute:?}");
+            accumulate(&decoder, &params, &[40, 8], &mut grads, ws);
+            grads
+        });
+        for other in &results[1..] {
+            assert!(other.iter().zip(&results[0]).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    }
+}
+
+#[test]
+fn the_memory_of_training_is_known_before() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for (kind, tied) in [("llama", true), ("qwen2", false)] {
+        for recompute in [Recompute::None, Recompute::Selective, Recompute::Layer] {
+            let decoder = decoder(kind, tied);
+            let params = parameters(&decoder);
+            let mut ws = Workspace::with_recompute(recompute);
+            let mut grads = vec![0.0; params.len()];
+            for lens in [[30, 9, 1], [150, 3, 77], [20, 8, 1]] {
+                pool.install(|| accumulate(&decoder, &params, &lens, &mut grads, &mut ws));
+            }
+            let batch = BatchSize { tokens: 230, longest: 150, targets: 227 };
+            let planned = decoder.training_memory(batch, recompute, 1);
+            assert_eq!(ws.memory(), planned, "{kind}, {recompute:?}");
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Scores and gradients of tiny random Llama and Qwen2 models against transformers
 //! (`scripts/golden/decoder.py` made the files, in double precision).
 
-use codeseq::model::{Decoder, ModelConfig, Packed, Target, TokenScores, Workspace};
+use codeseq::model::{Decoder, ModelConfig, Packed, ScoreGradient, Target, TokenScores, Workspace};
 use safetensors::SafeTensors;
 use std::path::Path;
 
@@ -70,14 +70,13 @@ fn check(name: &str) {
 
     let mut all = vec![TokenScores::default(); targets.len()];
     let weight = |index: usize| 2.0 * index as f32 / (targets.len() - 1) as f32 - 1.0;
-    let mut objective =
-        |first: usize, scores: &[TokenScores], d_logp: &mut [f32], d_entropy: &mut [f32]| {
-            all[first..first + scores.len()].copy_from_slice(scores);
-            for (i, (d_logp, d_entropy)) in d_logp.iter_mut().zip(d_entropy).enumerate() {
-                *d_logp = weight(first + i);
-                *d_entropy = -0.3 * weight(first + i);
-            }
-        };
+    let mut objective = |first: usize, scores: &[TokenScores], gradients: &mut [ScoreGradient]| {
+        all[first..first + scores.len()].copy_from_slice(scores);
+        for (i, gradient) in gradients.iter_mut().enumerate() {
+            gradient.logp = weight(first + i);
+            gradient.entropy = -0.3 * weight(first + i);
+        }
+    };
     let mut grads = vec![0.0; params.len()];
     let ws = &mut Workspace::new();
     decoder.forward_backward(

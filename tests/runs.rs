@@ -5,11 +5,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
+use codeseq::base::rng;
 use codeseq::data::problem::Problem;
 use codeseq::data::prompt::GtgPrompt;
 use codeseq::tokenizer::bpe::{self, BpeOptions};
 use codeseq::tokenizer::{Message, Tokenizer};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigHandler, Signal, killpg, signal};
 use nix::unistd::Pid;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -374,6 +376,137 @@ fn fine_tuning_killed_three_times_resumes_to_the_same_bits() {
     done(&mut place.train("sft --config @sft.toml --out @run --resume"));
     assert_equal_runs(&run, whole, SFT_STEPS);
     assert_nothing_is_half_made(&run);
+}
+
+#[test]
+fn fine_tuning_killed_at_twenty_random_moments_resumes_to_the_same_bits() {
+    let (place, whole) = (Place::new(), &*SFT);
+    place.write("sft.toml", &sft_config());
+    let run = place.path("run");
+    let is_saving = || {
+        fs::read_dir(run.join("checkpoints")).is_ok_and(|mut entries| {
+            entries.any(|e| e.unwrap().file_name().to_string_lossy().starts_with("codeseq-"))
+        })
+    };
+    for life in 0..20u64 {
+        let resume = if run.join("checkpoints").exists() { "--resume" } else { "--overwrite" };
+        let words = format!("sft --config @sft.toml --out @run --set checkpoint.every=1 {resume}");
+        let log = run.join(format!("logs/attempt-{}.log", life + 1));
+        // Every other one while a checkpoint is being written, after a few steps.
+        let steps = rows(&run).len() as u64 + life % 3;
+        let is_reached = || match life % 2 {
+            0 => log.exists() || run.join("logs/attempt-1.log").exists(),
+            _ => rows(&run).len() as u64 >= steps && is_saving(),
+        };
+        let child = start(&mut place.train(&words), is_reached);
+        let millis = if life % 2 == 0 { 60.0 } else { 4.0 };
+        let later = f64::from(rng::uniform(11, life)) * millis / 1e3;
+        std::thread::sleep(Duration::from_secs_f64(later));
+        kill(child);
+    }
+    done(&mut place.train("sft --config @sft.toml --out @run --set checkpoint.every=1 --resume"));
+    assert_equal_runs(&run, whole, SFT_STEPS);
+    assert_nothing_is_half_made(&run);
+}
+
+#[test]
+fn a_full_disk_leaves_the_checkpoint_before_it() {
+    let (place, whole) = (Place::new(), &*SFT);
+    place.write("sft.toml", &sft_config());
+    let run = place.path("run");
+    let words = "sft --config @sft.toml --out @run";
+    kill(start(&mut place.train(words), || checkpoint(&run, 8).exists()));
+    let weights = fs::metadata(checkpoint(&run, 8).join("model.safetensors")).unwrap().len();
+    let kept: Vec<String> = step_names(&run);
+
+    let mut full = place.train(&format!("{words} --resume"));
+    // No file may grow beyond the weights: the moments are twice as long.
+    // SAFETY: both calls are system calls that a new process may make before it starts.
+    unsafe {
+        full.pre_exec(move || {
+            signal(Signal::SIGXFSZ, SigHandler::SigIgn)?;
+            Ok(setrlimit(Resource::RLIMIT_FSIZE, weights + 1000, weights + 1000)?)
+        });
+    }
+    let output = full.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("optimizer.safetensors"), "{}", stderr(&output));
+    assert_eq!(step_names(&run), kept);
+    place.assert_nothing_is_half_made();
+
+    done(&mut place.train(&format!("{words} --resume")));
+    assert_equal_runs(&run, whole, SFT_STEPS);
+}
+
+/// The names of a run's checkpoints.
+fn step_names(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run.join("checkpoints")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with("step-")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn ranks_share_a_run_and_another_number_of_them_resumes_it() {
+    let (place, whole) = (Place::new(), &*SFT);
+    place.write("sft.toml", &sft_config());
+    let of_two = "--set train.ranks=2 --set train.gradient_accumulation=1";
+    for out in ["a", "b"] {
+        done(&mut place.train(&format!("sft --config @sft.toml --out @{out} {of_two}")));
+    }
+    let (a, b) = (place.path("a"), place.path("b"));
+    assert_equal_runs(&a, &b, SFT_STEPS);
+    for (two, one) in metrics(&a, SFT_STEPS).iter().zip(metrics(whole, SFT_STEPS)).take(10) {
+        assert_eq!(two["data/tokens"], one["data/tokens"]);
+        let [two, one] = [two, &one].map(|row| row["loss/nll"].as_f64().unwrap());
+        assert!((two - one).abs() < 1e-4 * one, "{two} is not {one}");
+    }
+
+    let killed = place.path("killed");
+    let words = format!("sft --config @sft.toml --out @killed {of_two}");
+    kill(start(&mut place.train(&words), || rows(&killed).len() >= 20));
+    done(&mut place.train(&format!("{words} --resume")));
+    assert_equal_runs(&killed, &a, SFT_STEPS);
+
+    let run = place.path("run");
+    let words = "sft --config @sft.toml --out @run";
+    interrupt(start(&mut place.train(&format!("{words} {of_two}")), || rows(&run).len() >= 3));
+    place.mistake(&format!("{words} --resume --set train.ranks=2"), &["was 2 rows", "is 4"]);
+    done(&mut place.train(&format!("{words} --resume")));
+    let last = &metrics(&run, SFT_STEPS)[SFT_STEPS as usize - 1];
+    assert!(last["loss/nll"].as_f64().unwrap() < 0.5);
+}
+
+#[test]
+fn a_run_that_diverges_stops_with_a_diagnosis_and_keeps_its_weights() {
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    let output = place
+        .train("sft --config @sft.toml --out @run")
+        .args(["--set", "optim.lr=1e30", "--set", "train.max_nonfinite_steps=3"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    for part in ["the loss is", "train.max_nonfinite_steps = 3", "samples", "optim.lr"] {
+        assert!(stderr(&output).contains(part), "{part} is not in {}", stderr(&output));
+    }
+    let run = place.path("run");
+    let rows = rows(&run);
+    let skipped: Vec<f64> = rows.iter().map(|row| row["optim/skipped"].as_f64().unwrap()).collect();
+    assert!(skipped.len() > 3 && skipped[skipped.len() - 3..] == [1.0; 3], "{skipped:?}");
+    assert!(checkpoint(&run, rows.len() as u64).join("model.safetensors").is_file());
+}
+
+#[test]
+fn precisions_of_gpus_are_planned_but_refused_on_a_cpu() {
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    let words = "sft --config @sft.toml --out @run --set train.precision=bf16";
+    place.mistake(words, &["train.precision is bf16", "f32"]);
+    assert!(!place.path("run").exists());
+    let plan = done(&mut place.train(&format!("{words} --dry-run --set plan.gpu_memory_gb=1e-6")));
+    assert!(plan.contains("does not fit") && plan.contains("activations"), "{plan}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// listed for it in `SAME_ROW`.
 const ROWS: [&[&str]; 7] = [
     &["base"],
-    &["ops", "tokenizer"],
+    &["dist", "ops", "tokenizer"],
     &["config", "data", "model", "objective", "optim", "sandbox"],
     &["checkpoint", "engine", "rewards"],
     &["eval"],

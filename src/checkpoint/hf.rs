@@ -31,10 +31,10 @@ pub fn save_model(
     tokenizer: &Tokenizer,
 ) -> Result<()> {
     write_atomic(&dir.join("config.json"), config_json.as_bytes())?;
-    let tensors = specs.iter().map(|spec| {
-        (spec.name.as_str(), Saved::Tensor { spec, values: &weights[spec.range.clone()] })
-    });
-    write_views(&dir.join(WEIGHTS), tensors)?;
+    let tensors = specs
+        .iter()
+        .map(|spec| (spec.name.as_str(), Saved { spec, values: &weights[spec.range.clone()] }));
+    write_tensors(&dir.join(WEIGHTS), tensors)?;
     tokenizer.copy_files(dir)
 }
 
@@ -83,12 +83,10 @@ fn pieces<'a>(specs: &'a [TensorSpec], mut weights: &'a mut [f32]) -> Vec<Piece<
     pieces
 }
 
-/// What is written as one f32 tensor.
-enum Saved<'a> {
-    /// A tensor of a model, with its rows in the buffer's order.
-    Tensor { spec: &'a TensorSpec, values: &'a [f32] },
-    /// Anything else.
-    Flat { shape: &'a [usize], values: &'a [f32] },
+/// A tensor of a model as it is written: in f32, its rows in the file's order.
+struct Saved<'a> {
+    spec: &'a TensorSpec,
+    values: &'a [f32],
 }
 
 impl View for Saved<'_> {
@@ -97,46 +95,33 @@ impl View for Saved<'_> {
     }
 
     fn shape(&self) -> &[usize] {
-        match self {
-            Self::Tensor { spec, .. } => &spec.shape,
-            Self::Flat { shape, .. } => shape,
-        }
+        &self.spec.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match self {
-            Self::Tensor { spec, values } => match spec.order.run() {
-                None => Cow::Borrowed(bytemuck::cast_slice(values)),
-                Some(run) => {
-                    let len = run * spec.row_len();
-                    let mut reordered = vec![0u8; size_of_val(*values)];
-                    for (i, rows) in values.chunks_exact(len).enumerate() {
-                        let start = spec.order.file_row(i * run) * spec.row_len() * 4;
-                        reordered[start..start + len * 4]
-                            .copy_from_slice(bytemuck::cast_slice(rows));
-                    }
-                    Cow::Owned(reordered)
-                }
-            },
-            Self::Flat { values, .. } => Cow::Borrowed(bytemuck::cast_slice(values)),
+        let Self { spec, values } = self;
+        let Some(run) = spec.order.run() else {
+            return Cow::Borrowed(bytemuck::cast_slice(values));
+        };
+        let len = run * spec.row_len();
+        let mut reordered = vec![0u8; size_of_val(*values)];
+        for (i, rows) in values.chunks_exact(len).enumerate() {
+            let start = spec.order.file_row(i * run) * spec.row_len() * 4;
+            reordered[start..start + len * 4].copy_from_slice(bytemuck::cast_slice(rows));
         }
+        Cow::Owned(reordered)
     }
 
     fn data_len(&self) -> usize {
-        let (Self::Tensor { values, .. } | Self::Flat { values, .. }) = self;
-        size_of_val(*values)
+        size_of_val(self.values)
     }
 }
 
-/// Writes f32 tensors and flushes them to disk.
-pub(super) fn write_tensors<'a>(
+/// Writes tensors and flushes them to disk.
+fn write_tensors<'a>(
     path: &Path,
-    tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])>,
+    tensors: impl Iterator<Item = (&'a str, Saved<'a>)>,
 ) -> Result<()> {
-    write_views(path, tensors.map(|(name, shape, values)| (name, Saved::Flat { shape, values })))
-}
-
-fn write_views<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Saved<'a>)>) -> Result<()> {
     let writing = || format!("writing {}", path.display());
     // transformers refuses files that do not say so.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

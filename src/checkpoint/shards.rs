@@ -60,23 +60,24 @@ impl Tensors {
         Ok(Self { map, path: path.to_owned() })
     }
 
-    /// Fills `out` with the named tensor, which must be flat, f32 and as long.
-    pub(super) fn copy_flat(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        let path = self.path.display();
+    /// Fills `pieces`, one after another, with the named tensor, which must be flat, f32 and as long
+    /// as all of them.
+    pub(super) fn copy_flat(&self, name: &str, pieces: Vec<&mut [f32]>) -> Result<()> {
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         let places = self.places(0)?;
-        let (_, place) = places
-            .iter()
-            .find(|(n, _)| n == name)
-            .ok_or_else(|| usage(format!("{path}: tensor {name} is missing")))?;
-        if place.dtype != Some(Dtype::F32) || place.shape != [out.len()] {
+        let found = places.iter().find(|(n, _)| n == name).map(|(_, place)| place);
+        let Some(place) = found.filter(|p| p.dtype == Some(Dtype::F32) && p.shape == [len]) else {
             return Err(usage(format!(
-                "{path}: tensor {name} is {:?} {:?}, but this run needs F32 [{}]",
-                place.dtype,
-                place.shape,
-                out.len()
+                "{}: no {name} of {len} f32 values, the parameters of this model",
+                self.path.display()
             )));
+        };
+        let all = Elements { dtype: Dtype::F32, bytes: &self.map[place.bytes.clone()] };
+        let mut start = 0;
+        for piece in pieces {
+            all.slice(start, piece.len()).widen(piece);
+            start += piece.len();
         }
-        Elements { dtype: Dtype::F32, bytes: &self.map[place.bytes.clone()] }.widen(out);
         Ok(())
     }
 

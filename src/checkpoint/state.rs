@@ -1,15 +1,19 @@
 //! Step directories: a model directory plus `state/`, what an exact resume needs besides weights.
 //!
 //! Contract: the directory appears by one rename, when all of it is on disk. `state/` holds the two
-//! moments of AdamW as flat f32 and one JSON file with whatever the loop wants to keep.
+//! moments of AdamW as flat f32 and one JSON file with whatever the loop wants to keep. Moments are
+//! written from and read into consecutive pieces; the file does not show how they were cut, so any
+//! number of ranks reads what any other wrote.
 
 use super::hf::{self, Tensors};
 use crate::base::error::usage;
-use crate::base::fs::{read_text, write_atomic, write_dir_atomic};
+use crate::base::fs::{AtomicFile, read_text, write_atomic, write_dir_atomic};
 use crate::model::TensorSpec;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+use std::io::Write;
 use std::path::Path;
 
 const DIR: &str = "state";
@@ -36,20 +40,19 @@ pub fn save(path: &Path, model: Model<'_>) -> Result<()> {
     write_dir_atomic(path, |dir| write_model(dir, model))
 }
 
-/// Writes a step directory at `path`, which must not exist.
+/// Writes a step directory at `path`, which must not exist; the pieces of a moment follow each
+/// other in the order of the flat buffer.
 pub fn save_step(
     path: &Path,
     model: Model<'_>,
-    moments: [&[f32]; 2],
+    moments: [Vec<&[f32]>; 2],
     state: &impl Serialize,
 ) -> Result<()> {
     write_dir_atomic(path, |dir| {
         write_model(dir, model)?;
         let dir = dir.join(DIR);
         std::fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let shape = [model.weights.len()];
-        let tensors = [FIRST, SECOND].into_iter().zip(moments);
-        hf::write_tensors(&dir.join(MOMENTS), tensors.map(|(name, m)| (name, &shape[..], m)))?;
+        write_moments(&dir.join(MOMENTS), &moments)?;
         let text = serde_json::to_string_pretty(state).context("encoding the state")?;
         write_atomic(&dir.join(STATE), text.as_bytes())
     })
@@ -59,8 +62,27 @@ fn write_model(dir: &Path, model: Model<'_>) -> Result<()> {
     hf::save_model(dir, model.config_json, model.specs, model.weights, model.tokenizer)
 }
 
-/// Reads the moments and the state of a step directory; weights are read as of any model.
-pub fn load_step<T: DeserializeOwned>(path: &Path, moments: [&mut [f32]; 2]) -> Result<T> {
+/// Streams the moments into a safetensors file: the length of the header, the header, the data.
+fn write_moments(path: &Path, moments: &[Vec<&[f32]>; 2]) -> Result<()> {
+    let len: usize = moments[0].iter().map(|piece| piece.len()).sum();
+    let bytes = size_of::<f32>() * len;
+    let entry = |start: usize| json!({"dtype": "F32", "shape": [len], "data_offsets": [start, start + bytes]});
+    let mut header = json!({FIRST: entry(0), SECOND: entry(bytes)}).to_string();
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    let mut file = AtomicFile::create(path)?;
+    let mut write =
+        |bytes: &[u8]| file.write_all(bytes).with_context(|| format!("writing {}", path.display()));
+    write(&(header.len() as u64).to_le_bytes())?;
+    write(header.as_bytes())?;
+    moments.iter().flatten().try_for_each(|piece| write(bytemuck::cast_slice(piece)))?;
+    file.commit()
+}
+
+/// Reads the moments, into consecutive pieces, and the state of a step directory; weights are read
+/// as of any model.
+pub fn load_step<T: DeserializeOwned>(path: &Path, moments: [Vec<&mut [f32]>; 2]) -> Result<T> {
     let dir = path.join(DIR);
     if !dir.is_dir() {
         return Err(usage(format!(
@@ -69,8 +91,8 @@ pub fn load_step<T: DeserializeOwned>(path: &Path, moments: [&mut [f32]; 2]) -> 
         )));
     }
     let file = Tensors::open(&dir.join(MOMENTS))?;
-    for (name, out) in [FIRST, SECOND].into_iter().zip(moments) {
-        file.copy_flat(name, out)?;
+    for (name, pieces) in [FIRST, SECOND].into_iter().zip(moments) {
+        file.copy_flat(name, pieces)?;
     }
     let path = dir.join(STATE);
     serde_json::from_str(&read_text(&path)?).map_err(|e| usage(format!("{}: {e}", path.display())))
@@ -98,20 +120,23 @@ mod tests {
         };
         let path = dir.path().join("step-000001");
         let cursor = Cursor { epoch: 2, index: 7 };
-        save_step(&path, model, [&[0.1, 0.2, 0.3], &[4.0, 5.0, 6.0]], &cursor).unwrap();
+        let moments: [Vec<&[f32]>; 2] = [vec![&[0.1, 0.2], &[0.3]], vec![&[], &[4.0, 5.0, 6.0]]];
+        save_step(&path, model, moments.clone(), &cursor).unwrap();
 
         let (mut m, mut v, mut w) = ([0.0; 3], [0.0; 3], [0.0; 3]);
-        let state: Cursor = load_step(&path, [&mut m, &mut v]).unwrap();
+        let (first, rest) = m.split_at_mut(1);
+        let state: Cursor = load_step(&path, [vec![first, rest], vec![&mut v]]).unwrap();
         assert_eq!((state, m, v), (cursor, [0.1, 0.2, 0.3], [4.0, 5.0, 6.0]));
         hf::load_weights(&path, &specs, &mut w).unwrap();
         assert_eq!(w, [1.0, 2.0, 3.0]);
 
-        let error = load_step::<Cursor>(&path, [&mut [0.0; 2], &mut [0.0; 2]]).unwrap_err();
+        let error =
+            load_step::<Cursor>(&path, [vec![&mut [0.0; 2]], vec![&mut [0.0; 2]]]).unwrap_err();
         assert_eq!(exit_code(&error), 2);
-        assert!(save_step(&path, model, [&m, &v], &cursor).is_err(), "an existing step is kept");
+        assert!(save_step(&path, model, moments, &cursor).is_err(), "an existing step is kept");
         let plain = dir.path().join("model");
         save(&plain, model).unwrap();
-        let error = load_step::<Cursor>(&plain, [&mut m, &mut v]).unwrap_err();
+        let error = load_step::<Cursor>(&plain, [vec![&mut m], vec![&mut v]]).unwrap_err();
         assert!(error.to_string().contains("resume"), "{error}");
     }
 }

@@ -19,7 +19,7 @@ pub fn launch<T>(
     train: impl FnOnce(&RunDir) -> Result<PathBuf>,
 ) -> Result<()> {
     if args.dry_run {
-        let lines = plan.lines().into_iter().map(|(label, value)| format!("{label:<32}{value}\n"));
+        let lines = plan.lines().into_iter().map(|(label, value)| format!("{label:<40}{value}\n"));
         return print(format!("{}\n{}", lines.collect::<String>(), resolved.render_with_origins()));
     }
     interrupt::install()?;

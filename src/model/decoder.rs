@@ -51,6 +51,8 @@ pub struct TokenScores {
     pub logp: f32,
     /// Entropy of the distribution, in nats.
     pub entropy: f32,
+    /// Mean log-probability over the vocabulary.
+    pub mean_logp: f32,
 }
 
 /// Rows that one work item takes through the matrices of a layer; a multiple of the tile.
@@ -119,14 +121,15 @@ impl Decoder {
     }
 
     /// The first half of a layer, up to attention: `qkv` of rows `x`, queries and keys turned.
-    pub(super) fn attention_input(
+    /// Returns the rows after the norm, which lie in `scratch`.
+    pub(super) fn attention_input<'s>(
         &self,
         (packed, layer): (&PackedWeights, usize),
         x: &[f32],
         (rope, positions): (&Rope, &mut dyn Iterator<Item = usize>),
         qkv: &mut [f32],
-        scratch: &mut Buffer,
-    ) {
+        scratch: &'s mut Buffer,
+    ) -> &'s [f32] {
         let (hidden, heads) = (self.config.hidden_size, self.heads());
         let vectors = packed.layer(layer);
         let rows = x.len() / hidden;
@@ -138,19 +141,21 @@ impl Decoder {
         for (row, position) in qkv.chunks_exact_mut(heads.row()).zip(positions) {
             rope.forward(row, heads.queries + heads.keys, position);
         }
+        normal
     }
 
     /// The second half: adds the attention output to `middle` (on entry the layer's input), then
-    /// the feed-forward network gives `out`; `gate_up` keeps what the backward needs.
-    pub(super) fn attention_output(
+    /// the feed-forward network gives `out`; `gate_up` keeps what the backward needs. Returns the
+    /// rows after the norm and the SwiGLU product, which lie in `scratch`.
+    pub(super) fn attention_output<'s>(
         &self,
         (packed, layer): (&PackedWeights, usize),
         attention: &[f32],
         middle: &mut [f32],
         gate_up: &mut [f32],
         out: &mut [f32],
-        scratch: &mut Buffer,
-    ) {
+        scratch: &'s mut Buffer,
+    ) -> [&'s [f32]; 2] {
         let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
         let width = self.attention_width();
         let rows = middle.len() / hidden;
@@ -164,6 +169,7 @@ impl Decoder {
         out.copy_from_slice(middle);
         let panels = packed.panels(Matrix::Down(layer));
         matmul(product, inner, rows, panels, Start::Accumulate, out, hidden);
+        [normal, product]
     }
 
     /// The logits of rows `x` of the residual stream; `normal` gets the rows after the last norm.

@@ -75,6 +75,11 @@ impl TensorSpec {
     pub fn decays(&self) -> bool {
         self.shape.len() > 1
     }
+
+    /// Whether this is the table of token embeddings: the first tensor of every family.
+    pub fn is_embedding(&self) -> bool {
+        self.range.start == 0
+    }
 }
 
 /// All tensors in the order of the flat buffer.
@@ -124,10 +129,10 @@ impl Layout {
         self.get(name).is_some_and(TensorSpec::decays)
     }
 
-    /// The elements that weight decay applies to: ascending, disjoint ranges.
-    pub fn decay_ranges(&self) -> Vec<Range<usize>> {
+    /// The elements of the tensors that are wanted: ascending, disjoint ranges.
+    pub fn ranges(&self, is_wanted: impl Fn(&TensorSpec) -> bool) -> Vec<Range<usize>> {
         let mut ranges: Vec<Range<usize>> = Vec::new();
-        for tensor in self.tensors.iter().filter(|tensor| tensor.decays()) {
+        for tensor in self.tensors.iter().filter(|tensor| is_wanted(tensor)) {
             match ranges.last_mut() {
                 Some(last) if last.end == tensor.range.start => last.end = tensor.range.end,
                 _ => ranges.push(tensor.range.clone()),
@@ -369,7 +374,8 @@ mod tests {
         );
         assert!(!layout.decays("model.norm.weight"));
         assert!(!layout.decays("model.layers.0.self_attn.q_proj.bias"));
-        let decayed: usize = layout.decay_ranges().iter().map(ExactSizeIterator::len).sum();
+        let decayed: usize =
+            layout.ranges(TensorSpec::decays).iter().map(ExactSizeIterator::len).sum();
         let expected: usize =
             layout.tensors.iter().filter(|t| layout.decays(&t.name)).map(|t| t.range.len()).sum();
         assert_eq!(decayed, expected);

@@ -13,10 +13,11 @@ pub mod layout;
 mod training;
 mod weights;
 
+pub use crate::ops::logprob::ScoreGradient;
 pub use cache::{BLOCK_TOKENS, KvCache};
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Decoder, Packed, Target, TokenScores};
 pub use extend::{DecodeWorkspace, Row};
 pub use layout::{Layout, RowOrder, TensorSpec};
-pub use training::{Objective, Workspace};
+pub use training::{BatchSize, Objective, Recompute, TrainingMemory, Workspace};
 pub use weights::Weights;

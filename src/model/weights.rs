@@ -272,6 +272,11 @@ impl PackedWeights {
         &self.norm
     }
 
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.matrices.iter().map(|matrix| matrix.data.bytes()).sum()
+    }
+
     /// The panels of one matrix.
     pub(super) fn panels(&self, matrix: Matrix) -> Panels<'_> {
         let index = match matrix {

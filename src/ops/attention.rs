@@ -7,7 +7,7 @@
 //! [`padded`] floats, both in pages of whole panels that may lie anywhere; where they lie changes no
 //! bit. Left out: sliding windows, dropout and other masks.
 
-use super::buffer::{Buffer, parts};
+use super::buffer::{Buffer, aligned, parts};
 use super::matmul::{PANEL, Start, TILE, finish, load_tile, tile, tile_onto, with_tile_rows};
 use super::parallel::{SharedMut, for_each};
 use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
@@ -427,6 +427,27 @@ pub fn attention(
 pub struct AttentionScratch {
     sequence: Buffer,
     block: Buffer,
+}
+
+impl AttentionScratch {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.sequence.bytes() + self.block.bytes()
+    }
+}
+
+/// Floats of the two buffers of a thread's scratch after forward and backward of a sequence of
+/// `longest` tokens.
+pub fn scratch_len(heads: Heads, longest: usize) -> [usize; 2] {
+    let (dim, group, width) = (heads.dim, heads.group(), padded(heads.dim));
+    let panels = aligned(longest.next_multiple_of(PANEL) * dim);
+    let sequence = 2 * panels + 3 * aligned(longest * width);
+    let stride = score_stride(longest);
+    let forward = block_positions(FORWARD_ROWS, group) * group;
+    let backward = block_positions(BACKWARD_ROWS, group) * group;
+    let forward = aligned(forward * dim) + aligned(forward * stride) + aligned(forward * width);
+    let backward = 3 * aligned(backward * width) + 2 * aligned(backward * stride);
+    [sequence, forward.max(backward)]
 }
 
 simd_fn!(

@@ -1,4 +1,5 @@
-//! Log-probability and entropy of softmax(logits / temperature), row by row, and their gradient.
+//! Log-probability, entropy and mean log-probability of softmax(logits / temperature), row by row,
+//! and their gradient.
 //!
 //! Contract: training head and sampler read a row through the same [`statistics`], so a token's
 //! log-probability has the same bits in both. A row is `[vocabulary]` logits.
@@ -6,7 +7,7 @@
 use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
 
 /// What a row of logits says about its distribution.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Statistics {
     /// The largest logit.
     pub max: f32,
@@ -16,6 +17,8 @@ pub struct Statistics {
     pub log_sum: f32,
     /// Entropy of the distribution, in nats.
     pub entropy: f32,
+    /// Mean of the log-probabilities of all tokens of the vocabulary: what label smoothing pulls.
+    pub mean_logp: f32,
 }
 
 impl Statistics {
@@ -38,6 +41,7 @@ simd_fn!(
 #[inline(always)]
 fn statistics_generic<S: Simd>(s: S, logits: &[f32], temperature: f32) -> Statistics {
     let (chunks, tail) = logits.as_chunks::<LANES>();
+    let tail_logits = tail;
     let tail = load_partial(s, tail, f32::NEG_INFINITY);
     let mut max = tail;
     for chunk in chunks {
@@ -46,8 +50,10 @@ fn statistics_generic<S: Simd>(s: S, logits: &[f32], temperature: f32) -> Statis
     let max = max_lanes(s, max);
     let inverse_temperature = 1.0 / temperature;
     let (shift, factor) = (s.splat(max), s.splat(inverse_temperature));
-    let mut even = [s.splat(0.0); 2];
+    let mut even = [s.splat(0.0); 3];
     let mut odd = add_eight(s, tail, (shift, factor), even);
+    // The lanes beyond the row are minus infinity: they count in no mean.
+    odd[2] = s.splat(0.0);
     let (pairs, last) = chunks.as_chunks::<2>();
     for [first, second] in pairs {
         even = add_eight(s, s.load(first), (shift, factor), even);
@@ -58,28 +64,49 @@ fn statistics_generic<S: Simd>(s: S, logits: &[f32], temperature: f32) -> Statis
     }
     let sum = sum_lanes(s, s.add(even[0], odd[0]));
     let weighted = sum_lanes(s, s.add(even[1], odd[1]));
+    let tail_total: f32 = tail_logits.iter().map(|x| (x - max) * inverse_temperature).sum();
+    let total = sum_lanes(s, s.add(even[2], odd[2])) + tail_total;
     let log_sum = sum.ln();
-    Statistics { max, inverse_temperature, log_sum, entropy: log_sum - weighted / sum }
+    let mean_logp = total / logits.len() as f32 - log_sum;
+    Statistics { max, inverse_temperature, log_sum, entropy: log_sum - weighted / sum, mean_logp }
 }
 
-/// Adds the weights of eight logits to the sums of e^z and of z e^z.
+/// Adds eight logits to the sums of e^z, of z e^z and of z.
 #[inline(always)]
-fn add_eight<S: Simd>(s: S, x: S::V, (shift, factor): (S::V, S::V), sums: [S::V; 2]) -> [S::V; 2] {
+fn add_eight<S: Simd>(s: S, x: S::V, (shift, factor): (S::V, S::V), sums: [S::V; 3]) -> [S::V; 3] {
     let z = s.mul(s.sub(x, shift), factor);
     let e = exp(s, z);
     // A logit of minus infinity has probability 0 and adds nothing to the entropy.
-    [s.add(sums[0], e), s.fma(e, s.max(z, s.splat(f32::MIN)), sums[1])]
+    [s.add(sums[0], e), s.fma(e, s.max(z, s.splat(f32::MIN)), sums[1]), s.add(sums[2], z)]
+}
+
+/// The gradient of a loss by the scores of one target.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScoreGradient {
+    /// By its log-probability.
+    pub logp: f32,
+    /// By the entropy.
+    pub entropy: f32,
+    /// By the mean log-probability.
+    pub mean_logp: f32,
+}
+
+impl ScoreGradient {
+    /// The gradient of the loss times `factor`.
+    pub fn times(self, factor: f32) -> Self {
+        let Self { logp, entropy, mean_logp } = self;
+        Self { logp: logp * factor, entropy: entropy * factor, mean_logp: mean_logp * factor }
+    }
 }
 
 simd_fn!(
-    /// Overwrites a row of logits with the gradient of
-    /// `d_logp * logp(token) + d_entropy * entropy` by them.
+    /// Overwrites a row of logits with the gradient of the loss by them, from the gradient by the
+    /// scores of `token`.
     pub fn statistics_backward(
         logits: &mut [f32],
         statistics: Statistics,
         token: u32,
-        d_logp: f32,
-        d_entropy: f32,
+        gradient: ScoreGradient,
     ) = backward_generic
 );
 
@@ -89,15 +116,16 @@ fn backward_generic<S: Simd>(
     logits: &mut [f32],
     statistics: Statistics,
     token: u32,
-    d_logp: f32,
-    d_entropy: f32,
+    gradient: ScoreGradient,
 ) {
-    let Statistics { max, inverse_temperature, log_sum, entropy } = statistics;
+    let Statistics { max, inverse_temperature, log_sum, entropy, .. } = statistics;
+    let ScoreGradient { logp: d_logp, entropy: d_entropy, mean_logp: d_mean_logp } = gradient;
     let (shift, factor, log_sum) = (s.splat(max), s.splat(inverse_temperature), s.splat(log_sum));
-    // d/dz = d_logp * (onehot - p) - d_entropy * p * (ln p + entropy)
-    let constant = s.splat(-inverse_temperature * (d_logp + d_entropy * entropy));
+    // d/dz = d_logp * (onehot - p) - d_entropy * p * (ln p + entropy) + d_mean_logp * (1 / V - p)
+    let constant = s.splat(-inverse_temperature * (d_logp + d_mean_logp + d_entropy * entropy));
+    let spread = s.splat(inverse_temperature * d_mean_logp / logits.len() as f32);
     let slope = s.splat(-inverse_temperature * d_entropy);
-    let constants = [shift, factor, log_sum, constant, slope];
+    let constants = [shift, factor, log_sum, constant, slope, spread];
     let (chunks, tail) = logits.as_chunks_mut::<LANES>();
     for chunk in chunks {
         s.store(gradient_eight(s, s.load(chunk), constants), chunk);
@@ -106,24 +134,25 @@ fn backward_generic<S: Simd>(
     logits[token as usize] += inverse_temperature * d_logp;
 }
 
-/// p * (constant + slope * ln p) of eight logits.
+/// p * (constant + slope * ln p) + spread of eight logits.
 #[inline(always)]
-fn gradient_eight<S: Simd>(s: S, x: S::V, constants: [S::V; 5]) -> S::V {
-    let [shift, factor, log_sum, constant, slope] = constants;
+fn gradient_eight<S: Simd>(s: S, x: S::V, constants: [S::V; 6]) -> S::V {
+    let [shift, factor, log_sum, constant, slope, spread] = constants;
     let log_p = s.sub(s.mul(s.sub(x, shift), factor), log_sum);
     let log_p = s.max(log_p, s.splat(f32::MIN));
-    s.mul(exp(s, log_p), s.fma(log_p, slope, constant))
+    s.fma(exp(s, log_p), s.fma(log_p, slope, constant), spread)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn exact(logits: &[f64], token: usize, temperature: f64) -> (f64, f64) {
+    fn exact(logits: &[f64], token: usize, temperature: f64) -> [f64; 3] {
         let sum: f64 = logits.iter().map(|x| (x / temperature).exp()).sum();
         let log_p = |x: &f64| x / temperature - sum.ln();
         let entropy = logits.iter().map(|x| -log_p(x) * log_p(x).exp()).sum();
-        (log_p(&logits[token]), entropy)
+        let mean_logp = logits.iter().map(log_p).sum::<f64>() / logits.len() as f64;
+        [log_p(&logits[token]), entropy, mean_logp]
     }
 
     #[test]
@@ -133,15 +162,16 @@ mod tests {
             let double: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
             let token = 3;
             let row = statistics(&logits, temperature);
-            let (logp, entropy) = exact(&double, token, f64::from(temperature));
+            let [logp, entropy, mean_logp] = exact(&double, token, f64::from(temperature));
+            assert!((f64::from(row.mean_logp) - mean_logp).abs() < 4e-6);
             assert!((f64::from(row.logp(logits[token])) - logp).abs() < 2e-6);
             assert!((f64::from(row.entropy) - entropy).abs() < 2e-6);
-            let (d_logp, d_entropy) = (0.8, -0.3);
+            let by_scores = ScoreGradient { logp: 0.8, entropy: -0.3, mean_logp: 0.4 };
             let mut gradient = logits.clone();
-            statistics_backward(&mut gradient, row, token as u32, d_logp, d_entropy);
+            statistics_backward(&mut gradient, row, token as u32, by_scores);
             let loss = |x: &[f64]| {
-                let (logp, entropy) = exact(x, token, f64::from(temperature));
-                f64::from(d_logp) * logp + f64::from(d_entropy) * entropy
+                let [logp, entropy, mean_logp] = exact(x, token, f64::from(temperature));
+                0.8 * logp - 0.3 * entropy + 0.4 * mean_logp
             };
             for i in 0..len {
                 let (mut up, mut down) = (double.clone(), double.clone());
@@ -158,7 +188,8 @@ mod tests {
         let mut logits = vec![1.0, f32::NEG_INFINITY, 2.0];
         let row = statistics(&logits, 1.0);
         assert!(row.entropy.is_finite() && row.lse().is_finite());
-        statistics_backward(&mut logits, row, 0, 1.0, 0.5);
+        let by_scores = ScoreGradient { logp: 1.0, entropy: 0.5, mean_logp: 0.0 };
+        statistics_backward(&mut logits, row, 0, by_scores);
         assert!(logits.iter().all(|x| x.is_finite()));
     }
 }

@@ -6,7 +6,7 @@
 //! is packed once into panels of [`PANEL`] columns and then used any number of times; it may be
 //! stored in half precision, which is widened as it is loaded. Left out: transposed outputs.
 
-use super::buffer::{Buffer, parts};
+use super::buffer::{Buffer, aligned, parts};
 use super::element::{Dtype, Element, Elements};
 use super::parallel::{SharedMut, for_each};
 use super::simd::{LANES, Simd, simd_fn};
@@ -364,6 +364,9 @@ fn multiply<S: Simd, E: Element>(
 const GRADIENT_ROWS: usize = 16 * TILE;
 /// Columns of the weight gradient that one work item computes.
 const GRADIENT_COLUMNS: usize = 16 * PANEL;
+/// Floats of a thread's scratch buffer in [`weight_gradient`].
+pub const WEIGHT_GRADIENT_SCRATCH: usize =
+    aligned(DEPTH * GRADIENT_ROWS + LANES) + DEPTH * GRADIENT_COLUMNS;
 
 /// Adds `dyᵀ · x` to `gradient` `[outputs, inputs]`, for `tokens` rows of `dy` (`outputs` of each,
 /// `dy_stride` apart) and `x` (`inputs` of each, `x_stride` apart), on the pool.

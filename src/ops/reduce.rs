@@ -11,24 +11,24 @@ const BLOCK: usize = 4096;
 /// Partial sums kept on the stack at a time.
 const GROUP: usize = 64;
 
-/// The Euclidean norm; not finite if an element is not (or its square overflows), so one pass also
+/// The sum of squares; not finite if an element is not (or its square overflows), so one pass also
 /// tells whether the gradients are usable.
-pub fn global_norm(x: &[f32]) -> f64 {
+pub fn sum_of_squares(x: &[f32]) -> f64 {
     let mut total = 0.0f64;
     for group in x.chunks(BLOCK * GROUP) {
         let mut sums = [0.0f32; GROUP];
         sums.par_iter_mut().zip(group.par_chunks(BLOCK)).for_each(|(sum, block)| {
-            *sum = sum_of_squares(block);
+            *sum = block_sum(block);
         });
         total = sums.iter().fold(total, |total, &sum| total + f64::from(sum));
     }
-    total.sqrt()
+    total
 }
 
-simd_fn!(fn sum_of_squares(x: &[f32]) -> f32 = sum_of_squares_generic);
+simd_fn!(fn block_sum(x: &[f32]) -> f32 = block_sum_generic);
 
 #[inline(always)]
-fn sum_of_squares_generic<S: Simd>(s: S, x: &[f32]) -> f32 {
+fn block_sum_generic<S: Simd>(s: S, x: &[f32]) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
     let tail = load_partial(s, tail, 0.0);
     let mut sums = [s.mul(tail, tail), s.splat(0.0)];
@@ -51,23 +51,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_norm_is_right_and_the_same_on_any_number_of_threads() {
+    fn the_sum_is_right_and_the_same_on_any_number_of_threads() {
         let x: Vec<f32> = (0..1_000_003).map(|i| (i as f32 * 0.01).sin()).collect();
-        let exact = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        let norms = [1, 2, 3].map(|threads| {
+        let exact = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+        let sums = [1, 2, 3].map(|threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| global_norm(&x))
+            pool.install(|| sum_of_squares(&x))
         });
-        assert!((norms[0] - exact).abs() < 1e-6 * exact);
-        assert!(norms.iter().all(|n| n.to_bits() == norms[0].to_bits()));
+        assert!((sums[0] - exact).abs() < 1e-6 * exact);
+        assert!(sums.iter().all(|n| n.to_bits() == sums[0].to_bits()));
     }
 
     #[test]
-    fn a_value_that_is_not_finite_shows_in_the_norm() {
+    fn a_value_that_is_not_finite_shows_in_the_sum() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = vec![1.0; 10_000];
             x[7_777] = bad;
-            assert!(!global_norm(&x).is_finite());
+            assert!(!sum_of_squares(&x).is_finite());
         }
     }
 }

@@ -70,6 +70,11 @@ impl Rope {
         }
     }
 
+    /// Bytes of the table.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.cos.as_slice()) + size_of_val(self.sin.as_slice())
+    }
+
     /// Turns the `heads` heads at the start of `row` to `position`.
     pub fn forward(&self, row: &mut [f32], heads: usize, position: usize) {
         let at = position * self.half..(position + 1) * self.half;

@@ -1,12 +1,27 @@
-//! How weights move: the learning-rate schedule and the numbers of AdamW.
+//! How weights move: the learning-rate schedule, the numbers of AdamW, the loss scale of fp16.
 //!
 //! Pure: the update itself is an operation over flat buffers (`ops`).
 
+mod loss_scale;
 mod schedule;
 
+pub use loss_scale::{LossScale, LossScaleConfig};
 pub use schedule::{Schedule, ScheduleKind, Warmup};
 
 use serde::{Deserialize, Serialize};
+
+/// Which parameters weight decay pulls on. The paper does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecayedParameters {
+    /// Matrices, embeddings among them; not norms and biases. As transformers' Trainer.
+    #[default]
+    Matrices,
+    /// Matrices without the embedding table.
+    MatricesWithoutEmbeddings,
+    /// All, as plain AdamW does.
+    All,
+}
 
 /// AdamW (decoupled weight decay) and the clipping before it. Defaults are verl's actor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -20,13 +35,22 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay, times the learning rate.
     pub weight_decay: f64,
+    /// What decays.
+    pub decayed: DecayedParameters,
     /// The gradient's norm is cut to this; 0 leaves it as it is.
     pub max_grad_norm: f64,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { lr: 1e-6, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 }
+        Self {
+            lr: 1e-6,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.01,
+            decayed: DecayedParameters::default(),
+            max_grad_norm: 1.0,
+        }
     }
 }
 

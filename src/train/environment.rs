@@ -48,6 +48,16 @@ pub fn unix_secs() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
+/// Memory that this process holds now.
+pub fn resident_bytes() -> Option<u64> {
+    kib("/proc/self/status", "VmRSS")
+}
+
+/// The most memory that this process has held.
+pub fn peak_resident_bytes() -> Option<u64> {
+    kib("/proc/self/status", "VmHWM")
+}
+
 fn commit() -> Option<String> {
     let output = Command::new("git")
         .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--abbrev=12"])
@@ -57,9 +67,14 @@ fn commit() -> Option<String> {
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }
 
-fn memory_bytes() -> Option<u64> {
-    let kibibytes = field("/proc/meminfo", "MemTotal")?;
-    Some(kibibytes.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+/// Memory of the machine.
+pub fn memory_bytes() -> Option<u64> {
+    kib("/proc/meminfo", "MemTotal")
+}
+
+/// A field in kibibytes, in bytes.
+fn kib(file: &str, name: &str) -> Option<u64> {
+    Some(field(file, name)?.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 fn field(file: &str, name: &str) -> Option<String> {

@@ -10,8 +10,8 @@
 use super::metrics::{Metrics, Row, row};
 use super::run::RunDir;
 use super::samples;
-use super::trainer::{Trainer, Update};
-use super::{CheckpointConfig, ModelSource, resume_or_open, save_checkpoint};
+use super::trainer::{Execution, Trainer, Update};
+use super::{CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint};
 use crate::base::error::{Interrupted, usage};
 use crate::base::{interrupt, progress::Progress, rng};
 use crate::checkpoint::LanguageModel;
@@ -162,7 +162,8 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
-    let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps);
+    let execution = Execution::default();
+    let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     if let Some(dir) = resumed {
         trainer.restore::<()>(&dir)?;
     }
@@ -284,7 +285,7 @@ fn step(
             advantages(&totals, config.advantage.norm_by_std, config.advantage.eps)
         })
         .collect();
-    let (policy, update) = improve(trainer, config, &groups, &advantages);
+    let (policy, update) = improve(trainer, config, &groups, &advantages)?;
     let mut row = rollout_metrics(&groups, &rewards, &advantages);
     row.extend(policy_metrics(&policy, &update));
     row.extend(time_metrics(&cost, started.elapsed().as_secs_f64()));
@@ -349,7 +350,7 @@ fn improve(
     config: &Config,
     groups: &[ProblemAttempts],
     advantages: &[grpo::Advantages],
-) -> (grpo::Metrics, Update) {
+) -> Result<(grpo::Metrics, Update)> {
     let loss = &config.policy;
     let judged = groups.iter().flat_map(|g| &g.attempts).filter(|a| a.is_judged());
     let divisor = loss.aggregation.divisor(Totals::of(judged.map(|a| a.rollout.tokens.len())));
@@ -358,9 +359,10 @@ fn improve(
     let lengths: Vec<usize> = sequences.iter().map(|s| s.input_ids.len()).collect();
     let packs = first_fit(&lengths, config.train.seq_len)
         .expect("invariant: the configuration gives a row room for any prompt and response");
-    let mut metrics = grpo::Metrics::default();
+    let mut batches = Vec::new();
+    let mut tokens_of_batch = Vec::new();
     for indices in packs {
-        let batch = Batch::new(&sequences, &indices);
+        batches.push(MicroBatch::of(&[Batch::new(&sequences, &indices)]));
         let tokens_of = |i: &usize| learnt[*i].old_logp.len();
         let weight =
             loss.aggregation.token_weights(&indices.iter().map(tokens_of).collect::<Vec<_>>());
@@ -369,26 +371,34 @@ fn improve(
             .iter()
             .flat_map(|&i| std::iter::repeat_n(learnt[i].advantage, learnt[i].old_logp.len()))
             .collect();
-        trainer.accumulate(
-            &batch,
-            config.rollout.temperature as f32,
-            &mut |first, scores, dlogp, dentropy| {
-                let chunk = first..first + scores.len();
-                let tokens = grpo::Tokens {
-                    logp: &scores.iter().map(|s| s.logp).collect::<Vec<_>>(),
-                    old_logp: &old_logp[chunk.clone()],
-                    reference_logp: None,
-                    entropy: Some(&scores.iter().map(|s| s.entropy).collect::<Vec<_>>()),
-                    advantage: &advantage[chunk.clone()],
-                    weight: &weight[chunk],
-                };
-                metrics.merge(&policy_loss(loss, &tokens, 1.0, dlogp, Some(dentropy)));
-            },
-        );
+        tokens_of_batch.push((old_logp, advantage, weight));
     }
-    let update = trainer.update(divisor);
+    let temperature = config.rollout.temperature as f32;
+    let gathered: Vec<Vec<grpo::Metrics>> =
+        trainer.accumulate(&batches, temperature, |chunk, gradients, gathered: &mut Vec<_>| {
+            let Chunk { batch, first, scores } = chunk;
+            let (old_logp, advantage, weight) = &tokens_of_batch[batch];
+            let chunk = first..first + scores.len();
+            let tokens = grpo::Tokens {
+                logp: &scores.iter().map(|s| s.logp).collect::<Vec<_>>(),
+                old_logp: &old_logp[chunk.clone()],
+                reference_logp: None,
+                entropy: Some(&scores.iter().map(|s| s.entropy).collect::<Vec<_>>()),
+                advantage: &advantage[chunk.clone()],
+                weight: &weight[chunk],
+            };
+            let (mut dlogp, mut dentropy) = (vec![0.0; scores.len()], vec![0.0; scores.len()]);
+            gathered.push(policy_loss(loss, &tokens, 1.0, &mut dlogp, Some(&mut dentropy)));
+            for (gradient, (logp, entropy)) in gradients.iter_mut().zip(dlogp.iter().zip(dentropy))
+            {
+                (gradient.logp, gradient.entropy) = (*logp, entropy);
+            }
+        })?;
+    let mut metrics = grpo::Metrics::default();
+    gathered.iter().flatten().for_each(|of_chunk| metrics.merge(of_chunk));
     metrics.loss /= divisor;
-    (metrics, update)
+    let update = trainer.update(divisor, metrics.loss)?;
+    Ok((metrics, update))
 }
 
 fn rollout_metrics(
@@ -430,7 +440,7 @@ fn policy_metrics(policy: &grpo::Metrics, update: &Update) -> Row {
         ("policy/learnt_tokens", policy.tokens as f64),
         ("optim/grad_norm", update.grad_norm),
         ("optim/lr", update.lr),
-        ("optim/skipped", f64::from(u8::from(!update.is_finite))),
+        ("optim/skipped", f64::from(u8::from(update.skipped.is_some()))),
     ])
 }
 

@@ -3,7 +3,8 @@
 //! Contract: a row is on disk when [`Metrics::log`] returns, in one write; after resuming at a
 //! checkpoint, [`Metrics::truncate_after`] leaves exactly the rows up to it, so that a resumed run
 //! has neither gaps nor repeats. The TensorBoard events are a copy of the rows and are rebuilt from
-//! them. Keys are `area/name`; `time/*` are the only ones that differ between equal runs.
+//! them. Keys are `area/name`; `time/*`, what the run took of the machine (time, rates, memory), are the
+//! only ones that differ between equal runs.
 
 use super::environment::unix_secs;
 use super::tensorboard::EventFile;

@@ -1,12 +1,15 @@
 //! The loops, and what they share: where a model comes from and what is kept of it.
 
 pub mod environment;
+pub mod flops;
 pub mod grpo;
 pub mod metrics;
 pub mod plan;
+mod rank;
 pub mod rehearsal;
 pub mod run;
 pub mod samples;
+pub mod settings;
 pub mod sft;
 pub mod tensorboard;
 pub mod trainer;
@@ -16,6 +19,8 @@ use crate::checkpoint::LanguageModel;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+pub use rank::{Chunk, MicroBatch};
 
 /// What a run starts from: a model directory, or random weights of a given shape.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -68,6 +73,9 @@ pub struct CheckpointConfig {
     /// Older ones are removed beyond this many; none given keeps all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_last: Option<usize>,
+    /// Those at multiples of this many steps are kept beside them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
 }
 
 impl CheckpointConfig {
@@ -106,7 +114,7 @@ fn save_checkpoint<S: Serialize>(
     let checkpoints = run.checkpoints();
     trainer.save(&checkpoints.step_dir(trainer.step), state)?;
     match config.keep_last {
-        Some(keep_last) => checkpoints.retain(keep_last, None),
+        Some(keep_last) => checkpoints.retain(keep_last, config.keep_every),
         None => Ok(()),
     }
 }

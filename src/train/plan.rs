@@ -1,43 +1,111 @@
-//! What a run will need, known before it starts: parameters, memory by buffer, work.
+//! What a run will need, known before it starts: every buffer, work, and whether it fits.
 //!
-//! Needs the model's `config.json` only. Left out: activations, which depend on how samples pack,
-//! and the memory of the data itself.
+//! Needs the model's `config.json` and the configuration only, and touches no device. On a CPU the
+//! buffers are those that the program will allocate; a GPU's are those of mixed precision (weights,
+//! gradients and activations of two bytes, f32 master weights and moments, cuDNN attention).
+//! Left out: the data itself, the executable, what the allocator wastes.
 
+use super::flops::ModelFlops;
+use super::settings::{Precision, TrainConfig};
 use super::{ModelSource, Origin, grpo, sft};
+use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
-use crate::model::{Layout, ModelConfig};
+use crate::dist::Shards;
+use crate::model::{BatchSize, Decoder, Layout, ModelConfig, Recompute};
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+/// What the plan of a GPU run is measured against.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlanConfig {
+    /// Memory of one GPU, in GB of 10^9 bytes; 80 where none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_gb: Option<f64>,
+}
 
 /// The plan of a training run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
     /// Trained parameters.
     pub num_parameters: usize,
-    /// Bytes of weights, gradients and the two moments of AdamW (f32).
-    pub state_bytes: usize,
-    /// Bytes of the key-value cache, where rollouts are made.
-    pub kv_cache_bytes: usize,
+    /// Ranks that share the work.
+    pub ranks: usize,
+    /// Whose memory the buffers are.
+    pub device: Device,
+    /// The buffers of all CPU ranks together, or of one GPU.
+    pub buffers: Vec<PlannedBuffer>,
+    /// Bytes of all buffers with each way of recomputing, where activations are planned.
+    pub by_recompute: Vec<(Recompute, usize)>,
     /// Updates.
     pub total_steps: u64,
     /// Most tokens in one update.
     pub max_tokens_per_step: usize,
     /// Rollouts in one step.
     pub rollouts_per_step: usize,
+    /// Seconds of all updates, where a rate can be assumed (see [`Device`]).
+    pub estimated_secs: Option<f64>,
+    /// What would make it fit, if it does not.
+    pub advice: Option<String>,
 }
+
+/// A buffer and its size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedBuffer {
+    /// What it holds.
+    pub name: &'static str,
+    /// Its size.
+    pub bytes: usize,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// All ranks share its memory, whose size is the machine's business.
+    Cpu,
+    /// One for each rank; time is estimated at 40 % of the 989 TFLOP/s that an H100 has in bf16.
+    Gpu {
+        /// Bytes of its memory.
+        memory_bytes: f64,
+    },
+}
+
+const GPU_FLOPS_PER_SEC: f64 = 0.40 * 989e12;
+/// Tokens whose logits exist at a time on a GPU.
+const GPU_HEAD_CHUNK: usize = 1024;
+/// CUDA context, cuBLAS workspaces and NCCL's own buffers.
+const GPU_RESERVE: usize = 2 << 30;
 
 impl Plan {
     /// The plan of a fine-tuning run.
     pub fn of_sft(config: &sft::Config) -> Result<Self> {
         config.check()?;
         let shape = shape(&config.model)?;
-        Ok(Self {
-            kv_cache_bytes: 0,
-            total_steps: config.train.total_steps,
-            max_tokens_per_step: config.train.seq_len * config.train.gradient_accumulation,
-            rollouts_per_step: 0,
-            ..Self::of_model(&shape)
-        })
+        let train = &config.train;
+        let device = match train.precision {
+            Precision::F32 => Device::Cpu,
+            Precision::Bf16 | Precision::Fp16 => {
+                let gigabytes = config.plan.gpu_memory_gb.unwrap_or(80.0);
+                Device::Gpu { memory_bytes: gigabytes * 1e9 }
+            }
+        };
+        let decoder = Decoder::new(shape);
+        let mut plan = Self {
+            device,
+            ranks: train.ranks,
+            buffers: buffers(&decoder, train, device),
+            by_recompute: [Recompute::None, Recompute::Selective, Recompute::Layer]
+                .map(|recompute| TrainConfig { recompute, ..train.clone() })
+                .map(|train| (train.recompute, bytes_of(&decoder, &train, device)))
+                .to_vec(),
+            total_steps: train.total_steps,
+            max_tokens_per_step: train.seq_len * train.rows_per_step(),
+            estimated_secs: estimated_secs(&decoder, train, device),
+            ..Self::of_model(decoder.config())
+        };
+        plan.advice = plan.advice(&decoder, train);
+        Ok(plan)
     }
 
     /// The plan of a reinforcement run.
@@ -48,47 +116,307 @@ impl Plan {
         let max_length = config.data.max_prompt_tokens + rollout.max_new_tokens;
         let bytes_per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * 4;
         let rollouts_per_step = rollout.num_prompts * rollout.n;
-        Ok(Self {
-            kv_cache_bytes: rollout.max_sequences * max_length * bytes_per_token,
+        let mut plan = Self {
             total_steps: config.train.total_steps,
             max_tokens_per_step: rollouts_per_step * max_length,
             rollouts_per_step,
             ..Self::of_model(&shape)
-        })
+        };
+        plan.buffers.push(PlannedBuffer {
+            name: "key-value cache",
+            bytes: rollout.max_sequences * max_length * bytes_per_token,
+        });
+        Ok(plan)
     }
 
+    /// One rank on a CPU that holds the model and its optimizer.
     fn of_model(shape: &ModelConfig) -> Self {
         let num_parameters = Layout::new(shape).len;
         Self {
             num_parameters,
-            state_bytes: 4 * 4 * num_parameters,
-            kv_cache_bytes: 0,
+            ranks: 1,
+            device: Device::Cpu,
+            buffers: state(num_parameters, 1),
+            by_recompute: Vec::new(),
             total_steps: 0,
             max_tokens_per_step: 0,
             rollouts_per_step: 0,
+            estimated_secs: None,
+            advice: None,
         }
     }
 
-    /// Label and value of each line of the plan's table.
-    pub fn lines(&self) -> Vec<(&'static str, String)> {
-        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-        let mut lines = vec![
-            ("parameters", self.num_parameters.to_string()),
-            ("weights, gradients, moments", mib(self.state_bytes)),
-            ("updates", self.total_steps.to_string()),
-            ("tokens in an update, at most", self.max_tokens_per_step.to_string()),
+    /// Bytes of all buffers.
+    pub fn total_bytes(&self) -> usize {
+        self.buffers.iter().map(|buffer| buffer.bytes).sum()
+    }
+
+    /// Refuses a run that needs more than `memory_bytes`.
+    pub fn check_fits(&self, memory_bytes: u64) -> Result<()> {
+        let needed = self.total_bytes() as f64;
+        if needed <= memory_bytes as f64 {
+            return Ok(());
+        }
+        Err(usage(format!(
+            "not enough memory: the run needs {:.1} GB and this machine has {:.1} GB; lower \
+             train.ranks, train.micro_batch_size or train.seq_len, or set train.recompute=\"layer\" \
+             (--dry-run lists the buffers)",
+            needed / 1e9,
+            memory_bytes as f64 / 1e9
+        )))
+    }
+
+    /// What would make a run on GPUs fit that does not: the first of a few changes that does.
+    fn advice(&self, decoder: &Decoder, train: &TrainConfig) -> Option<String> {
+        let Device::Gpu { memory_bytes } = self.device else { return None };
+        let needs = |train: &TrainConfig| bytes_of(decoder, train, self.device) as f64;
+        if needs(train) <= memory_bytes {
+            return None;
+        }
+        let ranks = 8.max(2 * train.ranks);
+        let small = TrainConfig { micro_batch_size: 1, ..train.clone() };
+        let with = |recompute, ranks| TrainConfig { recompute, ranks, ..small.clone() };
+        let layer = with(Recompute::Layer, ranks);
+        let short = TrainConfig { seq_len: (train.seq_len / 2).max(1), ..layer.clone() };
+        let selective = "train.recompute=\"selective\"";
+        let by_layer = "train.recompute=\"layer\"";
+        let sharded = format!("train.ranks={ranks}");
+        let changes = [
+            ("train.micro_batch_size=1 and more gradient_accumulation".to_owned(), small.clone()),
+            (selective.to_owned(), with(Recompute::Selective, train.ranks)),
+            (by_layer.to_owned(), with(Recompute::Layer, train.ranks)),
+            (format!("{sharded} and {selective}"), with(Recompute::Selective, ranks)),
+            (format!("{sharded} and {by_layer}"), layer),
+            (format!("{sharded}, {by_layer} and train.seq_len={}", short.seq_len), short),
         ];
+        let over = (needs(train) - memory_bytes) / 1e9;
+        let fitting = changes.into_iter().find(|(_, train)| needs(train) <= memory_bytes);
+        let change = fitting.map_or("a GPU with more memory".to_owned(), |(change, _)| change);
+        Some(format!("{over:.1} GB too much for a GPU: it would fit with {change}"))
+    }
+
+    /// Label and value of each line of the plan's table.
+    pub fn lines(&self) -> Vec<(String, String)> {
+        let gigabytes = |bytes: f64| format!("{:>9.3} GB", bytes / 1e9);
+        let mut lines = vec![("parameters".to_owned(), self.num_parameters.to_string())];
+        let place = match self.device {
+            Device::Cpu => format!("memory of {} on the CPU", count(self.ranks, "rank")),
+            Device::Gpu { .. } => format!("memory of each of {}", count(self.ranks, "GPU")),
+        };
+        lines.push((place, String::new()));
+        let buffers = self.buffers.iter();
+        lines.extend(buffers.map(|b| (format!("  {}", b.name), gigabytes(b.bytes as f64))));
+        lines.push(("  in all".to_owned(), gigabytes(self.total_bytes() as f64)));
+        if let Device::Gpu { memory_bytes } = self.device {
+            lines.push(("  of".to_owned(), gigabytes(memory_bytes)));
+        }
+        lines.extend(self.by_recompute.iter().map(|(recompute, bytes)| {
+            let mode = format!("{recompute:?}").to_lowercase();
+            (format!("  in all with recompute = {mode}"), gigabytes(*bytes as f64))
+        }));
+        lines.push(("updates".to_owned(), self.total_steps.to_string()));
+        let tokens = self.max_tokens_per_step;
+        lines.push(("tokens in an update, at most".to_owned(), tokens.to_string()));
+        let tokens = tokens as u64 * self.total_steps;
+        lines.push(("tokens in all, at most".to_owned(), tokens.to_string()));
         if self.rollouts_per_step > 0 {
-            lines.push(("rollouts in a step", self.rollouts_per_step.to_string()));
-            lines.push(("key-value cache, at most", mib(self.kv_cache_bytes)));
+            lines.push(("rollouts in a step".to_owned(), self.rollouts_per_step.to_string()));
+        }
+        if let Some(secs) = self.estimated_secs {
+            let assumption = "at 40 % of 989 TFLOP/s a GPU, full rows of one sample";
+            lines.push((
+                "time, estimated".to_owned(),
+                format!(
+                    "{:.0} s, {:.2} s an update ({assumption})",
+                    secs,
+                    secs / self.total_steps as f64
+                ),
+            ));
+        }
+        if let Some(advice) = &self.advice {
+            lines.push(("does not fit".to_owned(), advice.clone()));
         }
         lines
     }
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Weights and gradients of each rank, and the optimizer that they share, in f32.
+fn state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
+    vec![
+        PlannedBuffer { name: "parameters", bytes: 4 * num_parameters * ranks },
+        PlannedBuffer { name: "gradients", bytes: 4 * num_parameters * ranks },
+        PlannedBuffer { name: "moments of AdamW, sharded", bytes: 8 * num_parameters },
+    ]
+}
+
+fn buffers(decoder: &Decoder, train: &TrainConfig, device: Device) -> Vec<PlannedBuffer> {
+    match device {
+        Device::Cpu => cpu_buffers(decoder, train),
+        Device::Gpu { .. } => gpu_buffers(decoder, train),
+    }
+}
+
+fn bytes_of(decoder: &Decoder, train: &TrainConfig, device: Device) -> usize {
+    buffers(decoder, train, device).iter().map(|buffer| buffer.bytes).sum()
+}
+
+/// What the ranks allocate together.
+fn cpu_buffers(decoder: &Decoder, train: &TrainConfig) -> Vec<PlannedBuffer> {
+    let ranks = train.ranks;
+    let threads = (rayon::current_num_threads() / ranks).max(1);
+    let tokens = train.seq_len * train.micro_batch_size;
+    let batch = BatchSize { tokens, longest: train.seq_len, targets: tokens };
+    let memory = decoder.training_memory(batch, train.recompute, threads);
+    let num_parameters = decoder.layout().len;
+    let bucket = num_parameters.min(Shards::BUCKET) * size_of::<f32>();
+    let mut buffers = state(num_parameters, ranks);
+    let own = [
+        ("packed matrices", memory.packed_weights),
+        ("activations", memory.activations),
+        ("gradients of activations", memory.backward),
+        ("chunk of logits", memory.head),
+        ("attention and scratch", memory.scratch),
+        ("communication", if ranks > 1 { bucket + bucket / ranks } else { 0 }),
+    ];
+    buffers.extend(own.map(|(name, bytes)| PlannedBuffer { name, bytes: bytes * ranks }));
+    buffers
+}
+
+/// What one GPU holds.
+fn gpu_buffers(decoder: &Decoder, train: &TrainConfig) -> Vec<PlannedBuffer> {
+    let config = decoder.config();
+    let tokens = train.seq_len * train.micro_batch_size;
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let width = config.num_heads * config.head_dim;
+    let row = width + 2 * config.num_kv_heads * config.head_dim;
+    let num_parameters = decoder.layout().len;
+    // Two bytes each, but four for the log-sum-exp of a head.
+    let input = 2 * hidden;
+    let layer = 2 * (row + width + hidden + 2 * inner) + 4 * config.num_heads;
+    let outputs = 2 * (2 * hidden + inner);
+    let layers = config.num_layers;
+    let activations = match train.recompute {
+        Recompute::None => layers * (input + layer + outputs),
+        Recompute::Selective => layers * (input + layer),
+        Recompute::Layer => layers * input + layer,
+    };
+    let backward = 2 * (3 * hidden + width + inner);
+    // cuDNN's backward: the query gradient and the keys' and values' of every query head in f32,
+    // and a sum for each head.
+    let attention = 4 * (3 * width + config.num_heads);
+    let chunk = tokens.min(GPU_HEAD_CHUNK);
+    let bucket = if train.ranks > 1 { 2 * 2 * num_parameters.min(Shards::BUCKET) } else { 0 };
+    [
+        ("parameters", 2 * num_parameters),
+        ("gradients", 2 * num_parameters),
+        ("master weights and moments, sharded", 12 * num_parameters.div_ceil(train.ranks)),
+        ("activations", activations * tokens),
+        ("gradients of activations", backward * tokens),
+        ("chunk of logits", 4 * chunk * config.vocab_size),
+        ("attention workspace", attention * tokens),
+        ("communication, two buckets", bucket),
+        ("CUDA, cuBLAS and NCCL, assumed", GPU_RESERVE),
+    ]
+    .map(|(name, bytes)| PlannedBuffer { name, bytes })
+    .to_vec()
+}
+
+/// Seconds of all updates on GPUs, with every row one sample; recomputed layers cost a forward more.
+fn estimated_secs(decoder: &Decoder, train: &TrainConfig, device: Device) -> Option<f64> {
+    let Device::Gpu { .. } = device else { return None };
+    let row = ModelFlops::new(decoder.config()).training(train.seq_len);
+    let forwards = if train.recompute == Recompute::Layer { 4.0 / 3.0 } else { 1.0 };
+    let rows = train.rows_per_step() as f64 * train.total_steps as f64;
+    Some(rows * row * forwards / (train.ranks as f64 * GPU_FLOPS_PER_SEC))
 }
 
 fn shape(model: &ModelSource) -> Result<ModelConfig> {
     match model.origin()? {
         Origin::Directory(dir) => ModelConfig::from_dir(dir),
         Origin::Random { config, .. } => LanguageModel::read_config(config),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama3_8b() -> Decoder {
+        let text = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8}"#;
+        Decoder::new(ModelConfig::from_json(text).unwrap())
+    }
+
+    fn train(more: &str) -> TrainConfig {
+        let text = "total_steps = 1000\nseq_len = 5120\ngradient_accumulation = 16\nranks = 8\n\
+                    precision = 'bf16'\n";
+        toml::from_str(&format!("{text}{more}")).unwrap()
+    }
+
+    fn gigabytes(buffers: &[PlannedBuffer], name: &str) -> f64 {
+        buffers.iter().find(|b| b.name.starts_with(name)).unwrap().bytes as f64 / 1e9
+    }
+
+    #[test]
+    fn a_gpu_holds_of_llama3_8b_what_the_formulas_say() {
+        let decoder = llama3_8b();
+        let buffers = gpu_buffers(&decoder, &train(""));
+        for (name, expected) in [
+            ("parameters", 16.06),
+            ("gradients", 16.06),
+            ("master weights", 12.05),
+            ("activations", 15.46),
+            ("attention", 0.252),
+            ("chunk of logits", 0.525),
+        ] {
+            let planned = gigabytes(&buffers, name);
+            assert!((planned - expected).abs() < 0.006 * expected, "{name}: {planned}");
+        }
+        let all = gpu_buffers(&decoder, &train("recompute = 'none'"));
+        assert!((gigabytes(&all, "activations") - 22.84).abs() < 0.02);
+        let inputs = gpu_buffers(&decoder, &train("recompute = 'layer'"));
+        assert!((gigabytes(&inputs, "activations") - 1.783).abs() < 0.005);
+    }
+
+    #[test]
+    fn what_does_not_fit_comes_with_what_to_change() {
+        let decoder = llama3_8b();
+        let advice = |more: &str, gigabytes: f64| {
+            let (train, device) = (train(more), Device::Gpu { memory_bytes: gigabytes * 1e9 });
+            let buffers = buffers(&decoder, &train, device);
+            let plan =
+                Plan { device, buffers, ranks: train.ranks, ..Plan::of_model(decoder.config()) };
+            plan.advice(&decoder, &train)
+        };
+        assert_eq!(advice("", 80.0), None);
+        assert!(advice("recompute = 'none'", 70.0).unwrap().contains("selective"));
+        assert!(advice("", 55.0).unwrap().contains("layer"));
+        assert!(advice("micro_batch_size = 4", 80.0).unwrap().contains("micro_batch_size=1"));
+        assert!(advice("", 10.0).unwrap().contains("more memory"));
+    }
+
+    #[test]
+    fn a_run_that_needs_more_memory_than_there_is_is_refused() {
+        let plan = Plan::of_model(llama3_8b().config());
+        plan.check_fits(plan.total_bytes() as u64).unwrap();
+        let error = plan.check_fits(plan.total_bytes() as u64 - 1).unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("not enough memory"), "{error}");
+    }
+
+    #[test]
+    fn the_time_of_llama3_8b_is_that_of_its_flops() {
+        let (decoder, train) = (llama3_8b(), train(""));
+        let device = Device::Gpu { memory_bytes: 80e9 };
+        // 1000 steps of 16 micro-batches of 251.2 TFLOP.
+        let expected = 16_000.0 * 251.2e12 / GPU_FLOPS_PER_SEC;
+        let secs = estimated_secs(&decoder, &train, device).unwrap();
+        assert!((secs - expected).abs() < 0.001 * expected, "{secs}");
+        assert_eq!(estimated_secs(&decoder, &train, Device::Cpu), None);
     }
 }

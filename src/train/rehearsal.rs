@@ -3,8 +3,8 @@
 //! Measures training and generation with the real model and data, and takes responses to be as
 //! long as the training samples'. Nothing it computes is kept.
 
-use super::trainer::Trainer;
-use super::{grpo, sft};
+use super::trainer::{Execution, Trainer};
+use super::{MicroBatch, grpo, sft};
 use crate::data::pack::{Cursor, Loader};
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
 use anyhow::Result;
@@ -29,12 +29,16 @@ pub fn estimate(sft: &sft::Config, grpo: &grpo::Config, num_scored: usize) -> Re
         .collect();
 
     let mut loader = Loader::new(samples, sft.train.seq_len, sft.seed, Cursor::default())?;
-    let mut trainer = Trainer::new(model, sft.optim, sft.schedule, sft.train.total_steps);
+    let (steps, execution) = (sft.train.total_steps, Execution::default());
+    let mut trainer = Trainer::new(model, sft.optim, sft.schedule, steps, execution)?;
     let mut training_rate = 0.0;
     for _warm_up_then_measure in 0..2 {
         let batch = loader.next_batch();
         let started = Instant::now();
-        trainer.accumulate(&batch, 1.0, &mut |_, _, dlogp, _| dlogp.fill(-1.0));
+        let row = [MicroBatch::of(std::slice::from_ref(&batch))];
+        trainer.accumulate(&row, 1.0, |_, gradients, (): &mut ()| {
+            gradients.iter_mut().for_each(|gradient| gradient.logp = -1.0);
+        })?;
         training_rate = batch.tokens.len() as f64 / started.elapsed().as_secs_f64();
     }
     let generation_rate = generation_rate(&trainer, prompts)?;

@@ -11,7 +11,8 @@
 //!
 //! Contract: two processes never work in one run directory, and nothing is replaced unless the user
 //! says so. A directory in which a run stopped before its first step counts as unused. Resuming
-//! requires the same configuration: other settings are another run.
+//! requires the same configuration: other settings are another run. Only how the work is laid out
+//! may change ([`LAYOUT`]), as long as the global batch stays.
 
 use super::environment::Environment;
 use super::metrics;
@@ -24,9 +25,20 @@ use serde::Serialize;
 use serde_json::json;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const LOCK: &str = "run.lock";
 const CONFIG: &str = "config.toml";
+
+/// Settings that say how a step is computed, but not what: a resumed run may change them.
+const LAYOUT: [&str; 6] = [
+    "train.ranks",
+    "train.gradient_accumulation",
+    "train.micro_batch_size",
+    "train.recompute",
+    "train.peak_tflops",
+    "plan.gpu_memory_gb",
+];
 
 /// What to do with a run that is already in the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,7 +239,13 @@ fn lock(path: &Path) -> Result<File> {
         .write(true)
         .open(&file)
         .with_context(|| format!("opening {}", file.display()))?;
-    match lock.try_lock() {
+    // A child that is just being started holds its parent's locks until it executes its program.
+    let mut attempts = (0..10).map(|attempt| {
+        std::thread::sleep(Duration::from_millis(10 * attempt));
+        lock.try_lock()
+    });
+    let is_settled = |result: &Result<_, _>| !matches!(result, Err(TryLockError::WouldBlock));
+    match attempts.find(is_settled).unwrap_or(Err(TryLockError::WouldBlock)) {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(usage(format!(
             "another process is working in {}; wait for it or choose another with --out",
@@ -272,14 +290,22 @@ fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
         toml::from_str::<toml::Table>(text)
             .map_err(|e| usage(format!("{} is damaged: {}", path.display(), e.message())))
     };
-    let changed: Vec<String> =
-        config::differences(&[parse(&read_text(path)?)?, parse(config_toml)?])
-            .into_iter()
-            .map(|(key, values)| {
-                let [before, now] = [0, 1].map(|i| values[i].as_deref().unwrap_or("unset"));
-                format!("{key} was {before}, is {now}")
-            })
-            .collect();
+    let tables = [parse(&read_text(path)?)?, parse(config_toml)?];
+    let [before, now] = tables.each_ref().map(global_batch);
+    let mut changed: Vec<String> = config::differences(&tables)
+        .into_iter()
+        .filter(|(key, _)| !LAYOUT.contains(&key.as_str()))
+        .map(|(key, values)| {
+            let [before, now] = [0, 1].map(|i| values[i].as_deref().unwrap_or("unset"));
+            format!("{key} was {before}, is {now}")
+        })
+        .collect();
+    if before != now {
+        changed.push(format!(
+            "train.ranks x train.gradient_accumulation x train.micro_batch_size was {before} rows \
+             a step, is {now}"
+        ));
+    }
     if changed.is_empty() {
         return Ok(());
     }
@@ -288,6 +314,15 @@ fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
         path.display(),
         changed.join("; ")
     )))
+}
+
+/// Rows of all ranks in one step; what a table does not give counts as 1.
+fn global_batch(table: &toml::Table) -> i64 {
+    let size = |key| table.get("train")?.get(key)?.as_integer();
+    ["ranks", "gradient_accumulation", "micro_batch_size"]
+        .map(|key| size(key).unwrap_or(1))
+        .iter()
+        .product()
 }
 
 #[cfg(test)]
@@ -365,6 +400,21 @@ mod tests {
         let path = used(dir.path());
         let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
         assert!(text.contains("seed was 1, is 2"), "{text}");
+    }
+
+    #[test]
+    fn resuming_may_lay_out_the_same_global_batch_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let config = |ranks: u32, rows: u32| {
+            format!("[train]\nranks = {ranks}\ngradient_accumulation = {rows}\n")
+        };
+        let run = RunDir::create(&path, &config(8, 2), Existing::Refuse).unwrap();
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+        drop(run);
+        RunDir::create(&path, &config(4, 4), Existing::Resume).unwrap();
+        let text = refusal(RunDir::create(&path, &config(4, 2), Existing::Resume));
+        assert!(text.contains("was 16 rows a step, is 8"), "{text}");
     }
 
     #[test]

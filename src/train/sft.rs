@@ -1,22 +1,29 @@
 //! Supervised fine-tuning: the loop and its config.
 //!
 //! Loss is the mean negative log-likelihood over the assistant tokens of the step's global batch
-//! (paper section 3, step 7; Table 6). Left out here: mixing of sources and several ranks.
+//! (paper section 3, step 7; Table 6). One loader draws the rows of all ranks in order, so that what
+//! a step learns does not depend on their number. A step whose loss or gradient is not finite is
+//! skipped; several in a row end the run. Left out here: mixing of sources.
 
+use super::environment::resident_bytes;
+use super::flops::ModelFlops;
 use super::metrics::{Metrics, Row, row};
+use super::plan::PlanConfig;
 use super::run::RunDir;
-use super::trainer::{Trainer, Update};
-use super::{CheckpointConfig, ModelSource, resume_or_open, save_checkpoint};
+use super::settings::TrainConfig;
+use super::trainer::{Execution, Trainer, Update};
+use super::{CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint};
 use crate::base::error::{Interrupted, usage};
 use crate::base::{interrupt, progress::Progress};
-use crate::data::pack::{Cursor, Loader};
+use crate::data::pack::{Batch, Cursor, Loader};
 use crate::data::tokenized;
-use crate::objective::sft::negative_log_likelihood;
+use crate::model::ScoreGradient;
+use crate::objective::sft::smoothed_negative_log_likelihood;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::tokenizer::{Tokenized, Tokenizer};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The whole of `sft.toml`.
@@ -39,6 +46,9 @@ pub struct Config {
     /// What is kept on disk.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What the plan is measured against.
+    #[serde(default)]
+    pub plan: PlanConfig,
 }
 
 /// What to learn from.
@@ -51,26 +61,10 @@ pub struct DataConfig {
     pub max_length: usize,
 }
 
-/// How long and in what portions.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Updates.
-    pub total_steps: u64,
-    /// Most tokens in one packed row of samples.
-    pub seq_len: usize,
-    /// Packed rows in one update.
-    pub gradient_accumulation: usize,
-}
-
 impl Config {
     /// Refuses sizes with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
-        super::refuse_zeros(&[
-            ("train.total_steps", self.train.total_steps as usize),
-            ("train.seq_len", self.train.seq_len),
-            ("train.gradient_accumulation", self.train.gradient_accumulation),
-        ])
+        self.train.check()
     }
 }
 
@@ -81,7 +75,13 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
     let samples = read_samples(&config.data, &model.tokenizer)?;
-    let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps);
+    let flops = ModelFlops::new(model.decoder.config());
+    let execution = Execution {
+        ranks: config.train.ranks,
+        recompute: config.train.recompute,
+        loss_scale: config.train.loss_scale(),
+    };
+    let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     let cursor = match resumed {
         Some(dir) => trainer.restore::<Cursor>(&dir)?,
         None => Cursor::default(),
@@ -92,16 +92,26 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     let progress = Progress::new(label, total_steps, "steps");
     progress.skip(trainer.step);
     while trainer.step < total_steps {
-        let started = Instant::now();
-        let batch = step(&mut trainer, &mut loader, config.train.gradient_accumulation);
-        metrics.log(trainer.step, batch.metrics(started.elapsed().as_secs_f64()))?;
-        progress.set_message(format!("loss {:.3}", batch.loss));
+        let result = step(&mut trainer, &mut loader, &config.train, &flops)?;
+        metrics.log(trainer.step, result.metrics(&config.train))?;
+        progress.set_message(format!("loss {:.3}", result.loss));
         progress.inc(1);
         let is_interrupted = interrupt::requested();
         let is_last = trainer.step == total_steps;
-        if is_last || is_interrupted || config.checkpoint.is_due(trainer.step) {
+        let is_hopeless = trainer.skipped_in_a_row() >= config.train.max_nonfinite_steps;
+        if is_last || is_interrupted || is_hopeless || config.checkpoint.is_due(trainer.step) {
             metrics.sync()?;
             save_checkpoint(run, &trainer, &loader.cursor(), &config.checkpoint)?;
+        }
+        if let Some(diagnosis) = result.diagnosis(trainer.step) {
+            tracing::warn!("{diagnosis}; no weight was changed");
+            if is_hopeless {
+                return Err(diverged(
+                    config,
+                    &diagnosis,
+                    &run.checkpoints().step_dir(trainer.step),
+                ));
+            }
         }
         if is_interrupted && !is_last {
             return Err(Interrupted.into());
@@ -109,6 +119,17 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     }
     progress.finish();
     Ok(run.checkpoints().step_dir(total_steps))
+}
+
+/// Why the run stopped; the weights before the skipped steps lie in `kept`.
+fn diverged(config: &Config, diagnosis: &str, kept: &Path) -> anyhow::Error {
+    anyhow!(
+        "{diagnosis}; this was the last of train.max_nonfinite_steps = {} such steps in a row, which \
+         changed no weight: the weights before them are in {}. Try a lower optim.lr, or look at \
+         the samples",
+        config.train.max_nonfinite_steps,
+        kept.display()
+    )
 }
 
 /// The samples of all files that are short enough.
@@ -137,40 +158,121 @@ pub(super) fn read_samples(config: &DataConfig, tokenizer: &Tokenizer) -> Result
 
 /// What one step saw.
 struct StepResult {
+    /// Mean negative log-likelihood of the targets.
+    nll: f64,
+    /// What was minimised: the same with smoothed labels.
     loss: f64,
     num_tokens: usize,
     num_targets: usize,
+    /// The samples, by their places in the data.
+    samples: Vec<usize>,
+    model_flops: f64,
+    data_secs: f64,
+    secs: f64,
     update: Update,
 }
 
-/// One update over `num_rows` packed rows.
-fn step(trainer: &mut Trainer, loader: &mut Loader, num_rows: usize) -> StepResult {
-    let (mut loss_sum, mut num_tokens, mut num_targets) = (0.0, 0, 0);
-    for _ in 0..num_rows {
-        let batch = loader.next_batch();
-        num_tokens += batch.tokens.len();
-        num_targets += batch.targets.len();
-        trainer.accumulate(&batch, 1.0, &mut |_, scores, dlogp, _| {
-            let logp: Vec<f32> = scores.iter().map(|s| s.logp).collect();
-            loss_sum += negative_log_likelihood(&logp, 1.0, dlogp);
-        });
+/// Sums over the targets of one micro-batch.
+#[derive(Default)]
+struct Losses {
+    nll: f64,
+    loss: f64,
+}
+
+/// One update over the rows of all ranks.
+fn step(
+    trainer: &mut Trainer,
+    loader: &mut Loader,
+    config: &TrainConfig,
+    flops: &ModelFlops,
+) -> Result<StepResult> {
+    let started = Instant::now();
+    let rows: Vec<Batch> = (0..config.rows_per_step()).map(|_| loader.next_batch()).collect();
+    let data_secs = started.elapsed().as_secs_f64();
+    let batches: Vec<_> = rows.chunks(config.micro_batch_size).map(MicroBatch::of).collect();
+    let smoothing = config.label_smoothing as f32;
+    let losses = trainer.accumulate(&batches, 1.0, |chunk, gradients, losses: &mut Losses| {
+        learn(smoothing, chunk, gradients, losses);
+    })?;
+    let num_targets: usize = rows.iter().map(|row| row.targets.len()).sum();
+    let mean = |sum: f64| sum / num_targets as f64;
+    let loss = mean(losses.iter().map(|l| l.loss).sum());
+    let update = trainer.update(num_targets as f64, loss)?;
+    let lengths = rows.iter().flat_map(|row| row.cu_seqlens.windows(2)).map(|e| e[1] - e[0]);
+    Ok(StepResult {
+        nll: mean(losses.iter().map(|l| l.nll).sum()),
+        loss,
+        num_tokens: rows.iter().map(|row| row.tokens.len()).sum(),
+        num_targets,
+        model_flops: lengths.map(|length| flops.training(length as usize)).sum(),
+        samples: rows.into_iter().flat_map(|row| row.samples).collect(),
+        data_secs,
+        secs: started.elapsed().as_secs_f64(),
+        update,
+    })
+}
+
+/// The loss of a chunk of targets and its gradient.
+fn learn(smoothing: f32, chunk: Chunk<'_>, gradients: &mut [ScoreGradient], losses: &mut Losses) {
+    let logp: Vec<f32> = chunk.scores.iter().map(|score| score.logp).collect();
+    let mean_logp: Vec<f32> = chunk.scores.iter().map(|score| score.mean_logp).collect();
+    let (mut dlogp, mut dmean_logp) = (vec![0.0; logp.len()], vec![0.0; logp.len()]);
+    losses.loss += smoothed_negative_log_likelihood(
+        smoothing,
+        (&logp, &mean_logp),
+        1.0,
+        (&mut dlogp, &mut dmean_logp),
+    );
+    losses.nll -= logp.iter().map(|&l| f64::from(l)).sum::<f64>();
+    for (gradient, (logp, mean_logp)) in gradients.iter_mut().zip(dlogp.iter().zip(dmean_logp)) {
+        (gradient.logp, gradient.mean_logp) = (*logp, mean_logp);
     }
-    let update = trainer.update(num_targets as f64);
-    StepResult { loss: loss_sum / num_targets as f64, num_tokens, num_targets, update }
 }
 
 impl StepResult {
-    fn metrics(&self, secs: f64) -> Row {
-        row([
-            ("loss/nll", self.loss),
+    fn metrics(&self, config: &TrainConfig) -> Row {
+        let mut metrics = row([
+            ("loss/nll", self.nll),
             ("optim/grad_norm", self.update.grad_norm),
             ("optim/lr", self.update.lr),
-            ("optim/skipped", f64::from(u8::from(!self.update.is_finite))),
+            ("optim/skipped", f64::from(u8::from(self.update.skipped.is_some()))),
             ("data/tokens", self.num_tokens as f64),
             ("data/target_tokens", self.num_targets as f64),
-            ("time/step_secs", secs),
-            ("time/tokens_per_sec", self.num_tokens as f64 / secs),
-        ])
+            ("time/step_secs", self.secs),
+            ("time/data_secs", self.data_secs),
+            ("time/tokens_per_sec", self.num_tokens as f64 / self.secs),
+            ("time/model_tflops_per_sec", self.model_flops / self.secs / 1e12),
+        ]);
+        let optional = [
+            ("loss/smoothed", (config.label_smoothing > 0.0).then_some(self.loss)),
+            ("optim/loss_scale", self.update.loss_scale),
+            (
+                "time/mfu",
+                config
+                    .peak_tflops
+                    .map(|peak| self.model_flops / self.secs / (peak * 1e12 * config.ranks as f64)),
+            ),
+            ("time/resident_mib", resident_bytes().map(|b| b as f64 / f64::from(1 << 20))),
+        ];
+        metrics.extend(row(optional.into_iter().filter_map(|(key, v)| Some((key, v?)))));
+        metrics
+    }
+
+    /// What was wrong with step `step`, if it was skipped.
+    fn diagnosis(&self, step: u64) -> Option<String> {
+        let found = self.update.skipped.as_ref()?;
+        let what = match found.tensors.as_slice() {
+            [] if self.loss.is_finite() => "the norm of the gradient overflows".to_owned(),
+            [] => "every gradient is finite".to_owned(),
+            [only] => format!("the gradient of {only} is not finite"),
+            [first, rest @ ..] => {
+                format!("the gradients of {first} and {} more tensors are not finite", rest.len())
+            }
+        };
+        let shown = self.samples.iter().take(8).map(|sample| (sample + 1).to_string());
+        let shown = shown.collect::<Vec<_>>().join(", ");
+        let more = if self.samples.len() > 8 { ", ..." } else { "" };
+        Some(format!("step {step}: the loss is {}, {what}; samples {shown}{more}", self.loss))
     }
 }
 
@@ -201,24 +303,55 @@ mod tests {
         }
     }
 
-    /// The loss and the weights after one step over three samples in `num_rows` rows.
-    fn one_step(seq_len: usize, num_rows: usize) -> (f64, Vec<f32>) {
+    /// One step over three samples, and the weights after it.
+    fn one_step(config: &TrainConfig) -> (StepResult, Vec<f32>) {
         let samples = vec![sample(16), sample(30), sample(17)];
         let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
-        let mut trainer = Trainer::new(model(), optim, Schedule::default(), 10);
-        let mut loader = Loader::new(samples, seq_len, 1, Cursor::default()).unwrap();
-        let result = step(&mut trainer, &mut loader, num_rows);
+        let execution = Execution { ranks: config.ranks, ..Execution::default() };
+        let mut trainer = Trainer::new(model(), optim, Schedule::default(), 10, execution).unwrap();
+        let mut loader = Loader::new(samples, config.seq_len, 1, Cursor::default()).unwrap();
+        let flops = ModelFlops::new(trainer.model.decoder.config());
+        let result = step(&mut trainer, &mut loader, config, &flops).unwrap();
         assert_eq!((result.num_tokens, result.num_targets), (63, 54));
-        (result.loss, trainer.model.params)
+        (result, trainer.model.params)
     }
 
     #[test]
-    fn packing_and_accumulation_do_not_change_the_loss() {
-        let (loss, together) = one_step(63, 1);
-        let (other, apart) = one_step(30, 3);
-        assert!((loss - other).abs() < 1e-6 * loss, "{loss} is not {other}");
-        let apart_by: f32 = together.iter().zip(&apart).map(|(a, b)| (a - b).abs()).sum();
-        assert!(apart_by / (together.len() as f32) < 1e-6, "{apart_by}");
+    fn packing_accumulation_and_ranks_do_not_change_the_loss() {
+        let of = |cut: &str| {
+            let config = toml::from_str(&format!("total_steps = 10\n{cut}")).unwrap();
+            let (result, params) = one_step(&config);
+            (result.loss, params)
+        };
+        let (loss, together) = of("seq_len = 63\ngradient_accumulation = 1");
+        for cut in [
+            "seq_len = 30\ngradient_accumulation = 3",
+            "seq_len = 30\ngradient_accumulation = 1\nmicro_batch_size = 3",
+            "seq_len = 30\ngradient_accumulation = 1\nranks = 3",
+        ] {
+            let (other, apart) = of(cut);
+            assert!((loss - other).abs() < 1e-6 * loss, "{loss} is not {other}");
+            let apart_by: f32 = together.iter().zip(&apart).map(|(a, b)| (a - b).abs()).sum();
+            assert!(apart_by / (together.len() as f32) < 1e-6, "{apart_by}");
+        }
+    }
+
+    #[test]
+    fn smoothed_labels_and_the_share_of_the_peak_are_logged_where_asked_for() {
+        let text = "total_steps = 10\nseq_len = 63\ngradient_accumulation = 1";
+        let row = |more: &str| {
+            let config: TrainConfig = toml::from_str(&format!("{text}\n{more}")).unwrap();
+            one_step(&config).0.metrics(&config)
+        };
+        let plain = row("");
+        assert!(!plain.contains_key("loss/smoothed") && !plain.contains_key("time/mfu"));
+        let asked = row("label_smoothing = 0.5\npeak_tflops = 0.1");
+        let value = |key: &str| asked[key].as_f64().unwrap();
+        assert_eq!(asked["loss/nll"], plain["loss/nll"]);
+        assert_ne!(asked["loss/smoothed"], asked["loss/nll"]);
+        assert_ne!(asked["optim/grad_norm"], plain["optim/grad_norm"]);
+        let mfu = value("time/model_tflops_per_sec") / 0.1;
+        assert!((value("time/mfu") - mfu).abs() < 1e-9 * mfu);
     }
 
     #[test]

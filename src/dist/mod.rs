@@ -1,0 +1,210 @@
+//! Ranks: threads that each train on their share of a batch, and what they exchange.
+//!
+//! Contract: a rank is an operating-system thread with its own parameters, gradients and part of the
+//! optimizer (ZeRO-1). All ranks make the same calls of [`Comm`] in the same order with buffers of
+//! the same length. Sums run in rank order, so equal runs of equal rank counts have equal bits. A
+//! rank that fails or panics makes the calls of all others fail: nobody waits for ever.
+//! Left out: ranks on devices and in other processes, and exchanging a bucket while the backward
+//! still fills others, which pays where a device computes meanwhile.
+
+mod shards;
+mod threads;
+
+use anyhow::{Result, anyhow};
+pub use shards::{Shards, piece};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use threads::Threads;
+
+/// What a rank can do together with the others.
+pub trait Comm: Send {
+    /// This rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// How many ranks there are.
+    fn size(&self) -> usize;
+
+    /// Sums `bucket` over the ranks: afterwards this rank's [`piece`] of it holds the sum, and the
+    /// rest what it held before.
+    fn reduce_scatter(&self, bucket: &mut [f32]) -> Result<()>;
+
+    /// Fills `bucket` with every rank's [`piece`] of it.
+    fn all_gather(&self, bucket: &mut [f32]) -> Result<()>;
+
+    /// Sums a few scalars over the ranks.
+    fn all_reduce(&self, scalars: &mut [f64]) -> Result<()>;
+
+    /// Waits for all ranks.
+    fn barrier(&self) -> Result<()>;
+
+    /// Makes the waiting and future calls of all ranks fail.
+    fn abort(&self);
+}
+
+/// Why a call failed on a rank that is not itself the cause.
+#[derive(Debug)]
+pub struct Aborted;
+
+impl fmt::Display for Aborted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another rank failed")
+    }
+}
+
+impl std::error::Error for Aborted {}
+
+/// The only rank of a run: every sum is its own.
+#[derive(Debug, Default)]
+pub struct Single;
+
+impl Comm for Single {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn reduce_scatter(&self, _: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+
+    fn all_gather(&self, _: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+
+    fn all_reduce(&self, _: &mut [f64]) -> Result<()> {
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn abort(&self) {}
+}
+
+/// The ends of a group of `size` ranks in this process, by rank.
+pub fn group(size: usize) -> Vec<Box<dyn Comm>> {
+    match size {
+        1 => vec![Box::new(Single)],
+        _ => Threads::group(size).into_iter().map(|end| Box::new(end) as Box<dyn Comm>).collect(),
+    }
+}
+
+/// Runs `work` for every rank, each on a thread of its own (the only one on the caller's), and
+/// returns the results by rank, or the error of the first rank that caused one.
+pub fn on_every_rank<R: Send, T: Send, C>(
+    ranks: Vec<R>,
+    comm: C,
+    work: impl Fn(&mut R) -> Result<T> + Sync,
+) -> Result<Vec<T>>
+where
+    C: Sync + Fn(&R) -> &dyn Comm,
+{
+    if ranks.len() == 1 {
+        return ranks.into_iter().map(|mut rank| work(&mut rank)).collect();
+    }
+    let guarded = |mut rank: R| {
+        let result = catch_unwind(AssertUnwindSafe(|| work(&mut rank)))
+            .unwrap_or_else(|panic| Err(anyhow!("panicked: {}", message_of(&*panic))));
+        if result.is_err() {
+            comm(&rank).abort();
+        }
+        result.map_err(|e| e.context(format!("rank {}", comm(&rank).rank())))
+    };
+    let guarded = &guarded;
+    let results: Vec<Result<T>> = std::thread::scope(|scope| {
+        let spawn = |rank: R| scope.spawn(move || guarded(rank));
+        let threads: Vec<_> = ranks.into_iter().map(spawn).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Aborted.into()))).collect()
+    });
+    let is_cause = |result: &Result<T>| matches!(result, Err(e) if !e.is::<Aborted>());
+    match results.iter().position(is_cause) {
+        Some(cause) => results.into_iter().nth(cause).into_iter().collect(),
+        None => results.into_iter().collect(),
+    }
+}
+
+fn message_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run<T: Send>(size: usize, work: impl Fn(&dyn Comm) -> Result<T> + Sync) -> Result<Vec<T>> {
+        on_every_rank(group(size), |comm| &**comm, |comm| work(&**comm))
+    }
+
+    /// The values that rank `rank` brings.
+    fn values(rank: usize, len: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7 + rank * 13) as f32 * 0.37).sin() * 1e3).collect()
+    }
+
+    #[test]
+    fn pieces_are_summed_in_rank_order_and_gathered() {
+        for (size, len) in [(1, 40), (2, 1000), (3, 17), (5, 3), (8, 0)] {
+            let results = run(size, |comm| {
+                let mut bucket = values(comm.rank(), len);
+                comm.reduce_scatter(&mut bucket)?;
+                let own = piece(len, size, comm.rank());
+                bucket.iter_mut().enumerate().for_each(|(i, x)| {
+                    if !own.contains(&i) {
+                        *x = f32::NAN;
+                    }
+                });
+                comm.all_gather(&mut bucket)?;
+                Ok(bucket)
+            });
+            let brought: Vec<_> = (0..size).map(|rank| values(rank, len)).collect();
+            let sums: Vec<f32> = (0..len)
+                .map(|i| brought.iter().skip(1).fold(brought[0][i], |s, b| s + b[i]))
+                .collect();
+            assert_eq!(results.unwrap(), vec![sums; size], "{size} ranks");
+        }
+    }
+
+    #[test]
+    fn scalars_are_summed_again_and_again() {
+        let results = run(4, |comm| {
+            let mut total = 0.0;
+            for round in 0..50 {
+                let mut scalars = [comm.rank() as f64, f64::from(round)];
+                comm.all_reduce(&mut scalars)?;
+                total += scalars[0] + scalars[1];
+                comm.barrier()?;
+            }
+            Ok(total)
+        });
+        assert_eq!(results.unwrap(), [6.0 * 50.0 + 4.0 * 1225.0; 4]);
+    }
+
+    #[test]
+    fn a_rank_that_fails_or_panics_stops_the_others_and_is_named() {
+        for (failing, is_panic) in [(0, false), (2, true), (3, false)] {
+            let error = run(4, |comm| -> Result<()> {
+                if comm.rank() == failing {
+                    assert!(!is_panic, "the sky falls");
+                    anyhow::bail!("the sky falls");
+                }
+                comm.reduce_scatter(&mut [0.0; 100])?;
+                comm.barrier()
+            })
+            .unwrap_err();
+            let text = format!("{error:#}");
+            assert!(text.contains(&format!("rank {failing}")), "{text}");
+            assert!(text.contains("the sky falls"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_failed_stays_failed() {
+        let mut ends = group(2);
+        ends[0].abort();
+        assert!(ends.pop().unwrap().barrier().unwrap_err().is::<Aborted>());
+    }
+}

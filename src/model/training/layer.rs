@@ -1,0 +1,245 @@
+//! A layer of the training graph: forward into its buffers, and backward out of them.
+//!
+//! Contract: the backward reads what the forward kept, whether it was kept since or computed again,
+//! and writes the gradients of activations over it. Norm outputs and the SwiGLU product come out of
+//! the backward of their operations; where the forward kept them, those are used.
+
+use super::{Buffer, CHUNK, Decoder, Packed, Workspace, chunk_of};
+use crate::model::layout::LayerRanges;
+use crate::model::weights::Matrix;
+use crate::ops::attention::{attention, attention_backward};
+use crate::ops::matmul::{Start, matmul, weight_gradient};
+use crate::ops::parallel::{SharedMut, for_each};
+use crate::ops::reduce::add_rows;
+use crate::ops::rms_norm::rms_norm_backward;
+use crate::ops::swiglu::swiglu_backward;
+use std::ops::Range;
+
+/// What one layer keeps.
+#[derive(Default)]
+pub(super) struct LayerBuffers {
+    pub(super) x: Buffer,
+    pub(super) qkv: Buffer,
+    pub(super) attention: Buffer,
+    pub(super) lse: Buffer,
+    pub(super) middle: Buffer,
+    pub(super) gate_up: Buffer,
+    /// Only with [`super::Recompute::None`].
+    pub(super) outputs: Option<OutputBuffers>,
+}
+
+/// What cheap operations put out: kept, or computed again in the backward.
+#[derive(Default)]
+pub(super) struct OutputBuffers {
+    pub(super) input_normal: Buffer,
+    pub(super) post_normal: Buffer,
+    pub(super) product: Buffer,
+}
+
+impl Decoder {
+    /// The forward of one layer: from `x` of the buffers in `slot` to `ws.x`.
+    pub(super) fn layer_forward(
+        &self,
+        batch: &Packed,
+        layer: usize,
+        slot: usize,
+        ws: &mut Workspace,
+    ) {
+        let tokens = batch.tokens.len();
+        let (hidden, inner) = (self.config().hidden_size, self.config().intermediate_size);
+        let (heads, width) = (self.heads(), self.attention_width());
+        let Workspace { rope, forward, positions, layers, x, scratch, attention_scratch, .. } = ws;
+        let (Some(rope), Some(packed)) = (rope, forward) else { return };
+        let chunks = tokens.div_ceil(CHUNK);
+        let kept = &mut layers[slot];
+        let weights = (&*packed, layer);
+        let input = &*kept.x.grow(tokens * hidden);
+        let qkv = kept.qkv.grow(tokens * heads.row());
+        let attended = kept.attention.grow(tokens * width);
+        let outputs = kept.outputs.as_mut().map(|outputs| {
+            let OutputBuffers { input_normal, post_normal, product } = outputs;
+            [(input_normal, hidden), (post_normal, hidden), (product, inner)]
+                .map(|(buffer, width)| SharedMut::new(buffer.grow(tokens * width)))
+        });
+        let shared_qkv = SharedMut::new(qkv);
+        for_each(chunks, scratch, |item, scratch| {
+            // SAFETY: each item has its own rows.
+            let qkv = unsafe { shared_qkv.part(chunk_of(item, tokens, heads.row())) };
+            let at = chunk_of(item, tokens, hidden);
+            let x = &input[at.clone()];
+            let mut positions = positions[chunk_of(item, tokens, 1)].iter().copied();
+            let normal = self.attention_input(weights, x, (rope, &mut positions), qkv, scratch);
+            if let Some([kept, _, _]) = &outputs {
+                // SAFETY: each item has its own rows.
+                unsafe { kept.part(at) }.copy_from_slice(normal);
+            }
+        });
+        let lse = kept.lse.grow(tokens * heads.queries);
+        attention(heads, qkv, &batch.cu_seqlens, attended, lse, attention_scratch);
+        let middle = SharedMut::new(kept.middle.grow(tokens * hidden));
+        let gate_up = SharedMut::new(kept.gate_up.grow(tokens * 2 * inner));
+        let out = SharedMut::new(x.grow(tokens * hidden));
+        for_each(chunks, scratch, |item, scratch| {
+            let at = chunk_of(item, tokens, hidden);
+            // SAFETY: each item has its own rows.
+            let (middle, gate_up, out) = unsafe {
+                let gate_up = gate_up.part(chunk_of(item, tokens, 2 * inner));
+                (middle.part(at.clone()), gate_up, out.part(at.clone()))
+            };
+            middle.copy_from_slice(&input[at.clone()]);
+            let attended = &attended[chunk_of(item, tokens, width)];
+            let [normal, product] =
+                self.attention_output(weights, attended, middle, gate_up, out, scratch);
+            if let Some([_, kept_normal, kept_product]) = &outputs {
+                // SAFETY: each item has its own rows.
+                unsafe {
+                    kept_normal.part(at).copy_from_slice(normal);
+                    kept_product.part(chunk_of(item, tokens, inner)).copy_from_slice(product);
+                }
+            }
+        });
+    }
+
+    /// The backward of one layer, whose forward is in the buffers of `slot`: `ws.gradients.x` from
+    /// the gradient of its output to that of its input.
+    pub(super) fn layer_backward(
+        &self,
+        params: &[f32],
+        batch: &Packed,
+        layer: usize,
+        slot: usize,
+        grads: &mut [f32],
+        ws: &mut Workspace,
+    ) {
+        let tokens = batch.tokens.len();
+        let (hidden, inner) = (self.config().hidden_size, self.config().intermediate_size);
+        let (heads, width) = (self.heads(), self.attention_width());
+        let eps = self.config().rms_norm_eps;
+        let ranges = &self.ranges.layers[layer];
+        let LayerRanges { input_norm, qkv, qkv_bias, output, post_norm, gate_up, down } = ranges;
+        let Workspace {
+            rope,
+            backward,
+            positions,
+            layers,
+            gradients,
+            scratch,
+            attention_scratch,
+            ..
+        } = ws;
+        let (Some(rope), Some(packed)) = (&*rope, &*backward) else { return };
+        let kept = &mut layers[slot];
+        let chunks = tokens.div_ceil(CHUNK);
+
+        let d_out = &*gradients.x.grow(tokens * hidden);
+        let d_middle = gradients.middle.grow(tokens * hidden);
+        let d_attention = gradients.attention.grow(tokens * width);
+        let normal = gradients.normal.grow(tokens * hidden);
+        let product = gradients.product.grow(tokens * inner);
+        let partials = gradients.norm_partials.grow(chunks * hidden);
+        let middle = kept.middle.grow(tokens * hidden);
+        let d_gate_up = kept.gate_up.grow(tokens * 2 * inner);
+        {
+            let [d_middle, d_attention, normal, product, partials, d_gate_up] =
+                [&mut *d_middle, d_attention, normal, product, partials, d_gate_up]
+                    .map(SharedMut::new);
+            for_each(chunks, scratch, |item, _| {
+                let at = chunk_of(item, tokens, hidden);
+                let rows = chunk_of(item, tokens, 1).len();
+                // SAFETY: each item has its own rows and its own partial sum.
+                let (d_middle, d_attention, normal, product, partial, d_gate_up) = unsafe {
+                    (
+                        d_middle.part(at.clone()),
+                        d_attention.part(chunk_of(item, tokens, width)),
+                        normal.part(at.clone()),
+                        product.part(chunk_of(item, tokens, inner)),
+                        partials.part(item * hidden..(item + 1) * hidden),
+                        d_gate_up.part(chunk_of(item, tokens, 2 * inner)),
+                    )
+                };
+                let panels = packed.panels(Matrix::Down(layer));
+                matmul(&d_out[at.clone()], hidden, rows, panels, Start::Zero, product, inner);
+                swiglu_backward(d_gate_up, inner, product);
+                let panels = packed.panels(Matrix::GateUp(layer));
+                matmul(d_gate_up, 2 * inner, rows, panels, Start::Zero, normal, hidden);
+                d_middle.copy_from_slice(&d_out[at.clone()]);
+                partial.fill(0.0);
+                let weight = &params[post_norm.clone()];
+                rms_norm_backward(&middle[at], weight, eps, normal, d_middle, partial);
+                let panels = packed.panels(Matrix::Output(layer));
+                matmul(d_middle, hidden, rows, panels, Start::Zero, d_attention, width);
+            });
+        }
+        add_rows(partials, &mut grads[post_norm.clone()]);
+        let attended = &*kept.attention.grow(tokens * width);
+        let (post_normal, product) = match &kept.outputs {
+            Some(outputs) => (outputs.post_normal.as_slice(), outputs.product.as_slice()),
+            None => (&*normal, &*product),
+        };
+        let normal_rows = (post_normal, hidden, hidden);
+        let d_middle_rows = (&*d_middle, hidden, hidden);
+        let d_gate_up_rows = (&*d_gate_up, 2 * inner, 2 * inner);
+        let mut gradient = |range: &Range<usize>, dy, x| {
+            weight_gradient(dy, x, tokens, &mut grads[range.clone()], scratch);
+        };
+        gradient(down, (d_out, hidden, hidden), (product, inner, inner));
+        gradient(gate_up, d_gate_up_rows, normal_rows);
+        gradient(output, d_middle_rows, (attended, width, width));
+
+        let d_qkv = kept.qkv.grow(tokens * heads.row());
+        let lse = &*kept.lse.grow(tokens * heads.queries);
+        let forward = (attended, lse, &*d_attention);
+        attention_backward(heads, d_qkv, &batch.cu_seqlens, forward, attention_scratch);
+
+        let d_x = gradients.x.grow(tokens * hidden);
+        let bias_width = if qkv_bias.is_some() { heads.row() } else { 0 };
+        let bias_partials = gradients.bias_partials.grow(chunks * bias_width);
+        {
+            let [d_x, normal, partials, bias_partials, d_qkv] =
+                [d_x, &mut *normal, &mut *partials, &mut *bias_partials, &mut *d_qkv]
+                    .map(SharedMut::new);
+            for_each(chunks, scratch, |item, _| {
+                let at = chunk_of(item, tokens, hidden);
+                let rows = chunk_of(item, tokens, 1);
+                // SAFETY: each item has its own rows and its own partial sums.
+                let (d_x, normal, partial, bias_partial, d_qkv) = unsafe {
+                    (
+                        d_x.part(at.clone()),
+                        normal.part(at.clone()),
+                        partials.part(item * hidden..(item + 1) * hidden),
+                        bias_partials.part(item * bias_width..(item + 1) * bias_width),
+                        d_qkv.part(chunk_of(item, tokens, heads.row())),
+                    )
+                };
+                let turned = heads.queries + heads.keys;
+                for (row, &position) in
+                    d_qkv.chunks_exact_mut(heads.row()).zip(&positions[rows.clone()])
+                {
+                    rope.backward(row, turned, position);
+                }
+                if bias_width > 0 {
+                    bias_partial.fill(0.0);
+                    add_rows(d_qkv, bias_partial);
+                }
+                let panels = packed.panels(Matrix::Qkv(layer));
+                matmul(d_qkv, heads.row(), rows.len(), panels, Start::Zero, normal, hidden);
+                d_x.copy_from_slice(&d_middle[at.clone()]);
+                partial.fill(0.0);
+                let x = &kept.x.as_slice()[at];
+                let weight = &params[input_norm.clone()];
+                rms_norm_backward(x, weight, eps, normal, d_x, partial);
+            });
+        }
+        add_rows(partials, &mut grads[input_norm.clone()]);
+        if let Some(range) = qkv_bias {
+            add_rows(bias_partials, &mut grads[range.clone()]);
+        }
+        let d_qkv_rows = (&*d_qkv, heads.row(), heads.row());
+        let d_weight = &mut grads[qkv.clone()];
+        let input_normal = match &kept.outputs {
+            Some(outputs) => outputs.input_normal.as_slice(),
+            None => &*normal,
+        };
+        weight_gradient(d_qkv_rows, (input_normal, hidden, hidden), tokens, d_weight, scratch);
+    }
+}

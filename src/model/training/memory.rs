@@ -1,0 +1,158 @@
+//! What training needs of memory, known before the run.
+//!
+//! Contract: [`Decoder::training_memory`] says what a [`Workspace`] will hold once it has seen its
+//! largest batch, and [`Workspace::memory`] what it holds; a test compares them to the byte.
+//! Parameters, gradients and moments belong to the caller. Left out: a few numbers per token.
+
+use super::{CHUNK, Decoder, Recompute, Workspace, chunk_of};
+use crate::model::layout::LayerRanges;
+use crate::ops::attention::{AttentionScratch, scratch_len};
+use crate::ops::buffer::{Buffer, aligned};
+use crate::ops::matmul::{WEIGHT_GRADIENT_SCRATCH, packed_len};
+
+/// The largest batch that a workspace will see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchSize {
+    /// Tokens of all sequences.
+    pub tokens: usize,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
+    /// Targets of all sequences.
+    pub targets: usize,
+}
+
+/// Bytes of a workspace by what they are for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TrainingMemory {
+    /// Matrices packed for the products of forward and backward.
+    pub packed_weights: usize,
+    /// What the forward keeps for the backward.
+    pub activations: usize,
+    /// Gradients of activations.
+    pub backward: usize,
+    /// One chunk of the head: its logits above all.
+    pub head: usize,
+    /// What the threads work in: attention, packed blocks, and the rotary table.
+    pub scratch: usize,
+}
+
+impl TrainingMemory {
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.packed_weights + self.activations + self.backward + self.head + self.scratch
+    }
+}
+
+/// Bytes of aligned buffers of the given lengths.
+fn bytes<const N: usize>(lens: [usize; N]) -> usize {
+    lens.iter().map(|&len| aligned(len) * size_of::<f32>()).sum()
+}
+
+impl Decoder {
+    /// What a workspace holds after the largest batch, on a pool of `threads`.
+    pub fn training_memory(
+        &self,
+        batch: BatchSize,
+        recompute: Recompute,
+        threads: usize,
+    ) -> TrainingMemory {
+        let BatchSize { tokens, longest, targets } = batch;
+        let (hidden, inner) = (self.config().hidden_size, self.config().intermediate_size);
+        let vocab = self.config().vocab_size;
+        let (heads, width) = (self.heads(), self.attention_width());
+        let num_layers = self.config().num_layers;
+        let layer = bytes([
+            tokens * heads.row(),
+            tokens * width,
+            tokens * heads.queries,
+            tokens * hidden,
+            tokens * 2 * inner,
+        ]);
+        let outputs = bytes([tokens * hidden, tokens * hidden, tokens * inner]);
+        // The inputs of all layers and the output of the last.
+        let inputs = (num_layers + 1) * bytes([tokens * hidden]);
+        let activations = inputs
+            + match recompute {
+                Recompute::None => num_layers * (layer + outputs),
+                Recompute::Selective => num_layers * layer,
+                Recompute::Layer => layer,
+            };
+        let chunks = tokens.div_ceil(CHUNK);
+        let bias = if self.config().qkv_bias { heads.row() } else { 0 };
+        let chunk = targets.min(self.head_chunk());
+        let rows = chunk_of(0, tokens, 1).len();
+        let products = [rows * hidden, rows * inner].map(aligned).iter().sum();
+        let of_thread =
+            bytes([WEIGHT_GRADIENT_SCRATCH.max(products)]) + bytes(scratch_len(heads, longest));
+        TrainingMemory {
+            packed_weights: self.packed_bytes(),
+            activations,
+            backward: bytes([
+                tokens * hidden,
+                tokens * hidden,
+                tokens * width,
+                tokens * hidden,
+                tokens * inner,
+                chunks * hidden,
+                chunks * bias,
+            ]),
+            head: bytes([
+                chunk * hidden,
+                chunk * hidden,
+                chunk * vocab,
+                chunk * hidden,
+                chunk.div_ceil(CHUNK) * hidden,
+            ]),
+            scratch: threads * of_thread + longest * heads.dim * size_of::<f32>(),
+        }
+    }
+
+    /// Bytes of all matrices, packed for the forward and for the backward.
+    fn packed_bytes(&self) -> usize {
+        let hidden = self.config().hidden_size;
+        let both = |len: usize, inputs: usize| {
+            let outputs = len / inputs;
+            bytes([packed_len(inputs, outputs), packed_len(outputs, inputs)])
+        };
+        let of_layer = |layer: &LayerRanges| {
+            both(layer.qkv.len(), hidden)
+                + both(layer.output.len(), layer.output.len() / hidden)
+                + both(layer.gate_up.len(), hidden)
+                + both(layer.down.len(), layer.down.len() / hidden)
+        };
+        let layers: usize = self.ranges.layers.iter().map(of_layer).sum();
+        layers + both(self.ranges.head.len(), hidden)
+    }
+}
+
+impl Workspace {
+    /// What it holds now.
+    pub fn memory(&self) -> TrainingMemory {
+        let sum = |buffers: &[&Buffer]| buffers.iter().map(|b| b.bytes()).sum::<usize>();
+        let kept = |layer: &super::LayerBuffers| {
+            let outputs = layer.outputs.as_ref();
+            let outputs =
+                outputs.map_or(0, |o| sum(&[&o.input_normal, &o.post_normal, &o.product]));
+            let kept = [&layer.x, &layer.qkv, &layer.attention, &layer.lse];
+            sum(&kept) + sum(&[&layer.middle, &layer.gate_up]) + outputs
+        };
+        let head = &self.head;
+        let gradients = &self.gradients;
+        TrainingMemory {
+            packed_weights: [&self.forward, &self.backward]
+                .iter()
+                .map(|packed| packed.as_ref().map_or(0, |packed| packed.bytes()))
+                .sum(),
+            activations: self.layers.iter().map(kept).sum::<usize>()
+                + self.inputs.iter().map(Buffer::bytes).sum::<usize>()
+                + self.x.bytes(),
+            backward: sum(&[&gradients.x, &gradients.middle, &gradients.attention])
+                + sum(&[&gradients.normal, &gradients.product])
+                + sum(&[&gradients.norm_partials, &gradients.bias_partials]),
+            head: sum(&[&head.x, &head.normal, &head.logits, &head.d_x, &head.partials]),
+            scratch: self.scratch.iter().map(Buffer::bytes).sum::<usize>()
+                + self.attention_scratch.iter().map(AttentionScratch::bytes).sum::<usize>()
+                + self.rope.as_ref().map_or(0, |rope| rope.bytes()),
+        }
+    }
+}

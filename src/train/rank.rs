@@ -1,0 +1,231 @@
+//! One rank at work: gradients of its share of the batch, and the update of its share of the
+//! optimizer (ZeRO-1).
+//!
+//! Contract: every rank has all parameters and all gradients of its own micro-batches, and the
+//! moments of its shard only. Gradients are summed over ranks by bucket, each rank updates its
+//! shard, and the shards are gathered; so all ranks hold the same parameters to the bit. Waiting for
+//! others happens on the rank's own thread, computing on its own part of the cores.
+
+use crate::data::pack::Batch;
+use crate::dist::{Comm, Shards};
+use crate::model::{
+    Decoder, Layout, Packed, Recompute, ScoreGradient, Target, TokenScores, Workspace,
+};
+use crate::ops::adamw::AdamW;
+use crate::ops::reduce::sum_of_squares;
+use anyhow::{Context, Result};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::ops::Range;
+
+/// Rows of samples that go through the model together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MicroBatch {
+    packed: Packed,
+    targets: Vec<Target>,
+}
+
+impl MicroBatch {
+    /// Joins packed rows.
+    pub fn of(rows: &[Batch]) -> Self {
+        let mut joined = Self::default();
+        joined.packed.cu_seqlens.push(0);
+        for row in rows {
+            let start = joined.packed.tokens.len();
+            joined.packed.tokens.extend_from_slice(&row.tokens);
+            let ends = row.cu_seqlens.iter().skip(1).map(|&end| start + end as usize);
+            joined.packed.cu_seqlens.extend(ends);
+            let target = |&(row, token): &(u32, u32)| Target { row: start + row as usize, token };
+            joined.targets.extend(row.targets.iter().map(target));
+        }
+        joined
+    }
+}
+
+/// Consecutive targets of one micro-batch and their scores.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunk<'a> {
+    /// Which micro-batch of the step.
+    pub batch: usize,
+    /// Index of the first target in it.
+    pub first: usize,
+    /// A score for each target.
+    pub scores: &'a [TokenScores],
+}
+
+/// What a rank owns besides its parameters.
+pub(super) struct Rank {
+    pub(super) comm: Box<dyn Comm>,
+    /// First and second moments of the rank's shard.
+    pub(super) moments: [Vec<f32>; 2],
+    grads: Vec<f32>,
+    /// Its part of the cores; none where it has them all.
+    pool: Option<ThreadPool>,
+    workspace: Workspace,
+}
+
+/// What all ranks found of their summed gradients.
+pub(super) struct Reduced {
+    /// Norm of the whole gradient, unnormalised.
+    pub(super) norm: f64,
+    /// Tensors with a non-finite gradient in this rank's shard, by index; looked for only if the
+    /// norm is not finite.
+    pub(super) culprits: Vec<usize>,
+}
+
+impl Rank {
+    pub(super) fn new(comm: Box<dyn Comm>, shards: Shards, recompute: Recompute) -> Result<Self> {
+        let size = comm.size();
+        let threads = (rayon::current_num_threads() / size).max(1);
+        let pool = match size {
+            1 => None,
+            _ => Some(
+                ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .context("starting the threads of a rank")?,
+            ),
+        };
+        let shard = shards.shard_len(comm.rank());
+        Ok(Self {
+            moments: [vec![0.0; shard], vec![0.0; shard]],
+            grads: vec![0.0; shards.total_len()],
+            pool,
+            workspace: Workspace::with_recompute(recompute),
+            comm,
+        })
+    }
+
+    /// Adds the gradients of `batches`, of which the first is number `first` of the step, and
+    /// returns what the objective gathered in each.
+    pub(super) fn accumulate<M: Default + Send>(
+        &mut self,
+        decoder: &Decoder,
+        params: &[f32],
+        (first, batches): (usize, &[MicroBatch]),
+        temperature: f32,
+        objective: &(impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M) + Sync),
+    ) -> Vec<M> {
+        let Self { grads, workspace, pool, .. } = self;
+        let one = |(index, batch): (usize, &MicroBatch)| {
+            let mut gathered = M::default();
+            decoder.forward_backward(
+                params,
+                &batch.packed,
+                &batch.targets,
+                temperature,
+                &mut |at, scores, gradients| {
+                    let chunk = Chunk { batch: first + index, first: at, scores };
+                    objective(chunk, gradients, &mut gathered);
+                },
+                grads,
+                workspace,
+            );
+            gathered
+        };
+        on_pool(pool.as_ref(), || batches.iter().enumerate().map(one).collect())
+    }
+
+    /// Sums the gradients over the ranks; this rank's shard holds the sums then.
+    pub(super) fn reduce(&mut self, shards: Shards, layout: &Layout) -> Result<Reduced> {
+        for bucket in shards.buckets() {
+            self.comm.reduce_scatter(&mut self.grads[bucket])?;
+        }
+        let (grads, pieces) = (&self.grads, shards.pieces(self.comm.rank()));
+        let squares = || pieces.iter().map(|own| sum_of_squares(&grads[own.clone()])).sum();
+        let mut square = [on_pool(self.pool.as_ref(), squares)];
+        self.comm.all_reduce(&mut square)?;
+        let norm = square[0].sqrt();
+        let culprits = if norm.is_finite() { Vec::new() } else { culprits(grads, &pieces, layout) };
+        Ok(Reduced { norm, culprits })
+    }
+
+    /// Updates this rank's shard, of which `decayed` are the elements with weight decay, and
+    /// gathers the others'.
+    pub(super) fn step(
+        &mut self,
+        params: &mut [f32],
+        shards: Shards,
+        adamw: AdamW,
+        decayed: &[Range<usize>],
+    ) -> Result<()> {
+        let Self { moments: [first, second], grads, pool, comm, .. } = self;
+        let pieces = shards.pieces(comm.rank());
+        on_pool(pool.as_ref(), || {
+            let mut at = 0;
+            for own in pieces {
+                let of_shard = at..at + own.len();
+                at = of_shard.end;
+                adamw.step(
+                    &mut params[own.clone()],
+                    &grads[own.clone()],
+                    &mut first[of_shard.clone()],
+                    &mut second[of_shard],
+                    &within(decayed, &own),
+                );
+            }
+        });
+        for bucket in shards.buckets() {
+            comm.all_gather(&mut params[bucket])?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the gradients.
+    pub(super) fn clear(&mut self) {
+        self.grads.fill(0.0);
+    }
+}
+
+fn on_pool<T: Send>(pool: Option<&ThreadPool>, work: impl FnOnce() -> T + Send) -> T {
+    match pool {
+        Some(pool) => pool.install(work),
+        None => work(),
+    }
+}
+
+/// The parts of `ranges` in `piece`, counted from its start.
+fn within(ranges: &[Range<usize>], piece: &Range<usize>) -> Vec<Range<usize>> {
+    ranges
+        .iter()
+        .map(|range| range.start.max(piece.start)..range.end.min(piece.end))
+        .filter(|range| !range.is_empty())
+        .map(|range| range.start - piece.start..range.end - piece.start)
+        .collect()
+}
+
+/// The tensors whose gradient is not finite somewhere in `pieces`.
+fn culprits(grads: &[f32], pieces: &[Range<usize>], layout: &Layout) -> Vec<usize> {
+    let is_bad = |range: &Range<usize>| {
+        pieces.iter().any(|piece| {
+            within(std::slice::from_ref(range), piece)
+                .into_iter()
+                .any(|part| grads[piece.clone()][part].iter().any(|gradient| !gradient.is_finite()))
+        })
+    };
+    (0..layout.tensors.len()).filter(|&index| is_bad(&layout.tensors[index].range)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joined_rows_keep_their_sequences_and_targets() {
+        let row = |token: u32| Batch {
+            tokens: vec![token; 3],
+            cu_seqlens: vec![0, 1, 3],
+            targets: vec![(1, token)],
+            ..Batch::default()
+        };
+        let joined = MicroBatch::of(&[row(5), row(6)]);
+        assert_eq!(joined.packed.tokens, [5, 5, 5, 6, 6, 6]);
+        assert_eq!(joined.packed.cu_seqlens, [0, 1, 3, 4, 6]);
+        let targets = [(1, 5), (4, 6)].map(|(row, token)| Target { row, token });
+        assert_eq!(joined.targets, targets);
+    }
+
+    #[test]
+    fn ranges_are_cut_to_a_piece() {
+        assert_eq!(within(&[0..4, 6..9, 20..30], &(2..8)), [0..2, 4..6]);
+    }
+}

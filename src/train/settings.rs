@@ -1,0 +1,170 @@
+//! `[train]` of `sft.toml`: how long, in what portions, and how it is computed.
+//!
+//! Left out: the optimizer (`[optim]`), the learning rate (`[schedule]`) and the data (`[data]`).
+
+use crate::base::error::usage;
+use crate::model::Recompute;
+use crate::optim::LossScaleConfig;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How long and in what portions. The global batch is `ranks` x `gradient_accumulation` x
+/// `micro_batch_size` rows of `seq_len` tokens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Updates.
+    pub total_steps: u64,
+    /// Most tokens in one packed row of samples.
+    pub seq_len: usize,
+    /// Rows that go through the model together; the paper's is 1.
+    #[serde(default = "one")]
+    pub micro_batch_size: usize,
+    /// Micro-batches of each rank in one update, as InternEvo counts them: 16 over 8 ranks are 128
+    /// rows. For 16 rows in all, the other reading of the paper, divide by the ranks.
+    pub gradient_accumulation: usize,
+    /// Ranks that share the work; the paper's is 8. A CPU runs them as threads.
+    #[serde(default = "one")]
+    pub ranks: usize,
+    /// Numbers of weights and activations in the forward and backward.
+    #[serde(default)]
+    pub precision: Precision,
+    /// The loss scale, with fp16.
+    #[serde(default)]
+    pub loss_scale: LossScaleConfig,
+    /// What the backward computes again instead of keeping it.
+    #[serde(default)]
+    pub recompute: Recompute,
+    /// Share of the target that lies evenly on the whole vocabulary; the paper's is 0.
+    #[serde(default)]
+    pub label_smoothing: f64,
+    /// Steps in a row without a finite loss and gradient after which the run stops.
+    #[serde(default = "five")]
+    pub max_nonfinite_steps: u64,
+    /// What one rank's device could do at most, in TFLOP/s: MFU is logged where it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_tflops: Option<f64>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn five() -> u64 {
+    5
+}
+
+/// Numbers of weights and activations; moments and sums are f32 with each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Single precision: what a CPU computes with.
+    #[default]
+    F32,
+    /// bfloat16 with f32 master weights, on a GPU.
+    Bf16,
+    /// Half precision with f32 master weights and a loss scale, on a GPU.
+    Fp16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+        })
+    }
+}
+
+impl TrainConfig {
+    /// Refuses numbers with which nothing would be learnt.
+    pub fn check(&self) -> Result<()> {
+        super::refuse_zeros(&[
+            ("train.total_steps", self.total_steps as usize),
+            ("train.seq_len", self.seq_len),
+            ("train.micro_batch_size", self.micro_batch_size),
+            ("train.gradient_accumulation", self.gradient_accumulation),
+            ("train.ranks", self.ranks),
+            ("train.max_nonfinite_steps", self.max_nonfinite_steps as usize),
+        ])?;
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return Err(usage(format!(
+                "train.label_smoothing is {}: it must be at least 0 and below 1",
+                self.label_smoothing
+            )));
+        }
+        match self.peak_tflops {
+            Some(peak) if peak.is_nan() || peak <= 0.0 => {
+                Err(usage(format!("train.peak_tflops is {peak}: it must be above 0")))
+            }
+            _ => self.loss_scale.check("train.loss_scale"),
+        }
+    }
+
+    /// Refuses what this program cannot compute on this machine.
+    pub fn check_device(&self) -> Result<()> {
+        match self.precision {
+            Precision::F32 => Ok(()),
+            other => Err(usage(format!(
+                "train.precision is {other}: a CPU computes in f32; set train.precision=\"f32\" or \
+                 train on a GPU"
+            ))),
+        }
+    }
+
+    /// Rows of all ranks in one update.
+    pub fn rows_per_step(&self) -> usize {
+        self.ranks * self.gradient_accumulation * self.micro_batch_size
+    }
+
+    /// The loss scale that the precision needs.
+    pub fn loss_scale(&self) -> Option<LossScaleConfig> {
+        (self.precision == Precision::Fp16).then_some(self.loss_scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+
+    fn config(more: &str) -> TrainConfig {
+        let text = format!("total_steps = 9\nseq_len = 64\ngradient_accumulation = 4\n{more}");
+        toml::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn defaults_are_one_rank_in_f32() {
+        let config = config("");
+        config.check().unwrap();
+        config.check_device().unwrap();
+        assert_eq!((config.rows_per_step(), config.loss_scale()), (4, None));
+    }
+
+    #[test]
+    fn a_precision_for_gpus_is_checked_only_where_it_would_run() {
+        let config = config("precision = 'fp16'\nloss_scale = { initial = 256.0 }");
+        config.check().unwrap();
+        assert_eq!(config.loss_scale().unwrap().initial, 256.0);
+        let error = config.check_device().unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("train.precision is fp16"));
+    }
+
+    #[test]
+    fn numbers_that_cannot_work_are_named() {
+        for (more, key) in [
+            ("ranks = 0", "train.ranks"),
+            ("micro_batch_size = 0", "train.micro_batch_size"),
+            ("max_nonfinite_steps = 0", "train.max_nonfinite_steps"),
+            ("label_smoothing = 1.0", "train.label_smoothing"),
+            ("peak_tflops = 0.0", "train.peak_tflops"),
+            ("loss_scale = { hysteresis = 0 }", "train.loss_scale.hysteresis"),
+        ] {
+            let error = config(more).check().unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+}
