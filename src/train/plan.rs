@@ -88,7 +88,7 @@ impl Plan {
 
 fn shape(model: &ModelSource) -> Result<ModelConfig> {
     match model.origin()? {
-        Origin::Directory(dir) => ModelConfig::from_dir(dir),
+        Origin::Directory(dir) => LanguageModel::shape(dir),
         Origin::Random { config, .. } => LanguageModel::read_config(config),
     }
 }
