@@ -4,6 +4,7 @@
 //! maps, tensor by tensor, and the pages are given back. Left out: training, which needs flat f32
 //! ([`super::LanguageModel`]).
 
+use super::hub::{self, Needs};
 use super::language_model::stop_ids;
 use super::shards::{Loading, Shards};
 use crate::base::memory;
@@ -23,13 +24,16 @@ pub struct InferenceModel {
 }
 
 impl InferenceModel {
-    /// Opens a directory in Hugging Face layout.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let config = ModelConfig::from_dir(dir)?;
+    /// Opens a directory in Hugging Face layout, or a model by its name ([`super::hub`]).
+    pub fn open(model: &Path) -> Result<Self> {
+        let dir = &hub::resolve(model, Needs::Model)?;
+        let decoder = Decoder::new(ModelConfig::from_dir(dir)?);
+        let shards = Shards::open(dir, &decoder.layout().tensors)?;
         let tokenizer = Tokenizer::load(dir)?;
-        tokenizer.check_fits(config.vocab_size)?;
-        let decoder = Decoder::new(config);
-        let weights = load(dir, &decoder)?;
+        tokenizer.check_fits(decoder.config().vocab_size)?;
+        let what = dir.display().to_string();
+        memory::check(shards.bytes(), &what, "choose a smaller model")?;
+        let weights = load(&shards, &decoder);
         Ok(Self { decoder, weights, tokenizer })
     }
 
@@ -39,10 +43,9 @@ impl InferenceModel {
     }
 }
 
-fn load(dir: &Path, decoder: &Decoder) -> Result<Weights<'static>> {
-    let shards = Shards::open(dir, &decoder.layout().tensors)?;
-    memory::check(shards.bytes(), &format!("{}", dir.display()), "choose a smaller model")?;
-    let loading = Loading::of(&shards);
+/// Packs every tensor and gives its pages back.
+fn load(shards: &Shards, decoder: &Decoder) -> Weights<'static> {
+    let loading = Loading::of(shards);
     let tensor = |spec| {
         let tensor = shards.tensor(spec);
         shards.prepare(spec, tensor);
@@ -55,5 +58,5 @@ fn load(dir: &Path, decoder: &Decoder) -> Result<Weights<'static>> {
     };
     let weights = decoder.pack_stored(tensor, done);
     loading.finish();
-    Ok(weights)
+    weights
 }

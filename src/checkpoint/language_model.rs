@@ -1,6 +1,7 @@
 //! A model directory opened to train: decoder, flat f32 weights and tokenizer together.
 
 use super::hf;
+use super::hub::{self, Needs};
 use super::state::Model;
 use crate::base::fs::read_text;
 use crate::model::layout::init;
@@ -20,8 +21,9 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    /// Opens a directory in Hugging Face layout.
-    pub fn open(dir: &Path) -> Result<Self> {
+    /// Opens a directory in Hugging Face layout, or a model by its name ([`super::hub`]).
+    pub fn open(model: &Path) -> Result<Self> {
+        let dir = &hub::resolve(model, Needs::Model)?;
         let config = ModelConfig::from_dir(dir)?;
         let layout = Layout::new(&config);
         let mut params = vec![0.0; layout.len];
@@ -34,6 +36,11 @@ impl LanguageModel {
         let config = Self::read_config(config_path)?;
         let params = init(&config, seed);
         Self::assemble(config, params, tokenizer_dir)
+    }
+
+    /// Reads the shape of a model in a directory, or of one by its name ([`super::hub`]).
+    pub fn shape(model: &Path) -> Result<ModelConfig> {
+        ModelConfig::from_dir(&hub::resolve(model, Needs::Config)?)
     }
 
     /// Reads a `config.json` that lies by itself.

@@ -5,6 +5,7 @@
 //! Parameters live in one flat buffer; a [`crate::model::TensorSpec`] says which range of it a tensor is.
 
 pub mod hf;
+pub mod hub;
 mod inference_model;
 mod language_model;
 mod shards;

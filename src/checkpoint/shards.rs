@@ -215,6 +215,22 @@ fn is_derived(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq") || ["lm_head.weight", "output.weight"].contains(&name)
 }
 
+/// Whether all weight files are in `dir`.
+pub(super) fn has_weights(dir: &Path) -> bool {
+    Index::read(dir).is_ok()
+}
+
+/// The files that the index at `path` lists.
+pub(super) fn shard_names(path: &Path) -> Result<BTreeSet<String>> {
+    Ok(weight_map(path)?.into_values().collect())
+}
+
+fn weight_map(path: &Path) -> Result<BTreeMap<String, String>> {
+    let IndexFile { weight_map } = serde_json::from_str(&read_text(path)?)
+        .map_err(|e| usage(format!("{}: {e}", path.display())))?;
+    Ok(weight_map)
+}
+
 /// Which files there are, and what the index says they hold.
 struct Index {
     files: Vec<PathBuf>,
@@ -237,8 +253,7 @@ impl Index {
         if !path.is_file() {
             return Err(usage(format!("{}: no {WEIGHTS} and no {INDEX}", dir.display())));
         }
-        let IndexFile { weight_map } = serde_json::from_str(&read_text(&path)?)
-            .map_err(|e| usage(format!("{}: {e}", path.display())))?;
+        let weight_map = weight_map(&path)?;
         let names: BTreeSet<&String> = weight_map.values().collect();
         let files: Vec<PathBuf> = names.into_iter().map(|name| dir.join(name)).collect();
         if let Some(missing) = files.iter().find(|file| !file.is_file()) {

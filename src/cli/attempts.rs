@@ -9,8 +9,8 @@ use std::path::PathBuf;
 /// Which model, which problems, how they are attempted and judged.
 #[derive(Debug, clap::Args)]
 pub struct AttemptArgs {
-    /// A model directory in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
+    /// A model directory in Hugging Face layout, or the name of a model on the Hub
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// Problems (JSON Lines)
     #[arg(long, value_name = "FILE")]

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper};
 
 /// Everything that transformers and vLLM read to tokenize; those that exist travel with a model.
-const FILES: [&str; 9] = [
+pub const FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",

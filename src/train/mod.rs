@@ -26,7 +26,7 @@ pub use rank::{Chunk, MicroBatch};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSource {
-    /// A directory in Hugging Face layout.
+    /// A directory in Hugging Face layout, or the name of a model on the Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// A `config.json` whose shape gets random weights; needs `tokenizer`.

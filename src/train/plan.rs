@@ -336,7 +336,7 @@ fn estimated_secs(decoder: &Decoder, train: &TrainConfig, device: Device) -> Opt
 
 fn shape(model: &ModelSource) -> Result<ModelConfig> {
     match model.origin()? {
-        Origin::Directory(dir) => ModelConfig::from_dir(dir),
+        Origin::Directory(dir) => LanguageModel::shape(dir),
         Origin::Random { config, .. } => LanguageModel::read_config(config),
     }
 }
