@@ -7,9 +7,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 #![expect(clippy::print_stdout, reason = "the measured errors are worth reading")]
 
+mod golden_support;
+
 use codeseq::data::pack::{Cursor, Shuffled};
-use half::bf16;
-use safetensors::{Dtype, SafeTensors};
+use golden_support::{Tensors, read_tensors, relative_distance};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,8 +25,6 @@ const RELATIVE_TOLERANCE: f64 = 1e-4;
 const SEED: u64 = 3;
 /// lr / eps of `gradient.toml`: what a gradient is multiplied by.
 const DESCENT: f32 = 16.0;
-
-type Tensors = BTreeMap<String, Vec<f32>>;
 
 /// One family's files, and a directory for what a test writes.
 struct Family {
@@ -61,14 +60,14 @@ impl Family {
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let expected = self.expected["logprobs"].as_array().unwrap();
         assert_eq!(scores.len(), expected.len());
-        let mut worst = 0.0f64;
+        let mut errors = Vec::new();
         for (score, expected) in scores.iter().zip(expected) {
             assert!(score["logprobs"][0].is_null() && expected[0].is_null());
             let (actual, expected) = (numbers(&score["logprobs"]), numbers(expected));
             assert_eq!(actual.len(), expected.len());
-            worst = actual.iter().zip(expected).fold(worst, |w, (a, e)| w.max((a - e).abs()));
+            errors.extend(actual.iter().zip(expected).map(|(a, e)| (a - e).abs()));
         }
-        self.report("log-probabilities, absolute", worst, LOGP_TOLERANCE);
+        self.report("log-probabilities, absolute", max(errors.into_iter()), LOGP_TOLERANCE);
     }
 
     /// Expects the most likely continuation of every prompt, token by token.
@@ -153,7 +152,7 @@ impl Family {
 }
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parity").join(name)
+    golden_support::golden("parity").join(name)
 }
 
 fn train(command: &str) -> Command {
@@ -184,25 +183,11 @@ fn in_loader_order(lines: &str) -> String {
 /// The tensors of all safetensors files of a directory whose names begin with `prefix`, without it.
 fn tensors(dir: &Path, prefix: &str) -> Tensors {
     let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let mut all = Tensors::new();
-    for file in files.filter(|file| file.extension().is_some_and(|e| e == "safetensors")) {
-        let bytes = fs::read(file).unwrap();
-        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().iter() {
-            let data = view.data();
-            let values = match view.dtype() {
-                Dtype::F32 => {
-                    data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-                }
-                Dtype::BF16 => {
-                    let chunks = data.as_chunks().0;
-                    chunks.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32()).collect()
-                }
-                other => panic!("{name} is {other:?}"),
-            };
-            all.extend(name.strip_prefix(prefix).map(|name| (name.to_owned(), values)));
-        }
-    }
-    all
+    files
+        .filter(|file| file.extension().is_some_and(|e| e == "safetensors"))
+        .flat_map(|file| read_tensors(&file))
+        .filter_map(|(name, values)| Some((name.strip_prefix(prefix)?.to_owned(), values)))
+        .collect()
 }
 
 /// The numbers of an array; others are passed over.
@@ -212,14 +197,6 @@ fn numbers(array: &Value) -> Vec<f64> {
 
 fn max(errors: impl Iterator<Item = f64>) -> f64 {
     errors.fold(0.0, |worst, error| if error.is_nan() { f64::INFINITY } else { worst.max(error) })
-}
-
-/// |actual - expected| over |expected|, as vectors.
-fn relative_distance(actual: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(actual.len(), expected.len());
-    let norm = |terms: &mut dyn Iterator<Item = f64>| terms.map(|x| x * x).sum::<f64>().sqrt();
-    let differences = actual.iter().zip(expected).map(|(a, e)| f64::from(*a) - f64::from(*e));
-    norm(&mut { differences }) / norm(&mut expected.iter().map(|&e| f64::from(e)))
 }
 
 /// The four comparisons of a family.
