@@ -1,28 +1,26 @@
 //! Weights and their directory in Hugging Face layout.
 //!
 //! Contract: writes `config.json` as given, `model.safetensors` in f32, and the tokenizer's files byte
-//! for byte; reads one file or several with an index, in f32, bf16 or f16, through a memory map into
-//! the flat buffer, so nothing is held twice. Every tensor must be there with its shape and none
-//! besides; only two that models never read are passed over ([`is_derived`]).
+//! for byte; reads what [`super::shards`] finds, in f32, bf16 or f16, through memory maps into the
+//! flat buffer, so nothing is held twice. Rows that a family keeps in another order
+//! ([`crate::model::RowOrder`]) change places on the way in and on the way out.
 
-use crate::base::error::usage;
-use crate::base::fs::{read_text, write_atomic};
+pub(super) use super::shards::Tensors;
+use super::shards::{Loading, Shards, WEIGHTS};
+use crate::base::fs::write_atomic;
 use crate::model::TensorSpec;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
-use half::{bf16, f16};
-use memmap2::Mmap;
 use rayon::prelude::*;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
-use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use safetensors::{Dtype, View};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Elements that one work item converts.
+const PIECE: usize = 1 << 21;
 
 /// Writes a model directory's files into `dir`, which exists.
 pub fn save_model(
@@ -33,167 +31,100 @@ pub fn save_model(
     tokenizer: &Tokenizer,
 ) -> Result<()> {
     write_atomic(&dir.join("config.json"), config_json.as_bytes())?;
-    let tensors = specs
-        .iter()
-        .map(|spec| (spec.name.as_str(), spec.shape.as_slice(), &weights[spec.range.clone()]));
-    write_tensors(&dir.join(WEIGHTS), tensors)?;
+    let tensors = specs.iter().map(|spec| {
+        (spec.name.as_str(), Saved::Tensor { spec, values: &weights[spec.range.clone()] })
+    });
+    write_views(&dir.join(WEIGHTS), tensors)?;
     tokenizer.copy_files(dir)
+}
+
+/// A run of rows that lies in one piece both in the file and in the buffer.
+struct Piece<'a> {
+    spec: &'a TensorSpec,
+    /// Row of the buffer's tensor.
+    first: usize,
+    values: &'a mut [f32],
 }
 
 /// Fills `weights` with a model directory's tensors, each at its range.
 pub fn load_weights(dir: &Path, specs: &[TensorSpec], weights: &mut [f32]) -> Result<()> {
-    let mut slots = split(specs, weights);
-    for path in weight_files(dir)? {
-        let file = Tensors::open(&path)?;
-        let mut jobs = Vec::new();
-        for (name, view) in file.views()? {
-            match slots.remove(name.as_str()) {
-                Some((spec, slot)) => {
-                    check_shape(&path, spec, &view)?;
-                    jobs.push((name, view, slot));
-                }
-                None if is_derived(&name) => {}
-                None => {
-                    return Err(usage(format!(
-                        "{}: tensor {name} does not belong to the model that config.json describes, \
-                         or is there twice",
-                        path.display()
-                    )));
-                }
-            }
-        }
-        jobs.into_par_iter().try_for_each(|(name, view, slot)| {
-            convert(&view, slot).map_err(|e| usage(format!("{}: {name}: {e}", path.display())))
-        })?;
-    }
-    match slots.keys().next() {
-        None => Ok(()),
-        Some(name) => Err(usage(format!(
-            "{}: tensor {name} is missing from the safetensors ({} of {} are)",
-            dir.display(),
-            slots.len(),
-            specs.len()
-        ))),
-    }
+    let shards = Shards::open(dir, specs)?;
+    let loading = Loading::of(&shards);
+    pieces(specs, weights).into_par_iter().for_each(|Piece { spec, first, values }| {
+        let start = spec.order.file_row(first) * spec.row_len();
+        let part = shards.tensor(spec).slice(start, values.len());
+        shards.prepare(spec, part);
+        part.widen(values);
+        shards.release(spec, part);
+        loading.add(part.bytes.len());
+    });
+    loading.finish();
+    Ok(())
 }
 
-/// Tensors that some checkpoints carry though the model computes or ties them.
-///
-/// `lm_head.weight` gets here only where the model has none of its own: its embedding is tied.
-fn is_derived(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight"
-}
-
-/// Hands each spec its own part of the buffer.
-fn split<'a>(
-    specs: &'a [TensorSpec],
-    mut weights: &'a mut [f32],
-) -> BTreeMap<&'a str, (&'a TensorSpec, &'a mut [f32])> {
+/// Cuts the parts of the buffer that tensors own into pieces, large tensors into several.
+fn pieces<'a>(specs: &'a [TensorSpec], mut weights: &'a mut [f32]) -> Vec<Piece<'a>> {
     let mut ordered: Vec<&TensorSpec> = specs.iter().collect();
     ordered.sort_by_key(|spec| spec.range.start);
     let mut at = 0;
-    let mut slots = BTreeMap::new();
+    let mut pieces = Vec::new();
     for spec in ordered {
         let (_, rest) = weights.split_at_mut(spec.range.start - at);
-        let (slot, rest) = rest.split_at_mut(spec.range.len());
-        slots.insert(spec.name.as_str(), (spec, slot));
-        weights = rest;
-        at = spec.range.end;
+        let (tensor, rest) = rest.split_at_mut(spec.range.len());
+        (weights, at) = (rest, spec.range.end);
+        let row_len = spec.row_len().max(1);
+        let rows = spec.order.run().unwrap_or((PIECE / row_len).max(1));
+        pieces.extend(tensor.chunks_mut(rows * row_len).enumerate().map(|(i, values)| Piece {
+            spec,
+            first: i * rows,
+            values,
+        }));
     }
-    slots
+    pieces
 }
 
-/// The file with all weights, or those that the index lists.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let single = dir.join(WEIGHTS);
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let index = dir.join(INDEX);
-    if !index.is_file() {
-        return Err(usage(format!("{}: no {WEIGHTS} and no {INDEX}", dir.display())));
-    }
-    let bad = |what: &str| usage(format!("{}: {what}", index.display()));
-    let value: Value =
-        serde_json::from_str(&read_text(&index)?).map_err(|e| bad(&e.to_string()))?;
-    let map = value["weight_map"].as_object().ok_or_else(|| bad("no weight_map"))?;
-    let mut names = map
-        .values()
-        .map(|name| name.as_str().ok_or_else(|| bad("weight_map: expected file names")))
-        .collect::<Result<Vec<_>>>()?;
-    names.sort_unstable();
-    names.dedup();
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+/// What is written as one f32 tensor.
+enum Saved<'a> {
+    /// A tensor of a model, with its rows in the buffer's order.
+    Tensor { spec: &'a TensorSpec, values: &'a [f32] },
+    /// Anything else.
+    Flat { shape: &'a [usize], values: &'a [f32] },
 }
 
-fn check_shape(path: &Path, spec: &TensorSpec, view: &TensorView<'_>) -> Result<()> {
-    if view.shape() != spec.shape {
-        return Err(usage(format!(
-            "{}: tensor {} has shape {:?}, but config.json asks for {:?}",
-            path.display(),
-            spec.name,
-            view.shape(),
-            spec.shape
-        )));
-    }
-    Ok(())
-}
-
-/// Copies a tensor's elements as f32; the caller has checked the shape.
-fn convert(view: &TensorView<'_>, out: &mut [f32]) -> Result<(), String> {
-    fn fill<const N: usize>(bytes: &[u8], out: &mut [f32], element: impl Fn([u8; N]) -> f32) {
-        let (elements, _) = bytes.as_chunks::<N>();
-        out.iter_mut().zip(elements).for_each(|(o, &bytes)| *o = element(bytes));
-    }
-    match view.dtype() {
-        Dtype::F32 => fill(view.data(), out, f32::from_le_bytes),
-        Dtype::BF16 => fill(view.data(), out, |b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F16 => fill(view.data(), out, |b| f16::from_le_bytes(b).to_f32()),
-        other => return Err(format!("element type {other:?}: expected f32, bf16 or f16")),
-    }
-    Ok(())
-}
-
-/// A safetensors file, mapped.
-pub(super) struct Tensors {
-    map: Mmap,
-    path: PathBuf,
-}
-
-impl Tensors {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
-        let file = File::open(path).map_err(unreadable)?;
-        // SAFETY: the map is read-only and lives only while the tensors are copied out of it. Files
-        // of finished checkpoints are replaced by rename and never written in place.
-        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
-        Ok(Self { map, path: path.to_owned() })
+impl View for Saved<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
     }
 
-    pub(super) fn views(&self) -> Result<Vec<(String, TensorView<'_>)>> {
-        let tensors = SafeTensors::deserialize(&self.map).map_err(|e| {
-            usage(format!("{}: truncated, or not a safetensors file: {e}", self.path.display()))
-        })?;
-        Ok(tensors.tensors())
-    }
-
-    /// The named tensor, which must be f32 and as long as `out`.
-    pub(super) fn copy_flat(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        let views = self.views()?;
-        let place = self.path.display();
-        let (_, view) = views
-            .iter()
-            .find(|(n, _)| n == name)
-            .ok_or_else(|| usage(format!("{place}: tensor {name} is missing")))?;
-        if view.dtype() != Dtype::F32 || view.shape() != [out.len()] {
-            return Err(usage(format!(
-                "{place}: tensor {name} is {:?} {:?}, but this run needs F32 [{}]",
-                view.dtype(),
-                view.shape(),
-                out.len()
-            )));
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Tensor { spec, .. } => &spec.shape,
+            Self::Flat { shape, .. } => shape,
         }
-        convert(view, out).map_err(|e| usage(format!("{place}: {name}: {e}")))
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Tensor { spec, values } => match spec.order.run() {
+                None => Cow::Borrowed(bytemuck::cast_slice(values)),
+                Some(run) => {
+                    let len = run * spec.row_len();
+                    let mut reordered = vec![0u8; size_of_val(*values)];
+                    for (i, rows) in values.chunks_exact(len).enumerate() {
+                        let start = spec.order.file_row(i * run) * spec.row_len() * 4;
+                        reordered[start..start + len * 4]
+                            .copy_from_slice(bytemuck::cast_slice(rows));
+                    }
+                    Cow::Owned(reordered)
+                }
+            },
+            Self::Flat { values, .. } => Cow::Borrowed(bytemuck::cast_slice(values)),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        let (Self::Tensor { values, .. } | Self::Flat { values, .. }) = self;
+        size_of_val(*values)
     }
 }
 
@@ -202,17 +133,14 @@ pub(super) fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])>,
 ) -> Result<()> {
+    write_views(path, tensors.map(|(name, shape, values)| (name, Saved::Flat { shape, values })))
+}
+
+fn write_views<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, Saved<'a>)>) -> Result<()> {
     let writing = || format!("writing {}", path.display());
-    let views = tensors
-        .map(|(name, shape, data)| {
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(data))?;
-            Ok((name, view))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .with_context(writing)?;
     // transformers refuses files that do not say so.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), path).with_context(writing)?;
+    safetensors::serialize_to_file(tensors, Some(metadata), path).with_context(writing)?;
     let file = File::open(path).with_context(writing)?;
     // The library makes it readable for its owner only.
     file.set_permissions(Permissions::from_mode(0o644)).with_context(writing)?;
@@ -223,14 +151,24 @@ pub(super) fn write_tensors<'a>(
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
+    use crate::base::fs::read_text;
+    use crate::checkpoint::shards::INDEX;
+    use crate::model::RowOrder;
     use crate::tokenizer::bpe;
+    use half::{bf16, f16};
+    use safetensors::tensor::TensorView;
     use serde_json::json;
 
     const CONFIG: &str = r#"{"model_type": "llama", "zeta": 1, "alpha": 2}"#;
 
     fn specs() -> Vec<TensorSpec> {
         [("b", vec![2, 3], 4..10), ("a", vec![4], 0..4)]
-            .map(|(name, shape, range)| TensorSpec { name: name.to_owned(), shape, range })
+            .map(|(name, shape, range)| TensorSpec {
+                name: name.to_owned(),
+                shape,
+                range,
+                order: RowOrder::Same,
+            })
             .to_vec()
     }
 
@@ -262,31 +200,90 @@ mod tests {
         assert!(Tokenizer::load(dir.path()).is_ok());
     }
 
+    /// Two files, `a.safetensors` in bf16 and `b.safetensors` in f16, and an index of them.
+    fn sharded() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let w = weights();
+        let a: Vec<u8> = w[..4].iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+        write_shard(dir.path(), "a", &[("a", Dtype::BF16, vec![4], a)]);
+        let b: Vec<u8> = w[4..].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        write_shard(dir.path(), "b", &[("b", Dtype::F16, vec![2, 3], b)]);
+        write_index(dir.path(), json!({"a": "a.safetensors", "b": "b.safetensors"}));
+        dir
+    }
+
+    fn write_shard(dir: &Path, file: &str, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) {
+        let views = tensors.iter().map(|(name, dtype, shape, data)| {
+            (*name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
+        let path = dir.join(format!("{file}.safetensors"));
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+    }
+
+    fn write_index(dir: &Path, map: serde_json::Value) {
+        std::fs::write(dir.join(INDEX), json!({"weight_map": map}).to_string()).unwrap();
+    }
+
     #[test]
     fn half_precision_and_several_files_are_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let bytes = |name: &str, dtype, shape: Vec<usize>, data: Vec<u8>| {
-            let view = TensorView::new(dtype, shape, &data).unwrap();
-            let path = dir.path().join(format!("{name}.safetensors"));
-            safetensors::serialize_to_file([(name, view)], None, &path).unwrap();
-        };
-        let w = weights();
-        let a = w[..4].iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
-        bytes("a", Dtype::BF16, vec![4], a);
-        let b = w[4..].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
-        bytes("b", Dtype::F16, vec![2, 3], b);
-        let index = json!({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}});
-        std::fs::write(dir.path().join(INDEX), index.to_string()).unwrap();
+        let dir = sharded();
         let mut loaded = vec![0.0; 10];
         load_weights(dir.path(), &specs(), &mut loaded).unwrap();
-        assert_eq!(loaded, w);
+        assert_eq!(loaded, weights());
+    }
+
+    #[test]
+    fn an_index_that_disagrees_with_its_files_is_named() {
+        let dir = sharded();
+        let index = |map| write_index(dir.path(), map);
+        index(json!({"a": "b.safetensors", "b": "a.safetensors"}));
+        let message = refusal(dir.path(), &specs());
+        assert!(message.contains("b.safetensors holds tensor a, but it lies in"), "{message}");
+        index(json!({"a": "a.safetensors", "b": "b.safetensors", "c": "b.safetensors"}));
+        assert!(refusal(dir.path(), &specs()).contains("tensor c: it does not"));
+        index(json!({"a": "a.safetensors", "b": "gone.safetensors"}));
+        assert!(refusal(dir.path(), &specs()).contains("gone.safetensors: no such file"));
+        let extra = ("x", Dtype::F32, vec![1], vec![0; 4]);
+        write_shard(dir.path(), "c", &[("c", Dtype::F32, vec![1], vec![0; 4]), extra]);
+        index(json!({"a": "a.safetensors", "b": "b.safetensors", "c": "c.safetensors"}));
+        assert!(refusal(dir.path(), &specs()).contains("tensor x is not listed"));
+        let twice = ("b", Dtype::F32, vec![2, 3], vec![0; 24]);
+        write_shard(dir.path(), "c", &[("c", Dtype::F32, vec![1], vec![0; 4]), twice]);
+        assert!(refusal(dir.path(), &specs()).contains("tensor b is also in"));
+    }
+
+    #[test]
+    fn grouped_rows_change_places_on_the_way_in_and_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = tempfile::tempdir().unwrap();
+        let tokenizer = bpe::tests::small(source.path());
+        // Two groups of one query head each; heads of one row of two elements.
+        let order = RowOrder::Grouped { groups: 2, queries: 1, head_dim: 1 };
+        let spec = TensorSpec { name: "w".into(), shape: vec![6, 2], range: 0..12, order };
+        let rows =
+            |rows: [f32; 6]| rows.into_iter().flat_map(|row| [row, -row]).collect::<Vec<_>>();
+        // Queries, keys, values in the buffer; a query, its key, its value in the file.
+        let buffer = rows([1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        let specs = [spec.clone()];
+        save_model(dir.path(), CONFIG, &specs, &buffer, &tokenizer).unwrap();
+        let mut loaded = vec![0.0; 12];
+        load_weights(dir.path(), &specs, &mut loaded).unwrap();
+        assert_eq!(loaded, buffer);
+        let as_it_lies = [TensorSpec { order: RowOrder::Same, ..spec }];
+        load_weights(dir.path(), &as_it_lies, &mut loaded).unwrap();
+        assert_eq!(loaded, rows([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
     }
 
     #[test]
     fn missing_extra_and_misshapen_tensors_are_named() {
         let dir = saved();
         let mut more = specs();
-        more.push(TensorSpec { name: "c".into(), shape: vec![0], range: 10..10 });
+        more.push(TensorSpec {
+            name: "c".into(),
+            shape: vec![0],
+            range: 10..10,
+            ..more[0].clone()
+        });
         assert!(refusal(dir.path(), &more).contains("tensor c is missing"));
         assert!(refusal(dir.path(), &specs()[..1]).contains("tensor a does not belong"));
         let mut turned = specs();

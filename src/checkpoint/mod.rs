@@ -6,6 +6,7 @@
 
 pub mod hf;
 mod language_model;
+mod shards;
 pub mod state;
 
 pub use language_model::LanguageModel;

@@ -81,13 +81,15 @@ mod tests {
     use super::*;
     use crate::base::error::exit_code;
     use crate::data::pack::Cursor;
+    use crate::model::RowOrder;
     use crate::tokenizer::bpe;
 
     #[test]
     fn a_step_comes_back_whole_and_other_sizes_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = bpe::tests::small(&dir.path().join("tokenizer"));
-        let specs = [TensorSpec { name: "w".into(), shape: vec![3], range: 0..3 }];
+        let order = RowOrder::Same;
+        let specs = [TensorSpec { name: "w".into(), shape: vec![3], range: 0..3, order }];
         let model = Model {
             config_json: "{}",
             specs: &specs,

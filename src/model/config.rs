@@ -1,10 +1,13 @@
-//! `config.json` of a Hugging Face model: the Llama and Qwen2 shapes that the decoder computes.
+//! `config.json` of a Hugging Face model: the Llama, Qwen2 and InternLM2 shapes that the decoder
+//! computes.
 //!
 //! Contract: the original text is kept and given back byte for byte; a key that would change the
 //! numbers in a way the decoder does not compute is refused by name. Both the older layout
-//! (`rope_theta`, `rope_scaling`) and the newer one (`rope_parameters`) are read.
+//! (`rope_theta`, `rope_scaling`) and the newer one (`rope_parameters`) are read. Left out: sliding
+//! windows, and dynamic rope beyond the length where it begins to scale.
 
 use crate::base::error::usage;
+use crate::ops::rope::Llama3Scaling;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -16,6 +19,8 @@ pub enum Architecture {
     Llama,
     /// `Qwen2ForCausalLM`: Llama with biases on queries, keys and values.
     Qwen2,
+    /// `InternLM2ForCausalLM`: Llama under other names, with queries, keys and values in one tensor.
+    InternLm2,
 }
 
 /// The shape of a decoder.
@@ -39,6 +44,11 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies were stretched.
+    pub rope_scaling: Option<Llama3Scaling>,
+    /// The rotary frequencies change once a sequence is longer than `max_position_embeddings`
+    /// (dynamic NTK), so longer ones are refused ([`ModelConfig::check_length`]).
+    pub has_dynamic_rope: bool,
     /// Added to the mean square.
     pub rms_norm_eps: f32,
     /// The head is the embedding table.
@@ -69,18 +79,7 @@ impl ModelConfig {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| usage(format!("config.json is not valid JSON: {error}")))?;
         let keys = Keys(&value);
-        let architecture = match (keys.text("model_type")?, keys.first_architecture()) {
-            (Some("llama"), None | Some("LlamaForCausalLM")) => Architecture::Llama,
-            (Some("qwen2"), None | Some("Qwen2ForCausalLM")) => Architecture::Qwen2,
-            (_, Some("LlamaForCausalLM")) => Architecture::Llama,
-            (_, Some("Qwen2ForCausalLM")) => Architecture::Qwen2,
-            (model_type, architecture) => {
-                return Err(usage(format!(
-                    "`architectures` is {architecture:?} and `model_type` {model_type:?}; supported \
-                     are LlamaForCausalLM (llama) and Qwen2ForCausalLM (qwen2)"
-                )));
-            }
-        };
+        let architecture = keys.architecture()?;
         keys.refuse_unsupported()?;
         let hidden_size = keys.size("hidden_size")?;
         let num_heads = keys.size("num_attention_heads")?;
@@ -94,6 +93,7 @@ impl ModelConfig {
         if head_dim == 0 || head_dim % 2 != 0 {
             return Err(usage(format!("`head_dim` ({head_dim}) must be even and above 0")));
         }
+        let rope = keys.rope()?;
         Ok(Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
@@ -103,11 +103,13 @@ impl ModelConfig {
             num_heads,
             num_kv_heads,
             head_dim,
-            rope_theta: keys.rope_theta()?,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            has_dynamic_rope: rope.is_dynamic,
             rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)? as f32,
             tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
             qkv_bias: architecture == Architecture::Qwen2,
-            max_position_embeddings: keys.size_or("max_position_embeddings", 2048)?,
+            max_position_embeddings: keys.max_position_embeddings(architecture)?,
             initializer_range: keys.number_or("initializer_range", 0.02)? as f32,
             eos_token_ids: keys.tokens("eos_token_id")?,
             json: text.to_owned(),
@@ -119,10 +121,30 @@ impl ModelConfig {
         &self.json
     }
 
+    /// Refuses a sequence of `tokens` whose angles the decoder would not compute as transformers does.
+    pub fn check_length(&self, tokens: usize) -> Result<()> {
+        let limit = self.max_position_embeddings;
+        if self.has_dynamic_rope && tokens > limit {
+            return Err(usage(format!(
+                "a sequence of {tokens} tokens: beyond {limit} (max_position_embeddings) this \
+                 model's `rope_scaling` of type \"dynamic\" changes all positions, which is not \
+                 supported; use sequences of at most {limit} tokens"
+            )));
+        }
+        Ok(())
+    }
+
     /// The number of parameters.
     pub fn num_parameters(&self) -> usize {
         super::Layout::new(self).len
     }
+}
+
+/// What the keys say about rotary positions.
+struct RopeKeys {
+    theta: f64,
+    scaling: Option<Llama3Scaling>,
+    is_dynamic: bool,
 }
 
 /// Typed access to the keys of the JSON object, with errors that name the key.
@@ -156,9 +178,7 @@ impl<'a> Keys<'a> {
     }
 
     fn number_or(&self, key: &str, default: f64) -> Result<f64> {
-        self.get(key).map_or(Ok(default), |value| {
-            value.as_f64().ok_or_else(|| wrong(key, "a number", value))
-        })
+        self.get(key).map_or(Ok(default), |value| number(key, value))
     }
 
     fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
@@ -181,57 +201,137 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn rope_theta(&self) -> Result<f64> {
-        let newer = self.get("rope_parameters").and_then(|rope| rope.get("rope_theta"));
-        match newer {
-            Some(value) => {
-                value.as_f64().ok_or_else(|| wrong("rope_parameters.rope_theta", "a number", value))
-            }
-            None => self.number_or("rope_theta", 10_000.0),
+    fn architecture(&self) -> Result<Architecture> {
+        let model_type = self.text("model_type")?;
+        let class = self.first_architecture();
+        let known = [
+            (Architecture::Llama, "LlamaForCausalLM", "llama"),
+            (Architecture::Qwen2, "Qwen2ForCausalLM", "qwen2"),
+            (Architecture::InternLm2, "InternLM2ForCausalLM", "internlm2"),
+        ];
+        let found = known.iter().find(|(_, known_class, known_type)| match class {
+            Some(class) => class == *known_class,
+            None => model_type == Some(known_type),
+        });
+        found.map(|&(architecture, ..)| architecture).ok_or_else(|| {
+            let supported = known.map(|(_, class, model_type)| format!("{class} ({model_type})"));
+            usage(format!(
+                "`architectures` is {class:?} and `model_type` {model_type:?}; supported are {}",
+                supported.join(", ")
+            ))
+        })
+    }
+
+    fn max_position_embeddings(&self, architecture: Architecture) -> Result<usize> {
+        // The defaults of transformers' configuration classes.
+        let default = if architecture == Architecture::Qwen2 { 32_768 } else { 2048 };
+        self.size_or("max_position_embeddings", default)
+    }
+
+    /// Positions in the older layout (`rope_theta`, `rope_scaling`) or the newer one.
+    fn rope(&self) -> Result<RopeKeys> {
+        let dicts = ["rope_scaling", "rope_parameters"];
+        let theta = dicts
+            .iter()
+            .find_map(|name| Some((*name, self.get(name)?.get("rope_theta")?)))
+            .map(|(name, value)| number(&format!("{name}.rope_theta"), value))
+            .unwrap_or_else(|| self.number_or("rope_theta", 10_000.0))?;
+        let mut keys = RopeKeys { theta, scaling: None, is_dynamic: false };
+        let Some((name, rope)) = dicts.iter().find_map(|name| Some((*name, self.get(name)?)))
+        else {
+            return Ok(keys);
+        };
+        if let Some(partial) = rope.get("partial_rotary_factor")
+            && partial.as_f64() != Some(1.0)
+        {
+            return unsupported(&format!("{name}.partial_rotary_factor"), partial, "1.0");
         }
+        let default = Value::from("default");
+        let kind = rope.get("rope_type").or_else(|| rope.get("type")).unwrap_or(&default);
+        match kind.as_str() {
+            Some("default") => match rope.get("factor") {
+                Some(factor) => {
+                    unsupported(&format!("{name}.factor"), factor, "unscaled positions")
+                }
+                None => Ok(keys),
+            },
+            Some("llama3") => {
+                keys.scaling = Some(self.llama3_scaling(name, rope)?);
+                Ok(keys)
+            }
+            Some("dynamic") => {
+                keys.is_dynamic = true;
+                Ok(keys)
+            }
+            _ => unsupported(
+                &format!("{name}.rope_type"),
+                kind,
+                "\"default\", \"llama3\", \"dynamic\"",
+            ),
+        }
+    }
+
+    fn llama3_scaling(&self, name: &str, rope: &Value) -> Result<Llama3Scaling> {
+        let above_zero = |key: &str| {
+            let path = format!("{name}.{key}");
+            let value = rope.get(key).ok_or_else(|| usage(format!("`{path}` is missing")))?;
+            match number(&path, value)? {
+                x if x > 0.0 => Ok(x as f32),
+                _ => Err(wrong(&path, "a number above 0", value)),
+            }
+        };
+        let context = "original_max_position_embeddings";
+        Ok(Llama3Scaling {
+            factor: above_zero("factor")?,
+            low_freq_factor: above_zero("low_freq_factor")?,
+            high_freq_factor: above_zero("high_freq_factor")?,
+            original_max_position_embeddings: match rope.get(context) {
+                Some(_) => above_zero(context)?,
+                None => self.max_position_embeddings(self.architecture()?)? as f32,
+            },
+        })
     }
 
     /// Refuses what would change the numbers and is not computed.
     fn refuse_unsupported(&self) -> Result<()> {
-        let unsupported = |key: &str, value: &Value, supported: &str| {
-            Err(usage(format!("`{key}` is {value}; supported: {supported}")))
-        };
         if let Some(value) = self.get("hidden_act")
             && value != "silu"
         {
             return unsupported("hidden_act", value, "\"silu\"");
         }
-        for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
+        for key in ["attention_bias", "mlp_bias", "bias"] {
             if let Some(value) = self.get(key)
                 && value != false
             {
                 return unsupported(key, value, "false");
             }
         }
-        for key in ["rope_scaling", "rope_parameters"] {
-            let Some(rope) = self.get(key) else { continue };
-            let kind = rope.get("rope_type").or_else(|| rope.get("type"));
-            if let Some(kind) = kind
-                && kind != "default"
-            {
-                return unsupported(&format!("{key}.rope_type"), kind, "\"default\"");
-            }
-            if let Some(factor) = rope.get("factor") {
-                return unsupported(&format!("{key}.factor"), factor, "unscaled positions");
-            }
-            if let Some(partial) = rope.get("partial_rotary_factor")
-                && partial.as_f64() != Some(1.0)
-            {
-                return unsupported(&format!("{key}.partial_rotary_factor"), partial, "1.0");
-            }
+        if let Some(Value::Array(types)) = self.get("layer_types") {
+            return match types.iter().find(|kind| *kind != "full_attention") {
+                Some(other) => unsupported("layer_types", other, "\"full_attention\""),
+                None => Ok(()),
+            };
         }
-        if let Some(Value::Array(types)) = self.get("layer_types")
-            && let Some(other) = types.iter().find(|kind| *kind != "full_attention")
+        if self.flag_or("use_sliding_window", false)?
+            && self.get("sliding_window").is_some()
+            && self.size_or("max_window_layers", 28)? < self.size("num_hidden_layers")?
         {
-            return unsupported("layer_types", other, "\"full_attention\"");
+            return unsupported(
+                "use_sliding_window",
+                &Value::from(true),
+                "false, or true with `max_window_layers` no smaller than `num_hidden_layers`",
+            );
         }
         Ok(())
     }
+}
+
+fn unsupported<T>(key: &str, value: &Value, supported: &str) -> Result<T> {
+    Err(usage(format!("`{key}` is {value}; supported: {supported}")))
+}
+
+fn number(key: &str, value: &Value) -> Result<f64> {
+    value.as_f64().ok_or_else(|| wrong(key, "a number", value))
 }
 
 fn wrong(key: &str, expected: &str, value: &Value) -> anyhow::Error {
@@ -272,12 +372,65 @@ mod tests {
     }
 
     #[test]
+    fn llama3_scaling_is_read_in_both_spellings() {
+        let scaling = r#""rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192"#;
+        let older = LLAMA.replace("null", &format!("{{{scaling}}}"));
+        let newer = LLAMA.replace(
+            r#""rope_theta": 500000.0"#,
+            &format!(r#""rope_parameters": {{"rope_theta": 500000.0, {scaling}}}"#),
+        );
+        for text in [older, newer] {
+            let config = ModelConfig::from_json(&text).unwrap();
+            assert_eq!(config.rope_theta, 500_000.0);
+            let scaling = config.rope_scaling.unwrap();
+            assert_eq!((scaling.factor, scaling.high_freq_factor), (8.0, 4.0));
+            assert_eq!(scaling.original_max_position_embeddings, 8192.0);
+        }
+    }
+
+    #[test]
+    fn dynamic_rope_is_refused_only_where_it_would_scale() {
+        let text = LLAMA
+            .replace("LlamaForCausalLM", "InternLM2ForCausalLM")
+            .replace("\"llama\"", "\"internlm2\"")
+            .replace("null", r#"{"type": "dynamic", "factor": 2.0}"#)
+            .replace("\"vocab_size\"", "\"max_position_embeddings\": 64, \"vocab_size\"");
+        let config = ModelConfig::from_json(&text).unwrap();
+        assert_eq!(config.architecture, Architecture::InternLm2);
+        assert!(config.check_length(64).is_ok());
+        let error = config.check_length(65).unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("dynamic"), "{error}");
+        assert!(ModelConfig::from_json(LLAMA).unwrap().check_length(1 << 20).is_ok());
+    }
+
+    #[test]
+    fn a_sliding_window_that_covers_no_layer_is_void() {
+        let text = LLAMA.replace(
+            r#""rope_scaling": null"#,
+            r#""use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2"#,
+        );
+        assert!(ModelConfig::from_json(&text).is_ok());
+    }
+
+    #[test]
     fn what_is_not_computed_is_refused_by_name() {
         let cases = [
             (
                 r#""rope_scaling": null"#,
-                r#""rope_scaling": {"rope_type": "llama3"}"#,
+                r#""rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#,
                 "rope_scaling.rope_type",
+            ),
+            (
+                r#""rope_scaling": null"#,
+                r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0}"#,
+                "rope_scaling.low_freq_factor",
+            ),
+            (
+                r#""rope_scaling": null"#,
+                r#""use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1"#,
+                "use_sliding_window",
             ),
             (r#""rope_scaling": null"#, r#""hidden_act": "gelu""#, "hidden_act"),
             (r#""rope_scaling": null"#, r#""attention_bias": true"#, "attention_bias"),

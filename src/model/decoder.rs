@@ -105,7 +105,7 @@ impl Decoder {
     }
 
     pub(super) fn rope(&self) -> Rope {
-        Rope::new(self.config.head_dim, self.config.rope_theta)
+        Rope::new(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
     }
 
     /// Floats of a row of attention output.

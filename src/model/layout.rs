@@ -2,9 +2,11 @@
 //!
 //! Contract: gradients and moments use the same layout. Matrices that are multiplied together
 //! (queries, keys, values; gate, up) are neighbours, so each pair or triple is one matrix.
+//! InternLM2 stores queries, keys and values as one tensor with its rows in another order, which
+//! [`RowOrder`] describes; the buffer's order is the same for every family.
 //! Fresh weights depend only on the configuration and the seed.
 
-use super::ModelConfig;
+use super::{Architecture, ModelConfig};
 use crate::base::rng;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -18,9 +20,57 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// Elements in the flat buffer.
     pub range: Range<usize>,
+    /// The order of its rows in a file.
+    pub order: RowOrder,
+}
+
+/// How the rows of a tensor in a file are found in the flat buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RowOrder {
+    /// In the same order.
+    #[default]
+    Same,
+    /// InternLM2's `wqkv`: for each key-value head the rows of its queries, then of its key, then of
+    /// its value; the buffer has all queries, then all keys, then all values.
+    Grouped {
+        /// Key-value heads.
+        groups: usize,
+        /// Query heads of each.
+        queries: usize,
+        /// Rows of a head.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// The row of the file's tensor that is row `row` of the buffer's.
+    pub fn file_row(self, row: usize) -> usize {
+        let Self::Grouped { groups, queries, head_dim } = self else { return row };
+        let (head, within) = (row / head_dim, row % head_dim);
+        let all_queries = groups * queries;
+        let (group, member) = match head {
+            _ if head < all_queries => (head / queries, head % queries),
+            _ if head < all_queries + groups => (head - all_queries, queries),
+            _ => (head - all_queries - groups, queries + 1),
+        };
+        (group * (queries + 2) + member) * head_dim + within
+    }
+
+    /// Rows that are neighbours in both, `None` where all are.
+    pub fn run(self) -> Option<usize> {
+        match self {
+            Self::Same => None,
+            Self::Grouped { head_dim, .. } => Some(head_dim),
+        }
+    }
 }
 
 impl TensorSpec {
+    /// Elements of a row; a vector is one row of each element.
+    pub fn row_len(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
     /// Whether weight decay applies: to matrices, not to norms and biases.
     pub fn decays(&self) -> bool {
         self.shape.len() > 1
@@ -101,9 +151,13 @@ struct Builder {
 
 impl Builder {
     fn add(&mut self, name: String, shape: &[usize]) -> Range<usize> {
+        self.add_ordered(name, shape, RowOrder::Same)
+    }
+
+    fn add_ordered(&mut self, name: String, shape: &[usize], order: RowOrder) -> Range<usize> {
         let range = self.len..self.len + shape.iter().product::<usize>();
         self.len = range.end;
-        self.tensors.push(TensorSpec { name, shape: shape.to_vec(), range: range.clone() });
+        self.tensors.push(TensorSpec { name, shape: shape.to_vec(), range: range.clone(), order });
         range
     }
 
@@ -118,36 +172,26 @@ impl Builder {
 
     fn build(config: &ModelConfig) -> (Layout, Ranges) {
         let mut builder = Self::default();
+        let names = Names::of(config.architecture);
         let hidden = config.hidden_size;
-        let queries = config.num_heads * config.head_dim;
-        let keys = config.num_kv_heads * config.head_dim;
-        let inner = config.intermediate_size;
         let vocab = [config.vocab_size, hidden];
-        let embedding = builder.add("model.embed_tokens.weight".into(), &vocab);
+        let embedding = builder.add(names.embedding.into(), &vocab);
         let layers = (0..config.num_layers)
             .map(|layer| {
-                let name = |tensor: &str| format!("model.layers.{layer}.{tensor}");
+                let name = |tensor: &str| format!("model.layers.{layer}.{tensor}.weight");
+                let queries = config.num_heads * config.head_dim;
+                let inner = config.intermediate_size;
                 LayerRanges {
-                    input_norm: builder.add(name("input_layernorm.weight"), &[hidden]),
-                    qkv: builder.join([
-                        (name("self_attn.q_proj.weight"), &[queries, hidden]),
-                        (name("self_attn.k_proj.weight"), &[keys, hidden]),
-                        (name("self_attn.v_proj.weight"), &[keys, hidden]),
-                    ]),
-                    qkv_bias: config.qkv_bias.then(|| {
-                        builder.join([
-                            (name("self_attn.q_proj.bias"), &[queries]),
-                            (name("self_attn.k_proj.bias"), &[keys]),
-                            (name("self_attn.v_proj.bias"), &[keys]),
-                        ])
-                    }),
-                    output: builder.add(name("self_attn.o_proj.weight"), &[hidden, queries]),
-                    post_norm: builder.add(name("post_attention_layernorm.weight"), &[hidden]),
+                    input_norm: builder.add(name(names.input_norm), &[hidden]),
+                    qkv: builder.qkv(config, layer),
+                    qkv_bias: config.qkv_bias.then(|| builder.qkv_bias(config, layer)),
+                    output: builder.add(name(names.output), &[hidden, queries]),
+                    post_norm: builder.add(name(names.post_norm), &[hidden]),
                     gate_up: builder.join([
-                        (name("mlp.gate_proj.weight"), &[inner, hidden]),
-                        (name("mlp.up_proj.weight"), &[inner, hidden]),
+                        (name(names.gate), &[inner, hidden]),
+                        (name(names.up), &[inner, hidden]),
                     ]),
-                    down: builder.add(name("mlp.down_proj.weight"), &[hidden, inner]),
+                    down: builder.add(name(names.down), &[hidden, inner]),
                 }
             })
             .collect();
@@ -155,10 +199,81 @@ impl Builder {
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
-            builder.add("lm_head.weight".into(), &vocab)
+            builder.add(names.head.into(), &vocab)
         };
         let layout = Layout { tensors: builder.tensors, len: builder.len };
         (layout, Ranges { embedding, layers, norm, head })
+    }
+
+    fn qkv(&mut self, config: &ModelConfig, layer: usize) -> Range<usize> {
+        let hidden = config.hidden_size;
+        let [queries, keys] =
+            [config.num_heads, config.num_kv_heads].map(|heads| heads * config.head_dim);
+        let name = |tensor: &str| format!("model.layers.{layer}.{tensor}.weight");
+        if config.architecture == Architecture::InternLm2 {
+            let order = RowOrder::Grouped {
+                groups: config.num_kv_heads,
+                queries: config.num_heads / config.num_kv_heads,
+                head_dim: config.head_dim,
+            };
+            let shape = [queries + 2 * keys, hidden];
+            return self.add_ordered(name("attention.wqkv"), &shape, order);
+        }
+        self.join([
+            (name("self_attn.q_proj"), &[queries, hidden]),
+            (name("self_attn.k_proj"), &[keys, hidden]),
+            (name("self_attn.v_proj"), &[keys, hidden]),
+        ])
+    }
+
+    fn qkv_bias(&mut self, config: &ModelConfig, layer: usize) -> Range<usize> {
+        let [queries, keys] =
+            [config.num_heads, config.num_kv_heads].map(|heads| heads * config.head_dim);
+        let name = |tensor: &str| format!("model.layers.{layer}.self_attn.{tensor}.bias");
+        self.join([
+            (name("q_proj"), &[queries]),
+            (name("k_proj"), &[keys]),
+            (name("v_proj"), &[keys]),
+        ])
+    }
+}
+
+/// What a family calls its tensors, apart from queries, keys and values.
+struct Names {
+    embedding: &'static str,
+    input_norm: &'static str,
+    output: &'static str,
+    post_norm: &'static str,
+    gate: &'static str,
+    up: &'static str,
+    down: &'static str,
+    head: &'static str,
+}
+
+impl Names {
+    fn of(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::Llama | Architecture::Qwen2 => Self {
+                embedding: "model.embed_tokens.weight",
+                input_norm: "input_layernorm",
+                output: "self_attn.o_proj",
+                post_norm: "post_attention_layernorm",
+                gate: "mlp.gate_proj",
+                up: "mlp.up_proj",
+                down: "mlp.down_proj",
+                head: "lm_head.weight",
+            },
+            Architecture::InternLm2 => Self {
+                embedding: "model.tok_embeddings.weight",
+                input_norm: "attention_norm",
+                output: "attention.wo",
+                post_norm: "ffn_norm",
+                gate: "feed_forward.w1",
+                up: "feed_forward.w3",
+                down: "feed_forward.w2",
+                head: "output.weight",
+            },
+        }
     }
 }
 
@@ -166,6 +281,7 @@ impl Builder {
 /// (those that write into the residual stream divided by √(2 · layers)).
 pub fn init(config: &ModelConfig, seed: u64) -> Vec<f32> {
     let layout = Layout::new(config);
+    let names = Names::of(config.architecture);
     let mut parameters = vec![0.0; layout.len];
     let std = f64::from(config.initializer_range);
     for (index, tensor) in layout.tensors.iter().enumerate() {
@@ -173,9 +289,12 @@ pub fn init(config: &ModelConfig, seed: u64) -> Vec<f32> {
         if tensor.name.ends_with("norm.weight") {
             values.fill(1.0);
         } else if tensor.decays() {
-            let residual =
-                tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
-            let depth = if residual { (2.0 * config.num_layers as f64).sqrt() } else { 1.0 };
+            let writes = |name: &str| tensor.name.contains(name);
+            let depth = if writes(names.output) || writes(names.down) {
+                (2.0 * config.num_layers as f64).sqrt()
+            } else {
+                1.0
+            };
             let key = rng::key(seed, &[0x696e_6974, index as u64]);
             fill_normal(values, key, std / depth);
         }
@@ -213,7 +332,9 @@ mod tests {
 
     #[test]
     fn tensors_cover_the_buffer_without_gaps() {
-        for (kind, tied, count) in [("llama", true, 20), ("qwen2", false, 27)] {
+        for (kind, tied, count) in
+            [("llama", true, 20), ("qwen2", false, 27), ("internlm2", false, 17)]
+        {
             let layout = Layout::new(&config(kind, tied));
             assert_eq!(layout.tensors.len(), count);
             let mut end = 0;
@@ -224,6 +345,20 @@ mod tests {
             }
             assert_eq!(end, layout.len);
         }
+    }
+
+    #[test]
+    fn internlm2_groups_the_rows_of_each_key_value_head() {
+        let layout = Layout::new(&config("internlm2", false));
+        let tensor = layout.get("model.layers.1.attention.wqkv.weight").unwrap();
+        assert_eq!((tensor.shape.as_slice(), tensor.row_len()), ([40, 24].as_slice(), 24));
+        // Heads of 4 rows: queries 0 to 5, keys 6 and 7, values 8 and 9 in the buffer.
+        let file_heads: Vec<usize> =
+            (0..10).map(|head| tensor.order.file_row(4 * head + 3) / 4).collect();
+        assert_eq!(file_heads, [0, 1, 2, 5, 6, 7, 3, 8, 4, 9]);
+        let mut rows: Vec<usize> = (0..40).map(|row| tensor.order.file_row(row)).collect();
+        rows.sort_unstable();
+        assert!(rows.into_iter().eq(0..40));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The decoder (Llama and Qwen2 shapes): its configuration, where its tensors lie in one flat
+//! The decoder (Llama, Qwen2 and InternLM2 shapes): its configuration, where its tensors lie in one flat
 //! buffer, its training graph and its cached generation.
 //!
 //! Contract: parameters and gradients are flat slices that the caller owns; a token's
@@ -17,6 +17,6 @@ pub use cache::KvCache;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Decoder, Packed, Target, TokenScores};
 pub use extend::{DecodeWorkspace, Row};
-pub use layout::{Layout, TensorSpec};
+pub use layout::{Layout, RowOrder, TensorSpec};
 pub use training::{Objective, Workspace};
 pub use weights::PackedWeights;

@@ -3,11 +3,13 @@
 //! Contract: an operation works on plain slices and never allocates. Its bits depend neither on the
 //! number of threads nor on how many rows one call holds, so that a token's log-probability is the
 //! same in training, in prefill and in decoding. Gradients are added to what is there, never
-//! normalised. Left out: other number formats and other devices.
+//! normalised. Stored weights may be bf16 or f16 ([`element`]). Left out: activations in other
+//! number formats, and other devices.
 
 pub mod adamw;
 pub mod attention;
 pub mod buffer;
+pub mod element;
 pub mod embedding;
 pub mod logprob;
 pub mod matmul;

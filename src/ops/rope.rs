@@ -1,10 +1,42 @@
 //! Rotary position embedding in the half-split layout of Llama and Qwen2.
 //!
 //! Contract: element `i` of a head turns together with element `i + head_dim / 2` by the angle
-//! `position * theta^(-2i / head_dim)`, computed in f32 as transformers does. The backward turns
-//! back. Left out: scaled frequencies.
+//! `position * theta^(-2i / head_dim)`, computed in f32 as transformers does, optionally with the
+//! frequencies that Llama 3.1 stretched to longer contexts. The backward turns back.
+//! Left out: frequencies that depend on the length of the sequence (dynamic NTK, YaRN).
 
 use super::simd::{LANES, Simd, load_partial, simd_fn, store_partial};
+
+/// How Llama 3.1 and later stretch the frequencies of a model trained on shorter sequences
+/// (`rope_type: llama3`; transformers' `_compute_llama3_parameters`): wavelengths that do not fit
+/// the original context several times are slowed down, with a smooth passage in between.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Llama3Scaling {
+    /// Divides the frequencies of long wavelengths.
+    pub factor: f32,
+    /// Wavelengths above the original context divided by this are long.
+    pub low_freq_factor: f32,
+    /// Wavelengths below the original context divided by this stay as they are.
+    pub high_freq_factor: f32,
+    /// Tokens of the original context.
+    pub original_max_position_embeddings: f32,
+}
+
+impl Llama3Scaling {
+    fn scale(&self, frequency: f32) -> f32 {
+        let context = self.original_max_position_embeddings;
+        let wavelength = std::f32::consts::TAU / frequency;
+        if wavelength > context / self.low_freq_factor {
+            frequency / self.factor
+        } else if wavelength < context / self.high_freq_factor {
+            frequency
+        } else {
+            let smooth = (context / wavelength - self.low_freq_factor)
+                / (self.high_freq_factor - self.low_freq_factor);
+            (1.0 - smooth) * frequency / self.factor + smooth * frequency
+        }
+    }
+}
 
 /// Cosines and sines of every position seen so far; grows, never shrinks.
 pub struct Rope {
@@ -16,11 +48,12 @@ pub struct Rope {
 
 impl Rope {
     /// The table for heads of `head_dim` elements, still without positions.
-    pub fn new(head_dim: usize, theta: f64) -> Self {
+    pub fn new(head_dim: usize, theta: f64, scaling: Option<Llama3Scaling>) -> Self {
         let frequencies = (0..head_dim / 2)
             .map(|i| {
                 let exponent = (2 * i) as f32 / head_dim as f32;
-                1.0 / (theta as f32).powf(exponent)
+                let frequency = 1.0 / (theta as f32).powf(exponent);
+                scaling.map_or(frequency, |scaling| scaling.scale(frequency))
             })
             .collect();
         Self { half: head_dim / 2, frequencies, cos: Vec::new(), sin: Vec::new() }
@@ -78,7 +111,7 @@ mod tests {
 
     #[test]
     fn turning_back_restores_the_row_and_angles_follow_the_formula() {
-        let mut rope = Rope::new(8, 10_000.0);
+        let mut rope = Rope::new(8, 10_000.0, None);
         rope.grow(20);
         let original: Vec<f32> = (0..16).map(|i| (i as f32 * 0.7).sin()).collect();
         let mut row = original.clone();
@@ -95,5 +128,31 @@ mod tests {
         }
         rope.backward(&mut row, 2, 13);
         assert!(row.iter().zip(&original).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+
+    /// Expected values are what transformers' `_compute_llama3_parameters` gives.
+    #[test]
+    fn llama3_slows_long_wavelengths_and_leaves_short_ones() {
+        let scaling = Llama3Scaling {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192.0,
+        };
+        let rope = Rope::new(64, 500_000.0, Some(scaling));
+        let llama_3_2_1b = [
+            (0, 1.0),
+            (13, 4.839_421_2e-3),
+            (14, 3.211_446e-3),
+            (15, 1.290_548e-3),
+            (16, 4.295_567e-4),
+            (17, 9.708_286e-5),
+            (18, 1.946_163_9e-5),
+            (31, 9.418_306_5e-8),
+        ];
+        for (i, expected) in llama_3_2_1b {
+            let error = (rope.frequencies[i] - expected).abs();
+            assert!(error < 1e-6 * expected, "{i}: {} is not {expected}", rope.frequencies[i]);
+        }
     }
 }

@@ -19,6 +19,10 @@ pub trait Simd: Copy {
     fn load(self, x: &[f32; LANES]) -> Self::V;
     /// Writes the eight floats to `out`.
     fn store(self, x: Self::V, out: &mut [f32; LANES]);
+    /// Eight bf16 numbers, given by their bits; exact.
+    fn widen_bf16(self, x: [u16; LANES]) -> Self::V;
+    /// Eight f16 numbers, given by their bits; exact.
+    fn widen_f16(self, x: [u16; LANES]) -> Self::V;
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// a - b
@@ -62,6 +66,14 @@ impl Simd for Scalar {
     #[inline(always)]
     fn store(self, x: Self::V, out: &mut [f32; LANES]) {
         *out = x;
+    }
+    #[inline(always)]
+    fn widen_bf16(self, x: [u16; LANES]) -> Self::V {
+        x.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+    #[inline(always)]
+    fn widen_f16(self, x: [u16; LANES]) -> Self::V {
+        x.map(|bits| half::f16::from_bits(bits).to_f32())
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -116,7 +128,8 @@ mod avx2 {
     use super::{LANES, Simd};
     use std::arch::x86_64::*;
 
-    /// AVX2 with fused multiply-add; exists only where [`Avx2::detect`] found both.
+    /// AVX2 with fused multiply-add and f16 conversion; exists only where [`Avx2::detect`] found
+    /// all three.
     #[derive(Clone, Copy)]
     pub struct Avx2(());
 
@@ -124,8 +137,10 @@ mod avx2 {
         /// The token, if this machine has the instructions.
         #[inline(always)]
         pub fn detect() -> Option<Self> {
-            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
-                .then_some(Self(()))
+            (is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c"))
+            .then_some(Self(()))
         }
     }
 
@@ -134,7 +149,7 @@ mod avx2 {
 
         #[inline(always)]
         fn splat(self, x: f32) -> __m256 {
-            // SAFETY: `self` proves AVX2 and FMA, here and in every method below.
+            // SAFETY: `self` proves AVX2, FMA and F16C, here and in every method below.
             unsafe { _mm256_set1_ps(x) }
         }
         #[inline(always)]
@@ -146,6 +161,19 @@ mod avx2 {
         fn store(self, x: __m256, out: &mut [f32; LANES]) {
             // SAFETY: the array holds the eight floats written.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x) }
+        }
+        #[inline(always)]
+        fn widen_bf16(self, x: [u16; LANES]) -> __m256 {
+            // SAFETY: the array holds the sixteen bytes read; see `splat`.
+            unsafe {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+        }
+        #[inline(always)]
+        fn widen_f16(self, x: [u16; LANES]) -> __m256 {
+            // SAFETY: the array holds the sixteen bytes read; see `splat`.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) }
         }
         #[inline(always)]
         fn add(self, a: __m256, b: __m256) -> __m256 {
@@ -211,7 +239,7 @@ macro_rules! simd_fn {
         $vis unsafe fn $name($($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 unsafe fn with_avx2(simd: $crate::ops::simd::Avx2, $($arg: $ty),*) {
                     // SAFETY: the caller's promise is that of the generic function.
                     unsafe { $generic(simd, $($arg),*) }
@@ -230,7 +258,7 @@ macro_rules! simd_fn {
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn with_avx2(simd: $crate::ops::simd::Avx2, $($arg: $ty),*) $(-> $ret)? {
                     $generic(simd, $($arg),*)
                 }

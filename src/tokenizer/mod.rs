@@ -50,6 +50,9 @@ impl Tokenizer {
     /// Reads the tokenizer of a model directory.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
+        if !path.is_file() && dir.join("tokenizer.model").is_file() {
+            return Err(only_sentencepiece(dir));
+        }
         let text = read_text(&path)?;
         let mut inner: tokenizers::Tokenizer =
             text.parse().map_err(|e| usage(format!("{}: not a tokenizer: {e}", path.display())))?;
@@ -169,6 +172,15 @@ fn missing(dir: &Path, name: &str) -> anyhow::Error {
     usage(format!("{}: no {name}: expected a tokenizer in Hugging Face layout", dir.display()))
 }
 
+fn only_sentencepiece(dir: &Path) -> anyhow::Error {
+    let dir = dir.display();
+    usage(format!(
+        "{dir}: no tokenizer.json, only tokenizer.model (SentencePiece); convert it with: python -c \
+         \"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{dir}', \
+         trust_remote_code=True).save_pretrained('{dir}')\""
+    ))
+}
+
 /// A JSON object, `None` if there is no such file.
 fn read_object(path: &Path) -> Result<Option<Value>> {
     if !path.is_file() {
@@ -229,6 +241,10 @@ mod tests {
         let error = Tokenizer::load(dir.path()).err().unwrap();
         assert_eq!(exit_code(&error), 2);
         assert!(error.to_string().contains("tokenizer.json"), "{error}");
+        std::fs::write(dir.path().join("tokenizer.model"), "").unwrap();
+        let error = Tokenizer::load(dir.path()).err().unwrap();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("python -c"), "{error}");
         std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
         let error = Tokenizer::load(dir.path()).err().unwrap();
         assert_eq!(exit_code(&error), 2);

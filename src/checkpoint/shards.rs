@@ -1,0 +1,304 @@
+//! The safetensors of a model directory: one file or several with an index, mapped and checked.
+//!
+//! Contract: [`Shards::open`] reads headers only and refuses, by name, a file that is missing or cut
+//! short, an index that disagrees with its files, and a tensor that is there twice, is missing, does
+//! not belong to the model or has another shape. Afterwards every tensor of the model is at hand as
+//! a part of a map; [`Shards::release`] gives the pages of a used part back, so that a model is never
+//! held twice.
+
+use crate::base::error::usage;
+use crate::base::fs::read_text;
+use crate::base::progress::Progress;
+use crate::model::TensorSpec;
+use crate::ops::element::{Dtype, Elements};
+use anyhow::Result;
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The only weight file, where there is one.
+pub(super) const WEIGHTS: &str = "model.safetensors";
+/// Says which of several files has which tensor.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Loading of less is over before anybody looks.
+const WORTH_SHOWING: u64 = 256 << 20;
+
+/// A safetensors file, mapped.
+pub(super) struct Tensors {
+    map: Mmap,
+    path: PathBuf,
+}
+
+/// A tensor in a mapped file.
+struct Place {
+    file: usize,
+    /// `None` for a format that weights do not have.
+    dtype: Option<Dtype>,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+/// All weight files of a directory, with the places of a model's tensors.
+pub(super) struct Shards {
+    files: Vec<Tensors>,
+    places: HashMap<String, Place>,
+}
+
+impl Tensors {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
+        let file = File::open(path).map_err(unreadable)?;
+        // SAFETY: the map is read-only and lives only while the tensors are copied out of it. Files
+        // of finished checkpoints are replaced by rename and never written in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+        Ok(Self { map, path: path.to_owned() })
+    }
+
+    /// Fills `out` with the named tensor, which must be flat, f32 and as long.
+    pub(super) fn copy_flat(&self, name: &str, out: &mut [f32]) -> Result<()> {
+        let path = self.path.display();
+        let places = self.places(0)?;
+        let (_, place) = places
+            .iter()
+            .find(|(n, _)| n == name)
+            .ok_or_else(|| usage(format!("{path}: tensor {name} is missing")))?;
+        if place.dtype != Some(Dtype::F32) || place.shape != [out.len()] {
+            return Err(usage(format!(
+                "{path}: tensor {name} is {:?} {:?}, but this run needs F32 [{}]",
+                place.dtype,
+                place.shape,
+                out.len()
+            )));
+        }
+        Elements { dtype: Dtype::F32, bytes: &self.map[place.bytes.clone()] }.widen(out);
+        Ok(())
+    }
+
+    /// All tensors of this file, which is number `file`.
+    fn places(&self, file: usize) -> Result<Vec<(String, Place)>> {
+        let tensors = SafeTensors::deserialize(&self.map).map_err(|e| {
+            usage(format!("{}: truncated, or not a safetensors file: {e}", self.path.display()))
+        })?;
+        let start = self.map.as_ptr().addr();
+        let places = tensors.tensors().into_iter().map(|(name, view)| {
+            let first = view.data().as_ptr().addr() - start;
+            let place = Place {
+                file,
+                dtype: match view.dtype() {
+                    safetensors::Dtype::F32 => Some(Dtype::F32),
+                    safetensors::Dtype::BF16 => Some(Dtype::Bf16),
+                    safetensors::Dtype::F16 => Some(Dtype::F16),
+                    _ => None,
+                },
+                shape: view.shape().to_vec(),
+                bytes: first..first + view.data().len(),
+            };
+            (name, place)
+        });
+        Ok(places.collect())
+    }
+}
+
+impl Shards {
+    /// Maps the weight files in `dir`, which must hold exactly the tensors of `specs`.
+    pub(super) fn open(dir: &Path, specs: &[TensorSpec]) -> Result<Self> {
+        let index = Index::read(dir)?;
+        let files = index.files.iter().map(|path| Tensors::open(path)).collect::<Result<Vec<_>>>();
+        let mut shards = Self { files: files?, places: HashMap::new() };
+        for (number, file) in shards.files.iter().enumerate() {
+            for (name, place) in file.places(number)? {
+                if let Some(first) = shards.places.insert(name.clone(), place) {
+                    return Err(usage(format!(
+                        "{}: tensor {name} is also in {}",
+                        file.path.display(),
+                        shards.files[first.file].path.display()
+                    )));
+                }
+            }
+        }
+        index.check(&shards)?;
+        shards.check(dir, specs)?;
+        Ok(shards)
+    }
+
+    /// The tensor of that name, which is one of the model's.
+    pub(super) fn tensor(&self, spec: &TensorSpec) -> Elements<'_> {
+        let Place { file, dtype, bytes, .. } = &self.places[&spec.name];
+        let dtype = dtype.expect("invariant: checked when opened");
+        Elements { dtype, bytes: &self.files[*file].map[bytes.clone()] }
+    }
+
+    /// Asks for the pages of a part of a tensor at once, rather than one by one as they are read.
+    pub(super) fn prepare(&self, spec: &TensorSpec, part: Elements<'_>) {
+        let (map, range) = self.pages(spec, part);
+        // Only advice: a kernel that does not know it reads the pages all the same.
+        let _ = map.advise_range(Advice::PopulateRead, range.start, range.len());
+    }
+
+    /// Gives the pages of a part of a tensor back; reading it again would map them again.
+    pub(super) fn release(&self, spec: &TensorSpec, part: Elements<'_>) {
+        let (map, range) = self.pages(spec, part);
+        // SAFETY: the map is of a file and read-only, so dropped pages come back with the same bytes.
+        let _ = unsafe {
+            map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+    }
+
+    /// The map that a part of a tensor lies in, and where.
+    fn pages(&self, spec: &TensorSpec, part: Elements<'_>) -> (&Mmap, Range<usize>) {
+        let map = &self.files[self.places[&spec.name].file].map;
+        let first = part.bytes.as_ptr().addr() - map.as_ptr().addr();
+        (map, first..first + part.bytes.len())
+    }
+
+    /// Bytes of all tensors.
+    pub(super) fn bytes(&self) -> u64 {
+        self.places.values().map(|place| place.bytes.len() as u64).sum()
+    }
+
+    fn path_of(&self, place: &Place) -> &Path {
+        &self.files[place.file].path
+    }
+
+    fn check(&self, dir: &Path, specs: &[TensorSpec]) -> Result<()> {
+        let mut foreign: BTreeSet<&str> = self.places.keys().map(String::as_str).collect();
+        let mut missing = Vec::new();
+        for spec in specs {
+            let Some(place) = self.places.get(&spec.name) else {
+                missing.push(&spec.name);
+                continue;
+            };
+            foreign.remove(spec.name.as_str());
+            let path = self.path_of(place).display();
+            if place.shape != spec.shape {
+                return Err(usage(format!(
+                    "{path}: tensor {} has shape {:?}, but config.json asks for {:?}",
+                    spec.name, place.shape, spec.shape
+                )));
+            }
+            if place.dtype.is_none() {
+                return Err(usage(format!(
+                    "{path}: tensor {}: its element type is not supported: expected F32, BF16 or F16",
+                    spec.name
+                )));
+            }
+        }
+        if let Some(name) = foreign.iter().find(|name| !is_derived(name)) {
+            return Err(usage(format!(
+                "{}: tensor {name} does not belong to the model that config.json describes",
+                self.path_of(&self.places[*name]).display()
+            )));
+        }
+        match missing.first() {
+            None => Ok(()),
+            Some(name) => Err(usage(format!(
+                "{}: tensor {name} is missing from the safetensors ({} of {} are)",
+                dir.display(),
+                missing.len(),
+                specs.len()
+            ))),
+        }
+    }
+}
+
+/// Tensors that some checkpoints carry though the model computes or ties them.
+///
+/// A head gets here only where the model has none of its own: its embedding is tied.
+fn is_derived(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || ["lm_head.weight", "output.weight"].contains(&name)
+}
+
+/// Which files there are, and what the index says they hold.
+struct Index {
+    files: Vec<PathBuf>,
+    /// The index with its map from tensors to file names; none beside a single file.
+    map: Option<(PathBuf, BTreeMap<String, String>)>,
+}
+
+#[derive(Deserialize)]
+struct IndexFile {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    fn read(dir: &Path) -> Result<Self> {
+        let single = dir.join(WEIGHTS);
+        if single.is_file() {
+            return Ok(Self { files: vec![single], map: None });
+        }
+        let path = dir.join(INDEX);
+        if !path.is_file() {
+            return Err(usage(format!("{}: no {WEIGHTS} and no {INDEX}", dir.display())));
+        }
+        let IndexFile { weight_map } = serde_json::from_str(&read_text(&path)?)
+            .map_err(|e| usage(format!("{}: {e}", path.display())))?;
+        let names: BTreeSet<&String> = weight_map.values().collect();
+        let files: Vec<PathBuf> = names.into_iter().map(|name| dir.join(name)).collect();
+        if let Some(missing) = files.iter().find(|file| !file.is_file()) {
+            return Err(usage(format!(
+                "{}: no such file, but {INDEX} lists it",
+                missing.display()
+            )));
+        }
+        Ok(Self { files, map: Some((path, weight_map)) })
+    }
+
+    /// Refuses files that do not hold what the index says.
+    fn check(&self, shards: &Shards) -> Result<()> {
+        let Some((index, map)) = &self.map else { return Ok(()) };
+        let index = index.display();
+        for (name, file) in map {
+            let found = shards.places.get(name).map(|place| shards.path_of(place));
+            if !found.is_some_and(|path| path.ends_with(file)) {
+                return Err(usage(match found {
+                    Some(path) => format!(
+                        "{index} says that {file} holds tensor {name}, but it lies in {}",
+                        path.display()
+                    ),
+                    None => format!("{index} says that {file} holds tensor {name}: it does not"),
+                }));
+            }
+        }
+        let unlisted = shards.places.keys().filter(|name| !map.contains_key(*name));
+        match unlisted.filter(|name| !is_derived(name)).min() {
+            None => Ok(()),
+            Some(name) => Err(usage(format!(
+                "{}: tensor {name} is not listed in {INDEX}",
+                shards.path_of(&shards.places[name]).display()
+            ))),
+        }
+    }
+}
+
+/// Progress of loading, counted in bytes and shown in MiB.
+pub(super) struct Loading {
+    progress: Progress,
+    bytes: AtomicU64,
+}
+
+impl Loading {
+    pub(super) fn of(shards: &Shards) -> Self {
+        let bytes = shards.bytes();
+        let progress = if bytes < WORTH_SHOWING {
+            Progress::hidden()
+        } else {
+            Progress::new("weights", bytes >> 20, "MiB")
+        };
+        Self { progress, bytes: AtomicU64::new(0) }
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
+        let before = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.progress.inc(((before + bytes as u64) >> 20) - (before >> 20));
+    }
+
+    pub(super) fn finish(self) {
+        self.progress.finish();
+    }
+}

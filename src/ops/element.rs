@@ -1,0 +1,174 @@
+//! The number formats that weights are stored in, and their widening to f32.
+//!
+//! Contract: widening is exact, so a product of stored weights has the bits of the product of the
+//! same weights held in f32. Numbers may lie at any address. Left out: narrowing.
+
+use super::simd::{LANES, Simd, simd_fn};
+use half::{bf16, f16};
+
+/// A number format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// The upper half of a 32-bit float.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Dtype {
+    /// Bytes of a number.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// Numbers as they are stored, little-endian.
+#[derive(Clone, Copy, Debug)]
+pub struct Elements<'a> {
+    /// Their format.
+    pub dtype: Dtype,
+    /// Their bytes.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> From<&'a [f32]> for Elements<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self { dtype: Dtype::F32, bytes: bytemuck::cast_slice(values) }
+    }
+}
+
+impl<'a> Elements<'a> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// `len` of them from `first` on.
+    pub fn slice(&self, first: usize, len: usize) -> Elements<'a> {
+        let size = self.dtype.size();
+        Self { dtype: self.dtype, bytes: &self.bytes[first * size..(first + len) * size] }
+    }
+
+    /// All of them as f32; `out` is as long.
+    pub fn widen(&self, out: &mut [f32]) {
+        assert_eq!(self.len(), out.len(), "as many places as numbers");
+        match self.dtype {
+            Dtype::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(self.bytes),
+            Dtype::Bf16 => widen_bf16(self.bytes, out),
+            Dtype::F16 => widen_f16(self.bytes, out),
+        }
+    }
+}
+
+/// A number that the kernels widen as they load it.
+pub trait Element: Copy + bytemuck::Pod {
+    /// Eight numbers as f32.
+    fn widen_eight<S: Simd>(s: S, x: [Self; LANES]) -> S::V;
+    /// One number as f32.
+    fn widen_one(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen_eight<S: Simd>(s: S, x: [Self; LANES]) -> S::V {
+        s.load(&x)
+    }
+    #[inline(always)]
+    fn widen_one(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen_eight<S: Simd>(s: S, x: [Self; LANES]) -> S::V {
+        s.widen_bf16(bytemuck::cast(x))
+    }
+    #[inline(always)]
+    fn widen_one(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen_eight<S: Simd>(s: S, x: [Self; LANES]) -> S::V {
+        s.widen_f16(bytemuck::cast(x))
+    }
+    #[inline(always)]
+    fn widen_one(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+simd_fn!(fn widen_bf16(bytes: &[u8], out: &mut [f32]) = widen_bf16_generic);
+simd_fn!(fn widen_f16(bytes: &[u8], out: &mut [f32]) = widen_f16_generic);
+
+#[inline(always)]
+fn widen_bf16_generic<S: Simd>(s: S, bytes: &[u8], out: &mut [f32]) {
+    widen_all::<S, bf16>(s, bytes, out);
+}
+
+#[inline(always)]
+fn widen_f16_generic<S: Simd>(s: S, bytes: &[u8], out: &mut [f32]) {
+    widen_all::<S, f16>(s, bytes, out);
+}
+
+/// The numbers that `bytes` (two each) hold.
+#[inline(always)]
+fn widen_all<S: Simd, E: Element>(s: S, bytes: &[u8], out: &mut [f32]) {
+    let (eights, tail) = bytes.as_chunks::<{ 2 * LANES }>();
+    let (out, out_tail) = out.as_chunks_mut::<LANES>();
+    for (eight, out) in eights.iter().zip(out) {
+        s.store(E::widen_eight(s, bytemuck::pod_read_unaligned(eight)), out);
+    }
+    for (one, out) in tail.as_chunks::<2>().0.iter().zip(out_tail) {
+        *out = bytemuck::pod_read_unaligned::<E>(one).widen_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::simd::Scalar;
+
+    #[test]
+    fn every_half_precision_number_is_widened_exactly_from_any_address() {
+        let numbers: Vec<u16> = (0..=u16::MAX).collect();
+        let mut bytes = vec![0u8];
+        bytes.extend(numbers.iter().flat_map(|bits| bits.to_le_bytes()));
+        // One number short of a multiple of eight, so that the tail is seen too.
+        let bytes = &bytes[1..bytes.len() - 2];
+        let mut out = vec![0.0; bytes.len() / 2];
+        let mut scalar = out.clone();
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            Elements { dtype, bytes }.widen(&mut out);
+            match dtype {
+                Dtype::F16 => widen_f16_generic(Scalar, bytes, &mut scalar),
+                _ => widen_bf16_generic(Scalar, bytes, &mut scalar),
+            }
+            for ((&bits, &wide), &scalar) in numbers.iter().zip(&out).zip(&scalar) {
+                let exact = match dtype {
+                    Dtype::F16 => f16::from_bits(bits).to_f64(),
+                    _ => bf16::from_bits(bits).to_f64(),
+                };
+                if exact.is_nan() {
+                    assert!(wide.is_nan() && scalar.is_nan(), "{dtype:?} {bits:#x}");
+                } else {
+                    assert_eq!(f64::from(wide), exact, "{dtype:?} {bits:#x}");
+                    assert_eq!(wide.to_bits(), scalar.to_bits(), "{dtype:?} {bits:#x}");
+                }
+            }
+        }
+    }
+}
