@@ -139,8 +139,10 @@ GENERATION = {"qwen2.5-tied": dict(do_sample=True, repetition_penalty=1.5, top_k
 
 
 def llama_of(internlm: dict) -> LlamaConfig:
-    """The Llama that an InternLM2 without biases is."""
-    other = ["architectures", "attn_implementation", "bias", "model_type", "rope_scaling"]
+    """The Llama that an InternLM2 without biases is. With a `pad_token_id`, PyTorch would not train that
+    row of the embedding; here rows are not padded, and all are trained."""
+    other = ["architectures", "attn_implementation", "bias", "model_type", "pad_token_id"]
+    other += ["rope_scaling"]
     config = {key: value for key, value in internlm.items() if key not in other}
     scaling = internlm["rope_scaling"]
     rope = dict(rope_type=scaling["type"], factor=scaling["factor"], rope_theta=config.pop("rope_theta"))
