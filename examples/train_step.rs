@@ -116,14 +116,14 @@ fn decode(decoder: &Decoder, sequences: usize) -> String {
     let vocab = decoder.config().vocab_size;
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
     for step in 0..RESPONSE {
-        let logits = decoder.extend(&params, &packed, &mut cache, &rows, &mut ws);
+        let logits = decoder.extend(&packed, &mut cache, &rows, &mut ws);
         rows = logits
             .par_chunks_exact(vocab)
             .with_min_len(8)
             .enumerate()
             .map(|(slot, logits)| {
                 let u = rng::uniform(slot as u64, step as u64);
-                row(sample(logits, sampling, u).0, slot, PROMPT + step, true)
+                row(sample(logits, vocab, sampling, u).0, slot, PROMPT + step, true)
             })
             .collect();
         if step == 0 {

@@ -179,7 +179,7 @@ fn generated_scores(decoder: &Decoder, params: &[f32], packed: &Packed, piece: u
                 *done = position + 1;
             }
         }
-        let logits = decoder.extend(params, &weights, &mut cache, &rows, &mut ws);
+        let logits = decoder.extend(&weights, &mut cache, &rows, &mut ws);
         let wanted = rows.iter().filter(|row| row.wants_logits);
         for (row, logits) in wanted.zip(logits.chunks_exact(decoder.config().vocab_size)) {
             let slot = row.slot as usize;
@@ -224,10 +224,10 @@ fn a_copied_prefix_continues_with_the_same_bits() {
         wants_logits,
     };
     let prompt: Vec<Row> = (0..21).map(|position| row(0, position, false)).collect();
-    decoder.extend(&params, &weights, &mut cache, &prompt, &mut ws);
+    decoder.extend(&weights, &mut cache, &prompt, &mut ws);
     cache.copy_prefix(0, 1, 21);
     let both = [row(0, 21, true), row(1, 21, true)];
-    let logits = decoder.extend(&params, &weights, &mut cache, &both, &mut ws);
+    let logits = decoder.extend(&weights, &mut cache, &both, &mut ws);
     let (first, second) = logits.split_at(70);
     assert_eq!(first, second);
 }

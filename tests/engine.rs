@@ -95,6 +95,7 @@ fn sampling() -> SamplingParams {
         top_p: 1.0,
         max_new_tokens: 20,
         stop_ids: vec![0, 1, 2, 3],
+        vocab_size: VOCAB as usize,
     }
 }
 

@@ -1,4 +1,4 @@
-//! A model directory opened for use: decoder, weights and tokenizer together.
+//! A model directory opened to train: decoder, flat f32 weights and tokenizer together.
 
 use super::hf;
 use super::state::Model;
@@ -49,11 +49,7 @@ impl LanguageModel {
 
     /// Ids that end a response: those of the model's config and of its generation config.
     pub fn stop_ids(&self) -> Vec<u32> {
-        let mut ids = self.decoder.config().eos_token_ids.clone();
-        ids.extend_from_slice(self.tokenizer.eos_ids());
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        stop_ids(self.decoder.config(), &self.tokenizer)
     }
 
     /// The model as a checkpoint takes it.
@@ -65,4 +61,12 @@ impl LanguageModel {
             tokenizer: &self.tokenizer,
         }
     }
+}
+
+pub(super) fn stop_ids(config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut ids = config.eos_token_ids.clone();
+    ids.extend_from_slice(tokenizer.eos_ids());
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }

@@ -5,8 +5,10 @@
 //! Parameters live in one flat buffer; a [`crate::model::TensorSpec`] says which range of it a tensor is.
 
 pub mod hf;
+mod inference_model;
 mod language_model;
 mod shards;
 pub mod state;
 
+pub use inference_model::InferenceModel;
 pub use language_model::LanguageModel;

@@ -1,8 +1,9 @@
 //! `train generate`: sample from a model.
 
 use super::print;
-use crate::base::interrupt;
-use crate::checkpoint::LanguageModel;
+use crate::base::error::usage;
+use crate::base::{interrupt, memory};
+use crate::checkpoint::InferenceModel;
 use crate::data::jsonl;
 use crate::data::sample::Sample;
 use crate::engine::{Engine, EngineConfig, FinishReason, Request, Rollout, SamplingParams};
@@ -14,8 +15,8 @@ use std::path::PathBuf;
 /// Arguments of `train generate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
+    /// A model directory in Hugging Face layout, or the name of a model on the Hub
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Raw text to continue, without a chat template
     #[arg(
@@ -63,9 +64,9 @@ struct Line {
 /// Samples and prints.
 pub fn run(args: Args) -> Result<()> {
     interrupt::install()?;
-    let model = LanguageModel::open(&args.model)?;
-    let prompts = prompts(&args, &model)?;
-    let requests: Vec<Request> = prompts
+    args.check()?;
+    let model = InferenceModel::open(&args.model)?;
+    let requests: Vec<Request> = prompts(&args, &model)?
         .into_iter()
         .enumerate()
         .map(|(i, prompt)| Request {
@@ -74,21 +75,17 @@ pub fn run(args: Args) -> Result<()> {
             key: crate::base::rng::key(args.seed, &[i as u64]),
         })
         .collect();
-    let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
-    let config = EngineConfig {
-        max_sequences: (requests.len() * args.num_samples).clamp(1, 64),
-        max_length: longest + args.max_new_tokens,
-        prefill_tokens: 256,
-    };
+    let config = engine_config(&args, &model, &requests)?;
     let sampling = SamplingParams {
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
         max_new_tokens: args.max_new_tokens,
         stop_ids: model.stop_ids(),
+        vocab_size: model.tokenizer.vocab_size(),
     };
     let mut done: Vec<(usize, usize, Rollout)> = Vec::new();
-    Engine::new(&model.decoder, &model.params, config).generate(
+    Engine::with_weights(&model.decoder, model.weights, config).generate(
         &requests,
         &sampling,
         |request, sample, rollout| done.push((request, sample, rollout)),
@@ -111,7 +108,54 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn prompts(args: &Args, model: &LanguageModel) -> Result<Vec<Vec<u32>>> {
+impl Args {
+    fn check(&self) -> Result<()> {
+        if self.temperature.is_nan() || self.temperature < 0.0 {
+            return Err(usage(format!(
+                "--temperature {}: it must be 0 or above",
+                self.temperature
+            )));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(usage(format!("--top-p {}: it must be above 0 and at most 1", self.top_p)));
+        }
+        Ok(())
+    }
+}
+
+/// Sizes that hold every request; refuses lengths that the model or the memory does not reach.
+fn engine_config(
+    args: &Args,
+    model: &InferenceModel,
+    requests: &[Request],
+) -> Result<EngineConfig> {
+    let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
+    let limit = model.decoder.config().max_position_embeddings;
+    if args.max_new_tokens > limit.saturating_sub(longest) {
+        return Err(usage(format!(
+            "--max-new-tokens {}: the longest prompt has {longest} tokens and the model has {limit} \
+             positions (max_position_embeddings), so at most {} fit",
+            args.max_new_tokens,
+            limit.saturating_sub(longest)
+        )));
+    }
+    let config = EngineConfig {
+        max_sequences: requests.len().saturating_mul(args.num_samples).clamp(1, 64),
+        max_length: longest + args.max_new_tokens,
+        prefill_tokens: 256,
+    };
+    memory::check(
+        config.cache_bytes(model.decoder.config()),
+        &format!(
+            "the key-value cache of {} sequences of {} tokens",
+            config.max_sequences, config.max_length
+        ),
+        "lower --max-new-tokens or --num-samples",
+    )?;
+    Ok(config)
+}
+
+fn prompts(args: &Args, model: &InferenceModel) -> Result<Vec<Vec<u32>>> {
     let tokenizer = &model.tokenizer;
     match (&args.prompt, &args.messages) {
         (Some(text), _) => Ok(vec![tokenizer.encode_with_special_tokens(text)?]),

@@ -2,9 +2,10 @@
 
 use crate::base::error::usage;
 use crate::base::fs::AtomicFile;
-use crate::checkpoint::LanguageModel;
+use crate::base::progress::Progress;
+use crate::checkpoint::InferenceModel;
 use crate::data::jsonl;
-use crate::model::{Packed, Target, Workspace};
+use crate::engine::Scorer;
 use crate::tokenizer::Message;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,8 @@ use std::path::PathBuf;
 /// Arguments of `train score`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
+    /// A model directory in Hugging Face layout, or the name of a model on the Hub
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// JSON Lines of {"input_ids": [...]}, {"prompt": ..., "completion": ...} or {"messages": [...]}
     #[arg(long, value_name = "FILE")]
@@ -47,14 +48,15 @@ struct Output {
 
 /// Scores every line and writes the result, whole or not at all.
 pub fn run(args: Args) -> Result<()> {
-    let model = LanguageModel::open(&args.model)?;
+    if args.temperature.is_nan() || args.temperature < 0.0 {
+        return Err(usage(format!("--temperature {}: it must be 0 or above", args.temperature)));
+    }
     let inputs: Vec<Input> = jsonl::read(&args.data)?;
-    let mut file = AtomicFile::create(&args.out)?;
-    let mut workspace = Workspace::default();
-    let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
+    let model = InferenceModel::open(&args.model)?;
+    let vocab = model.decoder.config().vocab_size;
+    let mut sequences = Vec::with_capacity(inputs.len());
     for (i, input) in inputs.into_iter().enumerate() {
         let tokens = tokens(&model, input)?;
-        let vocab = model.decoder.config().vocab_size;
         if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
             return Err(usage(format!(
                 "{}: sample {}: token {id} is not below the model's vocab_size {vocab}",
@@ -62,20 +64,25 @@ pub fn run(args: Args) -> Result<()> {
                 i + 1
             )));
         }
-        let targets: Vec<Target> =
-            tokens.iter().skip(1).enumerate().map(|(row, &token)| Target { row, token }).collect();
-        let packed = Packed { cu_seqlens: vec![0, tokens.len()], tokens };
-        let scores =
-            model.decoder.score(&model.params, &packed, &targets, temperature, &mut workspace);
-        let mut logprobs: Vec<Option<f32>> = vec![None; packed.tokens.len().min(1)];
-        logprobs.extend(scores.iter().map(|s| Some(s.logp)));
-        serde_json::to_writer(&mut file, &Output { input_ids: packed.tokens, logprobs })?;
+        sequences.push(tokens);
+    }
+    let mut file = AtomicFile::create(&args.out)?;
+    let total: usize = sequences.iter().map(|tokens| tokens.len().saturating_sub(1)).sum();
+    let progress = Progress::new("score", total as u64, "tokens");
+    let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
+    let scorer = Scorer::new(&model.decoder, &model.weights);
+    let scores = scorer.score(&sequences, temperature, &progress)?;
+    progress.finish();
+    for (input_ids, scores) in sequences.into_iter().zip(scores) {
+        let first = input_ids.first().map(|_| None);
+        let logprobs = first.into_iter().chain(scores.into_iter().map(Some)).collect();
+        serde_json::to_writer(&mut file, &Output { input_ids, logprobs })?;
         writeln!(file)?;
     }
     file.commit()
 }
 
-fn tokens(model: &LanguageModel, input: Input) -> Result<Vec<u32>> {
+fn tokens(model: &InferenceModel, input: Input) -> Result<Vec<u32>> {
     let tokenizer = &model.tokenizer;
     match input {
         Input::Ids { input_ids } => Ok(input_ids),

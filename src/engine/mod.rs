@@ -10,6 +10,8 @@
 
 mod request;
 mod scheduler;
+mod scorer;
 
 pub use request::{FinishReason, Request, Rollout, SamplingParams};
 pub use scheduler::{Engine, EngineConfig, Stats};
+pub use scorer::Scorer;

@@ -15,6 +15,8 @@ pub struct SamplingParams {
     pub max_new_tokens: usize,
     /// A rollout ends with one of these tokens, which it includes.
     pub stop_ids: Vec<u32>,
+    /// Only tokens below this are drawn: the tokenizer's; the model's embedding may have more rows.
+    pub vocab_size: usize,
 }
 
 /// A prompt and the samples wanted of it.
@@ -45,7 +47,8 @@ pub struct Rollout {
     /// New tokens, the stop token included.
     pub tokens: Vec<u32>,
     /// Natural log-probability of each new token under softmax(logits / temperature), before any
-    /// truncation by top-k or top-p; at temperature 0 that of temperature 1.
+    /// truncation by top-k or top-p and over all rows of the model, padding rows among them, as
+    /// training computes it; at temperature 0 that of temperature 1.
     pub logprobs: Vec<f32>,
     /// Why it ended.
     pub finish_reason: FinishReason,

@@ -6,7 +6,7 @@
 use super::{FinishReason, Request, Rollout, SamplingParams};
 use crate::base::error::{Interrupted, usage};
 use crate::base::{interrupt, rng};
-use crate::model::{DecodeWorkspace, Decoder, KvCache, PackedWeights, Row};
+use crate::model::{DecodeWorkspace, Decoder, KvCache, ModelConfig, Row, Weights};
 use crate::ops::sample::{Sampling, sample};
 use anyhow::Result;
 use rayon::prelude::*;
@@ -23,6 +23,18 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
 }
 
+impl EngineConfig {
+    /// Bytes of the key-value cache for a model of this shape.
+    pub fn cache_bytes(&self, model: &ModelConfig) -> u64 {
+        KvCache::bytes_for(model, self.max_sequences + self.num_prefixes(), self.max_length)
+    }
+
+    /// Prompts that are read, or wait read, beside the running sequences.
+    fn num_prefixes(&self) -> usize {
+        (self.max_sequences / 8).max(2)
+    }
+}
+
 /// What a workload took.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stats {
@@ -36,11 +48,10 @@ pub struct Stats {
     pub occupancy: f64,
 }
 
-/// Generates with borrowed weights; lives as long as they stay unchanged.
+/// Generates with a trainer's weights, which must not change while it lives, or with its own.
 pub struct Engine<'m> {
     decoder: &'m Decoder,
-    params: &'m [f32],
-    weights: PackedWeights,
+    weights: Weights<'m>,
     cache: KvCache,
     workspace: DecodeWorkspace,
     config: EngineConfig,
@@ -67,16 +78,20 @@ struct Running {
 }
 
 impl<'m> Engine<'m> {
-    /// Allocates the cache for `config` and lays the weights out for decoding.
+    /// An engine that reads a trainer's parameters: lays them out for decoding.
     pub fn new(decoder: &'m Decoder, params: &'m [f32], config: EngineConfig) -> Self {
-        let num_prefixes = (config.max_sequences / 8).max(2);
+        Self::with_weights(decoder, decoder.pack(params), config)
+    }
+
+    /// An engine with weights that are laid out already; allocates the cache for `config`.
+    pub fn with_weights(decoder: &'m Decoder, weights: Weights<'m>, config: EngineConfig) -> Self {
+        let num_prefixes = config.num_prefixes();
         let num_slots = config.max_sequences + num_prefixes;
         Self {
-            weights: decoder.pack(params),
+            weights,
             cache: KvCache::new(decoder.config(), num_slots, config.max_length),
             workspace: DecodeWorkspace::new(),
             decoder,
-            params,
             config,
             num_prefixes,
         }
@@ -121,13 +136,8 @@ impl<'m> Engine<'m> {
             if !rows.is_empty() {
                 stats.passes += 1;
                 stats.occupancy += running.len() as f64 / max_sequences as f64;
-                let logits = self.decoder.extend(
-                    self.params,
-                    &self.weights,
-                    &mut self.cache,
-                    &rows,
-                    &mut self.workspace,
-                );
+                let logits =
+                    self.decoder.extend(&self.weights, &mut self.cache, &rows, &mut self.workspace);
                 let vocab = self.decoder.config().vocab_size;
                 let (of_running, of_prefixes) = logits.split_at(running.len() * vocab);
                 running
@@ -167,6 +177,7 @@ impl<'m> Engine<'m> {
 
     fn refuse_endless(&self, requests: &[Request], sampling: &SamplingParams) -> Result<()> {
         let EngineConfig { max_sequences, max_length, prefill_tokens } = self.config;
+        self.decoder.config().check_length(max_length)?;
         let sizes = [
             ("max_sequences", max_sequences),
             ("prefill_tokens", prefill_tokens),
@@ -277,7 +288,7 @@ impl Running {
             top_k: sampling.top_k,
             top_p: sampling.top_p,
         };
-        let (token, logprob) = sample(logits, distribution, uniform);
+        let (token, logprob) = sample(logits, sampling.vocab_size, distribution, uniform);
         self.rollout.tokens.push(token);
         self.rollout.logprobs.push(logprob);
         if sampling.stop_ids.contains(&token) {

@@ -169,6 +169,7 @@ fn generate(
         top_p: 1.0,
         max_new_tokens: settings.max_new_tokens,
         stop_ids: model.stop_ids(),
+        vocab_size: model.tokenizer.vocab_size(),
     };
     let mut rollouts: Vec<Vec<Option<Rollout>>> =
         requests.iter().map(|r| vec![None; r.num_samples]).collect();

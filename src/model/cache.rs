@@ -26,6 +26,16 @@ pub(super) struct CacheShape {
 }
 
 impl CacheShape {
+    fn new(config: &ModelConfig, slots: usize, max_len: usize) -> Self {
+        Self {
+            layers: config.num_layers,
+            slots,
+            kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            max_len,
+        }
+    }
+
     /// Floats of the keys of one head of a slot.
     pub(super) fn key_len(&self) -> usize {
         self.max_len.next_multiple_of(PANEL) * self.head_dim
@@ -45,19 +55,21 @@ impl CacheShape {
 impl KvCache {
     /// An empty cache for `num_slots` sequences of up to `max_len` tokens.
     pub fn new(config: &ModelConfig, num_slots: usize, max_len: usize) -> Self {
-        let shape = CacheShape {
-            layers: config.num_layers,
-            slots: num_slots,
-            kv_heads: config.num_kv_heads,
-            head_dim: config.head_dim,
-            max_len,
-        };
+        let shape = CacheShape::new(config, num_slots, max_len);
         let heads = shape.index(shape.layers, 0, 0);
         Self {
             keys: Buffer::zeros(heads * shape.key_len()),
             values: Buffer::zeros(heads * shape.value_len()),
             shape,
         }
+    }
+
+    /// Bytes that a cache for `num_slots` sequences of up to `max_len` tokens takes.
+    pub fn bytes_for(config: &ModelConfig, num_slots: usize, max_len: usize) -> u64 {
+        let shape = CacheShape::new(config, num_slots, max_len.min(1 << 40));
+        let head = shape.key_len() + shape.value_len();
+        (shape.index(shape.layers, 0, 0) as u64 * size_of::<f32>() as u64)
+            .saturating_mul(head as u64)
     }
 
     /// Sequences that fit.

@@ -3,11 +3,12 @@
 //! Contract: every function here works on rows alone (their neighbours never matter) and on the
 //! calling thread; [`super::training`] and [`super::extend`] spread rows over threads.
 
-use super::layout::{LayerRanges, Ranges};
-use super::weights::{Matrix, PackedWeights, Pass};
+use super::layout::{Ranges, TensorSpec};
+use super::weights::{Matrix, PackedWeights, Pass, Source, Weights};
 use super::{Layout, ModelConfig};
 use crate::ops::attention::Heads;
 use crate::ops::buffer::{Buffer, parts};
+use crate::ops::element::Elements;
 use crate::ops::matmul::{Start, TILE, matmul};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::Rope;
@@ -80,16 +81,20 @@ impl Decoder {
         &self.layout
     }
 
-    /// Packs the matrices for [`Decoder::extend`]; needed once after each change of parameters.
-    pub fn pack(&self, params: &[f32]) -> PackedWeights {
-        let mut packed = self.packed(Pass::Forward);
-        packed.fill(params);
-        packed
+    /// Lays flat parameters out for [`Decoder::extend`]; needed once after each change of them.
+    pub fn pack<'p>(&self, params: &'p [f32]) -> Weights<'p> {
+        Weights::of_parameters(self.packed(Pass::Forward), &self.ranges, params)
     }
 
-    /// The same into weights packed before.
-    pub fn repack(&self, params: &[f32], packed: &mut PackedWeights) {
-        packed.fill(params);
+    /// Lays stored tensors out for [`Decoder::extend`], in the number format they have, on the pool.
+    /// `tensor` gives one in its file's order of rows; `done` hears when it is not needed any more.
+    pub fn pack_stored<'a>(
+        &'a self,
+        tensor: impl Fn(&'a TensorSpec) -> Elements<'a> + Sync,
+        done: impl Fn(&'a TensorSpec) + Sync,
+    ) -> Weights<'static> {
+        let source = Source { layout: &self.layout, tensor };
+        Weights::of_stored(&self.ranges, self.config.hidden_size, &source, done)
     }
 
     pub(super) fn packed(&self, pass: Pass) -> PackedWeights {
@@ -116,18 +121,18 @@ impl Decoder {
     /// The first half of a layer, up to attention: `qkv` of rows `x`, queries and keys turned.
     pub(super) fn attention_input(
         &self,
-        (params, packed, layer): (&[f32], &PackedWeights, usize),
+        (packed, layer): (&PackedWeights, usize),
         x: &[f32],
         (rope, positions): (&Rope, &mut dyn Iterator<Item = usize>),
         qkv: &mut [f32],
         scratch: &mut Buffer,
     ) {
         let (hidden, heads) = (self.config.hidden_size, self.heads());
-        let LayerRanges { input_norm, qkv_bias, .. } = &self.ranges.layers[layer];
+        let vectors = packed.layer(layer);
         let rows = x.len() / hidden;
         let [normal] = parts(scratch, [rows * hidden]);
-        rms_norm(x, &params[input_norm.clone()], self.config.rms_norm_eps, normal);
-        let bias = qkv_bias.clone().map_or(Start::Zero, |range| Start::Bias(&params[range]));
+        rms_norm(x, &vectors.input_norm, self.config.rms_norm_eps, normal);
+        let bias = vectors.qkv_bias.as_deref().map_or(Start::Zero, Start::Bias);
         let panels = packed.panels(Matrix::Qkv(layer));
         matmul(normal, hidden, rows, panels, bias, qkv, heads.row());
         for (row, position) in qkv.chunks_exact_mut(heads.row()).zip(positions) {
@@ -139,7 +144,7 @@ impl Decoder {
     /// the feed-forward network gives `out`; `gate_up` keeps what the backward needs.
     pub(super) fn attention_output(
         &self,
-        (params, packed, layer): (&[f32], &PackedWeights, usize),
+        (packed, layer): (&PackedWeights, usize),
         attention: &[f32],
         middle: &mut [f32],
         gate_up: &mut [f32],
@@ -152,8 +157,7 @@ impl Decoder {
         let [normal, product] = parts(scratch, [rows * hidden, rows * inner]);
         let panels = packed.panels(Matrix::Output(layer));
         matmul(attention, width, rows, panels, Start::Accumulate, middle, hidden);
-        let weight = &params[self.ranges.layers[layer].post_norm.clone()];
-        rms_norm(middle, weight, self.config.rms_norm_eps, normal);
+        rms_norm(middle, &packed.layer(layer).post_norm, self.config.rms_norm_eps, normal);
         let panels = packed.panels(Matrix::GateUp(layer));
         matmul(normal, hidden, rows, panels, Start::Zero, gate_up, 2 * inner);
         swiglu(gate_up, inner, product);
@@ -165,13 +169,13 @@ impl Decoder {
     /// The logits of rows `x` of the residual stream; `normal` gets the rows after the last norm.
     pub(super) fn logits(
         &self,
-        (params, packed): (&[f32], &PackedWeights),
+        packed: &PackedWeights,
         x: &[f32],
         normal: &mut [f32],
         logits: &mut [f32],
     ) {
         let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
-        rms_norm(x, &params[self.ranges.norm.clone()], self.config.rms_norm_eps, normal);
+        rms_norm(x, packed.norm(), self.config.rms_norm_eps, normal);
         let panels = packed.panels(Matrix::Head);
         matmul(normal, hidden, x.len() / hidden, panels, Start::Zero, logits, vocab);
     }

@@ -7,10 +7,9 @@
 
 use super::cache::KvCache;
 use super::decoder::{CHUNK, Decoder};
-use super::weights::PackedWeights;
+use super::weights::Weights;
 use crate::ops::attention::{Cached, attend_cached, store_key, store_value};
 use crate::ops::buffer::Buffer;
-use crate::ops::embedding::embedding;
 use crate::ops::parallel::{SharedMut, for_each};
 use crate::ops::rope::Rope;
 
@@ -74,8 +73,7 @@ impl Decoder {
     /// are neighbours in ascending positions.
     pub fn extend<'w>(
         &self,
-        params: &[f32],
-        packed: &PackedWeights,
+        weights: &Weights<'_>,
         cache: &mut KvCache,
         rows: &[Row],
         ws: &'w mut DecodeWorkspace,
@@ -103,21 +101,14 @@ impl Decoder {
             let at = share.wanted * vocab;
             // SAFETY: each share has its own rows of the logits.
             let logits = unsafe { shared_logits.part(at..at + wanted * vocab) };
-            self.extend_share(
-                (params, packed),
-                (&shared_cache, shape),
-                rows,
-                rope,
-                buffers,
-                logits,
-            );
+            self.extend_share(weights, (&shared_cache, shape), rows, rope, buffers, logits);
         });
         logits
     }
 
     fn extend_share(
         &self,
-        (params, packed): (&[f32], &PackedWeights),
+        weights: &Weights<'_>,
         (cache, shape): (&SharedCache<'_>, super::cache::CacheShape),
         rows: &[Row],
         rope: &Rope,
@@ -132,12 +123,11 @@ impl Decoder {
         let attention = buffers.attention.grow(rows.len() * width);
         let middle = buffers.middle.grow(chunk * hidden);
         let gate_up = buffers.gate_up.grow(chunk * 2 * inner);
-        let table = &params[self.ranges.embedding.clone()];
         for (row, x) in rows.iter().zip(x.chunks_exact_mut(hidden)) {
-            embedding(table, hidden, &[row.token], x);
+            weights.embed(row.token, x);
         }
         for layer in 0..self.config().num_layers {
-            let weights = (params, packed, layer);
+            let weights = (&weights.packed, layer);
             let chunks = rows.chunks(CHUNK).zip(x.chunks(CHUNK * hidden));
             for ((rows, x), qkv) in chunks.zip(qkv.chunks_mut(CHUNK * heads.row())) {
                 let mut positions = rows.iter().map(|row| row.position as usize);
@@ -186,7 +176,7 @@ impl Decoder {
             x[..wanted * hidden].chunks(CHUNK * hidden).zip(logits.chunks_mut(CHUNK * vocab))
         {
             let normal = buffers.scratch.grow(x.len());
-            self.logits((params, packed), x, normal, logits);
+            self.logits(&weights.packed, x, normal, logits);
         }
     }
 }

@@ -19,4 +19,4 @@ pub use decoder::{Decoder, Packed, Target, TokenScores};
 pub use extend::{DecodeWorkspace, Row};
 pub use layout::{Layout, RowOrder, TensorSpec};
 pub use training::{Objective, Workspace};
-pub use weights::PackedWeights;
+pub use weights::Weights;

@@ -124,7 +124,7 @@ impl Decoder {
         self.forward(params, batch, false, ws);
         let mut scores = Vec::with_capacity(targets.len());
         for targets in targets.chunks(self.head_chunk()) {
-            self.head_forward(params, targets, temperature, ws);
+            self.head_forward(targets, temperature, ws);
             scores.extend_from_slice(&ws.head.scores);
         }
         scores
@@ -146,10 +146,10 @@ impl Decoder {
         self.forward(params, batch, true, ws);
         let tokens = batch.tokens.len();
         let hidden = self.config().hidden_size;
-        ws.backward.get_or_insert_with(|| self.packed(Pass::Backward)).fill(params);
+        ws.backward.get_or_insert_with(|| self.packed(Pass::Backward)).fill(&self.ranges, params);
         ws.gradients.x.grow(tokens * hidden).fill(0.0);
         for (index, targets) in targets.chunks(self.head_chunk()).enumerate() {
-            self.head_forward(params, targets, temperature, ws);
+            self.head_forward(targets, temperature, ws);
             let HeadBuffers { scores, d_logp, d_entropy, .. } = &mut ws.head;
             for gradient in [&mut *d_logp, &mut *d_entropy] {
                 gradient.clear();
@@ -175,7 +175,7 @@ impl Decoder {
         assert_eq!(params.len(), self.layout().len, "parameters in the layout");
         let num_layers = self.config().num_layers;
         ws.prepare(self, batch, if keep { num_layers } else { 1 });
-        ws.forward.get_or_insert_with(|| self.packed(Pass::Forward)).fill(params);
+        ws.forward.get_or_insert_with(|| self.packed(Pass::Forward)).fill(&self.ranges, params);
         let tokens = batch.tokens.len();
         let (hidden, inner) = (self.config().hidden_size, self.config().intermediate_size);
         let (heads, width) = (self.heads(), self.attention_width());
@@ -187,7 +187,7 @@ impl Decoder {
         for layer in 0..num_layers {
             let kept = &mut layers[if keep { layer } else { 0 }];
             std::mem::swap(&mut kept.x, x);
-            let weights = (params, &*packed, layer);
+            let weights = (&*packed, layer);
             let input = &*kept.x.grow(tokens * hidden);
             let qkv = kept.qkv.grow(tokens * heads.row());
             let attended = kept.attention.grow(tokens * width);
@@ -219,13 +219,7 @@ impl Decoder {
     }
 
     /// Logits, statistics and scores of a chunk of targets, into `ws.head`.
-    fn head_forward(
-        &self,
-        params: &[f32],
-        targets: &[Target],
-        temperature: f32,
-        ws: &mut Workspace,
-    ) {
+    fn head_forward(&self, targets: &[Target], temperature: f32, ws: &mut Workspace) {
         let (hidden, vocab) = (self.config().hidden_size, self.config().vocab_size);
         let Workspace { forward, x, head, scratch, .. } = ws;
         let Some(packed) = forward else { return };
@@ -257,7 +251,7 @@ impl Decoder {
             for (x, target) in x.chunks_exact_mut(hidden).zip(targets) {
                 x.copy_from_slice(&source[target.row * hidden..][..hidden]);
             }
-            self.logits((params, packed), x, normal, logits);
+            self.logits(packed, x, normal, logits);
             let rows = logits.chunks_exact(vocab).zip(targets);
             for ((logits, target), (row, score)) in rows.zip(statistics_of.iter_mut().zip(scores)) {
                 *row = statistics(logits, temperature);

@@ -1,11 +1,16 @@
-//! The matrices of the model, packed for the products of the forward or of the backward pass.
+//! Weights laid out to compute with: matrices packed for products, vectors in f32, the embedding
+//! table by rows.
 //!
 //! Contract: packed once per change of the parameters and then read by any number of products.
+//! [`Weights`] come from a trainer's flat f32 buffer, whose embedding they borrow, or straight from
+//! stored tensors, whose number format the matrices keep; either way a product has the bits of the
+//! same weights in f32, and nothing is held twice.
 
-use super::layout::{LayerRanges, Ranges};
-use crate::ops::buffer::{Buffer, aligned};
-use crate::ops::matmul::{Panels, pack, pack_transposed, packed_len};
-use crate::ops::parallel::{SharedMut, for_each};
+use super::layout::{LayerRanges, Layout, Ranges, TensorSpec};
+use crate::ops::buffer::Buffer;
+use crate::ops::element::{Dtype, Elements};
+use crate::ops::matmul::{PANEL, Panels, pack, pack_panel, pack_transposed, packed_len};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// A matrix of the model.
@@ -27,61 +32,244 @@ pub(super) enum Pass {
     Backward,
 }
 
-/// Where one packed matrix lies, and its `[outputs, inputs]` source.
-#[derive(Clone, Debug)]
-struct Entry {
+/// Everything that generation reads, packed.
+pub struct Weights<'p> {
+    pub(super) packed: PackedWeights,
+    table: Table<'p>,
+}
+
+/// Where the rows of the embedding lie.
+enum Table<'p> {
+    /// In the trainer's parameters.
+    Parameters(&'p [f32]),
+    /// In a copy, as they were stored.
+    Stored(Dtype, Buffer),
+    /// In the head, which is the same matrix.
+    Head,
+}
+
+/// The packed matrices of one pass, and for the forward pass the vectors.
+pub(super) struct PackedWeights {
+    pass: Pass,
+    /// Four a layer, then the head.
+    matrices: Vec<PackedMatrix>,
+    layers: Vec<LayerVectors>,
+    norm: Vec<f32>,
+}
+
+/// Norms and bias of one layer.
+#[derive(Clone, Default)]
+pub(super) struct LayerVectors {
+    pub(super) input_norm: Vec<f32>,
+    pub(super) qkv_bias: Option<Vec<f32>>,
+    pub(super) post_norm: Vec<f32>,
+}
+
+/// One packed matrix and its `[outputs, inputs]` source in the flat buffer.
+struct PackedMatrix {
     source: Range<usize>,
     outputs: usize,
     inputs: usize,
-    packed: Range<usize>,
+    dtype: Dtype,
+    data: Buffer,
 }
 
-/// All matrices, packed.
-pub struct PackedWeights {
-    pass: Pass,
-    /// Four a layer, then the head.
-    entries: Vec<Entry>,
-    buffer: Buffer,
+/// Tensors as they are stored.
+pub(super) struct Source<'a, F> {
+    pub(super) layout: &'a Layout,
+    /// A tensor in its file's order of rows.
+    pub(super) tensor: F,
+}
+
+impl<'p> Weights<'p> {
+    /// Lays out flat parameters.
+    pub(super) fn of_parameters(
+        mut packed: PackedWeights,
+        ranges: &Ranges,
+        all: &'p [f32],
+    ) -> Self {
+        packed.fill(ranges, all);
+        Self { packed, table: Table::Parameters(&all[ranges.embedding.clone()]) }
+    }
+
+    /// The embedding of `token`, `out` long.
+    pub(super) fn embed(&self, token: u32, out: &mut [f32]) {
+        let first = token as usize * out.len();
+        match &self.table {
+            Table::Parameters(table) => out.copy_from_slice(&table[first..first + out.len()]),
+            Table::Stored(dtype, data) => elements(*dtype, data).slice(first, out.len()).widen(out),
+            Table::Head => self.packed.panels(Matrix::Head).column(token as usize, out),
+        }
+    }
+}
+
+impl Weights<'static> {
+    /// Lays out stored tensors; `done` is called for each when it is not needed any more.
+    pub(super) fn of_stored<'a>(
+        ranges: &Ranges,
+        hidden: usize,
+        source: &Source<'a, impl Fn(&'a TensorSpec) -> Elements<'a> + Sync>,
+        done: impl Fn(&'a TensorSpec) + Sync,
+    ) -> Self {
+        let matrices = matrices(ranges, hidden)
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|(range, inputs)| {
+                let matrix = PackedMatrix::of_stored(range.clone(), inputs, source);
+                source.specs(&range).for_each(&done);
+                matrix
+            })
+            .collect();
+        let vector = |range: &Range<usize>| {
+            let vector = source.vector(range);
+            source.specs(range).for_each(&done);
+            vector
+        };
+        let layers = ranges.layers.iter().map(|layer| LayerVectors {
+            input_norm: vector(&layer.input_norm),
+            qkv_bias: layer.qkv_bias.as_ref().map(vector),
+            post_norm: vector(&layer.post_norm),
+        });
+        let layers = layers.collect();
+        let norm = vector(&ranges.norm);
+        let table = if ranges.embedding == ranges.head {
+            Table::Head
+        } else {
+            let table = source.copy(&ranges.embedding);
+            source.specs(&ranges.embedding).for_each(&done);
+            table
+        };
+        Self { packed: PackedWeights { pass: Pass::Forward, matrices, layers, norm }, table }
+    }
+}
+
+impl<'a, F: Fn(&'a TensorSpec) -> Elements<'a> + Sync> Source<'a, F> {
+    /// The tensors that a range of the flat buffer joins.
+    fn specs(&self, range: &Range<usize>) -> impl Iterator<Item = &'a TensorSpec> {
+        let range = range.clone();
+        self.layout.tensors.iter().filter(move |spec| range.contains(&spec.range.start))
+    }
+
+    fn vector(&self, range: &Range<usize>) -> Vec<f32> {
+        let mut values = vec![0.0; range.len()];
+        for spec in self.specs(range) {
+            let at = spec.range.start - range.start;
+            (self.tensor)(spec).widen(&mut values[at..at + spec.range.len()]);
+        }
+        values
+    }
+
+    fn copy(&self, range: &Range<usize>) -> Table<'static> {
+        let spec = self.specs(range).next().expect("invariant: an embedding is one tensor");
+        let stored = (self.tensor)(spec);
+        let mut data = Buffer::zeros(stored.bytes.len().div_ceil(size_of::<f32>()));
+        let bytes = &mut bytemuck::cast_slice_mut(data.as_mut_slice())[..stored.bytes.len()];
+        let chunk = 1 << 22;
+        bytes
+            .par_chunks_mut(chunk)
+            .zip(stored.bytes.par_chunks(chunk))
+            .for_each(|(to, from)| to.copy_from_slice(from));
+        Table::Stored(stored.dtype, data)
+    }
+}
+
+/// Range and depth of each matrix: four a layer, then the head.
+fn matrices(ranges: &Ranges, hidden: usize) -> Vec<(Range<usize>, usize)> {
+    let mut matrices = Vec::new();
+    for LayerRanges { qkv, output, gate_up, down, .. } in &ranges.layers {
+        matrices.push((qkv.clone(), hidden));
+        matrices.push((output.clone(), output.len() / hidden));
+        matrices.push((gate_up.clone(), hidden));
+        matrices.push((down.clone(), down.len() / hidden));
+    }
+    matrices.push((ranges.head.clone(), hidden));
+    matrices
+}
+
+impl PackedMatrix {
+    fn of_stored<'a>(
+        range: Range<usize>,
+        inputs: usize,
+        source: &Source<'a, impl Fn(&'a TensorSpec) -> Elements<'a> + Sync>,
+    ) -> Self {
+        let parts: Vec<(&TensorSpec, Elements<'_>)> =
+            source.specs(&range).map(|spec| (spec, (source.tensor)(spec))).collect();
+        let first = parts[0].1.dtype;
+        let dtype =
+            if parts.iter().all(|(_, part)| part.dtype == first) { first } else { Dtype::F32 };
+        let outputs = range.len() / inputs;
+        let row = |row: usize| {
+            let at = range.start + row * inputs;
+            let is_of = |(spec, _): &&(&TensorSpec, Elements<'_>)| spec.range.contains(&at);
+            let (spec, part) = parts.iter().find(is_of).expect("invariant: parts cover the range");
+            let row = spec.order.file_row((at - spec.range.start) / inputs);
+            part.slice(row * inputs, inputs)
+        };
+        let bytes = packed_len(inputs, outputs) * dtype.size();
+        let mut data = Buffer::zeros(bytes.div_ceil(size_of::<f32>()));
+        bytemuck::cast_slice_mut::<f32, u8>(data.as_mut_slice())[..bytes]
+            .par_chunks_mut(inputs * PANEL * dtype.size())
+            .enumerate()
+            .for_each(|(panel, out)| {
+                let columns = panel * PANEL..outputs.min((panel + 1) * PANEL);
+                let rows: Vec<Elements<'_>> = columns.map(row).collect();
+                pack_panel(&rows, dtype, out);
+            });
+        Self { source: range, outputs, inputs, dtype, data }
+    }
 }
 
 impl PackedWeights {
+    /// Room for the matrices of f32 parameters.
     pub(super) fn new(ranges: &Ranges, hidden: usize, pass: Pass) -> Self {
-        let mut entries = Vec::new();
-        let mut end = 0;
-        let mut add = |source: &Range<usize>, inputs: usize| {
+        let matrices = matrices(ranges, hidden).into_iter().map(|(source, inputs)| {
             let outputs = source.len() / inputs;
             let len = match pass {
                 Pass::Forward => packed_len(inputs, outputs),
                 Pass::Backward => packed_len(outputs, inputs),
             };
-            entries.push(Entry { source: source.clone(), outputs, inputs, packed: end..end + len });
-            end += aligned(len);
-        };
-        for LayerRanges { qkv, output, gate_up, down, .. } in &ranges.layers {
-            add(qkv, hidden);
-            add(output, output.len() / hidden);
-            add(gate_up, hidden);
-            add(down, down.len() / hidden);
-        }
-        add(&ranges.head, hidden);
-        Self { pass, entries, buffer: Buffer::zeros(end) }
+            PackedMatrix { source, outputs, inputs, dtype: Dtype::F32, data: Buffer::zeros(len) }
+        });
+        let layers = vec![LayerVectors::default(); ranges.layers.len()];
+        Self { pass, matrices: matrices.collect(), layers, norm: Vec::new() }
     }
 
     /// Packs the matrices of `parameters`, on the pool.
-    pub(super) fn fill(&mut self, parameters: &[f32]) {
-        let shared = SharedMut::new(self.buffer.as_mut_slice());
-        let mut threads = [(); 64];
-        let threads = &mut threads[..rayon::current_num_threads().min(64)];
-        for_each(self.entries.len(), threads, |item, ()| {
-            let Entry { source, outputs, inputs, packed } = &self.entries[item];
+    pub(super) fn fill(&mut self, ranges: &Ranges, parameters: &[f32]) {
+        let pass = self.pass;
+        self.matrices.par_iter_mut().with_max_len(1).for_each(|matrix| {
+            let PackedMatrix { source, outputs, inputs, data, .. } = matrix;
             let source = &parameters[source.clone()];
-            // SAFETY: the ranges of different matrices do not overlap.
-            let packed = unsafe { shared.part(packed.clone()) };
-            match self.pass {
-                Pass::Forward => pack_transposed(source, *inputs, *outputs, packed),
-                Pass::Backward => pack(source, *outputs, *inputs, packed),
+            match pass {
+                Pass::Forward => {
+                    let len = packed_len(*inputs, *outputs);
+                    pack_transposed(source, *inputs, *outputs, &mut data.as_mut_slice()[..len]);
+                }
+                Pass::Backward => {
+                    let len = packed_len(*outputs, *inputs);
+                    pack(source, *outputs, *inputs, &mut data.as_mut_slice()[..len]);
+                }
             }
         });
+        let copy = |range: &Range<usize>| parameters[range.clone()].to_vec();
+        for (vectors, ranges) in self.layers.iter_mut().zip(&ranges.layers) {
+            *vectors = LayerVectors {
+                input_norm: copy(&ranges.input_norm),
+                qkv_bias: ranges.qkv_bias.as_ref().map(copy),
+                post_norm: copy(&ranges.post_norm),
+            };
+        }
+        self.norm = copy(&ranges.norm);
+    }
+
+    /// Norms and bias of a layer.
+    pub(super) fn layer(&self, layer: usize) -> &LayerVectors {
+        &self.layers[layer]
+    }
+
+    /// The last norm.
+    pub(super) fn norm(&self) -> &[f32] {
+        &self.norm
     }
 
     /// The panels of one matrix.
@@ -91,13 +279,18 @@ impl PackedWeights {
             Matrix::Output(layer) => 4 * layer + 1,
             Matrix::GateUp(layer) => 4 * layer + 2,
             Matrix::Down(layer) => 4 * layer + 3,
-            Matrix::Head => self.entries.len() - 1,
+            Matrix::Head => self.matrices.len() - 1,
         };
-        let Entry { outputs, inputs, packed, .. } = &self.entries[index];
-        let data = &self.buffer.as_slice()[packed.clone()];
+        let PackedMatrix { outputs, inputs, dtype, data, .. } = &self.matrices[index];
+        let data = elements(*dtype, data);
         match self.pass {
             Pass::Forward => Panels { data, depth: *inputs, columns: *outputs },
             Pass::Backward => Panels { data, depth: *outputs, columns: *inputs },
         }
     }
+}
+
+/// What a buffer holds, with some padding.
+fn elements(dtype: Dtype, data: &Buffer) -> Elements<'_> {
+    Elements { dtype, bytes: bytemuck::cast_slice(data.as_slice()) }
 }

@@ -100,7 +100,7 @@ unsafe fn times_panels<S: Simd>(
                 let panel = panels.as_ptr().add(first * depth);
                 let target = out.as_mut_ptr().add(row * out_stride + first);
                 with_tile_rows!(rows - row, R => {
-                    let sums = tile::<S, R>(s, depth, left, (left_stride, 1), panel, PANEL);
+                    let sums = tile::<S, f32, R>(s, depth, left, (left_stride, 1), panel, PANEL);
                     finish(s, sums, Start::Zero, target, out_stride, PANEL);
                 });
             }
@@ -131,7 +131,7 @@ unsafe fn times_rows<S: Simd>(
                 let right = right.as_ptr().add(first);
                 let target = out.as_mut_ptr().add(row * width + first);
                 with_tile_rows!(rows - row, R => {
-                    let sums = tile::<S, R>(s, depth, left, strides, right, width);
+                    let sums = tile::<S, f32, R>(s, depth, left, strides, right, width);
                     finish(s, sums, start, target, width, PANEL);
                 });
             }

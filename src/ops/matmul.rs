@@ -3,12 +3,14 @@
 //! Contract: an element of a product is a sum over depth in ascending order, in blocks of [`DEPTH`]
 //! that are summed with fused multiply-adds and then added to the result; so its bits depend neither
 //! on the number of rows of the call, nor on the row's place, nor on threads. The right-hand matrix
-//! is packed once into panels of [`PANEL`] columns and then used any number of times.
-//! Left out: transposed outputs and other number formats.
+//! is packed once into panels of [`PANEL`] columns and then used any number of times; it may be
+//! stored in half precision, which is widened as it is loaded. Left out: transposed outputs.
 
 use super::buffer::{Buffer, parts};
+use super::element::{Dtype, Element, Elements};
 use super::parallel::{SharedMut, for_each};
 use super::simd::{LANES, Simd, simd_fn};
+use half::{bf16, f16};
 
 /// Columns of a packed panel.
 pub const PANEL: usize = 16;
@@ -21,11 +23,21 @@ pub const TILE: usize = 6;
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {
     /// Panels one after another, each `[depth][PANEL]`, missing columns 0.
-    pub data: &'a [f32],
+    pub data: Elements<'a>,
     /// Rows: the length of the sums.
     pub depth: usize,
     /// Columns of the product.
     pub columns: usize,
+}
+
+impl Panels<'_> {
+    /// Column `column`, widened; `out` is `depth` long.
+    pub fn column(&self, column: usize, out: &mut [f32]) {
+        let first = column / PANEL * PANEL * self.depth + column % PANEL;
+        for (d, out) in out.iter_mut().enumerate() {
+            self.data.slice(first + d * PANEL, 1).widen(std::slice::from_mut(out));
+        }
+    }
 }
 
 /// What a product is added to.
@@ -63,6 +75,40 @@ pub fn pack_transposed(weight: &[f32], depth: usize, columns: usize, packed: &mu
     }
 }
 
+/// Packs one panel of the right-hand side of `x · weightᵀ` from up to [`PANEL`] rows of `weight`, in
+/// the format `dtype`: the rows' own, or f32. `out` holds `[depth][PANEL]` numbers.
+pub fn pack_panel(rows: &[Elements<'_>], dtype: Dtype, out: &mut [u8]) {
+    if rows.len() < PANEL {
+        out.fill(0);
+    }
+    let mut wide = [0.0; DEPTH];
+    for (block, out) in out.chunks_mut(DEPTH * PANEL * dtype.size()).enumerate() {
+        let depth = out.len() / (PANEL * dtype.size());
+        for (column, row) in rows.iter().enumerate() {
+            let part = row.slice(block * DEPTH, depth);
+            let bytes = if part.dtype == dtype {
+                part.bytes
+            } else {
+                assert_eq!(dtype, Dtype::F32, "rows are widened or stay as they are");
+                part.widen(&mut wide[..depth]);
+                bytemuck::cast_slice(&wide[..depth])
+            };
+            match dtype.size() {
+                2 => place_column::<2>(bytes, column, out),
+                _ => place_column::<4>(bytes, column, out),
+            }
+        }
+    }
+}
+
+/// Writes numbers of `N` bytes into one column of a panel.
+fn place_column<const N: usize>(numbers: &[u8], column: usize, out: &mut [u8]) {
+    let rows = out.as_chunks_mut::<N>().0.chunks_exact_mut(PANEL);
+    for (row, number) in rows.zip(numbers.as_chunks::<N>().0) {
+        row[column] = *number;
+    }
+}
+
 /// Packs row-major `weight` `[depth, columns]` as the right-hand side of `dy · weight`.
 pub fn pack(weight: &[f32], depth: usize, columns: usize, packed: &mut [f32]) {
     assert_eq!(weight.len(), depth * columns);
@@ -89,14 +135,14 @@ fn pack_columns(source: &[f32], stride: usize, first: usize, width: usize, out: 
 ///
 /// # Safety
 /// `left` is readable at `r * row_stride + d * depth_stride` and `right` at `d * right_stride` and
-/// the 15 floats after it, for all `r < R`, `d < depth`.
+/// the 15 numbers after it, for all `r < R`, `d < depth`.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, const R: usize>(
+pub(super) unsafe fn tile<S: Simd, E: Element, const R: usize>(
     s: S,
     depth: usize,
     left: *const f32,
     (row_stride, depth_stride): (usize, usize),
-    right: *const f32,
+    right: *const E,
     right_stride: usize,
 ) -> [[S::V; 2]; R] {
     let mut sums = [[s.splat(0.0); 2]; R];
@@ -105,8 +151,8 @@ pub(super) unsafe fn tile<S: Simd, const R: usize>(
     for _ in 0..depth {
         // SAFETY: within the ranges that the caller promises.
         unsafe {
-            let b0 = s.load(&*right.cast());
-            let b1 = s.load(&*right.add(LANES).cast());
+            let b0 = E::widen_eight(s, right.cast::<[E; LANES]>().read_unaligned());
+            let b1 = E::widen_eight(s, right.add(LANES).cast::<[E; LANES]>().read_unaligned());
             for (r, sum) in sums.iter_mut().enumerate() {
                 let a = s.splat(*left.add(r * row_stride));
                 sum[0] = s.fma(a, b0, sum[0]);
@@ -221,10 +267,30 @@ fn matmul_generic<S: Simd>(
     out: &mut [f32],
     out_stride: usize,
 ) {
+    match right.data.dtype {
+        Dtype::F32 => multiply::<S, f32>(s, x, x_stride, rows, right, start, out, out_stride),
+        Dtype::Bf16 => multiply::<S, bf16>(s, x, x_stride, rows, right, start, out, out_stride),
+        Dtype::F16 => multiply::<S, f16>(s, x, x_stride, rows, right, start, out, out_stride),
+    }
+}
+
+/// The product with panels of `E`.
+#[inline(always)]
+fn multiply<S: Simd, E: Element>(
+    s: S,
+    x: &[f32],
+    x_stride: usize,
+    rows: usize,
+    right: Panels<'_>,
+    start: Start<'_>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
     let Panels { data, depth, columns } = right;
     if rows == 0 {
         return;
     }
+    let panels = data.bytes.as_ptr().cast::<E>();
     assert!(depth <= x_stride || rows == 1);
     assert!(columns <= out_stride || rows == 1);
     assert!((rows - 1) * x_stride + depth <= x.len());
@@ -243,10 +309,11 @@ fn matmul_generic<S: Simd>(
                 // SAFETY: rows, depth and columns are within the slices by the assertions above.
                 unsafe {
                     let left = x.as_ptr().add(row * x_stride + block);
-                    let panel = data.as_ptr().add(first * depth + block * PANEL);
+                    let panel = panels.add(first * depth + block * PANEL);
                     let target = out.as_mut_ptr().add(row * out_stride + first);
                     with_tile_rows!(rows - row, R => {
-                        let sums = tile::<S, R>(s, block_depth, left, (x_stride, 1), panel, PANEL);
+                        let sums =
+                            tile::<S, E, R>(s, block_depth, left, (x_stride, 1), panel, PANEL);
                         finish(s, sums, start, target, out_stride, width);
                     });
                 }
@@ -345,7 +412,7 @@ unsafe fn gradient_block_generic<S: Simd>(
                 let (left, right) = (left.as_ptr(), right.as_ptr());
                 let target = out.add(index * TILE * stride + panel * PANEL);
                 with_tile_rows!(rows - index * TILE, R => {
-                    let sums = tile::<S, R>(s, depth, left, (1, TILE), right, PANEL);
+                    let sums = tile::<S, f32, R>(s, depth, left, (1, TILE), right, PANEL);
                     finish(s, sums, Start::Accumulate, target, stride, width);
                 });
             }
@@ -377,7 +444,7 @@ mod tests {
             let bias = random(columns, 4);
             let mut packed = Buffer::zeros(packed_len(depth, columns));
             pack_transposed(&weight, depth, columns, packed.as_mut_slice());
-            let panels = Panels { data: packed.as_slice(), depth, columns };
+            let panels = Panels { data: packed.as_slice().into(), depth, columns };
             let mut y = vec![7.0; rows * columns];
             matmul(&x, depth, rows, panels, Start::Bias(&bias), &mut y, columns);
             let at = |m: &[f32], i: usize| f64::from(m[i]);
@@ -394,7 +461,7 @@ mod tests {
 
             let mut packed = Buffer::zeros(packed_len(columns, depth));
             pack(&weight, columns, depth, packed.as_mut_slice());
-            let panels = Panels { data: packed.as_slice(), depth: columns, columns: depth };
+            let panels = Panels { data: packed.as_slice().into(), depth: columns, columns: depth };
             let mut dx = vec![1.0; rows * depth];
             matmul(&dy, columns, rows, panels, Start::Accumulate, &mut dx, depth);
             let expected: Vec<f64> = (0..rows * depth)
@@ -434,7 +501,7 @@ mod tests {
         let weight = random(columns * depth, 6);
         let mut packed = Buffer::zeros(packed_len(depth, columns));
         pack_transposed(&weight, depth, columns, packed.as_mut_slice());
-        let panels = Panels { data: packed.as_slice(), depth, columns };
+        let panels = Panels { data: packed.as_slice().into(), depth, columns };
         let mut whole = vec![0.0; 64 * columns];
         matmul(&x, depth, 64, panels, Start::Zero, &mut whole, columns);
         for rows in 1..=13 {
@@ -453,12 +520,71 @@ mod tests {
         let weight = random(columns * depth, 8);
         let mut packed = Buffer::zeros(packed_len(depth, columns));
         pack_transposed(&weight, depth, columns, packed.as_mut_slice());
-        let panels = Panels { data: packed.as_slice(), depth, columns };
+        let panels = Panels { data: packed.as_slice().into(), depth, columns };
         let mut fast = vec![0.0; rows * columns];
         let mut scalar = fast.clone();
         matmul(&x, depth, rows, panels, Start::Zero, &mut fast, columns);
         let s = crate::ops::simd::Scalar;
         matmul_generic(s, &x, depth, rows, panels, Start::Zero, &mut scalar, columns);
         assert_eq!(fast, scalar);
+    }
+
+    /// Rows of several formats, and the same in f32.
+    fn stored_rows(columns: usize, depth: usize, dtypes: &[Dtype]) -> (Vec<Vec<u8>>, Vec<f32>) {
+        let numbers = random(columns * depth, 9);
+        let mut wide = vec![0.0; numbers.len()];
+        let stored: Vec<Vec<u8>> = numbers
+            .chunks(depth)
+            .zip(wide.chunks_mut(depth))
+            .enumerate()
+            .map(|(row, (numbers, wide))| {
+                let dtype = dtypes[row % dtypes.len()];
+                let bytes: Vec<u8> = match dtype {
+                    Dtype::F32 => bytemuck::cast_slice(numbers).to_vec(),
+                    Dtype::Bf16 => {
+                        numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()
+                    }
+                    Dtype::F16 => {
+                        numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()
+                    }
+                };
+                Elements { dtype, bytes: &bytes }.widen(wide);
+                bytes
+            })
+            .collect();
+        (stored, wide)
+    }
+
+    #[test]
+    fn stored_weights_give_the_bits_of_the_same_weights_in_f32() {
+        let (rows, depth, columns) = (9, 300, 37);
+        let x = random(rows * depth, 7);
+        let mixed = [Dtype::Bf16, Dtype::F32, Dtype::F16];
+        for dtypes in [&mixed[..1], &mixed[1..2], &mixed[2..], &mixed[..]] {
+            let (stored, wide) = stored_rows(columns, depth, dtypes);
+            let dtype = if dtypes.len() == 1 { dtypes[0] } else { Dtype::F32 };
+            let mut narrow = vec![0u8; packed_len(depth, columns) * dtype.size()];
+            for (panel, out) in narrow.chunks_mut(depth * PANEL * dtype.size()).enumerate() {
+                let rows: Vec<Elements<'_>> = (panel * PANEL..columns.min((panel + 1) * PANEL))
+                    .map(|row| Elements { dtype: dtypes[row % dtypes.len()], bytes: &stored[row] })
+                    .collect();
+                pack_panel(&rows, dtype, out);
+            }
+            let mut packed = Buffer::zeros(packed_len(depth, columns));
+            pack_transposed(&wide, depth, columns, packed.as_mut_slice());
+            let data = Elements { dtype, bytes: &narrow };
+            let [narrow, wide_panels] =
+                [data, packed.as_slice().into()].map(|data| Panels { data, depth, columns });
+            let (mut y, mut expected) = (vec![0.0; rows * columns], vec![1.0; rows * columns]);
+            matmul(&x, depth, rows, narrow, Start::Zero, &mut y, columns);
+            matmul(&x, depth, rows, wide_panels, Start::Zero, &mut expected, columns);
+            assert_eq!(y, expected, "{dtypes:?}");
+            let s = crate::ops::simd::Scalar;
+            matmul_generic(s, &x, depth, rows, narrow, Start::Zero, &mut y, columns);
+            assert_eq!(y, expected, "{dtypes:?} on the scalar path");
+            let mut column = vec![0.0; depth];
+            narrow.column(20, &mut column);
+            assert_eq!(column, wide[20 * depth..21 * depth]);
+        }
     }
 }

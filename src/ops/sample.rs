@@ -2,7 +2,8 @@
 //!
 //! Contract: the token depends only on the row, the settings and `u`; its log-probability is that of
 //! softmax(logits / temperature) before any truncation (temperature 0: the first largest logit, with
-//! the log-probability at temperature 1). Ties at a truncation's edge go to the lower token.
+//! the log-probability at temperature 1). Rows that pad the vocabulary are never drawn, but belong to
+//! that softmax: only the choice is restricted, so sampler and trainer agree. Ties at a truncation's edge go to the lower token.
 
 use super::logprob::{Statistics, statistics};
 use super::simd::{LANES, Simd, exp, load_partial, simd_fn, sum_lanes};
@@ -24,20 +25,21 @@ thread_local! {
     static ORDER: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The token that `u` in [0, 1) draws from `logits`, and its log-probability.
-pub fn sample(logits: &[f32], sampling: Sampling, u: f32) -> (u32, f32) {
+/// The token below `vocab_size` that `u` in [0, 1) draws from `logits`, and its log-probability.
+pub fn sample(logits: &[f32], vocab_size: usize, sampling: Sampling, u: f32) -> (u32, f32) {
     let Sampling { temperature, top_k, top_p } = sampling;
-    if temperature == 0.0 {
-        let row = statistics(logits, 1.0);
-        let token = logits.iter().position(|&x| x == row.max).unwrap_or(0);
-        return (token as u32, row.logp(logits[token]));
-    }
+    let is_greedy = temperature == 0.0;
+    let temperature = if is_greedy { 1.0 } else { temperature };
     let row = statistics(logits, temperature);
-    let token = if (top_k > 0 && top_k < logits.len()) || top_p < 1.0 {
-        let top_k = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
-        ORDER.with_borrow_mut(|order| draw_truncated(logits, row, (top_k, top_p), u, order))
+    let choices = &logits[..vocab_size.min(logits.len())];
+    let among = if choices.len() == logits.len() { row } else { statistics(choices, temperature) };
+    let token = if is_greedy {
+        choices.iter().position(|&x| x == among.max).unwrap_or(0) as u32
+    } else if (top_k > 0 && top_k < choices.len()) || top_p < 1.0 {
+        let top_k = if top_k == 0 { choices.len() } else { top_k.min(choices.len()) };
+        ORDER.with_borrow_mut(|order| draw_truncated(choices, among, (top_k, top_p), u, order))
     } else {
-        draw(logits, row, u)
+        draw(choices, among, u)
     };
     (token, row.logp(logits[token as usize]))
 }
@@ -117,7 +119,8 @@ mod tests {
     fn frequencies(logits: &[f32], sampling: Sampling) -> Vec<f64> {
         let mut counts = vec![0.0; logits.len()];
         for i in 0..20_000 {
-            counts[sample(logits, sampling, rng::uniform(5, i)).0 as usize] += 1.0 / 20_000.0;
+            counts[sample(logits, logits.len(), sampling, rng::uniform(5, i)).0 as usize] +=
+                1.0 / 20_000.0;
         }
         counts
     }
@@ -137,7 +140,7 @@ mod tests {
     #[test]
     fn temperature_zero_takes_the_first_largest() {
         let logits = [0.0, 3.0, 1.0, 3.0];
-        let (token, logp) = sample(&logits, Sampling { temperature: 0.0, ..PLAIN }, 0.9);
+        let (token, logp) = sample(&logits, 4, Sampling { temperature: 0.0, ..PLAIN }, 0.9);
         assert_eq!(token, 1);
         assert_eq!(logp, statistics(&logits, 1.0).logp(3.0));
     }
@@ -152,7 +155,26 @@ mod tests {
             nucleus[1] > 0.0 && nucleus[3] > 0.0 && nucleus[0] + nucleus[2] + nucleus[4] == 0.0
         );
         let narrow = Sampling { top_k: 2, top_p: 0.5, ..PLAIN };
-        assert_eq!(sample(&logits, narrow, 0.99), (3, statistics(&logits, 1.0).logp(3.0)));
+        assert_eq!(sample(&logits, 5, narrow, 0.99), (3, statistics(&logits, 1.0).logp(3.0)));
+    }
+
+    #[test]
+    fn padding_rows_are_never_drawn_and_keep_their_share_of_the_softmax() {
+        let logits = [0.5, 1.0, 0.0, 9.0, 8.0];
+        let row = statistics(&logits, 1.0);
+        let settings = [
+            PLAIN,
+            Sampling { temperature: 0.0, ..PLAIN },
+            Sampling { top_k: 2, ..PLAIN },
+            Sampling { top_p: 0.9, ..PLAIN },
+        ];
+        for sampling in settings {
+            for u in [0.0, 0.3, 0.6, 0.999_999_9] {
+                let (token, logp) = sample(&logits, 3, sampling, u);
+                assert!(token < 3, "{sampling:?} {u}");
+                assert_eq!(logp, row.logp(logits[token as usize]));
+            }
+        }
     }
 
     #[test]
@@ -160,7 +182,7 @@ mod tests {
         let mut logits = vec![f32::NEG_INFINITY; 16];
         logits[9] = 1.0;
         for u in [0.0, 0.5, 0.999_999_9] {
-            assert_eq!(sample(&logits, PLAIN, u).0, 9);
+            assert_eq!(sample(&logits, 16, PLAIN, u).0, 9);
         }
     }
 }

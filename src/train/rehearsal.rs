@@ -57,12 +57,14 @@ fn generation_rate(trainer: &Trainer, prompts: Vec<Vec<u32>>) -> Result<f64> {
         max_length: longest + max_new_tokens,
         prefill_tokens: 256,
     };
+    let model = &trainer.model;
     let sampling = SamplingParams {
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
         max_new_tokens,
         stop_ids: Vec::new(),
+        vocab_size: model.tokenizer.vocab_size(),
     };
     let requests: Vec<Request> = prompts
         .into_iter()
@@ -70,7 +72,6 @@ fn generation_rate(trainer: &Trainer, prompts: Vec<Vec<u32>>) -> Result<f64> {
         .map(|(i, prompt)| Request { prompt, num_samples: 8, key: i as u64 })
         .collect();
     let started = Instant::now();
-    let model = &trainer.model;
     let stats = Engine::new(&model.decoder, &model.params, config).generate(
         &requests,
         &sampling,
