@@ -82,7 +82,7 @@ fn rms_norm_is_that_of_pytorch() {
 fn rope_is_that_of_transformers() {
     let op = Operation::new("rope");
     let (heads, dim) = (3, 12);
-    let mut rope = Rope::new(dim, 500_000.0);
+    let mut rope = Rope::new(dim, 500_000.0, None);
     rope.grow(2048);
     let (mut y, mut dx) = (op.get("x").to_vec(), op.get("dy").to_vec());
     let positions = op.integers("positions");
@@ -161,14 +161,14 @@ fn matrix_products_and_their_gradients_are_those_of_pytorch() {
     let (rows, depth) = (dy.len() / columns, weight.len() / columns);
     let mut packed = Buffer::zeros(packed_len(depth, columns));
     pack_transposed(weight, depth, columns, packed.as_mut_slice());
-    let panels = Panels { data: packed.as_slice(), depth, columns };
+    let panels = Panels { data: packed.as_slice().into(), depth, columns };
     let mut y = op.zeros_like("y");
     matmul(x, depth, rows, panels, Start::Bias(bias), &mut y, columns);
     op.check("y", &y);
 
     let mut packed = Buffer::zeros(packed_len(columns, depth));
     pack(weight, columns, depth, packed.as_mut_slice());
-    let panels = Panels { data: packed.as_slice(), depth: columns, columns: depth };
+    let panels = Panels { data: packed.as_slice().into(), depth: columns, columns: depth };
     let mut dx = op.zeros_like("x");
     matmul(dy, columns, rows, panels, Start::Zero, &mut dx, depth);
     op.check("dx", &dx);
