@@ -193,7 +193,7 @@ fn five_clipped_steps_of_adamw_are_those_of_pytorch() {
     };
     let mut parameters = op.get("start").to_vec();
     let (mut m, mut v) = (op.zeros_like("start"), op.zeros_like("start"));
-    let mut norms = Vec::new();
+    let (decays, mut norms) = (0..op.integers("decaying")[0], Vec::new());
     for (i, gradients) in op.get("gradients").chunks_exact(parameters.len()).enumerate() {
         let norm = global_norm(gradients);
         norms.push(norm as f32);
@@ -206,8 +206,7 @@ fn five_clipped_steps_of_adamw_are_those_of_pytorch() {
             gradient_scale: config.clip_factor(norm) as f32,
             step: i as u64 + 1,
         };
-        let decays = [0..op.integers("decaying")[0]];
-        adamw.step(&mut parameters, gradients, &mut m, &mut v, &decays);
+        adamw.step(&mut parameters, gradients, &mut m, &mut v, std::slice::from_ref(&decays));
     }
     op.check("norms", &norms);
     op.check("parameters", &parameters);
