@@ -93,16 +93,21 @@ def torch_run(steps: int, threads: int, compiled: bool) -> dict:
     return {"tokens_per_second": SEQUENCES * LENGTH / best, "loss": loss.item()}
 
 
-def run(command: list, threads: int) -> dict:
-    tuned = {
+def tuned(threads: int) -> dict:
+    """An environment in which malloc keeps its pages."""
+    return os.environ | {
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
         "MALLOC_TOP_PAD_": str(64 * 2**20),
         "RAYON_NUM_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
     }
+
+
+def run(command: list, threads: int) -> dict:
+    """Runs a command that prints a JSON object in its last line."""
     output = subprocess.run(
-        command, env=os.environ | tuned, check=True, capture_output=True, text=True
+        command, env=tuned(threads), check=True, capture_output=True, text=True
     ).stdout
     return json.loads(output.strip().splitlines()[-1])
 
