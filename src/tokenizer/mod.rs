@@ -10,8 +10,11 @@
 pub mod bpe;
 pub mod chat;
 mod json;
+mod targets;
+mod template;
 
-pub use chat::{ChatTemplate, Message, Tokenized};
+pub use chat::{Message, Tokenized};
+pub use template::ChatTemplate;
 
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_atomic};
