@@ -1,19 +1,18 @@
 //! Supervised fine-tuning: the loop and its config.
 //!
 //! Loss is the mean negative log-likelihood over the assistant tokens of the step's global batch
-//! (paper section 3, step 7; Table 6). Left out here: mixing of sources and several ranks.
+//! (paper section 3, step 7; Table 6). Left out here: several ranks.
 
 use super::metrics::{Metrics, Row, row};
 use super::run::RunDir;
 use super::trainer::{Trainer, Update};
 use super::{CheckpointConfig, ModelSource, resume_or_open, save_checkpoint};
-use crate::base::error::{Interrupted, usage};
+use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress};
-use crate::data::pack::{Cursor, Loader};
-use crate::data::tokenized;
+use crate::data::dataset::DataConfig;
+use crate::data::loader::{Cursor, Loader};
 use crate::objective::sft::negative_log_likelihood;
 use crate::optim::{AdamWConfig, Schedule};
-use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -41,16 +40,6 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
 }
 
-/// What to learn from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// JSON Lines files of samples.
-    pub files: Vec<PathBuf>,
-    /// Longer samples are dropped, in tokens.
-    pub max_length: usize,
-}
-
 /// How long and in what portions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +55,7 @@ pub struct TrainConfig {
 impl Config {
     /// Refuses sizes with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
+        self.data.check(self.train.seq_len)?;
         super::refuse_zeros(&[
             ("train.total_steps", self.train.total_steps as usize),
             ("train.seq_len", self.train.seq_len),
@@ -80,13 +70,13 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
-    let samples = read_samples(&config.data, &model.tokenizer)?;
+    let dataset = config.data.open(&model.tokenizer)?;
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps);
     let cursor = match resumed {
         Some(dir) => trainer.restore::<Cursor>(&dir)?,
         None => Cursor::default(),
     };
-    let mut loader = Loader::new(samples, config.train.seq_len, config.seed, cursor)?;
+    let mut loader = dataset.loader(config.train.seq_len, config.seed, cursor)?;
     let mut metrics = Metrics::open(run.path())?;
     metrics.truncate_after(trainer.step)?;
     let progress = Progress::new(label, total_steps, "steps");
@@ -109,30 +99,6 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     }
     progress.finish();
     Ok(run.checkpoints().step_dir(total_steps))
-}
-
-/// The samples of all files that are short enough.
-pub(super) fn read_samples(config: &DataConfig, tokenizer: &Tokenizer) -> Result<Vec<Tokenized>> {
-    let mut samples = Vec::new();
-    for file in &config.files {
-        samples.extend(tokenized::load(file, tokenizer)?);
-    }
-    let num_read = samples.len();
-    samples.retain(|sample| sample.input_ids.len() <= config.max_length);
-    if samples.is_empty() {
-        return Err(usage(format!(
-            "data.files: none of {num_read} samples has at most data.max_length = {} tokens",
-            config.max_length
-        )));
-    }
-    if samples.len() < num_read {
-        tracing::warn!(
-            "dropped {} of {num_read} samples longer than data.max_length = {}",
-            num_read - samples.len(),
-            config.max_length
-        );
-    }
-    Ok(samples)
 }
 
 /// What one step saw.
@@ -177,10 +143,9 @@ impl StepResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::error::exit_code;
     use crate::checkpoint::LanguageModel;
     use crate::model::{Decoder, ModelConfig, layout};
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::{Tokenized, bpe};
 
     fn model() -> LanguageModel {
         let dir = tempfile::tempdir().unwrap();
@@ -219,25 +184,5 @@ mod tests {
         assert!((loss - other).abs() < 1e-6 * loss, "{loss} is not {other}");
         let apart_by: f32 = together.iter().zip(&apart).map(|(a, b)| (a - b).abs()).sum();
         assert!(apart_by / (together.len() as f32) < 1e-6, "{apart_by}");
-    }
-
-    #[test]
-    fn samples_that_are_too_long_are_dropped_and_none_left_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("samples.jsonl");
-        let lines = [4usize, 7].map(|length| {
-            let ids: Vec<usize> = (0..length).collect();
-            let labels: Vec<i64> =
-                (0..length as i64).map(|i| if i < 2 { -100 } else { i }).collect();
-            serde_json::json!({"input_ids": ids, "labels": labels}).to_string()
-        });
-        std::fs::write(&file, lines.join("\n")).unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
-        let config = |max_length| DataConfig { files: vec![file.clone()], max_length };
-        assert_eq!(read_samples(&config(7), &tokenizer).unwrap().len(), 2);
-        assert_eq!(read_samples(&config(6), &tokenizer).unwrap().len(), 1);
-        let error = read_samples(&config(3), &tokenizer).unwrap_err();
-        assert_eq!(exit_code(&error), 2);
-        assert!(error.to_string().contains("data.max_length = 3"), "{error}");
     }
 }
