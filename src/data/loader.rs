@@ -10,8 +10,13 @@ use super::dataset::Source;
 use super::mixture::{Draw, MixBy, Mixture, Part, Progress};
 use super::pack::Batch;
 use crate::base::error::usage;
+use crate::base::human;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Rows after which how well they fill does not change any more.
+const TELLING_ROWS: usize = 10_000;
 
 /// A place in the endless order of rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +53,19 @@ impl Packing {
     /// The share of the rows that is filled.
     pub fn efficiency(&self) -> f64 {
         self.tokens as f64 / self.capacity as f64
+    }
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} rows of {} tokens are {:.1} % full, {:.1} samples each",
+            human::count(self.rows as u64),
+            human::count((self.capacity / self.rows.max(1)) as u64),
+            100.0 * self.efficiency(),
+            self.samples as f64 / self.rows as f64
+        )
     }
 }
 
@@ -106,8 +124,9 @@ impl Loader {
         batch
     }
 
-    /// What the next `num_rows` rows will hold.
+    /// What the next `num_rows` rows will hold, or as many of them as tell how well they fill.
     pub fn packing(&self, num_rows: usize) -> Packing {
+        let num_rows = num_rows.min(TELLING_ROWS);
         let length = |draw: &Draw| self.sources[draw.source].samples.length(draw.index);
         let mut packer = self.packer.clone();
         let (mut samples, mut tokens) = (0, 0);
@@ -117,6 +136,11 @@ impl Loader {
             tokens += row.iter().map(length).sum::<usize>();
         }
         Packing { rows: num_rows, samples, tokens, capacity: num_rows * self.packer.seq_len }
+    }
+
+    /// Most tokens of a row.
+    pub fn seq_len(&self) -> usize {
+        self.packer.seq_len
     }
 
     /// Tokens of a batch by the name of their source, where sources have names.

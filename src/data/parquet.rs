@@ -15,10 +15,11 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
+use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 const MESSAGES: &str = "messages";
 const COLUMNS: [&str; 3] = [MESSAGES, "id", "source"];
@@ -56,9 +57,25 @@ fn damaged(path: &Path, error: &dyn std::fmt::Display) -> anyhow::Error {
     usage(format!("{}: not a readable parquet file: {error}", path.display()))
 }
 
-/// Runs a step of the parquet library, which panics on some damaged files.
+thread_local! {
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a step of the parquet library, which panics on some damaged files, in silence.
 fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(step)) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.get() {
+                report(panic);
+            }
+        }));
+    });
+    IS_GUARDED.set(true);
+    let result = catch_unwind(AssertUnwindSafe(step));
+    IS_GUARDED.set(false);
+    match result {
         Ok(result) => result.map_err(|e| anyhow!("{e}")),
         Err(_) => Err(anyhow!("the file is damaged")),
     }

@@ -26,9 +26,9 @@ impl ChatTemplate {
             return self.render_spans(messages, false);
         }
         let stand_ins = StandIns::new(messages);
-        let (text, contents, said) = self.fill_in(messages, &stand_ins)?;
+        let Filled { text, places, said } = self.fill_in(messages, &stand_ins)?;
         let mut spans = Vec::new();
-        for (turn, content) in stand_ins.turns.iter().zip(contents) {
+        for (turn, content) in stand_ins.turns.iter().zip(places) {
             let part = |turns: &[Message], open| {
                 let marked = self.render(turns, open).ok()?;
                 Some(stand_ins.fill(&marked, &said)?.0).filter(|part| text.starts_with(part))
@@ -42,12 +42,8 @@ impl ChatTemplate {
         Ok((text, spans))
     }
 
-    /// The text, where the assistants' contents lie in it, and how they are spelled there.
-    fn fill_in<'m>(
-        &self,
-        messages: &'m [Message],
-        stand_ins: &StandIns,
-    ) -> Result<(String, Vec<Range<usize>>, Vec<&'m str>)> {
+    /// The conversation with what its assistants say, whether the template keeps it or not.
+    fn fill_in<'m>(&self, messages: &'m [Message], stand_ins: &StandIns) -> Result<Filled<'m>> {
         let rendered = self.render(messages, false)?;
         let marked = self.render(&stand_ins.messages, false)?;
         let contents: Vec<&str> =
@@ -55,11 +51,10 @@ impl ChatTemplate {
         let trimmed: Vec<&str> = contents.iter().map(|content| content.trim()).collect();
         let filled = |said: &Vec<&'m str>| {
             let (text, places) = stand_ins.fill(&marked, said)?;
-            (places.len() == said.len()).then(|| (text, places, said.clone()))
+            (places.len() == said.len()).then(|| Filled { text, places, said: said.clone() })
         };
-        let is_exact = |filled: &(String, _, _)| filled.0 == rendered;
-        let exact =
-            [&contents, &trimmed].into_iter().find_map(|said| filled(said).filter(is_exact));
+        let mut ways = [&contents, &trimmed].into_iter().filter_map(filled);
+        let exact = ways.find(|filled| filled.text == rendered);
         let has_thoughts = contents.iter().any(|content| content.contains(THINK_END));
         let kept = || filled(&contents).filter(|_| has_thoughts);
         exact.or_else(kept).ok_or_else(|| {
@@ -90,6 +85,15 @@ impl ChatTemplate {
             }
         }
     }
+}
+
+/// A rendered conversation.
+struct Filled<'m> {
+    text: String,
+    /// Where the assistants' contents lie in it.
+    places: Vec<Range<usize>>,
+    /// How they are spelled there.
+    said: Vec<&'m str>,
 }
 
 /// A conversation whose assistants say what nobody says, so that it can be found again.

@@ -15,6 +15,7 @@ use crate::objective::sft::negative_log_likelihood;
 use crate::optim::{AdamWConfig, Schedule};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -77,6 +78,8 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
         None => Cursor::default(),
     };
     let mut loader = dataset.loader(config.train.seq_len, config.seed, cursor)?;
+    let num_rows = total_steps as usize * config.train.gradient_accumulation;
+    tracing::info!("packing: {}", loader.packing(num_rows));
     let mut metrics = Metrics::open(run.path())?;
     metrics.truncate_after(trainer.step)?;
     let progress = Progress::new(label, total_steps, "steps");
@@ -106,14 +109,22 @@ struct StepResult {
     loss: f64,
     num_tokens: usize,
     num_targets: usize,
+    /// Tokens of each named source.
+    by_source: BTreeMap<String, usize>,
+    /// The share of the rows that was filled.
+    packing: f64,
     update: Update,
 }
 
 /// One update over `num_rows` packed rows.
 fn step(trainer: &mut Trainer, loader: &mut Loader, num_rows: usize) -> StepResult {
     let (mut loss_sum, mut num_tokens, mut num_targets) = (0.0, 0, 0);
+    let mut by_source = BTreeMap::new();
     for _ in 0..num_rows {
         let batch = loader.next_batch();
+        for (source, tokens) in loader.tokens_by_source(&batch) {
+            *by_source.entry(source.to_owned()).or_default() += tokens;
+        }
         num_tokens += batch.tokens.len();
         num_targets += batch.targets.len();
         trainer.accumulate(&batch, 1.0, &mut |_, scores, dlogp, _| {
@@ -122,21 +133,27 @@ fn step(trainer: &mut Trainer, loader: &mut Loader, num_rows: usize) -> StepResu
         });
     }
     let update = trainer.update(num_targets as f64);
-    StepResult { loss: loss_sum / num_targets as f64, num_tokens, num_targets, update }
+    let loss = loss_sum / num_targets as f64;
+    let packing = num_tokens as f64 / (num_rows * loader.seq_len()) as f64;
+    StepResult { loss, num_tokens, num_targets, by_source, packing, update }
 }
 
 impl StepResult {
     fn metrics(&self, secs: f64) -> Row {
-        row([
+        let mut metrics = row([
             ("loss/nll", self.loss),
             ("optim/grad_norm", self.update.grad_norm),
             ("optim/lr", self.update.lr),
             ("optim/skipped", f64::from(u8::from(!self.update.is_finite))),
             ("data/tokens", self.num_tokens as f64),
             ("data/target_tokens", self.num_targets as f64),
+            ("data/packing_efficiency", self.packing),
             ("time/step_secs", secs),
             ("time/tokens_per_sec", self.num_tokens as f64 / secs),
-        ])
+        ]);
+        let by_source = self.by_source.iter();
+        metrics.extend(by_source.map(|(name, &n)| (format!("data/tokens_{name}"), n.into())));
+        metrics
     }
 }
 
@@ -144,8 +161,12 @@ impl StepResult {
 mod tests {
     use super::*;
     use crate::checkpoint::LanguageModel;
+    use crate::data::dataset::Source;
+    use crate::data::mixture::MixBy;
+    use crate::data::pack::Batch;
     use crate::model::{Decoder, ModelConfig, layout};
     use crate::tokenizer::{Tokenized, bpe};
+    use proptest::prelude::*;
 
     fn model() -> LanguageModel {
         let dir = tempfile::tempdir().unwrap();
@@ -184,5 +205,48 @@ mod tests {
         assert!((loss - other).abs() < 1e-6 * loss, "{loss} is not {other}");
         let apart_by: f32 = together.iter().zip(&apart).map(|(a, b)| (a - b).abs()).sum();
         assert!(apart_by / (together.len() as f32) < 1e-6, "{apart_by}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn the_loss_of_packed_rows_is_that_of_each_sample_alone(
+            lengths in proptest::collection::vec(4usize..20, 2..7),
+            seq_len in 20usize..60,
+            ahead in 0usize..4,
+            seed: u64,
+        ) {
+            let samples: Vec<Tokenized> = lengths.iter().map(|&n| sample(n)).collect();
+            let (learnt, rest) = samples.split_at(samples.len() / 2);
+            let sources = [("a", learnt), ("b", rest)].map(|(n, s)| Source::in_memory(n, 1.0, s));
+            let mut loader = Loader::of_sources(
+                sources.into(), MixBy::Samples, ahead, seq_len, seed, Cursor::default(),
+            ).unwrap();
+            let packed: Vec<Batch> = (0..3).map(|_| loader.next_batch()).collect();
+            let indices = packed.iter().flat_map(|row| row.samples.clone());
+            let alone: Vec<Batch> = indices.map(|i| Batch::new(&samples, &[i])).collect();
+            let (loss, weights) = learn(&packed);
+            let (other, apart) = learn(&alone);
+            prop_assert!((loss - other).abs() < 1e-6 * loss, "{} is not {}", loss, other);
+            let differences = weights.iter().zip(&apart).map(|(a, b)| (a - b).abs());
+            prop_assert!(differences.sum::<f32>() / (weights.len() as f32) < 1e-6);
+        }
+    }
+
+    /// The loss and the weights after one update over the batches.
+    fn learn(batches: &[Batch]) -> (f64, Vec<f32>) {
+        let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
+        let mut trainer = Trainer::new(model(), optim, Schedule::default(), 10);
+        let mut loss = 0.0;
+        for batch in batches {
+            trainer.accumulate(batch, 1.0, &mut |_, scores, dlogp, _| {
+                let logp: Vec<f32> = scores.iter().map(|s| s.logp).collect();
+                loss += negative_log_likelihood(&logp, 1.0, dlogp);
+            });
+        }
+        let num_targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+        trainer.update(num_targets as f64);
+        (loss / num_targets as f64, trainer.model.params)
     }
 }
