@@ -10,14 +10,13 @@
 use super::input::{InputFile, resolve};
 use super::loader::{Cursor, Loader};
 use super::mixture::{MixBy, Part};
-use super::rules::{CodeAnswers, Decision, OverLength, Reason, Rules, TULU3_CODE};
+use super::rules::{CodeAnswers, Counts, Decision, OverLength, Reason, Rules, TULU3_CODE};
 use super::token_file::{Hash, Stale, TokenFile, TokenWriter};
 use super::tokenized::{self, Line};
 use crate::base::error::{Interrupted, usage};
 use crate::base::fs::AtomicFile;
 use crate::base::{human, interrupt, progress::Progress};
-use crate::data::rules::Counts;
-use crate::tokenizer::{Tokenized, Tokenizer};
+use crate::tokenizer::{Message, Tokenized, Tokenizer};
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -325,6 +324,7 @@ impl<'a> Builder<'a> {
     fn decide(&self, line: Line, answers: &CodeAnswers) -> Result<Outcome> {
         let origin = match &line {
             Line::Sample(sample) => {
+                sample.messages.iter().try_for_each(Message::check_role)?;
                 if let Some(reason) = self.rules.of_sample(sample, answers) {
                     return Ok(Outcome::Dropped(reason));
                 }

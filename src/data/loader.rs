@@ -7,7 +7,7 @@
 //! [`Cursor`].
 
 use super::dataset::Source;
-use super::mixture::{Draw, MixBy, Mixture, Part, Progress};
+use super::mixture::{Draw, MixBy, Mixture, Part, SourceCursor};
 use super::pack::Batch;
 use crate::base::error::usage;
 use crate::base::human;
@@ -23,7 +23,7 @@ const TELLING_ROWS: usize = 10_000;
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
     /// How far each source has been read; none before the first row.
-    pub sources: Vec<Progress>,
+    pub sources: Vec<SourceCursor>,
     /// Samples taken from the order that no row held yet.
     pub ahead: Vec<Draw>,
 }

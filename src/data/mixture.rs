@@ -37,7 +37,7 @@ pub struct Draw {
 /// How far a source has been read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Progress {
+pub struct SourceCursor {
     /// Where in its order.
     pub place: Place,
     /// What it has given so far, in samples or tokens.
@@ -70,7 +70,12 @@ pub struct Mixture {
 
 impl Mixture {
     /// Starts, or continues where `progress` (one for each source, or none at all) says.
-    pub fn new(parts: Vec<Part>, mix_by: MixBy, seed: u64, progress: &[Progress]) -> Result<Self> {
+    pub fn new(
+        parts: Vec<Part>,
+        mix_by: MixBy,
+        seed: u64,
+        progress: &[SourceCursor],
+    ) -> Result<Self> {
         let is_fresh = progress.is_empty();
         if !is_fresh && progress.len() != parts.len() {
             return Err(usage(format!(
@@ -99,10 +104,10 @@ impl Mixture {
     }
 
     /// What to save to resume.
-    pub fn progress(&self) -> Vec<Progress> {
+    pub fn progress(&self) -> Vec<SourceCursor> {
         let parts = self.parts.iter().zip(&self.orders).zip(&self.taken);
         parts
-            .map(|((part, order), &taken)| Progress {
+            .map(|((part, order), &taken)| SourceCursor {
                 place: order.place(),
                 taken,
                 data: part.data.clone(),
@@ -171,7 +176,7 @@ mod tests {
         if draw.source == 1 { 30 } else { 10 + draw.index }
     }
 
-    fn paper(mix_by: MixBy, progress: &[Progress]) -> Mixture {
+    fn paper(mix_by: MixBy, progress: &[SourceCursor]) -> Mixture {
         let parts = vec![part("codeseq", 1.0, 7), part("tulu", 5.0, 40)];
         Mixture::new(parts, mix_by, 3, progress).unwrap()
     }

@@ -7,10 +7,10 @@
 //!
 //! Left out: asking the model.
 
+use super::jsonl;
 use super::sample::{Sample, any_text};
 use crate::base::error::usage;
 use crate::base::human;
-use crate::data::jsonl;
 use crate::tokenizer::Tokenized;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

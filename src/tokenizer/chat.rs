@@ -26,6 +26,15 @@ impl Message {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }
+
+    /// Refuses a role that no conversation has.
+    pub fn check_role(&self) -> Result<()> {
+        if ROLES.contains(&self.role.as_str()) {
+            return Ok(());
+        }
+        let known = ROLES.join(", ");
+        Err(usage(format!("unknown role {:?}: expected one of {known}", self.role)))
+    }
 }
 
 /// A conversation as tokens; `loss_mask[i]` says whether token `i` is to be learnt.
@@ -66,13 +75,7 @@ impl Tokenizer {
 
     /// As [`Tokenizer::encode_sample`], whatever the mask.
     pub fn encode_masked(&self, messages: &[Message]) -> Result<Tokenized> {
-        if let Some(message) = messages.iter().find(|m| !ROLES.contains(&m.role.as_str())) {
-            return Err(usage(format!(
-                "unknown role {:?}: expected one of {}",
-                message.role,
-                ROLES.join(", ")
-            )));
-        }
+        messages.iter().try_for_each(Message::check_role)?;
         let (text, spans) = self.template()?.render_with_spans(messages)?;
         let encoding = self.encoding(&text)?;
         let ranges = encoding.get_offsets();
