@@ -9,11 +9,11 @@ use codeseq::ops::adamw::AdamW;
 use codeseq::ops::attention::{AttentionScratch, Heads, attention, attention_backward};
 use codeseq::ops::buffer::Buffer;
 use codeseq::ops::embedding::{embedding, embedding_backward};
-use codeseq::ops::logprob::{statistics, statistics_backward};
+use codeseq::ops::logprob::{ScoreGradient, statistics, statistics_backward};
 use codeseq::ops::matmul::{
     Panels, Start, matmul, pack, pack_transposed, packed_len, weight_gradient,
 };
-use codeseq::ops::reduce::{add_rows, global_norm};
+use codeseq::ops::reduce::{add_rows, sum_of_squares};
 use codeseq::ops::rms_norm::{rms_norm, rms_norm_backward};
 use codeseq::ops::rope::Rope;
 use codeseq::ops::swiglu::{swiglu, swiglu_backward};
@@ -146,7 +146,9 @@ fn log_probability_and_entropy_are_those_of_pytorch_at_any_temperature() {
         let statistics = statistics(row, op.get("temperature")[i]);
         logp.push(statistics.logp(row[token as usize]));
         entropy.push(statistics.entropy);
-        statistics_backward(row, statistics, token, op.get("d_logp")[i], op.get("d_entropy")[i]);
+        let (logp, entropy) = (op.get("d_logp")[i], op.get("d_entropy")[i]);
+        let gradient = ScoreGradient { logp, entropy, mean_logp: 0.0 };
+        statistics_backward(row, statistics, token, gradient);
     }
     op.check("logp", &logp);
     op.check("entropy", &entropy);
@@ -190,12 +192,13 @@ fn five_clipped_steps_of_adamw_are_those_of_pytorch() {
         eps: 1e-8,
         weight_decay: 0.1,
         max_grad_norm: 10.0,
+        ..AdamWConfig::default()
     };
     let mut parameters = op.get("start").to_vec();
     let (mut m, mut v) = (op.zeros_like("start"), op.zeros_like("start"));
     let (decays, mut norms) = (0..op.integers("decaying")[0], Vec::new());
     for (i, gradients) in op.get("gradients").chunks_exact(parameters.len()).enumerate() {
-        let norm = global_norm(gradients);
+        let norm = sum_of_squares(gradients).sqrt();
         norms.push(norm as f32);
         let adamw = AdamW {
             learning_rate: config.lr as f32,

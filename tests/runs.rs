@@ -379,6 +379,35 @@ fn fine_tuning_killed_three_times_resumes_to_the_same_bits() {
 }
 
 #[test]
+fn fine_tuning_on_a_mixture_killed_resumes_to_the_same_bits() {
+    let place = Place::new();
+    let rows_file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/data/rows.parquet");
+    let sources = format!(
+        "max_empty = 1\nmix_by = 'tokens'\npack_ahead = 4\ncache_dir = 'cache'\n\
+         [data.sources.tulu]\npaths = ['{rows_file}']\nweight = 5\n\
+         [data.sources.codeseq]\npaths = ['{}/samples.jsonl']\n",
+        INPUTS.display()
+    );
+    let files = format!("files = ['{}/samples.jsonl']\nmax_length = 200\n", INPUTS.display());
+    let config = sft_config().replace(&files, &format!("max_length = 200\n{sources}"));
+    place.write("sft.toml", &config);
+    let stats = done(&mut place.train("data stats --config @sft.toml"));
+    assert!(stats.contains("tulu: 2 of 3 samples kept (1 nothing to learn)"), "{stats}");
+    assert!(stats.contains("% full"), "{stats}");
+
+    done(&mut place.train("sft --config @sft.toml --out @whole"));
+    let run = place.path("run");
+    let mut command = place.train("sft --config @sft.toml --out @run");
+    kill(start(&mut command, || rows(&run).len() >= 20));
+    done(&mut place.train("sft --config @sft.toml --out @run --resume"));
+    assert_equal_runs(&run, &place.path("whole"), SFT_STEPS);
+    let tokens =
+        |key: &str| metrics(&run, SFT_STEPS).iter().map(|r| r[key].as_f64().unwrap()).sum();
+    let [tulu, codeseq]: [f64; 2] = ["data/tokens_tulu", "data/tokens_codeseq"].map(tokens);
+    assert!((tulu / codeseq - 5.0).abs() < 0.2, "{tulu} : {codeseq}");
+}
+
+#[test]
 fn fine_tuning_killed_at_twenty_random_moments_resumes_to_the_same_bits() {
     let (place, whole) = (Place::new(), &*SFT);
     place.write("sft.toml", &sft_config());

@@ -1,18 +1,23 @@
 """Writes tests/golden/chat/expected.json: what transformers makes of conversations under chat templates.
 
-Run from the repository root, with transformers and jinja2 installed:
+Run from the repository root, with transformers, jinja2 and trl installed:
     python scripts/golden/chat.py
+The templates of Llama 3, 3.1 and 3.2, Qwen2.5 and DeepSeek-R1-Distill are those that TRL ships (Apache-2.0,
+trl/chat_templates); InternLM2.5's and Tulu 3's are spelled out below after their tokenizer_config.json and
+allenai/open-instruct (both Apache-2.0).
 The tokenizer beside it was made by
     train data tokenizer --from tests/golden/chat/conversations.jsonl \
         --vocab-size 320 --max-token-length 12 --out tests/golden/chat/tokenizer
 """
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import transformers
+import trl
 
 HERE = Path("tests/golden/chat")
 
@@ -91,6 +96,57 @@ PLAIN_CHATML = """\
 {% endif %}"""
 
 
+# After internlm/internlm2_5-7b-chat.
+INTERNLM2 = (
+    "{{ bos_token }}{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# After allenai/Llama-3.1-Tulu-3-8B-SFT: only the last turn has no line break behind it.
+TULU3 = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + "
+    "message['content'] + '\n' }}{% elif message['role'] == 'user' %}{{ '<|user|>\n' + "
+    "message['content'] + '\n' }}{% elif message['role'] == 'assistant' %}{% if not loop.last %}"
+    "{{ '<|assistant|>\n'  + message['content'] + eos_token + '\n' }}{% else %}{{ '<|assistant|>\n'  + "
+    "message['content'] + eos_token }}{% endif %}{% endif %}{% if loop.last and add_generation_prompt %}"
+    "{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
+)
+
+
+def shipped(name):
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_bytes().decode()
+
+
+def llama(name):
+    names = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    return public(shipped(name), names, bos_token=names[0], eos_token=names[-1])
+
+
+def public(template, added_tokens, training=None, **config):
+    """A template without tags; `training` renders its targets whole where it drops part of them."""
+    return {"template": template, "config": config, "added_tokens": added_tokens, "training": training or template}
+
+
+def public_templates():
+    deepseek = ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<think>", "</think>"]
+    return {
+        "llama3_instruct": llama("llama3"),
+        "llama3_1_instruct": llama("llama3_1"),
+        "llama3_2_instruct": llama("llama3_2"),
+        "qwen2_5_instruct": public(shipped("qwen2_5"), ["<|im_start|>"]),
+        "deepseek_r1_distill": public(
+            shipped("deepseek_r1_distill"),
+            deepseek,
+            shipped("deepseek_r1_distill_training"),
+            bos_token=deepseek[0],
+            eos_token=deepseek[3],
+        ),
+        "internlm2_5": public(INTERNLM2, ["<s>", "</s>", "<|im_start|>"], bos_token="<s>"),
+        "tulu3": public(TULU3, ["<|end_of_text|>"], eos_token="<|end_of_text|>"),
+    }
+
+
 def main():
     config = json.loads((HERE / "tokenizer/tokenizer_config.json").read_text())
     lines = (HERE / "conversations.jsonl").read_text().splitlines()
@@ -106,14 +162,14 @@ def main():
     }
     cases = []
     for name, (template, extra) in templates.items():
-        with tempfile.TemporaryDirectory() as directory:
-            shutil.copytree(HERE / "tokenizer", directory, dirs_exist_ok=True)
-            (Path(directory) / "tokenizer_config.json").write_text(json.dumps(config | extra))
-            # As bytes: Python would turn the line ends of one template.
-            (Path(directory) / "chat_template.jinja").write_bytes(template.encode())
-            tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-            outcomes = [outcome(tokenizer, messages) for messages in conversations]
+        tokenizer = with_template(template, config | extra)
+        outcomes = [outcome(tokenizer, messages) for messages in conversations]
         cases.append({"name": name, "template": template, "config": extra, "outcomes": outcomes})
+    for name, case in public_templates().items():
+        tokenizer = with_template(case["template"], config | case["config"], case["added_tokens"])
+        case["outcomes"] = [public_outcome(tokenizer, case["training"], messages) for messages in conversations]
+        del case["training"]
+        cases.append({"name": name} | case)
     texts = [message["content"] for messages in conversations for message in messages]
     texts += ["", "\r\n \n\n\n x  9", "def f(n):\n    return [n, 10**n]\n"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(HERE / "tokenizer")
@@ -123,6 +179,50 @@ def main():
     made_by = f"transformers {transformers.__version__}"
     golden = {"made_by": made_by, "cases": cases, "encodings": encodings}
     (HERE / "expected.json").write_text(json.dumps(golden, ensure_ascii=False) + "\n")
+
+
+def with_template(template, config, added_tokens=()):
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copytree(HERE / "tokenizer", directory, dirs_exist_ok=True)
+        (Path(directory) / "tokenizer_config.json").write_text(json.dumps(config))
+        # As bytes: Python would turn the line ends of one template.
+        (Path(directory) / "chat_template.jinja").write_bytes(template.encode())
+        path = Path(directory) / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        tokenizer["added_tokens"] += added_tokens_json(tokenizer, added_tokens)
+        path.write_text(json.dumps(tokenizer))
+        return transformers.AutoTokenizer.from_pretrained(directory)
+
+
+def added_tokens_json(tokenizer, added_tokens):
+    first = 1 + max(tokenizer["model"]["vocab"].values())
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False) | {"special": True}
+    return [{"id": first + i, "content": token} | flags for i, token in enumerate(added_tokens)]
+
+
+def public_outcome(tokenizer, training, messages):
+    """The prompt and rendering of the template, and the sample to learn: text, ids and mask by prefixes."""
+    # Templates that ask for the date get the one that they fall back to.
+    render = lambda messages, **more: tokenizer.apply_chat_template(
+        messages, tokenize=False, date_string="26 Jul 2024", **more
+    )
+    text = render(messages)
+    prompt = render(messages, add_generation_prompt=True)
+    opening = render(messages[:1], add_generation_prompt=True).removeprefix(render(messages[:1]))
+    learnt = render(messages, chat_template=training)
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = len(render(messages[:i], chat_template=training))
+        after = len(render(messages[: i + 1], chat_template=training))
+        # As much of the prompt's opening as the turn begins with is not learnt.
+        shared = os.path.commonprefix([learnt[before:], opening])
+        end = learnt.rindex(tokenizer.eos_token, 0, after) + len(tokenizer.eos_token)
+        spans.append((before + len(shared), end))
+    encoded = tokenizer(learnt, add_special_tokens=False, return_offsets_mapping=True)
+    mask = [int(any(a < end and start < b for start, end in spans)) for a, b in encoded["offset_mapping"]]
+    return {"text": text, "prompt": prompt, "ids": encoded["input_ids"], "mask": mask}
 
 
 def outcome(tokenizer, messages):

@@ -102,7 +102,7 @@ pub fn load_step<T: DeserializeOwned>(path: &Path, moments: [Vec<&mut [f32]>; 2]
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
-    use crate::data::pack::Cursor;
+    use crate::data::shuffle::Place;
     use crate::model::RowOrder;
     use crate::tokenizer::bpe;
 
@@ -119,24 +119,24 @@ mod tests {
             tokenizer: &tokenizer,
         };
         let path = dir.path().join("step-000001");
-        let cursor = Cursor { epoch: 2, index: 7 };
+        let cursor = Place { epoch: 2, index: 7 };
         let moments: [Vec<&[f32]>; 2] = [vec![&[0.1, 0.2], &[0.3]], vec![&[], &[4.0, 5.0, 6.0]]];
         save_step(&path, model, moments.clone(), &cursor).unwrap();
 
         let (mut m, mut v, mut w) = ([0.0; 3], [0.0; 3], [0.0; 3]);
         let (first, rest) = m.split_at_mut(1);
-        let state: Cursor = load_step(&path, [vec![first, rest], vec![&mut v]]).unwrap();
+        let state: Place = load_step(&path, [vec![first, rest], vec![&mut v]]).unwrap();
         assert_eq!((state, m, v), (cursor, [0.1, 0.2, 0.3], [4.0, 5.0, 6.0]));
         hf::load_weights(&path, &specs, &mut w).unwrap();
         assert_eq!(w, [1.0, 2.0, 3.0]);
 
         let error =
-            load_step::<Cursor>(&path, [vec![&mut [0.0; 2]], vec![&mut [0.0; 2]]]).unwrap_err();
+            load_step::<Place>(&path, [vec![&mut [0.0; 2]], vec![&mut [0.0; 2]]]).unwrap_err();
         assert_eq!(exit_code(&error), 2);
         assert!(save_step(&path, model, moments, &cursor).is_err(), "an existing step is kept");
         let plain = dir.path().join("model");
         save(&plain, model).unwrap();
-        let error = load_step::<Cursor>(&plain, [vec![&mut m], vec![&mut v]]).unwrap_err();
+        let error = load_step::<Place>(&plain, [vec![&mut m], vec![&mut v]]).unwrap_err();
         assert!(error.to_string().contains("resume"), "{error}");
     }
 }

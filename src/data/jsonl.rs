@@ -1,23 +1,45 @@
 //! JSON Lines in and out. A malformed line is the user's error and is named by file and line.
 
 use crate::base::error::usage;
-use crate::base::fs::{AtomicFile, read_text};
+use crate::base::fs::AtomicFile;
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+
+/// The lines of `path`, read as they are asked for; blank lines are skipped.
+pub fn rows<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
+    let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
+    let lines = BufReader::new(File::open(path).map_err(unreadable)?).lines();
+    let path = path.to_owned();
+    Ok(lines.enumerate().filter_map(move |(i, line)| {
+        let place = || format!("{}:{}", path.display(), i + 1);
+        match line {
+            Ok(line) if line.trim().is_empty() => None,
+            Ok(line) => {
+                Some(serde_json::from_str(&line).map_err(|e| usage(format!("{}: {e}", place()))))
+            }
+            Err(e) => Some(Err(usage(format!("{}: cannot read the line: {e}", place())))),
+        }
+    }))
+}
 
 /// Reads every line of `path`; blank lines are skipped.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let text = read_text(path)?;
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(i, line)| {
-            serde_json::from_str(line)
-                .map_err(|e| usage(format!("{}:{}: {e}", path.display(), i + 1)))
-        })
-        .collect()
+    rows(path)?.collect()
+}
+
+/// How many lines `path` has, blank ones aside.
+pub fn count(path: &Path) -> Result<u64> {
+    let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
+    let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
+    let (mut count, mut line) = (0, Vec::new());
+    while reader.read_until(b'\n', &mut line).map_err(unreadable)? > 0 {
+        count += u64::from(!line.trim_ascii().is_empty());
+        line.clear();
+    }
+    Ok(count)
 }
 
 /// Writes one object a line; the file appears whole or not at all.

@@ -1,15 +1,12 @@
-//! Sequences of different lengths side by side in one batch, in a shuffled order that resumes.
+//! Sequences of different lengths side by side in one batch.
 //!
-//! Contract: no sequence is cut; a batch holds at most `max_tokens` tokens; the order depends only
-//! on (seed, epoch) and continues from a [`Cursor`]; a batch never spans two epochs. Packing only
-//! decides what is computed together: losses are divided by global counts, so it changes none.
+//! Contract: no sequence is cut, none sees another, and positions count from each one's start.
+//! Packing only decides what is computed together: losses are divided by global counts, so it
+//! changes none.
 
 use crate::base::error::usage;
-use crate::base::rng::Stream;
 use crate::tokenizer::Tokenized;
 use anyhow::Result;
-use rand::seq::SliceRandom;
-use serde::{Deserialize, Serialize};
 
 /// Sequences packed one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,20 +26,29 @@ pub struct Batch {
 impl Batch {
     /// Packs `samples[i]` for each index, in that order.
     pub fn new(samples: &[Tokenized], indices: &[usize]) -> Self {
-        let mut batch = Self { cu_seqlens: vec![0], ..Self::default() };
+        let mut batch = Self::empty();
         for &index in indices {
-            let sample = &samples[index];
-            let start = batch.tokens.len();
-            batch.tokens.extend(&sample.input_ids);
-            batch.cu_seqlens.push(batch.tokens.len() as u32);
-            let before = batch.targets.len();
-            // The first token has no row before it that could predict it.
-            let learnt = (1..sample.input_ids.len()).filter(|&i| sample.loss_mask[i]);
-            batch.targets.extend(learnt.map(|i| ((start + i - 1) as u32, sample.input_ids[i])));
-            batch.targets_per_sequence.push((batch.targets.len() - before) as u32);
-            batch.samples.push(index);
+            batch.push(&samples[index], index);
         }
         batch
+    }
+
+    /// A batch of no sequences.
+    pub fn empty() -> Self {
+        Self { cu_seqlens: vec![0], ..Self::default() }
+    }
+
+    /// Adds a sequence behind the others; `index` says which sample it is.
+    pub fn push(&mut self, sample: &Tokenized, index: usize) {
+        let start = self.tokens.len();
+        self.tokens.extend(&sample.input_ids);
+        self.cu_seqlens.push(self.tokens.len() as u32);
+        let before = self.targets.len();
+        // The first token has no row before it that could predict it.
+        let learnt = (1..sample.input_ids.len()).filter(|&i| sample.loss_mask[i]);
+        self.targets.extend(learnt.map(|i| ((start + i - 1) as u32, sample.input_ids[i])));
+        self.targets_per_sequence.push((self.targets.len() - before) as u32);
+        self.samples.push(index);
     }
 }
 
@@ -75,123 +81,9 @@ fn check_length(index: usize, length: usize, max_tokens: usize) -> Result<()> {
     Ok(())
 }
 
-/// A place in the endless shuffled order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cursor {
-    /// Passes completed.
-    pub epoch: u64,
-    /// Samples taken in this pass.
-    pub index: usize,
-}
-
-/// An endless order over `len` items: every item once an epoch, each epoch shuffled anew.
-#[derive(Debug, Clone)]
-pub struct Shuffled {
-    seed: u64,
-    cursor: Cursor,
-    order: Vec<usize>,
-}
-
-/// Keeps this shuffle apart from other uses of the same seed.
-const SHUFFLE: u64 = 0x73_6875_6666_6c65;
-
-impl Shuffled {
-    /// Starts or continues at `cursor`; refuses an empty set and a cursor beyond its end.
-    pub fn new(len: usize, seed: u64, cursor: Cursor) -> Result<Self> {
-        if len == 0 {
-            return Err(usage("no samples to draw from"));
-        }
-        if cursor.index >= len {
-            return Err(usage(format!(
-                "the saved position is sample {} of {len}: the data has changed since",
-                cursor.index
-            )));
-        }
-        let mut shuffled = Self { seed, cursor, order: vec![0; len] };
-        shuffled.shuffle();
-        Ok(shuffled)
-    }
-
-    /// Where the next item will come from; save this to resume.
-    pub fn cursor(&self) -> Cursor {
-        self.cursor
-    }
-
-    /// The next item, without taking it.
-    pub fn peek(&self) -> usize {
-        self.order[self.cursor.index]
-    }
-
-    /// Takes the next item.
-    pub fn take(&mut self) -> usize {
-        let item = self.peek();
-        self.cursor.index += 1;
-        if self.cursor.index == self.order.len() {
-            self.cursor = Cursor { epoch: self.cursor.epoch + 1, index: 0 };
-            self.shuffle();
-        }
-        item
-    }
-
-    fn shuffle(&mut self) {
-        self.order.iter_mut().enumerate().for_each(|(i, slot)| *slot = i);
-        self.order.shuffle(&mut Stream::new(self.seed, &[SHUFFLE, self.cursor.epoch]));
-    }
-}
-
-/// Endless packed batches over a set of samples.
-pub struct Loader {
-    samples: Vec<Tokenized>,
-    max_tokens: usize,
-    order: Shuffled,
-}
-
-impl Loader {
-    /// Batches of at most `max_tokens` tokens, from `cursor` on; refuses longer samples.
-    pub fn new(
-        samples: Vec<Tokenized>,
-        max_tokens: usize,
-        seed: u64,
-        cursor: Cursor,
-    ) -> Result<Self> {
-        for (index, sample) in samples.iter().enumerate() {
-            check_length(index, sample.input_ids.len(), max_tokens)?;
-        }
-        let order = Shuffled::new(samples.len(), seed, cursor)?;
-        Ok(Self { samples, max_tokens, order })
-    }
-
-    /// The samples.
-    pub fn samples(&self) -> &[Tokenized] {
-        &self.samples
-    }
-
-    /// Where the next batch starts; save this to resume.
-    pub fn cursor(&self) -> Cursor {
-        self.order.cursor()
-    }
-
-    /// Takes samples in order until the next one does not fit or the epoch ends.
-    pub fn next_batch(&mut self) -> Batch {
-        let epoch = self.order.cursor().epoch;
-        let mut indices = Vec::new();
-        let mut used = 0;
-        while self.order.cursor().epoch == epoch {
-            used += self.samples[self.order.peek()].input_ids.len();
-            if used > self.max_tokens {
-                break;
-            }
-            indices.push(self.order.take());
-        }
-        Batch::new(&self.samples, &indices)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn sample(length: usize, prompt: usize) -> Tokenized {
         Tokenized {
@@ -213,40 +105,5 @@ mod tests {
     fn first_fit_fills_gaps_and_refuses_what_fits_nowhere() {
         assert_eq!(first_fit(&[6, 5, 4, 5], 10).unwrap(), [vec![0, 2], vec![1, 3]]);
         assert!(first_fit(&[3, 11], 10).unwrap_err().to_string().contains("sample 2"));
-    }
-
-    #[test]
-    fn a_changed_or_empty_data_set_is_refused() {
-        assert!(Shuffled::new(0, 1, Cursor::default()).is_err());
-        assert!(Shuffled::new(3, 1, Cursor { epoch: 0, index: 3 }).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn an_epoch_has_every_sample_once_and_resumes_anywhere(
-            lengths in proptest::collection::vec(2usize..9, 1..40),
-            seed: u64,
-            stop in 0usize..30,
-        ) {
-            let samples: Vec<Tokenized> = lengths.iter().map(|&n| sample(n, 1)).collect();
-            let mut loader = Loader::new(samples.clone(), 12, seed, Cursor::default()).unwrap();
-            let mut seen = Vec::new();
-            while loader.cursor().epoch == 0 {
-                let batch = loader.next_batch();
-                prop_assert!(!batch.samples.is_empty() && batch.tokens.len() <= 12);
-                seen.extend(batch.samples);
-            }
-            seen.sort_unstable();
-            prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
-
-            let mut loader = Loader::new(samples.clone(), 12, seed, Cursor::default()).unwrap();
-            for _ in 0..stop {
-                loader.next_batch();
-            }
-            let mut resumed = Loader::new(samples, 12, seed, loader.cursor()).unwrap();
-            for _ in 0..5 {
-                prop_assert_eq!(loader.next_batch(), resumed.next_batch());
-            }
-        }
     }
 }

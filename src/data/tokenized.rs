@@ -1,16 +1,15 @@
 //! Samples as tokens, from either kind of file: conversations, or ids with labels made elsewhere.
 //!
-//! Contract: every sample that comes out has a loss mask that is neither empty nor full; a line
-//! that breaks this, or that the tokenizer or its template refuses, is named by file and line.
+//! Contract: every sample that [`load`] returns has a loss mask that is neither empty nor full; one
+//! that breaks this, or that the tokenizer or its template refuses, is named by file and row.
 
-use super::jsonl;
+use super::input::resolve;
 use super::sample::Sample;
 use crate::base::error::usage;
 use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
-use std::path::Path;
 
 /// The label of a token without loss.
 pub const NO_LOSS: i64 = -100;
@@ -74,29 +73,28 @@ impl LabelledIds {
     }
 }
 
-/// One line as tokens.
-pub fn tokenize(line: Line, tokenizer: &Tokenizer) -> Result<Tokenized> {
+/// One line as tokens, whatever its mask.
+pub fn encode(line: Line, tokenizer: &Tokenizer) -> Result<Tokenized> {
     match line {
-        Line::Sample(sample) => tokenizer.encode_sample(&sample.messages),
-        Line::Ids(ids) => {
-            let tokenized = ids.into_tokenized(tokenizer.vocab_size())?;
-            tokenized.check_mask("sample")?;
-            Ok(tokenized)
-        }
+        Line::Sample(sample) => tokenizer.encode_masked(&sample.messages),
+        Line::Ids(ids) => ids.into_tokenized(tokenizer.vocab_size()),
     }
 }
 
-/// Reads and tokenizes every sample of a file, in order.
-pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Tokenized>> {
-    let lines: Vec<Line> = jsonl::read(path)?;
-    lines
-        .into_par_iter()
-        .enumerate()
-        .map(|(i, line)| {
-            tokenize(line, tokenizer)
-                .map_err(|e| e.context(format!("{}: sample {}", path.display(), i + 1)))
-        })
-        .collect()
+/// Reads and tokenizes every sample of a place (see [`super::input`]), in order.
+pub fn load(place: &str, tokenizer: &Tokenizer) -> Result<Vec<Tokenized>> {
+    let mut samples = Vec::new();
+    for file in resolve(place)? {
+        let lines: Vec<Line> = file.rows()?.collect::<Result<_>>()?;
+        let tokenized = lines.into_par_iter().enumerate().map(|(i, line)| {
+            let sample = encode(line, tokenizer);
+            sample
+                .and_then(|sample| sample.check_mask("conversation").map(|()| sample))
+                .map_err(|e| e.context(format!("{}: sample {}", file.path().display(), i + 1)))
+        });
+        samples.extend(tokenized.collect::<Result<Vec<_>>>()?);
+    }
+    Ok(samples)
 }
 
 #[cfg(test)]
@@ -110,7 +108,7 @@ mod tests {
         let tokenizer = bpe::tests::small(dir.path());
         let path = dir.path().join("samples.jsonl");
         std::fs::write(&path, text).unwrap();
-        load(&path, &tokenizer)
+        load(path.to_str().unwrap(), &tokenizer)
     }
 
     #[test]

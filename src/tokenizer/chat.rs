@@ -1,27 +1,21 @@
-//! Conversations as tokens: the model's own chat template, and which tokens carry loss.
+//! Conversations as tokens, and which of the tokens carry loss.
 //!
-//! Contract: templates render to the text that transformers renders (its Jinja environment is
-//! imitated below), and loss falls on assistant turns only: on the template's `{% generation %}`
-//! spans, or, where it has none, on what a turn adds to the rendered prompt before it. A mask that is
+//! Contract: a conversation is rendered by the model's own template ([`super::template`]) and
+//! tokenised as one text; loss falls on what assistants say ([`super::targets`]). A mask that is
 //! empty or covers everything is refused: training on it is a mistake that no loss curve shows.
-//!
-//! Left out: tools and documents in conversations. `strftime_now` is left undefined on purpose:
-//! templates then use their fixed date, and a prompt never depends on the day.
 
-use super::{Tokenizer, json, special_token};
+use super::Tokenizer;
 use crate::base::error::usage;
-use crate::base::fs::read_text;
 use anyhow::Result;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
-use std::path::Path;
+
+/// Roles a conversation may have; templates skip others in silence.
+const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// The text.
     pub content: String,
@@ -31,6 +25,15 @@ impl Message {
     /// A turn of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
+    }
+
+    /// Refuses a role that no conversation has.
+    pub fn check_role(&self) -> Result<()> {
+        if ROLES.contains(&self.role.as_str()) {
+            return Ok(());
+        }
+        let known = ROLES.join(", ");
+        Err(usage(format!("unknown role {:?}: expected one of {known}", self.role)))
     }
 }
 
@@ -62,146 +65,17 @@ impl Tokenized {
     }
 }
 
-/// A model's chat template.
-pub struct ChatTemplate {
-    environment: Environment<'static>,
-    /// Special tokens under the names that templates know (`bos_token`, ...).
-    special_tokens: Vec<(&'static str, String)>,
-    /// Spellings of the tokens that end a turn.
-    ends: Vec<String>,
-    has_spans: bool,
-    place: String,
-}
-
-const NAME: &str = "chat_template";
-const OPEN: &str = "codeseq_open";
-const CLOSE: &str = "codeseq_close";
-
-impl ChatTemplate {
-    /// The template beside a tokenizer: `chat_template.jinja`, else the config's key.
-    pub(super) fn load(
-        dir: &Path,
-        config: &serde_json::Value,
-        ends: Vec<String>,
-    ) -> Result<Option<Self>> {
-        let file = dir.join("chat_template.jinja");
-        let inline = dir.join("tokenizer_config.json").display().to_string();
-        let (source, place) = if file.is_file() {
-            (read_text(&file)?, file.display().to_string())
-        } else {
-            match &config[NAME] {
-                serde_json::Value::Null => return Ok(None),
-                serde_json::Value::String(source) => (source.clone(), inline),
-                named => {
-                    let default = named.as_array().and_then(|entries| {
-                        let entry = entries.iter().find(|entry| entry["name"] == "default")?;
-                        entry["template"].as_str()
-                    });
-                    let source = default.ok_or_else(|| {
-                        usage(format!("{inline}: {NAME}: no template named \"default\""))
-                    })?;
-                    (source.to_owned(), inline)
-                }
-            }
-        };
-        let special_tokens = ["bos_token", "eos_token", "pad_token", "unk_token"]
-            .into_iter()
-            .filter_map(|key| Some((key, special_token(config, key)?.to_owned())))
-            .collect();
-        Self::new(&source, special_tokens, ends, place).map(Some)
-    }
-
-    /// Compiles `source`; `place` is where it lies, for errors.
-    fn new(
-        source: &str,
-        special_tokens: Vec<(&'static str, String)>,
-        ends: Vec<String>,
-        place: String,
-    ) -> Result<Self> {
-        let (source, has_spans) = mark_generation(&source.replace("\r\n", "\n"));
-        let mut environment = environment();
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(|e| usage(format!("{place}: bad chat template: {e}")))?;
-        Ok(Self { environment, special_tokens, ends, has_spans, place })
-    }
-
-    /// The conversation as text, with the opening of an assistant turn at its end if wanted.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        Ok(self.render_spans(messages, add_generation_prompt)?.0)
-    }
-
-    /// The conversation as text, and the byte ranges of what its assistant says.
-    pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
-        if self.has_spans {
-            self.render_spans(messages, false)
-        } else {
-            self.spans_by_prefix(messages)
-        }
-    }
-
-    fn render_spans(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<(String, Vec<Range<usize>>)> {
-        let (open, close) = sentinels(messages);
-        let turns: Vec<Value> = messages
-            .iter()
-            .map(|m| {
-                let fields = [("role", m.role.as_str()), ("content", m.content.as_str())];
-                Value::from_pairs(fields.map(|(k, v)| (k, Value::from(v))))
-            })
-            .collect();
-        let mut context = vec![
-            ("messages", Value::from(turns)),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-            (OPEN, Value::from(open.as_str())),
-            (CLOSE, Value::from(close.as_str())),
-        ];
-        context.extend(self.special_tokens.iter().map(|(k, v)| (*k, Value::from(v.as_str()))));
-        let text = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render(Value::from_pairs(context)))
-            .map_err(|e| usage(format!("{}: the chat template failed: {e}", self.place)))?;
-        Ok(split_sentinels(&text, &open, &close))
-    }
-
-    /// An assistant turn is what it adds to the rendering of the turns before it.
-    fn spans_by_prefix(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
-        let text = self.render(messages, false)?;
-        let mut spans = Vec::new();
-        for (i, _) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
-            let before = self.render(&messages[..i], true)?;
-            let mut after = self.render(&messages[..=i], false)?;
-            if !after.starts_with(&before) || !text.starts_with(&after) {
-                return Err(usage(format!(
-                    "{}: the template changes earlier turns when later ones follow, so the tokens \
-                     to learn cannot be told: mark them with {{% generation %}} ... \
-                     {{% endgeneration %}}",
-                    self.place
-                )));
-            }
-            let last_end = self
-                .ends
-                .iter()
-                .filter_map(|end| {
-                    Some(before.len() + after[before.len()..].rfind(end)? + end.len())
-                })
-                .max();
-            after.truncate(last_end.unwrap_or(after.len()));
-            spans.push(before.len()..after.len());
-        }
-        Ok((text, spans))
-    }
-}
-
 impl Tokenizer {
     /// The tokens of a conversation to learn from.
     pub fn encode_sample(&self, messages: &[Message]) -> Result<Tokenized> {
+        let sample = self.encode_masked(messages)?;
+        sample.check_mask("conversation")?;
+        Ok(sample)
+    }
+
+    /// As [`Tokenizer::encode_sample`], whatever the mask.
+    pub fn encode_masked(&self, messages: &[Message]) -> Result<Tokenized> {
+        messages.iter().try_for_each(Message::check_role)?;
         let (text, spans) = self.template()?.render_with_spans(messages)?;
         let encoding = self.encoding(&text)?;
         let ranges = encoding.get_offsets();
@@ -211,93 +85,13 @@ impl Tokenizer {
             let last = ranges.partition_point(|range| range.0 < span.end);
             loss_mask[first..last].fill(true);
         }
-        let sample = Tokenized { input_ids: encoding.get_ids().to_vec(), loss_mask };
-        sample.check_mask("conversation")?;
-        Ok(sample)
+        Ok(Tokenized { input_ids: encoding.get_ids().to_vec(), loss_mask })
     }
 
     /// The tokens that ask for the next assistant turn.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
         self.encode(&self.template()?.render(messages, true)?)
     }
-}
-
-/// Jinja as transformers sets it up for chat templates.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.expect("the default delimiters are valid"));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", json::tojson);
-    environment.add_test("iterable", |v: &Value| !v.is_none() && v.try_iter().is_ok());
-    environment.add_function("raise_exception", |message: String| -> Result<(), Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment
-}
-
-/// Replaces the generation tags, which minijinja does not know, by tags that print sentinels.
-///
-/// The outer tag keeps the left whitespace marker and the inner one the right marker, so blanks are
-/// trimmed as before; `with` gives the span the scope of its own that transformers gives it.
-fn mark_generation(source: &str) -> (String, bool) {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    let mut found = false;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let Some(length) = tag.find("%}").map(|end| end + 2) else { break };
-        let body = &tag[2..length - 2];
-        let left = body.chars().next().filter(|c| "-+".contains(*c));
-        let body = body.trim_start_matches(['-', '+']);
-        let right = body.chars().next_back().filter(|c| "-+".contains(*c));
-        let name = body.trim_end_matches(['-', '+']).trim();
-        let [left, right] = [left, right].map(|marker| marker.map_or(String::new(), String::from));
-        match name {
-            "generation" => {
-                found = true;
-                out.push_str(&format!("{{%{left} with %}}{{{{ {OPEN} }}}}{{% if true {right}%}}"));
-            }
-            "endgeneration" => {
-                out.push_str(&format!("{{%{left} endif %}}{{{{ {CLOSE} }}}}{{% endwith {right}%}}"))
-            }
-            _ => {
-                // Only the opening is passed: an unrelated tag may hold the end of a comment.
-                out.push_str("{%");
-                rest = &tag[2..];
-                continue;
-            }
-        }
-        rest = &tag[length..];
-    }
-    out.push_str(rest);
-    (out, found)
-}
-
-/// Two private-use strings that no message contains.
-fn sentinels(messages: &[Message]) -> (String, String) {
-    let mut core = String::from("\u{e000}");
-    while messages.iter().any(|m| m.content.contains(&core) || m.role.contains(&core)) {
-        core.push('\u{e000}');
-    }
-    (format!("\u{e001}{core}\u{e001}"), format!("\u{e002}{core}\u{e002}"))
-}
-
-/// The text without sentinels and the ranges they enclosed.
-fn split_sentinels(marked: &str, open: &str, close: &str) -> (String, Vec<Range<usize>>) {
-    let mut text = String::with_capacity(marked.len());
-    let mut spans = Vec::new();
-    let mut pieces = marked.split(open);
-    text.push_str(pieces.next().unwrap_or_default());
-    for piece in pieces {
-        let start = text.len();
-        let (inside, after) = piece.split_once(close).unwrap_or((piece, ""));
-        text.push_str(inside);
-        spans.push(start..text.len());
-        text.push_str(after);
-    }
-    (text, spans)
 }
 
 #[cfg(test)]
@@ -307,52 +101,8 @@ mod tests {
     use crate::tokenizer::bpe;
     use proptest::prelude::*;
 
-    fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::new(source, Vec::new(), vec!["<e>".to_owned()], "t".to_owned()).unwrap()
-    }
-
     fn turns(contents: &[(&str, &str)]) -> Vec<Message> {
         contents.iter().map(|(role, content)| Message::new(*role, *content)).collect()
-    }
-
-    #[test]
-    fn whitespace_markers_act_as_on_the_original_tags() {
-        let dialogue = turns(&[("user", "q"), ("assistant", "a")]);
-        let source = "{% for m in messages %}\n  {{ m.role }}:\n  {%- generation %}\n  \
-                      {{ m.content }}\n  {%+ endgeneration -%}\n  |\n{% endfor %}";
-        let (text, spans) = template(source).render_with_spans(&dialogue).unwrap();
-        assert_eq!(text, "  user:  q\n  |\n  assistant:  a\n  |\n");
-        assert_eq!(&text[spans[1].clone()], "  a\n  ");
-    }
-
-    #[test]
-    fn a_template_without_spans_learns_turns_up_to_their_end() {
-        let source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<e>\n{% endfor %}\
-                      {% if add_generation_prompt %}[assistant]{% endif %}";
-        let dialogue =
-            turns(&[("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]);
-        let (text, spans) = template(source).render_with_spans(&dialogue).unwrap();
-        let said: Vec<&str> = spans.into_iter().map(|span| &text[span]).collect();
-        assert_eq!(said, ["a<e>", "b<e>"]);
-    }
-
-    #[test]
-    fn a_template_that_rewrites_earlier_turns_needs_spans() {
-        let source = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}";
-        let dialogue = turns(&[("user", "q"), ("assistant", "a")]);
-        let error = template(source).render_with_spans(&dialogue).unwrap_err();
-        assert_eq!(exit_code(&error), 2);
-        assert!(error.to_string().contains("generation"), "{error}");
-    }
-
-    #[test]
-    fn a_template_can_refuse_a_conversation() {
-        let error =
-            template("{{ raise_exception('no such role') }}").render(&[], true).unwrap_err();
-        assert_eq!(exit_code(&error), 2);
-        assert!(error.to_string().contains("no such role"), "{error}");
-        let broken = ChatTemplate::new("{% if %}", Vec::new(), Vec::new(), "t.jinja".to_owned());
-        assert!(broken.err().unwrap().to_string().contains("t.jinja"));
     }
 
     #[test]

@@ -10,13 +10,17 @@
 pub mod bpe;
 pub mod chat;
 mod json;
+mod targets;
+mod template;
 
-pub use chat::{ChatTemplate, Message, Tokenized};
+pub use chat::{Message, Tokenized};
+pub use template::ChatTemplate;
 
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_atomic};
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper};
 
@@ -142,6 +146,18 @@ impl Tokenizer {
     /// Where the tokenizer was read from.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// A hash of all that decides which tokens a conversation becomes.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for (name, content) in &self.files {
+            hash.update(name);
+            hash.update((content.len() as u64).to_le_bytes());
+            hash.update(content);
+        }
+        self.eos_ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        hash.finalize().into()
     }
 
     /// Writes the tokenizer's files to `to`, byte for byte as they were read.

@@ -5,8 +5,9 @@
 
 use super::trainer::{Execution, Trainer};
 use super::{MicroBatch, grpo, sft};
-use crate::data::pack::{Cursor, Loader};
+use crate::data::loader::Cursor;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
+use crate::tokenizer::Tokenized;
 use anyhow::Result;
 use std::time::Instant;
 
@@ -18,7 +19,9 @@ const SHARE_LEARNT: f64 = 0.8;
 /// Seconds that SFT, GRPO and `num_scored` scored rollouts will take together.
 pub fn estimate(sft: &sft::Config, grpo: &grpo::Config, num_scored: usize) -> Result<f64> {
     let model = sft.model.open(sft.seed)?;
-    let samples = sft::read_samples(&sft.data, &model.tokenizer)?;
+    let dataset = sft.data.open(&model.tokenizer)?;
+    let samples: Vec<Tokenized> =
+        dataset.sources.iter().flat_map(|source| source.samples.iter()).collect();
     let mean = |total: usize| total as f64 / samples.len() as f64;
     let response_tokens = mean(samples.iter().map(|s| s.learnt()).sum());
     let sequence_tokens = mean(samples.iter().map(|s| s.input_ids.len()).sum());
@@ -28,7 +31,7 @@ pub fn estimate(sft: &sft::Config, grpo: &grpo::Config, num_scored: usize) -> Re
         .map(|s| s.input_ids[..s.input_ids.len() - s.learnt()].to_vec())
         .collect();
 
-    let mut loader = Loader::new(samples, sft.train.seq_len, sft.seed, Cursor::default())?;
+    let mut loader = dataset.loader(sft.train.seq_len, sft.seed, Cursor::default())?;
     let (steps, execution) = (sft.train.total_steps, Execution::default());
     let mut trainer = Trainer::new(model, sft.optim, sft.schedule, steps, execution)?;
     let mut training_rate = 0.0;

@@ -3,7 +3,7 @@
 //! Loss is the mean negative log-likelihood over the assistant tokens of the step's global batch
 //! (paper section 3, step 7; Table 6). One loader draws the rows of all ranks in order, so that what
 //! a step learns does not depend on their number. A step whose loss or gradient is not finite is
-//! skipped; several in a row end the run. Left out here: mixing of sources.
+//! skipped; several in a row end the run.
 
 use super::environment::resident_bytes;
 use super::flops::ModelFlops;
@@ -13,16 +13,17 @@ use super::run::RunDir;
 use super::settings::TrainConfig;
 use super::trainer::{Execution, Trainer, Update};
 use super::{CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint};
-use crate::base::error::{Interrupted, usage};
+use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress};
-use crate::data::pack::{Batch, Cursor, Loader};
-use crate::data::tokenized;
+use crate::data::dataset::DataConfig;
+use crate::data::loader::{Cursor, Loader};
+use crate::data::pack::Batch;
 use crate::model::ScoreGradient;
 use crate::objective::sft::smoothed_negative_log_likelihood;
 use crate::optim::{AdamWConfig, Schedule};
-use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -51,19 +52,10 @@ pub struct Config {
     pub plan: PlanConfig,
 }
 
-/// What to learn from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// JSON Lines files of samples.
-    pub files: Vec<PathBuf>,
-    /// Longer samples are dropped, in tokens.
-    pub max_length: usize,
-}
-
 impl Config {
     /// Refuses sizes with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
+        self.data.check(self.train.seq_len)?;
         self.train.check()
     }
 }
@@ -74,7 +66,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
-    let samples = read_samples(&config.data, &model.tokenizer)?;
+    let dataset = config.data.open(&model.tokenizer)?;
     let flops = ModelFlops::new(model.decoder.config());
     let execution = Execution {
         ranks: config.train.ranks,
@@ -86,7 +78,9 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
         Some(dir) => trainer.restore::<Cursor>(&dir)?,
         None => Cursor::default(),
     };
-    let mut loader = Loader::new(samples, config.train.seq_len, config.seed, cursor)?;
+    let mut loader = dataset.loader(config.train.seq_len, config.seed, cursor)?;
+    let num_rows = total_steps as usize * config.train.rows_per_step();
+    tracing::info!("packing: {}", loader.packing(num_rows));
     let mut metrics = Metrics::open(run.path())?;
     metrics.truncate_after(trainer.step)?;
     let progress = Progress::new(label, total_steps, "steps");
@@ -132,30 +126,6 @@ fn diverged(config: &Config, diagnosis: &str, kept: &Path) -> anyhow::Error {
     )
 }
 
-/// The samples of all files that are short enough.
-pub(super) fn read_samples(config: &DataConfig, tokenizer: &Tokenizer) -> Result<Vec<Tokenized>> {
-    let mut samples = Vec::new();
-    for file in &config.files {
-        samples.extend(tokenized::load(file, tokenizer)?);
-    }
-    let num_read = samples.len();
-    samples.retain(|sample| sample.input_ids.len() <= config.max_length);
-    if samples.is_empty() {
-        return Err(usage(format!(
-            "data.files: none of {num_read} samples has at most data.max_length = {} tokens",
-            config.max_length
-        )));
-    }
-    if samples.len() < num_read {
-        tracing::warn!(
-            "dropped {} of {num_read} samples longer than data.max_length = {}",
-            num_read - samples.len(),
-            config.max_length
-        );
-    }
-    Ok(samples)
-}
-
 /// What one step saw.
 struct StepResult {
     /// Mean negative log-likelihood of the targets.
@@ -164,6 +134,10 @@ struct StepResult {
     loss: f64,
     num_tokens: usize,
     num_targets: usize,
+    /// Tokens of each named source.
+    by_source: BTreeMap<String, usize>,
+    /// The share of the rows that was filled.
+    packing: f64,
     /// The samples, by their places in the data.
     samples: Vec<usize>,
     model_flops: f64,
@@ -198,12 +172,19 @@ fn step(
     let mean = |sum: f64| sum / num_targets as f64;
     let loss = mean(losses.iter().map(|l| l.loss).sum());
     let update = trainer.update(num_targets as f64, loss)?;
+    let mut by_source = BTreeMap::new();
+    for (source, tokens) in rows.iter().flat_map(|row| loader.tokens_by_source(row)) {
+        *by_source.entry(source.to_owned()).or_default() += tokens;
+    }
+    let num_tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
     let lengths = rows.iter().flat_map(|row| row.cu_seqlens.windows(2)).map(|e| e[1] - e[0]);
     Ok(StepResult {
         nll: mean(losses.iter().map(|l| l.nll).sum()),
         loss,
-        num_tokens: rows.iter().map(|row| row.tokens.len()).sum(),
+        num_tokens,
         num_targets,
+        by_source,
+        packing: num_tokens as f64 / (rows.len() * loader.seq_len()) as f64,
         model_flops: lengths.map(|length| flops.training(length as usize)).sum(),
         samples: rows.into_iter().flat_map(|row| row.samples).collect(),
         data_secs,
@@ -238,6 +219,7 @@ impl StepResult {
             ("optim/skipped", f64::from(u8::from(self.update.skipped.is_some()))),
             ("data/tokens", self.num_tokens as f64),
             ("data/target_tokens", self.num_targets as f64),
+            ("data/packing_efficiency", self.packing),
             ("time/step_secs", self.secs),
             ("time/data_secs", self.data_secs),
             ("time/tokens_per_sec", self.num_tokens as f64 / self.secs),
@@ -255,6 +237,8 @@ impl StepResult {
             ("time/resident_mib", resident_bytes().map(|b| b as f64 / f64::from(1 << 20))),
         ];
         metrics.extend(row(optional.into_iter().filter_map(|(key, v)| Some((key, v?)))));
+        let by_source = self.by_source.iter();
+        metrics.extend(by_source.map(|(name, &n)| (format!("data/tokens_{name}"), n.into())));
         metrics
     }
 
@@ -279,10 +263,12 @@ impl StepResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::error::exit_code;
     use crate::checkpoint::LanguageModel;
+    use crate::data::dataset::Source;
+    use crate::data::mixture::MixBy;
     use crate::model::{Decoder, ModelConfig, layout};
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::{Tokenized, bpe};
+    use proptest::prelude::*;
 
     fn model() -> LanguageModel {
         let dir = tempfile::tempdir().unwrap();
@@ -354,23 +340,45 @@ mod tests {
         assert!((value("time/mfu") - mfu).abs() < 1e-9 * mfu);
     }
 
-    #[test]
-    fn samples_that_are_too_long_are_dropped_and_none_left_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("samples.jsonl");
-        let lines = [4usize, 7].map(|length| {
-            let ids: Vec<usize> = (0..length).collect();
-            let labels: Vec<i64> =
-                (0..length as i64).map(|i| if i < 2 { -100 } else { i }).collect();
-            serde_json::json!({"input_ids": ids, "labels": labels}).to_string()
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn the_loss_of_packed_rows_is_that_of_each_sample_alone(
+            lengths in proptest::collection::vec(4usize..20, 2..7),
+            seq_len in 20usize..60,
+            ahead in 0usize..4,
+            seed: u64,
+        ) {
+            let samples: Vec<Tokenized> = lengths.iter().map(|&n| sample(n)).collect();
+            let (first, rest) = samples.split_at(samples.len() / 2);
+            let sources = [("a", first), ("b", rest)].map(|(n, s)| Source::in_memory(n, 1.0, s));
+            let mut loader = Loader::of_sources(
+                sources.into(), MixBy::Samples, ahead, seq_len, seed, Cursor::default(),
+            ).unwrap();
+            let packed: Vec<Batch> = (0..3).map(|_| loader.next_batch()).collect();
+            let indices = packed.iter().flat_map(|row| row.samples.clone());
+            let alone: Vec<Batch> = indices.map(|i| Batch::new(&samples, &[i])).collect();
+            let (loss, weights) = learn_batches(&packed);
+            let (other, apart) = learn_batches(&alone);
+            prop_assert!((loss - other).abs() < 1e-6 * loss, "{} is not {}", loss, other);
+            let differences = weights.iter().zip(&apart).map(|(a, b)| (a - b).abs());
+            prop_assert!(differences.sum::<f32>() / (weights.len() as f32) < 1e-6);
+        }
+    }
+
+    /// The loss and the weights after one update over the batches.
+    fn learn_batches(batches: &[Batch]) -> (f64, Vec<f32>) {
+        let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
+        let schedule = Schedule::default();
+        let mut trainer = Trainer::new(model(), optim, schedule, 10, Execution::default()).unwrap();
+        let rows: Vec<_> = batches.chunks(1).map(MicroBatch::of).collect();
+        let losses = trainer.accumulate(&rows, 1.0, |chunk, gradients, losses: &mut Losses| {
+            learn(0.0, chunk, gradients, losses);
         });
-        std::fs::write(&file, lines.join("\n")).unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
-        let config = |max_length| DataConfig { files: vec![file.clone()], max_length };
-        assert_eq!(read_samples(&config(7), &tokenizer).unwrap().len(), 2);
-        assert_eq!(read_samples(&config(6), &tokenizer).unwrap().len(), 1);
-        let error = read_samples(&config(3), &tokenizer).unwrap_err();
-        assert_eq!(exit_code(&error), 2);
-        assert!(error.to_string().contains("data.max_length = 3"), "{error}");
+        let loss: f64 = losses.unwrap().iter().map(|l| l.loss).sum();
+        let num_targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+        trainer.update(num_targets as f64, loss / num_targets as f64).unwrap();
+        (loss / num_targets as f64, trainer.model.params)
     }
 }

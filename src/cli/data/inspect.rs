@@ -10,9 +10,10 @@ use std::path::PathBuf;
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Samples: conversations (`messages`) or `input_ids` with `labels`
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    /// Samples, conversations (`messages`) or `input_ids` with `labels`: a .jsonl or .parquet file, a
+    /// directory of them, or a data set in the Hugging Face cache
+    #[arg(long, value_name = "PLACE")]
+    data: String,
     /// The tokenizer's (or model's) directory
     #[arg(long, value_name = "DIR")]
     tokenizer: PathBuf,
@@ -26,7 +27,7 @@ pub fn run(args: Args) -> Result<()> {
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
     let samples = tokenized::load(&args.data, &tokenizer)?;
     if samples.is_empty() {
-        return Err(usage(format!("{}: no samples", args.data.display())));
+        return Err(usage(format!("{}: no samples", args.data)));
     }
     let stdout = std::io::stdout();
     let style = if stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none() {

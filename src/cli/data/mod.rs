@@ -4,6 +4,7 @@ pub mod generate;
 pub mod inspect;
 pub mod solvability;
 pub mod stats;
+mod stats_mixture;
 pub mod tokenizer;
 
 use anyhow::Result;
@@ -17,7 +18,7 @@ pub enum Command {
     Solvability(solvability::Args),
     /// Show samples with their tokens coloured by loss mask
     Inspect(inspect::Args),
-    /// Count samples, families, rounds and lengths
+    /// Count samples, families, rounds and lengths, or the sources of a configuration
     Stats(stats::Args),
     /// Train a byte-level BPE tokenizer on a corpus
     Tokenizer(tokenizer::Args),

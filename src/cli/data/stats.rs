@@ -1,5 +1,7 @@
-//! `train data stats`: counts samples, families, rounds and lengths of data files.
+//! `train data stats`: counts samples, families, rounds and lengths of data files, or, with
+//! `--config`, what a run would learn from (`stats_mixture`).
 
+use super::stats_mixture;
 use crate::base::error::usage;
 use crate::data::jsonl;
 use crate::data::problem::Problem;
@@ -17,8 +19,17 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Files of samples or of problems, JSON Lines
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required_unless_present = "config")]
     files: Vec<PathBuf>,
+    /// A configuration of `train sft`: its sources, what is left out and why, and how rows fill
+    #[arg(long, value_name = "FILE", conflicts_with = "files")]
+    config: Vec<PathBuf>,
+    /// Override one value of the configuration
+    #[arg(long, value_name = "KEY=VALUE", requires = "config")]
+    set: Vec<String>,
+    /// The tokenizer's directory [default: the configured model's]
+    #[arg(long, value_name = "DIR", requires = "config")]
+    tokenizer: Option<PathBuf>,
     /// GTG prompt template for problems' lengths [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
@@ -26,6 +37,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
+    if !args.config.is_empty() {
+        return stats_mixture::run(&args.config, &args.set, args.tokenizer.as_deref());
+    }
     let prompt = match &args.prompt {
         Some(path) => GtgPrompt::from_file(path)?,
         None => GtgPrompt::bundled()?,

@@ -201,6 +201,7 @@ fn sft_samples(config: &Config, judged: &[Judged], prompt: &GtgPrompt) -> Result
         let failures = reflect::choose_failures(failures, rounds, &mut random);
         let response = reflect::response(pattern, &cases, &failures);
         samples.push(Sample {
+            id: None,
             messages: turns(prompt.render(&problem)?, response),
             source: Some("procedural".to_owned()),
             problem_id: Some(problem.problem_id),

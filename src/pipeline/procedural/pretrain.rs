@@ -99,6 +99,7 @@ pub fn samples(
             }
         };
         samples.push(Sample {
+            id: None,
             messages: turns(cue, answer),
             source: Some(kind.source().to_owned()),
             problem_id: None,

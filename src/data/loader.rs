@@ -1,0 +1,328 @@
+//! Endless packed rows over a data set.
+//!
+//! Contract: a row holds whole samples, at most `seq_len` tokens; it closes when a source ends a
+//! pass. Samples are taken in the mixture's order; where the next one does not fit, up to `ahead`
+//! others are looked through for some that do, and those passed over come first in the next row. With
+//! `ahead` 0 rows are cut where the order overflows them. Everything continues exactly from a
+//! [`Cursor`].
+
+use super::dataset::Source;
+use super::mixture::{Draw, MixBy, Mixture, Part, SourceCursor};
+use super::pack::Batch;
+use crate::base::error::usage;
+use crate::base::human;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Rows after which how well they fill does not change any more.
+const TELLING_ROWS: usize = 10_000;
+
+/// A place in the endless order of rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cursor {
+    /// How far each source has been read; none before the first row.
+    pub sources: Vec<SourceCursor>,
+    /// Samples taken from the order that no row held yet.
+    pub ahead: Vec<Draw>,
+}
+
+/// Endless packed batches over a data set.
+pub struct Loader {
+    sources: Vec<Source>,
+    /// Samples of all sources before each.
+    starts: Vec<usize>,
+    packer: Packer,
+}
+
+/// What some rows hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    /// How many rows.
+    pub rows: usize,
+    /// Samples in them.
+    pub samples: usize,
+    /// Tokens in them.
+    pub tokens: usize,
+    /// Tokens that they could hold.
+    pub capacity: usize,
+}
+
+impl Packing {
+    /// The share of the rows that is filled.
+    pub fn efficiency(&self) -> f64 {
+        self.tokens as f64 / self.capacity as f64
+    }
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} rows of {} tokens are {:.1} % full, {:.1} samples each",
+            human::count(self.rows as u64),
+            human::count((self.capacity / self.rows.max(1)) as u64),
+            100.0 * self.efficiency(),
+            self.samples as f64 / self.rows as f64
+        )
+    }
+}
+
+impl Loader {
+    /// Rows of at most `seq_len` tokens of `sources`, from `cursor` on.
+    pub fn of_sources(
+        sources: Vec<Source>,
+        mix_by: MixBy,
+        ahead: usize,
+        seq_len: usize,
+        seed: u64,
+        cursor: Cursor,
+    ) -> Result<Self> {
+        let mut starts = Vec::new();
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for source in &sources {
+            let part = source.part();
+            let longest = (0..part.len).map(|i| source.samples.length(i)).max().unwrap_or(0);
+            if longest > seq_len {
+                return Err(usage(format!(
+                    "{}: a sample has {longest} tokens, but a row holds train.seq_len = {seq_len}: \
+                     lower data.max_length or raise train.seq_len",
+                    part.title()
+                )));
+            }
+            starts.push(start);
+            start += part.len;
+            parts.push(part);
+        }
+        let is_known =
+            |draw: &Draw| parts.get(draw.source).is_some_and(|part: &Part| draw.index < part.len);
+        if !cursor.ahead.iter().all(is_known) {
+            return Err(usage("the checkpoint has samples in hand that the data do not have"));
+        }
+        let mixture = Mixture::new(parts, mix_by, seed, &cursor.sources)?;
+        let packer = Packer { mixture, in_hand: cursor.ahead, ahead, seq_len };
+        Ok(Self { sources, starts, packer })
+    }
+
+    /// Where the next batch starts; save this to resume.
+    pub fn cursor(&self) -> Cursor {
+        let Packer { mixture, in_hand, .. } = &self.packer;
+        Cursor { sources: mixture.progress(), ahead: in_hand.clone() }
+    }
+
+    /// The next row.
+    pub fn next_batch(&mut self) -> Batch {
+        let sources = &self.sources;
+        let draws = self.packer.next_row(|draw| sources[draw.source].samples.length(draw.index));
+        let mut batch = Batch::empty();
+        for draw in draws {
+            let sample = sources[draw.source].samples.sample(draw.index);
+            batch.push(&sample, self.starts[draw.source] + draw.index);
+        }
+        batch
+    }
+
+    /// What the next `num_rows` rows will hold, or as many of them as tell how well they fill.
+    pub fn packing(&self, num_rows: usize) -> Packing {
+        let num_rows = num_rows.min(TELLING_ROWS);
+        let length = |draw: &Draw| self.sources[draw.source].samples.length(draw.index);
+        let mut packer = self.packer.clone();
+        let (mut samples, mut tokens) = (0, 0);
+        for _ in 0..num_rows {
+            let row = packer.next_row(|draw| length(&draw));
+            samples += row.len();
+            tokens += row.iter().map(length).sum::<usize>();
+        }
+        Packing { rows: num_rows, samples, tokens, capacity: num_rows * self.packer.seq_len }
+    }
+
+    /// Most tokens of a row.
+    pub fn seq_len(&self) -> usize {
+        self.packer.seq_len
+    }
+
+    /// Tokens of a batch by the name of their source, where sources have names.
+    pub fn tokens_by_source(&self, batch: &Batch) -> Vec<(&str, usize)> {
+        let mut tokens: Vec<(&str, usize)> =
+            self.sources.iter().map(|source| (source.name.as_str(), 0)).collect();
+        for (&sample, ends) in batch.samples.iter().zip(batch.cu_seqlens.windows(2)) {
+            let source = self.starts.partition_point(|&start| start <= sample) - 1;
+            tokens[source].1 += (ends[1] - ends[0]) as usize;
+        }
+        tokens.retain(|(name, _)| !name.is_empty());
+        tokens
+    }
+
+    /// Rows over a list of samples.
+    #[cfg(test)]
+    pub(crate) fn new(
+        samples: Vec<crate::tokenizer::Tokenized>,
+        seq_len: usize,
+        seed: u64,
+        cursor: Cursor,
+    ) -> Result<Self> {
+        let source = Source::in_memory("", 1.0, &samples);
+        Self::of_sources(vec![source], MixBy::Samples, 0, seq_len, seed, cursor)
+    }
+}
+
+/// Divides the order into rows; knows lengths, not tokens.
+#[derive(Clone)]
+struct Packer {
+    mixture: Mixture,
+    /// Samples passed over, oldest first.
+    in_hand: Vec<Draw>,
+    /// Most samples in hand.
+    ahead: usize,
+    seq_len: usize,
+}
+
+impl Packer {
+    fn next_row(&mut self, length: impl Fn(Draw) -> usize) -> Vec<Draw> {
+        let passes = self.mixture.passes();
+        let (mut row, mut room) = (Vec::new(), self.seq_len);
+        let mut place = |draw: Draw| {
+            let fits = length(draw) <= room;
+            if fits {
+                room -= length(draw);
+                row.push(draw);
+            }
+            fits
+        };
+        self.in_hand.retain(|&draw| !place(draw));
+        while self.mixture.passes() == passes {
+            let draw = self.mixture.peek();
+            if !place(draw) {
+                if self.in_hand.len() >= self.ahead {
+                    break;
+                }
+                self.in_hand.push(draw);
+            }
+            self.mixture.take(length(draw));
+        }
+        row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::shuffle::{Place, Shuffled};
+    use crate::tokenizer::Tokenized;
+    use proptest::prelude::*;
+
+    fn sample(length: usize) -> Tokenized {
+        Tokenized {
+            input_ids: (0..length as u32).map(|i| 10 * length as u32 + i).collect(),
+            loss_mask: (0..length).map(|i| i >= 1).collect(),
+        }
+    }
+
+    fn loader(lengths: [&[usize]; 2], ahead: usize, seed: u64, cursor: Cursor) -> Loader {
+        let source = |name, weight, lengths: &[usize]| {
+            let samples: Vec<_> = lengths.iter().map(|&n| sample(n)).collect();
+            Source::in_memory(name, weight, &samples)
+        };
+        let sources = vec![source("a", 1.0, lengths[0]), source("b", 3.0, lengths[1])];
+        Loader::of_sources(sources, MixBy::Samples, ahead, 12, seed, cursor).unwrap()
+    }
+
+    #[test]
+    fn a_sample_longer_than_a_row_is_refused() {
+        let error = Loader::new(vec![sample(3), sample(9)], 8, 1, Cursor::default()).err().unwrap();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("9 tokens"), "{error}");
+    }
+
+    #[test]
+    fn one_list_of_samples_is_its_shuffled_order_cut_where_rows_overflow() {
+        let samples: Vec<Tokenized> = (0..30).map(|i| sample(2 + (5 * i) % 9)).collect();
+        let mut loader = Loader::new(samples.clone(), 12, 4, Cursor::default()).unwrap();
+        let mut order = Shuffled::new(samples.len(), 4, Place::default()).unwrap();
+        for _ in 0..40 {
+            let (epoch, mut row, mut used) = (order.place().epoch, Vec::new(), 0);
+            while order.place().epoch == epoch && used + samples[order.peek()].input_ids.len() <= 12
+            {
+                used += samples[order.peek()].input_ids.len();
+                row.push(order.take());
+            }
+            assert_eq!(loader.next_batch(), Batch::new(&samples, &row));
+        }
+    }
+
+    #[test]
+    fn looking_ahead_fills_rows_and_loses_nobody() {
+        let lengths: Vec<usize> = (0..60).map(|i| 2 + (7 * i) % 11).collect();
+        let packing = |ahead| {
+            let loader = loader([&lengths, &lengths], ahead, 5, Cursor::default());
+            loader.packing(40).efficiency()
+        };
+        assert!(packing(0) < 0.85 && packing(16) > 0.95, "{} {}", packing(0), packing(16));
+    }
+
+    #[test]
+    fn tokens_are_counted_by_source() {
+        let mut loader = loader([&[2, 2], &[3, 3, 3]], 0, 5, Cursor::default());
+        let batch = loader.next_batch();
+        assert_eq!(loader.tokens_by_source(&batch), [("a", 2), ("b", 9)]);
+    }
+
+    proptest! {
+        #[test]
+        fn an_epoch_has_every_sample_once_and_resumes_anywhere(
+            lengths in proptest::collection::vec(2usize..9, 1..40),
+            seed: u64,
+            stop in 0usize..30,
+        ) {
+            let samples: Vec<Tokenized> = lengths.iter().map(|&n| sample(n)).collect();
+            let open = |cursor| Loader::new(samples.clone(), 12, seed, cursor).unwrap();
+            let mut loader = open(Cursor::default());
+            let mut seen = Vec::new();
+            while loader.cursor().sources[0].place.epoch == 0 {
+                let batch = loader.next_batch();
+                prop_assert!(!batch.samples.is_empty() && batch.tokens.len() <= 12);
+                seen.extend(batch.samples);
+            }
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
+
+            let mut loader = open(Cursor::default());
+            for _ in 0..stop {
+                loader.next_batch();
+            }
+            let mut resumed = open(loader.cursor());
+            for _ in 0..5 {
+                prop_assert_eq!(loader.next_batch(), resumed.next_batch());
+            }
+        }
+
+        #[test]
+        fn a_mixture_gives_every_drawn_sample_once_and_resumes_anywhere(
+            a in proptest::collection::vec(2usize..=12, 1..20),
+            b in proptest::collection::vec(2usize..=12, 1..20),
+            ahead in 0usize..6,
+            seed: u64,
+            stop in 0usize..20,
+        ) {
+            let mut loader = loader([&a, &b], ahead, seed, Cursor::default());
+            let mut given = 0;
+            for _ in 0..stop {
+                let batch = loader.next_batch();
+                prop_assert!(!batch.samples.is_empty() && batch.tokens.len() <= 12);
+                given += batch.samples.len();
+            }
+            let cursor = loader.cursor();
+            prop_assert!(cursor.ahead.len() <= ahead);
+            let taken: u64 = cursor.sources.iter().map(|source| source.taken).sum();
+            prop_assert_eq!(taken as usize, given + cursor.ahead.len());
+            let text = serde_json::to_string(&cursor).unwrap();
+            let mut resumed =
+                super::tests::loader([&a, &b], ahead, seed, serde_json::from_str(&text).unwrap());
+            for _ in 0..5 {
+                prop_assert_eq!(loader.next_batch(), resumed.next_batch());
+            }
+        }
+    }
+}
