@@ -156,6 +156,7 @@ fn step(trainer: &mut Trainer, loader: &mut Loader, num_rows: usize) -> StepResu
         });
     }
     let update = trainer.update(num_targets as f64);
+    trainer.end_step();
     StepResult { loss: loss_sum / num_targets as f64, num_tokens, num_targets, update }
 }
 

@@ -18,8 +18,10 @@ use std::path::Path;
 pub struct Trainer {
     /// The model; its weights change at every update.
     pub model: LanguageModel,
-    /// Updates done.
+    /// Steps done; the learning rate follows them.
     pub step: u64,
+    /// Updates done; a step has one or more.
+    num_updates: u64,
     /// First and second moments of AdamW, flat, in the layout's order.
     moments: [Vec<f32>; 2],
     grads: Vec<f32>,
@@ -33,6 +35,7 @@ pub struct Trainer {
 #[derive(Serialize, Deserialize)]
 struct Saved<S> {
     step: u64,
+    num_updates: u64,
     state: S,
 }
 
@@ -59,6 +62,7 @@ impl Trainer {
         Self {
             moments: [zeros(), zeros()],
             step: 0,
+            num_updates: 0,
             grads: zeros(),
             optim,
             schedule,
@@ -74,13 +78,19 @@ impl Trainer {
         let [m, v] = &mut self.moments;
         let saved: Saved<S> = load_step(dir, [m, v])?;
         self.step = saved.step;
+        self.num_updates = saved.num_updates;
         Ok(saved.state)
     }
 
     /// Writes a checkpoint at `path`: the model, the moments, the step and the loop's own `state`.
     pub fn save<S: Serialize>(&self, path: &Path, state: S) -> Result<()> {
         let [m, v] = &self.moments;
-        save_step(path, self.model.as_saved(), [m, v], &Saved { step: self.step, state })
+        save_step(
+            path,
+            self.model.as_saved(),
+            [m, v],
+            &Saved { step: self.step, num_updates: self.num_updates, state },
+        )
     }
 
     /// Adds the gradient of one batch. `objective(first_target, scores, dlogp, dentropy)` is called
@@ -117,13 +127,18 @@ impl Trainer {
                 epsilon: self.optim.eps as f32,
                 weight_decay: self.optim.weight_decay as f32,
                 gradient_scale: (self.optim.clip_factor(grad_norm) / denominator) as f32,
-                step: self.step + 1,
+                step: self.num_updates + 1,
             };
             let decays = self.model.decoder.layout().decay_ranges();
             adamw.step(&mut self.model.params, &self.grads, m, v, &decays);
         }
         self.grads.fill(0.0);
-        self.step += 1;
+        self.num_updates += 1;
         Update { grad_norm, lr, is_finite }
+    }
+
+    /// Ends a step after its updates.
+    pub fn end_step(&mut self) {
+        self.step += 1;
     }
 }
