@@ -27,8 +27,12 @@ fn every_training_configuration_is_accepted_by_its_command() {
     for file in configs("toml") {
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
         let files = [file];
-        let checked = if name.contains("grpo") {
-            load::<grpo::Config>(&files, &[]).and_then(|resolved| resolved.value.check())
+        let is_profile = files[0].parent().is_some_and(|dir| dir.ends_with("profiles"));
+        let checked = if is_profile || name == "dapo" {
+            // Read over or under another one; it has no model or data of its own.
+            Ok(())
+        } else if name.contains("grpo") {
+            grpo::Config::load(&files, &[]).and_then(|resolved| resolved.value.check())
         } else if name.contains("sft") || name.contains("pretrain") {
             load::<sft::Config>(&files, &[]).and_then(|resolved| resolved.value.check())
         } else {

@@ -599,7 +599,8 @@ fn mistakes_in_a_configuration_are_named() {
         ("rollout.max_sequences=0", "rollout.max_sequences"),
         ("rollout.temperature=0.0", "rollout.temperature"),
         ("train.seq_len=191", "= 192"),
-        ("policy.kl_coef=0.1", "policy.kl_coef"),
+        ("overlong={buffer=0,factor=1.0}", "overlong.buffer"),
+        ("profile=verl-0.1", "profile"),
         ("rollout.num_prompts=5", "rollout.num_prompts"),
     ] {
         place.mistake(&format!("grpo --config @grpo.toml --set {set}"), &[part]);

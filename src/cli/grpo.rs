@@ -15,7 +15,7 @@ pub struct Args {
 
 /// Reinforces, and prints the trained model's directory.
 pub fn run(args: Args) -> Result<()> {
-    let resolved = args.config.load::<grpo::Config>()?;
+    let resolved = grpo::Config::load(&args.config.config, &args.config.set)?;
     let config = &resolved.value;
     let plan = plan::Plan::of_grpo(config)?;
     launch(&args.config, &resolved, &plan, "runs/grpo", |run| {

@@ -2,7 +2,7 @@
 
 use super::explain::{self, entries};
 use super::resolved::Resolved;
-use super::source::Sources;
+use super::source::{Profile, Sources};
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -15,7 +15,17 @@ pub fn load<T: DeserializeOwned + Serialize>(
     files: &[PathBuf],
     sets: &[String],
 ) -> Result<Resolved<T>> {
-    let sources = Sources::read(files, sets)?;
+    load_over(&[], files, sets)
+}
+
+/// The same over the one of `profiles` that the key `profile` names, or else the first; `T` has that
+/// key too.
+pub fn load_over<T: DeserializeOwned + Serialize>(
+    profiles: &[Profile],
+    files: &[PathBuf],
+    sets: &[String],
+) -> Result<Resolved<T>> {
+    let sources = Sources::read(files, sets)?.over_profile(profiles)?;
     let merged = sources.merged()?;
     let value: T = typed(merged.clone()).map_err(|error| {
         let known = explain::known_elsewhere(&merged, &error, |table| {
@@ -109,6 +119,34 @@ mod tests {
 
     fn error(texts: &[&str], sets: &[&str]) -> String {
         load_texts(texts, sets).unwrap_err()
+    }
+
+    #[test]
+    fn a_profile_lies_below_what_the_user_gives_and_is_named_as_origin() {
+        #[derive(Debug, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Chosen {
+            #[serde(default)]
+            profile: Option<String>,
+            a: i64,
+            b: i64,
+        }
+        let profiles = [("old", "a = 1\nb = 1"), ("new", "a = 2\nb = 2")]
+            .map(|(name, text)| Profile { name, text });
+        let dir = tempfile::tempdir().unwrap();
+        let file = write(dir.path(), "c.toml", "a = 5");
+        let load =
+            |set: &[String]| load_over::<Chosen>(&profiles, std::slice::from_ref(&file), set);
+        let first = load(&[]).unwrap();
+        assert_eq!((first.value.a, first.value.b), (5, 1));
+        assert_eq!(first.origin("b").to_string(), "profile old:2");
+        let other = load(&["profile=new".to_owned()]).unwrap();
+        assert_eq!((other.value.a, other.value.b), (5, 2));
+        let error = load(&["profile=newer".to_owned()]).unwrap_err().to_string();
+        assert!(
+            error.contains("--set profile=newer") && error.contains("\"old\", \"new\""),
+            "{error}"
+        );
     }
 
     #[test]

@@ -12,6 +12,6 @@ mod resolved;
 mod source;
 
 pub use diff::differences;
-pub use load::load;
+pub use load::{load, load_over};
 pub use resolved::Resolved;
-pub use source::Origin;
+pub use source::{Origin, Profile};

@@ -23,8 +23,24 @@ pub enum Origin {
         /// Counted from 1.
         line: usize,
     },
+    /// A line of a named profile.
+    Profile {
+        /// The profile.
+        name: &'static str,
+        /// Counted from 1.
+        line: usize,
+    },
     /// A `--set` argument, as typed.
     Set(String),
+}
+
+/// Values that the user may choose by one name, below all that the user gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Profile {
+    /// What `profile = "..."` says.
+    pub name: &'static str,
+    /// TOML.
+    pub text: &'static str,
 }
 
 impl fmt::Display for Origin {
@@ -32,12 +48,14 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Profile { name, line } => write!(f, "profile {name}:{line}"),
             Self::Set(argument) => write!(f, "--set {argument}"),
         }
     }
 }
 
 enum Name {
+    Profile(&'static str),
     File(PathBuf),
     Set(String),
 }
@@ -64,6 +82,30 @@ impl Sources {
         Ok(sources)
     }
 
+    /// The same over the profile that they choose, or else the first.
+    pub(super) fn over_profile(self, profiles: &[Profile]) -> Result<Self> {
+        let Some(default) = profiles.first() else { return Ok(self) };
+        let merged = self.merged()?;
+        let chosen = match merged.get("profile") {
+            None => default,
+            Some(value) => profiles
+                .iter()
+                .find(|profile| value.get_ref().as_str() == Some(profile.name))
+                .ok_or_else(|| {
+                    let names: Vec<_> = profiles.iter().map(|p| format!("{:?}", p.name)).collect();
+                    usage(format!(
+                        "{}: `profile` must be one of {}",
+                        self.origin(value.span().start),
+                        names.join(", ")
+                    ))
+                })?,
+        };
+        let mut over = Self(Vec::new());
+        over.push(Name::Profile(chosen.name), chosen.text.to_owned());
+        self.0.into_iter().for_each(|source| over.push(source.name, source.text));
+        Ok(over)
+    }
+
     fn push(&mut self, name: Name, text: String) {
         // One position more than the text has: errors may point at its end.
         let start = self.0.last().map_or(0, |last| last.start + last.text.len() + 1);
@@ -88,13 +130,12 @@ impl Sources {
         let Some(source) = self.0.iter().rfind(|s| s.start <= position) else {
             return Origin::Default;
         };
+        let end = (position - source.start).min(source.text.len());
+        let line = 1 + source.text.as_bytes()[..end].iter().filter(|&&b| b == b'\n').count();
         match &source.name {
+            Name::Profile(name) => Origin::Profile { name, line },
+            Name::File(path) => Origin::File { path: path.clone(), line },
             Name::Set(argument) => Origin::Set(argument.clone()),
-            Name::File(path) => {
-                let end = (position - source.start).min(source.text.len());
-                let newlines = source.text.as_bytes()[..end].iter().filter(|&&b| b == b'\n');
-                Origin::File { path: path.clone(), line: 1 + newlines.count() }
-            }
         }
     }
 
@@ -102,7 +143,7 @@ impl Sources {
     pub(super) fn names(&self) -> String {
         let files = self.0.iter().filter_map(|s| match &s.name {
             Name::File(path) => Some(path.display().to_string()),
-            Name::Set(_) => None,
+            Name::Set(_) | Name::Profile(_) => None,
         });
         let names = files.collect::<Vec<_>>().join(" + ");
         if names.is_empty() { "config".to_owned() } else { names }

@@ -4,8 +4,9 @@
 //! verdict gives no reward: the member is masked out, never scored 0.
 
 pub mod cssr;
-pub mod overlong;
+mod overlong;
 pub mod response;
 
 pub use cssr::{Breakdown, Reference, RewardConfig, RewardKind, Verdict, reward};
+pub use overlong::Overlong;
 pub use response::{FormatError, ParsedResponse, parse};

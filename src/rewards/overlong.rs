@@ -1,10 +1,24 @@
 //! DAPO's soft punishment of responses that come close to the length limit.
 
-/// Falls in a straight line from 0, where the last `buffer` tokens before `limit` begin, to
-/// -`factor` at the limit.
-pub fn overlong_penalty(length: usize, limit: usize, buffer: usize, factor: f64) -> f64 {
-    let over = length as f64 - (limit as f64 - buffer as f64);
-    (-over / buffer as f64 * factor).min(0.0)
+use serde::{Deserialize, Serialize};
+
+/// Where the punishment begins and how much it is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlong {
+    /// It begins this many tokens before the limit.
+    pub buffer: usize,
+    /// What a response of the limit's length loses.
+    pub factor: f64,
+}
+
+impl Overlong {
+    /// What is added to the reward of a response of `length` tokens: 0 up to the buffer, then a
+    /// straight line to -`factor` at `limit`.
+    pub fn penalty(&self, length: usize, limit: usize) -> f64 {
+        let over = length as f64 - (limit as f64 - self.buffer as f64);
+        (-over / self.buffer as f64 * self.factor).min(0.0)
+    }
 }
 
 #[cfg(test)]
@@ -16,7 +30,7 @@ mod tests {
         for (length, expected) in
             [(100, 0.0), (16_384, 0.0), (17_000, -0.150_391), (18_432, -0.5), (20_480, -1.0)]
         {
-            let penalty = overlong_penalty(length, 20_480, 4096, 1.0);
+            let penalty = Overlong { buffer: 4096, factor: 1.0 }.penalty(length, 20_480);
             assert!((penalty - expected).abs() < 1e-6, "{length}: {penalty}");
         }
     }

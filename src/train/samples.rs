@@ -24,10 +24,13 @@ struct Row {
     verdict: Verdict,
 }
 
-/// Writes the step's rollouts; problems and groups correspond by place.
-pub fn record(path: &Path, problems: &[&Problem], groups: &[ProblemAttempts]) -> Result<()> {
+/// Writes the step's rollouts.
+pub fn record<'a>(
+    path: &Path,
+    groups: impl IntoIterator<Item = (&'a Problem, &'a ProblemAttempts)>,
+) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    for (problem, group) in problems.iter().zip(groups) {
+    for (problem, group) in groups {
         for (sample, attempt) in group.attempts.iter().enumerate() {
             let row = Row {
                 problem_id: problem.problem_id.clone(),
@@ -104,7 +107,7 @@ pub(super) mod tests {
         let problems = [&problem("a"), &problem("b")];
         let slow = VerdictKind::Fail(Reason::CpuTime);
         let first = [group(&[("x", slow), ("y", VerdictKind::Pass)]), group(&[("x", slow)])];
-        record(&journal, &problems, &first).unwrap();
+        record(&journal, problems.into_iter().zip(&first)).unwrap();
 
         let pass = VerdictKind::Pass;
         let mut again = vec![group(&[("x", pass), ("other", slow)]), group(&[("x", pass)])];

@@ -172,6 +172,7 @@ fn step(
     let mean = |sum: f64| sum / num_targets as f64;
     let loss = mean(losses.iter().map(|l| l.loss).sum());
     let update = trainer.update(num_targets as f64, loss)?;
+    trainer.end_step();
     let mut by_source = BTreeMap::new();
     for (source, tokens) in rows.iter().flat_map(|row| loader.tokens_by_source(row)) {
         *by_source.entry(source.to_owned()).or_default() += tokens;

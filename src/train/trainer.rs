@@ -38,7 +38,7 @@ impl Default for Execution {
 pub struct Trainer {
     /// The model; its weights, which are the first rank's, change at every update.
     pub model: LanguageModel,
-    /// Steps done.
+    /// Steps done; the learning rate follows them.
     pub step: u64,
     ranks: Vec<Rank>,
     /// The parameters of the other ranks.
@@ -56,9 +56,9 @@ pub struct Trainer {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OptimizerState {
-    /// Steps that changed no weight.
-    skipped: u64,
-    /// Those of them just before now.
+    /// Updates that changed weights; a step has one or more.
+    updates: u64,
+    /// Those just before now that changed none.
     skipped_in_a_row: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
@@ -168,7 +168,7 @@ impl Trainer {
         save_step(path, self.model.as_saved(), whole, &saved)
     }
 
-    /// Steps just before now that changed no weight and could not be answered by a smaller loss
+    /// Updates just before now that changed no weight and could not be answered by a smaller loss
     /// scale.
     pub fn skipped_in_a_row(&self) -> u64 {
         self.optimizer.skipped_in_a_row
@@ -220,7 +220,7 @@ impl Trainer {
             epsilon: self.optim.eps as f32,
             weight_decay: self.optim.weight_decay as f32,
             gradient_scale: 0.0,
-            step: self.step - self.optimizer.skipped + 1,
+            step: self.optimizer.updates + 1,
         };
         let (optim, shards, decayed) = (self.optim, self.shards, &self.decayed);
         let layout = self.model.decoder.layout();
@@ -255,11 +255,15 @@ impl Trainer {
         NonFinite { loss, tensors: indices.iter().map(|&i| tensors[i].name.clone()).collect() }
     }
 
-    /// Counts the step and moves the loss scale.
-    fn advance(&mut self, is_finite: bool) {
+    /// Ends a step after its updates.
+    pub fn end_step(&mut self) {
         self.step += 1;
-        let OptimizerState { skipped, skipped_in_a_row, loss_scale } = &mut self.optimizer;
-        *skipped += u64::from(!is_finite);
+    }
+
+    /// Counts the update and moves the loss scale.
+    fn advance(&mut self, is_finite: bool) {
+        let OptimizerState { updates, skipped_in_a_row, loss_scale } = &mut self.optimizer;
+        *updates += u64::from(is_finite);
         let mut is_answered = false;
         if let (Some(scale), Some(config)) = (loss_scale, &self.loss_scale) {
             is_answered = !scale.is_at_minimum(config);
@@ -318,7 +322,9 @@ mod tests {
                 gradients.iter_mut().for_each(|gradient| gradient.logp = -factor);
             })
             .unwrap();
-        trainer.update(300.0, losses.iter().sum()).unwrap()
+        let update = trainer.update(300.0, losses.iter().sum()).unwrap();
+        trainer.end_step();
+        update
     }
 
     fn trained(ranks: usize) -> Trainer {

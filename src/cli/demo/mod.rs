@@ -19,7 +19,6 @@ use crate::sandbox::{Judge, Options};
 use crate::train::run::{Existing, RunDir};
 use crate::train::{grpo, plan::Plan, rehearsal, sft};
 use anyhow::Result;
-use serde::{Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -145,11 +144,12 @@ pub fn run(args: Args) -> Result<()> {
     let size = if args.quick { QUICK } else { FULL };
     let rollouts = args.rollouts.unwrap_or(size.rollouts);
     let existing = if args.overwrite { Existing::Overwrite } else { Existing::Refuse };
-    let sft = load::<sft::Config>("sft.toml", size.sft_set, &args.sft_set, &[])?;
+    let sft: Resolved<sft::Config> =
+        load(config::load, "sft.toml", size.sft_set, &args.sft_set, &[])?;
     let sft_run = RunDir::create(&args.out.join("sft"), &sft.to_toml(), existing)?;
     let sft_model = sft_run.checkpoints().step_dir(sft.value.train.total_steps);
     let start_from = format!("model.path={:?}", sft_model.display().to_string());
-    let grpo = load::<grpo::Config>("grpo.toml", size.grpo_set, &args.grpo_set, &[start_from])?;
+    let grpo = load(grpo::Config::load, "grpo.toml", size.grpo_set, &args.grpo_set, &[start_from])?;
     let grpo_run = RunDir::create(&args.out.join("grpo"), &grpo.to_toml(), existing)?;
 
     let mut clock = Clock { started: Instant::now(), seconds: Vec::new() };
@@ -214,8 +214,9 @@ pub fn run(args: Args) -> Result<()> {
     ))
 }
 
-/// A config of the demo with the size's and the user's overrides.
-fn load<T: DeserializeOwned + Serialize>(
+/// A config of the demo with the size's and the user's overrides, read by `read`.
+fn load<T>(
+    read: fn(&[PathBuf], &[String]) -> Result<Resolved<T>>,
     name: &str,
     size: &[&str],
     user: &[String],
@@ -230,7 +231,7 @@ fn load<T: DeserializeOwned + Serialize>(
     }
     let size = size.iter().map(|&s| s.to_owned());
     let sets: Vec<String> = size.chain(user.iter().cloned()).chain(last.iter().cloned()).collect();
-    config::load(&[path], &sets)
+    read(&[path], &sets)
 }
 
 fn problems(name: &str, most: usize) -> Result<Vec<Problem>> {

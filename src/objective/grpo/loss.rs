@@ -15,8 +15,11 @@ pub struct LossConfig {
     pub clip_dual: f64,
     /// Log-ratios are clamped to plus or minus this.
     pub log_ratio_clamp: f64,
-    /// Weight of the k3 estimate of the divergence from the reference model.
+    /// Weight of the k3 estimate of the divergence from the reference model, the one that training
+    /// starts from.
     pub kl_coef: f64,
+    /// Measure that divergence even where its weight is 0.
+    pub log_kl: bool,
     /// Weight of the entropy bonus.
     pub entropy_coef: f64,
     /// How token losses become one number.
@@ -31,9 +34,17 @@ impl Default for LossConfig {
             clip_dual: 3.0,
             log_ratio_clamp: 20.0,
             kl_coef: 0.0,
+            log_kl: false,
             entropy_coef: 0.0,
             aggregation: Aggregation::TokenMean,
         }
+    }
+}
+
+impl LossConfig {
+    /// Whether a reference model has to be kept.
+    pub fn needs_reference(&self) -> bool {
+        self.kl_coef != 0.0 || self.log_kl
     }
 }
 
@@ -186,6 +197,7 @@ mod tests {
         clip_dual: 3.0,
         log_ratio_clamp: 20.0,
         kl_coef: 0.0,
+        log_kl: false,
         entropy_coef: 0.0,
         aggregation: Aggregation::TokenMean,
     };

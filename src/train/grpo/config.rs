@@ -1,0 +1,269 @@
+//! `grpo.toml`: the settings of reinforcement, under the names of the field.
+//!
+//! Defaults follow verl, by a named profile (`configs/profiles`); paper Table 7 gives what `configs/llama3-8b` and
+//! `configs/qwen2.5-7b` set.
+
+use crate::base::error::usage;
+use crate::config::{self, Profile, Resolved};
+use crate::objective::grpo::LossConfig;
+use crate::optim::{AdamWConfig, Schedule};
+use crate::rewards::{Overlong, RewardConfig};
+use crate::sandbox::Limits;
+use crate::train::{CheckpointConfig, ModelSource, refuse_zeros};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What verl does where the paper is silent, by release. The first is the default.
+const PROFILES: [Profile; 2] = [
+    Profile { name: "verl-0.9", text: include_str!("../../../configs/profiles/verl-0.9.toml") },
+    Profile { name: "verl-0.5", text: include_str!("../../../configs/profiles/verl-0.5.toml") },
+];
+
+/// The whole of `grpo.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Whose defaults lie below: `verl-0.9` (where not given) or `verl-0.5`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Seed of prompt order and sampling.
+    #[serde(default)]
+    pub seed: u64,
+    /// What to start from.
+    pub model: ModelSource,
+    /// What to learn from.
+    pub data: DataConfig,
+    /// How responses are sampled.
+    pub rollout: RolloutConfig,
+    /// What a response is worth.
+    #[serde(default)]
+    pub reward: RewardConfig,
+    /// Punishes responses that come close to the length limit (DAPO); not where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlong: Option<Overlong>,
+    /// From rewards to advantages.
+    #[serde(default)]
+    pub advantage: AdvantageConfig,
+    /// From advantages to the loss.
+    #[serde(default)]
+    pub policy: LossConfig,
+    /// The optimizer.
+    pub optim: AdamWConfig,
+    /// The learning rate over the run.
+    pub schedule: Schedule,
+    /// How long and in what portions.
+    pub train: TrainConfig,
+    /// Limits of judged programs.
+    #[serde(default)]
+    pub judge: Limits,
+    /// What is kept on disk.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Scores on held-out problems on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
+}
+
+/// What to learn from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// JSON Lines files of problems.
+    pub files: Vec<PathBuf>,
+    /// Longest prompt, in tokens (paper: maximum prompt length).
+    pub max_prompt_tokens: usize,
+    /// What becomes of problems with longer prompts.
+    #[serde(default)]
+    pub overlong_prompts: OverlongPrompts,
+}
+
+/// What becomes of a problem whose prompt is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverlongPrompts {
+    /// It is left out, and counted in the log.
+    #[default]
+    Drop,
+    /// It is an error.
+    Refuse,
+}
+
+/// How responses are sampled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloutConfig {
+    /// Prompts in one step.
+    pub num_prompts: usize,
+    /// Responses to each prompt; the group of the advantage.
+    pub n: usize,
+    /// Divides the logits; above 0.
+    pub temperature: f64,
+    /// Longest response, in tokens.
+    pub max_new_tokens: usize,
+    /// Sequences generated at the same time.
+    pub max_sequences: usize,
+    /// Dynamic sampling (DAPO): groups without variance are replaced by those of the next prompts,
+    /// in at most this many rounds; 1 takes the first ones as they are.
+    #[serde(default = "one")]
+    pub max_rounds: u64,
+}
+
+fn one_rank() -> usize {
+    1
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// From rewards to advantages.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdvantageConfig {
+    /// Divide by the group's standard deviation (verl's `norm_adv_by_std_in_grpo`).
+    pub norm_by_std: bool,
+    /// Added to the standard deviation.
+    pub eps: f64,
+    /// Groups whose rewards are all equal do not count in the mean of the loss either.
+    pub drop_zero_variance: bool,
+}
+
+impl Default for AdvantageConfig {
+    fn default() -> Self {
+        Self { norm_by_std: true, eps: 1e-6, drop_zero_variance: false }
+    }
+}
+
+/// How long and in what portions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Steps; each samples once.
+    pub total_steps: u64,
+    /// Most tokens in one packed row.
+    pub seq_len: usize,
+    /// Prompts whose responses make one update (verl's `ppo_mini_batch_size`); all of a step where
+    /// not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mini_batch_prompts: Option<usize>,
+    /// Most responses in one packed row (verl's micro-batch size); as many as fit where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch_size: Option<usize>,
+    /// Ranks that share the updates; threads on a CPU.
+    #[serde(default = "one_rank")]
+    pub ranks: usize,
+    /// Passes over the responses of a step (verl's `ppo_epochs`).
+    #[serde(default = "one")]
+    pub epochs: u64,
+}
+
+/// Scores on held-out problems; their time is not training time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationConfig {
+    /// JSON Lines files of problems.
+    pub files: Vec<PathBuf>,
+    /// Steps between scores; the untrained model is scored too.
+    pub every: u64,
+    /// Rollouts for each problem.
+    pub rollouts: usize,
+    /// The first so many problems; all where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_problems: Option<usize>,
+    /// Divides the logits.
+    #[serde(default = "unit")]
+    pub temperature: f64,
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+impl Config {
+    /// Merges files and `--set` over the profile that they name.
+    pub fn load(files: &[PathBuf], sets: &[String]) -> Result<Resolved<Self>> {
+        config::load_over(&PROFILES, files, sets)
+    }
+
+    /// Refuses numbers with which a step could not be made.
+    pub fn check(&self) -> Result<()> {
+        let RolloutConfig {
+            num_prompts,
+            n,
+            max_new_tokens,
+            max_sequences,
+            temperature,
+            max_rounds,
+        } = self.rollout;
+        refuse_zeros(&[
+            ("train.total_steps", self.train.total_steps as usize),
+            ("rollout.num_prompts", num_prompts),
+            ("rollout.n", n),
+            ("rollout.max_new_tokens", max_new_tokens),
+            ("rollout.max_sequences", max_sequences),
+            ("rollout.max_rounds", max_rounds as usize),
+            ("train.epochs", self.train.epochs as usize),
+            ("train.ranks", self.train.ranks),
+            ("train.mini_batch_prompts", self.train.mini_batch_prompts.unwrap_or(1)),
+            ("train.micro_batch_size", self.train.micro_batch_size.unwrap_or(1)),
+        ])?;
+        if let Some(validation) = &self.validation {
+            refuse_zeros(&[
+                ("validation.every", validation.every as usize),
+                ("validation.rollouts", validation.rollouts),
+                ("validation.num_problems", validation.num_problems.unwrap_or(1)),
+            ])?;
+        }
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(usage(format!(
+                "rollout.temperature is {temperature}: it must be above 0, or no two responses differ"
+            )));
+        }
+        if let Some(Overlong { buffer, factor }) = self.overlong
+            && (buffer == 0 || buffer > max_new_tokens || !(factor >= 0.0 && factor.is_finite()))
+        {
+            return Err(usage(format!(
+                "overlong.buffer is {buffer} and overlong.factor {factor}: the buffer must be from 1 to \
+                 rollout.max_new_tokens = {max_new_tokens}, the factor 0 or more"
+            )));
+        }
+        let longest = self.data.max_prompt_tokens.saturating_add(max_new_tokens);
+        if self.train.seq_len < longest {
+            return Err(usage(format!(
+                "train.seq_len is {}, but a row must hold any prompt and response: \
+                 data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
+                self.train.seq_len
+            )));
+        }
+        Ok(())
+    }
+
+    /// Prompts of one update.
+    pub(super) fn mini_batch_prompts(&self) -> usize {
+        self.train.mini_batch_prompts.unwrap_or(self.rollout.num_prompts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_profile_says_what_the_code_assumes_without_one() {
+        let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
+        let files = [demo];
+        let with = Config::load(&files, &[]).unwrap();
+        let without = config::load::<Config>(&files, &[]).unwrap();
+        assert_eq!(with.to_toml(), without.to_toml());
+        assert_eq!(with.origin("policy.clip_dual").to_string(), "profile verl-0.9:13");
+    }
+
+    #[test]
+    fn the_older_profile_means_over_micro_batches_of_four() {
+        let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
+        let older = Config::load(&[demo], &["profile=verl-0.5".to_owned()]).unwrap().value;
+        assert_eq!(older.policy.aggregation, crate::objective::Aggregation::MicroTokenMean);
+        assert_eq!(older.train.micro_batch_size, Some(4));
+    }
+}

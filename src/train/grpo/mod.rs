@@ -1,0 +1,187 @@
+//! Group relative policy optimization with rewards from the judge.
+//!
+//! A step: sample a group of responses to each prompt with the weights being trained, judge them,
+//! turn rewards into advantages within each group, and update (paper Table 7, where the mini-batch
+//! is the whole batch). With one update a step every ratio is 1, which is logged.
+//!
+//! Left out here: ranks that share the rollouts; importance weights for devices on which sampler and trainer differ.
+
+mod config;
+mod metrics;
+mod rollout;
+mod update;
+
+pub use config::{
+    AdvantageConfig, Config, DataConfig, OverlongPrompts, RolloutConfig, TrainConfig,
+    ValidationConfig,
+};
+
+use super::metrics::{Metrics, Row, row};
+use super::run::RunDir;
+use super::trainer::{Execution, Trainer};
+use super::{resume_or_open, save_checkpoint};
+use crate::base::error::Interrupted;
+use crate::base::{interrupt, progress::Progress, rng};
+use crate::data::jsonl;
+use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
+use crate::eval::attempts::AttemptSettings;
+use crate::eval::gtg;
+use crate::sandbox::Judge;
+use anyhow::Result;
+use metrics::{policy_metrics, rollout_metrics, time_metrics};
+use rollout::{Cursor, Task, collect, read_tasks};
+use std::path::PathBuf;
+use std::time::Instant;
+use update::{Reference, improve};
+
+/// Trains by `config` in `run`, from its last checkpoint if there is one, and returns the model's
+/// directory.
+pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Result<PathBuf> {
+    config.check()?;
+    let total_steps = config.train.total_steps;
+    let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
+    let execution = Execution { ranks: config.train.ranks, ..Execution::default() };
+    let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
+    let cursor = match resumed {
+        Some(dir) => trainer.restore::<Cursor>(&dir)?,
+        None => Cursor::default(),
+    };
+    let prompt = GtgPrompt::bundled()?;
+    let tasks = read_tasks(config, &trainer.model, &prompt)?;
+    let mut metrics = Metrics::open(run.path())?;
+    metrics.truncate_after(trainer.step)?;
+    let validation = Validation::read(config)?;
+    let reference = config.policy.needs_reference().then(|| config.model.open(config.seed));
+    let reference = reference.transpose()?.map(|model| Reference::new(model.params));
+    let mut state = State { trainer, cursor, reference };
+    let progress = Progress::new(label, total_steps, "steps");
+    progress.skip(state.trainer.step);
+    if let Some(validation) = &validation
+        && state.trainer.step == 0
+    {
+        let score = validation.score(&state.trainer, judge)?;
+        tracing::info!("validation before training: pass@1 {:.3}", score["val/pass_at_1"]);
+    }
+    while state.trainer.step < total_steps {
+        let is_interrupted = match state.step(config, run, judge, &prompt, &tasks) {
+            Ok(mut row) => {
+                let step = state.trainer.step;
+                if let Some(validation) =
+                    validation.as_ref().filter(|v| v.is_due(step, total_steps))
+                {
+                    row.extend(validation.score(&state.trainer, judge)?);
+                }
+                progress.set_message(describe(&row));
+                metrics.log(step, row)?;
+                progress.inc(1);
+                interrupt::requested()
+            }
+            // Generation was cut short: the weights are still those of the last update, which may
+            // have been saved then.
+            Err(e) if e.is::<Interrupted>() && !state.is_saved(run) => true,
+            Err(e) => return Err(e),
+        };
+        let is_last = state.trainer.step == total_steps;
+        if is_last || is_interrupted || config.checkpoint.is_due(state.trainer.step) {
+            metrics.sync()?;
+            save_checkpoint(run, &state.trainer, &state.cursor, &config.checkpoint)?;
+        }
+        if is_interrupted && !is_last {
+            return Err(Interrupted.into());
+        }
+    }
+    progress.finish();
+    Ok(run.checkpoints().step_dir(total_steps))
+}
+
+/// What changes from step to step.
+struct State {
+    trainer: Trainer,
+    cursor: Cursor,
+    reference: Option<Reference>,
+}
+
+impl State {
+    /// Samples, judges, rewards and updates once.
+    fn step(
+        &mut self,
+        config: &Config,
+        run: &RunDir,
+        judge: &Judge,
+        prompt: &GtgPrompt,
+        tasks: &[Task],
+    ) -> Result<Row> {
+        let journal = run.samples(self.trainer.step);
+        // Only a whole step moves the cursor.
+        let mut cursor = self.cursor;
+        let rollouts =
+            collect(config, (&self.trainer.model, judge), prompt, tasks, &mut cursor, &journal)?;
+        let started = Instant::now();
+        let updates =
+            improve(&mut self.trainer, config, &rollouts.groups, self.reference.as_mut())?;
+        self.cursor = cursor;
+        let mut row = rollout_metrics(&rollouts.groups);
+        row.extend(policy_metrics(&updates));
+        row.extend(time_metrics(&rollouts.cost, started.elapsed().as_secs_f64()));
+        row.insert("rollout/replaced_groups".into(), rollouts.replaced.len().into());
+        Ok(row)
+    }
+
+    /// Whether the weights already lie in a checkpoint.
+    fn is_saved(&self, run: &RunDir) -> bool {
+        run.checkpoints().step_dir(self.trainer.step).exists()
+    }
+}
+
+fn describe(row: &Row) -> String {
+    let value = |key: &str| row.get(key).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+    format!("pass {:.2}, reward {:.2}", value("reward/pass_rate"), value("reward/mean"))
+}
+
+/// Held-out problems that are scored on the way.
+struct Validation {
+    problems: Vec<Problem>,
+    every: u64,
+    settings: AttemptSettings,
+}
+
+/// Label of a third use of the run's seed.
+const VALIDATION: u64 = 3;
+
+impl Validation {
+    fn read(config: &Config) -> Result<Option<Self>> {
+        let Some(validation) = &config.validation else { return Ok(None) };
+        let mut problems = Vec::new();
+        for file in &validation.files {
+            problems.extend(jsonl::read::<Problem>(file)?);
+        }
+        problems.truncate(validation.num_problems.unwrap_or(usize::MAX));
+        let settings = AttemptSettings {
+            num_samples: validation.rollouts,
+            temperature: validation.temperature as f32,
+            max_new_tokens: config.rollout.max_new_tokens,
+            max_sequences: config.rollout.max_sequences,
+            // The same draws every time: scores of different steps differ by the weights alone.
+            key: rng::key(config.seed, &[VALIDATION]),
+        };
+        Ok(Some(Self { problems, every: validation.every, settings }))
+    }
+
+    fn is_due(&self, step: u64, total_steps: u64) -> bool {
+        step.is_multiple_of(self.every) || step == total_steps
+    }
+
+    fn score(&self, trainer: &Trainer, judge: &Judge) -> Result<Row> {
+        let started = Instant::now();
+        let score =
+            gtg::evaluate(&trainer.model, judge, &self.problems, &self.settings, "validation")?
+                .score;
+        Ok(row([
+            ("val/pass_at_1", score.pass_at_1),
+            ("val/ci95_low", score.ci95[0]),
+            ("val/ci95_high", score.ci95[1]),
+            ("time/validation_secs", started.elapsed().as_secs_f64()),
+        ]))
+    }
+}

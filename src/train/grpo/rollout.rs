@@ -1,0 +1,299 @@
+//! The responses of a step: which problems, what was sampled, what it is worth.
+//!
+//! Problems come in portions of `rollout.num_prompts`, in a new order for each pass over the data.
+//! With dynamic sampling (DAPO) groups that teach nothing, because all their rewards are equal, are
+//! replaced by groups of the next portions.
+
+use super::config::{Config, OverlongPrompts};
+use crate::base::error::usage;
+use crate::base::progress::Progress;
+use crate::base::rng;
+use crate::checkpoint::LanguageModel;
+use crate::data::jsonl;
+use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
+use crate::eval::attempts::{
+    Attempt, AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens,
+};
+use crate::objective::grpo::{Advantages, advantages};
+use crate::rewards::{Breakdown, Reference, reward};
+use crate::sandbox::Judge;
+use crate::train::samples;
+use anyhow::Result;
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// A problem and what its reward is computed from.
+pub(super) struct Task {
+    pub(super) problem: Problem,
+    pub(super) reference: Reference,
+}
+
+/// Which portion of problems comes next; portions are numbered through all passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Cursor {
+    pub(super) portion: u64,
+}
+
+/// A problem's responses with their rewards and advantages.
+pub(super) struct Group<'t> {
+    pub(super) task: &'t Task,
+    pub(super) attempts: ProblemAttempts,
+    /// `None` where the judge failed.
+    pub(super) rewards: Vec<Option<Breakdown>>,
+    pub(super) advantages: Advantages,
+}
+
+/// All groups of a step.
+#[derive(Default)]
+pub(super) struct Rollouts<'t> {
+    /// Those to learn from.
+    pub(super) groups: Vec<Group<'t>>,
+    /// Those that dynamic sampling replaced.
+    pub(super) replaced: Vec<Group<'t>>,
+    pub(super) cost: AttemptCost,
+}
+
+/// The problems that can be trained on; what is missing in one is an error that names it.
+pub(super) fn read_tasks(
+    config: &Config,
+    model: &LanguageModel,
+    prompt: &GtgPrompt,
+) -> Result<Vec<Task>> {
+    let limit = config.data.max_prompt_tokens;
+    let (mut tasks, mut ids, mut num_long) = (Vec::new(), HashSet::new(), 0);
+    for file in &config.data.files {
+        for problem in jsonl::read::<Problem>(file)? {
+            let id = &problem.problem_id;
+            if !ids.insert(id.clone()) {
+                return Err(usage(format!(
+                    "{}: problem {id} is there twice; each problem needs its own problem_id",
+                    file.display()
+                )));
+            }
+            let reference = Reference::new(&problem, &config.reward)
+                .map_err(|e| e.context(format!("reading {}", file.display())))?;
+            let length = prompt_tokens(model, prompt, &problem)?.len();
+            if length <= limit {
+                tasks.push(Task { problem, reference });
+            } else if config.data.overlong_prompts == OverlongPrompts::Refuse {
+                return Err(usage(format!(
+                    "{}: the prompt of problem {id} has {length} tokens, more than \
+                     data.max_prompt_tokens = {limit}",
+                    file.display()
+                )));
+            } else {
+                num_long += 1;
+            }
+        }
+    }
+    if num_long > 0 {
+        tracing::warn!("left out {num_long} problems longer than data.max_prompt_tokens = {limit}");
+    }
+    if tasks.len() < config.rollout.num_prompts {
+        return Err(usage(format!(
+            "data.files hold {} problems within data.max_prompt_tokens = {limit}, fewer than \
+             rollout.num_prompts = {}",
+            tasks.len(),
+            config.rollout.num_prompts
+        )));
+    }
+    Ok(tasks)
+}
+
+/// The problems of a portion: consecutive parts of a new shuffle for each pass over the data.
+fn tasks_of_portion<'t>(config: &Config, tasks: &'t [Task], portion: u64) -> Vec<&'t Task> {
+    let per_epoch = (tasks.len() / config.rollout.num_prompts) as u64;
+    let (epoch, index) = (portion / per_epoch, (portion % per_epoch) as usize);
+    let mut order: Vec<&Task> = tasks.iter().collect();
+    order.shuffle(&mut rng::Stream::new(config.seed, &[PROMPT_ORDER, epoch]));
+    order[index * config.rollout.num_prompts..][..config.rollout.num_prompts].to_vec()
+}
+
+/// Labels of the two uses of the run's seed.
+const PROMPT_ORDER: u64 = 1;
+const SAMPLING: u64 = 2;
+
+/// Samples and judges until there are enough groups to learn from or no round is left, and moves the
+/// cursor past the portions used. Verdicts are written to `journal` before they are used, and taken
+/// from there if this step was begun before.
+pub(super) fn collect<'t>(
+    config: &Config,
+    (model, judge): (&LanguageModel, &Judge),
+    prompt: &GtgPrompt,
+    tasks: &'t [Task],
+    cursor: &mut Cursor,
+    journal: &Path,
+) -> Result<Rollouts<'t>> {
+    let mut rollouts = Rollouts::default();
+    for round in 1..=config.rollout.max_rounds {
+        let portion = tasks_of_portion(config, tasks, cursor.portion);
+        let problems: Vec<&Problem> = portion.iter().map(|task| &task.problem).collect();
+        let settings = AttemptSettings {
+            num_samples: config.rollout.n,
+            temperature: config.rollout.temperature as f32,
+            max_new_tokens: config.rollout.max_new_tokens,
+            max_sequences: config.rollout.max_sequences,
+            key: rng::key(config.seed, &[SAMPLING, cursor.portion]),
+        };
+        cursor.portion += 1;
+        let (mut attempts, cost) =
+            attempt(model, judge, prompt, &problems, &settings, &Progress::hidden())?;
+        samples::replay(journal, &problems, &mut attempts)?;
+        let groups: Vec<Group<'_>> = portion
+            .into_iter()
+            .zip(attempts)
+            .map(|(task, a)| Group::new(config, task, a))
+            .collect();
+        rollouts.add(groups, &cost, config, round);
+        samples::record(
+            journal,
+            rollouts.replaced.iter().chain(&rollouts.groups).map(Group::named),
+        )?;
+        if rollouts.groups.len() == config.rollout.num_prompts {
+            break;
+        }
+    }
+    if rollouts.groups.len() < config.rollout.num_prompts {
+        tracing::warn!(
+            "only {} of {} groups have any variance after rollout.max_rounds = {}",
+            rollouts.groups.len(),
+            config.rollout.num_prompts,
+            config.rollout.max_rounds
+        );
+    }
+    Ok(rollouts)
+}
+
+impl<'t> Rollouts<'t> {
+    /// Takes the groups of a round as far as they are wanted.
+    fn add(&mut self, groups: Vec<Group<'t>>, cost: &AttemptCost, config: &Config, round: u64) {
+        self.cost.generation += cost.generation;
+        self.cost.judging += cost.judging;
+        self.cost.engine.generated_tokens += cost.engine.generated_tokens;
+        let is_dynamic = config.rollout.max_rounds > 1;
+        debug_assert!(is_dynamic || round == 1);
+        for group in groups {
+            let is_wanted = !is_dynamic || !group.advantages.zero_variance;
+            if is_wanted && self.groups.len() < config.rollout.num_prompts {
+                self.groups.push(group);
+            } else {
+                self.replaced.push(group);
+            }
+        }
+    }
+}
+
+impl<'t> Group<'t> {
+    fn new(config: &Config, task: &'t Task, attempts: ProblemAttempts) -> Self {
+        let rewards = rewards(config, task, &attempts);
+        let totals: Vec<_> = rewards.iter().map(|r| r.as_ref().map(|r| r.total)).collect();
+        let advantages = advantages(&totals, config.advantage.norm_by_std, config.advantage.eps);
+        Self { task, attempts, rewards, advantages }
+    }
+
+    fn named(&self) -> (&Problem, &ProblemAttempts) {
+        (&self.task.problem, &self.attempts)
+    }
+}
+
+/// What each response is worth; `None` where the judge failed.
+fn rewards(config: &Config, task: &Task, group: &ProblemAttempts) -> Vec<Option<Breakdown>> {
+    let of_attempt = |attempt: &Attempt| {
+        let verdict = attempt.verdict_for_reward();
+        let mut found = reward(&config.reward, &task.reference, &attempt.parsed, verdict)?;
+        if let Some(overlong) = config.overlong {
+            let length = attempt.rollout.tokens.len();
+            found.total += overlong.penalty(length, config.rollout.max_new_tokens);
+        }
+        Some(found)
+    };
+    group.attempts.iter().map(of_attempt).collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::rewards::{RewardConfig, RewardKind};
+    use crate::sandbox::{Reason, VerdictKind};
+    use crate::train::samples::tests::{group, problem};
+
+    pub(in crate::train::grpo) fn config(num_prompts: usize) -> Config {
+        let mut config: Config =
+            toml::from_str(include_str!("../../../configs/demo/grpo.toml")).unwrap();
+        config.rollout.num_prompts = num_prompts;
+        config
+    }
+
+    pub(in crate::train::grpo) fn tasks(count: usize) -> Vec<Task> {
+        let reward = RewardConfig { kind: RewardKind::Binary, ..Default::default() };
+        let task = |i: usize| {
+            let problem = problem(&i.to_string());
+            Task { reference: Reference::new(&problem, &reward).unwrap(), problem }
+        };
+        (0..count).map(task).collect()
+    }
+
+    #[test]
+    fn a_pass_over_the_data_has_no_problem_twice_and_each_pass_its_own_order() {
+        let (config, tasks) = (config(3), tasks(10));
+        let ids = |portions: std::ops::Range<u64>| -> Vec<String> {
+            portions
+                .flat_map(|portion| tasks_of_portion(&config, &tasks, portion))
+                .map(|task| task.problem.problem_id.clone())
+                .collect()
+        };
+        let [first, second] = [ids(0..3), ids(3..6)];
+        for pass in [&first, &second] {
+            assert_eq!(pass.iter().collect::<HashSet<_>>().len(), 9);
+        }
+        assert_ne!(first, second);
+        assert_eq!(first, ids(0..3));
+    }
+
+    #[test]
+    fn dynamic_sampling_keeps_groups_that_teach_until_there_are_enough() {
+        let wrong = VerdictKind::Fail(Reason::WrongAnswer);
+        let python = "```python\nx\n```";
+        let teaches = [(python, VerdictKind::Pass), (python, wrong)];
+        let does_not = [(python, wrong), (python, wrong)];
+        let mut config = config(2);
+        config.reward.kind = RewardKind::Binary;
+        let tasks = tasks(1);
+        let round = |kinds: &[&[(&str, VerdictKind)]], config: &Config| -> Vec<Group<'_>> {
+            kinds.iter().map(|kind| Group::new(config, &tasks[0], group(kind))).collect()
+        };
+        for (max_rounds, kept, replaced) in [(1, [2, 2], [0, 2]), (3, [1, 2], [1, 2])] {
+            config.rollout.max_rounds = max_rounds;
+            let mut rollouts = Rollouts::default();
+            rollouts.add(
+                round(&[&teaches, &does_not], &config),
+                &AttemptCost::default(),
+                &config,
+                1,
+            );
+            assert_eq!((rollouts.groups.len(), rollouts.replaced.len()), (kept[0], replaced[0]));
+            if max_rounds == 3 {
+                let more = round(&[&teaches, &teaches], &config);
+                rollouts.add(more, &AttemptCost::default(), &config, 2);
+                assert_eq!(
+                    (rollouts.groups.len(), rollouts.replaced.len()),
+                    (kept[1], replaced[1])
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_failure_of_the_judge_is_neither_reward_nor_score() {
+        let tasks = tasks(1);
+        let attempts = group(&[("```python\nx\n```", VerdictKind::Infra)]);
+        let found = Group::new(&config(1), &tasks[0], attempts);
+        assert_eq!(found.rewards[0].map(|r| r.total), None);
+        let row = crate::train::grpo::metrics::rollout_metrics(&[found]);
+        assert_eq!(row["reward/infra"], 1.0);
+        assert_eq!(row["reward/mean"], 0.0);
+    }
+}
