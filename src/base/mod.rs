@@ -8,6 +8,7 @@ pub mod fs;
 pub mod human;
 pub mod interrupt;
 pub mod log;
+pub mod memory;
 pub mod progress;
 pub mod rng;
 pub mod table;
