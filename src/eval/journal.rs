@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -136,7 +136,8 @@ impl Journal {
             .create(true)
             .open(&path)
             .map_err(|e| usage(format!("cannot write {}: {e}", path.display())))?;
-        if file.try_lock().is_err() {
+        // File systems without locks are used without.
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
             return Err(usage(format!("{} is in use by another process", path.display())));
         }
         let mut content = Vec::new();
