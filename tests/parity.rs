@@ -9,7 +9,7 @@
 
 mod golden_support;
 
-use codeseq::data::pack::{Cursor, Shuffled};
+use codeseq::data::shuffle::{Place, Shuffled};
 use golden_support::{Tensors, read_tensors, relative_distance};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -172,7 +172,7 @@ fn run(command: &mut Command) -> String {
 /// Rearranges the lines of a file such that the loader's shuffle takes them in this order.
 fn in_loader_order(lines: &str) -> String {
     let lines: Vec<&str> = lines.lines().collect();
-    let mut order = Shuffled::new(lines.len(), SEED, Cursor::default()).unwrap();
+    let mut order = Shuffled::new(lines.len(), SEED, Place::default()).unwrap();
     let mut file = vec![""; lines.len()];
     for line in lines {
         file[order.take()] = line;

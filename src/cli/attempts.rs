@@ -1,27 +1,35 @@
-//! The arguments of every command that has a model attempt problems.
+//! The arguments of every command that has a model attempt problems, and what they prepare.
 
 use super::judge::JudgeArgs;
-use crate::eval::attempts::AttemptSettings;
+use crate::base::error::{Interrupted, usage};
+use crate::base::fs::AtomicFile;
+use crate::base::interrupt;
+use crate::checkpoint::LanguageModel;
+use crate::data::jsonl;
+use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
+use crate::eval::attempts::{AttemptSettings, Task, check_fit};
+use crate::eval::journal::{Identity, Journal};
 use crate::sandbox::Judge;
 use anyhow::Result;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Which model, which problems, how they are attempted and judged.
 #[derive(Debug, clap::Args)]
 pub struct AttemptArgs {
     /// A model directory in Hugging Face layout, or the name of a model on the Hub
     #[arg(long, value_name = "MODEL")]
-    pub model: PathBuf,
+    model: PathBuf,
     /// Problems (JSON Lines)
     #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    data: PathBuf,
     /// Rollouts for each problem
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub rollouts: usize,
     /// Sampling temperature
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
-    /// Longest response, in tokens
+    /// Longest response, in tokens; with its prompt at most what the model was made for
     #[arg(long, value_name = "N", default_value_t = 10_240)]
     max_new_tokens: usize,
     /// Sequences generated at the same time
@@ -30,13 +38,57 @@ pub struct AttemptArgs {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Continue a run that was stopped; its journal lies beside --out
+    #[arg(long, requires = "out")]
+    resume: bool,
     #[command(flatten)]
     judge: JudgeArgs,
 }
 
-impl AttemptArgs {
+/// Everything that attempts need, checked.
+pub struct Prepared {
+    /// The problems.
+    pub problems: Vec<Problem>,
+    /// The model.
+    pub model: LanguageModel,
+    /// The judge of its programs.
+    pub judge: Judge,
     /// How problems are attempted.
-    pub fn settings(&self) -> AttemptSettings {
+    pub settings: AttemptSettings,
+    /// Where answers are kept until the result is written; none without a result to write.
+    pub journal: Option<Journal>,
+}
+
+impl AttemptArgs {
+    /// Reads and checks everything, so that whatever is wrong shows before any work is done.
+    pub fn prepare(
+        &self,
+        out: Option<&Path>,
+        check: fn(&[Problem]) -> Result<()>,
+    ) -> Result<Prepared> {
+        interrupt::install()?;
+        let settings = self.settings();
+        settings.check()?;
+        let problems: Vec<Problem> = jsonl::read(&self.data)?;
+        check(&problems).map_err(|e| e.context(self.data.display().to_string()))?;
+        out.map_or(Ok(()), check_writable)?;
+        let model = LanguageModel::open(&self.model)?;
+        let prompt = GtgPrompt::bundled()?;
+        let tasks: Vec<Task<'_>> =
+            problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();
+        check_fit(&model, &prompt, &tasks, &settings)?;
+        let options = self.judge.options();
+        let journal = out
+            .map(|out| {
+                let identity = Identity::new(&self.model, &problems, &prompt, &settings, &options)?;
+                Journal::open(Journal::path_for(out), &identity, self.resume)
+            })
+            .transpose()?;
+        let judge = Judge::start(options)?;
+        Ok(Prepared { problems, model, judge, settings, journal })
+    }
+
+    fn settings(&self) -> AttemptSettings {
         AttemptSettings {
             num_samples: self.rollouts,
             temperature: self.temperature,
@@ -45,9 +97,32 @@ impl AttemptArgs {
             key: self.seed,
         }
     }
+}
 
-    /// Starts the judge of the answers.
-    pub fn start_judge(&self) -> Result<Judge> {
-        Judge::start(self.judge.options())
+impl Prepared {
+    /// Tells who interrupted the run how to go on.
+    pub fn or_how_to_resume<R>(&self, result: Result<R>) -> Result<R> {
+        let Some(journal) = &self.journal else { return result };
+        result.map_err(|e| {
+            if e.downcast_ref::<Interrupted>().is_none() {
+                return e;
+            }
+            let (finished, path) = (journal.num_finished(), journal.path().display());
+            e.context(format!("{finished} problems are kept in {path}; continue with --resume"))
+        })
     }
+
+    /// Deletes the journal, once the result is written.
+    pub fn forget_journal(self) -> Result<()> {
+        self.journal.map_or(Ok(()), Journal::remove)
+    }
+}
+
+fn check_writable(out: &Path) -> Result<()> {
+    if out.is_dir() {
+        return Err(usage(format!("cannot write {}: it is a directory", out.display())));
+    }
+    AtomicFile::create(out)
+        .map(drop)
+        .map_err(|e| usage(format!("cannot write {}: {e:#}", out.display())))
 }

@@ -2,14 +2,14 @@
 
 use super::attempts::AttemptArgs;
 use super::print;
-use crate::base::interrupt;
+use crate::base::fs::write_atomic;
 use crate::base::table::Table;
-use crate::checkpoint::LanguageModel;
-use crate::data::jsonl;
-use crate::data::problem::Problem;
+use crate::eval::cases::{self, CaseAnalysis};
 use crate::eval::gtg::{self, GtgScore};
+use crate::eval::problems;
 use anyhow::Result;
-use std::path::PathBuf;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `train eval`.
 #[derive(Debug, clap::Args)]
@@ -23,6 +23,8 @@ pub struct Args {
 enum What {
     /// General-term generation: pass@k over rollouts, judged by running code
     Gtg(GtgArgs),
+    /// Case analysis: are a model's own cases right where its programs are?
+    Cases(CasesArgs),
 }
 
 /// Arguments of `train eval gtg`.
@@ -35,40 +37,121 @@ struct GtgArgs {
     out: Option<PathBuf>,
 }
 
-/// Scores, prints a table, and writes the result.
-pub fn run(args: Args) -> Result<()> {
-    let What::Gtg(args) = args.what;
-    interrupt::install()?;
-    let problems: Vec<Problem> = jsonl::read(&args.attempts.data)?;
-    let model = LanguageModel::open(&args.attempts.model)?;
-    let judge = args.attempts.start_judge()?;
-    let score = gtg::evaluate(&model, &judge, &problems, &args.attempts.settings(), "gtg")?.score;
-    if let Some(path) = &args.out {
-        crate::base::fs::write_atomic(path, &serde_json::to_vec_pretty(&score)?)?;
-    }
-    print(table(&score))
+/// Arguments of `train eval cases`.
+#[derive(Debug, clap::Args)]
+struct CasesArgs {
+    #[command(flatten)]
+    attempts: AttemptArgs,
+    /// Ask at most this often for a response with a case
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    max_tries: u16,
+    /// Write the whole result here (JSON)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
 }
 
-/// The score as a table, families below.
-fn table(score: &GtgScore) -> String {
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+/// Scores, prints a table, and writes the result.
+pub fn run(args: Args) -> Result<()> {
+    match args.what {
+        What::Gtg(args) => gtg(&args),
+        What::Cases(args) => cases(&args),
+    }
+}
+
+fn gtg(args: &GtgArgs) -> Result<()> {
+    let mut prepared = args.attempts.prepare(args.out.as_deref(), problems::check)?;
+    let evaluation = gtg::evaluate(
+        &prepared.model,
+        &prepared.judge,
+        &prepared.problems,
+        &prepared.settings,
+        "gtg",
+        prepared.journal.as_mut(),
+    );
+    let score = prepared.or_how_to_resume(evaluation)?.score;
+    write(args.out.as_deref(), &score)?;
+    prepared.forget_journal()?;
+    print(gtg_text(&score))
+}
+
+fn cases(args: &CasesArgs) -> Result<()> {
+    let mut prepared = args.attempts.prepare(args.out.as_deref(), problems::check_with_terms)?;
+    let analysis = cases::analyse(
+        &prepared.model,
+        &prepared.judge,
+        &prepared.problems,
+        &prepared.settings,
+        usize::from(args.max_tries),
+        prepared.journal.as_mut(),
+    );
+    let analysis = prepared.or_how_to_resume(analysis)?;
+    write(args.out.as_deref(), &analysis)?;
+    prepared.forget_journal()?;
+    print(cases_text(&analysis))
+}
+
+fn write(out: Option<&Path>, result: &impl Serialize) -> Result<()> {
+    match out {
+        Some(path) => write_atomic(path, &serde_json::to_vec_pretty(result)?),
+        None => Ok(()),
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+fn with_interval(share: f64, interval: Option<[f64; 2]>) -> String {
+    let interval =
+        interval.map(|[low, high]| format!("  [{:.1}, {:.1}]", 100.0 * low, 100.0 * high));
+    percent(share) + &interval.unwrap_or_default()
+}
+
+/// pass@1 of all and of each family, pass@k for some k, and what was left out.
+fn gtg_text(score: &GtgScore) -> String {
     let mut table = Table::new(["GTG", "pass@1", "problems"]);
     table.row([
         "all".to_owned(),
-        format!(
-            "{}  [{:.1}, {:.1}]",
-            percent(score.pass_at_1),
-            100.0 * score.ci95[0],
-            100.0 * score.ci95[1]
-        ),
+        with_interval(score.pass_at_1, Some(score.ci95)),
         score.num_problems.to_string(),
     ]);
     for (family, of_family) in &score.families {
         table.row([
             family.clone(),
-            percent(of_family.pass_at_1),
+            with_interval(of_family.pass_at_1, of_family.ci95),
             of_family.num_problems.to_string(),
         ]);
     }
-    table.to_string()
+    let mut by_k = Table::new(["pass@k", "share"]);
+    for (k, estimate) in score.pass_at_k.iter().filter(|(k, _)| k.is_power_of_two()) {
+        by_k.row([k.to_string(), with_interval(estimate.mean, Some(estimate.ci95))]);
+    }
+    format!(
+        "{table}\n{by_k}\n{} rollouts for each problem, {:.0} tokens on average, {} in the wrong format, \
+         {} without a verdict\n",
+        score.num_rollouts,
+        score.mean_response_tokens,
+        percent(score.format_errors),
+        score.num_infra
+    )
+}
+
+/// The four quadrants, and how often was asked.
+fn cases_text(analysis: &CaseAnalysis) -> String {
+    let mut table = Table::new(["own cases", "program right", "program wrong"]);
+    if let Some([c_c, c_f, no_c, no_f]) = analysis.shares {
+        let cell = |name: &str, share: f64| format!("{name} {}", percent(share));
+        table.row(["all right".to_owned(), cell("C-C", c_c), cell("C-F", c_f)]);
+        table.row(["some wrong".to_owned(), cell("No-C", no_c), cell("No-F", no_f)]);
+    }
+    let asked: Vec<String> = analysis.num_asked.iter().map(usize::to_string).collect();
+    format!(
+        "{table}\n{} responses to {} problems; asked at each try: {}; {} without a case in the end, {} \
+         without a verdict\n",
+        analysis.num_problems * analysis.num_rollouts,
+        analysis.num_problems,
+        asked.join(", "),
+        analysis.quadrants.without_cases,
+        analysis.num_infra
+    )
 }

@@ -1,17 +1,22 @@
 //! Attempts at problems: prompts rendered, responses sampled, programs judged.
 //!
 //! The one path that GRPO, GTG evaluation and solvability share, so that a reward, a score and a
-//! selection never disagree about what an attempt is worth.
+//! selection never disagree about what an attempt is worth. Programs are judged while other responses
+//! are still being sampled (`judging`); what comes out, and in which order, depends on neither's timing.
 
-use crate::base::{progress::Progress, rng};
+use super::judging::{Collector, Desk};
+use crate::base::error::usage;
+use crate::base::{human, memory, progress::Progress, rng};
 use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats};
-use crate::rewards::{self, ParsedResponse, parse};
-use crate::sandbox::{self, Judge, Verdict, VerdictKind};
+use crate::model::{BLOCK_TOKENS, KvCache};
+use crate::rewards::{self, ParsedResponse};
+use crate::sandbox::{Judge, Verdict, VerdictKind};
 use crate::tokenizer::Message;
 use anyhow::{Context, Result};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How problems are attempted.
@@ -21,11 +26,49 @@ pub struct AttemptSettings {
     pub num_samples: usize,
     /// Divides the logits.
     pub temperature: f32,
-    /// Longest response, in tokens.
+    /// Longest response, in tokens; prompt and response never exceed what the model was made for.
     pub max_new_tokens: usize,
     /// Sequences generated at the same time.
     pub max_sequences: usize,
     /// Key of the randomness; the problem's place in the list is mixed in.
+    pub key: u64,
+}
+
+impl AttemptSettings {
+    /// Refuses numbers with which nothing could be sampled.
+    pub fn check(&self) -> Result<()> {
+        let sizes = [
+            ("num_samples (rollouts)", self.num_samples),
+            ("max_new_tokens", self.max_new_tokens),
+            ("max_sequences", self.max_sequences),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(usage(format!("{name} is 0: attempts need at least 1")));
+        }
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(usage(format!(
+                "temperature is {}: it must be a number from 0 up",
+                self.temperature
+            )));
+        }
+        Ok(())
+    }
+
+    /// The task that the problem at `place` of a list is.
+    pub fn task<'a>(&self, place: usize, problem: &'a Problem) -> Task<'a> {
+        let key = rng::key(self.key, &[place as u64]);
+        Task { problem, num_samples: self.num_samples, key }
+    }
+}
+
+/// A problem to attempt.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// The problem.
+    pub problem: &'a Problem,
+    /// Rollouts, at least one.
+    pub num_samples: usize,
+    /// Key of their randomness.
     pub key: u64,
 }
 
@@ -77,10 +120,12 @@ pub struct ProblemAttempts {
 pub struct AttemptCost {
     /// Of the engine.
     pub engine: Stats,
-    /// Wall time of generation.
+    /// Wall time of generation; judging goes on meanwhile.
     pub generation: Duration,
-    /// Wall time of judging.
+    /// Wall time from the last response to the last verdict.
     pub judging: Duration,
+    /// CPU time of all judged programs.
+    pub judging_cpu: Duration,
 }
 
 /// The prompt of `problem` in tokens: the GTG prompt as the user's turn, the assistant's opened.
@@ -105,61 +150,33 @@ pub fn attempt(
     settings: &AttemptSettings,
     progress: &Progress,
 ) -> Result<(Vec<ProblemAttempts>, AttemptCost)> {
-    let requests = problems
-        .iter()
-        .enumerate()
-        .map(|(i, problem)| {
-            Ok(Request {
-                prompt: prompt_tokens(model, prompt, problem)?,
-                num_samples: settings.num_samples,
-                key: rng::key(settings.key, &[i as u64]),
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
-
-    let started = Instant::now();
-    let (rollouts, engine) = generate(model, &requests, settings, progress)?;
-    let generation = started.elapsed();
-
-    let started = Instant::now();
-    let texts: Vec<Vec<String>> = rollouts
-        .iter()
-        .map(|samples| samples.iter().map(|r| model.tokenizer.decode(&r.tokens)).collect())
-        .collect::<Result<_>>()?;
-    let verdicts = judge_all(judge, problems, &texts);
-    let judging = started.elapsed();
-
-    let mut verdicts = verdicts.into_iter();
-    let attempts = requests
-        .into_iter()
-        .zip(rollouts.into_iter().zip(texts))
-        .map(|(request, (rollouts, texts))| ProblemAttempts {
-            prompt: request.prompt,
-            attempts: rollouts
-                .into_iter()
-                .zip(texts)
-                .map(|(rollout, text)| Attempt {
-                    rollout,
-                    parsed: parse(&text),
-                    text,
-                    verdict: verdicts.next().expect("one verdict for each response"),
-                })
-                .collect(),
-        })
-        .collect();
-    Ok((attempts, AttemptCost { engine, generation, judging }))
+    let tasks: Vec<Task<'_>> =
+        problems.iter().enumerate().map(|(place, problem)| settings.task(place, problem)).collect();
+    let mut groups = vec![None; tasks.len()];
+    let cost =
+        attempt_each(model, judge, prompt, &tasks, settings, progress, &mut |task, group| {
+            groups[task] = Some(group);
+            Ok(())
+        })?;
+    let all = groups.into_iter().map(|group| group.expect("every task was attempted"));
+    Ok((all.collect(), cost))
 }
 
-/// Rollouts by request and sample.
-fn generate(
+/// Attempts each task and gives its attempts to `on_done` as soon as the last one is judged, in no
+/// particular order. Samples and keys are those of the tasks.
+///
+/// Errors, also those of `on_done`, and an interrupt end sampling and judging.
+pub fn attempt_each(
     model: &LanguageModel,
-    requests: &[Request],
+    judge: &Judge,
+    prompt: &GtgPrompt,
+    tasks: &[Task<'_>],
     settings: &AttemptSettings,
     progress: &Progress,
-) -> Result<(Vec<Vec<Rollout>>, Stats)> {
-    let longest_prompt = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
-    let max_length = longest_prompt + settings.max_new_tokens;
-    let config = EngineConfig::roomy(settings.max_sequences, max_length);
+    on_done: &mut dyn FnMut(usize, ProblemAttempts) -> Result<()>,
+) -> Result<AttemptCost> {
+    let requests = requests(model, prompt, tasks)?;
+    let config = engine_config(model, tasks, &requests, settings)?;
     let sampling = SamplingParams {
         temperature: settings.temperature,
         max_new_tokens: settings.max_new_tokens,
@@ -167,30 +184,80 @@ fn generate(
         vocab_size: model.tokenizer.vocab_size(),
         ..SamplingParams::default()
     };
-    let mut rollouts: Vec<Vec<Option<Rollout>>> =
-        requests.iter().map(|r| vec![None; r.num_samples]).collect();
-    let mut engine = Engine::new(&model.decoder, &model.params, config);
-    let stats = engine.generate(
-        requests,
-        &sampling,
-        &mut |request: usize, sample: usize, rollout: Rollout| {
-            rollouts[request][sample] = Some(rollout);
-            progress.inc(1);
-        },
-    )?;
-    let all = |samples: Vec<Option<Rollout>>| {
-        samples.into_iter().map(|r| r.expect("every sample finishes")).collect()
-    };
-    Ok((rollouts.into_iter().map(all).collect(), stats))
+    let (rollouts, inbox) = mpsc::channel();
+    let desk = Desk::new(judge, &model.tokenizer, tasks, inbox);
+    std::thread::scope(|scope| {
+        let judged = desk.open(scope);
+        let mut collector = Collector::new(&desk, &requests, (rollouts, judged), progress, on_done);
+        let started = Instant::now();
+        let sampled = Engine::new(&model.decoder, &model.params, config).generate(
+            &requests,
+            &sampling,
+            &mut collector,
+        );
+        let generation = started.elapsed();
+        let judged = collector.finish(sampled.is_ok());
+        let judging = started.elapsed() - generation;
+        Ok(AttemptCost { engine: sampled?, generation, judging, judging_cpu: judged? })
+    })
 }
 
-fn judge_all(judge: &Judge, problems: &[&Problem], texts: &[Vec<String>]) -> Vec<Verdict> {
-    let jobs: Vec<_> = problems
-        .iter()
-        .zip(texts)
-        .flat_map(|(problem, texts)| {
-            texts.iter().map(|text| (sandbox::extract_code(text), problem.tests.as_slice()))
+/// Refuses problems whose prompts the model, or responses the memory of this machine, cannot hold.
+pub fn check_fit(
+    model: &LanguageModel,
+    prompt: &GtgPrompt,
+    tasks: &[Task<'_>],
+    settings: &AttemptSettings,
+) -> Result<()> {
+    engine_config(model, tasks, &requests(model, prompt, tasks)?, settings).map(|_| ())
+}
+
+fn requests(model: &LanguageModel, prompt: &GtgPrompt, tasks: &[Task<'_>]) -> Result<Vec<Request>> {
+    let request = |task: &Task<'_>| {
+        Ok(Request {
+            prompt: prompt_tokens(model, prompt, task.problem)?,
+            num_samples: task.num_samples,
+            key: task.key,
         })
-        .collect();
-    sandbox::verdicts(judge, &jobs)
+    };
+    tasks.iter().map(request).collect()
+}
+
+/// Sizes that fit the model and the free memory, half of which the cache may take. A smaller cache
+/// makes sequences wait; it never changes them.
+fn engine_config(
+    model: &LanguageModel,
+    tasks: &[Task<'_>],
+    requests: &[Request],
+    settings: &AttemptSettings,
+) -> Result<EngineConfig> {
+    settings.check()?;
+    let shape = model.decoder.config();
+    let made_for = shape.max_position_embeddings;
+    let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(1);
+    let max_length = longest.saturating_add(settings.max_new_tokens).min(made_for);
+    for (task, request) in tasks.iter().zip(requests) {
+        if request.prompt.len() >= made_for {
+            return Err(usage(format!(
+                "problem {}: the prompt has {} tokens, which leaves no room for a response: the model \
+                 was made for {made_for} (max_position_embeddings)",
+                task.problem.problem_id,
+                request.prompt.len()
+            )));
+        }
+    }
+    let config = EngineConfig::roomy(settings.max_sequences, max_length);
+    let Some(free) = memory::available() else { return Ok(config) };
+    let block_bytes = KvCache::bytes_for(shape, 1) as usize;
+    let most_blocks = (free / 2) as usize / block_bytes;
+    let least_blocks = KvCache::blocks_for(max_length) + 1;
+    if most_blocks < least_blocks {
+        return Err(usage(format!(
+            "a sequence of {max_length} tokens needs {} of key-value cache, but half of the free memory is \
+             {}: lower max_new_tokens",
+            human::bytes((least_blocks * block_bytes) as u64),
+            human::bytes(free / 2)
+        )));
+    }
+    Ok(config.within(most_blocks * BLOCK_TOKENS))
 }

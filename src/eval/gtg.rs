@@ -4,15 +4,17 @@
 //! passes all tests. Intervals are bootstraps over problems. Infrastructure failures are left out
 //! of a problem's rollouts and counted.
 
-use super::attempts::{Attempt, AttemptCost, AttemptSettings, ProblemAttempts, attempt};
+use super::answers::{self, Answer, Exam};
+use super::attempts::{AttemptCost, AttemptSettings, Task};
+use super::journal::Journal;
+use super::problems;
 use super::quadrants::Quadrants;
-use super::stats::{mean_with_interval, pass_at_k};
+use super::stats::{Estimate, mean_with_interval, pass_at_k};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
-use crate::rewards::{Reference, RewardConfig, RewardKind};
 use crate::sandbox::Judge;
 use anyhow::Result;
 use serde::Serialize;
@@ -25,8 +27,9 @@ pub struct GtgScore {
     pub pass_at_1: f64,
     /// 95 % bootstrap interval of `pass_at_1` over problems.
     pub ci95: [f64; 2],
-    /// Unbiased pass@k for k = 1, 2, 4, ... up to the number of rollouts.
-    pub pass_at_k: BTreeMap<usize, f64>,
+    /// Unbiased pass@k for each k from 1 to the number of rollouts, over the problems with as many
+    /// judged rollouts.
+    pub pass_at_k: BTreeMap<usize, Estimate>,
     /// pass@1 and number of problems by family.
     pub families: BTreeMap<String, FamilyScore>,
     /// Case analysis over all rollouts that made a case.
@@ -43,23 +46,23 @@ pub struct GtgScore {
     pub num_rollouts: usize,
     /// SHA-256 of the prompt file.
     pub prompt_sha256: String,
-    /// Sampled tokens a second, judging not counted.
+    /// Sampled tokens a second; as the other times, of the last run where it was resumed.
     pub tokens_per_sec: f64,
     /// Wall seconds of generation.
     pub generation_secs: f64,
-    /// Wall seconds of judging.
+    /// Wall seconds of judging after the last response.
     pub judging_secs: f64,
     /// Each problem's result, in input order.
     pub problems: Vec<ProblemScore>,
 }
 
-/// A score and the attempts it rests on.
+/// A score and the answers it rests on.
 #[derive(Debug, Clone)]
 pub struct Evaluation {
     /// The score.
     pub score: GtgScore,
-    /// The attempts, by problem.
-    pub groups: Vec<ProblemAttempts>,
+    /// The answers, by problem.
+    pub answers: Vec<Vec<Answer>>,
 }
 
 /// pass@1 of a family.
@@ -69,7 +72,13 @@ pub struct FamilyScore {
     pub num_problems: usize,
     /// Mean share of rollouts that pass.
     pub pass_at_1: f64,
+    /// 95 % bootstrap interval, where the family has [`MIN_FOR_INTERVAL`] problems.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ci95: Option<[f64; 2]>,
 }
+
+/// With fewer problems a bootstrap says little.
+pub const MIN_FOR_INTERVAL: usize = 8;
 
 /// One problem's result.
 #[derive(Debug, Clone, Serialize)]
@@ -89,54 +98,85 @@ impl ProblemScore {
     }
 }
 
-/// Attempts every problem and scores the answers. Problems of equal order get equal randomness,
-/// so two models are compared on the same draws.
+/// Attempts every problem, or takes what `journal` has of it, and scores the answers. Problems of
+/// equal order get equal randomness, so two models are compared on the same draws.
 pub fn evaluate(
     model: &LanguageModel,
     judge: &Judge,
     problems: &[Problem],
     settings: &AttemptSettings,
     label: &str,
+    journal: Option<&mut Journal>,
 ) -> Result<Evaluation> {
-    let prompt = GtgPrompt::bundled()?;
     let progress = Progress::new(label, (problems.len() * settings.num_samples) as u64, "rollouts");
-    let borrowed: Vec<&Problem> = problems.iter().collect();
-    let (groups, cost) = attempt(model, judge, &prompt, &borrowed, settings, &progress)?;
+    let evaluation = run(model, judge, problems, settings, &progress, journal)?;
     progress.finish();
-    let score = score(problems, &groups, &cost, settings, prompt.hash())?;
-    Ok(Evaluation { score, groups })
+    Ok(evaluation)
 }
 
-/// Scores attempts that were made; `problems` and `groups` correspond by place.
+/// pass@1 on problems kept for validation, for training loops: shows no progress.
+pub fn validate(
+    model: &LanguageModel,
+    judge: &Judge,
+    problems: &[Problem],
+    settings: &AttemptSettings,
+) -> Result<f64> {
+    let evaluation = run(model, judge, problems, settings, &Progress::hidden(), None)?;
+    Ok(evaluation.score.pass_at_1)
+}
+
+fn run(
+    model: &LanguageModel,
+    judge: &Judge,
+    problems: &[Problem],
+    settings: &AttemptSettings,
+    progress: &Progress,
+    journal: Option<&mut Journal>,
+) -> Result<Evaluation> {
+    problems::check(problems)?;
+    let prompt = &GtgPrompt::bundled()?;
+    let exam = Exam { model, judge, prompt, settings };
+    let tasks: Vec<(usize, Task<'_>)> = problems
+        .iter()
+        .enumerate()
+        .map(|(place, problem)| (place, settings.task(place, problem)))
+        .collect();
+    let (answers, cost) = answers::collect(exam, 0, &tasks, progress, journal)?;
+    let score = score(problems, &answers, &cost, settings, prompt.hash())?;
+    Ok(Evaluation { score, answers })
+}
+
+/// Scores answers; `problems` and `answers` correspond by place.
 fn score(
     problems: &[Problem],
-    groups: &[ProblemAttempts],
+    answers: &[Vec<Answer>],
     cost: &AttemptCost,
     settings: &AttemptSettings,
     prompt_sha256: &str,
 ) -> Result<GtgScore> {
-    let scores: Vec<ProblemScore> = problems.iter().zip(groups).map(score_problem).collect();
+    let scores: Vec<ProblemScore> = problems.iter().zip(answers).map(score_problem).collect();
     let rates: Vec<f64> = scores.iter().map(ProblemScore::pass_rate).collect();
     let estimate = mean_with_interval(&rates, BOOTSTRAP_SEED)
         .ok_or_else(|| usage("there are no problems to score"))?;
-    let attempts: Vec<&Attempt> = groups.iter().flat_map(|g| &g.attempts).collect();
-    let num_tokens: usize = attempts.iter().map(|a| a.rollout.tokens.len()).sum();
-    let num_attempts = attempts.len().max(1) as f64;
-    let num_malformed = attempts.iter().filter(|a| !a.parsed.format_ok()).count();
+    let all: Vec<&Answer> = answers.iter().flatten().collect();
+    let num_answers = all.len().max(1) as f64;
+    let num_tokens: usize = all.iter().map(|answer| answer.num_tokens).sum();
+    let num_malformed = all.iter().filter(|answer| !answer.parsed().format_ok()).count();
     let generation_secs = cost.generation.as_secs_f64();
     Ok(GtgScore {
         pass_at_1: estimate.mean,
         ci95: estimate.ci95,
-        pass_at_k: pass_at_powers_of_two(&scores, settings.num_samples),
+        pass_at_k: pass_at_each_k(&scores, settings.num_samples),
         families: by_family(problems, &scores),
-        quadrants: quadrants(problems, groups)?,
-        format_errors: num_malformed as f64 / num_attempts,
-        mean_response_tokens: num_tokens as f64 / num_attempts,
-        num_infra: attempts.iter().filter(|a| !a.is_judged()).count(),
+        quadrants: quadrants(problems, answers)?,
+        format_errors: num_malformed as f64 / num_answers,
+        mean_response_tokens: num_tokens as f64 / num_answers,
+        num_infra: all.iter().filter(|answer| !answer.is_judged()).count(),
         num_problems: problems.len(),
         num_rollouts: settings.num_samples,
         prompt_sha256: prompt_sha256.to_owned(),
-        tokens_per_sec: num_tokens as f64 / generation_secs,
+        tokens_per_sec: cost.engine.generated_tokens as f64
+            / generation_secs.max(f64::MIN_POSITIVE),
         generation_secs,
         judging_secs: cost.judging.as_secs_f64(),
         problems: scores,
@@ -146,36 +186,34 @@ fn score(
 /// Any fixed number: equal scores then have equal intervals.
 const BOOTSTRAP_SEED: u64 = 0;
 
-fn score_problem((problem, group): (&Problem, &ProblemAttempts)) -> ProblemScore {
+fn score_problem((problem, answers): (&Problem, &Vec<Answer>)) -> ProblemScore {
     ProblemScore {
         problem_id: problem.problem_id.clone(),
-        num_passed: group.attempts.iter().filter(|a| a.passed()).count(),
-        num_judged: group.attempts.iter().filter(|a| a.is_judged()).count(),
+        num_passed: answers.iter().filter(|answer| answer.passed()).count(),
+        num_judged: answers.iter().filter(|answer| answer.is_judged()).count(),
     }
 }
 
-/// Self-made cases against programs, over all judged attempts. Copies of the examples count as
+/// Self-made cases against programs, over all judged answers. Copies of the examples count as
 /// cases here: the analysis asks whether what the model believes is true.
-fn quadrants(problems: &[Problem], groups: &[ProblemAttempts]) -> Result<Quadrants> {
-    let config = RewardConfig { kind: RewardKind::Binary, ..RewardConfig::default() };
+fn quadrants(problems: &[Problem], answers: &[Vec<Answer>]) -> Result<Quadrants> {
     let mut quadrants = Quadrants::default();
-    for (problem, group) in problems.iter().zip(groups) {
-        let reference = Reference::new(problem, &config)?;
-        for attempt in group.attempts.iter().filter(|a| a.is_judged()) {
-            let (num_cases, num_true) = reference.count_cases(&attempt.parsed.cases, true);
-            quadrants.add(num_cases, num_true, attempt.passed());
+    for (problem, answers) in problems.iter().zip(answers) {
+        let reference = problems::reference(problem)?;
+        for answer in answers.iter().filter(|answer| answer.is_judged()) {
+            let (num_cases, num_true) = reference.count_cases(&answer.parsed().cases, true);
+            quadrants.add(num_cases, num_true, answer.passed());
         }
     }
     Ok(quadrants)
 }
 
-fn pass_at_powers_of_two(problems: &[ProblemScore], num_rollouts: usize) -> BTreeMap<usize, f64> {
-    std::iter::successors(Some(1), |k| Some(k * 2))
-        .take_while(|&k| k <= num_rollouts)
+fn pass_at_each_k(problems: &[ProblemScore], num_rollouts: usize) -> BTreeMap<usize, Estimate> {
+    (1..=num_rollouts)
         .filter_map(|k| {
             let each: Vec<f64> =
                 problems.iter().filter_map(|p| pass_at_k(p.num_judged, p.num_passed, k)).collect();
-            (!each.is_empty()).then(|| (k, each.iter().sum::<f64>() / each.len() as f64))
+            Some((k, mean_with_interval(&each, BOOTSTRAP_SEED)?))
         })
         .collect()
 }
@@ -186,11 +224,95 @@ fn by_family(problems: &[Problem], scores: &[ProblemScore]) -> BTreeMap<String, 
         let family = problem.family.clone().unwrap_or_else(|| "none".into());
         families.entry(family).or_default().push(score.pass_rate());
     }
-    families
-        .into_iter()
-        .map(|(family, rates)| {
-            let pass_at_1 = rates.iter().sum::<f64>() / rates.len() as f64;
-            (family, FamilyScore { num_problems: rates.len(), pass_at_1 })
-        })
-        .collect()
+    let of_family = |rates: Vec<f64>| FamilyScore {
+        num_problems: rates.len(),
+        pass_at_1: rates.iter().sum::<f64>() / rates.len() as f64,
+        ci95: mean_with_interval(&rates, BOOTSTRAP_SEED)
+            .filter(|_| rates.len() >= MIN_FOR_INTERVAL)
+            .map(|estimate| estimate.ci95),
+    };
+    families.into_iter().map(|(family, rates)| (family, of_family(rates))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::{Reason, VerdictKind};
+    use serde_json::json;
+
+    const WRONG: VerdictKind = VerdictKind::Fail(Reason::WrongAnswer);
+
+    fn problem(i: usize, family: &str) -> Problem {
+        serde_json::from_value(json!({
+            "problem_id": format!("p{i}"), "tests": [{"input": 1, "output": 2}],
+            "terms": ["0", "2", "4"], "family": family,
+        }))
+        .unwrap()
+    }
+
+    fn answer(thought: &str, verdict: VerdictKind) -> Answer {
+        Answer { text: format!("{thought}\n```python\nx\n```"), num_tokens: 10, verdict }
+    }
+
+    fn score(problems: &[Problem], answers: &[Vec<Answer>], num_samples: usize) -> GtgScore {
+        let settings = AttemptSettings {
+            num_samples,
+            temperature: 1.0,
+            max_new_tokens: 1,
+            max_sequences: 1,
+            key: 0,
+        };
+        super::score(problems, answers, &AttemptCost::default(), &settings, "").unwrap()
+    }
+
+    #[test]
+    fn every_k_is_scored_and_a_failure_of_the_judge_is_no_answer() {
+        let problems = [problem(0, "a"), problem(1, "b")];
+        let pass = VerdictKind::Pass;
+        let answers = [
+            vec![answer("", pass), answer("", WRONG), answer("", WRONG), answer("", WRONG)],
+            vec![answer("", pass), answer("", WRONG), answer("", VerdictKind::Infra), {
+                Answer { text: "no block".into(), num_tokens: 30, verdict: WRONG }
+            }],
+        ];
+        let score = score(&problems, &answers, 4);
+        let share = |k: usize| score.pass_at_k[&k].mean;
+        assert_eq!(score.pass_at_1, (1.0 / 4.0 + 1.0 / 3.0) / 2.0);
+        assert!((share(1) - score.pass_at_1).abs() < 1e-12);
+        assert!((share(2) - (0.5 + 2.0 / 3.0) / 2.0).abs() < 1e-12);
+        assert!((share(3) - (0.75 + 1.0) / 2.0).abs() < 1e-12);
+        assert_eq!(share(4), 1.0, "only one problem has four judged answers");
+        assert_eq!((score.num_infra, score.format_errors), (1, 1.0 / 8.0));
+        assert_eq!(score.mean_response_tokens, 12.5);
+    }
+
+    #[test]
+    fn a_family_has_an_interval_once_it_has_enough_problems() {
+        let family = |i| if i < MIN_FOR_INTERVAL { "many" } else { "few" };
+        let problems: Vec<Problem> =
+            (0..MIN_FOR_INTERVAL + 2).map(|i| problem(i, family(i))).collect();
+        let verdict = |i| if i % 2 == 0 { VerdictKind::Pass } else { WRONG };
+        let answers: Vec<Vec<Answer>> =
+            (0..problems.len()).map(|i| vec![answer("", verdict(i))]).collect();
+        let score = score(&problems, &answers, 1);
+        let [low, high] = score.families["many"].ci95.unwrap();
+        assert!(low < 0.5 && 0.5 < high);
+        assert!(score.families["few"].ci95.is_none());
+        assert_eq!(score.families["few"].pass_at_1, 0.5);
+    }
+
+    #[test]
+    fn cases_and_programs_are_compared_answer_by_answer() {
+        let answers = [vec![
+            answer("case: 1 -> 2", VerdictKind::Pass),
+            answer("case: 1 -> 3", VerdictKind::Pass),
+            answer("case: 2 -> 4", WRONG),
+            answer("case: 2 -> 5", WRONG),
+            answer("case: 99 -> 198", VerdictKind::Pass),
+            answer("case: 1 -> 2", VerdictKind::Infra),
+        ]];
+        let quadrants = score(&[problem(0, "a")], &answers, 6).quadrants;
+        assert_eq!(quadrants.shares(), Some([0.25; 4]));
+        assert_eq!(quadrants.without_cases, 1, "the term at 99 is unknown");
+    }
 }

@@ -144,6 +144,11 @@ impl Judge {
         outcomes
     }
 
+    /// Programs that run at the same time.
+    pub fn num_workers(&self) -> usize {
+        self.workers.len()
+    }
+
     /// Which protections are in force.
     pub fn layers(&self) -> &Layers {
         &self.layers

@@ -1,16 +1,12 @@
 //! `train data solvability`: estimate solvability by rollouts and select problems by range.
-//!
-//! Paper section 3, step 8: of N = 32 rollouts N_p pass all tests, Sov = N_p / N, and problems
-//! with 1 to 15 are kept. Left out: resuming a run that was stopped.
 
 use crate::base::error::usage;
-use crate::base::interrupt;
-use crate::checkpoint::LanguageModel;
+use crate::base::table::Table;
 use crate::cli::attempts::AttemptArgs;
 use crate::cli::print;
 use crate::data::jsonl;
-use crate::data::problem::Problem;
-use crate::eval::gtg;
+use crate::eval::solvability::Selection;
+use crate::eval::{gtg, problems};
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -35,38 +31,58 @@ pub struct Args {
 
 /// Attempts every problem, writes those in range, prints statistics.
 pub fn run(args: Args) -> Result<()> {
-    interrupt::install()?;
-    let problems: Vec<Problem> = jsonl::read(&args.attempts.data)?;
-    let model = LanguageModel::open(&args.attempts.model)?;
-    let judge = args.attempts.start_judge()?;
-    let score =
-        gtg::evaluate(&model, &judge, &problems, &args.attempts.settings(), "solvability")?.score;
-    let mut kept = Vec::new();
-    for (mut problem, result) in problems.into_iter().zip(&score.problems) {
-        let is_known = result.num_judged > 0;
-        if is_known && (args.min_passed..=args.max_passed).contains(&result.num_passed) {
-            problem.solvability = Some(result.pass_rate());
-            kept.push(problem);
-        }
-    }
-    let num_in_range = kept.len();
-    kept.truncate(args.most.unwrap_or(usize::MAX));
-    if kept.is_empty() {
+    let range = args.min_passed..=args.max_passed;
+    if range.is_empty() || args.min_passed > args.attempts.rollouts {
         return Err(usage(format!(
-            "no problem passes {} to {} of {} rollouts; choose another range or model",
+            "--min-passed {} is above --max-passed {} or the {} rollouts: no problem could be kept",
             args.min_passed, args.max_passed, args.attempts.rollouts
         )));
     }
-    jsonl::write(&args.out, &kept)?;
-    let shares: Vec<f64> = kept.iter().filter_map(|p| p.solvability).collect();
-    print(format_args!(
-        "{} problems, {num_in_range} in range, {} kept; solvability {:.3} to {:.3}, mean {:.3}; \
-         pass@1 of all {:.3}\n",
-        score.num_problems,
-        kept.len(),
-        shares.iter().copied().fold(f64::INFINITY, f64::min),
-        shares.iter().copied().fold(0.0, f64::max),
-        shares.iter().sum::<f64>() / shares.len() as f64,
-        score.pass_at_1,
-    ))
+    let mut prepared = args.attempts.prepare(Some(&args.out), problems::check)?;
+    let evaluation = gtg::evaluate(
+        &prepared.model,
+        &prepared.judge,
+        &prepared.problems,
+        &prepared.settings,
+        "solvability",
+        prepared.journal.as_mut(),
+    );
+    let evaluation = prepared.or_how_to_resume(evaluation)?;
+    let rollouts = prepared.settings.num_samples;
+    let all = std::mem::take(&mut prepared.problems);
+    let most = args.most.unwrap_or(usize::MAX);
+    let selection = Selection::new(all, &evaluation, &range, rollouts, most);
+    if selection.kept.is_empty() {
+        let path = prepared.journal.as_ref().map(|journal| journal.path().display().to_string());
+        return Err(usage(format!(
+            "no problem passes {} to {} of {rollouts} rollouts; choose another range with --resume (the \
+             rollouts are kept in {}), or another model",
+            args.min_passed,
+            args.max_passed,
+            path.unwrap_or_default()
+        )));
+    }
+    jsonl::write(&args.out, &selection.kept)?;
+    prepared.forget_journal()?;
+    print(text(&selection, evaluation.score.pass_at_1))
+}
+
+/// Table 1 of the paper for what was kept, and where the other problems lie.
+fn text(selection: &Selection, pass_at_1: f64) -> String {
+    let counts = selection.counts;
+    let mut table = Table::new(["solvability", ""]);
+    let mut row = |name: &str, value: String| {
+        table.row([name.to_owned(), value]);
+    };
+    row("problems kept", selection.kept.len().to_string());
+    row("in range", counts.within.to_string());
+    row("solved less often", counts.below.to_string());
+    row("solved more often", counts.above.to_string());
+    row("without a verdict", counts.unknown.to_string());
+    if let Some([min, max, mean]) = selection.solvability() {
+        row("solvability of kept", format!("{min:.2} to {max:.2}, mean {mean:.2}"));
+    }
+    row("longest response", format!("{} tokens", selection.longest_response));
+    row("pass@1 of all", format!("{:.1} %", 100.0 * pass_at_1));
+    table.to_string()
 }

@@ -107,7 +107,7 @@ impl Examination {
     fn score(&self, dir: &Path, out: &Path, rollouts: usize, label: &str) -> Result<Scores> {
         let model = LanguageModel::open(dir)?;
         let evaluate = |problems: &[Problem], rollouts, label: &str| {
-            gtg::evaluate(&model, &self.judge, problems, &settings(rollouts), label)
+            gtg::evaluate(&model, &self.judge, problems, &settings(rollouts), label, None)
         };
         let test = evaluate(&self.test, rollouts, &format!("score {label}"))?;
         write_atomic(out, &serde_json::to_vec_pretty(&test.score)?)?;

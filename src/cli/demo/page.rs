@@ -127,7 +127,7 @@ fn score(scores: &Scores) -> Score {
         problems: test.num_problems,
         rollouts: test.num_rollouts,
         pass_at_1: estimate(&scores.test),
-        pass_at_k: test.pass_at_k.iter().map(|(&k, &v)| (k, v)).collect(),
+        pass_at_k: test.pass_at_k.iter().map(|(&k, share)| (k, share.mean)).collect(),
         families: test.families.iter().map(|(name, f)| (name.clone(), f.pass_at_1)).collect(),
         unseen_families: scores.unseen.as_ref().map(estimate),
     }
@@ -152,11 +152,11 @@ fn example(parts: &Parts<'_>) -> Result<Example> {
         .into_iter()
         .zip(parts.scores)
         .map(|(model, scores)| {
-            let attempt = &scores.test.groups[best].attempts[0];
+            let answer = &scores.test.answers[best][0];
             Response {
                 model: model.to_owned(),
-                text: attempt.text.clone(),
-                is_right: attempt.passed(),
+                text: answer.text.clone(),
+                is_right: answer.passed(),
             }
         })
         .collect();

@@ -1,0 +1,343 @@
+//! The journal of an evaluation: answers on disk as problems are finished, so that a run that was
+//! killed goes on where it was.
+//!
+//! JSON Lines: first the identity of the run (model, problems, settings), then one line for each
+//! finished problem, appended and flushed. A last line without its end, as a kill leaves it, is
+//! ignored. The journal goes when the result is written. Left out: log-probabilities.
+
+use super::answers::Answer;
+use super::attempts::AttemptSettings;
+use crate::base::error::usage;
+use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
+use crate::sandbox::Options;
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::fs::{File, TryLockError};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Everything that answers depend on, as names and values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity(Vec<(String, String)>);
+
+impl Identity {
+    /// Reads all files of the model; the weights too, since two checkpoints of a run differ in
+    /// nothing else.
+    pub fn new(
+        model_dir: &Path,
+        problems: &[Problem],
+        prompt: &GtgPrompt,
+        settings: &AttemptSettings,
+        judge: &Options,
+    ) -> Result<Self> {
+        let limits = serde_json::to_string(&(&judge.limits, judge.profile));
+        let problems = serde_json::to_vec(problems).context("encoding problems")?;
+        let values = [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("model", hash_of_model(model_dir)?),
+            ("problems", hex(Sha256::digest(problems))),
+            ("prompt", prompt.hash().to_owned()),
+            ("rollouts", settings.num_samples.to_string()),
+            ("temperature", settings.temperature.to_string()),
+            ("max_new_tokens", settings.max_new_tokens.to_string()),
+            ("seed", settings.key.to_string()),
+            ("judge", limits.context("encoding the judge's limits")?),
+        ];
+        Ok(Self(values.map(|(name, value)| (name.to_owned(), value)).to_vec()))
+    }
+
+    /// The first value in which `other` differs, as text.
+    fn difference(&self, other: &Self) -> Option<String> {
+        let Some(((name, ours), (_, theirs))) =
+            self.0.iter().zip(&other.0).find(|(ours, theirs)| ours != theirs)
+        else {
+            return (self.0.len() != other.0.len()).then(|| "format".to_owned());
+        };
+        // A hash says nothing to a person.
+        Some(match name.as_str() {
+            "model" | "prompt" => format!("another {name}"),
+            "problems" => "other problems".to_owned(),
+            _ => format!("{name} {theirs} (now {ours})"),
+        })
+    }
+}
+
+/// SHA-256 over the names and contents of the files that make a model.
+fn hash_of_model(dir: &Path) -> Result<String> {
+    let reading = || format!("reading {}", dir.display());
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .with_context(reading)?;
+    let kinds = ["json", "jinja", "safetensors"];
+    paths.retain(|path| path.extension().is_some_and(|e| kinds.iter().any(|kind| e == *kind)));
+    paths.sort();
+    let hash = |path: &PathBuf| -> Result<Vec<u8>> {
+        let mut hasher = Sha256::new();
+        File::open(path)
+            .and_then(|mut file| std::io::copy(&mut file, &mut hasher))
+            .with_context(|| format!("reading {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        Ok([name, &[0], &hasher.finalize()[..]].concat())
+    };
+    let hashes: Vec<Vec<u8>> = paths.par_iter().map(hash).collect::<Result<_>>()?;
+    Ok(hex(Sha256::digest(hashes.concat())))
+}
+
+fn hex(digest: impl AsRef<[u8]>) -> String {
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Which time of asking which problem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// 0 at first.
+    pub round: usize,
+    /// The problem's place in the list.
+    pub problem: usize,
+}
+
+/// A finished problem.
+#[derive(Serialize, Deserialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    place: Place,
+    problem_id: String,
+    answers: std::borrow::Cow<'a, [Answer]>,
+}
+
+/// An open journal; nobody else may open it meanwhile.
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    known: HashMap<Place, Vec<Answer>>,
+    num_lines: usize,
+}
+
+impl Journal {
+    /// Where the journal of the result `out` lies: `score.json` has `score.partial.jsonl`.
+    pub fn path_for(out: &Path) -> PathBuf {
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let stem = [".json", ".jsonl"].iter().find_map(|end| name.strip_suffix(end));
+        out.with_file_name(format!("{}.partial.jsonl", stem.unwrap_or(&name)))
+    }
+
+    /// Opens the journal at `path`, or begins one.
+    ///
+    /// A journal with answers is only continued when asked to (`resume`), and only by the run
+    /// that it belongs to.
+    pub fn open(path: PathBuf, identity: &Identity, resume: bool) -> Result<Self> {
+        let mut file = File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path)
+            .map_err(|e| usage(format!("cannot write {}: {e}", path.display())))?;
+        // File systems without locks are used without.
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(usage(format!("{} is in use by another process", path.display())));
+        }
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).with_context(|| format!("reading {}", path.display()))?;
+        let whole = content.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let known = read(&path, &content[..whole], identity, resume)?;
+        let num_lines = known.len();
+        let mut journal = Self { path, file, known, num_lines };
+        if num_lines == 0 {
+            journal.truncate(0)?;
+            journal.write_line(identity)?;
+        } else {
+            journal.truncate(whole)?;
+        }
+        Ok(journal)
+    }
+
+    /// The answers of an earlier run, once.
+    pub fn take(&mut self, place: Place) -> Option<Vec<Answer>> {
+        self.known.remove(&place)
+    }
+
+    /// Writes the answers to one problem to disk.
+    pub fn append(&mut self, place: Place, problem_id: &str, answers: &[Answer]) -> Result<()> {
+        let line = Line { place, problem_id: problem_id.to_owned(), answers: answers.into() };
+        self.write_line(&line)?;
+        self.num_lines += 1;
+        Ok(())
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Finished problems, those of earlier runs included.
+    pub fn num_finished(&self) -> usize {
+        self.num_lines
+    }
+
+    /// Deletes the journal, once the result is written.
+    pub fn remove(self) -> Result<()> {
+        std::fs::remove_file(&self.path)
+            .with_context(|| format!("removing {}", self.path.display()))
+    }
+
+    fn write_line(&mut self, line: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_vec(line).context("encoding a journal line")?;
+        text.push(b'\n');
+        self.file
+            .write_all(&text)
+            .and_then(|()| self.file.sync_data())
+            .with_context(|| format!("writing {}", self.path.display()))
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        self.file.set_len(len as u64).with_context(|| format!("writing {}", self.path.display()))
+    }
+}
+
+/// The answers in a journal's whole lines.
+fn read(
+    path: &Path,
+    content: &[u8],
+    identity: &Identity,
+    resume: bool,
+) -> Result<HashMap<Place, Vec<Answer>>> {
+    let mut lines = content.split_inclusive(|&byte| byte == b'\n').enumerate();
+    let damaged = |number: usize, e: serde_json::Error| {
+        usage(format!("{}:{}: {e}; delete the journal to start anew", path.display(), number + 1))
+    };
+    let Some((_, first)) = lines.next() else { return Ok(HashMap::new()) };
+    let made_with: Identity = serde_json::from_slice(first).map_err(|e| damaged(0, e))?;
+    let known: HashMap<Place, Vec<Answer>> = lines
+        .map(|(number, line)| {
+            let line: Line<'_> = serde_json::from_slice(line).map_err(|e| damaged(number, e))?;
+            Ok((line.place, line.answers.into_owned()))
+        })
+        .collect::<Result<_>>()?;
+    if known.is_empty() {
+        return Ok(known);
+    }
+    let path = path.display();
+    if let Some(difference) = identity.difference(&made_with) {
+        return Err(usage(format!(
+            "{path} is the journal of a run with {difference}: repeat its settings with --resume, or \
+             delete it"
+        )));
+    }
+    if !resume {
+        return Err(usage(format!(
+            "{path} holds {} problems of a run that was stopped: continue it with --resume, or delete it",
+            known.len()
+        )));
+    }
+    Ok(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+    use crate::sandbox::{Reason, VerdictKind};
+
+    fn identity(seed: u64) -> Identity {
+        Identity(vec![("model".into(), "abc".into()), ("seed".into(), seed.to_string())])
+    }
+
+    fn answers(text: &str) -> Vec<Answer> {
+        [VerdictKind::Pass, VerdictKind::Fail(Reason::WrongAnswer), VerdictKind::Infra]
+            .map(|verdict| Answer { text: text.to_owned(), num_tokens: 3, verdict })
+            .to_vec()
+    }
+
+    const FIRST: Place = Place { round: 0, problem: 4 };
+    const SECOND: Place = Place { round: 1, problem: 4 };
+
+    /// A journal with two finished problems.
+    fn written(dir: &Path) -> PathBuf {
+        let path = dir.join("x.partial.jsonl");
+        let mut journal = Journal::open(path.clone(), &identity(1), false).unwrap();
+        journal.append(FIRST, "p4", &answers("a\n\"b\"")).unwrap();
+        journal.append(SECOND, "p4", &answers("c")).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_was_written_is_taken_once_and_the_journal_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let mut journal = Journal::open(path.clone(), &identity(1), true).unwrap();
+        assert_eq!(journal.num_finished(), 2);
+        assert_eq!(journal.take(FIRST), Some(answers("a\n\"b\"")));
+        assert_eq!(journal.take(FIRST), None);
+        assert_eq!(journal.take(SECOND), Some(answers("c")));
+        journal.remove().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_torn_last_line_is_dropped_wherever_it_is_torn() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = std::fs::read(written(dir.path())).unwrap();
+        let path = dir.path().join("torn.partial.jsonl");
+        let first_two = whole.split_inclusive(|&b| b == b'\n').take(2).map(<[u8]>::len).sum();
+        for len in first_two..whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let mut journal = Journal::open(path.clone(), &identity(1), true).unwrap();
+            assert_eq!(journal.take(SECOND), None);
+            journal.append(SECOND, "p4", &answers("c")).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn a_journal_without_a_finished_problem_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.partial.jsonl");
+        drop(Journal::open(path.clone(), &identity(1), false).unwrap());
+        drop(Journal::open(path.clone(), &identity(2), false).unwrap());
+        std::fs::write(&path, "[[\"mod").unwrap();
+        drop(Journal::open(path, &identity(3), false).unwrap());
+    }
+
+    #[test]
+    fn a_journal_is_refused_without_resume_with_other_settings_damaged_or_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let refusal = |seed: u64, resume: bool| {
+            let error = Journal::open(path.clone(), &identity(seed), resume).err().unwrap();
+            assert_eq!(exit_code(&error), 2);
+            error.to_string()
+        };
+        assert!(refusal(1, false).contains("x.partial.jsonl holds 2 problems"));
+        assert!(refusal(9, true).contains("a run with seed 1 (now 9)"));
+        let open = Journal::open(path.clone(), &identity(1), true).unwrap();
+        assert!(refusal(1, true).contains("in use"));
+        drop(open);
+        let text = std::fs::read_to_string(&path).unwrap().replacen("problem_id", "problem", 1);
+        std::fs::write(&path, text).unwrap();
+        assert!(refusal(1, true).contains("x.partial.jsonl:2:"));
+    }
+
+    #[test]
+    fn the_weights_are_part_of_a_models_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), "weights").unwrap();
+        let hash = || hash_of_model(dir.path()).unwrap();
+        let first = hash();
+        std::fs::write(dir.path().join("notes.txt"), "of no matter").unwrap();
+        assert_eq!(hash(), first);
+        std::fs::write(dir.path().join("model.safetensors"), "wEights").unwrap();
+        assert_ne!(hash(), first);
+    }
+
+    #[test]
+    fn the_journal_lies_beside_the_result() {
+        let path = |out: &str| Journal::path_for(Path::new(out)).display().to_string();
+        assert_eq!(path("a/score.json"), "a/score.partial.jsonl");
+        assert_eq!(path("kept.jsonl"), "kept.partial.jsonl");
+        assert_eq!(path("score.v1"), "score.v1.partial.jsonl");
+    }
+}

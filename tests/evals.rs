@@ -1,0 +1,456 @@
+//! Evaluations as a user makes them: scored, killed, interrupted, resumed, and mistaken.
+//!
+//! A tiny model learns to give one of three answers: right with a right case, wrong with a wrong
+//! case, right without a case.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+
+use codeseq::base::progress::Progress;
+use codeseq::checkpoint::LanguageModel;
+use codeseq::data::jsonl;
+use codeseq::data::problem::Problem;
+use codeseq::data::prompt::GtgPrompt;
+use codeseq::eval::attempts::{AttemptSettings, Task, attempt, attempt_each};
+use codeseq::eval::gtg;
+use codeseq::sandbox::{Judge, Options};
+use codeseq::tokenizer::Message;
+use codeseq::tokenizer::bpe::{self, BpeOptions};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+const ANSWERS: [&str; 3] = [
+    "case: 2 -> 4\n```python\nprint(2 * int(input()))\n```",
+    "case: 2 -> 5\n```python\nprint(3 + int(input()))\n```",
+    "```python\nprint(2 * int(input()))\n```",
+];
+const PROBLEMS: usize = 10;
+const ROLLOUTS: usize = 12;
+
+/// The model's directory, and beside it problems and the score of a run that nothing disturbed.
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("evals");
+    let _absent_at_first = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    let problems: Vec<Value> = (0..PROBLEMS).map(problem).collect();
+    fs::write(dir.join("problems.jsonl"), lines(&problems)).unwrap();
+    let prompt = GtgPrompt::bundled().unwrap();
+    let samples: Vec<Vec<Message>> = problems
+        .iter()
+        .flat_map(|problem| {
+            let problem: Problem = serde_json::from_value(problem.clone()).unwrap();
+            let question = prompt.render(&problem).unwrap();
+            ANSWERS.map(|answer| {
+                vec![Message::new("user", question.clone()), Message::new("assistant", answer)]
+            })
+        })
+        .collect();
+    let options = BpeOptions { vocab_size: 512, max_token_length: 16 };
+    bpe::train(&samples, options, &dir.join("tokenizer")).unwrap();
+    let rows: Vec<Value> = samples.iter().map(|messages| json!({"messages": messages})).collect();
+    fs::write(dir.join("samples.jsonl"), lines(&rows)).unwrap();
+    let shape = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512,
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true,
+        "initializer_range": 0.1, "max_position_embeddings": 256,
+    });
+    fs::write(dir.join("model.json"), shape.to_string()).unwrap();
+    let config = "seed = 3
+[model]
+init = 'model.json'
+tokenizer = 'tokenizer'
+[data]
+files = ['samples.jsonl']
+max_length = 200
+[optim]
+lr = 1e-2
+betas = [0.9, 0.95]
+weight_decay = 0.01
+max_grad_norm = 1.0
+[schedule]
+kind = 'cosine'
+warmup = { steps = 4 }
+[train]
+total_steps = 60
+seq_len = 200
+gradient_accumulation = 2
+";
+    fs::write(dir.join("sft.toml"), config).unwrap();
+    let model = done(train(&dir).args(["sft", "--config", "sft.toml", "--out", "run"]));
+    fs::rename(dir.join(model.trim()), dir.join("model")).unwrap();
+    done(train(&dir).args(["eval", "gtg", "--out", "score.json"]).args(COMMON));
+    dir
+});
+
+/// Arguments of every evaluation, in a directory that has the inputs.
+const COMMON: [&str; 8] =
+    ["--model", "model", "--data", "problems.jsonl", "--rollouts", "12", "--max-new-tokens", "40"];
+
+/// What makes a run slow enough to be stopped midway, and changes nothing else.
+const SLOW: &str = "--max-sequences 2";
+
+fn problem(i: usize) -> Value {
+    json!({
+        "problem_id": format!("p{i}"),
+        "description": format!("Shelf {i} holds pairs of shoes. How many shoes are n pairs?"),
+        "input_requirement": "n",
+        "output_requirement": "the number",
+        "examples": [{"input": 7, "output": 14}],
+        "tests": [{"input": 1, "output": 2}, {"input": 5, "output": 10}],
+        "terms": ["0", "2", "4", "6", "8", "10"],
+        "family": if i < 8 { "many" } else { "few" },
+    })
+}
+
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+fn train(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    command.arg("--quiet").current_dir(dir).env_remove("RUST_LOG").stdin(Stdio::null());
+    command.env("RAYON_NUM_THREADS", "2");
+    command
+}
+
+/// Runs to the end and returns what is printed.
+fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A directory of its own for one test, with the inputs in it.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["model", "problems.jsonl"] {
+            std::os::unix::fs::symlink(INPUTS.join(name), dir.path().join(name)).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// An evaluation of the common inputs.
+    fn eval(&self, words: &str) -> Command {
+        let mut command = train(self.0.path());
+        command.args(words.split_whitespace()).args(COMMON);
+        command
+    }
+
+    /// The lines of a result that are not times.
+    fn result(&self, name: &str) -> Vec<String> {
+        timeless(&self.path(name))
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
+    }
+
+    /// Expects one line that names all `parts`, and nothing written.
+    fn mistake(&self, words: &str, parts: &[&str]) {
+        let files = || fs::read_dir(self.0.path()).unwrap().count();
+        let before = files();
+        let output = train(self.0.path()).args(words.split_whitespace()).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{words}: {text}");
+        assert_eq!(text.trim_end().lines().count(), 1, "{words}: {text}");
+        for part in parts {
+            assert!(text.contains(part), "{words}: {part} is not in {text}");
+        }
+        assert_eq!(files(), before, "{words} left something behind");
+    }
+}
+
+/// The score of the run that nothing disturbed.
+fn score() -> Value {
+    serde_json::from_str(&fs::read_to_string(INPUTS.join("score.json")).unwrap()).unwrap()
+}
+
+fn num_passed(problem: &Value) -> u64 {
+    problem["num_passed"].as_u64().unwrap()
+}
+
+fn timeless(path: &Path) -> Vec<String> {
+    let times = ["tokens_per_sec", "generation_secs", "judging_secs"];
+    let text = fs::read_to_string(path).unwrap();
+    let is_time = |line: &str| times.iter().any(|name| line.contains(name));
+    text.lines().filter(|line| !is_time(line)).map(str::to_owned).collect()
+}
+
+/// Starts an evaluation in a process group of its own and waits until its journal has so many
+/// finished problems.
+fn start(command: &mut Command, journal: &Path, finished: usize) -> Child {
+    let mut child =
+        command.process_group(0).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    let num_finished =
+        || fs::read(journal).map_or(0, |text| text.split(|&byte| byte == b'\n').count());
+    // One line is the header, one is empty.
+    while num_finished() < finished + 2 {
+        assert_eq!(child.try_wait().unwrap(), None, "the run ended too early");
+        assert!(started.elapsed() < Duration::from_secs(120), "the run does not get on");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child
+}
+
+fn settings() -> AttemptSettings {
+    AttemptSettings {
+        num_samples: ROLLOUTS,
+        temperature: 1.0,
+        max_new_tokens: 40,
+        max_sequences: 8,
+        key: 0,
+    }
+}
+
+fn judge() -> Judge {
+    let launcher = Some(env!("CARGO_BIN_EXE_train").into());
+    Judge::start(Options { launcher, ..Options::default() }).unwrap()
+}
+
+#[test]
+fn a_score_has_every_k_with_intervals_and_families() {
+    let score = score();
+    let share = |k: usize| score["pass_at_k"][k.to_string()]["mean"].as_f64().unwrap();
+    assert!((0.1..0.95).contains(&share(1)), "{score}");
+    assert!((score["pass_at_1"].as_f64().unwrap() - share(1)).abs() < 1e-12);
+    assert_eq!(score["pass_at_k"].as_object().unwrap().len(), ROLLOUTS);
+    assert!((2..=ROLLOUTS).all(|k| share(k - 1) <= share(k)));
+    assert_eq!(score["families"]["many"]["num_problems"], 8);
+    assert!(score["families"]["many"]["ci95"].is_array());
+    assert!(score["families"]["few"].get("ci95").is_none());
+    assert!(!INPUTS.join("score.partial.jsonl").exists());
+}
+
+#[test]
+fn neither_batching_nor_the_judges_workers_change_a_score() {
+    let place = Place::new();
+    let text = done(&mut place.eval(&format!("eval gtg --out score.json --workers 1 {SLOW}")));
+    assert!(text.contains("pass@1") && text.contains("many"), "{text}");
+    assert_eq!(place.result("score.json"), timeless(&INPUTS.join("score.json")));
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_result_of_one_never_stopped() {
+    let place = Place::new();
+    let journal = place.path("score.partial.jsonl");
+    let mut child =
+        start(&mut place.eval(&format!("eval gtg --out score.json {SLOW}")), &journal, 2);
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "the run had ended before it was killed");
+    let torn = fs::read_to_string(&journal).unwrap() + "{\"round\":0,\"problem\":9,\"pro";
+    fs::write(&journal, torn).unwrap();
+    done(&mut place.eval("eval gtg --out score.json --resume"));
+    assert_eq!(place.result("score.json"), timeless(&INPUTS.join("score.json")));
+    assert!(!journal.exists());
+}
+
+#[test]
+fn an_interrupted_run_says_how_to_go_on_and_guards_its_journal() {
+    let place = Place::new();
+    let journal = place.path("score.partial.jsonl");
+    let child = start(&mut place.eval(&format!("eval gtg --out score.json {SLOW}")), &journal, 1);
+    killpg(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("continue with --resume"), "{}", stderr(&output));
+
+    let again = format!("eval gtg --out score.json {}", COMMON.join(" "));
+    place.mistake(&again, &["score.partial.jsonl", "--resume"]);
+    place
+        .mistake(&format!("{again} --resume --seed 7"), &["score.partial.jsonl", "seed 0 (now 7)"]);
+    let kept = fs::read(&journal).unwrap();
+    fs::remove_file(place.path("problems.jsonl")).unwrap();
+    fs::write(place.path("problems.jsonl"), lines(&[problem(1)])).unwrap();
+    place.mistake(&format!("{again} --resume"), &["score.partial.jsonl", "other problems"]);
+    assert_eq!(fs::read(&journal).unwrap(), kept);
+}
+
+#[test]
+fn responses_without_a_case_are_asked_again() {
+    let place = Place::new();
+    let text = done(&mut place.eval("eval cases --out cases.json"));
+    assert!(text.contains("C-C") && text.contains("No-F"), "{text}");
+    let cases = place.json("cases.json");
+    let asked: Vec<u64> = serde_json::from_value(cases["num_asked"].clone()).unwrap();
+    assert_eq!(asked[0] as usize, PROBLEMS * ROLLOUTS);
+    assert!(asked.len() > 1 && asked.is_sorted_by(|a, b| a >= b), "{asked:?}");
+    let count = |name: &str| cases["quadrants"][name].as_u64().unwrap();
+    assert!(count("cases_right_program_right") > 0 && count("cases_wrong_program_wrong") > 0);
+    let counted: u64 =
+        cases["quadrants"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+    assert_eq!(counted, asked[0], "every response is in one quadrant or without a case");
+
+    done(&mut place.eval("eval cases --max-tries 1 --out once.json"));
+    let once = place.json("once.json");
+    assert_eq!(once["num_asked"], json!([asked[0]]));
+    assert_eq!(once["quadrants"]["without_cases"], json!(asked[1]));
+    let score = score();
+    assert_eq!(once["quadrants"], score["quadrants"], "the first try is GTG's");
+}
+
+#[test]
+fn a_killed_case_analysis_resumes_to_the_same_result() {
+    let place = Place::new();
+    done(&mut place.eval("eval cases --out whole.json"));
+    let journal = place.path("cases.partial.jsonl");
+    let mut command = place.eval(&format!("eval cases --out cases.json {SLOW}"));
+    // All of the first try and some of the second.
+    let mut child = start(&mut command, &journal, PROBLEMS + 1);
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "the run had ended before it was killed");
+    done(&mut place.eval("eval cases --out cases.json --resume"));
+    assert_eq!(place.result("cases.json"), place.result("whole.json"));
+}
+
+#[test]
+fn solvability_selects_by_what_gtg_counts() {
+    let place = Place::new();
+    let score = score();
+    let passed: Vec<(String, u64)> = score["problems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|problem| (problem["problem_id"].as_str().unwrap().to_owned(), num_passed(problem)))
+        .collect();
+    let middle = passed[0].1;
+    let range = format!("--min-passed {middle} --max-passed {ROLLOUTS}");
+    let expected: Vec<(String, u64)> = passed.into_iter().filter(|(_, n)| *n >= middle).collect();
+
+    let journal = place.path("kept.partial.jsonl");
+    let command = format!("data solvability --out kept.jsonl {range}");
+    let mut child = start(&mut place.eval(&format!("{command} {SLOW}")), &journal, 1);
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "the run had ended before it was killed");
+    let text = done(&mut place.eval(&format!("{command} --resume")));
+    assert!(text.contains("solvability of kept"), "{text}");
+    let kept: Vec<Problem> = jsonl::read(&place.path("kept.jsonl")).unwrap();
+    let kept: Vec<(String, f64)> =
+        kept.into_iter().map(|p| (p.problem_id, p.solvability.unwrap())).collect();
+    let share = |(id, n): (String, u64)| (id, n as f64 / ROLLOUTS as f64);
+    assert_eq!(kept, expected.into_iter().map(share).collect::<Vec<_>>());
+    assert!(!journal.exists());
+}
+
+#[test]
+fn a_range_that_selects_nothing_keeps_the_rollouts_for_another() {
+    let place = Place::new();
+    let passed: Vec<u64> = score()["problems"].as_array().unwrap().iter().map(num_passed).collect();
+    let none = (0..=ROLLOUTS as u64).find(|n| !passed.contains(n)).unwrap();
+    let output = place
+        .eval(&format!("data solvability --out kept.jsonl --min-passed {none} --max-passed {none}"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("kept.partial.jsonl"), "{}", stderr(&output));
+    done(&mut place.eval(
+        "data solvability --out kept.jsonl --min-passed 0 --max-passed 12 --most 3 --resume",
+    ));
+    assert_eq!(jsonl::read::<Problem>(&place.path("kept.jsonl")).unwrap().len(), 3);
+}
+
+#[test]
+fn mistakes_are_named_in_one_line_before_any_work() {
+    let place = Place::new();
+    let write = |name: &str, rows: &[Value]| fs::write(place.path(name), lines(rows)).unwrap();
+    let without = |key: &str, value: Value| {
+        let mut problem = problem(0);
+        problem[key] = value;
+        problem
+    };
+    write("empty.jsonl", &[]);
+    write("twice.jsonl", &[problem(0), problem(1), problem(0)]);
+    write("untested.jsonl", &[problem(0), without("tests", json!([]))]);
+    write("termless.jsonl", &[without("terms", json!([]))]);
+    write("long.jsonl", &[without("description", json!("shoe ".repeat(400)))]);
+    let gtg = |words: &str| format!("eval gtg --model model {words}");
+    let cases: [(String, &[&str]); 11] = [
+        (gtg("--data empty.jsonl"), &["empty.jsonl", "no problems"]),
+        (gtg("--data twice.jsonl"), &["twice.jsonl", "\"p0\" occurs twice"]),
+        (gtg("--data untested.jsonl"), &["untested.jsonl", "\"p0\" has no tests"]),
+        (gtg("--data long.jsonl"), &["p0", "max_position_embeddings"]),
+        (gtg("--data problems.jsonl --out model"), &["cannot write model", "directory"]),
+        (
+            gtg("--data problems.jsonl --out empty.jsonl/x.json"),
+            &["cannot write empty.jsonl/x.json"],
+        ),
+        (gtg("--data problems.jsonl --rollouts 0"), &["rollouts"]),
+        (gtg("--data problems.jsonl --temperature=-1"), &["temperature is -1"]),
+        ("eval cases --model model --data termless.jsonl".into(), &["\"p0\" has no terms"]),
+        (
+            "data solvability --model model --data problems.jsonl --out k.jsonl --min-passed 9 \
+             --max-passed 3"
+                .into(),
+            &["--min-passed 9"],
+        ),
+        (
+            "data solvability --model model --data problems.jsonl --out k.jsonl --min-passed 9 \
+             --rollouts 8"
+                .into(),
+            &["--min-passed 9", "8"],
+        ),
+    ];
+    for (words, parts) in cases {
+        place.mistake(&words, parts);
+    }
+}
+
+#[test]
+fn an_error_while_collecting_ends_sampling_and_judging() {
+    let model = LanguageModel::open(&INPUTS.join("model")).unwrap();
+    let problems: Vec<Problem> = jsonl::read(&INPUTS.join("problems.jsonl")).unwrap();
+    let settings = settings();
+    let tasks: Vec<Task<'_>> =
+        problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();
+    let mut num_done = 0;
+    let error = attempt_each(
+        &model,
+        &judge(),
+        &GtgPrompt::bundled().unwrap(),
+        &tasks,
+        &settings,
+        &Progress::hidden(),
+        &mut |_, _| {
+            num_done += 1;
+            anyhow::bail!("the disk is full")
+        },
+    );
+    assert_eq!(error.unwrap_err().to_string(), "the disk is full");
+    assert_eq!(num_done, 1);
+}
+
+#[test]
+fn attempts_come_in_order_with_their_own_verdicts_and_validation_agrees() {
+    let model = LanguageModel::open(&INPUTS.join("model")).unwrap();
+    let problems: Vec<Problem> = jsonl::read(&INPUTS.join("problems.jsonl")).unwrap();
+    let borrowed: Vec<&Problem> = problems.iter().collect();
+    let (judge, prompt) = (judge(), GtgPrompt::bundled().unwrap());
+    let hidden = Progress::hidden();
+    let (groups, cost) = attempt(&model, &judge, &prompt, &borrowed, &settings(), &hidden).unwrap();
+    for attempt in groups.iter().flat_map(|group| &group.attempts) {
+        let is_right = attempt.parsed.code.as_deref() == Some("print(2 * int(input()))\n");
+        assert_eq!(attempt.passed(), is_right, "{}", attempt.text);
+    }
+    assert!(cost.judging_cpu > Duration::ZERO && cost.generation > Duration::ZERO);
+    let score = score();
+    let pass_at_1 = gtg::validate(&model, &judge, &problems, &settings()).unwrap();
+    assert_eq!(json!(pass_at_1), score["pass_at_1"]);
+}
