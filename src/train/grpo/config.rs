@@ -256,7 +256,7 @@ mod tests {
         let with = Config::load(&files, &[]).unwrap();
         let without = config::load::<Config>(&files, &[]).unwrap();
         assert_eq!(with.to_toml(), without.to_toml());
-        assert_eq!(with.origin("policy.clip_dual").to_string(), "profile verl-0.9:13");
+        assert_eq!(with.origin("policy.clip_dual").to_string(), "profile verl-0.9:12");
     }
 
     #[test]
