@@ -10,6 +10,7 @@
 
 mod cache;
 mod cgroup;
+mod channel;
 mod compare;
 mod extract;
 mod frame;
@@ -20,6 +21,7 @@ mod outcome;
 mod policy;
 mod pool;
 mod python;
+mod residue;
 mod server;
 mod supervise;
 mod sys;
