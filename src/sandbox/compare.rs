@@ -15,8 +15,7 @@ pub fn same_output(expected: &str, got: &[u8], tolerance: Option<f64>) -> bool {
 }
 
 fn same_line(expected: &str, got: &str, tolerance: Option<f64>) -> bool {
-    let (mut expected, mut got) =
-        (expected.split_ascii_whitespace(), got.split_ascii_whitespace());
+    let (mut expected, mut got) = (expected.split_ascii_whitespace(), got.split_ascii_whitespace());
     loop {
         match (expected.next(), got.next()) {
             (None, None) => return true,

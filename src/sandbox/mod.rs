@@ -28,7 +28,7 @@ mod sys;
 mod verdict;
 
 pub use compare::same_output;
-pub use extract::extract_code;
+pub use extract::{PythonBlock, extract_code, last_python_block};
 pub use layers::Layers;
 pub use options::{Limits, Mode, Options, Profile, Program};
 pub use outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};

@@ -212,6 +212,8 @@ fn allow_list() -> Vec<i64> {
         libc::SYS_clock_getres,
         libc::SYS_clock_nanosleep,
         libc::SYS_nanosleep,
+        // How `time.sleep` sleeps before Python 3.11.
+        libc::SYS_pselect6,
         libc::SYS_gettimeofday,
         libc::SYS_getrandom,
         libc::SYS_getrusage,
@@ -229,7 +231,7 @@ fn allow_list() -> Vec<i64> {
         libc::SYS_clone3,
     ];
     #[cfg(target_arch = "x86_64")]
-    calls.extend([libc::SYS_dup2, libc::SYS_time]);
+    calls.extend([libc::SYS_dup2, libc::SYS_time, libc::SYS_select]);
     calls
 }
 

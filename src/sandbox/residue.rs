@@ -70,7 +70,8 @@ mod tests {
         assert!(may_leave("import threading\n"));
         assert!(may_leave("print.__self__.sum = None"));
         assert!(may_leave("from gc import disable"));
-        for code in ["", "from math import gcd\nprint(gcd(4, 6))", "threadings = 1\nd.environment"] {
+        for code in ["", "from math import gcd\nprint(gcd(4, 6))", "threadings = 1\nd.environment"]
+        {
             assert!(!may_leave(code), "{code}");
         }
     }

@@ -91,7 +91,8 @@ impl Run {
         let mut channel = Channel::new(child.channel)?;
         channel.send(&(code.len() as u32).to_le_bytes());
         channel.send(code.as_bytes());
-        let much_memory = server.fresh_space(child.pid) + (self.limits.memory_mb << 20) / MUCH_MEMORY;
+        let much_memory =
+            server.fresh_space(child.pid) + (self.limits.memory_mb << 20) / MUCH_MEMORY;
         let mut clock = sys::cpu_time(child.pid).unwrap_or_default();
         let mut stop = Stop::Child;
         let mut exit = None;
