@@ -399,7 +399,7 @@ class Session:
         program that gets there without a word only harms itself.
         """
         now, fresh = self.builtins, self.fresh_builtins
-        if len(now) != len(fresh) or b"builtins" in self.source or b"__self__" in self.source:
+        if b"builtins" in self.source or b"__self__" in self.source or len(now) != len(fresh):
             now.clear()
             now.update(fresh)
 
