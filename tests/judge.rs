@@ -317,6 +317,115 @@ fn the_cache_answers_equal_programs_without_running_them() {
 }
 
 #[test]
+fn with_a_cache_equal_programs_of_a_batch_run_once() {
+    let judge = start(|options| options.cache_entries = 10);
+    let program =
+        Program { code: "import time\nprint(time.time_ns())".into(), inputs: vec!["1".into()] };
+    let other = Program { inputs: vec!["2".into()], ..program.clone() };
+    let done = Cell::new(0);
+    let watch = Watch { progress: Some(&|now| done.set(now)), cancel: None };
+    let outcomes = judge.run_watched(&[program.clone(), other, program], watch);
+    assert_eq!(outcomes[0], outcomes[2]);
+    assert_ne!(outcomes[0], outcomes[1]);
+    assert_eq!(done.get(), 3);
+}
+
+#[test]
+fn a_byte_order_mark_before_the_program_is_skipped() {
+    passes("\u{feff}print(int(input()) + 1)", &[("7", "8"), ("8", "9")]);
+}
+
+#[test]
+fn with_a_tiny_output_limit_only_the_programs_own_output_appears() {
+    for mode in [Mode::ForkServer, Mode::OneShot] {
+        let judge = start(|options| (options.mode, options.limits.output_bytes) = (mode, 2));
+        let program = |code: &str| Program { code: code.into(), inputs: vec![String::new(); 3] };
+        for case in &judge.run(&[program("")])[0].cases {
+            assert_eq!((&case.ending, case.output.len()), (&Ending::Finished, 0));
+        }
+        for case in &judge.run(&[program("print(123)")])[0].cases {
+            assert_eq!(case.ending, Ending::Failed(Reason::OutputLimit));
+        }
+    }
+}
+
+#[test]
+fn a_program_that_forges_its_end_and_goes_on_is_ended_by_its_own_limits() {
+    let forge = "import os\nfor fd in range(3, 32):\n    try:\n        os.lseek(fd, 0, 1)\n    except OSError as error:\n        if error.errno == 29:\n            os.write(fd, b'D\\0\\0\\0\\0')\n            os.close(fd)\n";
+    let kinds = |rest: &str| {
+        let pairs = [("1", "2"), ("2", "3"), ("3", "4")];
+        let verdict = verdict(&format!("{forge}{rest}"), &pairs);
+        assert!(verdict.cpu_ms < 1_700.0, "{}", verdict.cpu_ms);
+        verdict.cases.iter().map(|case| case.kind).collect::<Vec<_>>()
+    };
+    let wrong = VerdictKind::Fail(Reason::WrongAnswer);
+    let (sleeps, spins) = (kinds("import time\ntime.sleep(1000)"), kinds("while True:\n    pass"));
+    assert_eq!(
+        sleeps,
+        [wrong, VerdictKind::Fail(Reason::WallTime), VerdictKind::Fail(Reason::WallTime)]
+    );
+    assert_eq!(spins[..2], [wrong, VerdictKind::Fail(Reason::CpuTime)]);
+}
+
+#[test]
+fn what_a_program_names_and_could_leave_behind_is_gone_in_its_next_case() {
+    let code = "import threading\nthreading.leak = getattr(threading, 'leak', 0) + 1\nprint(threading.leak)";
+    passes(code, &[("1", "1"), ("2", "1")]);
+}
+
+/// A directory with a problem and its solution, and `train judge` on them.
+fn command(dir: &std::path::Path, arguments: &[&str]) -> std::process::Output {
+    let problem =
+        "\u{feff}{\"problem_id\":7,\"tests\":[{\"input\":1,\"output\":2}],\"tolerance\":0.1}\n";
+    let solution = "{\"problem_id\":7,\"code\":\"print(2.05)\"}\n";
+    std::fs::write(dir.join("p.jsonl"), problem).unwrap();
+    std::fs::write(dir.join("s.jsonl"), solution).unwrap();
+    std::process::Command::new(env!("CARGO_BIN_EXE_train"))
+        .arg("judge")
+        .args(arguments)
+        .current_dir(dir)
+        .stdin(std::fs::File::open(dir.join("p.jsonl")).unwrap())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn problems_may_come_through_a_pipe_and_verdicts_leave_through_one_with_ids_as_they_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = ["--problems", "p.fifo", "--solutions", "s.jsonl", "--out", "/dev/stdout"];
+    nix::unistd::mkfifo(&dir.path().join("p.fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let writer = {
+        let dir = dir.path().to_owned();
+        std::thread::spawn(move || {
+            std::fs::write(
+                dir.join("p.fifo"),
+                r#"{"problem_id":"7","tests":[{"input":1,"output":2}],"tolerance":0.1}"#,
+            )
+        })
+    };
+    let output = command(dir.path(), &pipe);
+    writer.join().unwrap().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with(r#"{"problem_id":7,"verdict":"pass""#), "{text}");
+    assert!(text.contains("1 solutions: 1 pass"), "{text}");
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    for (out, why) in
+        [("p.jsonl", "input"), ("s.jsonl", "input"), (".", "directory"), ("no/out", "no directory")]
+    {
+        let output =
+            command(dir.path(), &["--problems", "p.jsonl", "--solutions", "s.jsonl", "--out", out]);
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{log}");
+        assert!(log.contains(why) && log.lines().count() == 1, "{log}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}
+
+#[test]
 fn layers_are_reported_as_the_kernel_sees_them() {
     let judge = start(|_| {});
     judge.run(&[Program { code: String::new(), inputs: vec![String::new()] }]);

@@ -1,9 +1,10 @@
 //! The attack suite: every program of `tests/attacks` must get the verdict its first line names, in
-//! every mode this machine allows, and leave no trace on the host.
+//! every mode this machine allows, and leave no trace on the host. Ordinary programs that are easily
+//! taken for attacks, or harmed by the defence, stand beside them.
 //!
 //! `# expect:` gives one or more outcomes (`any`: whatever, but decided and not passed by force);
 //! `# cases:` the number of cases (1), `# output:` the expected output ("contained"), `# arch:` the
-//! only machine type it is for. No program may print "ESCAPED". `@NUL@` stands for a zero byte.
+//! only machine type it is for. Inputs are 7, 8, ... No program may print "ESCAPED". `@NUL@` stands for a zero byte.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]

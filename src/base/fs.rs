@@ -1,18 +1,31 @@
 //! Files that are either whole or absent.
 //!
 //! Contract: a reader never sees a half-written file or directory: content goes to a sibling
-//! named `codeseq-*`, is flushed to disk, and takes its final name by an atomic rename. Errors name
-//! the path.
+//! named `codeseq-*`, is flushed to disk, and takes its final name by an atomic rename. A symbolic
+//! link stays one: the file it leads to is replaced. Devices, FIFOs and open descriptors
+//! (`/dev/stdout`, `/dev/fd/N`) cannot be replaced and are written into as they are. A file's siblings
+//! that a killed process left are removed by the next writer of that file. Errors name the path.
 
+use super::error::usage;
 use anyhow::{Context, Result};
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use nix::unistd::{AccessFlags, access};
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Reads a whole text file; the error names the path.
+/// As many symbolic links in a row as the kernel follows.
+const MAX_LINKS: usize = 40;
+
+/// Reads a whole text file, without its byte order mark; the error names the path.
 pub fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path)
-        .map_err(|e| crate::base::error::usage(format!("cannot read {}: {e}", path.display())))
+    let mut text = fs::read_to_string(path)
+        .map_err(|e| usage(format!("cannot read {}: {e}", path.display())))?;
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
 }
 
 /// Replaces `path` with `content` in one step.
@@ -22,34 +35,119 @@ pub fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// Says before any work is done, and without a trace, that `path` cannot become an output: a
+/// directory, in no or in a closed directory, or one of the `inputs`. A mistake of the user's.
+pub fn check_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
+    let refuse = |why: String| usage(format!("cannot write {}: {why}", path.display()));
+    let denied = |place: &Path, rights| {
+        access(place, rights).map_err(|e| refuse(format!("{}: {}", place.display(), e.desc())))
+    };
+    match Place::of(path)? {
+        Place::Descriptor(_) => Ok(()),
+        Place::Special(device) => denied(&device, AccessFlags::W_OK),
+        Place::Regular(file) => {
+            let dir = parent(&file);
+            if !dir.is_dir() {
+                return Err(refuse(format!("there is no directory {}; create it", dir.display())));
+            }
+            denied(dir, AccessFlags::W_OK | AccessFlags::X_OK)?;
+            let identity =
+                |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+            let own = identity(&file);
+            match inputs.iter().find(|input| own.is_some() && identity(input) == own) {
+                Some(input) => Err(refuse(format!("it is also the input {}", input.display()))),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+/// Where that which is written to a path ends up.
+enum Place {
+    /// A file, or none yet, at the end of any symbolic links.
+    Regular(PathBuf),
+    /// A device, a FIFO or a socket.
+    Special(PathBuf),
+    /// A descriptor of this process.
+    Descriptor(RawFd),
+}
+
+impl Place {
+    fn of(path: &Path) -> Result<Self> {
+        let refuse = |why: &str| usage(format!("cannot write {}: {why}", path.display()));
+        if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(refuse("it is a directory; name a file"));
+        }
+        let mut at = path.to_owned();
+        for _ in 0..MAX_LINKS {
+            let found = match fs::symlink_metadata(&at) {
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Self::Regular(at)),
+                found => found.map_err(|e| refuse(&e.to_string()))?,
+            };
+            if let Some(number) = own_descriptor(&at) {
+                return Ok(Self::Descriptor(number));
+            } else if found.is_dir() {
+                return Err(refuse("it is a directory; name a file"));
+            } else if found.is_file() {
+                return Ok(Self::Regular(at));
+            } else if !found.is_symlink() {
+                return Ok(Self::Special(at));
+            }
+            let target = fs::read_link(&at).map_err(|e| refuse(&e.to_string()))?;
+            at = parent(&at).join(target);
+        }
+        Err(refuse("its symbolic links lead nowhere"))
+    }
+}
+
+/// The number of the descriptor that a path such as `/dev/fd/3` means.
+fn own_descriptor(path: &Path) -> Option<RawFd> {
+    let number = path.file_name()?.to_str()?.parse().ok()?;
+    let own = fs::canonicalize("/proc/self/fd").ok()?;
+    (fs::canonicalize(parent(path)).ok()? == own).then_some(number)
+}
+
 /// A file under construction; it appears at its path on [`AtomicFile::commit`] and leaves nothing
-/// behind when dropped before.
+/// behind when dropped before. What cannot be replaced is written to from the start.
 pub struct AtomicFile {
-    writer: BufWriter<tempfile::NamedTempFile>,
+    writer: BufWriter<Sink>,
     path: PathBuf,
+}
+
+enum Sink {
+    /// Takes the second's name in the end.
+    Sibling(tempfile::NamedTempFile, PathBuf),
+    Direct(File),
 }
 
 impl AtomicFile {
     /// Opens a temporary sibling of `path`, creating its directory when missing.
     pub fn create(path: &Path) -> Result<Self> {
-        let dir = parent(path);
-        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-        let temp = tempfile::Builder::new()
-            .prefix("codeseq-")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .tempfile_in(dir)
-            .with_context(|| format!("creating a file in {}", dir.display()))?;
-        Ok(Self { writer: BufWriter::with_capacity(1 << 20, temp), path: path.to_owned() })
+        let opening = || format!("opening {}", path.display());
+        let sink = match Place::of(path)? {
+            Place::Regular(file) => Sink::Sibling(sibling(&file)?, file),
+            Place::Special(device) => {
+                Sink::Direct(File::options().write(true).open(device).with_context(opening)?)
+            }
+            Place::Descriptor(number) => {
+                // SAFETY: the number named an open descriptor a moment ago, and it is only
+                // duplicated; should it be closed meanwhile, that fails.
+                let fd = unsafe { BorrowedFd::borrow_raw(number) };
+                Sink::Direct(fd.try_clone_to_owned().with_context(opening)?.into())
+            }
+        };
+        Ok(Self { writer: BufWriter::with_capacity(1 << 20, sink), path: path.to_owned() })
     }
 
     /// Flushes to disk and gives the file its name.
     pub fn commit(self) -> Result<()> {
         let path = self.path;
         let writing = || format!("writing {}", path.display());
-        let temp = self.writer.into_inner().map_err(|e| e.into_error()).with_context(writing)?;
+        let sink = self.writer.into_inner().map_err(|e| e.into_error()).with_context(writing)?;
+        let Sink::Sibling(temp, file) = sink else { return Ok(()) };
         temp.as_file().sync_all().with_context(writing)?;
-        temp.persist(&path).map_err(|e| e.error).with_context(writing)?;
-        sync_dir(parent(&path))
+        temp.persist(&file).map_err(|e| e.error).with_context(writing)?;
+        sync_dir(parent(&file))
     }
 }
 
@@ -63,10 +161,52 @@ impl Write for AtomicFile {
     }
 }
 
+impl Write for Sink {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Sibling(temp, _) => temp.write(buf),
+            Self::Direct(file) => file.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Sibling(temp, _) => temp.flush(),
+            Self::Direct(file) => file.flush(),
+        }
+    }
+}
+
+/// A new temporary file beside `file`, instead of those that killed processes left there. It is locked
+/// as long as somebody writes it.
+fn sibling(file: &Path) -> Result<tempfile::NamedTempFile> {
+    const NAME_CHARS: usize = 60;
+    let dir = parent(file);
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!("codeseq-{}-", name.chars().take(NAME_CHARS).collect::<String>());
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_sibling = entry.file_name().to_string_lossy().starts_with(&prefix)
+            && entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_sibling && File::open(entry.path()).is_ok_and(|left| left.try_lock().is_ok()) {
+            // Whoever cannot remove it can still write beside it.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let temp = tempfile::Builder::new()
+        .prefix(&prefix)
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(dir)
+        .with_context(|| format!("creating a file in {}", dir.display()))?;
+    // A file system without locks only keeps what killed processes leave.
+    let _ = temp.as_file().try_lock();
+    Ok(temp)
+}
+
 /// Fills a temporary directory with `fill` and renames it to `path`, which must not exist.
 pub fn write_dir_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let dir = parent(path);
-    std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let temp = tempfile::Builder::new()
         .prefix("codeseq-")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
@@ -74,7 +214,7 @@ pub fn write_dir_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> 
         .with_context(|| format!("creating a directory in {}", dir.display()))?;
     fill(temp.path())?;
     sync_dir(temp.path())?;
-    std::fs::rename(temp.path(), path).with_context(|| format!("creating {}", path.display()))?;
+    fs::rename(temp.path(), path).with_context(|| format!("creating {}", path.display()))?;
     // Renamed away: there is nothing left for the guard to remove.
     let _ = temp.keep();
     sync_dir(dir)
@@ -117,5 +257,88 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         write_dir_atomic(&path, |d| write_atomic(&d.join("a"), b"1")).unwrap();
         assert_eq!(std::fs::read(path.join("a")).unwrap(), b"1");
+    }
+
+    #[test]
+    fn a_symbolic_link_stays_one_and_its_target_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        std::os::unix::fs::symlink("target", &link).unwrap();
+        for content in ["made", "replaced"] {
+            write_atomic(&link, content.as_bytes()).unwrap();
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+            assert_eq!(read_text(&target).unwrap(), content);
+        }
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        assert!(write_atomic(&dir.path().join("loop"), b"x").is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_is_written_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let reader = {
+            let fifo = fifo.clone();
+            std::thread::spawn(move || fs::read(fifo).unwrap())
+        };
+        write_atomic(&fifo, b"through").unwrap();
+        assert_eq!(reader.join().unwrap(), b"through");
+        let kind = fs::symlink_metadata(&fifo).unwrap().file_type();
+        assert!(std::os::unix::fs::FileTypeExt::is_fifo(&kind));
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&writer);
+        write_atomic(Path::new(&format!("/dev/fd/{number}")), b"through").unwrap();
+        drop(writer);
+        assert_eq!(std::io::read_to_string(&mut reader).unwrap(), "through");
+        write_atomic(Path::new("/dev/null"), b"gone").unwrap();
+        assert!(!fs::symlink_metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    fn what_cannot_become_an_output_is_refused_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("input");
+        fs::write(&input, "x").unwrap();
+        std::os::unix::fs::symlink(&input, dir.path().join("link")).unwrap();
+        let why = |path: &Path| {
+            let error = check_writable(path, &[&input]).unwrap_err();
+            assert_eq!(crate::base::error::exit_code(&error), 2);
+            error.to_string()
+        };
+        assert!(why(dir.path()).contains("a directory"));
+        assert!(why(&dir.path().join("new/")).contains("a directory"));
+        assert!(why(&dir.path().join("missing/out")).contains("there is no directory"));
+        assert!(why(&input.join("out")).contains("Not a directory"));
+        assert!(why(&input).contains("also the input"));
+        assert!(why(&dir.path().join("link")).contains("also the input"));
+        for path in [dir.path().join("out"), "/dev/null".into(), "/dev/fd/1".into()] {
+            check_writable(&path, &[&input]).unwrap();
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_a_living_ones_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let living = AtomicFile::create(&path).unwrap();
+        fs::write(dir.path().join("codeseq-out-killed"), "half").unwrap();
+        fs::write(dir.path().join("codeseq-other-killed"), "half").unwrap();
+        write_atomic(&path, b"whole").unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left.len(), 3, "{left:?}");
+        assert!(left.iter().any(|name| name == "codeseq-other-killed"));
+        living.commit().unwrap();
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("text");
+        fs::write(&path, "\u{feff}a\u{feff}").unwrap();
+        assert_eq!(read_text(&path).unwrap(), "a\u{feff}");
     }
 }

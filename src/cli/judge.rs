@@ -1,16 +1,18 @@
 //! `train judge`: runs solutions on problems' tests and writes a verdict a line.
 
 use crate::base::error::{Interrupted, usage};
-use crate::base::fs::{AtomicFile, read_text};
+use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::interrupt;
 use crate::base::progress::Progress;
-use crate::data::{jsonl, problem::Problem};
+use crate::data::jsonl;
+use crate::data::problem::{self, Problem};
 use crate::sandbox::{
     Job, Judge, Limits, Mode, Options, Profile, Verdict, VerdictKind, Watch, extract_code,
     verdicts_with,
 };
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -109,40 +111,69 @@ impl JudgeArgs {
 /// One line of the solutions.
 #[derive(Deserialize)]
 struct Solution {
-    #[serde(deserialize_with = "crate::data::problem::text")]
-    problem_id: String,
+    problem_id: Id,
     code: Option<String>,
     response: Option<String>,
 }
 
-/// What a problem may say beyond [`Problem`].
-#[derive(Deserialize)]
-struct Extra {
+/// A problem's id, and how it was written: a string or an integer.
+struct Id {
+    text: String,
+    written: Box<RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written = Box::<RawValue>::deserialize(deserializer)?;
+        let text = problem::text(&*written).map_err(de::Error::custom)?;
+        Ok(Self { text, written })
+    }
+}
+
+/// One line of the problems.
+struct Judged {
+    problem: Problem,
     tolerance: Option<f64>,
+}
+
+impl<'de> Deserialize<'de> for Judged {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Extra {
+            tolerance: Option<f64>,
+        }
+        let line = Box::<RawValue>::deserialize(deserializer)?;
+        let problem = serde_json::from_str(line.get()).map_err(de::Error::custom)?;
+        let Extra { tolerance } = serde_json::from_str(line.get()).map_err(de::Error::custom)?;
+        match tolerance {
+            Some(t) if t < 0.0 => Err(de::Error::custom("tolerance: not below zero")),
+            tolerance => Ok(Self { problem, tolerance }),
+        }
+    }
 }
 
 /// One line of the output.
 #[derive(Serialize)]
 struct Row<'a> {
-    problem_id: &'a str,
+    problem_id: &'a RawValue,
     #[serde(flatten)]
     verdict: Verdict,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let problems: Vec<Problem> = jsonl::read(&args.problems)?;
-    let tolerances = read_tolerances(&args.problems)?;
+    check_writable(&args.out, &[&args.problems, &args.solutions])?;
+    let problems: Vec<Judged> = jsonl::read(&args.problems)?;
     let by_id = index(&problems, &args.problems)?;
     let solutions: Vec<Solution> = jsonl::read(&args.solutions)?;
     let mut jobs = Vec::with_capacity(solutions.len());
     for (number, solution) in solutions.iter().enumerate() {
         let place = || format!("{}: solution {}", args.solutions.display(), number + 1);
-        let &at = by_id.get(solution.problem_id.as_str()).ok_or_else(|| {
+        let &at = by_id.get(solution.problem_id.text.as_str()).ok_or_else(|| {
             usage(format!(
                 "{}: no problem {:?} in {}",
                 place(),
-                solution.problem_id,
+                solution.problem_id.text,
                 args.problems.display()
             ))
         })?;
@@ -151,7 +182,8 @@ pub fn run(args: Args) -> Result<()> {
             (None, Some(response)) => extract_code(response),
             _ => return Err(usage(format!("{}: give either code or response", place()))),
         };
-        jobs.push(Job { code, cases: &problems[at].tests, tolerance: tolerances[at] });
+        let Judged { problem, tolerance } = &problems[at];
+        jobs.push(Job { code, cases: &problem.tests, tolerance: *tolerance });
     }
     let mut out = AtomicFile::create(&args.out)?;
     interrupt::install()?;
@@ -161,7 +193,7 @@ pub fn run(args: Args) -> Result<()> {
     let summary = Summary::of(&verdicts);
     let writing = || format!("writing {}", args.out.display());
     for (solution, verdict) in solutions.iter().zip(verdicts) {
-        let row = Row { problem_id: &solution.problem_id, verdict };
+        let row = Row { problem_id: &solution.problem_id.written, verdict };
         serde_json::to_writer(&mut out, &row).with_context(writing)?;
         out.write_all(b"\n").with_context(writing)?;
     }
@@ -184,9 +216,9 @@ fn watched(judge: &Judge, jobs: &[Job<'_>]) -> Result<Vec<Verdict>> {
     }
 }
 
-fn index<'a>(problems: &'a [Problem], path: &Path) -> Result<HashMap<&'a str, usize>> {
+fn index<'a>(problems: &'a [Judged], path: &Path) -> Result<HashMap<&'a str, usize>> {
     let mut by_id = HashMap::new();
-    for (at, problem) in problems.iter().enumerate() {
+    for (at, Judged { problem, .. }) in problems.iter().enumerate() {
         let id = problem.problem_id.as_str();
         if problem.tests.is_empty() {
             return Err(usage(format!("{}: problem {id:?} has no tests", path.display())));
@@ -196,21 +228,6 @@ fn index<'a>(problems: &'a [Problem], path: &Path) -> Result<HashMap<&'a str, us
         }
     }
     Ok(by_id)
-}
-
-fn read_tolerances(path: &Path) -> Result<Vec<Option<f64>>> {
-    let text = read_text(path)?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(number, line)| {
-            let wrong = |why: String| usage(format!("{}:{}: {why}", path.display(), number + 1));
-            let extra: Extra = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
-            match extra.tolerance {
-                Some(t) if t.is_nan() || t < 0.0 => Err(wrong("tolerance: not below zero".into())),
-                tolerance => Ok(tolerance),
-            }
-        })
-        .collect()
 }
 
 /// Counts over all verdicts.

@@ -1,7 +1,6 @@
 //! Reads a response: its program, the cases it made itself, how often it corrected itself.
 //!
-//! The program is the last block that opens with a line ```` ```python ```` and closes with a line
-//! ```` ``` ````; it lies after `</think>`, if there is one. The chain of thought is all that
+//! The program is the last python block (`sandbox::last_python_block`); it lies after `</think>`, if there is one. The chain of thought is all that
 //! precedes it. A self-made case is a line of the chain of thought
 //!
 //! ```text
@@ -13,6 +12,7 @@
 //! and VALUE begins with one. A line that starts with `fails:` ends a failed attempt. Any text is
 //! read without error: what does not fit is no case.
 
+use crate::sandbox::{PythonBlock, last_python_block};
 use serde::Serialize;
 use std::collections::HashSet;
 
@@ -58,56 +58,24 @@ pub fn parse(response: &str) -> ParsedResponse {
         (None, None) => Some(0),
     };
     let answer = &response[answer_start.unwrap_or(response.len())..];
-    let block = last_block(answer);
+    let block = last_python_block(answer);
     let thought = match &block {
         Some(block) => &response[..response.len() - answer.len() + block.start],
         None => response,
     };
-    let code = block.as_ref().and_then(|b| b.code).filter(|code| !code.trim().is_empty());
     let format_error = match (&block, answer_start) {
         (_, None) => Some(FormatError::UnclosedThink),
         (None, _) => Some(FormatError::NoCode),
-        (Some(Block { code: None, .. }), _) => Some(FormatError::UnclosedCode),
-        (Some(_), _) => code.is_none().then_some(FormatError::EmptyCode),
+        (Some(PythonBlock { code: None, .. }), _) => Some(FormatError::UnclosedCode),
+        (Some(PythonBlock { code: Some(code), .. }), _) => {
+            code.trim().is_empty().then_some(FormatError::EmptyCode)
+        }
     };
+    let code = block.and_then(|block| block.code).filter(|code| !code.trim().is_empty());
     let mut seen = HashSet::new();
     let cases = thought.lines().filter_map(case).filter(|case| seen.insert(case.clone())).collect();
     let rounds = thought.lines().filter(|line| is_failure(line)).count();
-    ParsedResponse { format_error, code: code.map(str::to_owned), cases, rounds }
-}
-
-struct Block<'a> {
-    /// Where its opening line begins.
-    start: usize,
-    /// What lies before the closing line, if it is closed.
-    code: Option<&'a str>,
-}
-
-/// The last block that opens as python.
-fn last_block(text: &str) -> Option<Block<'_>> {
-    let mut block = None;
-    let mut open_body = None;
-    let mut at = 0;
-    for line in text.split_inclusive('\n') {
-        let start = at;
-        at += line.len();
-        let line = line.trim();
-        if is_python_fence(line) {
-            block = Some(Block { start, code: None });
-            open_body = Some(at);
-        } else if line == "```"
-            && let (Some(block), Some(body)) = (&mut block, open_body.take())
-        {
-            block.code = Some(&text[body..start]);
-        }
-    }
-    block
-}
-
-fn is_python_fence(line: &str) -> bool {
-    line.strip_prefix("```").is_some_and(|language| {
-        ["python", "python3", "py"].iter().any(|name| language.eq_ignore_ascii_case(name))
-    })
+    ParsedResponse { format_error, code, cases, rounds }
 }
 
 fn is_failure(line: &str) -> bool {
@@ -212,7 +180,7 @@ mod tests {
     fn a_response_is_read_in_all_its_parts() {
         let parsed = parse(RESPONSE);
         assert_eq!(parsed.format_error, None);
-        assert_eq!(parsed.code.as_deref(), Some("n = int(input())\nprint(4 * n - 1)\n"));
+        assert_eq!(parsed.code.as_deref(), Some("n = int(input())\nprint(4 * n - 1)"));
         assert_eq!(parsed.cases, pairs(&[("3", "11"), ("4", "15")]));
         assert_eq!(parsed.rounds, 1);
     }
@@ -276,7 +244,7 @@ mod tests {
         let parsed = parse(
             "case: 1 -> 2\n```python\nfirst\n```\ncase: 2 -> 4\n```Python\nlast\n```\ncase: 3 -> 6",
         );
-        assert_eq!(parsed.code.as_deref(), Some("last\n"));
+        assert_eq!(parsed.code.as_deref(), Some("last"));
         assert_eq!(parsed.cases, pairs(&[("1", "2"), ("2", "4")]));
     }
 

@@ -1,20 +1,21 @@
-//! Compares outputs exactly: line by line, token by token, integers of any size as integers.
+//! Compares outputs exactly: line by line, token by token, integers of any size as integers. White
+//! space is ASCII's: any other is part of a token.
 
 /// Whether `got` is the expected output.
 ///
 /// White space around lines and between tokens, and blank lines at the start and the end, do not
 /// count. Two tokens that are integers are equal when their values are (`+7`, `007`, `-0`); other
-/// tokens must be the same text, unless `tolerance` is given and both are numbers that differ by at
-/// most that much, absolutely or relative to the expected one.
+/// tokens must be the same text, unless `tolerance` is given and both are numbers, not both integers,
+/// that differ by at most that much, absolutely or relative to the expected one.
 pub fn same_output(expected: &str, got: &[u8], tolerance: Option<f64>) -> bool {
     let Ok(got) = std::str::from_utf8(got) else { return false };
-    let (expected, got) = (expected.trim(), got.trim());
+    let (expected, got) = (expected.trim_ascii(), got.trim_ascii());
     expected.lines().count() == got.lines().count()
         && expected.lines().zip(got.lines()).all(|(e, g)| same_line(e, g, tolerance))
 }
 
 fn same_line(expected: &str, got: &str, tolerance: Option<f64>) -> bool {
-    let (mut expected, mut got) = (expected.split_whitespace(), got.split_whitespace());
+    let (mut expected, mut got) = (expected.split_ascii_whitespace(), got.split_ascii_whitespace());
     loop {
         match (expected.next(), got.next()) {
             (None, None) => return true,
@@ -28,10 +29,8 @@ fn same_token(expected: &str, got: &str, tolerance: Option<f64>) -> bool {
     if expected == got {
         return true;
     }
-    if let (Some(e), Some(g)) = (integer(expected), integer(got))
-        && e == g
-    {
-        return true;
+    if let (Some(e), Some(g)) = (integer(expected), integer(got)) {
+        return e == g;
     }
     let Some(tolerance) = tolerance else { return false };
     match (expected.parse::<f64>(), got.parse::<f64>()) {
@@ -85,6 +84,10 @@ mod tests {
         assert!(!same("1 2\n3", "1\n2 3"));
         assert!(same("yes", "yes"));
         assert!(!same("yes", "Yes"));
+        assert!(same("1 2", "1\t2\r\n"));
+        for other_space in ["1\u{a0}2", "1\u{2028}2", "1 2\u{3000}", "1\u{85}2"] {
+            assert!(!same("1 2", other_space), "{other_space:?}");
+        }
     }
 
     #[test]
@@ -95,6 +98,8 @@ mod tests {
         assert!(!same_output("0.333333", b"0.34", Some(1e-6)));
         assert!(!same_output("1", b"nan", Some(1.0)));
         assert!(!same_output("1e400", b"inf", Some(1.0)));
+        assert!(same_output("2", b"2.0", Some(0.0)));
+        assert!(!same_output("123456789012", b"123456789013", Some(1e-3)), "integers are exact");
     }
 
     #[test]

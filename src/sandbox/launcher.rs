@@ -27,7 +27,9 @@ const RUNNER: &str = include_str!("runner.py");
 /// Reads the runner from its descriptor, so that lists of processes stay readable.
 const START_RUNNER: &str =
     "import os; exec(compile(os.pread(6, 1 << 20, 0), 'judge-runner', 'exec'))";
+/// What the main thread's stack may grow to, and what other threads get by default.
 const STACK_BYTES: u64 = 64 << 20;
+const THREAD_STACK_BYTES: u64 = 8 << 20;
 
 /// What the judge tells its launcher.
 #[derive(Debug, Serialize, Deserialize)]
@@ -243,8 +245,9 @@ fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 7]) -
         .iter()
         .map(|fd| Ok(nix::fcntl::fcntl(*fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(100))?))
         .collect::<Result<Vec<RawFd>>>()?;
-    let limit = libc::rlimit { rlim_cur: STACK_BYTES, rlim_max: STACK_BYTES };
-    // SAFETY: reads the local variable only. It is the size that Python's stack will have.
+    // The C library takes the soft limit for its threads when it starts; the runner then raises it.
+    let limit = libc::rlimit { rlim_cur: THREAD_STACK_BYTES, rlim_max: STACK_BYTES };
+    // SAFETY: reads the local variable only.
     unsafe { libc::setrlimit(libc::RLIMIT_STACK, &limit) };
     if landlock_abi > 0 {
         restrict_files(&order.readable)?;
@@ -255,7 +258,8 @@ fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 7]) -
     for argument in ["-s", "-S", "-B", "-c", START_RUNNER, mode] {
         arguments.push(CString::new(argument)?);
     }
-    let environment = ["PYTHONHASHSEED=0", "PYTHONUTF8=1", "LANG=C.UTF-8"]
+    // One heap for all threads: an own one would reserve 64 MB of address space for each.
+    let environment = ["PYTHONHASHSEED=0", "PYTHONUTF8=1", "LANG=C.UTF-8", "MALLOC_ARENA_MAX=1"]
         .map(|variable| CString::new(variable).expect("no zero bytes in a variable"));
     let filters = match order.confine_before_start && layers::seccomp_available() {
         true => policy::filters_before_exec(path.as_ptr() as u64)?,

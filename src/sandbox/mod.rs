@@ -10,6 +10,7 @@
 
 mod cache;
 mod cgroup;
+mod channel;
 mod compare;
 mod extract;
 mod frame;
@@ -20,13 +21,14 @@ mod outcome;
 mod policy;
 mod pool;
 mod python;
+mod residue;
 mod server;
 mod supervise;
 mod sys;
 mod verdict;
 
 pub use compare::same_output;
-pub use extract::extract_code;
+pub use extract::{PythonBlock, extract_code, last_python_block};
 pub use layers::Layers;
 pub use options::{Limits, Mode, Options, Profile, Program};
 pub use outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};

@@ -12,7 +12,7 @@ use super::server::{Plan, Server};
 use super::supervise::run_program;
 use crate::base::error::usage;
 use anyhow::Result;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -54,7 +54,8 @@ struct Queue {
 /// One program of a batch.
 struct Job {
     program: Program,
-    index: usize,
+    /// Where in the batch its outcome goes: several places where a cache finds programs equal.
+    places: Vec<usize>,
     batch: Arc<Batch>,
 }
 
@@ -119,15 +120,24 @@ impl Judge {
             self.cache.as_ref().map(|cache| programs.iter().map(|p| cache.key(p)).collect());
         let known = |index: usize| self.cache.as_ref()?.get(&keys.as_ref()?[index]);
         let outcomes: Vec<Option<Outcome>> = (0..programs.len()).map(known).collect();
-        let todo: Vec<usize> = (0..programs.len()).filter(|&i| outcomes[i].is_none()).collect();
-        let done = programs.len() - todo.len();
+        let mut todo: Vec<Vec<usize>> = Vec::new();
+        let mut job_of_key = HashMap::new();
+        for index in (0..programs.len()).filter(|&i| outcomes[i].is_none()) {
+            let next = todo.len();
+            let job = keys.as_ref().map_or(next, |k| *job_of_key.entry(k[index]).or_insert(next));
+            match todo.get_mut(job) {
+                Some(places) => places.push(index),
+                None => todo.push(vec![index]),
+            }
+        }
+        let done = programs.len() - todo.iter().map(Vec::len).sum::<usize>();
         let batch = Arc::new(Batch {
             state: Mutex::new(Progress { outcomes, done }),
             advanced: Condvar::new(),
         });
-        lock(&self.shared.queue).jobs.extend(todo.iter().map(|&index| Job {
-            program: programs[index].clone(),
-            index,
+        lock(&self.shared.queue).jobs.extend(todo.iter().map(|places| Job {
+            program: programs[places[0]].clone(),
+            places: places.clone(),
             batch: batch.clone(),
         }));
         self.shared.work.notify_all();
@@ -137,8 +147,8 @@ impl Judge {
             .map(|outcome| outcome.expect("a finished batch has every outcome"))
             .collect();
         if let (Some(cache), Some(keys)) = (&self.cache, keys) {
-            for index in todo {
-                cache.put(keys[index], &outcomes[index]);
+            for places in todo {
+                cache.put(keys[places[0]], &outcomes[places[0]]);
             }
         }
         outcomes
@@ -198,7 +208,7 @@ impl Judge {
         };
         for job in dropped {
             let outcome = Outcome::infra(job.program.inputs.len(), "cancelled");
-            job.batch.finish(job.index, outcome);
+            job.batch.finish(&job.places, &outcome);
         }
     }
 }
@@ -215,10 +225,12 @@ impl Drop for Judge {
 }
 
 impl Batch {
-    fn finish(&self, index: usize, outcome: Outcome) {
+    fn finish(&self, places: &[usize], outcome: &Outcome) {
         let mut state = lock(&self.state);
-        state.outcomes[index] = Some(outcome);
-        state.done += 1;
+        for &place in places {
+            state.outcomes[place] = Some(outcome.clone());
+        }
+        state.done += places.len();
         drop(state);
         self.advanced.notify_all();
     }
@@ -260,7 +272,7 @@ fn work(shared: &Shared) {
             }
         }
         let outcome = outcome.expect("at least one attempt was made");
-        job.batch.finish(job.index, outcome);
+        job.batch.finish(&job.places, &outcome);
     }
     forget(&mut server, shared);
 }

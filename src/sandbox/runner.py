@@ -15,6 +15,10 @@ import sys
 CONTROL, EMPTY_DIR, NULL, TEXT = 3, 4, 5, 6
 PROGRAM_NAME = "<program>"
 MAX_MESSAGE_CHARS = 2000
+# What only this runner needs, and no program may import.
+OWN_MODULES = ("_socket", "ctypes", "_ctypes")
+# A program without these words has no object that says or writes something when it goes.
+LAST_WORDS = (b"open", b"IO", b"Buffered", b"detach", b"__del__", b"finalize")
 
 
 def load(names):
@@ -31,12 +35,24 @@ def load(names):
     return loaded
 
 
-class Refuse:
-    """The last import finder: names the module that is not available."""
+class Known:
+    """The only import finder: loads again what a program dropped, refuses by name what is not here."""
 
-    @staticmethod
-    def find_spec(name, path=None, target=None):
+    def __init__(self, modules):
+        from importlib.machinery import ModuleSpec
+
+        self.modules, self.spec = modules, ModuleSpec
+
+    def find_spec(self, name, path=None, target=None):
+        if name in self.modules:
+            return self.spec(name, self)
         raise ModuleNotFoundError("import of %r is refused in the judge" % name, name=name)
+
+    def create_module(self, spec):
+        return self.modules[spec.name]
+
+    def exec_module(self, module):
+        """It ran long ago."""
 
 
 def drop_files_and_rights(settings):
@@ -147,12 +163,13 @@ def prepare(settings):
     done = drop_files_and_rights(settings)
     sys.path[:] = []
     sys.path_importer_cache.clear()
-    sys.meta_path[:] = sys.meta_path[:2] + [Refuse]
     # Where the descriptor of diagnostics was, programs find /dev/null.
     os.dup2(NULL, 2)
     os.close(TEXT)
     os.close(EMPTY_DIR)
     for name, value in (
+        # Threads keep the smaller default that the C library read at the start.
+        ("RLIMIT_STACK", resource.getrlimit(resource.RLIMIT_STACK)[1]),
         ("RLIMIT_CORE", 0),
         ("RLIMIT_FSIZE", settings["file_bytes"]),
         ("RLIMIT_AS", settings["memory_bytes"]),
@@ -169,8 +186,13 @@ def prepare(settings):
                     raise OSError("the kernel refused a seccomp filter")
             done["seccomp"] = True
     done["modules"] = loaded
+    for name in list(sys.modules):
+        if name.partition(".")[0] in OWN_MODULES:
+            del sys.modules[name]
+    sys.meta_path[:] = [Known(dict(sys.modules))]
     session = Session(settings)
     session.warm_up()
+    session.measure_depth()
     gc.collect()
     gc.freeze()
     return done, session
@@ -227,19 +249,36 @@ def describe(error):
         return b"0\0Exception\0"
 
 
+def exit_status(code):
+    """What a process ends with after `sys.exit(code)`."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
+    return 1
+
+
 class Session:
-    """Runs one program on its cases, each in a fresh `__main__` with its own streams."""
+    """Runs one program on its cases, each in a fresh `__main__` with its own streams.
+
+    What a case leaves elsewhere in the interpreter stays: the supervisor gives each case of a program
+    that mentions such things a process of its own.
+    """
 
     def __init__(self, settings):
         import atexit
         import builtins
+        import decimal
+        import gc
         import io
         import os
         import random
+        import threading
         import types
 
         self.atexit, self.os, self.io, self.random, self.types = atexit, os, io, random, types
-        self.recursion = settings["recursion"]
+        self.decimal, self.threading, self.collect = decimal, threading, gc.collect
+        self.recursion, self.own_depth = settings["recursion"], 0
         self.builtins = builtins.__dict__
         # Not there without the site module, and common in programs.
         self.builtins["exit"] = self.builtins["quit"] = sys.exit
@@ -248,7 +287,6 @@ class Session:
         if settings["profile"] == "paper":
             removed = ("open", "eval", "exec")
             self.visible_builtins = {k: v for k, v in self.builtins.items() if k not in removed}
-        self.fresh_modules = dict(sys.modules)
         self.exec, self.write, self.read = exec, os.write, os.read
         self.source = b""
         # Programs close descriptors 0 and 1, if only by `open(0)`.
@@ -263,6 +301,20 @@ class Session:
             compile("(", PROGRAM_NAME, "exec", 0, True)
         except SyntaxError as error:
             describe(error)
+
+    def measure_depth(self):
+        """Finds how much of the recursion limit goes to the runner: a program has all but one without it.
+
+        Called as deep as `run`, once calls are as specialised as there.
+        """
+        source = (
+            b"import sys\ndef f(n):\n    sys.argv[0] = n\n    f(n + 1)\n"
+            b"try:\n    f(1)\nexcept RecursionError:\n    pass"
+        )
+        recursion, self.recursion = self.recursion, 200
+        self.case(compile(source, PROGRAM_NAME, "exec", 0, True))
+        self.own_depth = self.recursion - 1 - sys.argv[0]
+        self.recursion = recursion
 
     def run(self, channel):
         """Reads the program, then runs a case for each "R" until the channel closes."""
@@ -285,97 +337,116 @@ class Session:
     def case(self, code):
         """Runs one case and returns its frame."""
         self.reset()
+        ending = frame(b"D")
         try:
             try:
                 self.exec(code, self.main.__dict__)
             finally:
-                self.restore(self.builtins, self.fresh_builtins, b"builtins")
+                self.restore_builtins()
                 sys.settrace(None)
                 sys.setprofile(None)
                 self.finish()
                 self.flush()
         except SystemExit as stop:
-            self.flush_quietly()
-            if stop.code is None or stop.code == 0:
-                return frame(b"D")
-            return frame(b"E", describe(stop))
+            if exit_status(stop.code) != 0:
+                ending = frame(b"E", describe(stop))
         except MemoryError as error:
-            self.flush_quietly()
-            return frame(b"M", describe(error))
+            ending = frame(b"M", describe(error))
         except BaseException as error:
-            self.flush_quietly()
-            return frame(b"E", describe(error))
-        return frame(b"D")
+            ending = frame(b"E", describe(error))
+        try:
+            self.drop()
+        except BaseException:
+            pass
+        return ending
 
     def reset(self):
-        """Puts the interpreter back to where a new process would find it, as far as is cheap."""
+        """What a program finds at its start, as far as programs commonly change it."""
         os = self.os
         for kept, fd in self.streams:
             os.dup2(kept, fd)
             os.lseek(fd, 0, 0)
-        self.restore(sys.modules, self.fresh_modules, b"modules")
         self.main = self.types.ModuleType("__main__")
         self.main.__dict__["__builtins__"] = self.visible_builtins
+        self.main.__dict__["__file__"] = "/program.py"
         sys.modules["__main__"] = self.main
-        raw_out = self.io.FileIO(1, "w", closefd=False)
-        reader = self.io.BufferedReader(self.io.FileIO(0, "r", closefd=False))
-        wrap = self.io.TextIOWrapper
-        sys.stdin = sys.__stdin__ = wrap(reader, encoding="utf-8", errors="surrogateescape")
-        self.out = wrap(self.io.BufferedWriter(raw_out), encoding="utf-8", errors="surrogateescape")
-        sys.stdout = sys.__stdout__ = self.out
-        sys.stderr = sys.__stderr__ = wrap(
-            self.io.BufferedWriter(self.io.FileIO(2, "w", closefd=False)), "utf-8", "replace"
-        )
+        sys.stdin = sys.__stdin__ = self.stream(0, "r", "<stdin>", "surrogateescape")
+        self.out = sys.stdout = sys.__stdout__ = self.stream(1, "w", "<stdout>", "surrogateescape")
+        sys.stderr = sys.__stderr__ = self.stream(2, "w", "<stderr>", "backslashreplace")
         sys.argv = ["program.py"]
-        sys.setrecursionlimit(self.recursion + 4)
+        if sys.path:
+            sys.path = []
+        sys.setrecursionlimit(self.recursion + self.own_depth)
         if hasattr(sys, "set_int_max_str_digits"):
             sys.set_int_max_str_digits(0)
         self.random.seed(0)
-        decimal = sys.modules.get("decimal")
-        if decimal is not None:
-            decimal.setcontext(decimal.DefaultContext.copy())
+        self.decimal.setcontext(self.decimal.DefaultContext.copy())
 
-    def restore(self, now, fresh, word):
-        """Undoes changes to a dictionary, which programs reach by `word`.
+    def stream(self, fd, mode, name, errors):
+        """A standard stream as Python makes it."""
+        io = self.io
+        raw = io.FileIO(fd, mode, closefd=False)
+        raw.name = name
+        buffer = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+        text = io.TextIOWrapper(buffer, "utf-8", errors)
+        text.mode = mode
+        return text
+
+    def restore_builtins(self):
+        """Undoes changes to builtins, for the runner's sake.
 
         Comparing or copying the values would touch, and so copy, a page for nearly every one; a
-        program that gets there without the word only harms its own later cases.
+        program that gets there without a word only harms itself.
         """
-        if word in self.source or len(now) != len(fresh):
+        now, fresh = self.builtins, self.fresh_builtins
+        if b"builtins" in self.source or b"__self__" in self.source or len(now) != len(fresh):
             now.clear()
             now.update(fresh)
 
     def finish(self):
         """As at the end of a process: wait for threads that are no daemons, run exit handlers."""
-        threading = sys.modules.get("threading")
-        if threading is not None and threading.active_count() > 1:
-            for thread in threading.enumerate():
-                if thread is not threading.current_thread() and not thread.daemon:
-                    thread.join()
+        if self.threading.active_count() > 1:
+            self.threading._shutdown()
         self.atexit._run_exitfuncs()
 
     def flush(self):
-        if sys.stdout is not self.out and hasattr(sys.stdout, "flush"):
-            sys.stdout.flush()
-        if not self.out.closed:
-            self.out.flush()
+        """Writes out what `print` would go to; a replacement must not have lost its file."""
+        out = sys.stdout
+        if hasattr(out, "flush") and not getattr(out, "closed", False):
+            out.flush()
 
-    def flush_quietly(self):
-        try:
-            self.flush()
-        except BaseException:
-            pass
+    def drop(self):
+        """As at the end of a process: the program's objects go, its files are written out and closed.
+
+        This must be over before the next case opens its streams under the same descriptors.
+        """
+        namespace, self.main = self.main.__dict__, None
+        sys.modules.pop("__main__", None)
+        if any(word in self.source for word in LAST_WORDS):
+            # Whole, in the order of their references, and not while one of them is missing.
+            del namespace
+            self.collect()
+        else:
+            namespace.clear()
+        for out in (sys.stdout, self.out):
+            try:
+                out.flush()
+            except BaseException:
+                pass
+        sys.stdin = sys.stdout = sys.stderr = out = self.out = None
+        sys.__stdin__ = sys.__stdout__ = sys.__stderr__ = None
 
 
-def serve(settings, session):
-    """Forks a child for each descriptor that arrives; reports its pidfd, then how it ended."""
+def serve(control, sockets, settings, session):
+    """Forks a child for each descriptor that arrives; reports its pidfd, then how it ended.
+
+    `sockets` is the module of `control`: programs, and so their runner, cannot import it.
+    """
     import os
     import struct
 
-    import _socket
-
-    control = _socket.socket(fileno=CONTROL)
-    space = _socket.CMSG_SPACE(4)
+    rights = sockets.SOL_SOCKET, sockets.SCM_RIGHTS
+    space = sockets.CMSG_SPACE(4)
     while True:
         data, ancillary, _, _ = control.recvmsg(16, space)
         if not data:
@@ -399,11 +470,26 @@ def serve(settings, session):
             leave(0)
         os.close(fd)
         pidfd = os.pidfd_open(pid)
-        control.sendmsg([b"P"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))])
+        control.sendmsg([b"P"], [(*rights, pidfd.to_bytes(4, sys.byteorder))])
         os.close(pidfd)
         _, status, usage = os.wait4(pid, 0)
         cpu_us = int((usage.ru_utime + usage.ru_stime) * 1e6)
         control.send(struct.pack("<cxxxiqq", b"X", status, cpu_us, usage.ru_maxrss))
+
+
+def run_single(settings, session, report):
+    """Runs the one program. As deep a function as `serve`, for the recursion limit."""
+    import json
+    import os
+
+    leave = os._exit
+    try:
+        seal(settings)
+        os.write(CONTROL, frame(b"H", json.dumps(report).encode()))
+        session.run(CONTROL)
+    except BaseException:
+        leave(1)
+    leave(0)
 
 
 def main():
@@ -411,11 +497,9 @@ def main():
     import os
 
     if sys.argv[1] == "server":
-        import struct  # noqa: F401  (needed by serve() after the file system is gone)
+        import _socket as sockets
 
-        import _socket
-
-        control = _socket.socket(fileno=CONTROL)
+        control = sockets.socket(fileno=CONTROL)
         settings = json.loads(control.recv(1 << 20))
         try:
             report, session = prepare(settings)
@@ -423,19 +507,14 @@ def main():
             control.send(b"E" + ("%s: %s" % (type(error).__name__, error)).encode())
             os._exit(1)
         control.send(b"R" + json.dumps(report).encode())
-        control.detach()
-        serve(settings, session)
+        serve(control, sockets, settings, session)
     length = int.from_bytes(read_exactly(os.read, CONTROL, 4), "little")
     settings = json.loads(read_exactly(os.read, CONTROL, length))
-    leave = os._exit
     try:
         report, session = prepare(settings)
-        seal(settings)
-        os.write(CONTROL, frame(b"H", json.dumps(report).encode()))
-        session.run(CONTROL)
     except BaseException:
-        leave(1)
-    leave(0)
+        os._exit(1)
+    run_single(settings, session, report)
 
 
 main()

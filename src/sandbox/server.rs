@@ -59,6 +59,8 @@ pub(super) struct Server {
     group: Option<MemoryGroup>,
     /// What a one-shot runner reads first.
     settings: Option<Vec<u8>>,
+    /// Address space of a child before its first case: the same for all.
+    fresh_space: Option<u64>,
     pub(super) limits: Limits,
 }
 
@@ -144,7 +146,9 @@ impl Server {
         let limits = plan.options.limits.clone();
         let group = MemoryGroup::create((limits.memory_mb << 20) + SERVER_BYTES)
             .filter(|group| group.add(launcher.id()));
-        let mut server = Self { launcher, control, input, output, group, settings: None, limits };
+        let (settings, fresh_space) = (None, None);
+        let mut server =
+            Self { launcher, control, input, output, group, settings, fresh_space, limits };
         match server.handshake(plan, &readable_input) {
             Ok(layers) => Ok((server, layers)),
             Err(e) => Err(e.context(last_words(diagnostics))),
@@ -223,6 +227,11 @@ impl Server {
         let mut hello = vec![0; length as usize];
         child.channel.read_exact(&mut hello).context("a child ended while it was prepared")?;
         Ok(hello)
+    }
+
+    /// Address space of children before their first case; `pid` is one that still waits for it.
+    pub(super) fn fresh_space(&mut self, pid: libc::pid_t) -> u64 {
+        *self.fresh_space.get_or_insert_with(|| sys::address_space(pid).unwrap_or(0))
     }
 
     /// Waits for the child's end.

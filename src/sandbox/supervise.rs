@@ -4,18 +4,19 @@
 //! A case's input is in place before its turn, the next one's is not: the child never holds more. CPU
 //! time decides; it is read from the kernel while the child waits for its next case. Wall time is a
 //! backstop against sleeping: it leaves out what the child waited for a core and what this process
-//! itself overslept, and never ends a child that could run, so that load changes no verdict. When a case ends the child, the
-//! next case gets a new one.
+//! itself overslept, and never ends a child that could run, so that load changes no verdict. Nothing
+//! here waits for a child without watching both: it may stop listening and talking as it likes. When a
+//! case ends the child, or leaves much memory behind, the next case gets a new one.
 
-use super::frame::{Frame, FrameReader, Report};
+use super::channel::Channel;
+use super::frame::{Frame, Report};
 use super::options::Limits;
 use super::outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};
-use super::server::{Child, Exit, Server};
-use super::sys;
+use super::server::{Exit, Server};
+use super::{residue, sys};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant};
 const OVERLOAD: u32 = 40;
 /// The shortest sleep between looks at a clock.
 const TICK: Duration = Duration::from_millis(1);
+/// A child whose address space grew by this part of the memory limit runs no further case.
+const MUCH_MEMORY: u64 = 16;
 
 /// Runs `code` on all inputs. An error is the judge's failure, and the server is then unusable.
 pub(super) fn run_program(
@@ -38,6 +41,9 @@ pub(super) fn run_program(
         spent: Duration::ZERO,
         near: false,
     };
+    // As Python does with a file.
+    let code = code.strip_prefix('\u{feff}').unwrap_or(code);
+    let isolate_cases = isolate_cases || residue::may_leave(code);
     while run.cases.len() < inputs.len() {
         let rest = &inputs[run.cases.len()..];
         let turn = if isolate_cases { &rest[..1] } else { rest };
@@ -81,9 +87,12 @@ impl Run {
     /// Runs cases in a new child until it ends or none are left.
     fn child(&mut self, server: &mut Server, code: &str, inputs: &[String]) -> Result<Stop> {
         let kills_before = server.memory_kills();
-        let (mut child, _) = server.start_child()?;
-        child.channel.set_nonblocking(true)?;
-        let mut reader = FrameReader::default();
+        let (child, _) = server.start_child()?;
+        let mut channel = Channel::new(child.channel)?;
+        channel.send(&(code.len() as u32).to_le_bytes());
+        channel.send(code.as_bytes());
+        let much_memory =
+            server.fresh_space(child.pid) + (self.limits.memory_mb << 20) / MUCH_MEMORY;
         let mut clock = sys::cpu_time(child.pid).unwrap_or_default();
         let mut stop = Stop::Child;
         let mut exit = None;
@@ -91,11 +100,8 @@ impl Run {
             server.output.set_len(0)?;
             server.input.set_len(0)?;
             server.input.write_all_at(input.as_bytes(), 0)?;
-            let event = match hand_over(&mut child, (turn == 0).then_some(code)) {
-                Ok(()) => self.watch(server, &mut child, &mut reader, clock)?,
-                // The child is gone already; its exit says why.
-                Err(_) => Event::Exit(server.exit()?),
-            };
+            channel.send(b"R");
+            let event = self.watch(server, child.pid, &mut channel, clock)?;
             let now = match &event {
                 Event::Exit(exit) => exit.cpu,
                 _ => sys::cpu_time(child.pid).unwrap_or(clock),
@@ -125,7 +131,8 @@ impl Run {
             if hopeless {
                 stop = Stop::Program;
             }
-            if ended || hopeless {
+            let is_swollen = || sys::address_space(child.pid).is_some_and(|now| now > much_memory);
+            if ended || hopeless || (turn + 1 < inputs.len() && is_swollen()) {
                 break;
             }
         }
@@ -146,8 +153,8 @@ impl Run {
     fn watch(
         &mut self,
         server: &mut Server,
-        child: &mut Child,
-        reader: &mut FrameReader,
+        pid: libc::pid_t,
+        channel: &mut Channel,
         start: Duration,
     ) -> Result<Event> {
         let case_limit = Duration::from_millis(self.limits.cpu_ms_per_case);
@@ -158,37 +165,25 @@ impl Run {
         let began = Instant::now();
         let mut overslept = Duration::ZERO;
         let mut pause = cpu_limit;
-        let mut is_open = true;
         loop {
-            match reader.next() {
+            match channel.next() {
+                // An answer to what it has not heard yet.
+                Ok(Some(_)) if channel.has_unsent() => return Ok(Event::Garbage),
                 Ok(Some(frame)) => return Ok(Event::Frame(frame)),
                 Ok(None) => {}
                 Err(_) => return Ok(Event::Garbage),
             }
             let asleep = Instant::now();
             let wait = pause.max(TICK);
-            let (spoke, ended) = wait_for(server, is_open.then_some(child), wait)?;
+            let (is_ready, ended) = wait_for(server, channel, wait)?;
             overslept += asleep.elapsed().saturating_sub(wait + Duration::from_millis(100));
-            if spoke {
-                let mut bytes = [0; 4096];
-                match child.channel.read(&mut bytes) {
-                    Ok(n) if n > 0 => {
-                        reader.push(&bytes[..n]);
-                        continue;
-                    }
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                    // The exit is about to arrive, unless the program goes on without its channel.
-                    Ok(_) | Err(_) => {
-                        is_open = false;
-                        continue;
-                    }
-                }
+            if is_ready && channel.advance() {
+                continue;
             }
             if ended {
                 return Ok(Event::Exit(server.exit()?));
             }
-            let cpu =
-                sys::cpu_time(child.pid).map_or(Duration::ZERO, |now| now.saturating_sub(start));
+            let cpu = sys::cpu_time(pid).map_or(Duration::ZERO, |now| now.saturating_sub(start));
             if cpu >= cpu_limit {
                 return Ok(Event::Limit(Reason::CpuTime));
             }
@@ -200,7 +195,7 @@ impl Run {
             }
             let mut left = wall_limit.saturating_sub(elapsed);
             if left.is_zero() {
-                let (wants_core, waited) = sys::waits(child.pid);
+                let (wants_core, waited) = sys::waits(pid);
                 left = wall_limit.saturating_sub(elapsed.saturating_sub(waited));
                 if left.is_zero() && !wants_core {
                     return Ok(Event::Limit(Reason::WallTime));
@@ -276,24 +271,10 @@ impl Run {
     }
 }
 
-/// Gives the child its next case, and before the first the program.
-fn hand_over(child: &mut Child, code: Option<&str>) -> std::io::Result<()> {
-    let mut message = Vec::new();
-    if let Some(code) = code {
-        message.extend_from_slice(&(code.len() as u32).to_le_bytes());
-        message.extend_from_slice(code.as_bytes());
-    }
-    message.push(b'R');
-    // A long program does not fit the socket's buffer at once.
-    child.channel.set_nonblocking(false)?;
-    child.channel.write_all(&message)?;
-    child.channel.set_nonblocking(true)
-}
-
-/// Waits until the child speaks, if it still can, or the server reports its end.
-fn wait_for(server: &Server, child: Option<&Child>, wait: Duration) -> Result<(bool, bool)> {
+/// Waits until there is something to do on the channel, or the server reports the child's end.
+fn wait_for(server: &Server, channel: &Channel, wait: Duration) -> Result<(bool, bool)> {
     let mut fds = vec![PollFd::new(server.control.as_fd(), PollFlags::POLLIN)];
-    fds.extend(child.map(|child| PollFd::new(child.channel.as_fd(), PollFlags::POLLIN)));
+    fds.extend(channel.poll_fd());
     match ppoll(&mut fds, Some(TimeSpec::from(wait)), None) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
         Err(e) => return Err(e.into()),

@@ -91,6 +91,15 @@ pub(super) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
     read.then(|| Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
 }
 
+/// Address space of a process in bytes; nothing once it is gone.
+pub(super) fn address_space(pid: libc::pid_t) -> Option<u64> {
+    let sizes = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = sizes.split_whitespace().next()?.parse().ok()?;
+    // SAFETY: takes and returns a number.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Some(pages * u64::try_from(page_bytes).ok()?)
+}
+
 /// How a process's threads fare: whether one of them runs or could run, and how long the one that
 /// waited longest for a core has done so before (the kernel counts a wait once it is over). Where
 /// the kernel does not say, none and zero.

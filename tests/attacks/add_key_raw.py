@@ -1,6 +1,8 @@
 # expect: forbidden
 # arch: x86_64
-import ctypes
+import types
+ctypes = next(c for c in object.__subclasses__() if c.__name__ == "CDLL").__init__.__globals__
+ctypes = types.SimpleNamespace(**ctypes)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall(248, b"user", b"a", b"b", 1, -1)
 print("ESCAPED")

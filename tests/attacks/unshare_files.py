@@ -1,5 +1,7 @@
 # expect: forbidden
-import ctypes
+import types
+ctypes = next(c for c in object.__subclasses__() if c.__name__ == "CDLL").__init__.__globals__
+ctypes = types.SimpleNamespace(**ctypes)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.unshare(0x400)
 print("ESCAPED")

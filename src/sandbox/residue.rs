@@ -1,0 +1,78 @@
+//! Tells which programs may leave something behind in the interpreter.
+//!
+//! Cases of a program share a process, since that is fast, and what programs ordinarily change is put
+//! back between them. The rest (threads with their stacks, signal handlers, builtins, warning filters,
+//! descriptors, ...) is not worth putting back: a program that names it gets a process for each case.
+//! A name that a program hides (`getattr(sys, "mod" + "ules")`) spoils that program's own cases only.
+
+/// Whether a case of this program could change what its next case finds.
+pub(super) fn may_leave(code: &str) -> bool {
+    let is_part_of_name = |c: char| c.is_alphanumeric() || c == '_';
+    code.split(|c| !is_part_of_name(c)).any(|word| NAMES.contains(&word))
+}
+
+const NAMES: &[&str] = &[
+    // Threads: their stacks go some time after them.
+    "threading",
+    "_thread",
+    "concurrent",
+    // Modules with a state of their own.
+    "fileinput",
+    "gc",
+    "importlib",
+    "linecache",
+    "locale",
+    "logging",
+    "resource",
+    "signal",
+    "warnings",
+    // What all modules share.
+    "__builtins__",
+    "__globals__",
+    "__self__",
+    "__subclasses__",
+    "builtins",
+    "delattr",
+    "environ",
+    "finalize",
+    "modules",
+    "putenv",
+    "setattr",
+    "vars",
+    // Settings.
+    "BasicContext",
+    "DefaultContext",
+    "ExtendedContext",
+    "breakpointhook",
+    "displayhook",
+    "excepthook",
+    "meta_path",
+    "path_hooks",
+    "register_error",
+    "set_asyncgen_hooks",
+    "setfirstweekday",
+    "setswitchinterval",
+    "tracebacklimit",
+    "tzset",
+    "unraisablehook",
+    // Descriptors.
+    "closerange",
+    "dup",
+    "dup2",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_count_and_parts_of_names_do_not() {
+        assert!(may_leave("import threading\n"));
+        assert!(may_leave("print.__self__.sum = None"));
+        assert!(may_leave("from gc import disable"));
+        for code in ["", "from math import gcd\nprint(gcd(4, 6))", "threadings = 1\nd.environment"]
+        {
+            assert!(!may_leave(code), "{code}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+# expect: forbidden
+# cases: 1
+import _socket
