@@ -601,6 +601,12 @@ fn mistakes_in_a_configuration_are_named() {
         ("train.seq_len=191", "= 192"),
         ("overlong={buffer=0,factor=1.0}", "overlong.buffer"),
         ("profile=verl-0.1", "profile"),
+        ("optim.lr=nan", "optim.lr"),
+        ("optim.betas=[2,2]", "optim.betas[0]"),
+        ("schedule.warmup={ratio=3}", "schedule.warmup.ratio"),
+        ("reward.eps=-1", "reward.eps"),
+        ("judge.recursion=1", "judge.recursion"),
+        ("checkpoint.keep_last=0", "checkpoint.keep_last"),
         ("rollout.num_prompts=5", "rollout.num_prompts"),
     ] {
         place.mistake(&format!("grpo --config @grpo.toml --set {set}"), &[part]);

@@ -16,8 +16,10 @@ pub mod trainer;
 
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
+use crate::optim::{AdamWConfig, Schedule, Warmup};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 pub use rank::{Chunk, MicroBatch};
@@ -90,6 +92,42 @@ fn refuse_zeros(sizes: &[(&str, usize)]) -> Result<()> {
         Some((key, _)) => Err(usage(format!("{key} is 0: it must be at least 1"))),
         None => Ok(()),
     }
+}
+
+/// Refuses a number outside its range; the first one is named by its key.
+fn refuse_outside(numbers: &[(&str, f64, RangeInclusive<f64>)]) -> Result<()> {
+    match numbers.iter().find(|(_, value, range)| !range.contains(value)) {
+        Some((key, value, range)) => Err(usage(format!(
+            "{key} is {value}: it must be from {} to {}",
+            range.start(),
+            range.end()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses settings of the optimizer, its schedule and the checkpoints that no run can have.
+fn check_shared(
+    optim: &AdamWConfig,
+    schedule: &Schedule,
+    checkpoint: &CheckpointConfig,
+) -> Result<()> {
+    let below_one = 1.0 - f64::EPSILON;
+    let warmup = match schedule.warmup {
+        Warmup::Ratio(ratio) => ratio,
+        Warmup::Steps(_) => 0.0,
+    };
+    refuse_outside(&[
+        ("optim.lr", optim.lr, 0.0..=f64::MAX),
+        ("optim.betas[0]", optim.betas.0, 0.0..=below_one),
+        ("optim.betas[1]", optim.betas.1, 0.0..=below_one),
+        ("optim.eps", optim.eps, f64::MIN_POSITIVE..=1e9),
+        ("optim.weight_decay", optim.weight_decay, 0.0..=f64::MAX),
+        ("optim.max_grad_norm", optim.max_grad_norm, 0.0..=f64::MAX),
+        ("schedule.warmup.ratio", warmup, 0.0..=1.0),
+        ("schedule.min_lr_ratio", schedule.min_lr_ratio, 0.0..=1.0),
+    ])?;
+    refuse_zeros(&[("checkpoint.keep_last", checkpoint.keep_last.unwrap_or(1))])
 }
 
 /// The model of the run's last checkpoint with that checkpoint's directory, or else of `source`.

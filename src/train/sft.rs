@@ -55,6 +55,7 @@ pub struct Config {
 impl Config {
     /// Refuses sizes with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
+        super::check_shared(&self.optim, &self.schedule, &self.checkpoint)?;
         self.data.check(self.train.seq_len)?;
         self.train.check()
     }

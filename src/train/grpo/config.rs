@@ -9,7 +9,7 @@ use crate::objective::grpo::LossConfig;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::rewards::{Overlong, RewardConfig};
 use crate::sandbox::Limits;
-use crate::train::{CheckpointConfig, ModelSource, refuse_zeros};
+use crate::train::{CheckpointConfig, ModelSource, check_shared, refuse_outside, refuse_zeros};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -208,6 +208,19 @@ impl Config {
             ("train.mini_batch_prompts", self.train.mini_batch_prompts.unwrap_or(1)),
             ("train.micro_batch_size", self.train.micro_batch_size.unwrap_or(1)),
         ])?;
+        check_shared(&self.optim, &self.schedule, &self.checkpoint)?;
+        refuse_outside(&[
+            ("reward.lambda", self.reward.lambda, 0.0..=1.0),
+            ("reward.eps", self.reward.eps, f64::MIN_POSITIVE..=1.0),
+        ])?;
+        refuse_zeros(&[
+            ("judge.cpu_ms_per_case", self.judge.cpu_ms_per_case as usize),
+            ("judge.cpu_ms_per_program", self.judge.cpu_ms_per_program as usize),
+            ("judge.wall_secs_per_case", self.judge.wall_secs_per_case as usize),
+            ("judge.memory_mb", self.judge.memory_mb as usize),
+            ("judge.output_bytes", self.judge.output_bytes),
+        ])?;
+        refuse_outside(&[("judge.recursion", f64::from(self.judge.recursion), 50.0..=1e6)])?;
         if let Some(validation) = &self.validation {
             refuse_zeros(&[
                 ("validation.every", validation.every as usize),
