@@ -185,7 +185,7 @@ mod tests {
         fn fences_in_any_order_give_code_without_fences(
             parts in prop::collection::vec(
                 prop_oneof![
-                    Just("```python\n"), Just("```\n"), Just("```"), Just("print(1)\n"),
+                    Just("```python\n"), Just("```\n"), Just("```x "), Just("print(1)\n"),
                     Just("\n"), Just("```py"), Just("text"), Just("<think>\n"), Just("\r\n"),
                 ],
                 0..30,
