@@ -446,7 +446,7 @@ fn attempts_come_in_order_with_their_own_verdicts_and_validation_agrees() {
     let hidden = Progress::hidden();
     let (groups, cost) = attempt(&model, &judge, &prompt, &borrowed, &settings(), &hidden).unwrap();
     for attempt in groups.iter().flat_map(|group| &group.attempts) {
-        let is_right = attempt.parsed.code.as_deref() == Some("print(2 * int(input()))\n");
+        let is_right = attempt.parsed.code.as_deref() == Some("print(2 * int(input()))");
         assert_eq!(attempt.passed(), is_right, "{}", attempt.text);
     }
     assert!(cost.judging_cpu > Duration::ZERO && cost.generation > Duration::ZERO);
