@@ -39,6 +39,17 @@ impl MicroBatch {
         }
         joined
     }
+
+    /// Scores of its targets under other parameters than those being trained.
+    pub(super) fn score(
+        &self,
+        decoder: &Decoder,
+        params: &[f32],
+        temperature: f32,
+        workspace: &mut Workspace,
+    ) -> Vec<TokenScores> {
+        decoder.score(params, &self.packed, &self.targets, temperature, workspace)
+    }
 }
 
 /// Consecutive targets of one micro-batch and their scores.

@@ -128,7 +128,7 @@ pub(super) fn collect<'t>(
     journal: &Path,
 ) -> Result<Rollouts<'t>> {
     let mut rollouts = Rollouts::default();
-    for round in 1..=config.rollout.max_rounds {
+    for _ in 0..config.rollout.max_rounds {
         let portion = tasks_of_portion(config, tasks, cursor.portion);
         let problems: Vec<&Problem> = portion.iter().map(|task| &task.problem).collect();
         let settings = AttemptSettings {
@@ -147,7 +147,7 @@ pub(super) fn collect<'t>(
             .zip(attempts)
             .map(|(task, a)| Group::new(config, task, a))
             .collect();
-        rollouts.add(groups, &cost, config, round);
+        rollouts.add(groups, &cost, config);
         samples::record(
             journal,
             rollouts.replaced.iter().chain(&rollouts.groups).map(Group::named),
@@ -169,12 +169,11 @@ pub(super) fn collect<'t>(
 
 impl<'t> Rollouts<'t> {
     /// Takes the groups of a round as far as they are wanted.
-    fn add(&mut self, groups: Vec<Group<'t>>, cost: &AttemptCost, config: &Config, round: u64) {
+    fn add(&mut self, groups: Vec<Group<'t>>, cost: &AttemptCost, config: &Config) {
         self.cost.generation += cost.generation;
         self.cost.judging += cost.judging;
         self.cost.engine.generated_tokens += cost.engine.generated_tokens;
         let is_dynamic = config.rollout.max_rounds > 1;
-        debug_assert!(is_dynamic || round == 1);
         for group in groups {
             let is_wanted = !is_dynamic || !group.advantages.zero_variance;
             if is_wanted && self.groups.len() < config.rollout.num_prompts {
@@ -268,16 +267,11 @@ pub(super) mod tests {
         for (max_rounds, kept, replaced) in [(1, [2, 2], [0, 2]), (3, [1, 2], [1, 2])] {
             config.rollout.max_rounds = max_rounds;
             let mut rollouts = Rollouts::default();
-            rollouts.add(
-                round(&[&teaches, &does_not], &config),
-                &AttemptCost::default(),
-                &config,
-                1,
-            );
+            rollouts.add(round(&[&teaches, &does_not], &config), &AttemptCost::default(), &config);
             assert_eq!((rollouts.groups.len(), rollouts.replaced.len()), (kept[0], replaced[0]));
             if max_rounds == 3 {
                 let more = round(&[&teaches, &teaches], &config);
-                rollouts.add(more, &AttemptCost::default(), &config, 2);
+                rollouts.add(more, &AttemptCost::default(), &config);
                 assert_eq!(
                     (rollouts.groups.len(), rollouts.replaced.len()),
                     (kept[1], replaced[1])

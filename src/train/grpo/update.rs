@@ -7,7 +7,7 @@
 use super::config::Config;
 use super::rollout::Group;
 use crate::data::pack::{Batch, first_fit};
-use crate::model::{Packed, Target, Workspace};
+use crate::model::{Decoder, Workspace};
 use crate::objective::grpo::{LossConfig, Metrics, Tokens, policy_loss};
 use crate::objective::{Aggregation, Totals};
 use crate::tokenizer::Tokenized;
@@ -17,13 +17,19 @@ use anyhow::Result;
 
 /// The model that responses should stay close to, where the loss or its metric asks for one.
 pub(super) struct Reference {
-    pub(super) params: Vec<f32>,
+    params: Vec<f32>,
     workspace: Workspace,
 }
 
 impl Reference {
     pub(super) fn new(params: Vec<f32>) -> Self {
         Self { params, workspace: Workspace::new() }
+    }
+
+    /// Log-probabilities of the targets of a batch.
+    fn logp(&mut self, decoder: &Decoder, batch: &MicroBatch, temperature: f32) -> Vec<f32> {
+        let scores = batch.score(decoder, &self.params, temperature, &mut self.workspace);
+        scores.iter().map(|score| score.logp).collect()
     }
 }
 
@@ -73,7 +79,7 @@ fn update(
     let sequences: Vec<Tokenized> = learnt.iter().map(|l| l.sequence.clone()).collect();
     let (mut batches, mut known) = (Vec::new(), Vec::new());
     for indices in packs(config, &sequences) {
-        let batch = Batch::new(&sequences, &indices);
+        let batch = MicroBatch::of(&[Batch::new(&sequences, &indices)]);
         let members = || indices.iter().map(|&i| &learnt[i]);
         let lengths: Vec<usize> = members().map(|l| l.old_logp.len()).collect();
         let advantage = members().flat_map(|l| std::iter::repeat_n(l.advantage, l.old_logp.len()));
@@ -81,11 +87,11 @@ fn update(
             old_logp: members().map(|l| l.old_logp).collect::<Vec<_>>().concat(),
             reference_logp: reference
                 .as_deref_mut()
-                .map(|reference| reference_logp(trainer, reference, &batch, temperature)),
+                .map(|reference| reference.logp(&trainer.model.decoder, &batch, temperature)),
             advantage: advantage.collect(),
             weight: loss.aggregation.token_weights(&lengths),
         });
-        batches.push(MicroBatch::of(&[batch]));
+        batches.push(batch);
     }
     let sums =
         trainer.accumulate(&batches, temperature, |chunk, gradients, sums: &mut Metrics| {
@@ -175,24 +181,6 @@ fn learnt<'g>(config: &Config, groups: &'g [Group<'_>]) -> Vec<Learnt<'g>> {
         }
     }
     learnt
-}
-
-/// Log-probabilities of the batch's targets under the reference model.
-fn reference_logp(
-    trainer: &Trainer,
-    reference: &mut Reference,
-    batch: &Batch,
-    temperature: f32,
-) -> Vec<f32> {
-    let packed = Packed {
-        tokens: batch.tokens.clone(),
-        cu_seqlens: batch.cu_seqlens.iter().map(|&end| end as usize).collect(),
-    };
-    let targets: Vec<Target> =
-        batch.targets.iter().map(|&(row, token)| Target { row: row as usize, token }).collect();
-    let Reference { params, workspace } = reference;
-    let scores = trainer.model.decoder.score(params, &packed, &targets, temperature, workspace);
-    scores.iter().map(|score| score.logp).collect()
 }
 
 #[cfg(test)]
