@@ -8,8 +8,7 @@ use codeseq::sandbox::launcher;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == launcher::ARGUMENT) {
-        launcher::run();
+    if launcher::run_if_asked() {
         return ExitCode::SUCCESS;
     }
     let cli = cli::Cli::parse();
@@ -19,10 +18,7 @@ fn main() -> ExitCode {
         // Whoever reads stdout has seen enough, as `head` does.
         Err(e) if e.downcast_ref::<cli::OutputClosed>().is_some() => ExitCode::SUCCESS,
         Err(e) => {
-            #[expect(clippy::print_stderr, reason = "the one place where errors are shown")]
-            {
-                eprintln!("error: {e:#}");
-            }
+            log::line(format_args!("error: {e:#}"));
             ExitCode::from(error::exit_code(&e))
         }
     }

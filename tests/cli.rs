@@ -32,7 +32,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The one line that a user's mistake is answered with.
+/// What a user's mistake is answered with.
 fn mistake(args: &[&str]) -> String {
     let output = train(args);
     let text = String::from_utf8(output.stderr).unwrap();

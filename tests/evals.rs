@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
+mod support;
+
 use codeseq::base::progress::Progress;
 use codeseq::checkpoint::LanguageModel;
 use codeseq::data::jsonl;
@@ -15,15 +17,13 @@ use codeseq::eval::gtg;
 use codeseq::sandbox::{Judge, Options};
 use codeseq::tokenizer::Message;
 use codeseq::tokenizer::bpe::{self, BpeOptions};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use support::{Place, done, interrupt, kill, lines, problem, shape, start, stderr, train};
 
 const ANSWERS: [&str; 3] = [
     "case: 2 -> 4\n```python\nprint(2 * int(input()))\n```",
@@ -37,7 +37,7 @@ const ROLLOUTS: usize = 12;
 static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("evals");
     let _absent_at_first = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).unwrap();
+    fs::create_dir_all(dir.join("tmp")).unwrap();
     let problems: Vec<Value> = (0..PROBLEMS).map(problem).collect();
     fs::write(dir.join("problems.jsonl"), lines(&problems)).unwrap();
     let prompt = GtgPrompt::bundled().unwrap();
@@ -55,13 +55,7 @@ static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| {
     bpe::train(&samples, options, &dir.join("tokenizer")).unwrap();
     let rows: Vec<Value> = samples.iter().map(|messages| json!({"messages": messages})).collect();
     fs::write(dir.join("samples.jsonl"), lines(&rows)).unwrap();
-    let shape = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512,
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true,
-        "initializer_range": 0.1, "max_position_embeddings": 256,
-    });
-    fs::write(dir.join("model.json"), shape.to_string()).unwrap();
+    fs::write(dir.join("model.json"), shape(512).to_string()).unwrap();
     let config = "seed = 3
 [model]
 init = 'model.json'
@@ -96,62 +90,31 @@ const COMMON: [&str; 8] =
 /// What makes a run slow enough to be stopped midway, and changes nothing else.
 const SLOW: &str = "--max-sequences 2";
 
-fn problem(i: usize) -> Value {
-    json!({
-        "problem_id": format!("p{i}"),
-        "description": format!("Shelf {i} holds pairs of shoes. How many shoes are n pairs?"),
-        "input_requirement": "n",
-        "output_requirement": "the number",
-        "examples": [{"input": 7, "output": 14}],
-        "tests": [{"input": 1, "output": 2}, {"input": 5, "output": 10}],
-        "terms": ["0", "2", "4", "6", "8", "10"],
-        "family": if i < 8 { "many" } else { "few" },
-    })
-}
+/// A place with the inputs in it.
+struct Evals(Place);
 
-fn lines(rows: &[Value]) -> String {
-    rows.iter().map(|row| format!("{row}\n")).collect()
-}
-
-fn train(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command.arg("--quiet").current_dir(dir).env_remove("RUST_LOG").stdin(Stdio::null());
-    command.env("RAYON_NUM_THREADS", "2");
-    command
-}
-
-/// Runs to the end and returns what is printed.
-fn done(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// A directory of its own for one test, with the inputs in it.
-struct Place(tempfile::TempDir);
-
-impl Place {
+impl Evals {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new();
         for name in ["model", "problems.jsonl"] {
-            std::os::unix::fs::symlink(INPUTS.join(name), dir.path().join(name)).unwrap();
+            std::os::unix::fs::symlink(INPUTS.join(name), place.path(name)).unwrap();
         }
-        Self(dir)
+        Self(place)
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.0.path(name)
     }
 
     /// An evaluation of the common inputs.
     fn eval(&self, words: &str) -> Command {
-        let mut command = train(self.0.path());
-        command.args(words.split_whitespace()).args(COMMON);
+        let mut command = self.0.train(words);
+        command.args(COMMON);
         command
+    }
+
+    fn mistake(&self, words: &str, parts: &[&str]) {
+        self.0.mistake(words, parts);
     }
 
     /// The lines of a result that are not times.
@@ -162,20 +125,13 @@ impl Place {
     fn json(&self, name: &str) -> Value {
         serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
+}
 
-    /// Expects one line that names all `parts`, and nothing written.
-    fn mistake(&self, words: &str, parts: &[&str]) {
-        let files = || fs::read_dir(self.0.path()).unwrap().count();
-        let before = files();
-        let output = train(self.0.path()).args(words.split_whitespace()).output().unwrap();
-        let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{words}: {text}");
-        assert_eq!(text.trim_end().lines().count(), 1, "{words}: {text}");
-        for part in parts {
-            assert!(text.contains(part), "{words}: {part} is not in {text}");
-        }
-        assert_eq!(files(), before, "{words} left something behind");
-    }
+/// Whether a journal has so many finished problems.
+fn has_finished(journal: &Path, count: usize) -> bool {
+    let num_lines = fs::read(journal).map_or(0, |text| text.split(|&byte| byte == b'\n').count());
+    // One line is the header, one is empty.
+    num_lines >= count + 2
 }
 
 /// The score of the run that nothing disturbed.
@@ -192,23 +148,6 @@ fn timeless(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap();
     let is_time = |line: &str| times.iter().any(|name| line.contains(name));
     text.lines().filter(|line| !is_time(line)).map(str::to_owned).collect()
-}
-
-/// Starts an evaluation in a process group of its own and waits until its journal has so many
-/// finished problems.
-fn start(command: &mut Command, journal: &Path, finished: usize) -> Child {
-    let mut child =
-        command.process_group(0).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let started = Instant::now();
-    let num_finished =
-        || fs::read(journal).map_or(0, |text| text.split(|&byte| byte == b'\n').count());
-    // One line is the header, one is empty.
-    while num_finished() < finished + 2 {
-        assert_eq!(child.try_wait().unwrap(), None, "the run ended too early");
-        assert!(started.elapsed() < Duration::from_secs(120), "the run does not get on");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    child
 }
 
 fn settings() -> AttemptSettings {
@@ -242,7 +181,7 @@ fn a_score_has_every_k_with_intervals_and_families() {
 
 #[test]
 fn neither_batching_nor_the_judges_workers_change_a_score() {
-    let place = Place::new();
+    let place = Evals::new();
     let text = done(&mut place.eval(&format!("eval gtg --out score.json --workers 1 {SLOW}")));
     assert!(text.contains("pass@1") && text.contains("many"), "{text}");
     assert_eq!(place.result("score.json"), timeless(&INPUTS.join("score.json")));
@@ -250,12 +189,10 @@ fn neither_batching_nor_the_judges_workers_change_a_score() {
 
 #[test]
 fn a_killed_run_resumes_to_the_result_of_one_never_stopped() {
-    let place = Place::new();
+    let place = Evals::new();
     let journal = place.path("score.partial.jsonl");
-    let mut child =
-        start(&mut place.eval(&format!("eval gtg --out score.json {SLOW}")), &journal, 2);
-    child.kill().unwrap();
-    assert_eq!(child.wait().unwrap().code(), None, "the run had ended before it was killed");
+    let mut command = place.eval(&format!("eval gtg --out score.json {SLOW}"));
+    kill(start(&mut command, || has_finished(&journal, 2)));
     let torn = fs::read_to_string(&journal).unwrap() + "{\"round\":0,\"problem\":9,\"pro";
     fs::write(&journal, torn).unwrap();
     done(&mut place.eval("eval gtg --out score.json --resume"));
@@ -265,13 +202,11 @@ fn a_killed_run_resumes_to_the_result_of_one_never_stopped() {
 
 #[test]
 fn an_interrupted_run_says_how_to_go_on_and_guards_its_journal() {
-    let place = Place::new();
+    let place = Evals::new();
     let journal = place.path("score.partial.jsonl");
-    let child = start(&mut place.eval(&format!("eval gtg --out score.json {SLOW}")), &journal, 1);
-    killpg(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains("continue with --resume"), "{}", stderr(&output));
+    let mut command = place.eval(&format!("eval gtg --out score.json {SLOW}"));
+    let said = interrupt(start(&mut command, || has_finished(&journal, 1)));
+    assert!(said.contains("continue with --resume"), "{said}");
 
     let again = format!("eval gtg --out score.json {}", COMMON.join(" "));
     place.mistake(&again, &["score.partial.jsonl", "--resume"]);
@@ -286,7 +221,7 @@ fn an_interrupted_run_says_how_to_go_on_and_guards_its_journal() {
 
 #[test]
 fn responses_without_a_case_are_asked_again() {
-    let place = Place::new();
+    let place = Evals::new();
     let text = done(&mut place.eval("eval cases --out cases.json"));
     assert!(text.contains("C-C") && text.contains("No-F"), "{text}");
     let cases = place.json("cases.json");
@@ -309,21 +244,19 @@ fn responses_without_a_case_are_asked_again() {
 
 #[test]
 fn a_killed_case_analysis_resumes_to_the_same_result() {
-    let place = Place::new();
+    let place = Evals::new();
     done(&mut place.eval("eval cases --out whole.json"));
     let journal = place.path("cases.partial.jsonl");
     let mut command = place.eval(&format!("eval cases --out cases.json {SLOW}"));
     // All of the first try and some of the second.
-    let mut child = start(&mut command, &journal, PROBLEMS + 1);
-    child.kill().unwrap();
-    assert_eq!(child.wait().unwrap().code(), None, "the run had ended before it was killed");
+    kill(start(&mut command, || has_finished(&journal, PROBLEMS + 1)));
     done(&mut place.eval("eval cases --out cases.json --resume"));
     assert_eq!(place.result("cases.json"), place.result("whole.json"));
 }
 
 #[test]
 fn solvability_selects_by_what_gtg_counts() {
-    let place = Place::new();
+    let place = Evals::new();
     let score = score();
     let passed: Vec<(String, u64)> = score["problems"]
         .as_array()
@@ -337,9 +270,8 @@ fn solvability_selects_by_what_gtg_counts() {
 
     let journal = place.path("kept.partial.jsonl");
     let command = format!("data solvability --out kept.jsonl {range}");
-    let mut child = start(&mut place.eval(&format!("{command} {SLOW}")), &journal, 1);
-    child.kill().unwrap();
-    assert_eq!(child.wait().unwrap().code(), None, "the run had ended before it was killed");
+    let mut slow = place.eval(&format!("{command} {SLOW}"));
+    kill(start(&mut slow, || has_finished(&journal, 1)));
     let text = done(&mut place.eval(&format!("{command} --resume")));
     assert!(text.contains("solvability of kept"), "{text}");
     let kept: Vec<Problem> = jsonl::read(&place.path("kept.jsonl")).unwrap();
@@ -352,7 +284,7 @@ fn solvability_selects_by_what_gtg_counts() {
 
 #[test]
 fn a_range_that_selects_nothing_keeps_the_rollouts_for_another() {
-    let place = Place::new();
+    let place = Evals::new();
     let passed: Vec<u64> = score()["problems"].as_array().unwrap().iter().map(num_passed).collect();
     let none = (0..=ROLLOUTS as u64).find(|n| !passed.contains(n)).unwrap();
     let output = place
@@ -369,7 +301,7 @@ fn a_range_that_selects_nothing_keeps_the_rollouts_for_another() {
 
 #[test]
 fn mistakes_are_named_in_one_line_before_any_work() {
-    let place = Place::new();
+    let place = Evals::new();
     let write = |name: &str, rows: &[Value]| fs::write(place.path(name), lines(rows)).unwrap();
     let without = |key: &str, value: Value| {
         let mut problem = problem(0);

@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "the measured errors are worth reading")]
 
 mod golden_support;
+mod support;
 
 use codeseq::data::shuffle::{Place, Shuffled};
 use golden_support::{Tensors, read_tensors, relative_distance};
@@ -15,7 +16,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use support::done;
 
 /// Absolute, of a log-probability.
 const LOGP_TOLERANCE: f64 = 1e-4;
@@ -26,18 +27,17 @@ const SEED: u64 = 3;
 /// lr / eps of `gradient.toml`: what a gradient is multiplied by.
 const DESCENT: f32 = 16.0;
 
-/// One family's files, and a directory for what a test writes.
+/// One family's files, and a place for what a test writes.
 struct Family {
     name: &'static str,
     expected: Value,
-    temporary: tempfile::TempDir,
+    place: support::Place,
 }
 
 impl Family {
     fn new(name: &'static str) -> Self {
         let text = fs::read_to_string(golden(name).join("expected.json")).unwrap();
-        let temporary = tempfile::tempdir().unwrap();
-        Self { name, expected: serde_json::from_str(&text).unwrap(), temporary }
+        Self { name, expected: serde_json::from_str(&text).unwrap(), place: support::Place::new() }
     }
 
     fn model(&self) -> PathBuf {
@@ -45,16 +45,16 @@ impl Family {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.temporary.path().join(name)
+        self.place.path(name)
     }
 
     /// Expects the log-probability of every token of every sequence.
     fn check_log_probabilities(&self) {
         let out = self.path("scores.jsonl");
         let data = golden("sequences.jsonl");
-        let mut score = train("score");
+        let mut score = self.place.train("score");
         score.arg("--model").arg(self.model()).arg("--data").arg(data).arg("--out").arg(&out);
-        run(&mut score);
+        done(&mut score);
         let text = fs::read_to_string(out).unwrap();
         let scores: Vec<Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -74,10 +74,10 @@ impl Family {
     fn check_greedy_tokens(&self) {
         let prompts = self.expected["prompts"].as_array().unwrap();
         for (prompt, expected) in prompts.iter().zip(self.expected["greedy"].as_array().unwrap()) {
-            let mut generate = train("generate");
+            let mut generate = self.place.train("generate");
             generate.arg("--model").arg(self.model()).arg("--prompt").arg(prompt.as_str().unwrap());
             generate.args(["--temperature", "0", "--max-new-tokens", "128", "--json"]);
-            let line: Value = serde_json::from_str(&run(&mut generate)).unwrap();
+            let line: Value = serde_json::from_str(&done(&mut generate)).unwrap();
             assert_eq!(expected.as_array().unwrap().len(), 128);
             assert_eq!(line["output_ids"], *expected, "{}: {prompt}", self.name);
         }
@@ -122,12 +122,12 @@ impl Family {
     fn fine_tune(&self, config: &str, samples: &str) -> (Vec<Value>, Tensors) {
         let (file, out) = (self.path("samples.jsonl"), self.path("run"));
         fs::write(&file, samples).unwrap();
-        let mut sft = train("sft");
+        let mut sft = self.place.train("sft");
         sft.arg("--config").arg(golden(config)).arg("--out").arg(&out);
         sft.arg("--set").arg(format!("model.path='{}'", self.model().display()));
         sft.arg("--set").arg(format!("data.files=['{}']", file.display()));
         sft.arg("--set").arg(format!("seed={SEED}"));
-        let checkpoint = run(&mut sft);
+        let checkpoint = done(&mut sft);
         let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let metrics = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         (metrics, tensors(Path::new(checkpoint.trim_end()), ""))
@@ -153,20 +153,6 @@ impl Family {
 
 fn golden(name: &str) -> PathBuf {
     golden_support::golden("parity").join(name)
-}
-
-fn train(command: &str) -> Command {
-    let mut train = Command::new(env!("CARGO_BIN_EXE_train"));
-    train.args(["--quiet", command]).env_remove("RUST_LOG").stdin(Stdio::null());
-    train
-}
-
-/// Runs to the end and returns what is printed.
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Rearranges the lines of a file such that the loader's shuffle takes them in this order.

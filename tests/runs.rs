@@ -5,23 +5,27 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
+mod support;
+
 use codeseq::base::rng;
 use codeseq::data::problem::Problem;
 use codeseq::data::prompt::GtgPrompt;
 use codeseq::tokenizer::bpe::{self, BpeOptions};
 use codeseq::tokenizer::{Message, Tokenizer};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigHandler, Signal, killpg, signal};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use support::{
+    Place, assert_nothing_is_half_made, done, everything_below, interrupt, kill, lines, problem,
+    shape, start, stderr, train,
+};
 
 const PROGRAMS: [&str; 2] = ["print(2 * int(input()))", "print(3 + int(input()))"];
 const SFT_STEPS: u64 = 60;
@@ -48,10 +52,10 @@ static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| {
         .collect();
     let options = BpeOptions { vocab_size: VOCAB, max_token_length: 16 };
     bpe::train(&samples, options, &dir.join("tokenizer")).unwrap();
-    let lines = |rows: Vec<Value>| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
-    fs::write(dir.join("problems.jsonl"), lines(problems)).unwrap();
-    let samples = samples.iter().map(|messages| json!({"messages": messages})).collect();
-    fs::write(dir.join("samples.jsonl"), lines(samples)).unwrap();
+    fs::write(dir.join("problems.jsonl"), lines(&problems)).unwrap();
+    let samples: Vec<Value> =
+        samples.iter().map(|messages| json!({"messages": messages})).collect();
+    fs::write(dir.join("samples.jsonl"), lines(&samples)).unwrap();
     fs::write(dir.join("model.json"), shape(VOCAB).to_string()).unwrap();
     dir
 });
@@ -61,28 +65,6 @@ static SFT: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("sft", &sft_config(
 
 /// A reinforcement run that nothing disturbed.
 static GRPO: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("grpo", &grpo_config()));
-
-fn problem(i: usize) -> Value {
-    json!({
-        "problem_id": format!("p{i}"),
-        "description": format!("Shelf {i} holds pairs of shoes. How many shoes are n pairs?"),
-        "input_requirement": "n",
-        "output_requirement": "the number",
-        "examples": [{"input": 7, "output": 14}],
-        "tests": [{"input": 1, "output": 2}, {"input": 5, "output": 10}],
-        "terms": ["0", "2", "4", "6", "8", "10"],
-        "solvability": 0.5,
-    })
-}
-
-fn shape(vocab_size: usize) -> Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab_size,
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true,
-        "initializer_range": 0.1,
-    })
-}
 
 fn sft_config() -> String {
     let inputs = INPUTS.display();
@@ -165,92 +147,6 @@ fn checkpoint(run: &Path, step: u64) -> PathBuf {
     run.join(format!("checkpoints/step-{step:06}"))
 }
 
-/// The program with its temporary files in `dir`.
-fn train(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command.arg("--quiet").current_dir(dir).env("TMPDIR", dir.join("tmp"));
-    command.env("RAYON_NUM_THREADS", "2").env_remove("RUST_LOG").stdin(Stdio::null());
-    command
-}
-
-/// Runs to the end and returns what is printed.
-fn done(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// A directory of its own for one test, which must end without half-made files in it.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("tmp")).unwrap();
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, text).unwrap();
-        path
-    }
-
-    /// The program with its arguments; words that begin with `@` name files of this place.
-    fn train(&self, words: &str) -> Command {
-        let mut command = train(self.0.path());
-        for word in words.split_whitespace() {
-            match word.strip_prefix('@') {
-                Some(name) => command.arg(self.path(name)),
-                None => command.arg(word),
-            };
-        }
-        command
-    }
-
-    /// Expects one line that names all `parts`, and nothing half-written.
-    fn mistake(&self, words: &str, parts: &[&str]) {
-        let output = self.train(words).output().unwrap();
-        let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{words}: {text}");
-        assert_eq!(text.trim_end().lines().count(), 1, "{words}: {text}");
-        assert!(text.starts_with("error: "), "{words}: {text}");
-        for part in parts {
-            assert!(text.contains(part), "{words}: {part} is not in {text}");
-        }
-        self.assert_nothing_is_half_made();
-    }
-
-    fn assert_nothing_is_half_made(&self) {
-        assert_nothing_is_half_made(self.0.path());
-    }
-}
-
-fn assert_nothing_is_half_made(dir: &Path) {
-    let half_made =
-        |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("codeseq-");
-    let left: Vec<PathBuf> = everything_below(dir).into_iter().filter(half_made).collect();
-    assert!(left.is_empty(), "{left:?}");
-}
-
-fn everything_below(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|path| {
-            let below = if path.is_dir() { everything_below(&path) } else { Vec::new() };
-            std::iter::once(path).chain(below)
-        })
-        .collect()
-}
-
 /// The complete rows of a run's metrics.
 fn rows(run: &Path) -> Vec<serde_json::Map<String, Value>> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
@@ -283,30 +179,6 @@ fn assert_equal_runs(run: &Path, other: &Path, steps: u64) {
     for (file, bytes) in &content {
         assert!(*bytes == other[file], "{} differs", file.display());
     }
-}
-
-/// Starts a run as a shell does, in a process group of its own, and waits until `is_reached`.
-fn start(command: &mut Command, is_reached: impl Fn() -> bool) -> Child {
-    let mut child =
-        command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let started = Instant::now();
-    while !is_reached() {
-        assert_eq!(child.try_wait().unwrap(), None, "the run ended too early");
-        assert!(started.elapsed() < Duration::from_secs(120), "the run does not get on");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    child
-}
-
-fn kill(mut child: Child) {
-    child.kill().unwrap();
-    assert_eq!(child.wait().unwrap().code(), None, "the run had ended before it was killed");
-}
-
-/// Ctrl-C: the signal goes to every process of the group.
-fn interrupt(mut child: Child) {
-    killpg(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]

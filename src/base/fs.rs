@@ -4,7 +4,8 @@
 //! named `codeseq-*`, is flushed to disk, and takes its final name by an atomic rename. A symbolic
 //! link stays one: the file it leads to is replaced. Devices, FIFOs and open descriptors
 //! (`/dev/stdout`, `/dev/fd/N`) cannot be replaced and are written into as they are. A file's siblings
-//! that a killed process left are removed by the next writer of that file. Errors name the path.
+//! that a killed process left are removed by the next writer of that file. Missing parent directories
+//! are made with what is written into them, not before. Errors name the path.
 
 use super::error::usage;
 use anyhow::{Context, Result};
@@ -35,22 +36,17 @@ pub fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
     file.commit()
 }
 
-/// Says before any work is done, and without a trace, that `path` cannot become an output: a
-/// directory, in no or in a closed directory, or one of the `inputs`. A mistake of the user's.
+/// Says before any work is done, and without a trace, that `path` cannot become an output file: it is
+/// a directory or one of the `inputs`, or no file can be made there. A mistake of the user's.
 pub fn check_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
     let refuse = |why: String| usage(format!("cannot write {}: {why}", path.display()));
-    let denied = |place: &Path, rights| {
-        access(place, rights).map_err(|e| refuse(format!("{}: {}", place.display(), e.desc())))
-    };
     match Place::of(path)? {
         Place::Descriptor(_) => Ok(()),
-        Place::Special(device) => denied(&device, AccessFlags::W_OK),
+        Place::Special(device) => {
+            access(&device, AccessFlags::W_OK).map_err(|e| refuse(e.desc().to_owned()))
+        }
         Place::Regular(file) => {
-            let dir = parent(&file);
-            if !dir.is_dir() {
-                return Err(refuse(format!("there is no directory {}; create it", dir.display())));
-            }
-            denied(dir, AccessFlags::W_OK | AccessFlags::X_OK)?;
+            check_parent(&file).map_err(refuse)?;
             let identity =
                 |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
             let own = identity(&file);
@@ -60,6 +56,31 @@ pub fn check_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
             }
         }
     }
+}
+
+/// The same for a directory that is to be made: it may exist only if it is empty.
+pub fn check_new_dir(path: &Path) -> Result<()> {
+    let refuse = |why: String| usage(format!("cannot make {}: {why}", path.display()));
+    // A directory takes the place of an empty one, but not of a link to one or of the current one.
+    if path.is_symlink() || path.file_name().is_none() {
+        return Err(refuse("name a new directory".to_owned()));
+    }
+    match fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
+        Ok(false) => Err(refuse("it exists and is not empty; name another directory".to_owned())),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(refuse(e.to_string())),
+        _ => check_parent(path).map_err(refuse),
+    }
+}
+
+/// Makes and forgets a nameless file in the nearest directory above `path` that exists.
+fn check_parent(path: &Path) -> std::result::Result<(), String> {
+    let above = path.ancestors().skip(1).map(|dir| match dir.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => dir,
+    });
+    let nearest = above.into_iter().find(|dir| fs::symlink_metadata(dir).is_ok());
+    let nearest = nearest.ok_or("there is no directory above it")?;
+    tempfile::tempfile_in(nearest).map(drop).map_err(|e| format!("{}: {e}", nearest.display()))
 }
 
 /// Where that which is written to a path ends up.
@@ -308,12 +329,32 @@ mod tests {
         };
         assert!(why(dir.path()).contains("a directory"));
         assert!(why(&dir.path().join("new/")).contains("a directory"));
-        assert!(why(&dir.path().join("missing/out")).contains("there is no directory"));
         assert!(why(&input.join("out")).contains("Not a directory"));
         assert!(why(&input).contains("also the input"));
         assert!(why(&dir.path().join("link")).contains("also the input"));
-        for path in [dir.path().join("out"), "/dev/null".into(), "/dev/fd/1".into()] {
+        assert!(why(Path::new("/proc/made/out")).contains("/proc"));
+        let missing = dir.path().join("missing/parents/out");
+        for path in [dir.path().join("out"), missing, "/dev/null".into(), "/dev/fd/1".into()] {
             check_writable(&path, &[&input]).unwrap();
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_directory_to_be_made_must_be_new_or_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        for name in ["empty", "new", "missing/parents/new", "new/"] {
+            check_new_dir(&dir.path().join(name)).unwrap();
+        }
+        let file = dir.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let link = dir.path().join("empty/link");
+        std::os::unix::fs::symlink(".", &link).unwrap();
+        let proc = Path::new("/proc/new");
+        for path in [dir.path(), &file, &file.join("new"), &link, proc, Path::new(".")] {
+            let error = check_new_dir(path).unwrap_err();
+            assert_eq!(crate::base::error::exit_code(&error), 2);
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }

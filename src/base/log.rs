@@ -1,9 +1,11 @@
 //! Logs: `tracing` events to stderr, and to the run's log file once it has one.
 //!
-//! `RUST_LOG` overrides the level. Colours only on a terminal and without `NO_COLOR`.
+//! `RUST_LOG` overrides the level. Colours only on a terminal that has them and without `NO_COLOR`.
+//! Whatever is written to stderr, nobody has to listen: a closed one is no error.
 
 use crate::base::progress;
 use anyhow::{Context, Result};
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -33,10 +35,9 @@ pub fn init(verbosity: Verbosity) {
         Verbosity::Verbose => "info,codeseq=debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let is_coloured = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let to_stderr = fmt::layer()
         .with_writer(|| Stderr)
-        .with_ansi(is_coloured)
+        .with_ansi(is_coloured(&io::stderr()))
         .with_target(false)
         .without_time()
         .compact();
@@ -45,6 +46,21 @@ pub fn init(verbosity: Verbosity) {
     if verbosity != Verbosity::Quiet {
         progress::show();
     }
+}
+
+/// Writes a line for people to stderr.
+pub fn line(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Whether it is a terminal that can move its cursor.
+pub fn is_terminal(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Whether colours are wanted there.
+pub fn is_coloured(stream: &impl IsTerminal) -> bool {
+    is_terminal(stream) && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// Copies every event from now on to `path`, in place of an earlier file.
@@ -58,7 +74,7 @@ struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        progress::suspend(|| io::stderr().write_all(bytes))?;
+        let _ = progress::suspend(|| io::stderr().write_all(bytes));
         Ok(bytes.len())
     }
 

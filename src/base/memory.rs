@@ -1,11 +1,12 @@
 //! How much memory this process may still take.
 //!
-//! Contract: the smaller of what the machine has available and what its control group leaves; `None`
-//! where the system does not say. Advice for a check before allocating, not a reservation.
+//! Contract: the smallest of what the machine has available, what its control group leaves, and what
+//! the limit on the address space (`ulimit -v`) leaves; `None` where the system says nothing of them. Advice for a check before allocating, not a reservation.
 
 use super::error::usage;
 use super::human;
 use anyhow::Result;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 /// Bytes that can still be allocated.
 pub fn available() -> Option<u64> {
@@ -16,7 +17,15 @@ pub fn available() -> Option<u64> {
     let limit = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse::<u64>().ok());
     let used = read("/sys/fs/cgroup/memory.stat").and_then(|text| field(&text, "anon"));
     let group = limit.zip(used).map(|(limit, used)| limit.saturating_sub(used));
-    machine.into_iter().chain(group).min()
+    machine.into_iter().chain(group).chain(address_space_left()).min()
+}
+
+/// What this process may still map, where that is limited.
+fn address_space_left() -> Option<u64> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let mapped = field(&status, "VmSize:")? << 10;
+    (limit != RLIM_INFINITY).then(|| limit.saturating_sub(mapped))
 }
 
 /// Refuses to start what needs `bytes` where fewer are available; `what` begins the message.

@@ -3,9 +3,8 @@
 //!
 //! Silent until the program calls [`show`], so that library code and tests print nothing.
 
-use crate::base::human;
+use crate::base::{human, log};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,11 +50,11 @@ impl Progress {
     pub fn new(label: &str, total: u64, unit: &str) -> Self {
         Self(if !SHOWN.load(Ordering::Relaxed) {
             View::Hidden
-        } else if std::io::stderr().is_terminal() {
+        } else if log::is_terminal(&std::io::stderr()) {
             View::Bar(bar(label, total, unit))
         } else {
             let lines = Lines::new(label, total, unit);
-            print_line(&format!("{label}: {} {unit}", human::count(total)));
+            log::line(format_args!("{label}: {} {unit}", human::count(total)));
             View::Lines(Mutex::new(lines))
         })
     }
@@ -174,7 +173,7 @@ impl Lines {
     }
 
     fn print(&mut self) {
-        print_line(&self.text(self.started.elapsed().as_secs_f64()));
+        log::line(self.text(self.started.elapsed().as_secs_f64()));
         self.printed = Instant::now();
         self.printed_done = self.done;
     }
@@ -191,11 +190,6 @@ impl Lines {
         let head = format!("{}: {done}/{total} {}", self.label, self.unit);
         format!("{head}  {}  {time}  {}", rate(per_second), self.message).trim_end().to_owned()
     }
-}
-
-#[expect(clippy::print_stderr, reason = "progress is shown here and nowhere else")]
-fn print_line(text: &str) {
-    eprintln!("{text}");
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The arguments of every command that has a model attempt problems, and what they prepare.
 
 use super::judge::JudgeArgs;
-use crate::base::error::{Interrupted, usage};
-use crate::base::fs::AtomicFile;
+use crate::base::error::Interrupted;
+use crate::base::fs::check_writable;
 use crate::base::interrupt;
 use crate::checkpoint::LanguageModel;
 use crate::data::jsonl;
@@ -69,22 +69,24 @@ impl AttemptArgs {
         interrupt::install()?;
         let settings = self.settings();
         settings.check()?;
+        out.map_or(Ok(()), |out| check_writable(out, &[&self.data]))?;
         let problems: Vec<Problem> = jsonl::read(&self.data)?;
         check(&problems).map_err(|e| e.context(self.data.display().to_string()))?;
-        out.map_or(Ok(()), check_writable)?;
         let model = LanguageModel::open(&self.model)?;
         let prompt = GtgPrompt::bundled()?;
         let tasks: Vec<Task<'_>> =
             problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();
         check_fit(&model, &prompt, &tasks, &settings)?;
         let options = self.judge.options();
+        let judge = Judge::start(options.clone())?;
+        // What is written into a device or a pipe leaves nothing to go on from.
         let journal = out
+            .filter(|out| !out.exists() || out.is_file())
             .map(|out| {
                 let identity = Identity::new(&self.model, &problems, &prompt, &settings, &options)?;
                 Journal::open(Journal::path_for(out), &identity, self.resume)
             })
             .transpose()?;
-        let judge = Judge::start(options)?;
         Ok(Prepared { problems, model, judge, settings, journal })
     }
 
@@ -116,13 +118,4 @@ impl Prepared {
     pub fn forget_journal(self) -> Result<()> {
         self.journal.map_or(Ok(()), Journal::remove)
     }
-}
-
-fn check_writable(out: &Path) -> Result<()> {
-    if out.is_dir() {
-        return Err(usage(format!("cannot write {}: it is a directory", out.display())));
-    }
-    AtomicFile::create(out)
-        .map(drop)
-        .map_err(|e| usage(format!("cannot write {}: {e:#}", out.display())))
 }

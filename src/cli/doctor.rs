@@ -1,9 +1,11 @@
 //! `train doctor`: what this machine offers and which protections the judge has here.
+//!
+//! Exit code 0 if programs can be judged, else 1: nothing but `sft`, `generate` and `score` works then.
 
 use super::judge::JudgeArgs;
 use crate::base::human;
 use crate::sandbox::{Judge, Layers};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -83,7 +85,11 @@ pub fn run(args: Args) -> Result<()> {
         true => serde_json::to_string_pretty(&report).context("encoding the report")? + "\n",
         false => report.text(),
     };
-    super::print(text)
+    super::print(text)?;
+    match report.judge {
+        JudgeState::Ready(_) => Ok(()),
+        JudgeState::Refused { .. } => bail!("the judge cannot start here, see above"),
+    }
 }
 
 impl Report {

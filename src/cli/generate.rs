@@ -68,6 +68,9 @@ pub struct Args {
     json: bool,
 }
 
+/// All are kept until the last has ended.
+const MOST_SAMPLES: usize = 1 << 20;
+
 /// A line of `--json`.
 #[derive(Serialize)]
 struct Line {
@@ -206,15 +209,18 @@ fn check(args: &Args) -> Result<()> {
     let checks = [
         (
             args.temperature >= 0.0 && args.temperature.is_finite(),
-            "--temperature must be 0 or more",
+            "--temperature must be a number from 0 up",
         ),
         (
-            args.num_samples > 0 && args.max_new_tokens > 0,
-            "-n and --max-new-tokens must be at least 1",
+            (1..=MOST_SAMPLES).contains(&args.num_samples) && args.max_new_tokens > 0,
+            "-n must be from 1 to 1048576, --max-new-tokens at least 1",
         ),
         (args.top_p > 0.0 && args.top_p <= 1.0, "--top-p must be above 0 and at most 1"),
         ((0.0..=1.0).contains(&args.min_p), "--min-p must be from 0 to 1"),
-        (args.repetition_penalty > 0.0, "--repetition-penalty must be above 0"),
+        (
+            args.repetition_penalty > 0.0 && args.repetition_penalty.is_finite(),
+            "--repetition-penalty must be above 0",
+        ),
         (!args.stream || args.num_samples == 1, "--stream prints one response: leave out -n"),
         (!args.stream || args.messages.is_none(), "--stream prints one response: use --prompt"),
     ];

@@ -185,12 +185,12 @@ pub fn run(args: Args) -> Result<()> {
         let Judged { problem, tolerance } = &problems[at];
         jobs.push(Job { code, cases: &problem.tests, tolerance: *tolerance });
     }
-    let mut out = AtomicFile::create(&args.out)?;
     interrupt::install()?;
     let judge = Judge::start(args.judge.options())?;
     tracing::info!("{}", judge.layers());
     let verdicts = watched(&judge, &jobs)?;
     let summary = Summary::of(&verdicts);
+    let mut out = AtomicFile::create(&args.out)?;
     let writing = || format!("writing {}", args.out.display());
     for (solution, verdict) in solutions.iter().zip(verdicts) {
         let row = Row { problem_id: &solution.problem_id.written, verdict };

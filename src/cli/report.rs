@@ -1,6 +1,6 @@
 //! `train report`: runs side by side, in the terminal and as one HTML page.
 
-use crate::base::fs::write_atomic;
+use crate::base::fs::{check_writable, write_atomic};
 use crate::report::compare::{self, Run};
 use anyhow::Result;
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
+    args.out.as_deref().map_or(Ok(()), |page| check_writable(page, &[]))?;
     let mut runs = Vec::new();
     for path in &args.runs {
         runs.extend(Run::read_all(path)?);

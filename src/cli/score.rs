@@ -1,13 +1,13 @@
 //! `train score`: log-probabilities of given tokens.
 
 use crate::base::error::usage;
-use crate::base::fs::AtomicFile;
+use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
 use crate::checkpoint::InferenceModel;
 use crate::data::jsonl;
 use crate::engine::Scorer;
 use crate::tokenizer::Message;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::PathBuf;
@@ -29,13 +29,14 @@ pub struct Args {
     temperature: f32,
 }
 
-/// A line of input.
+/// A line of input, as it stands there. Not an untagged enum: its errors do not say what is wrong.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Input {
-    Ids { input_ids: Vec<u32> },
-    Text { prompt: String, completion: String },
-    Chat { messages: Vec<Message> },
+#[serde(deny_unknown_fields)]
+struct Line {
+    input_ids: Option<Vec<u32>>,
+    prompt: Option<String>,
+    completion: Option<String>,
+    messages: Option<Vec<Message>>,
 }
 
 /// A line of output.
@@ -48,31 +49,30 @@ struct Output {
 
 /// Scores every line and writes the result, whole or not at all.
 pub fn run(args: Args) -> Result<()> {
-    if args.temperature.is_nan() || args.temperature < 0.0 {
-        return Err(usage(format!("--temperature {}: it must be 0 or above", args.temperature)));
+    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
+        return Err(usage(format!(
+            "--temperature is {}: it must be a number from 0 up",
+            args.temperature
+        )));
     }
-    let inputs: Vec<Input> = jsonl::read(&args.data)?;
+    check_writable(&args.out, &[&args.data])?;
+    let lines: Vec<(usize, Line)> = jsonl::numbered_rows(&args.data)?.collect::<Result<_>>()?;
+    if lines.is_empty() {
+        return Err(usage(format!("{}: no lines to score", args.data.display())));
+    }
     let model = InferenceModel::open(&args.model)?;
-    let vocab = model.decoder.config().vocab_size;
-    let mut sequences = Vec::with_capacity(inputs.len());
-    for (i, input) in inputs.into_iter().enumerate() {
-        let tokens = tokens(&model, input)?;
-        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
-            return Err(usage(format!(
-                "{}: sample {}: token {id} is not below the model's vocab_size {vocab}",
-                args.data.display(),
-                i + 1
-            )));
-        }
-        sequences.push(tokens);
+    let mut sequences = Vec::with_capacity(lines.len());
+    for (number, line) in lines {
+        let place = || format!("{}:{number}", args.data.display());
+        sequences.push(tokens(&model, line).with_context(place)?);
     }
-    let mut file = AtomicFile::create(&args.out)?;
     let total: usize = sequences.iter().map(|tokens| tokens.len().saturating_sub(1)).sum();
     let progress = Progress::new("score", total as u64, "tokens");
     let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
     let scorer = Scorer::new(&model.decoder, &model.weights);
     let scores = scorer.score(&sequences, temperature, &progress)?;
     progress.finish();
+    let mut file = AtomicFile::create(&args.out)?;
     for (input_ids, scores) in sequences.into_iter().zip(scores) {
         let first = input_ids.first().map(|_| None);
         let logprobs = first.into_iter().chain(scores.into_iter().map(Some)).collect();
@@ -82,13 +82,26 @@ pub fn run(args: Args) -> Result<()> {
     file.commit()
 }
 
-fn tokens(model: &InferenceModel, input: Input) -> Result<Vec<u32>> {
+/// The tokens of a line, each one known to the model.
+fn tokens(model: &InferenceModel, line: Line) -> Result<Vec<u32>> {
     let tokenizer = &model.tokenizer;
-    match input {
-        Input::Ids { input_ids } => Ok(input_ids),
-        Input::Text { prompt, completion } => {
-            tokenizer.encode_with_special_tokens(&format!("{prompt}{completion}"))
+    let tokens = match line {
+        Line { input_ids: Some(ids), prompt: None, completion: None, messages: None } => ids,
+        Line { input_ids: None, prompt: Some(prompt), completion: Some(rest), messages: None } => {
+            tokenizer.encode_with_special_tokens(&(prompt + &rest))?
         }
-        Input::Chat { messages } => Ok(tokenizer.encode_sample(&messages)?.input_ids),
+        Line { input_ids: None, prompt: None, completion: None, messages: Some(messages) } => {
+            tokenizer.encode_sample(&messages)?.input_ids
+        }
+        _ => return Err(usage("give either input_ids, or prompt and completion, or messages")),
+    };
+    let vocab = model.decoder.config().vocab_size;
+    match tokens.iter().position(|&id| id as usize >= vocab) {
+        Some(i) => Err(usage(format!(
+            "token {i} is {}: it must be below the model's vocab_size {vocab}",
+            tokens[i]
+        ))),
+        None if tokens.is_empty() => Err(usage("there is no token to score")),
+        None => Ok(tokens),
     }
 }

@@ -1,7 +1,7 @@
 //! Turns a deserialisation error into one line a user can act on.
 //!
 //! Reads the wording of serde's own errors (unknown field, unknown variant, missing field, invalid
-//! type), which is stable; a wording it does not know is passed on with its place.
+//! type) and toml's of enums, which are stable; a wording it does not know is passed on with its place.
 
 use super::diff::paths;
 use super::resolved::dotted;
@@ -19,7 +19,7 @@ pub(super) struct Entry {
     key: Range<usize>,
     /// Span of the value.
     pub(super) value: Range<usize>,
-    is_table: bool,
+    pub(super) is_table: bool,
 }
 
 impl Entry {
@@ -71,7 +71,8 @@ pub(super) fn known_elsewhere(
     Vec::new()
 }
 
-fn remove(table: &mut DeTable<'_>, path: &str) {
+/// Takes out the key at a dotted path.
+pub(super) fn remove(table: &mut DeTable<'_>, path: &str) {
     match path.split_once('.') {
         None => {
             table.remove(path);
@@ -139,6 +140,12 @@ pub(super) fn explain(
             |near| format!("did you mean `{near}`?"),
         );
         return usage(format!("{place}: unknown value `{given}` of `{path}`; {hint}"));
+    }
+    if message.starts_with("wanted exactly 1 element") {
+        return usage(format!("{place}: `{path}` takes exactly one key"));
+    }
+    if message == "wanted string or table" {
+        return usage(format!("{place}: `{path}` must be a name or a table with one key"));
     }
     let message = plain(message);
     match path {

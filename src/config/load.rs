@@ -1,5 +1,6 @@
 //! Files and `--set` arguments in, a typed configuration out.
 
+use super::choice;
 use super::explain::{self, entries};
 use super::resolved::Resolved;
 use super::source::{Profile, Sources};
@@ -26,13 +27,19 @@ pub fn load_over<T: DeserializeOwned + Serialize>(
     sets: &[String],
 ) -> Result<Resolved<T>> {
     let sources = Sources::read(files, sets)?.over_profile(profiles)?;
-    let merged = sources.merged()?;
-    let value: T = typed(merged.clone()).map_err(|error| {
-        let known = explain::known_elsewhere(&merged, &error, |table| {
-            typed::<T>(table).map(|value| toml::Table::try_from(value).unwrap_or_default())
-        });
-        explain::explain(&error, &sources, &merged, &known)
-    })?;
+    let mut merged = sources.merged()?;
+    let value: T = loop {
+        match typed(merged.clone()) {
+            Ok(value) => break value,
+            Err(error) if choice::keep_last(&mut merged, &error, &sources) => {}
+            Err(error) => {
+                let known = explain::known_elsewhere(&merged, &error, |table| {
+                    typed::<T>(table).map(|value| toml::Table::try_from(value).unwrap_or_default())
+                });
+                return Err(explain::explain(&error, &sources, &merged, &known));
+            }
+        }
+    };
     let table = toml::Table::try_from(&value).context("encoding the resolved configuration")?;
     explain::refuse_ignored(&merged, &table, &sources)?;
     let origins: BTreeMap<_, _> = entries(&merged)
@@ -86,6 +93,14 @@ mod tests {
     enum Schedule {
         Constant,
         Cosine,
+        Rise(Rise),
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Rise {
+        Steps(u64),
+        Ratio(f64),
     }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -166,6 +181,41 @@ mod tests {
         let Origin::File { path, line } = resolved.origin("optim.lr") else { panic!() };
         assert!(path.ends_with("1.toml"));
         assert_eq!(line, 3);
+    }
+
+    #[test]
+    fn of_several_choices_the_last_one_counts() {
+        let file = "steps = 1\n[optim.schedule.rise]\nratio = 0.1\n";
+        let schedule = |texts: &[&str], sets: &[&str]| {
+            load_texts(texts, sets).map(|resolved| resolved.value.optim.schedule)
+        };
+        let five = Ok(Schedule::Rise(Rise::Steps(5)));
+        let set = "optim.schedule.rise.steps=5";
+        assert_eq!(schedule(&[file], &[set]), five);
+        assert_eq!(schedule(&[file], &["optim.schedule.rise={steps=5}"]), five);
+        assert_eq!(schedule(&[file], &["optim.schedule.rise.ratio=0.2", set]), five);
+        assert_eq!(schedule(&["steps = 1"], &["optim.schedule.rise.ratio=0.2", set]), five);
+        assert_eq!(
+            schedule(
+                &["steps = 1\noptim.schedule.rise.ratio = 0.2", "optim.schedule.rise.steps = 5"],
+                &[]
+            ),
+            five
+        );
+        assert_eq!(schedule(&[file], &["optim.schedule=cosine"]), Ok(Schedule::Cosine));
+        assert_eq!(
+            error(&[file], &["optim.schedule.rise={steps=5,ratio=0.1}"]),
+            "0.toml:2: `optim.schedule.rise` takes exactly one key"
+        );
+        assert_eq!(
+            error(&[file], &["optim.schedule.rise.step=5"]),
+            "--set optim.schedule.rise.step=5: unknown value `step` of `optim.schedule.rise`; \
+             did you mean `steps`?"
+        );
+        assert_eq!(
+            error(&[file], &["optim.schedule=5"]),
+            "--set optim.schedule=5: `optim.schedule` must be a name or a table with one key"
+        );
     }
 
     #[test]

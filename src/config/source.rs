@@ -125,11 +125,14 @@ impl Sources {
         Ok(merged)
     }
 
+    /// The number of the text of a position: the later ones win.
+    pub(super) fn text_of(&self, position: usize) -> usize {
+        self.0.partition_point(|source| source.start <= position).saturating_sub(1)
+    }
+
     /// The text and line of a position.
     pub(super) fn origin(&self, position: usize) -> Origin {
-        let Some(source) = self.0.iter().rfind(|s| s.start <= position) else {
-            return Origin::Default;
-        };
+        let Some(source) = self.0.get(self.text_of(position)) else { return Origin::Default };
         let end = (position - source.start).min(source.text.len());
         let line = 1 + source.text.as_bytes()[..end].iter().filter(|&&b| b == b'\n').count();
         match &source.name {

@@ -1,4 +1,4 @@
-//! JSON Lines in and out. A malformed line is the user's error and is named by file and line.
+//! JSON Lines in and out. A malformed line is the user's error and is named by file, line and column.
 
 use crate::base::error::usage;
 use crate::base::fs::AtomicFile;
@@ -10,6 +10,13 @@ use std::path::Path;
 
 /// The lines of `path`, read as they are asked for; blank lines are skipped.
 pub fn rows<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
+    Ok(numbered_rows(path)?.map(|row| Ok(row?.1)))
+}
+
+/// The same with the number of each line, counted from 1.
+pub fn numbered_rows<T: DeserializeOwned>(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<(usize, T)>> + use<T>> {
     let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
     let lines = BufReader::new(File::open(path).map_err(unreadable)?).lines();
     let path = path.to_owned();
@@ -17,12 +24,20 @@ pub fn rows<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Res
         let place = || format!("{}:{}", path.display(), i + 1);
         match line {
             Ok(line) if line.trim().is_empty() => None,
-            Ok(line) => {
-                Some(serde_json::from_str(&line).map_err(|e| usage(format!("{}: {e}", place()))))
-            }
+            Ok(line) => Some(match serde_json::from_str(&line) {
+                Ok(row) => Ok((i + 1, row)),
+                Err(e) => Err(usage(format!("{}:{}: {}", place(), e.column(), reason(&e)))),
+            }),
             Err(e) => Some(Err(usage(format!("{}: cannot read the line: {e}", place())))),
         }
     }))
+}
+
+/// serde's words without its line, which is always the first.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
 }
 
 /// Reads every line of `path`; blank lines are skipped.

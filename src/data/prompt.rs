@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 
 const TEMPLATE: &str = "gtg";
+/// What every prompt must show; examples may be left out.
+const REQUIRED: [&str; 3] =
+    ["problem.description", "problem.input_requirement", "problem.output_requirement"];
 
 /// A prompt template, checked and ready to render.
 pub struct GtgPrompt {
@@ -37,6 +40,15 @@ impl GtgPrompt {
         environment
             .add_template_owned(TEMPLATE, source.trim_end().to_owned())
             .map_err(|e| usage(format!("{place}: the prompt template is malformed: {e:#}")))?;
+        let template = environment.get_template(TEMPLATE).expect("added above");
+        let shown = template.undeclared_variables(true);
+        let is_shown = |name: &str| shown.contains("problem") || shown.contains(name);
+        if let Some(missing) = REQUIRED.iter().find(|name| !is_shown(name)) {
+            return Err(usage(format!(
+                "{place}: the prompt template does not show {{{{ {missing} }}}}, without which nobody \
+                 can know what is asked"
+            )));
+        }
         Ok(Self { environment, hash: format!("{:x}", Sha256::digest(source.as_bytes())) })
     }
 
@@ -89,9 +101,20 @@ mod tests {
 
     #[test]
     fn a_template_with_an_unknown_name_is_the_users_mistake() {
-        let prompt = GtgPrompt::parse("{{ problem.nonsense }}", "p.txt").unwrap();
+        let prompt = GtgPrompt::parse("{{ problem }} {{ problem.nonsense }}", "p.txt").unwrap();
         let error = prompt.render(&problem()).unwrap_err();
         assert_eq!(crate::base::error::exit_code(&error), 2);
         assert!(GtgPrompt::parse("{% for %}", "p.txt").is_err());
+    }
+
+    #[test]
+    fn a_template_that_does_not_ask_is_refused_with_what_is_missing() {
+        let missing = |source: &str| GtgPrompt::parse(source, "p.txt").err().unwrap().to_string();
+        assert!(missing("Write a program.").contains("p.txt: "));
+        assert!(missing("Write a program.").contains("{{ problem.description }}"));
+        let story = "{{ problem.description }} {{ problem['input_requirement'] }}";
+        assert!(missing(story).contains("{{ problem.output_requirement }}"));
+        let all = "{% set p = problem %}{{ p.description }}";
+        assert!(GtgPrompt::parse(all, "p.txt").is_ok());
     }
 }

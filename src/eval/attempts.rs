@@ -19,6 +19,9 @@ use anyhow::{Context, Result};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+/// Far more rollouts, tokens and sequences than anybody asks for.
+const MOST: usize = 1 << 20;
+
 /// How problems are attempted.
 #[derive(Debug, Clone)]
 pub struct AttemptSettings {
@@ -42,8 +45,8 @@ impl AttemptSettings {
             ("max_new_tokens", self.max_new_tokens),
             ("max_sequences", self.max_sequences),
         ];
-        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(usage(format!("{name} is 0: attempts need at least 1")));
+        if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=MOST).contains(size)) {
+            return Err(usage(format!("{name} is {size}: it must be from 1 to {MOST}")));
         }
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(usage(format!(
@@ -246,6 +249,12 @@ fn engine_config(
             )));
         }
     }
+    let num_attempts: usize = tasks.iter().map(|task| task.num_samples).sum();
+    memory::check(
+        (num_attempts * size_of::<Attempt>()) as u64,
+        &format!("keeping {num_attempts} attempts"),
+        "ask for fewer rollouts",
+    )?;
     let config = EngineConfig::roomy(settings.max_sequences, max_length);
     let Some(free) = memory::available() else { return Ok(config) };
     let block_bytes = KvCache::bytes_for(shape, 1) as usize;

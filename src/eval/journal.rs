@@ -130,12 +130,10 @@ impl Journal {
     /// A journal with answers is only continued when asked to (`resume`), and only by the run
     /// that it belongs to.
     pub fn open(path: PathBuf, identity: &Identity, resume: bool) -> Result<Self> {
-        let mut file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(|e| usage(format!("cannot write {}: {e}", path.display())))?;
+        let unwritable = |e| usage(format!("cannot write {}: {e}", path.display()));
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(""))).map_err(unwritable)?;
+        let mut file =
+            File::options().read(true).append(true).create(true).open(&path).map_err(unwritable)?;
         // File systems without locks are used without.
         if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
             return Err(usage(format!("{} is in use by another process", path.display())));

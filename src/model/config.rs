@@ -10,7 +10,16 @@ use crate::base::error::usage;
 use crate::ops::rope::Llama3Scaling;
 use anyhow::{Context, Result};
 use serde_json::Value;
+use std::ops::RangeInclusive;
 use std::path::Path;
+
+/// Bounds far above any model there is. Products of sizes within them, in bytes, fit into 64 bits.
+const MOST_LAYERS: usize = 1 << 12;
+const MOST_HEADS: usize = 1 << 12;
+const WIDEST: usize = 1 << 18;
+const MOST_TOKENS: usize = 1 << 24;
+const MOST_POSITIONS: usize = 1 << 32;
+const THETA: RangeInclusive<f64> = 1.0..=1e15;
 
 /// The family a checkpoint belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +90,10 @@ impl ModelConfig {
         let keys = Keys(&value);
         let architecture = keys.architecture()?;
         keys.refuse_unsupported()?;
-        let hidden_size = keys.size("hidden_size")?;
-        let num_heads = keys.size("num_attention_heads")?;
-        let num_kv_heads = keys.size_or("num_key_value_heads", num_heads)?;
-        let head_dim = keys.size_or("head_dim", hidden_size / num_heads)?;
+        let hidden_size = keys.size("hidden_size", WIDEST)?;
+        let num_heads = keys.size("num_attention_heads", MOST_HEADS)?;
+        let num_kv_heads = keys.size_or("num_key_value_heads", num_heads, MOST_HEADS)?;
+        let head_dim = keys.size_or("head_dim", hidden_size / num_heads, WIDEST / num_heads)?;
         if num_heads % num_kv_heads != 0 {
             return Err(usage(format!(
                 "`num_key_value_heads` ({num_kv_heads}) does not divide `num_attention_heads` ({num_heads})"
@@ -96,21 +105,21 @@ impl ModelConfig {
         let rope = keys.rope()?;
         Ok(Self {
             architecture,
-            vocab_size: keys.size("vocab_size")?,
+            vocab_size: keys.size("vocab_size", MOST_TOKENS)?,
             hidden_size,
-            intermediate_size: keys.size("intermediate_size")?,
-            num_layers: keys.size("num_hidden_layers")?,
+            intermediate_size: keys.size("intermediate_size", WIDEST)?,
+            num_layers: keys.size("num_hidden_layers", MOST_LAYERS)?,
             num_heads,
             num_kv_heads,
             head_dim,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
             has_dynamic_rope: rope.is_dynamic,
-            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)? as f32,
+            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, 0.0..=1.0)? as f32,
             tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
             qkv_bias: architecture == Architecture::Qwen2,
             max_position_embeddings: keys.max_position_embeddings(architecture)?,
-            initializer_range: keys.number_or("initializer_range", 0.02)? as f32,
+            initializer_range: keys.number_or("initializer_range", 0.02, 0.0..=1e3)? as f32,
             eos_token_ids: keys.tokens("eos_token_id")?,
             json: text.to_owned(),
         })
@@ -165,20 +174,20 @@ impl<'a> Keys<'a> {
         self.get("architectures")?.get(0)?.as_str()
     }
 
-    fn size(&self, key: &str) -> Result<usize> {
+    fn size(&self, key: &str, most: usize) -> Result<usize> {
         let value = self.get(key).ok_or_else(|| usage(format!("`{key}` is missing")))?;
         match value.as_u64() {
-            Some(size) if size > 0 => Ok(size as usize),
-            _ => Err(wrong(key, "an integer above 0", value)),
+            Some(size) if (1..=most as u64).contains(&size) => Ok(size as usize),
+            _ => Err(wrong(key, &format!("an integer from 1 to {most}"), value)),
         }
     }
 
-    fn size_or(&self, key: &str, default: usize) -> Result<usize> {
-        if self.get(key).is_some() { self.size(key) } else { Ok(default) }
+    fn size_or(&self, key: &str, default: usize, most: usize) -> Result<usize> {
+        if self.get(key).is_some() { self.size(key, most) } else { Ok(default) }
     }
 
-    fn number_or(&self, key: &str, default: f64) -> Result<f64> {
-        self.get(key).map_or(Ok(default), |value| number(key, value))
+    fn number_or(&self, key: &str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
+        self.get(key).map_or(Ok(default), |value| within(key, value, range))
     }
 
     fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
@@ -225,7 +234,7 @@ impl<'a> Keys<'a> {
     fn max_position_embeddings(&self, architecture: Architecture) -> Result<usize> {
         // The defaults of transformers' configuration classes.
         let default = if architecture == Architecture::Qwen2 { 32_768 } else { 2048 };
-        self.size_or("max_position_embeddings", default)
+        self.size_or("max_position_embeddings", default, MOST_POSITIONS)
     }
 
     /// Positions in the older layout (`rope_theta`, `rope_scaling`) or the newer one.
@@ -234,8 +243,8 @@ impl<'a> Keys<'a> {
         let theta = dicts
             .iter()
             .find_map(|name| Some((*name, self.get(name)?.get("rope_theta")?)))
-            .map(|(name, value)| number(&format!("{name}.rope_theta"), value))
-            .unwrap_or_else(|| self.number_or("rope_theta", 10_000.0))?;
+            .map(|(name, value)| within(&format!("{name}.rope_theta"), value, THETA))
+            .unwrap_or_else(|| self.number_or("rope_theta", 10_000.0, THETA))?;
         let mut keys = RopeKeys { theta, scaling: None, is_dynamic: false };
         let Some((name, rope)) = dicts.iter().find_map(|name| Some((*name, self.get(name)?)))
         else {
@@ -314,7 +323,8 @@ impl<'a> Keys<'a> {
         }
         if self.flag_or("use_sliding_window", false)?
             && self.get("sliding_window").is_some()
-            && self.size_or("max_window_layers", 28)? < self.size("num_hidden_layers")?
+            && self.size_or("max_window_layers", 28, MOST_LAYERS)?
+                < self.size("num_hidden_layers", MOST_LAYERS)?
         {
             return unsupported(
                 "use_sliding_window",
@@ -332,6 +342,13 @@ fn unsupported<T>(key: &str, value: &Value, supported: &str) -> Result<T> {
 
 fn number(key: &str, value: &Value) -> Result<f64> {
     value.as_f64().ok_or_else(|| wrong(key, "a number", value))
+}
+
+fn within(key: &str, value: &Value, range: RangeInclusive<f64>) -> Result<f64> {
+    match number(key, value)? {
+        x if range.contains(&x) => Ok(x),
+        _ => Err(wrong(key, &format!("from {:e} to {:e}", range.start(), range.end()), value)),
+    }
 }
 
 fn wrong(key: &str, expected: &str, value: &Value) -> anyhow::Error {
@@ -412,6 +429,49 @@ mod tests {
             r#""use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2"#,
         );
         assert!(ModelConfig::from_json(&text).is_ok());
+    }
+
+    #[test]
+    fn sizes_that_no_memory_holds_are_refused_by_name() {
+        let with = |key: &str, value: &Value| {
+            let mut config: Value = serde_json::from_str(LLAMA).unwrap();
+            config[key] = value.clone();
+            ModelConfig::from_json(&config.to_string())
+        };
+        let sizes = [
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "vocab_size",
+            "max_position_embeddings",
+        ];
+        for key in sizes {
+            for absurd in [1u64 << 40, 1 << 62, 1 << 63, u64::MAX].map(Value::from) {
+                let error = with(key, &absurd).unwrap_err();
+                assert_eq!(crate::base::error::exit_code(&error), 2);
+                assert!(error.to_string().contains(key), "{error}");
+            }
+        }
+        for (key, absurd) in [("rms_norm_eps", -1.0), ("rope_theta", 0.0), ("rope_theta", 1e300)] {
+            assert!(with(key, &absurd.into()).unwrap_err().to_string().contains(key));
+        }
+        let mut largest: Value = serde_json::from_str(LLAMA).unwrap();
+        for (key, most) in [
+            ("hidden_size", WIDEST),
+            ("intermediate_size", WIDEST),
+            ("num_hidden_layers", MOST_LAYERS),
+            ("num_attention_heads", MOST_HEADS),
+            ("num_key_value_heads", MOST_HEADS),
+            ("head_dim", WIDEST / MOST_HEADS),
+            ("vocab_size", MOST_TOKENS),
+        ] {
+            largest[key] = most.into();
+        }
+        let parameters = ModelConfig::from_json(&largest.to_string()).unwrap().num_parameters();
+        assert!(parameters.checked_mul(64).is_some(), "{parameters} parameters with their moments");
     }
 
     #[test]

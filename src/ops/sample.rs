@@ -26,13 +26,16 @@ pub struct Sampling {
 
 /// Makes `seen` tokens less likely: divides their positive and multiplies their negative logits.
 pub fn penalize_repetition(logits: &mut [f32], seen: impl Iterator<Item = u32>, penalty: f32) {
-    let mut tokens: Vec<u32> = seen.collect();
-    tokens.sort_unstable();
-    tokens.dedup();
-    for token in tokens {
-        let logit = &mut logits[token as usize];
-        *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-    }
+    TOKENS.with_borrow_mut(|tokens| {
+        tokens.clear();
+        tokens.extend(seen);
+        tokens.sort_unstable();
+        tokens.dedup();
+        for &token in &*tokens {
+            let logit = &mut logits[token as usize];
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+    });
 }
 
 impl Sampling {
@@ -44,8 +47,8 @@ impl Sampling {
 }
 
 thread_local! {
-    /// Tokens in order of probability, kept so that sampling allocates once a thread.
-    static ORDER: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// Tokens in some order, kept so that sampling allocates once a thread.
+    static TOKENS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The token below `vocab_size` that `u` in [0, 1) draws from `logits`, and its log-probability.
@@ -61,7 +64,7 @@ pub fn sample(logits: &[f32], vocab_size: usize, sampling: Sampling, u: f32) -> 
         choices.iter().position(|&x| x == among.max).unwrap_or(0) as u32
     } else if is_truncated {
         let top_k = if top_k == 0 { choices.len() } else { top_k.min(choices.len()) };
-        ORDER.with_borrow_mut(|order| {
+        TOKENS.with_borrow_mut(|order| {
             draw_truncated(choices, among, (top_k, top_p, min_p), u, order)
         })
     } else {

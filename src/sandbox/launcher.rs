@@ -19,9 +19,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The hidden first argument that makes the binary a launcher.
-pub const ARGUMENT: &str = "__judge-init";
+pub(super) const ARGUMENT: &str = "__judge-init";
+
+/// Whether this program is one that [`run_if_asked`] can make a launcher.
+static IS_HERE: AtomicBool = AtomicBool::new(false);
 
 const RUNNER: &str = include_str!("runner.py");
 /// Reads the runner from its descriptor, so that lists of processes stay readable.
@@ -50,8 +54,33 @@ pub(super) struct Report {
     pub(super) no_new_privs: bool,
 }
 
+/// For the start of `main`: lives a launcher's life if the first argument asks for it, and says so.
+pub fn run_if_asked() -> bool {
+    let is_asked = std::env::args_os().nth(1).is_some_and(|argument| argument == ARGUMENT);
+    if is_asked {
+        run();
+    }
+    IS_HERE.store(true, Ordering::Relaxed);
+    is_asked
+}
+
+/// Where to find a launcher: this program, or the `train` beside it (as in a test's build directory).
+pub(super) fn find() -> Result<PathBuf> {
+    if IS_HERE.load(Ordering::Relaxed) {
+        // Also when the file has another name by now, or none.
+        return Ok("/proc/self/exe".into());
+    }
+    let own = std::env::current_exe().context("finding the own executable")?;
+    own.ancestors()
+        .skip(1)
+        .take(3)
+        .map(|dir| dir.join("train"))
+        .find(|path| path.is_file())
+        .context("the judge's launcher, the binary `train`, is not beside this program; build it or set Options::launcher")
+}
+
 /// The launcher's whole life. The exit code means nothing; errors travel over the socket.
-pub fn run() {
+fn run() {
     let control = std::io::stdin();
     let control = control.as_fd();
     if let Err(e) = serve(control) {

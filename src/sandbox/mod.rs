@@ -25,6 +25,7 @@ mod residue;
 mod server;
 mod supervise;
 mod sys;
+mod ulimits;
 mod verdict;
 
 pub use compare::same_output;

@@ -18,6 +18,11 @@ use seccompiler::{
 use std::collections::BTreeMap;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+/// The number of an argument, its length, how it is compared, and with what.
+type Condition = (u8, Len, Op, u64);
+
+/// What a thread's stack takes at least, so that the memory limit is one on threads too.
+const LEAST_THREAD_STACK: u64 = 1 << 20;
 
 /// The filters as the kernel takes them.
 pub(super) struct Filters {
@@ -42,7 +47,7 @@ pub(super) fn filters_before_exec(path: u64) -> Result<Vec<BpfProgram>> {
     rules.insert(libc::SYS_execve, vec![rule(&[(0, Len::Qword, Op::Eq, path)])?]);
     let read_only = u64::from((libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u32);
     rules.insert(libc::SYS_openat, vec![rule(&[(2, Len::Dword, Op::MaskedEq(read_only), 0)])?]);
-    rules.insert(libc::SYS_mmap, vec![]);
+    rules.insert(libc::SYS_mmap, no_small_stack(&[])?);
     rules.insert(libc::SYS_mprotect, vec![]);
     rules.insert(libc::SYS_fcntl, vec![]);
     Ok(vec![deny(any(&kill_list()))?, no_clone3()?, allow(rules)?])
@@ -63,7 +68,7 @@ fn any(calls: &[i64]) -> Rules {
     calls.iter().map(|&call| (call, vec![])).collect()
 }
 
-fn rule(conditions: &[(u8, Len, Op, u64)]) -> Result<SeccompRule> {
+fn rule(conditions: &[Condition]) -> Result<SeccompRule> {
     let conditions = conditions
         .iter()
         .map(|(index, length, op, value)| {
@@ -156,9 +161,9 @@ fn kill_list() -> Vec<i64> {
 
 fn allowed() -> Result<Rules> {
     let mut rules = any(&allow_list());
-    let not_executable = || rule(&[(2, Len::Dword, Op::MaskedEq(libc::PROT_EXEC as u64), 0)]);
-    rules.insert(libc::SYS_mmap, vec![not_executable()?]);
-    rules.insert(libc::SYS_mprotect, vec![not_executable()?]);
+    let not_executable = [(2, Len::Dword, Op::MaskedEq(libc::PROT_EXEC as u64), 0)];
+    rules.insert(libc::SYS_mmap, no_small_stack(&not_executable)?);
+    rules.insert(libc::SYS_mprotect, vec![rule(&not_executable)?]);
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![rule(&[(0, Len::Qword, Op::MaskedEq(thread), thread)])?]);
     let commands = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
@@ -176,6 +181,13 @@ fn allowed() -> Result<Rules> {
     // Asking for limits is fine, setting them is not: the third argument is null.
     rules.insert(libc::SYS_prlimit64, vec![rule(&[(2, Len::Qword, Op::Eq, 0)])?]);
     Ok(rules)
+}
+
+/// Memory under the `conditions`, but no thread's stack below the least.
+fn no_small_stack(conditions: &[Condition]) -> Result<Vec<SeccompRule>> {
+    let no_stack = (3, Len::Dword, Op::MaskedEq(libc::MAP_STACK as u64), 0);
+    let large = (1, Len::Qword, Op::Ge, LEAST_THREAD_STACK);
+    [no_stack, large].map(|either| rule(&[conditions, &[either]].concat())).into_iter().collect()
 }
 
 fn one_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>> {

@@ -10,6 +10,7 @@ use super::outcome::Outcome;
 use super::python;
 use super::server::{Plan, Server};
 use super::supervise::run_program;
+use super::ulimits;
 use crate::base::error::usage;
 use anyhow::Result;
 use std::collections::{HashMap, VecDeque};
@@ -80,8 +81,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Judge {
     /// Starts the workers and their servers.
     ///
-    /// Refuses where neither Landlock nor seccomp is available, unless `allow_unsafe` is set.
+    /// Refuses where neither Landlock nor seccomp is available, unless `allow_unsafe` is set, and
+    /// under resource limits that leave a program less than its own.
     pub fn start(options: Options) -> Result<Self> {
+        ulimits::check(&options)?;
+        Self::start_within_limits(options).map_err(ulimits::or_process_limit)
+    }
+
+    fn start_within_limits(options: Options) -> Result<Self> {
         let python = python::find(options.python.as_deref())?;
         let (plan, first, layers) = start_first(&options, python)?;
         if !layers.confines() && !options.allow_unsafe {

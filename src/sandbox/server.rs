@@ -21,7 +21,7 @@ use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child as Process, Command, Stdio};
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ impl Plan {
     pub(super) fn new(options: &Options, python: PythonInfo, one_shot: bool) -> Result<Self> {
         let launcher = match &options.launcher {
             Some(path) => path.clone(),
-            None => find_launcher()?,
+            None => launcher::find()?,
         };
         Ok(Self { options: options.clone(), python, one_shot, launcher })
     }
@@ -103,21 +103,6 @@ impl Plan {
             "recursion": limits.recursion,
         }))?)
     }
-}
-
-/// This binary if it is `train`, else the `train` beside it (as in a test's build directory).
-fn find_launcher() -> Result<PathBuf> {
-    let own = std::env::current_exe().context("finding the own executable")?;
-    let is_train = |path: &Path| path.file_name().is_some_and(|name| name == "train");
-    if is_train(&own) {
-        return Ok("/proc/self/exe".into());
-    }
-    own.ancestors()
-        .skip(1)
-        .take(3)
-        .map(|dir| dir.join("train"))
-        .find(|path| path.is_file())
-        .context("the judge's launcher, the binary `train`, is not beside this program; build it or set Options::launcher")
 }
 
 impl Server {

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Contract: two processes never work in one run directory, and nothing is replaced unless the user
-//! says so. A directory in which a run stopped before its first step counts as unused. Resuming
-//! requires the same configuration: other settings are another run. Only how the work is laid out
+//! says so. A directory in which a run stopped before its first step counts as unused: it goes with its
+//! owner, and one that a killed process left may be used. Resuming requires the same configuration: other settings are another run. Only how the work is laid out
 //! may change ([`LAYOUT`]), as long as the global batch stays.
 
 use super::environment::Environment;
@@ -54,7 +54,22 @@ pub enum Existing {
 /// A run directory that this process owns until it drops it.
 pub struct RunDir {
     path: PathBuf,
+    /// It, if it was made, and the directories above that were made for it, innermost first.
+    made: Vec<PathBuf>,
     _lock: File,
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if is_used(&self.path) {
+            return;
+        }
+        // What cannot be removed counts as unused all the same.
+        if clear(&self.path).is_ok() {
+            let _ = fs::remove_file(self.path.join(LOCK));
+            let _ = self.made.iter().try_for_each(fs::remove_dir);
+        }
+    }
 }
 
 impl RunDir {
@@ -81,7 +96,10 @@ impl RunDir {
             }
             _ => {}
         }
-        fs::create_dir_all(path).with_context(|| format!("creating {name}"))?;
+        let missing = path.ancestors().take_while(|dir| *dir != Path::new("") && !dir.exists());
+        let made = missing.map(Path::to_owned).collect();
+        fs::create_dir_all(path)
+            .map_err(|e| usage(format!("cannot make the run directory {name}: {e}")))?;
         let lock = lock(path)?;
         if existing == Existing::Overwrite {
             clear(path)?;
@@ -93,7 +111,7 @@ impl RunDir {
         let attempts = (1u32..).map(|n| logs.join(format!("attempt-{n}.log")));
         let unused = attempts.into_iter().find(|log| !log.exists());
         log::also_to(&unused.expect("invariant: some attempt number is unused"))?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), made, _lock: lock })
     }
 
     /// The directory.
@@ -220,15 +238,19 @@ fn contents(path: &Path) -> Result<Contents> {
     if !path.is_dir() {
         return Err(usage(format!("{} is a file; --out names a directory", path.display())));
     }
-    let has_rows = |file: PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0);
     Ok(if path.join(LOCK).exists() {
-        let is_used = has_rows(path.join(metrics::FILE)) || path.join("checkpoints").exists();
-        if is_used { Contents::Run } else { Contents::Nothing }
+        if is_used(path) { Contents::Run } else { Contents::Nothing }
     } else if children(path)?.is_empty() {
         Contents::Nothing
     } else {
         Contents::Foreign
     })
+}
+
+/// Whether a run has come to the end of a step here.
+fn is_used(path: &Path) -> bool {
+    let has_rows = |file: PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0);
+    has_rows(path.join(metrics::FILE)) || path.join("checkpoints").exists()
 }
 
 fn lock(path: &Path) -> Result<File> {
@@ -365,10 +387,28 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_stopped_before_its_first_step_may_be_started_again() {
+    fn a_run_that_ends_before_its_first_step_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        create(dir.path(), Existing::Refuse).unwrap();
-        create(dir.path(), Existing::Refuse).unwrap();
+        drop(create(&dir.path().join("runs/new/run"), Existing::Refuse).unwrap());
+        assert!(children(dir.path()).unwrap().is_empty());
+        let run = create(&dir.path().join("runs/run"), Existing::Refuse).unwrap();
+        write_atomic(&dir.path().join("runs/note"), b"of somebody else").unwrap();
+        drop(run);
+        assert_eq!(children(&dir.path().join("runs")).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_run_that_was_killed_before_its_first_step_may_be_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let run = create(&path, Existing::Refuse).unwrap();
+        let left = dir.path().join("left");
+        fs::create_dir(&left).unwrap();
+        for child in children(&path).unwrap().iter().filter(|child| child.is_file()) {
+            fs::copy(child, left.join(child.file_name().unwrap())).unwrap();
+        }
+        drop(run);
+        create(&left, Existing::Refuse).unwrap();
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! `train data generate`: makes procedural problems, reflection samples and splits.
 
 use crate::base::error::{Interrupted, usage};
+use crate::base::fs::check_new_dir;
 use crate::base::progress::Progress;
 use crate::base::{human, interrupt};
 use crate::cli::judge::JudgeArgs;
+use crate::cli::print;
 use crate::data::prompt::GtgPrompt;
 use crate::pipeline::procedural::{Config, Program, card, generate};
 use crate::sandbox::{Ending, Judge, Outcome, Watch};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::cell::Cell;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -59,7 +60,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let config = config(&args)?;
-    card::refuse_existing(&args.out)?;
+    check_new_dir(&args.out)?;
     let prompt = match &args.prompt {
         Some(path) => GtgPrompt::from_file(path)?,
         None => GtgPrompt::bundled()?,
@@ -70,13 +71,12 @@ pub fn run(args: Args) -> Result<()> {
     let dataset = generate(&config, &prompt, &mut |programs| judge_all(&judge, programs))?;
     let card = card::write(&dataset, &args.out)?;
     let rows: Vec<String> = card.rows.iter().map(|(name, rows)| format!("{name} {rows}")).collect();
-    let text = format!(
-        "{}: {} in {}",
+    print(format_args!(
+        "{}: {} in {}\n",
         args.out.display(),
         rows.join(", "),
         human::duration(started.elapsed().as_secs_f64())
-    );
-    writeln!(std::io::stdout().lock(), "{text}").context("writing to standard output")
+    ))
 }
 
 fn config(args: &Args) -> Result<Config> {

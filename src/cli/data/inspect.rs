@@ -1,10 +1,11 @@
 //! `train data inspect`: shows samples token by token, those with loss set apart.
 
 use crate::base::error::usage;
+use crate::base::log;
+use crate::cli::print;
 use crate::data::tokenized;
 use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::Result;
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 /// Arguments of this command.
@@ -29,36 +30,24 @@ pub fn run(args: Args) -> Result<()> {
     if samples.is_empty() {
         return Err(usage(format!("{}: no samples", args.data)));
     }
-    let stdout = std::io::stdout();
-    let style = if stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-        Style::Colours
-    } else {
-        Style::Brackets
-    };
-    let mut out = stdout.lock();
-    writeln!(out, "{}\n", style.legend())?;
+    let is_coloured = log::is_coloured(&std::io::stdout());
+    let style = if is_coloured { Style::Colours } else { Style::Brackets };
+    print(format_args!("{}\n\n", style.legend()))?;
     for (i, sample) in samples.iter().enumerate().take(args.samples) {
-        writeln!(
-            out,
-            "sample {}: {} tokens, {} with loss",
-            i + 1,
-            sample.input_ids.len(),
-            sample.learnt()
-        )?;
-        writeln!(out, "{}\n", render(sample, &tokenizer, style)?)?;
+        let (tokens, learnt) = (sample.input_ids.len(), sample.learnt());
+        let text = render(sample, &tokenizer, style)?;
+        print(format_args!("sample {}: {tokens} tokens, {learnt} with loss\n{text}\n\n", i + 1))?;
     }
     let tokens: usize = samples.iter().map(|sample| sample.input_ids.len()).sum();
     let learnt: usize = samples.iter().map(Tokenized::learnt).sum();
     let longest = samples.iter().map(|sample| sample.input_ids.len()).max().unwrap_or(0);
-    writeln!(
-        out,
-        "{} samples, {tokens} tokens (mean {:.1}, longest {longest}), {learnt} with loss ({:.1} %, mean {:.1})",
+    print(format_args!(
+        "{} samples, {tokens} tokens (mean {:.1}, longest {longest}), {learnt} with loss ({:.1} %, mean {:.1})\n",
         samples.len(),
         tokens as f64 / samples.len() as f64,
         100.0 * learnt as f64 / tokens as f64,
         learnt as f64 / samples.len() as f64,
-    )?;
-    Ok(())
+    ))
 }
 
 /// How tokens with loss are told from others.

@@ -3,16 +3,16 @@
 
 use super::stats_mixture;
 use crate::base::error::usage;
+use crate::cli::print;
 use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::data::sample::Sample;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Arguments of this command.
@@ -49,7 +49,7 @@ pub fn run(args: Args) -> Result<()> {
         let stats = Stats::read(path, &prompt)?;
         let _ = writeln!(text, "{}\n{}", path.display(), stats.text());
     }
-    std::io::stdout().lock().write_all(text.as_bytes()).context("writing to standard output")
+    print(text)
 }
 
 /// What a line may be.

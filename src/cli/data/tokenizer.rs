@@ -1,13 +1,13 @@
 //! `train data tokenizer`: trains a byte-level BPE on conversations.
 
 use crate::base::error::usage;
-use crate::base::fs::write_dir_atomic;
+use crate::base::fs::{check_new_dir, write_dir_atomic};
+use crate::cli::print;
 use crate::data::jsonl;
 use crate::data::sample::{Message, Sample};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::bpe::{self, BpeOptions};
 use anyhow::Result;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Arguments of this command.
@@ -29,9 +29,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    if args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(usage(format!("--out {}: not empty; choose another", args.out.display())));
-    }
+    check_new_dir(&args.out)?;
     let mut conversations: Vec<Vec<Message>> = Vec::new();
     for path in &args.from {
         let samples: Vec<Sample> = jsonl::read(path)?;
@@ -57,14 +55,12 @@ pub fn run(args: Args) -> Result<()> {
         bytes += message.content.len();
         tokens += tokenizer.encode(&message.content)?.len();
     }
-    writeln!(
-        std::io::stdout().lock(),
-        "{}: {} tokens; {} conversations, {:.1} tokens each, {:.2} bytes a token",
+    print(format_args!(
+        "{}: {} tokens; {} conversations, {:.1} tokens each, {:.2} bytes a token\n",
         args.out.display(),
         tokenizer.vocab_size(),
         conversations.len(),
         tokens as f64 / conversations.len() as f64,
         bytes as f64 / tokens.max(1) as f64,
-    )?;
-    Ok(())
+    ))
 }

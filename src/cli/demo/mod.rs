@@ -19,6 +19,7 @@ use crate::sandbox::{Judge, Options};
 use crate::train::run::{Existing, RunDir};
 use crate::train::{grpo, plan::Plan, rehearsal, sft};
 use anyhow::Result;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -47,6 +48,17 @@ pub struct Args {
 
 const CONFIGS: &str = "configs/demo";
 const DATA: &str = "data/demo";
+
+/// All that a demo leaves in its directory.
+const OWN: [&str; 7] = [
+    "sft",
+    "grpo",
+    "gtg-base.json",
+    "gtg-sft.json",
+    "gtg-grpo.json",
+    "report.html",
+    "summary.json",
+];
 
 /// How much work the demo does.
 struct Size {
@@ -141,6 +153,7 @@ impl Clock {
 /// Runs the demo and prints its report.
 pub fn run(args: Args) -> Result<()> {
     interrupt::install()?;
+    refuse_foreign(&args.out)?;
     let size = if args.quick { QUICK } else { FULL };
     let rollouts = args.rollouts.unwrap_or(size.rollouts);
     let existing = if args.overwrite { Existing::Overwrite } else { Existing::Refuse };
@@ -212,6 +225,24 @@ pub fn run(args: Args) -> Result<()> {
         human::duration(total_secs),
         out("report.html").display()
     ))
+}
+
+/// Refuses a directory with something in it that no demo puts there.
+fn refuse_foreign(out: &Path) -> Result<()> {
+    let name = out.display();
+    let entries = match std::fs::read_dir(out) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|e| usage(format!("cannot use --out {name}: {e}")))?,
+    };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // What a killed demo had under construction (see `base::fs`) is no stranger.
+    let is_foreign = |name: &String| !OWN.contains(&name.as_str()) && !name.starts_with("codeseq-");
+    match names.into_iter().find(is_foreign) {
+        Some(stranger) => Err(usage(format!(
+            "{name} holds {stranger}, which is not of a demo; choose a new directory with --out"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// A config of the demo with the size's and the user's overrides, read by `read`.

@@ -2,7 +2,6 @@
 
 use super::family::{Family, Pattern};
 use super::{Config, Dataset, Splits, split};
-use crate::base::error::usage;
 use crate::base::fs::{write_atomic, write_dir_atomic};
 use crate::data::jsonl;
 use crate::data::prompt::GtgPrompt;
@@ -160,7 +159,6 @@ impl Card {
 
 /// Writes every file of `dataset` into the new directory `out`, all or nothing; returns the card.
 pub fn write(dataset: &Dataset, out: &Path) -> Result<Card> {
-    refuse_existing(out)?;
     let mut card = dataset.card.clone();
     write_dir_atomic(out, |dir| {
         jsonl::write(&dir.join("sft.jsonl"), &dataset.sft)?;
@@ -179,15 +177,4 @@ pub fn write(dataset: &Dataset, out: &Path) -> Result<Card> {
         write_atomic(&dir.join("DATA_CARD.md"), card.text().as_bytes())
     })?;
     Ok(card)
-}
-
-/// An output directory must be new.
-pub fn refuse_existing(out: &Path) -> Result<()> {
-    if out.exists() {
-        return Err(usage(format!(
-            "--out {}: exists already; name a new directory",
-            out.display()
-        )));
-    }
-    Ok(())
 }

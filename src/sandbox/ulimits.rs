@@ -1,0 +1,89 @@
+//! The resource limits that this process was started with, where they keep the judge from working.
+//!
+//! Contract: a limit that is too low is one line with its name, its value, what is needed and how to
+//! raise it. Of descriptors the soft limit is raised to what is needed, as far as the hard one allows.
+//! How many processes a user may still start cannot be known before: that limit is named by
+//! [`or_process_limit`] once it is met.
+
+use super::options::Options;
+use crate::base::error::usage;
+use anyhow::{Error, Result};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+
+/// This process's own files, models and data sets among them.
+const OWN_DESCRIPTORS: u64 = 64;
+/// A server's socket and files, its child's handle and channel, and what is read in /proc meanwhile.
+const DESCRIPTORS_OF_A_WORKER: u64 = 12;
+/// A launcher puts its files above 100 before it arranges them.
+const DESCRIPTORS_OF_A_LAUNCHER: u64 = 128;
+/// The C library's words for EAGAIN.
+const NO_MORE_PROCESSES: &str = "Resource temporarily unavailable";
+
+/// Refuses limits under which no program could be run.
+pub(super) fn check(options: &Options) -> Result<()> {
+    let limits = &options.limits;
+    let workers = options.workers;
+    let descriptors =
+        (OWN_DESCRIPTORS + workers as u64 * DESCRIPTORS_OF_A_WORKER).max(DESCRIPTORS_OF_A_LAUNCHER);
+    let memory_kb = limits.memory_mb << 10;
+    let cpu_secs = limits.cpu_ms_per_program / 1000 + 2;
+    require(
+        Resource::RLIMIT_NOFILE,
+        descriptors,
+        &format!(
+            "open files (ulimit -n) is {{}}, but {workers} workers need {descriptors}: raise it, or \
+             lower --workers"
+        ),
+    )?;
+    require(
+        Resource::RLIMIT_AS,
+        memory_kb << 10,
+        &format!(
+            "address space (ulimit -v) is {{}} bytes, but a program may use {memory_kb} kB: raise it, \
+             or lower the judge's memory_mb"
+        ),
+    )?;
+    require(
+        Resource::RLIMIT_FSIZE,
+        limits.output_bytes as u64 + 1,
+        "file sizes (ulimit -f) is {} bytes, but a case's output may be longer: raise it, or lower \
+         the judge's output_bytes",
+    )?;
+    require(
+        Resource::RLIMIT_CPU,
+        cpu_secs,
+        &format!(
+            "CPU time (ulimit -t) is {{}} s, but a program may use {cpu_secs} s: raise it, or lower \
+             the judge's cpu_ms_per_program"
+        ),
+    )?;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < descriptors {
+        setrlimit(Resource::RLIMIT_NOFILE, descriptors, hard)?;
+    }
+    Ok(())
+}
+
+/// Refuses a hard limit below `needed`; `{}` in the message is its value.
+fn require(resource: Resource, needed: u64, message: &str) -> Result<()> {
+    let (_, hard) = getrlimit(resource)?;
+    if hard == RLIM_INFINITY || hard >= needed {
+        return Ok(());
+    }
+    Err(usage(format!("the limit on {}", message.replace("{}", &hard.to_string()))))
+}
+
+/// The error, or what it means where no process could be started.
+pub(super) fn or_process_limit(error: Error) -> Error {
+    if !format!("{error:#}").contains(NO_MORE_PROCESSES) {
+        return error;
+    }
+    let limit = match getrlimit(Resource::RLIMIT_NPROC) {
+        Ok((soft, _)) if soft != RLIM_INFINITY => format!("{soft} (ulimit -u)"),
+        _ => "that of the control group (pids.max)".to_owned(),
+    };
+    usage(format!(
+        "the judge cannot start its processes: this user's limit on them, {limit}, is reached; raise it, \
+         or end other processes"
+    ))
+}
