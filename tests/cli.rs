@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&[&str]; 16] = [
+const COMMANDS: [&[&str]; 17] = [
     &[],
     &["demo"],
     &["sft"],
@@ -17,6 +17,7 @@ const COMMANDS: [&[&str]; 16] = [
     &["data"],
     &["data", "generate"],
     &["data", "solvability"],
+    &["data", "classify"],
     &["data", "inspect"],
     &["data", "stats"],
     &["report"],

@@ -264,6 +264,22 @@ fn generation_has_the_bits_of_training() {
 }
 
 #[test]
+fn one_long_sequence_that_threads_share_by_columns_has_the_bits_of_training() {
+    // As many weights as make a piece of a hundred rows worth sharing.
+    let text = r#"{"model_type": "qwen2", "vocab_size": 700, "hidden_size": 96,
+        "intermediate_size": 300, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "initializer_range": 0.2}"#;
+    let decoder = Decoder::new(ModelConfig::from_json(text).expect("a valid configuration"));
+    let params = parameters(&decoder);
+    let (packed, targets) = batch(&[330]);
+    let scores = decoder.score(&params, &packed, &targets, 0.8, &mut Workspace::new());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let generated = pool.install(|| generated_scores(&decoder, &params, &packed, 110));
+    let bits = |logps: Vec<f32>| logps.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    assert_eq!(bits(generated), bits(scores.iter().map(|score| score.logp).collect()));
+}
+
+#[test]
 fn sequences_that_share_a_prompt_continue_with_the_same_bits() {
     let decoder = decoder("llama", true);
     let params = parameters(&decoder);

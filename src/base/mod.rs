@@ -1,10 +1,11 @@
 //! What everything else stands on: errors with exit codes, atomic files, keyed randomness, logs,
-//! progress and interruption.
+//! progress, interruption, and repositories on the Hub.
 //!
 //! Knows nothing of models, problems or runs.
 
 pub mod error;
 pub mod fs;
+pub mod hub;
 pub mod human;
 pub mod interrupt;
 pub mod log;

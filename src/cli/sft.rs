@@ -2,6 +2,9 @@
 
 use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
+use super::print;
+use crate::data::outlook::outlook;
+use crate::tokenizer::Tokenizer;
 use crate::train::environment::{memory_bytes, peak_resident_bytes, resident_bytes};
 use crate::train::{plan, sft};
 use anyhow::Result;
@@ -22,6 +25,9 @@ pub fn run(args: Args) -> Result<()> {
         config.train.check_device()?;
         plan.check_fits(memory_bytes().unwrap_or(u64::MAX))?;
     }
+    if args.config.dry_run {
+        print(data_lines(config, &plan)?)?;
+    }
     launch(&args.config, &resolved, &plan, "runs/sft", |run| {
         run.write_environment(&command_line(), &())?;
         let before = resident_bytes();
@@ -33,4 +39,16 @@ pub fn run(args: Args) -> Result<()> {
         }
         Ok(model_dir)
     })
+}
+
+/// The lines of `--dry-run` about the data, from headers and caches alone.
+fn data_lines(config: &sft::Config, plan: &plan::Plan) -> Result<String> {
+    let tokenizer = config.model.tokenizer_here().and_then(|dir| Tokenizer::load(&dir).ok());
+    let total_tokens = (plan.max_tokens_per_step as u64 * plan.total_steps) as f64;
+    let sources = outlook(&config.data, tokenizer.as_ref(), total_tokens)?;
+    let lines = sources.iter().map(|source| {
+        let label = format!("data: {}", source.name);
+        format!("{label:<40}{}\n", source.describe())
+    });
+    Ok(lines.collect())
 }

@@ -1,136 +1,37 @@
-//! What a run learns from: the `[data]` table, and the tokenised sources that it describes.
+//! What a run learns from: the tokenised sources that `[data]` describes.
 //!
-//! Contract: every source is tokenised once, in parallel, into a [`TokenFile`]. Large inputs go to a
-//! cache directory, under a key over the tokenizer's files, the rules and the inputs (path, size, time
-//! of change); what is stale or damaged is made anew and replaced in one step. Small ones are
-//! tokenised in memory each time, unless `cache_dir` is given. Nothing that was dropped is silent.
+//! Contract: every source is found, or downloaded, and tokenised once ([`super::token_cache`]).
 //!
-//! Left out: downloading, and the order of samples ([`super::mixture`], [`super::loader`]).
+//! Left out: the order of samples ([`super::mixture`], [`super::loader`]).
 
 use super::input::{InputFile, resolve};
 use super::loader::{Cursor, Loader};
 use super::mixture::{MixBy, Part};
-use super::rules::{CodeAnswers, Counts, Decision, OverLength, Reason, Rules, TULU3_CODE};
-use super::token_file::{Hash, Stale, TokenFile, TokenWriter};
-use super::tokenized::{self, Line};
-use crate::base::error::{Interrupted, usage};
-use crate::base::fs::AtomicFile;
-use crate::base::{human, interrupt, progress::Progress};
-use crate::tokenizer::{Message, Tokenized, Tokenizer};
-use anyhow::{Context, Result};
-use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+pub use super::settings::{DataConfig, SourceConfig};
+use super::token_cache::TokenCache;
+use super::token_file::TokenFile;
+use crate::base::error::usage;
+use crate::base::human;
+#[cfg(test)]
+use crate::tokenizer::Tokenized;
+use crate::tokenizer::Tokenizer;
+use anyhow::Result;
 
-/// Inputs of more bytes go to the cache though nobody named a directory.
-const LARGE: u64 = 64 << 20;
-/// Rows tokenised at a time.
-const CHUNK: usize = 1024;
-/// Tasks below this many samples take no bar.
-const WORTH_A_BAR: u64 = 20_000;
-/// Part of the key: changes with the meaning of what is stored.
-const VERSION: &[u8] = b"codeseq tokens 1";
-
-/// The `[data]` table of `sft.toml`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Files, directories or data-set ids of one unnamed source, all of whose samples are used.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub files: Vec<PathBuf>,
-    /// Several sources by name, in place of `files`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub sources: BTreeMap<String, SourceConfig>,
-    /// Most tokens of a sample (Table 6: max-length-per-sample).
-    pub max_length: usize,
-    /// Samples with fewer tokens are dropped (Table 6: min-length).
-    #[serde(default)]
-    pub min_length: usize,
-    /// What happens to samples of more than `max_length` tokens.
-    #[serde(default)]
-    pub over_length: OverLength,
-    /// Samples without anything to learn that may be skipped, in each source; one more is an error.
-    #[serde(default)]
-    pub max_empty: u64,
-    /// What weights are shares of.
-    #[serde(default)]
-    pub mix_by: MixBy,
-    /// Samples to look through for one that fits into the rest of a row; 0 takes them as they come.
-    #[serde(default)]
-    pub pack_ahead: usize,
-    /// Where tokenised samples are kept [default: $XDG_CACHE_HOME/codeseq, for large inputs only].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache_dir: Option<PathBuf>,
-}
-
-/// A source of samples.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceConfig {
-    /// Files (.jsonl, .parquet), directories, or ids of data sets in the Hugging Face cache.
-    pub paths: Vec<String>,
-    /// Its share beside the other sources' weights.
-    #[serde(default = "one")]
-    pub weight: f64,
-    /// Longer samples are dropped, in tokens (the paper: 3K for Tülu 3).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_length: Option<usize>,
-    /// Samples are dropped whose `source` is one of these [default: the code sources of Tülu 3].
-    #[serde(default = "tulu3_code")]
-    pub drop_sources: Vec<String>,
-    /// Samples are dropped that a model called code: JSON Lines of `{"id": ..., "is_code": ...}`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub code_answers: Option<PathBuf>,
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-fn tulu3_code() -> Vec<String> {
-    TULU3_CODE.map(str::to_owned).to_vec()
+impl SourceConfig {
+    /// Its files; a data set that is not on this machine is downloaded.
+    fn files(&self) -> Result<Vec<InputFile>> {
+        let files = self.paths.iter().map(|place| resolve(place)).collect::<Result<Vec<_>>>()?;
+        Ok(files.concat())
+    }
 }
 
 impl DataConfig {
-    /// Refuses a table that names no samples, or rows that could not hold them.
-    pub fn check(&self, seq_len: usize) -> Result<()> {
-        if self.files.is_empty() == self.sources.is_empty() {
-            return Err(usage("data: give either `files`, or tables `[data.sources.NAME]`"));
-        }
-        if self.max_length > seq_len {
-            return Err(usage(format!(
-                "data.max_length is {}, but a row holds train.seq_len = {seq_len} tokens",
-                self.max_length
-            )));
-        }
-        for (name, source) in &self.sources {
-            if !(source.weight > 0.0 && source.weight.is_finite()) {
-                return Err(usage(format!(
-                    "data.sources.{name}.weight is {}: it must be above 0",
-                    source.weight
-                )));
-            }
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || !name.chars().all(is_plain) {
-                return Err(usage(format!(
-                    "data.sources: {name:?} is no name for a source: use letters, digits, - and _"
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// Reads and tokenises every source, or finds that it has been done.
     pub fn open(&self, tokenizer: &Tokenizer) -> Result<Dataset> {
-        let alone = BTreeMap::from([(String::new(), self.files_as_source())]);
-        let configs = if self.sources.is_empty() { &alone } else { &self.sources };
+        let configs = self.named_sources();
         let sources = configs.iter().map(|(name, config)| {
-            let builder = Builder::new(name, config, self, tokenizer)?;
-            let samples = builder.tokens(self.cache_dir.as_deref())?;
+            let files = config.files()?;
+            let samples = TokenCache::new(name, config, self, files, tokenizer).tokens()?;
             let source = Source { name: name.clone(), weight: config.weight, samples };
             let (title, counts) = (source.part().title(), source.samples.counts());
             if source.samples.is_empty() {
@@ -151,16 +52,6 @@ impl DataConfig {
         });
         let sources = sources.collect::<Result<_>>()?;
         Ok(Dataset { sources, mix_by: self.mix_by, pack_ahead: self.pack_ahead })
-    }
-
-    fn files_as_source(&self) -> SourceConfig {
-        SourceConfig {
-            paths: self.files.iter().map(|file| file.to_string_lossy().into_owned()).collect(),
-            weight: 1.0,
-            max_length: None,
-            drop_sources: Vec::new(),
-            code_answers: None,
-        }
     }
 }
 
@@ -183,6 +74,12 @@ pub struct Source {
 }
 
 impl Dataset {
+    /// Tokens of the longest sample.
+    pub fn longest(&self) -> usize {
+        let lengths = |source: &Source| source.samples.longest();
+        self.sources.iter().map(lengths).max().unwrap_or(0)
+    }
+
     /// Packed rows of at most `seq_len` tokens, from `cursor` on.
     pub fn loader(self, seq_len: usize, seed: u64, cursor: Cursor) -> Result<Loader> {
         Loader::of_sources(self.sources, self.mix_by, self.pack_ahead, seq_len, seed, cursor)
@@ -207,176 +104,7 @@ impl Source {
     }
 }
 
-/// Tokenises one source.
-struct Builder<'a> {
-    name: &'a str,
-    rules: Rules,
-    max_empty: u64,
-    code_answers: Option<&'a Path>,
-    files: Vec<InputFile>,
-    tokenizer: &'a Tokenizer,
-}
-
-/// What became of a row.
-enum Outcome {
-    Kept { sample: Tokenized, origin: Option<String>, is_cut: bool },
-    Dropped(Reason),
-}
-
-impl<'a> Builder<'a> {
-    fn new(
-        name: &'a str,
-        config: &'a SourceConfig,
-        data: &DataConfig,
-        tokenizer: &'a Tokenizer,
-    ) -> Result<Self> {
-        let mut files = Vec::new();
-        for place in &config.paths {
-            files.extend(resolve(place)?);
-        }
-        let rules = Rules {
-            min_length: data.min_length,
-            drop_above: config.max_length,
-            max_length: data.max_length,
-            over_length: data.over_length,
-            drop_sources: config.drop_sources.clone(),
-        };
-        let code_answers = config.code_answers.as_deref();
-        Ok(Self { name, rules, max_empty: data.max_empty, code_answers, files, tokenizer })
-    }
-
-    /// The tokens: from the cache, or made now.
-    fn tokens(&self, cache_dir: Option<&Path>) -> Result<TokenFile> {
-        let (key, size) = self.key()?;
-        let default_dir = (size >= LARGE).then(default_cache_dir).flatten();
-        let Some(dir) = cache_dir.or(default_dir.as_deref()) else {
-            let bytes = self.build(&key, Vec::new())?;
-            return Ok(TokenFile::from_bytes(bytes, &key).expect("invariant: just written"));
-        };
-        let name = if self.name.is_empty() { "files" } else { self.name };
-        let path = dir.join(format!("{name}-{}.tokens", hex(&key[..8])));
-        match TokenFile::open(&path, &key) {
-            Ok(tokens) => return Ok(tokens),
-            Err(Stale::Absent) => {}
-            Err(_) => tracing::warn!("{} is damaged and made anew", path.display()),
-        }
-        self.build(&key, AtomicFile::create(&path)?)?.commit()?;
-        TokenFile::open(&path, &key)
-            .map_err(|e| anyhow::anyhow!("{} cannot be read back: {e:?}", path.display()))
-    }
-
-    /// A hash of all that the tokens depend on, and the bytes of the inputs.
-    fn key(&self) -> Result<(Hash, u64)> {
-        let mut hash = Sha256::new_with_prefix(VERSION);
-        hash.update(self.tokenizer.fingerprint());
-        hash.update(serde_json::to_vec(&(&self.rules, self.max_empty)).context("encoding rules")?);
-        let mut size = 0;
-        for path in self.files.iter().map(InputFile::path).chain(self.code_answers) {
-            let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
-            let metadata = path.metadata().map_err(unreadable)?;
-            let changed = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-            hash.update(path.as_os_str().as_encoded_bytes());
-            hash.update([0]);
-            hash.update(metadata.len().to_le_bytes());
-            hash.update(changed.map_or(0, |time| time.as_nanos()).to_le_bytes());
-            size += metadata.len();
-        }
-        Ok((hash.finalize().into(), size))
-    }
-
-    /// Tokenises every row into `out`.
-    fn build<W: Write>(&self, key: &Hash, out: W) -> Result<W> {
-        let answers = self.code_answers.map(CodeAnswers::read).transpose()?.unwrap_or_default();
-        let total: u64 = self.files.iter().map(InputFile::count).sum::<Result<_>>()?;
-        let progress = if total >= WORTH_A_BAR {
-            Progress::new("tokenize", total, "samples")
-        } else {
-            Progress::hidden()
-        };
-        let mut counts = Counts::default();
-        let mut writer = TokenWriter::new(out);
-        for file in &self.files {
-            let mut rows = file.rows()?;
-            let mut number = 0;
-            loop {
-                let chunk: Vec<Line> = rows.by_ref().take(CHUNK).collect::<Result<_>>()?;
-                if chunk.is_empty() {
-                    break;
-                }
-                progress.inc(chunk.len() as u64);
-                let outcomes: Vec<Result<Outcome>> =
-                    chunk.into_par_iter().map(|line| self.decide(line, &answers)).collect();
-                for outcome in outcomes {
-                    number += 1;
-                    outcome
-                        .and_then(|outcome| self.add(outcome, &mut writer, &mut counts))
-                        .with_context(|| format!("{}: sample {number}", file.path().display()))?;
-                }
-                if interrupt::requested() {
-                    return Err(Interrupted.into());
-                }
-            }
-        }
-        progress.finish();
-        writer.finish(&counts, key)
-    }
-
-    fn decide(&self, line: Line, answers: &CodeAnswers) -> Result<Outcome> {
-        let origin = match &line {
-            Line::Sample(sample) => {
-                sample.messages.iter().try_for_each(Message::check_role)?;
-                if let Some(reason) = self.rules.of_sample(sample, answers) {
-                    return Ok(Outcome::Dropped(reason));
-                }
-                sample.source.clone()
-            }
-            Line::Ids(_) => None,
-        };
-        let mut sample = tokenized::encode(line, self.tokenizer)?;
-        if sample.learnt() > 0 {
-            sample.check_mask("conversation")?;
-        }
-        Ok(match self.rules.of_tokens(&mut sample)? {
-            Decision::Drop(reason) => Outcome::Dropped(reason),
-            decision => Outcome::Kept { sample, origin, is_cut: decision == Decision::Truncate },
-        })
-    }
-
-    fn add<W: Write>(
-        &self,
-        outcome: Outcome,
-        writer: &mut TokenWriter<W>,
-        counts: &mut Counts,
-    ) -> Result<()> {
-        match outcome {
-            Outcome::Kept { sample, origin, is_cut } => {
-                counts.keep(&sample, origin.as_deref(), is_cut);
-                writer.push(&sample)
-            }
-            Outcome::Dropped(reason) => {
-                counts.drop(reason);
-                let empty = counts.dropped.get(&Reason::Empty).copied().unwrap_or(0);
-                if reason == Reason::Empty && empty > self.max_empty {
-                    return Err(usage(format!(
-                        "no token carries loss: is there an assistant turn? (data.max_empty = {} \
-                         such samples are skipped in each source)",
-                        self.max_empty
-                    )));
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// Where large inputs are cached if nobody says: none without a home.
-fn default_cache_dir() -> Option<PathBuf> {
-    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home = || var("HOME").map(|home| home.join(".cache"));
-    Some(var("XDG_CACHE_HOME").or_else(home)?.join("codeseq"))
-}
-
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -384,7 +112,9 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
+    use crate::data::rules::{Counts, Reason, TULU3_CODE};
     use crate::tokenizer::bpe;
+    use std::path::{Path, PathBuf};
     use tempfile::TempDir;
 
     /// A directory with a tokenizer and a file of samples of these lengths.
@@ -490,22 +220,5 @@ mod tests {
         let counts = counts(&config, &tokenizer).unwrap();
         assert_eq!((counts.read, counts.kept, counts.dropped[&Reason::Source]), (6, 3, 2));
         assert_eq!(counts.origins.keys().collect::<Vec<_>>(), ["maths", "s/one", "s/two"]);
-    }
-
-    #[test]
-    fn a_table_that_makes_no_sense_is_refused() {
-        for (text, part) in [
-            ("max_length = 9", "either `files`"),
-            ("files = ['a']\nmax_length = 9\n[sources.b]\npaths = ['b']", "either `files`"),
-            ("files = ['a']\nmax_length = 11", "train.seq_len = 10"),
-            ("max_length = 9\n[sources.b]\npaths = ['b']\nweight = 0", "data.sources.b.weight"),
-            ("max_length = 9\n[sources.'a/b']\npaths = ['b']", "a/b"),
-        ] {
-            let config: DataConfig = toml::from_str(text).unwrap();
-            let error = config.check(10).unwrap_err();
-            assert_eq!(exit_code(&error), 2);
-            assert!(error.to_string().contains(part), "{error}");
-        }
-        assert!(toml::from_str::<DataConfig>("max_length = 9\n[sources.a]\npath = 'x'").is_err());
     }
 }

@@ -1,20 +1,33 @@
 //! The files behind a source of samples, and their rows.
 //!
 //! Contract: a place is a file (`.jsonl`, `.json` or `.parquet`), a directory, whose files are taken
-//! in the order of their names (of a data set with splits only `train*`), or the id of a data set in
-//! the Hugging Face cache, with a revision after `@` if wanted. Rows are read as they are asked for;
-//! a bad one is named by file and row.
-//!
-//! Left out: downloading.
+//! in the order of their names (of a data set with splits only `train*`), or the name of a data set
+//! on the Hub ([`crate::base::hub`]). Rows are read as they are asked for; a bad one is named by file
+//! and row.
 
 use super::tokenized::Line;
 use super::{jsonl, parquet};
-use crate::base::error::usage;
+use crate::base::error::{Interrupted, usage};
+use crate::base::hub::{Extent, Hub, Kind, Repo};
+use crate::base::interrupt;
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// Rows held at a time.
+const CHUNK: usize = 1024;
 
 /// Rows of one file.
 pub type Rows = Box<dyn Iterator<Item = Result<Line>> + Send>;
+
+/// How much a file holds, as far as that can be told at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Header {
+    /// Rows: of JSON Lines an estimate, unless the file is short.
+    pub rows: f64,
+    /// Bytes of the text in them, about.
+    pub text_bytes: f64,
+}
 
 /// A file of samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,73 +61,127 @@ impl InputFile {
         })
     }
 
+    /// Its rows in order, some at a time, until the user stops the program.
+    pub fn for_each_chunk(&self, mut take: impl FnMut(Vec<Line>) -> Result<()>) -> Result<()> {
+        let mut rows = self.rows()?;
+        loop {
+            let chunk: Vec<Line> = rows.by_ref().take(CHUNK).collect::<Result<_>>()?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            take(chunk)?;
+            if interrupt::requested() {
+                return Err(Interrupted.into());
+            }
+        }
+    }
+
+    /// Its bytes.
+    pub fn size(&self) -> Result<u64> {
+        let unreadable = |e| usage(format!("cannot read {}: {e}", self.path.display()));
+        Ok(self.path.metadata().map_err(unreadable)?.len())
+    }
+
+    /// What its beginning or its footer says of it.
+    pub fn header(&self) -> Result<Header> {
+        if self.is_parquet { parquet::header(&self.path) } else { jsonl::header(&self.path) }
+    }
+
     /// How many rows it has, without reading them whole.
     pub fn count(&self) -> Result<u64> {
         if self.is_parquet { parquet::count(&self.path) } else { jsonl::count(&self.path) }
     }
 }
 
-/// The files of a place.
+/// The files of a place; a data set that is not on this machine is downloaded.
 pub fn resolve(place: &str) -> Result<Vec<InputFile>> {
+    if let Some(files) = local(place)? {
+        return Ok(files);
+    }
+    files_below(&find(&Hub::from_env()?, &repo(place)?)?)
+}
+
+/// The files of a place that are on this machine; none of a data set that is not, or not wholly.
+pub fn resolve_here(place: &str) -> Result<Option<Vec<InputFile>>> {
+    if let Some(files) = local(place)? {
+        return Ok(Some(files));
+    }
+    let snapshot = Hub::from_env()?.snapshot(&repo(place)?).filter(|dir| is_complete(dir));
+    snapshot.map(|dir| files_below(&dir)).transpose()
+}
+
+/// The files of a path, if there is one.
+fn local(place: &str) -> Result<Option<Vec<InputFile>>> {
     let path = Path::new(place);
     if path.is_dir() {
-        return files_below(path);
+        return files_below(path).map(Some);
     }
-    if path.is_file() {
-        return InputFile::of(path).map(|file| vec![file]).ok_or_else(|| {
-            usage(format!("{place}: unknown kind of file; samples lie in .jsonl or .parquet"))
-        });
+    if !path.is_file() {
+        return Ok(None);
     }
-    match snapshot(place, &cache_dir()) {
-        Some(dir) => files_below(&dir),
-        None => Err(usage(absent(place))),
-    }
+    let file = InputFile::of(path).ok_or_else(|| {
+        usage(format!("{place}: unknown kind of file; samples lie in .jsonl or .parquet"))
+    })?;
+    Ok(Some(vec![file]))
 }
 
-fn absent(place: &str) -> String {
-    let (id, revision) = place.split_once('@').unwrap_or((place, "main"));
-    if is_dataset_id(id) {
-        format!(
-            "{place}: neither a file, nor a directory, nor a data set in {}; fetch it with `hf \
-             download --repo-type dataset --revision {revision} {id}`",
-            cache_dir().display()
-        )
-    } else {
-        format!("{place}: no such file or directory")
-    }
-}
-
-/// Whether the place may be `organisation/name` rather than a path.
-fn is_dataset_id(place: &str) -> bool {
-    let is_name = |part: &str| !part.is_empty() && !part.starts_with('.');
+/// The data set that a place names.
+fn repo(place: &str) -> Result<Repo> {
     let is_file = InputFile::of(Path::new(place)).is_some();
-    !is_file
-        && place.split_once('/').is_some_and(|(a, b)| is_name(a) && is_name(b) && !b.contains('/'))
+    Repo::parse(Kind::Dataset, place).filter(|_| !is_file).ok_or_else(|| {
+        usage(format!(
+            "{place}: no such file or directory, nor a data set's name (owner/name or \
+             owner/name@revision)"
+        ))
+    })
 }
 
-/// The hub's cache, as its own tools find it.
-fn cache_dir() -> PathBuf {
-    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = || var("HOME").unwrap_or_default();
-    let hub = || var("HF_HOME").unwrap_or_else(|| home().join(".cache/huggingface")).join("hub");
-    var("HF_HUB_CACHE").unwrap_or_else(hub)
+/// The data set's directory in the cache, downloaded if need be.
+fn find(hub: &Hub, repo: &Repo) -> Result<PathBuf> {
+    hub.directory(repo, is_complete, |download| {
+        let names = download.files().iter().map(Path::new);
+        let files =
+            wanted(names.filter(|name| !is_hidden(name)).filter_map(InputFile::of).collect());
+        if files.is_empty() {
+            return Err(usage("the data set has no .jsonl and no .parquet file"));
+        }
+        for file in files {
+            download.fetch(&file.path.to_string_lossy())?;
+        }
+        Ok(Extent::Whole)
+    })
 }
 
-/// The directory of a cached data set at its revision.
-fn snapshot(place: &str, cache: &Path) -> Option<PathBuf> {
-    let (id, revision) = place.split_once('@').unwrap_or((place, "main"));
-    if !is_dataset_id(id) {
-        return None;
+/// Whether a snapshot has samples, and of each file in parts all parts.
+fn is_complete(snapshot: &Path) -> bool {
+    let mut parts: BTreeMap<String, usize> = BTreeMap::new();
+    let Ok(files) = files_below(snapshot) else { return false };
+    for path in files.iter().map(|file| file.path.to_string_lossy()) {
+        // Such as train-00000-of-00006.parquet.
+        if let Some((part, total)) = path.rsplit_once("-of-")
+            && let Some((name, _)) = part.rsplit_once('-')
+        {
+            *parts.entry(format!("{name}-of-{total}")).or_default() += 1;
+        }
     }
-    let repository = cache.join(format!("datasets--{}", id.replace('/', "--")));
-    let commit = std::fs::read_to_string(repository.join("refs").join(revision));
-    let commit = commit.map_or(revision.to_owned(), |text| text.trim().to_owned());
-    Some(repository.join("snapshots").join(commit)).filter(|dir| dir.is_dir())
+    parts.iter().all(|(name, &found)| {
+        let total = name.rsplit_once("-of-").and_then(|(_, rest)| rest.split('.').next());
+        total.and_then(|digits| digits.parse().ok()).is_none_or(|total: usize| found >= total)
+    })
 }
 
 fn files_below(dir: &Path) -> Result<Vec<InputFile>> {
     let mut files = Vec::new();
     collect(dir, &mut files).with_context(|| format!("listing {}", dir.display()))?;
+    let files = wanted(files);
+    if files.is_empty() {
+        return Err(usage(format!("{}: no .jsonl or .parquet file in it", dir.display())));
+    }
+    Ok(files)
+}
+
+/// In the order of their names; of splits only the training ones.
+fn wanted(mut files: Vec<InputFile>) -> Vec<InputFile> {
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let is_training = |f: &InputFile| {
         f.path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("train"))
@@ -122,17 +189,18 @@ fn files_below(dir: &Path) -> Result<Vec<InputFile>> {
     if files.iter().any(is_training) {
         files.retain(is_training);
     }
-    if files.is_empty() {
-        return Err(usage(format!("{}: no .jsonl or .parquet file in it", dir.display())));
-    }
-    Ok(files)
+    files
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str().to_string_lossy().starts_with('.'))
 }
 
 fn collect(dir: &Path, files: &mut Vec<InputFile>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        let is_hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-        if is_hidden {
+        let entry = entry?;
+        let path = entry.path();
+        if is_hidden(Path::new(&entry.file_name())) {
             continue;
         }
         // Follows links: the hub's cache consists of them.
@@ -149,6 +217,7 @@ fn collect(dir: &Path, files: &mut Vec<InputFile>) -> std::io::Result<()> {
 mod tests {
     use super::*;
     use crate::base::fs::write_atomic;
+    use crate::base::hub::tests::{hub, serve};
 
     fn names(files: &[InputFile]) -> Vec<String> {
         files.iter().map(|f| f.path.file_name().unwrap().to_string_lossy().into_owned()).collect()
@@ -170,24 +239,44 @@ mod tests {
     }
 
     #[test]
-    fn a_data_set_is_found_in_the_cache_at_its_revision() {
-        let cache = tempfile::tempdir().unwrap();
-        let repository = cache.path().join("datasets--org--name");
-        write_atomic(&repository.join("refs/main"), b"abc\n").unwrap();
-        write_atomic(&repository.join("snapshots/abc/data/train.jsonl"), b"").unwrap();
-        write_atomic(&repository.join("snapshots/def/train.jsonl"), b"").unwrap();
-        let found = |place| snapshot(place, cache.path());
-        assert!(found("org/name").unwrap().ends_with("snapshots/abc"));
-        assert!(found("org/name@def").unwrap().ends_with("snapshots/def"));
-        assert_eq!(found("org/name@gone"), None);
-        assert_eq!(found("a/b/c"), None);
+    fn a_data_set_in_the_cache_is_whole_when_all_parts_are_there() {
+        let snapshot = tempfile::tempdir().unwrap();
+        let write = |name: &str| write_atomic(&snapshot.path().join(name), b"").unwrap();
+        assert!(!is_complete(snapshot.path()), "it is empty");
+        write("data/train-00000-of-00002.parquet");
+        assert!(!is_complete(snapshot.path()), "one of two");
+        write("data/train-00001-of-00002.parquet");
+        assert!(is_complete(snapshot.path()));
     }
 
     #[test]
-    fn what_is_not_there_is_named_with_what_to_do() {
-        let error = resolve("org/absent").unwrap_err().to_string();
-        assert!(error.contains("hf download --repo-type dataset"), "{error}");
-        let error = resolve("data/absent.jsonl").unwrap_err().to_string();
-        assert_eq!(error, "data/absent.jsonl: no such file or directory");
+    fn of_a_data_set_the_training_files_are_downloaded_by_its_name() {
+        const FILES: [(&str, &str); 5] = [
+            (".gitattributes", "not wanted"),
+            ("README.md", "not wanted"),
+            ("data/test.jsonl", "not wanted"),
+            ("data/train-00000-of-00002.jsonl", "{}"),
+            ("data/train-00001-of-00002.jsonl", "{}"),
+        ];
+        let cache = tempfile::tempdir().unwrap();
+        let name = repo("owner/name").unwrap();
+        let online = hub(cache.path(), &serve(Kind::Dataset, &FILES), false);
+        let dir = find(&online, &name).unwrap();
+        let parts = ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"];
+        assert_eq!(names(&files_below(&dir).unwrap()), parts);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "only data/");
+        let offline = hub(cache.path(), "http://localhost:9", true);
+        assert_eq!(find(&offline, &name).unwrap(), dir);
+        std::fs::remove_file(dir.join("data").join(parts[0])).unwrap();
+        let error = find(&offline, &name).unwrap_err().to_string();
+        assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        for place in ["data/absent.jsonl", "a/b/c", "absent"] {
+            let error = resolve(place).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{place}: no such file or directory")), "{error}");
+        }
     }
 }

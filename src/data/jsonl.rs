@@ -1,12 +1,16 @@
 //! JSON Lines in and out. A malformed line is the user's error and is named by file, line and column.
 
+use super::input::Header;
 use crate::base::error::usage;
 use crate::base::fs::AtomicFile;
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
+
+/// Bytes that tell how long lines are.
+const HEADER: u64 = 1 << 20;
 
 /// The lines of `path`, read as they are asked for; blank lines are skipped.
 pub fn rows<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
@@ -55,6 +59,18 @@ pub fn count(path: &Path) -> Result<u64> {
         line.clear();
     }
     Ok(count)
+}
+
+/// What the first lines say of the whole file.
+pub fn header(path: &Path) -> Result<Header> {
+    let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
+    let file = File::open(path).map_err(unreadable)?;
+    let size = file.metadata().map_err(unreadable)?.len() as f64;
+    let mut start = Vec::new();
+    file.take(HEADER).read_to_end(&mut start).map_err(unreadable)?;
+    let lines = start.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    let rows = lines.count() as f64 * size / start.len().max(1) as f64;
+    Ok(Header { rows: rows.round(), text_bytes: size })
 }
 
 /// Writes one object a line; the file appears whole or not at all.

@@ -84,7 +84,7 @@ impl Loader {
         let mut start = 0;
         for source in &sources {
             let part = source.part();
-            let longest = (0..part.len).map(|i| source.samples.length(i)).max().unwrap_or(0);
+            let longest = source.samples.longest();
             if longest > seq_len {
                 return Err(usage(format!(
                     "{}: a sample has {longest} tokens, but a row holds train.seq_len = {seq_len}: \

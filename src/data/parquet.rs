@@ -7,6 +7,7 @@
 //!
 //! Left out: other columns, which are not even decompressed, and writing.
 
+use super::input::Header;
 use super::sample::{Message, Sample};
 use crate::base::error::usage;
 use anyhow::{Result, anyhow};
@@ -27,6 +28,19 @@ const COLUMNS: [&str; 3] = [MESSAGES, "id", "source"];
 /// How many rows the file says it has.
 pub fn count(path: &Path) -> Result<u64> {
     Ok(open(path)?.metadata().file_metadata().num_rows().max(0) as u64)
+}
+
+/// What the footer says.
+pub fn header(path: &Path) -> Result<Header> {
+    let reader = open(path)?;
+    let mut text_bytes = 0;
+    for group in reader.metadata().row_groups() {
+        let columns = group.columns().iter();
+        let text = columns.filter(|column| column.column_path().string().starts_with(MESSAGES));
+        text_bytes += text.map(|column| column.uncompressed_size().max(0)).sum::<i64>();
+    }
+    let rows = reader.metadata().file_metadata().num_rows().max(0);
+    Ok(Header { rows: rows as f64, text_bytes: text_bytes as f64 })
 }
 
 /// The samples of the file, read as they are asked for.
@@ -146,6 +160,8 @@ mod tests {
     fn rows_are_what_was_written_nulls_included() {
         let samples = read(&golden()).unwrap();
         assert_eq!(samples.len() as u64, count(&golden()).unwrap());
+        let Header { rows, text_bytes } = header(&golden()).unwrap();
+        assert!(rows == samples.len() as f64 && text_bytes > 0.0, "{rows} {text_bytes}");
         assert_eq!(samples[0].id.as_deref(), Some("a"));
         assert_eq!(samples[0].source.as_deref(), Some("s/one"));
         assert_eq!(

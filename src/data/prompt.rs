@@ -1,25 +1,55 @@
-//! The GTG prompt: the one text through which SFT, RL and evaluation show a problem to a model.
+//! What a model is asked: the GTG prompt, the one text through which SFT, RL and evaluation show a
+//! problem to a model, and the question whether a sample is code.
 //!
-//! A minijinja template over `problem`. Its hash belongs into every result, because scores under
-//! different prompts do not compare.
+//! Minijinja templates, over `problem` and over `messages`. The hash of the GTG prompt belongs into
+//! every result, because scores under different prompts do not compare.
 
 use crate::base::error::usage;
 use crate::base::fs::read_text;
 use crate::data::problem::Problem;
+use crate::data::sample::Sample;
 use anyhow::Result;
-use minijinja::value::Serde;
+use minijinja::value::{Serde, Value};
 use minijinja::{Environment, UndefinedBehavior, context};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-const TEMPLATE: &str = "gtg";
+const NAME: &str = "prompt";
 /// What every prompt must show; examples may be left out.
 const REQUIRED: [&str; 3] =
     ["problem.description", "problem.input_requirement", "problem.output_requirement"];
 
-/// A prompt template, checked and ready to render.
+/// A template, checked and ready to render.
+struct Template(Environment<'static>);
+
+impl Template {
+    fn parse(source: &str, place: &str) -> Result<Self> {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment
+            .add_template_owned(NAME, source.trim_end().to_owned())
+            .map_err(|e| usage(format!("{place}: the prompt template is malformed: {e:#}")))?;
+        Ok(Self(environment))
+    }
+
+    /// Whether it uses the field `name` of `whole`, or `whole` as it is.
+    fn shows(&self, whole: &str, name: &str) -> bool {
+        let template = self.0.get_template(NAME).expect("invariant: added on construction");
+        let shown = template.undeclared_variables(true);
+        shown.contains(whole) || shown.contains(name)
+    }
+
+    fn render(&self, context: Value, what: impl FnOnce() -> String) -> Result<String> {
+        let template = self.0.get_template(NAME).expect("invariant: added on construction");
+        template
+            .render(context)
+            .map_err(|e| usage(format!("the prompt template fails on {}: {e:#}", what())))
+    }
+}
+
+/// The prompt that shows a problem.
 pub struct GtgPrompt {
-    environment: Environment<'static>,
+    template: Template,
     hash: String,
 }
 
@@ -35,29 +65,20 @@ impl GtgPrompt {
     }
 
     fn parse(source: &str, place: &str) -> Result<Self> {
-        let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment
-            .add_template_owned(TEMPLATE, source.trim_end().to_owned())
-            .map_err(|e| usage(format!("{place}: the prompt template is malformed: {e:#}")))?;
-        let template = environment.get_template(TEMPLATE).expect("added above");
-        let shown = template.undeclared_variables(true);
-        let is_shown = |name: &str| shown.contains("problem") || shown.contains(name);
-        if let Some(missing) = REQUIRED.iter().find(|name| !is_shown(name)) {
+        let template = Template::parse(source, place)?;
+        if let Some(missing) = REQUIRED.iter().find(|name| !template.shows("problem", name)) {
             return Err(usage(format!(
                 "{place}: the prompt template does not show {{{{ {missing} }}}}, without which nobody \
                  can know what is asked"
             )));
         }
-        Ok(Self { environment, hash: format!("{:x}", Sha256::digest(source.as_bytes())) })
+        Ok(Self { template, hash: format!("{:x}", Sha256::digest(source.as_bytes())) })
     }
 
     /// The text that the user's turn holds for `problem`.
     pub fn render(&self, problem: &Problem) -> Result<String> {
-        let template = self.environment.get_template(TEMPLATE).expect("added on construction");
-        template.render(context! { problem => Serde(problem) }).map_err(|e| {
-            usage(format!("the prompt template fails on problem {}: {e:#}", problem.problem_id))
-        })
+        let context = context! { problem => Serde(problem) };
+        self.template.render(context, || format!("problem {}", problem.problem_id))
     }
 
     /// SHA-256 of the template file, in hex.
@@ -66,10 +87,33 @@ impl GtgPrompt {
     }
 }
 
+/// The question whether a conversation is code.
+pub struct CodePrompt(Template);
+
+impl CodePrompt {
+    /// The question that comes with the program.
+    pub fn bundled() -> Result<Self> {
+        let source = include_str!("../../data/prompts/is_code.txt");
+        Template::parse(source, "data/prompts/is_code.txt").map(Self)
+    }
+
+    /// A question of the user's own.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Template::parse(&read_text(path)?, &path.display().to_string()).map(Self)
+    }
+
+    /// The text that the user's turn holds for `sample`.
+    pub fn render(&self, sample: &Sample) -> Result<String> {
+        let context = context! { messages => Serde(&sample.messages) };
+        self.0.render(context, || format!("sample {}", sample.id.as_deref().unwrap_or_default()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::problem::Example;
+    use crate::data::sample::Message;
 
     fn problem() -> Problem {
         let example = |input: &str, output: &str| Example {
@@ -97,6 +141,21 @@ mod tests {
         assert!(text.starts_with("A <story>.\nInput: One integer n.\nOutput: One integer.\n"));
         assert!(text.contains("\nExample: 1 -> 5. 2 + 3 = 5.\nExample: 2 -> 8. 2 + 3 = 5.\n"));
         assert!(text.split_whitespace().count() < 70, "{text}");
+    }
+
+    #[test]
+    fn the_question_shows_the_beginning_of_each_turn() {
+        let long = "x".repeat(3000);
+        let messages = vec![Message::new("user", "<Why?>"), Message::new("assistant", &long)];
+        let text = CodePrompt::bundled()
+            .unwrap()
+            .render(&Sample { messages, ..Sample::default() })
+            .unwrap();
+        assert!(
+            text.contains(&format!("\nuser: <Why?>\nassistant: {}\n", &long[..2000])),
+            "{text}"
+        );
+        assert!(text.ends_with("yes or no."), "{text}");
     }
 
     #[test]

@@ -4,18 +4,15 @@
 //! what a row says before it is tokenised, and at its tokens after. The paper drops Tülu's samples of
 //! over 3K tokens and its code samples; it finds these by asking a model, whose stored answers are
 //! taken here ([`CodeAnswers`]); without them the sources that hold code are told by name.
-//!
-//! Left out: asking the model.
 
-use super::jsonl;
-use super::sample::{Sample, any_text};
+use super::code_answers::CodeAnswers;
+use super::sample::Sample;
 use crate::base::error::usage;
 use crate::base::human;
 use crate::tokenizer::Tokenized;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::BTreeMap;
 
 /// The code sources of `allenai/tulu-3-sft-mixture`, 142,275 of its 939,344 rows.
 pub const TULU3_CODE: [&str; 2] = [
@@ -134,33 +131,6 @@ pub enum Decision {
     Truncate,
     /// It goes.
     Drop(Reason),
-}
-
-/// A model's stored answers to "is this sample about code?", by the sample's id.
-#[derive(Debug, Default)]
-pub struct CodeAnswers(HashMap<String, bool>);
-
-#[derive(Deserialize)]
-struct Answer {
-    #[serde(deserialize_with = "any_text")]
-    id: Option<String>,
-    is_code: bool,
-}
-
-impl CodeAnswers {
-    /// Reads JSON Lines of `{"id": ..., "is_code": true}`.
-    pub fn read(path: &Path) -> Result<Self> {
-        let answers = jsonl::rows::<Answer>(path)?.map(|answer| {
-            let Answer { id, is_code } = answer?;
-            let id = id.ok_or_else(|| usage(format!("{}: an answer has no id", path.display())))?;
-            Ok((id, is_code))
-        });
-        answers.collect::<Result<_>>().map(Self)
-    }
-
-    fn is_code(&self, id: &str) -> bool {
-        self.0.get(id).copied().unwrap_or(false)
-    }
 }
 
 /// What was read of a source and what became of it.

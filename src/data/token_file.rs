@@ -140,30 +140,23 @@ impl TokenFile {
         Self::parse(Bytes::Owned(bytes), key)
     }
 
+    /// What the block in a file says of its samples, which are neither read nor checked.
+    pub fn read_counts(path: &Path, key: &Hash) -> Result<Counts, Stale> {
+        let file = File::open(path).map_err(|_| Stale::Absent)?;
+        // SAFETY: as in `open`.
+        let map = unsafe { Mmap::map(&file) }.map_err(|_| Stale::Damaged)?;
+        Parts::of(&map, key)?.counts(&map)
+    }
+
     fn parse(bytes: Bytes, key: &Hash) -> Result<Self, Stale> {
-        let footer_at = bytes.len().checked_sub(FOOTER).ok_or(Stale::Damaged)?;
-        let footer = &bytes[footer_at..];
-        if !footer.ends_with(MAGIC) {
+        let parts = Parts::of(&bytes, key)?;
+        let checked = parts.footer_at + 64;
+        let checksum: Hash = Sha256::digest(&bytes[..checked]).into();
+        if bytes[checked..checked + 32] != checksum {
             return Err(Stale::Damaged);
         }
-        if &footer[32..64] != key {
-            return Err(Stale::OtherKey);
-        }
-        let size = |i: usize| usize::try_from(u64_at(footer, 8 * i)).ok();
-        let end = |start: usize, count: usize, width| count.checked_mul(width)?.checked_add(start);
-        let places = || {
-            let runs_at = end(0, size(0)?, 4)?;
-            let index_at = end(runs_at, size(1)?, 4)?;
-            let counts_at = end(index_at, size(2)?, ENTRY)?;
-            (end(counts_at, size(3)?, 1)? == footer_at).then_some((runs_at, index_at, counts_at))
-        };
-        let (runs_at, index_at, counts_at) = places().ok_or(Stale::Damaged)?;
-        let checksum: Hash = Sha256::digest(&bytes[..footer_at + 64]).into();
-        if footer[64..96] != checksum {
-            return Err(Stale::Damaged);
-        }
-        let counts =
-            serde_json::from_slice(&bytes[counts_at..footer_at]).map_err(|_| Stale::Damaged)?;
+        let counts = parts.counts(&bytes)?;
+        let Parts { runs_at, index_at, counts_at, .. } = parts;
         let num_samples = (counts_at - index_at) / ENTRY;
         Ok(Self { num_samples, runs_at, index_at, counts, checksum, bytes })
     }
@@ -203,6 +196,11 @@ impl TokenFile {
         Tokenized { input_ids, loss_mask }
     }
 
+    /// Tokens of the longest sample.
+    pub fn longest(&self) -> usize {
+        (0..self.len()).map(|index| self.length(index)).max().unwrap_or(0)
+    }
+
     /// All samples in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Tokenized> + '_ {
         (0..self.len()).map(|index| self.sample(index))
@@ -217,6 +215,43 @@ impl TokenFile {
     fn words(&self, at: usize, range: Range<usize>) -> impl Iterator<Item = u32> + '_ {
         let bytes = &self.bytes[at + 4 * range.start..at + 4 * range.end];
         bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+}
+
+/// Where the parts of a block begin, as its footer says.
+struct Parts {
+    runs_at: usize,
+    index_at: usize,
+    counts_at: usize,
+    footer_at: usize,
+}
+
+impl Parts {
+    /// Those of a block made from what `key` says.
+    fn of(bytes: &[u8], key: &Hash) -> Result<Self, Stale> {
+        let footer_at = bytes.len().checked_sub(FOOTER).ok_or(Stale::Damaged)?;
+        let footer = &bytes[footer_at..];
+        if !footer.ends_with(MAGIC) {
+            return Err(Stale::Damaged);
+        }
+        if &footer[32..64] != key {
+            return Err(Stale::OtherKey);
+        }
+        let size = |i: usize| usize::try_from(u64_at(footer, 8 * i)).ok();
+        let end = |start: usize, count: usize, width| count.checked_mul(width)?.checked_add(start);
+        let parts = || {
+            let runs_at = end(0, size(0)?, 4)?;
+            let index_at = end(runs_at, size(1)?, 4)?;
+            let counts_at = end(index_at, size(2)?, ENTRY)?;
+            let is_whole = end(counts_at, size(3)?, 1)? == footer_at;
+            is_whole.then_some(Self { runs_at, index_at, counts_at, footer_at })
+        };
+        parts().ok_or(Stale::Damaged)
+    }
+
+    fn counts(&self, bytes: &[u8]) -> Result<Counts, Stale> {
+        let counts = &bytes[self.counts_at..self.footer_at];
+        serde_json::from_slice(counts).map_err(|_| Stale::Damaged)
     }
 }
 

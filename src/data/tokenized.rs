@@ -1,13 +1,13 @@
 //! Samples as tokens, from either kind of file: conversations, or ids with labels made elsewhere.
 //!
-//! Contract: every sample that [`load`] returns has a loss mask that is neither empty nor full; one
+//! Contract: every sample that [`for_each`] gives has a loss mask that is neither empty nor full; one
 //! that breaks this, or that the tokenizer or its template refuses, is named by file and row.
 
 use super::input::resolve;
 use super::sample::Sample;
 use crate::base::error::usage;
 use crate::tokenizer::{Tokenized, Tokenizer};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -81,20 +81,31 @@ pub fn encode(line: Line, tokenizer: &Tokenizer) -> Result<Tokenized> {
     }
 }
 
-/// Reads and tokenizes every sample of a place (see [`super::input`]), in order.
-pub fn load(place: &str, tokenizer: &Tokenizer) -> Result<Vec<Tokenized>> {
-    let mut samples = Vec::new();
+/// Reads and tokenizes every sample of a place (see [`super::input`]), in order, and hands each to
+/// `take`; only some are held at a time.
+pub fn for_each(
+    place: &str,
+    tokenizer: &Tokenizer,
+    mut take: impl FnMut(Tokenized) -> Result<()>,
+) -> Result<()> {
     for file in resolve(place)? {
-        let lines: Vec<Line> = file.rows()?.collect::<Result<_>>()?;
-        let tokenized = lines.into_par_iter().enumerate().map(|(i, line)| {
-            let sample = encode(line, tokenizer);
-            sample
-                .and_then(|sample| sample.check_mask("conversation").map(|()| sample))
-                .map_err(|e| e.context(format!("{}: sample {}", file.path().display(), i + 1)))
-        });
-        samples.extend(tokenized.collect::<Result<Vec<_>>>()?);
+        let mut number = 0;
+        file.for_each_chunk(|lines| {
+            let tokenized: Vec<Result<Tokenized>> = lines
+                .into_par_iter()
+                .map(|line| {
+                    let sample = encode(line, tokenizer)?;
+                    sample.check_mask("conversation").map(|()| sample)
+                })
+                .collect();
+            tokenized.into_iter().try_for_each(|sample| {
+                number += 1;
+                let name = || format!("{}: sample {number}", file.path().display());
+                take(sample.with_context(name)?)
+            })
+        })?;
     }
-    Ok(samples)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -108,7 +119,12 @@ mod tests {
         let tokenizer = bpe::tests::small(dir.path());
         let path = dir.path().join("samples.jsonl");
         std::fs::write(&path, text).unwrap();
-        load(path.to_str().unwrap(), &tokenizer)
+        let mut samples = Vec::new();
+        for_each(path.to_str().unwrap(), &tokenizer, |sample| {
+            samples.push(sample);
+            Ok(())
+        })?;
+        Ok(samples)
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The decoder: what a layer computes for a few rows, shared by training and generation.
 //!
-//! Contract: every function here works on rows alone (their neighbours never matter) and on the
-//! calling thread; [`super::training`] and [`super::extend`] spread rows over threads.
+//! Contract: every function here works on rows alone: their neighbours never matter. `threads` share
+//! the columns of its products; it is 1 where [`super::training`] and [`super::extend`] spread rows
+//! over threads.
 
 use super::layout::{Ranges, TensorSpec};
 use super::weights::{Matrix, PackedWeights, Pass, Source, Weights};
@@ -9,7 +10,7 @@ use super::{Layout, ModelConfig};
 use crate::ops::attention::Heads;
 use crate::ops::buffer::{Buffer, parts};
 use crate::ops::element::Elements;
-use crate::ops::matmul::{Start, TILE, matmul};
+use crate::ops::matmul::{Start, TILE, matmul_by_columns};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::Rope;
 use crate::ops::swiglu::swiglu;
@@ -124,6 +125,7 @@ impl Decoder {
     /// Returns the rows after the norm, which lie in `scratch`.
     pub(super) fn attention_input<'s>(
         &self,
+        threads: usize,
         (packed, layer): (&PackedWeights, usize),
         x: &[f32],
         (rope, positions): (&Rope, &mut dyn Iterator<Item = usize>),
@@ -137,7 +139,7 @@ impl Decoder {
         rms_norm(x, &vectors.input_norm, self.config.rms_norm_eps, normal);
         let bias = vectors.qkv_bias.as_deref().map_or(Start::Zero, Start::Bias);
         let panels = packed.panels(Matrix::Qkv(layer));
-        matmul(normal, hidden, rows, panels, bias, qkv, heads.row());
+        matmul_by_columns(threads, normal, hidden, rows, panels, bias, qkv, heads.row());
         for (row, position) in qkv.chunks_exact_mut(heads.row()).zip(positions) {
             rope.forward(row, heads.queries + heads.keys, position);
         }
@@ -149,6 +151,7 @@ impl Decoder {
     /// rows after the norm and the SwiGLU product, which lie in `scratch`.
     pub(super) fn attention_output<'s>(
         &self,
+        threads: usize,
         (packed, layer): (&PackedWeights, usize),
         attention: &[f32],
         middle: &mut [f32],
@@ -161,20 +164,30 @@ impl Decoder {
         let rows = middle.len() / hidden;
         let [normal, product] = parts(scratch, [rows * hidden, rows * inner]);
         let panels = packed.panels(Matrix::Output(layer));
-        matmul(attention, width, rows, panels, Start::Accumulate, middle, hidden);
+        matmul_by_columns(
+            threads,
+            attention,
+            width,
+            rows,
+            panels,
+            Start::Accumulate,
+            middle,
+            hidden,
+        );
         rms_norm(middle, &packed.layer(layer).post_norm, self.config.rms_norm_eps, normal);
         let panels = packed.panels(Matrix::GateUp(layer));
-        matmul(normal, hidden, rows, panels, Start::Zero, gate_up, 2 * inner);
+        matmul_by_columns(threads, normal, hidden, rows, panels, Start::Zero, gate_up, 2 * inner);
         swiglu(gate_up, inner, product);
         out.copy_from_slice(middle);
         let panels = packed.panels(Matrix::Down(layer));
-        matmul(product, inner, rows, panels, Start::Accumulate, out, hidden);
+        matmul_by_columns(threads, product, inner, rows, panels, Start::Accumulate, out, hidden);
         [normal, product]
     }
 
     /// The logits of rows `x` of the residual stream; `normal` gets the rows after the last norm.
     pub(super) fn logits(
         &self,
+        threads: usize,
         packed: &PackedWeights,
         x: &[f32],
         normal: &mut [f32],
@@ -183,6 +196,15 @@ impl Decoder {
         let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
         rms_norm(x, packed.norm(), self.config.rms_norm_eps, normal);
         let panels = packed.panels(Matrix::Head);
-        matmul(normal, hidden, x.len() / hidden, panels, Start::Zero, logits, vocab);
+        matmul_by_columns(
+            threads,
+            normal,
+            hidden,
+            x.len() / hidden,
+            panels,
+            Start::Zero,
+            logits,
+            vocab,
+        );
     }
 }

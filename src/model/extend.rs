@@ -2,8 +2,10 @@
 //!
 //! Contract: a row's logits have the same bits as training computes for that row of the whole
 //! sequence, whatever else is in the batch. Rows are spread over threads by sequence, and each
-//! thread takes its rows through all layers without waiting for others. Nothing is allocated once
-//! the workspace has seen the largest batch.
+//! thread takes its rows through all layers without waiting for others; where that would leave
+//! threads idle, or read large weights once for each of them, all rows are one share and the threads
+//! divide each product by columns and attention by heads. Nothing is allocated once the workspace
+//! has seen the largest batch.
 
 use super::cache::{BLOCK_TOKENS, KvCache};
 use super::decoder::{CHUNK, Decoder};
@@ -36,6 +38,16 @@ pub struct DecodeWorkspace {
     logits: Buffer,
 }
 
+/// Bytes of weights times rows of a pass that threads share by columns: below, waiting for each other
+/// costs more than it saves.
+const WORTH_SHARING: usize = 64 << 20;
+/// Weights of fewer bytes stay in the last-level cache, where each thread may read them for itself.
+const CACHED: usize = 64 << 20;
+/// Rows of a thread below which large weights are read faster than they are computed with.
+const FEW_ROWS: usize = 4;
+/// Multiply-adds of attention that are worth handing a part of to another thread.
+const WORTH_A_FORK: usize = 1 << 18;
+
 /// The rows of one thread.
 #[derive(Clone, Copy)]
 struct Share {
@@ -45,6 +57,7 @@ struct Share {
     wanted: usize,
 }
 
+/// The buffers of a share.
 #[derive(Default)]
 struct ThreadBuffers {
     x: Buffer,
@@ -52,7 +65,8 @@ struct ThreadBuffers {
     attention: Buffer,
     middle: Buffer,
     gate_up: Buffer,
-    scratch: Buffer,
+    /// One for each thread that works on the share.
+    scratch: Vec<Buffer>,
 }
 
 /// A cache whose blocks are written by different threads, and who reads which.
@@ -64,7 +78,8 @@ struct SharedCache<'a> {
 }
 
 impl SharedCache<'_> {
-    /// Writes the keys and values of the rows of one sequence, then computes their attention.
+    /// Writes the keys and values of the rows of one sequence, then computes their attention, on a
+    /// thread for each scratch buffer.
     ///
     /// # Safety
     /// No other thread reads or writes the blocks that the rows write.
@@ -75,30 +90,35 @@ impl SharedCache<'_> {
         rows: &[Row],
         qkv: &[f32],
         out: &mut [f32],
-        scratch: &mut Buffer,
+        scratch: &mut [Buffer],
     ) {
         let Self { shape, tables, .. } = self;
         let (layer_keys, layer_values) = shape.layer_lens();
         let keys = self.keys.offset(layer * layer_keys);
         let values = self.values.offset(layer * layer_values);
         let table = tables[rows[0].sequence as usize];
-        for head in 0..heads.keys {
+        let first_position = rows[0].position as usize;
+        let work = rows.len() * (first_position + rows.len()) * heads.queries * heads.dim;
+        let threads = if work < WORTH_A_FORK { 1 } else { scratch.len() };
+        let out = SharedMut::new(out);
+        for_each(heads.keys, &mut scratch[..threads], |head, scratch| {
             for (row, qkv) in rows.iter().zip(qkv.chunks_exact(heads.row())) {
                 let position = row.position as usize;
                 let index = shape.index(table[position / BLOCK_TOKENS], head);
                 let [keys, values] = [(&keys, shape.key_len()), (&values, shape.value_len())]
-                    // SAFETY: the caller's promise.
+                    // SAFETY: the caller's promise, and no two items have a head in common.
                     .map(|(all, len)| unsafe { all.part(index * len..(index + 1) * len) });
                 let (key, value) = heads.key_value(qkv, head);
                 store_key(key, position % BLOCK_TOKENS, keys);
                 store_value(value, position % BLOCK_TOKENS, values);
             }
-            // SAFETY: this thread alone writes the sequence's last blocks, and nobody the others.
-            let pages =
-                unsafe { Pages::new((&keys, &values), table, (heads.keys, head), BLOCK_TOKENS) };
-            let first_position = rows[0].position as usize;
-            attend_cached(heads, qkv, Cached { pages, head, first_position }, out, scratch);
-        }
+            // SAFETY: this item alone writes the head's part of the sequence's last blocks, and
+            // nobody the others; the query heads of a key head are its alone.
+            unsafe {
+                let pages = Pages::new((&keys, &values), table, (heads.keys, head), BLOCK_TOKENS);
+                attend_cached(heads, qkv, Cached { pages, head, first_position }, &out, scratch);
+            }
+        });
     }
 }
 
@@ -143,8 +163,15 @@ impl Decoder {
         let rope = rope.get_or_insert_with(|| self.rope());
         let longest = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
         rope.grow(longest);
-        threads.resize_with(rayon::current_num_threads(), ThreadBuffers::default);
-        share_rows(rows, threads.len(), shares);
+        let num_threads = rayon::current_num_threads();
+        threads.resize_with(num_threads, ThreadBuffers::default);
+        share_rows(rows, num_threads, shares);
+        let threads_per_share = if is_shared_by_columns(rows, shares, num_threads, weights) {
+            share_rows(rows, 1, shares);
+            num_threads
+        } else {
+            1
+        };
         let vocab = self.config().vocab_size;
         let wanted = rows.iter().filter(|row| row.wants_logits).count();
         let logits = logits.grow(wanted * vocab);
@@ -155,15 +182,22 @@ impl Decoder {
             shape: cache.shape,
             tables,
         };
-        for_each(shares.len(), threads, |item, buffers| {
-            let share = shares[item];
+        let extend = |item: usize, buffers: &mut ThreadBuffers| {
+            let share: Share = shares[item];
             let rows = &rows[share.first..share.end];
             let wanted = rows.iter().filter(|row| row.wants_logits).count();
             let at = share.wanted * vocab;
             // SAFETY: each share has its own rows of the logits.
             let logits = unsafe { shared_logits.part(at..at + wanted * vocab) };
+            buffers.scratch.resize_with(threads_per_share, Buffer::default);
             self.extend_share(weights, &shared_cache, rows, rope, buffers, logits);
-        });
+        };
+        if threads_per_share > 1 {
+            // Within the pool once, rather than once for each product.
+            rayon::scope(|_| extend(0, &mut threads[0]));
+        } else {
+            for_each(shares.len(), threads, extend);
+        }
         logits
     }
 
@@ -179,6 +213,7 @@ impl Decoder {
         let (hidden, heads) = (self.config().hidden_size, self.heads());
         let (inner, width) = (self.config().intermediate_size, self.attention_width());
         let chunk = CHUNK.min(rows.len());
+        let threads = buffers.scratch.len();
         let x = buffers.x.grow(rows.len() * hidden);
         let qkv = buffers.qkv.grow(rows.len() * heads.row());
         let attention = buffers.attention.grow(rows.len() * width);
@@ -193,7 +228,7 @@ impl Decoder {
             for ((rows, x), qkv) in chunks.zip(qkv.chunks_mut(CHUNK * heads.row())) {
                 let mut positions = rows.iter().map(|row| row.position as usize);
                 let turn = (rope, &mut positions as &mut dyn Iterator<Item = usize>);
-                self.attention_input(weights, x, turn, qkv, &mut buffers.scratch);
+                self.attention_input(threads, weights, x, turn, qkv, &mut buffers.scratch[0]);
             }
             let mut first = 0;
             for run in rows.chunk_by(|a, b| a.sequence == b.sequence) {
@@ -210,8 +245,8 @@ impl Decoder {
                 let middle = &mut middle[..rows * hidden];
                 let gate_up = &mut gate_up[..rows * 2 * inner];
                 middle.copy_from_slice(x);
-                let scratch = &mut buffers.scratch;
-                self.attention_output(weights, attention, middle, gate_up, x, scratch);
+                let scratch = &mut buffers.scratch[0];
+                self.attention_output(threads, weights, attention, middle, gate_up, x, scratch);
             }
         }
         let mut wanted = 0;
@@ -223,10 +258,26 @@ impl Decoder {
         for (x, logits) in
             x[..wanted * hidden].chunks(CHUNK * hidden).zip(logits.chunks_mut(CHUNK * vocab))
         {
-            let normal = buffers.scratch.grow(x.len());
-            self.logits(&weights.packed, x, normal, logits);
+            let normal = buffers.scratch[0].grow(x.len());
+            self.logits(threads, &weights.packed, x, normal, logits);
         }
     }
+}
+
+/// Whether the threads should share all rows by columns, rather than take a share of the rows each:
+/// where the largest share is over a third more than an even one, or where a few rows would make
+/// each thread read weights that no cache holds.
+fn is_shared_by_columns(
+    rows: &[Row],
+    shares: &[Share],
+    threads: usize,
+    weights: &Weights<'_>,
+) -> bool {
+    let largest = shares.iter().map(|share| share.end - share.first).max().unwrap_or(0);
+    let is_uneven = 3 * largest * threads > 4 * rows.len();
+    let bytes = weights.packed.bytes();
+    let is_reading = bytes > CACHED && rows.len() < FEW_ROWS * threads;
+    threads > 1 && rows.len() * bytes >= WORTH_SHARING && (is_uneven || is_reading)
 }
 
 /// Cuts the rows into about equal shares between sequences.

@@ -327,26 +327,30 @@ pub struct Cached<'a> {
 simd_fn!(
     /// For each row of `qkv` (turned queries), the attention of the group of query heads of
     /// `cached.head` into the same heads of `out` (`[rows, queries * dim]`).
-    pub fn attend_cached(
+    ///
+    /// # Safety
+    /// Nobody else uses these heads of `out`.
+    pub unsafe fn attend_cached(
         heads: Heads,
         qkv: &[f32],
         cached: Cached<'_>,
-        out: &mut [f32],
+        out: &SharedMut<'_, f32>,
         scratch: &mut Buffer,
     ) = cached_generic
 );
 
+/// # Safety
+/// As for [`attend_cached`].
 #[inline(always)]
-fn cached_generic<S: Simd>(
+unsafe fn cached_generic<S: Simd>(
     s: S,
     heads: Heads,
     qkv: &[f32],
     cached: Cached<'_>,
-    out: &mut [f32],
+    out: &SharedMut<'_, f32>,
     scratch: &mut Buffer,
 ) {
     let rows = qkv.len() / heads.row();
-    let out = SharedMut::new(out);
     sequence_forward(
         s,
         heads,
@@ -354,7 +358,7 @@ fn cached_generic<S: Simd>(
         rows,
         scratch,
         |row| &qkv[row * heads.row()..],
-        &out,
+        out,
         |_, _, _| {},
     );
 }
@@ -758,7 +762,9 @@ mod tests {
                     let pages = unsafe { Pages::new((&keys, &values), &table, (1, 0), page) };
                     let cached = Cached { pages, head, first_position: first };
                     let rows = &qkv[first * row..(first + step) * row];
-                    attend_cached(HEADS, rows, cached, &mut part, &mut Buffer::default());
+                    let (out, mut scratch) = (SharedMut::new(&mut part), Buffer::default());
+                    // SAFETY: nobody else uses `part`.
+                    unsafe { attend_cached(HEADS, rows, cached, &out, &mut scratch) };
                 }
                 let heads = head * 24..head * 24 + 24;
                 for i in 0..step {

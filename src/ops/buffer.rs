@@ -4,6 +4,7 @@
 //! its largest size nothing is allocated again. What a grown buffer holds is unspecified.
 
 use bytemuck::{Pod, Zeroable};
+use std::mem::MaybeUninit;
 
 /// Floats in a cache line; parts of a buffer start at multiples of it.
 pub const LINE: usize = 16;
@@ -21,13 +22,17 @@ pub struct Buffer {
 impl Buffer {
     /// A buffer of at least `len` zeros.
     pub fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line::zeroed(); len.div_ceil(LINE)] }
+        let mut buffer = Self::default();
+        buffer.grow(len);
+        buffer
     }
 
     /// The first `len` floats, growing if needed; their content is whatever was there.
     pub fn grow(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(LINE);
-        if self.lines.len() < lines {
+        if let Some(more) = lines.checked_sub(self.lines.len()) {
+            self.lines.reserve_exact(more);
+            ask_for_large_pages(self.lines.spare_capacity_mut());
             self.lines.resize(lines, Line::zeroed());
         }
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..len]
@@ -46,6 +51,20 @@ impl Buffer {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         size_of_val(self.lines.as_slice())
+    }
+}
+
+/// Large pages make a buffer faster to write for the first time, and to read from end to end.
+fn ask_for_large_pages(room: &mut [MaybeUninit<Line>]) {
+    const PAGE: usize = 2 << 20;
+    let (start, len) = (room.as_mut_ptr().cast::<u8>(), size_of_val(room));
+    let before = start.align_offset(PAGE);
+    let pages = len.saturating_sub(before) / PAGE;
+    if pages > 0 {
+        let first = start.wrapping_add(before).cast();
+        // SAFETY: the pages lie within the room, and the advice does not change what they hold.
+        // Whether it is taken does not matter.
+        let _ = unsafe { libc::madvise(first, pages * PAGE, libc::MADV_HUGEPAGE) };
     }
 }
 

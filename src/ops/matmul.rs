@@ -6,11 +6,20 @@
 //! is packed once into panels of [`PANEL`] columns and then used any number of times; it may be
 //! stored in half precision, which is widened as it is loaded. Left out: transposed outputs.
 
-use super::buffer::{Buffer, aligned, parts};
+mod gradient;
+mod pack;
+mod tile;
+
+pub use gradient::{WEIGHT_GRADIENT_SCRATCH, weight_gradient};
+pub use pack::{pack, pack_panel, pack_transposed, packed_len};
+pub(super) use tile::{finish, load_tile, tile, tile_onto, with_tile_rows};
+
+use self::tile::row_tile;
 use super::element::{Dtype, Element, Elements};
 use super::parallel::{SharedMut, for_each};
-use super::simd::{LANES, Simd, simd_fn};
+use super::simd::{Simd, simd_fn};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Columns of a packed panel.
 pub const PANEL: usize = 16;
@@ -18,6 +27,8 @@ pub const PANEL: usize = 16;
 pub const DEPTH: usize = 256;
 /// Rows of a register tile: 6 x 16 results and their operands fill sixteen vector registers.
 pub const TILE: usize = 6;
+/// Panels that a single row is multiplied with at a time.
+const WIDE: usize = 4;
 
 /// A packed right-hand matrix of `depth` rows and `columns` columns.
 #[derive(Clone, Copy)]
@@ -31,6 +42,13 @@ pub struct Panels<'a> {
 }
 
 impl Panels<'_> {
+    /// The columns of a range that starts with a panel.
+    fn part(self, columns: &Range<usize>) -> Self {
+        let first = columns.start * self.depth;
+        let data = self.data.slice(first, packed_len(self.depth, columns.len()));
+        Self { data, columns: columns.len(), ..self }
+    }
+
     /// Column `column`, widened; `out` is `depth` long.
     pub fn column(&self, column: usize, out: &mut [f32]) {
         let first = column / PANEL * PANEL * self.depth + column % PANEL;
@@ -51,252 +69,24 @@ pub enum Start<'a> {
     Bias(&'a [f32]),
 }
 
-/// Floats of a packed matrix.
-pub const fn packed_len(depth: usize, columns: usize) -> usize {
-    columns.div_ceil(PANEL) * PANEL * depth
-}
-
-/// Packs row-major `weight` `[columns, depth]` as the right-hand side of `x · weightᵀ`.
-pub fn pack_transposed(weight: &[f32], depth: usize, columns: usize, packed: &mut [f32]) {
-    assert_eq!(weight.len(), depth * columns);
-    for (panel, out) in packed.chunks_exact_mut(depth * PANEL).enumerate() {
-        let first = panel * PANEL;
-        let width = PANEL.min(columns - first);
-        if width < PANEL {
-            out.fill(0.0);
-        }
-        for (column, source) in
-            weight[first * depth..(first + width) * depth].chunks_exact(depth).enumerate()
-        {
-            for (row, &value) in out.chunks_exact_mut(PANEL).zip(source) {
-                row[column] = value;
-            }
+impl Start<'_> {
+    /// The same for some of the columns.
+    fn part(self, columns: &Range<usize>) -> Self {
+        match self {
+            Self::Bias(bias) => Self::Bias(&bias[columns.clone()]),
+            other => other,
         }
     }
-}
 
-/// Packs one panel of the right-hand side of `x · weightᵀ` from up to [`PANEL`] rows of `weight`, in
-/// the format `dtype`: the rows' own, or f32. `out` holds `[depth][PANEL]` numbers.
-pub fn pack_panel(rows: &[Elements<'_>], dtype: Dtype, out: &mut [u8]) {
-    if rows.len() < PANEL {
-        out.fill(0);
-    }
-    let mut wide = [0.0; DEPTH];
-    for (block, out) in out.chunks_mut(DEPTH * PANEL * dtype.size()).enumerate() {
-        let depth = out.len() / (PANEL * dtype.size());
-        for (column, row) in rows.iter().enumerate() {
-            let part = row.slice(block * DEPTH, depth);
-            let bytes = if part.dtype == dtype {
-                part.bytes
-            } else {
-                assert_eq!(dtype, Dtype::F32, "rows are widened or stay as they are");
-                part.widen(&mut wide[..depth]);
-                bytemuck::cast_slice(&wide[..depth])
-            };
-            match dtype.size() {
-                2 => place_column::<2>(bytes, column, out),
-                _ => place_column::<4>(bytes, column, out),
-            }
-        }
+    /// What the sums over the depths from `block` on are added to.
+    fn of_block(self, block: usize, columns: &Range<usize>) -> Self {
+        if block > 0 { Self::Accumulate } else { self.part(columns) }
     }
 }
 
-/// Writes numbers of `N` bytes into one column of a panel.
-fn place_column<const N: usize>(numbers: &[u8], column: usize, out: &mut [u8]) {
-    let rows = out.as_chunks_mut::<N>().0.chunks_exact_mut(PANEL);
-    for (row, number) in rows.zip(numbers.as_chunks::<N>().0) {
-        row[column] = *number;
-    }
-}
-
-/// Packs row-major `weight` `[depth, columns]` as the right-hand side of `dy · weight`.
-pub fn pack(weight: &[f32], depth: usize, columns: usize, packed: &mut [f32]) {
-    assert_eq!(weight.len(), depth * columns);
-    for (panel, out) in packed.chunks_exact_mut(depth * PANEL).enumerate() {
-        pack_columns(weight, columns, panel * PANEL, PANEL.min(columns - panel * PANEL), out);
-    }
-}
-
-/// Packs `width` columns from `first` of a row-major matrix with `stride` floats a row.
-#[inline(always)]
-fn pack_columns(source: &[f32], stride: usize, first: usize, width: usize, out: &mut [f32]) {
-    for (row, out) in source.chunks(stride).zip(out.as_chunks_mut::<PANEL>().0) {
-        match row[first..].first_chunk::<PANEL>() {
-            Some(whole) if width == PANEL => *out = *whole,
-            _ => {
-                *out = [0.0; PANEL];
-                out[..width].copy_from_slice(&row[first..first + width]);
-            }
-        }
-    }
-}
-
-/// The products of `R` rows with one panel over `depth`.
-///
-/// # Safety
-/// As for [`tile_onto`].
-#[inline(always)]
-pub(super) unsafe fn tile<S: Simd, E: Element, const R: usize>(
-    s: S,
-    depth: usize,
-    left: *const f32,
-    strides: (usize, usize),
-    right: *const E,
-    right_stride: usize,
-) -> [[S::V; 2]; R] {
-    // SAFETY: the caller's promise.
-    unsafe { tile_onto(s, [[s.splat(0.0); 2]; R], depth, left, strides, right, right_stride) }
-}
-
-/// The same, continuing the sums of a part of the depth that came before: the bits are those of one
-/// sum over both parts.
-///
-/// # Safety
-/// `left` is readable at `r * row_stride + d * depth_stride` and `right` at `d * right_stride` and
-/// the 15 numbers after it, for all `r < R`, `d < depth`.
-#[inline(always)]
-pub(super) unsafe fn tile_onto<S: Simd, E: Element, const R: usize>(
-    s: S,
-    mut sums: [[S::V; 2]; R],
-    depth: usize,
-    left: *const f32,
-    (row_stride, depth_stride): (usize, usize),
-    right: *const E,
-    right_stride: usize,
-) -> [[S::V; 2]; R] {
-    let mut left = left;
-    let mut right = right;
-    for _ in 0..depth {
-        // SAFETY: within the ranges that the caller promises.
-        unsafe {
-            let b0 = E::widen_eight(s, right.cast::<[E; LANES]>().read_unaligned());
-            let b1 = E::widen_eight(s, right.add(LANES).cast::<[E; LANES]>().read_unaligned());
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let a = s.splat(*left.add(r * row_stride));
-                sum[0] = s.fma(a, b0, sum[0]);
-                sum[1] = s.fma(a, b1, sum[1]);
-            }
-            left = left.wrapping_add(depth_stride);
-            right = right.wrapping_add(right_stride);
-        }
-    }
-    sums
-}
-
-/// The sums that a whole tile of `out` holds.
-///
-/// # Safety
-/// `out` is readable at `r * stride` and the 15 floats after it for all `r < R`.
-#[inline(always)]
-pub(super) unsafe fn load_tile<S: Simd, const R: usize>(
-    s: S,
-    out: *const f32,
-    stride: usize,
-) -> [[S::V; 2]; R] {
-    let mut sums = [[s.splat(0.0); 2]; R];
-    for (r, sums) in sums.iter_mut().enumerate() {
-        for (half, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: within the row that the caller promises.
-            *sum = s.load(unsafe { &*out.add(r * stride + half * LANES).cast() });
-        }
-    }
-    sums
-}
-
-/// Adds a tile's sums to `start` and writes `width` columns of each row of `out`.
-///
-/// # Safety
-/// `out` is writable at `r * stride` and the `width - 1` floats after it for all `r < R`.
-#[inline(always)]
-pub(super) unsafe fn finish<S: Simd, const R: usize>(
-    s: S,
-    sums: [[S::V; 2]; R],
-    start: Start<'_>,
-    out: *mut f32,
-    stride: usize,
-    width: usize,
-) {
-    let mut bias = [0.0; PANEL];
-    if let Start::Bias(values) = start {
-        bias[..width].copy_from_slice(&values[..width]);
-    }
-    for (r, sums) in sums.into_iter().enumerate() {
-        // SAFETY: within the row that the caller promises; `narrow` has a whole panel.
-        unsafe {
-            let row = out.add(r * stride);
-            let mut narrow = [0.0f32; PANEL];
-            let target = if width == PANEL {
-                row
-            } else {
-                std::ptr::copy_nonoverlapping(row, narrow.as_mut_ptr(), width);
-                narrow.as_mut_ptr()
-            };
-            for (half, sum) in sums.into_iter().enumerate() {
-                let eight: *mut [f32; LANES] = target.add(half * LANES).cast();
-                let value = match start {
-                    Start::Zero => sum,
-                    Start::Accumulate => s.add(s.load(&*eight), sum),
-                    Start::Bias(_) => s.add(s.load(&*bias.as_ptr().add(half * LANES).cast()), sum),
-                };
-                s.store(value, &mut *eight);
-            }
-            if width < PANEL {
-                std::ptr::copy_nonoverlapping(narrow.as_ptr(), row, width);
-            }
-        }
-    }
-}
-
-/// Calls `$body` with the constant `$rows` bound to 1..=6, the rows of a tile.
-macro_rules! with_tile_rows {
-    ($count:expr, $rows:ident => $body:expr) => {
-        match $count {
-            1 => {
-                const $rows: usize = 1;
-                $body
-            }
-            2 => {
-                const $rows: usize = 2;
-                $body
-            }
-            3 => {
-                const $rows: usize = 3;
-                $body
-            }
-            4 => {
-                const $rows: usize = 4;
-                $body
-            }
-            5 => {
-                const $rows: usize = 5;
-                $body
-            }
-            _ => {
-                const $rows: usize = 6;
-                $body
-            }
-        }
-    };
-}
-pub(super) use with_tile_rows;
-
-simd_fn!(
-    /// `out = start + x · right` for `rows` rows of `x` (`x_stride` floats apart, the first `depth`
-    /// of each used) into rows `out_stride` apart, on this thread.
-    pub fn matmul(
-        x: &[f32],
-        x_stride: usize,
-        rows: usize,
-        right: Panels<'_>,
-        start: Start<'_>,
-        out: &mut [f32],
-        out_stride: usize,
-    ) = matmul_generic
-);
-
-#[inline(always)]
-fn matmul_generic<S: Simd>(
-    s: S,
+/// `out = start + x · right` for `rows` rows of `x` (`x_stride` floats apart, the first `depth` of
+/// each used) into rows `out_stride` apart, on this thread.
+pub fn matmul(
     x: &[f32],
     x_stride: usize,
     rows: usize,
@@ -305,17 +95,13 @@ fn matmul_generic<S: Simd>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    match right.data.dtype {
-        Dtype::F32 => multiply::<S, f32>(s, x, x_stride, rows, right, start, out, out_stride),
-        Dtype::Bf16 => multiply::<S, bf16>(s, x, x_stride, rows, right, start, out, out_stride),
-        Dtype::F16 => multiply::<S, f16>(s, x, x_stride, rows, right, start, out, out_stride),
-    }
+    matmul_by_columns(1, x, x_stride, rows, right, start, out, out_stride);
 }
 
-/// The product with panels of `E`.
-#[inline(always)]
-fn multiply<S: Simd, E: Element>(
-    s: S,
+/// The same with the columns cut into parts for `threads` threads of the pool; small products stay
+/// on this thread. For few rows, which leave nothing else to share.
+pub fn matmul_by_columns(
+    threads: usize,
     x: &[f32],
     x_stride: usize,
     rows: usize,
@@ -328,27 +114,99 @@ fn multiply<S: Simd, E: Element>(
     if rows == 0 {
         return;
     }
-    let panels = data.bytes.as_ptr().cast::<E>();
     assert!(depth <= x_stride || rows == 1);
     assert!(columns <= out_stride || rows == 1);
     assert!((rows - 1) * x_stride + depth <= x.len());
     assert!((rows - 1) * out_stride + columns <= out.len());
     assert!(data.len() >= packed_len(depth, columns));
+    assert!(!matches!(start, Start::Bias(bias) if bias.len() < columns));
+    let parts = match threads {
+        1 => 1,
+        _ => (rows * depth * columns / PART).clamp(1, PARTS_PER_THREAD * threads),
+    };
+    let part = columns.div_ceil(parts).next_multiple_of(WIDE * PANEL);
+    let out = SharedMut::new(out);
+    for_each(columns.div_ceil(part), &mut vec![(); threads], |item, ()| {
+        let columns = item * part..columns.min((item + 1) * part);
+        let (right, start) = (right.part(&columns), start.part(&columns));
+        // SAFETY: the operands were checked, and each item writes its own columns.
+        unsafe { product(x, x_stride, rows, right, start, out.pointer(columns.start), out_stride) };
+    });
+}
+
+/// Multiply-adds that are worth handing to another thread: some microseconds.
+const PART: usize = 1 << 17;
+/// Parts of a product for each thread, so that one that is held up does not hold up all.
+const PARTS_PER_THREAD: usize = 4;
+
+simd_fn!(
+    /// `out = start + x · right`.
+    ///
+    /// # Safety
+    /// `x` holds `depth` floats at `r * x_stride` and `right` its panels; `columns` floats at
+    /// `out + r * out_stride` are writable and nobody else's, for all `r < rows`.
+    unsafe fn product(
+        x: &[f32],
+        x_stride: usize,
+        rows: usize,
+        right: Panels<'_>,
+        start: Start<'_>,
+        out: *mut f32,
+        out_stride: usize,
+    ) = product_generic
+);
+
+#[inline(always)]
+unsafe fn product_generic<S: Simd>(
+    s: S,
+    x: &[f32],
+    x_stride: usize,
+    rows: usize,
+    right: Panels<'_>,
+    start: Start<'_>,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    let (left, size) = ((x.as_ptr(), x_stride), (rows, right.depth, right.columns));
+    let (panels, out) = (right.data.bytes.as_ptr(), (out, out_stride));
+    // SAFETY: the caller's promise.
+    unsafe {
+        match right.data.dtype {
+            Dtype::F32 => multiply::<S, f32>(s, left, size, panels.cast(), start, out),
+            Dtype::Bf16 => multiply::<S, bf16>(s, left, size, panels.cast(), start, out),
+            Dtype::F16 => multiply::<S, f16>(s, left, size, panels.cast(), start, out),
+        }
+    }
+}
+
+/// The product with panels of `E`; `size` is rows, depth, columns.
+///
+/// # Safety
+/// As for [`product`].
+#[inline(always)]
+unsafe fn multiply<S: Simd, E: Element>(
+    s: S,
+    (x, x_stride): (*const f32, usize),
+    (rows, depth, columns): (usize, usize, usize),
+    panels: *const E,
+    start: Start<'_>,
+    (out, out_stride): (*mut f32, usize),
+) {
+    if rows == 1 {
+        // SAFETY: the caller's promise.
+        return unsafe { multiply_row(s, x, (depth, columns), panels, start, out) };
+    }
     for block in (0..depth).step_by(DEPTH) {
         let block_depth = DEPTH.min(depth - block);
         for first in (0..columns).step_by(PANEL) {
             let width = PANEL.min(columns - first);
-            let start = match start {
-                _ if block > 0 => Start::Accumulate,
-                Start::Bias(bias) => Start::Bias(&bias[first..first + width]),
-                other => other,
-            };
+            let start = start.of_block(block, &(first..first + width));
             for row in (0..rows).step_by(TILE) {
-                // SAFETY: rows, depth and columns are within the slices by the assertions above.
+                // SAFETY: rows, depth and columns are within what the caller promises.
                 unsafe {
-                    let left = x.as_ptr().add(row * x_stride + block);
+                    let left = x.add(row * x_stride + block);
                     let panel = panels.add(first * depth + block * PANEL);
-                    let target = out.as_mut_ptr().add(row * out_stride + first);
+                    let target = out.add(row * out_stride + first);
                     with_tile_rows!(rows - row, R => {
                         let sums =
                             tile::<S, E, R>(s, block_depth, left, (x_stride, 1), panel, PANEL);
@@ -360,111 +218,68 @@ fn multiply<S: Simd, E: Element>(
     }
 }
 
-/// Rows of the weight gradient that one work item computes.
-const GRADIENT_ROWS: usize = 16 * TILE;
-/// Columns of the weight gradient that one work item computes.
-const GRADIENT_COLUMNS: usize = 16 * PANEL;
-/// Floats of a thread's scratch buffer in [`weight_gradient`].
-pub const WEIGHT_GRADIENT_SCRATCH: usize =
-    aligned(DEPTH * GRADIENT_ROWS + LANES) + DEPTH * GRADIENT_COLUMNS;
-
-/// Adds `dyᵀ · x` to `gradient` `[outputs, inputs]`, for `tokens` rows of `dy` (`outputs` of each,
-/// `dy_stride` apart) and `x` (`inputs` of each, `x_stride` apart), on the pool.
-pub fn weight_gradient(
-    (dy, dy_stride, outputs): (&[f32], usize, usize),
-    (x, x_stride, inputs): (&[f32], usize, usize),
-    tokens: usize,
-    gradient: &mut [f32],
-    scratch: &mut [Buffer],
+/// The product of one row: several panels side by side, each read from end to end.
+///
+/// # Safety
+/// As for [`product`].
+#[inline(always)]
+unsafe fn multiply_row<S: Simd, E: Element>(
+    s: S,
+    x: *const f32,
+    (depth, columns): (usize, usize),
+    panels: *const E,
+    start: Start<'_>,
+    out: *mut f32,
 ) {
-    assert_eq!(gradient.len(), outputs * inputs);
-    assert!(outputs <= dy_stride && inputs <= x_stride);
-    assert!(tokens * dy_stride <= dy.len() && tokens * x_stride <= x.len());
-    let row_blocks = outputs.div_ceil(GRADIENT_ROWS);
-    let items = row_blocks * inputs.div_ceil(GRADIENT_COLUMNS);
-    let shared = SharedMut::new(gradient);
-    for_each(items, scratch, |item, scratch| {
-        let row = item % row_blocks * GRADIENT_ROWS;
-        let column = item / row_blocks * GRADIENT_COLUMNS;
-        let rows = GRADIENT_ROWS.min(outputs - row);
-        let columns = GRADIENT_COLUMNS.min(inputs - column);
-        let [left, right] =
-            parts(scratch, [DEPTH * GRADIENT_ROWS + LANES, DEPTH * GRADIENT_COLUMNS]);
-        for token in (0..tokens).step_by(DEPTH) {
-            let depth = DEPTH.min(tokens - token);
-            let dy = &dy[token * dy_stride..(token + depth) * dy_stride];
-            let x = &x[token * x_stride..(token + depth) * x_stride];
-            for (tile, out) in left.chunks_mut(DEPTH * TILE).enumerate().take(rows.div_ceil(TILE)) {
-                let first = row + tile * TILE;
-                let width = TILE.min(row + rows - first);
-                for (out, dy) in out.chunks_exact_mut(TILE).zip(dy.chunks_exact(dy_stride)) {
-                    match dy[first..].first_chunk::<TILE>() {
-                        Some(whole) if width == TILE => out.copy_from_slice(whole),
-                        _ => out[..width].copy_from_slice(&dy[first..first + width]),
-                    }
-                }
+    let mut first = 0;
+    while first < columns {
+        // SAFETY: the panels from `first` on, as many as are taken, are the caller's.
+        first += unsafe {
+            if columns - first > (WIDE - 1) * PANEL {
+                row_panels::<S, E, WIDE>(s, x, depth, panels, start, out, first..columns)
+            } else {
+                row_panels::<S, E, 1>(s, x, depth, panels, start, out, first..columns)
             }
-            for (panel, out) in
-                right.chunks_mut(DEPTH * PANEL).enumerate().take(columns.div_ceil(PANEL))
-            {
-                let first = panel * PANEL;
-                pack_columns(x, x_stride, column + first, PANEL.min(columns - first), out);
-            }
-            // SAFETY: this item alone writes this rectangle, which lies within the gradient.
-            unsafe {
-                let target = shared.pointer(row * inputs + column);
-                gradient_block(left, right, depth, (rows, columns), target, inputs);
-            }
-        }
-    });
+        };
+    }
 }
 
-simd_fn!(
-    /// Adds the product of the packed block to the rectangle of `rows` x `columns` at `out`.
-    ///
-    /// # Safety
-    /// The rectangle, with rows `stride` apart, is writable and nobody else's.
-    unsafe fn gradient_block(
-        left: &[f32],
-        right: &[f32],
-        depth: usize,
-        size: (usize, usize),
-        out: *mut f32,
-        stride: usize,
-    ) = gradient_block_generic
-);
-
+/// The product of one row with the first `P` panels of `columns`; how many columns these are.
+///
+/// # Safety
+/// As for [`product`]; `columns` reach into the last of the panels.
 #[inline(always)]
-unsafe fn gradient_block_generic<S: Simd>(
+unsafe fn row_panels<S: Simd, E: Element, const P: usize>(
     s: S,
-    left: &[f32],
-    right: &[f32],
+    x: *const f32,
     depth: usize,
-    (rows, columns): (usize, usize),
+    panels: *const E,
+    start: Start<'_>,
     out: *mut f32,
-    stride: usize,
-) {
-    for (panel, right) in right.chunks(DEPTH * PANEL).enumerate().take(columns.div_ceil(PANEL)) {
-        let width = PANEL.min(columns - panel * PANEL);
-        for (index, left) in left.chunks(DEPTH * TILE).enumerate().take(rows.div_ceil(TILE)) {
-            assert!(depth * PANEL <= right.len() && depth * TILE <= left.len());
-            // SAFETY: the packed blocks hold `depth` rows; the target is the caller's rectangle.
-            unsafe {
-                let (left, right) = (left.as_ptr(), right.as_ptr());
-                let target = out.add(index * TILE * stride + panel * PANEL);
-                with_tile_rows!(rows - index * TILE, R => {
-                    let sums = tile::<S, f32, R>(s, depth, left, (1, TILE), right, PANEL);
-                    finish(s, sums, Start::Accumulate, target, stride, width);
-                });
+    columns: Range<usize>,
+) -> usize {
+    for block in (0..depth).step_by(DEPTH) {
+        let block_depth = DEPTH.min(depth - block);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let right = panels.add(columns.start * depth + block * PANEL);
+            let sums = row_tile::<S, E, P>(s, block_depth, x.add(block), right, depth * PANEL);
+            for (p, sums) in sums.into_iter().enumerate() {
+                let first = columns.start + p * PANEL;
+                let width = PANEL.min(columns.end - first);
+                let start = start.of_block(block, &(first..first + width));
+                finish(s, [sums], start, out.add(first), 0, width);
             }
         }
     }
+    P * PANEL
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::rng;
+    use crate::ops::buffer::Buffer;
 
     fn random(len: usize, key: u64) -> Vec<f32> {
         (0..len).map(|i| rng::uniform(key, i as u64) - 0.5).collect()
@@ -536,8 +351,8 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_the_same_bits_in_any_company() {
-        let (depth, columns) = (300, 37);
+    fn a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads() {
+        let (depth, columns) = (300, 165);
         let x = random(64 * depth, 5);
         let weight = random(columns * depth, 6);
         let mut packed = Buffer::zeros(packed_len(depth, columns));
@@ -545,6 +360,11 @@ mod tests {
         let panels = Panels { data: packed.as_slice().into(), depth, columns };
         let mut whole = vec![0.0; 64 * columns];
         matmul(&x, depth, 64, panels, Start::Zero, &mut whole, columns);
+        for threads in [2, 3] {
+            let (start, mut shared) = (Start::Zero, vec![0.0; 64 * columns]);
+            matmul_by_columns(threads, &x, depth, 64, panels, start, &mut shared, columns);
+            assert_eq!(shared, whole, "{threads} threads");
+        }
         for rows in 1..=13 {
             for first in [0, 5, 50] {
                 let mut part = vec![0.0; rows * columns];
@@ -566,7 +386,9 @@ mod tests {
         let mut scalar = fast.clone();
         matmul(&x, depth, rows, panels, Start::Zero, &mut fast, columns);
         let s = crate::ops::simd::Scalar;
-        matmul_generic(s, &x, depth, rows, panels, Start::Zero, &mut scalar, columns);
+        let out = scalar.as_mut_ptr();
+        // SAFETY: the operands are as long as the sizes say.
+        unsafe { product_generic(s, &x, depth, rows, panels, Start::Zero, out, columns) };
         assert_eq!(fast, scalar);
     }
 
@@ -621,7 +443,9 @@ mod tests {
             matmul(&x, depth, rows, wide_panels, Start::Zero, &mut expected, columns);
             assert_eq!(y, expected, "{dtypes:?}");
             let s = crate::ops::simd::Scalar;
-            matmul_generic(s, &x, depth, rows, narrow, Start::Zero, &mut y, columns);
+            let out = y.as_mut_ptr();
+            // SAFETY: the operands are as long as the sizes say.
+            unsafe { product_generic(s, &x, depth, rows, narrow, Start::Zero, out, columns) };
             assert_eq!(y, expected, "{dtypes:?} on the scalar path");
             let mut column = vec![0.0; depth];
             narrow.column(20, &mut column);

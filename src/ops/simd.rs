@@ -23,6 +23,8 @@ pub trait Simd: Copy {
     fn widen_bf16(self, x: [u16; LANES]) -> Self::V;
     /// Eight f16 numbers, given by their bits; exact.
     fn widen_f16(self, x: [u16; LANES]) -> Self::V;
+    /// Rows become columns.
+    fn transpose(self, rows: [[u16; LANES]; LANES]) -> [[u16; LANES]; LANES];
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// a - b
@@ -74,6 +76,10 @@ impl Simd for Scalar {
     #[inline(always)]
     fn widen_f16(self, x: [u16; LANES]) -> Self::V {
         x.map(|bits| half::f16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
+        std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -174,6 +180,18 @@ mod avx2 {
         fn widen_f16(self, x: [u16; LANES]) -> __m256 {
             // SAFETY: the array holds the sixteen bytes read; see `splat`.
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn transpose(self, rows: [[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
+            let mut rows: [__m128i; LANES] = bytemuck::cast(rows);
+            // Interleaving the upper and the lower half of the rows three times is a transposition.
+            for _ in 0..3 {
+                let [a, b, c, d, e, f, g, h] = rows;
+                // SAFETY: see `splat`.
+                let both = |x, y| unsafe { [_mm_unpacklo_epi16(x, y), _mm_unpackhi_epi16(x, y)] };
+                rows = bytemuck::cast([both(a, e), both(b, f), both(c, g), both(d, h)]);
+            }
+            bytemuck::cast(rows)
         }
         #[inline(always)]
         fn add(self, a: __m256, b: __m256) -> __m256 {
@@ -360,6 +378,23 @@ mod tests {
         exp_fast(&mut special);
         assert_eq!(special[..4], [1.0, 1.0, 0.0, 0.0]);
         assert!(special[4].is_nan());
+    }
+
+    #[inline(always)]
+    fn transpose_generic<S: Simd>(s: S, square: &mut [[u16; LANES]; LANES]) {
+        *square = s.transpose(*square);
+    }
+    simd_fn!(fn transpose_fast(square: &mut [[u16; LANES]; LANES]) = transpose_generic);
+
+    #[test]
+    fn rows_become_columns() {
+        let square: [[u16; LANES]; LANES] =
+            std::array::from_fn(|i| std::array::from_fn(|j| (10 * i + j) as u16));
+        let turned = std::array::from_fn(|i| std::array::from_fn(|j| square[j][i]));
+        let (mut fast, mut scalar) = (square, square);
+        transpose_fast(&mut fast);
+        transpose_generic(Scalar, &mut scalar);
+        assert_eq!((fast, scalar), (turned, turned));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod trainer;
 
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
+use crate::checkpoint::hub::{self, Needs};
 use crate::optim::{AdamWConfig, Schedule, Warmup};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,22 @@ impl ModelSource {
                 "model: give either `path` (a model directory) or both `init` (a config.json) and \
                  `tokenizer` (a directory)",
             )),
+        }
+    }
+
+    /// Where the tokenizer lies, if it is on this machine.
+    pub fn tokenizer_here(&self) -> Option<PathBuf> {
+        match self.origin().ok()? {
+            Origin::Directory(path) => hub::resolve(path, Needs::Config).ok(),
+            Origin::Random { tokenizer, .. } => Some(tokenizer.to_owned()),
+        }
+    }
+
+    /// The directory of the tokenizer; with a model's name it is downloaded, if need be.
+    pub fn tokenizer_dir(&self) -> Result<PathBuf> {
+        match self.origin()? {
+            Origin::Directory(path) => hub::resolve(path, Needs::Tokenizer),
+            Origin::Random { tokenizer, .. } => Ok(tokenizer.to_owned()),
         }
     }
 

@@ -68,6 +68,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
     let dataset = config.data.open(&model.tokenizer)?;
+    model.decoder.config().check_length(dataset.longest())?;
     let flops = ModelFlops::new(model.decoder.config());
     let execution = Execution {
         ranks: config.train.ranks,

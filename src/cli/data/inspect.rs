@@ -2,6 +2,7 @@
 
 use crate::base::error::usage;
 use crate::base::log;
+use crate::checkpoint::hub::{self, Needs};
 use crate::cli::print;
 use crate::data::tokenized;
 use crate::tokenizer::{Tokenized, Tokenizer};
@@ -12,11 +13,11 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Samples, conversations (`messages`) or `input_ids` with `labels`: a .jsonl or .parquet file, a
-    /// directory of them, or a data set in the Hugging Face cache
+    /// directory of them, or the name of a data set on the Hub
     #[arg(long, value_name = "PLACE")]
     data: String,
-    /// The tokenizer's (or model's) directory
-    #[arg(long, value_name = "DIR")]
+    /// The tokenizer's (or model's) directory, or the name of a model on the Hub
+    #[arg(long, value_name = "MODEL")]
     tokenizer: PathBuf,
     /// How many samples to show
     #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
@@ -25,29 +26,58 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let tokenizer = Tokenizer::load(&args.tokenizer)?;
-    let samples = tokenized::load(&args.data, &tokenizer)?;
-    if samples.is_empty() {
-        return Err(usage(format!("{}: no samples", args.data)));
-    }
+    let tokenizer = Tokenizer::load(&hub::resolve(&args.tokenizer, Needs::Tokenizer)?)?;
     let is_coloured = log::is_coloured(&std::io::stdout());
     let style = if is_coloured { Style::Colours } else { Style::Brackets };
     print(format_args!("{}\n\n", style.legend()))?;
-    for (i, sample) in samples.iter().enumerate().take(args.samples) {
-        let (tokens, learnt) = (sample.input_ids.len(), sample.learnt());
-        let text = render(sample, &tokenizer, style)?;
-        print(format_args!("sample {}: {tokens} tokens, {learnt} with loss\n{text}\n\n", i + 1))?;
+    let mut totals = Totals::default();
+    tokenized::for_each(&args.data, &tokenizer, |sample| {
+        totals.add(&sample);
+        if totals.samples > args.samples {
+            return Ok(());
+        }
+        let (number, length) = (totals.samples, sample.input_ids.len());
+        let text = render(&sample, &tokenizer, style)?;
+        print(format!(
+            "sample {number}: {length} tokens, {} with loss\n{text}\n\n",
+            sample.learnt()
+        ))
+    })?;
+    if totals.samples == 0 {
+        return Err(usage(format!("{}: no samples", args.data)));
     }
-    let tokens: usize = samples.iter().map(|sample| sample.input_ids.len()).sum();
-    let learnt: usize = samples.iter().map(Tokenized::learnt).sum();
-    let longest = samples.iter().map(|sample| sample.input_ids.len()).max().unwrap_or(0);
-    print(format_args!(
-        "{} samples, {tokens} tokens (mean {:.1}, longest {longest}), {learnt} with loss ({:.1} %, mean {:.1})\n",
-        samples.len(),
-        tokens as f64 / samples.len() as f64,
-        100.0 * learnt as f64 / tokens as f64,
-        learnt as f64 / samples.len() as f64,
-    ))
+    print(totals.text())
+}
+
+/// Counts over all samples.
+#[derive(Default)]
+struct Totals {
+    samples: usize,
+    tokens: usize,
+    learnt: usize,
+    longest: usize,
+}
+
+impl Totals {
+    fn add(&mut self, sample: &Tokenized) {
+        let length = sample.input_ids.len();
+        self.samples += 1;
+        self.tokens += length;
+        self.learnt += sample.learnt();
+        self.longest = self.longest.max(length);
+    }
+
+    fn text(&self) -> String {
+        let Self { samples, tokens, learnt, longest } = self;
+        let mean = |sum: &usize| *sum as f64 / *samples as f64;
+        format!(
+            "{samples} samples, {tokens} tokens (mean {:.1}, longest {longest}), {learnt} with loss \
+             ({:.1} %, mean {:.1})\n",
+            mean(tokens),
+            100.0 * *learnt as f64 / *tokens as f64,
+            mean(learnt),
+        )
+    }
 }
 
 /// How tokens with loss are told from others.

@@ -1,5 +1,6 @@
 //! `train data ...`: makes, measures and shows data.
 
+pub mod classify;
 pub mod generate;
 pub mod inspect;
 pub mod solvability;
@@ -16,6 +17,8 @@ pub enum Command {
     Generate(generate::Args),
     /// Estimate solvability by rollouts and select problems by range
     Solvability(solvability::Args),
+    /// Ask a model which samples are code, and store its answers
+    Classify(classify::Args),
     /// Show samples with their tokens coloured by loss mask
     Inspect(inspect::Args),
     /// Count samples, families, rounds and lengths, or the sources of a configuration
@@ -29,6 +32,7 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Generate(args) => generate::run(args),
         Command::Solvability(args) => solvability::run(args),
+        Command::Classify(args) => classify::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),

@@ -2,11 +2,11 @@
 //!
 //! Tokenises what is not in the cache yet, so that the run itself starts at once.
 
-use crate::base::error::usage;
 use crate::base::{human, table::Table};
+use crate::checkpoint::hub::{self, Needs};
 use crate::cli::print;
 use crate::config;
-use crate::data::dataset::{Dataset, Source};
+use crate::data::dataset::Dataset;
 use crate::data::loader::Cursor;
 use crate::tokenizer::Tokenizer;
 use crate::train::sft;
@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 pub(super) fn run(files: &[PathBuf], sets: &[String], tokenizer: Option<&Path>) -> Result<()> {
     let config = config::load::<sft::Config>(files, sets)?.value;
     config.check()?;
-    let configured = config.model.tokenizer.as_deref().or(config.model.path.as_deref());
-    let dir = tokenizer.or(configured).ok_or_else(|| {
-        usage("the configuration names no tokenizer: set model.path, or give --tokenizer")
-    })?;
-    let dataset = config.data.open(&Tokenizer::load(dir)?)?;
+    let dir = match tokenizer {
+        Some(model) => hub::resolve(model, Needs::Tokenizer)?,
+        None => config.model.tokenizer_dir()?,
+    };
+    let dataset = config.data.open(&Tokenizer::load(&dir)?)?;
     let mut text = describe(&dataset);
     let train = &config.train;
     let num_rows = train.total_steps as usize * train.rows_per_step();
@@ -46,7 +46,7 @@ fn describe(dataset: &Dataset) -> String {
             human::count(counts.tokens),
             format!("{:.1} %", 100.0 * counts.learnt as f64 / counts.tokens as f64),
             format!("{:.0}", counts.tokens as f64 / counts.kept as f64),
-            longest(source).to_string(),
+            source.samples.longest().to_string(),
         ]);
         let _ = writeln!(notes, "\n{title}: {}", counts.describe());
         for (origin, count) in &counts.origins {
@@ -54,8 +54,4 @@ fn describe(dataset: &Dataset) -> String {
         }
     }
     format!("{table}{notes}")
-}
-
-fn longest(source: &Source) -> usize {
-    (0..source.samples.len()).map(|i| source.samples.length(i)).max().unwrap_or(0)
 }

@@ -66,7 +66,7 @@ impl Decoder {
             for (x, target) in x.chunks_exact_mut(hidden).zip(targets) {
                 x.copy_from_slice(&source[target.row * hidden..][..hidden]);
             }
-            self.logits(packed, x, normal, logits);
+            self.logits(1, packed, x, normal, logits);
             let rows = logits.chunks_exact(vocab).zip(targets);
             for ((logits, target), (row, score)) in rows.zip(statistics_of.iter_mut().zip(scores)) {
                 *row = statistics(logits, temperature);

@@ -68,7 +68,7 @@ impl Decoder {
             let at = chunk_of(item, tokens, hidden);
             let x = &input[at.clone()];
             let mut positions = positions[chunk_of(item, tokens, 1)].iter().copied();
-            let normal = self.attention_input(weights, x, (rope, &mut positions), qkv, scratch);
+            let normal = self.attention_input(1, weights, x, (rope, &mut positions), qkv, scratch);
             if let Some([kept, _, _]) = &outputs {
                 // SAFETY: each item has its own rows.
                 unsafe { kept.part(at) }.copy_from_slice(normal);
@@ -89,7 +89,7 @@ impl Decoder {
             middle.copy_from_slice(&input[at.clone()]);
             let attended = &attended[chunk_of(item, tokens, width)];
             let [normal, product] =
-                self.attention_output(weights, attended, middle, gate_up, out, scratch);
+                self.attention_output(1, weights, attended, middle, gate_up, out, scratch);
             if let Some([_, kept_normal, kept_product]) = &outputs {
                 // SAFETY: each item has its own rows.
                 unsafe {

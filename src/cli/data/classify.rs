@@ -1,0 +1,237 @@
+//! `train data classify`: asks a model of every sample whether it is code, as the paper does to leave
+//! code out of Tülu 3, and stores the answers for `code_answers` of a source.
+//!
+//! Contract: an answer is written as it comes, so a run that was stopped goes on where it was; a sample
+//! that has an answer is not asked about again. The model answers at temperature 0; an answer that
+//! begins with neither yes nor no, or a sample too long to ask about, counts as no code.
+
+use crate::base::error::usage;
+use crate::base::fs::check_writable;
+use crate::base::progress::Progress;
+use crate::base::{human, interrupt, memory};
+use crate::checkpoint::InferenceModel;
+use crate::cli::print;
+use crate::data::code_answers::AnswerFile;
+use crate::data::input::{InputFile, resolve};
+use crate::data::prompt::CodePrompt;
+use crate::data::sample::Sample;
+use crate::data::tokenized::Line;
+use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
+use crate::tokenizer::{Message, Tokenizer};
+use anyhow::Result;
+use std::path::PathBuf;
+
+/// Arguments of this command.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A model directory in Hugging Face layout, or the name of a model on the Hub
+    #[arg(long, value_name = "MODEL")]
+    model: PathBuf,
+    /// Conversations with ids: a .jsonl or .parquet file, a directory of them, or the name of a data
+    /// set on the Hub
+    #[arg(long, value_name = "PLACE")]
+    data: String,
+    /// Where the answers go; those that are there already are kept (JSON Lines)
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// What the model is asked, a template over `messages` [default: data/prompts/is_code.txt]
+    #[arg(long, value_name = "FILE")]
+    prompt: Option<PathBuf>,
+    /// Longest question, in tokens
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    max_prompt_tokens: usize,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    max_new_tokens: usize,
+    /// Questions answered at the same time
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    max_sequences: usize,
+}
+
+/// Asks, stores the answers, prints how many there are of each kind.
+pub fn run(args: Args) -> Result<()> {
+    interrupt::install()?;
+    check_writable(&args.out, &[])?;
+    let prompt = match &args.prompt {
+        Some(path) => CodePrompt::from_file(path)?,
+        None => CodePrompt::bundled()?,
+    };
+    let files = resolve(&args.data)?;
+    let total = files.iter().map(InputFile::count).sum::<Result<_>>()?;
+    let model = InferenceModel::open(&args.model)?;
+    let (config, sampling) = (engine_config(&args, &model)?, sampling(&args, &model));
+    let InferenceModel { decoder, weights, tokenizer } = model;
+    let (file, before) = AnswerFile::open(&args.out)?;
+    let engine = Engine::with_weights(&decoder, weights, config);
+    let counts = Counts::default();
+    let max_tokens = args.max_prompt_tokens;
+    let mut asker =
+        Asker { engine, tokenizer: &tokenizer, prompt, sampling, max_tokens, file, counts };
+    let progress = Progress::new("classify", total, "samples");
+    for file in &files {
+        let mut number = 0;
+        file.for_each_chunk(|lines| {
+            let mut unanswered = Vec::new();
+            for line in &lines {
+                number += 1;
+                let (id, sample) = identified(line).ok_or_else(|| {
+                    usage(format!(
+                        "{}: sample {number}: it has no `id`, by which answers are stored",
+                        file.path().display()
+                    ))
+                })?;
+                if before.has(id) {
+                    asker.counts.known += 1;
+                } else {
+                    unanswered.push((id, sample));
+                }
+            }
+            progress.inc((lines.len() - unanswered.len()) as u64);
+            asker.ask(&unanswered, &progress)
+        })?;
+    }
+    progress.finish();
+    print(asker.counts.text())
+}
+
+/// A conversation with its id.
+fn identified(line: &Line) -> Option<(&str, &Sample)> {
+    let Line::Sample(sample) = line else { return None };
+    Some((sample.id.as_deref()?, sample))
+}
+
+fn engine_config(args: &Args, model: &InferenceModel) -> Result<EngineConfig> {
+    if args.max_prompt_tokens == 0 || args.max_new_tokens == 0 || args.max_sequences == 0 {
+        return Err(usage(
+            "--max-prompt-tokens, --max-new-tokens and --max-sequences must be at least 1",
+        ));
+    }
+    let shape = model.decoder.config();
+    let limit = shape.max_position_embeddings;
+    let longest = (args.max_prompt_tokens + args.max_new_tokens).min(limit);
+    let config = EngineConfig::roomy(args.max_sequences, longest);
+    let what = format!("the key-value cache of {} questions", args.max_sequences);
+    memory::check(
+        config.cache_bytes(shape),
+        &what,
+        "lower --max-sequences or --max-prompt-tokens",
+    )?;
+    Ok(config)
+}
+
+fn sampling(args: &Args, model: &InferenceModel) -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        max_new_tokens: args.max_new_tokens,
+        stop_ids: model.stop_ids(),
+        vocab_size: model.tokenizer.vocab_size(),
+        ..SamplingParams::default()
+    }
+}
+
+/// A model with the question that it is asked.
+struct Asker<'m> {
+    engine: Engine<'m>,
+    tokenizer: &'m Tokenizer,
+    prompt: CodePrompt,
+    sampling: SamplingParams,
+    max_tokens: usize,
+    file: AnswerFile,
+    counts: Counts,
+}
+
+impl Asker<'_> {
+    /// Asks about each sample and stores the answers as they come.
+    fn ask(&mut self, samples: &[(&str, &Sample)], progress: &Progress) -> Result<()> {
+        let (mut requests, mut asked) = (Vec::new(), Vec::new());
+        for &(id, sample) in samples {
+            let question = [Message::new("user", self.prompt.render(sample)?)];
+            let prompt = self.tokenizer.encode_prompt(&question)?;
+            if prompt.len() > self.max_tokens {
+                self.counts.too_long += 1;
+                self.file.add(id, false, "")?;
+                progress.inc(1);
+            } else {
+                requests.push(Request { prompt, num_samples: 1, key: 0 });
+                asked.push(id);
+            }
+        }
+        let Self { engine, tokenizer, sampling, file, counts, .. } = self;
+        let mut stored = Ok(());
+        let mut store = |request: usize, _sample: usize, rollout: Rollout| {
+            let answer = tokenizer.decode(&rollout.tokens);
+            let result = answer.and_then(|answer| {
+                let is_code = is_yes(&answer);
+                counts.add(is_code);
+                file.add(asked[request], is_code.unwrap_or(false), answer.trim())
+            });
+            if stored.is_ok() {
+                stored = result;
+            }
+            progress.inc(1);
+        };
+        engine.generate(&requests, sampling, &mut store)?;
+        stored
+    }
+}
+
+/// Whether an answer begins with yes, or with no; none if with neither.
+fn is_yes(answer: &str) -> Option<bool> {
+    let mut words = answer.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    match words.next()?.to_lowercase().as_str() {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    }
+}
+
+/// How many samples were answered in which way.
+#[derive(Default)]
+struct Counts {
+    known: u64,
+    code: u64,
+    other: u64,
+    unclear: u64,
+    too_long: u64,
+}
+
+impl Counts {
+    fn add(&mut self, is_code: Option<bool>) {
+        match is_code {
+            Some(true) => self.code += 1,
+            Some(false) => self.other += 1,
+            None => self.unclear += 1,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Self { known, code, other, unclear, too_long } = self;
+        let kinds = [
+            ("answered before", known),
+            ("code", code),
+            ("no code", other),
+            ("neither yes nor no, taken as no code", unclear),
+            ("too long to ask about, taken as no code", too_long),
+        ];
+        kinds.map(|(kind, &count)| format!("{:>9}  {kind}\n", human::count(count))).concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_its_first_word() {
+        for (answer, expected) in [
+            ("Yes", Some(true)),
+            (" **no**, it is", Some(false)),
+            ("YES.", Some(true)),
+            ("not at all", None),
+            ("Perhaps yes", None),
+            ("", None),
+        ] {
+            assert_eq!(is_yes(answer), expected, "{answer:?}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The tokens of one source, made once.
+//!
+//! Contract: rows are tokenised in parallel, as they are read, into a [`TokenFile`]. Large inputs go
+//! to a cache directory, under a key over the tokenizer's files, the rules and the inputs (path, size,
+//! time of change); what is stale or damaged is made anew and replaced in one step. Small ones are
+//! tokenised in memory each time, unless `cache_dir` is given. Nothing that was dropped is silent.
+
+use super::code_answers::CodeAnswers;
+use super::dataset::hex;
+use super::input::InputFile;
+use super::rules::{Counts, Decision, Reason, Rules};
+use super::settings::{DataConfig, SourceConfig};
+use super::token_file::{Hash, Stale, TokenFile, TokenWriter};
+use super::tokenized::{self, Line};
+use crate::base::error::usage;
+use crate::base::fs::AtomicFile;
+use crate::base::progress::Progress;
+use crate::tokenizer::{Message, Tokenized, Tokenizer};
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// Inputs of more bytes go to the cache though nobody named a directory.
+const LARGE: u64 = 64 << 20;
+/// Tasks below this many samples take no bar.
+const WORTH_A_BAR: u64 = 20_000;
+/// Part of the key: changes with the meaning of what is stored.
+const VERSION: &[u8] = b"codeseq tokens 1";
+
+/// Tokenises one source.
+pub(super) struct TokenCache<'a> {
+    name: &'a str,
+    rules: Rules,
+    max_empty: u64,
+    code_answers: Option<&'a Path>,
+    files: Vec<InputFile>,
+    /// Where the configuration wants it.
+    dir: Option<&'a Path>,
+    tokenizer: &'a Tokenizer,
+}
+
+/// What became of a row.
+enum Outcome {
+    Kept { sample: Tokenized, origin: Option<String>, is_cut: bool },
+    Dropped(Reason),
+}
+
+impl<'a> TokenCache<'a> {
+    /// The tokens of `files`, which are the source's.
+    pub(super) fn new(
+        name: &'a str,
+        config: &'a SourceConfig,
+        data: &'a DataConfig,
+        files: Vec<InputFile>,
+        tokenizer: &'a Tokenizer,
+    ) -> Self {
+        let rules = Rules {
+            min_length: data.min_length,
+            drop_above: config.max_length,
+            max_length: data.max_length,
+            over_length: data.over_length,
+            drop_sources: config.drop_sources.clone(),
+        };
+        let code_answers = config.code_answers.as_deref();
+        let dir = data.cache_dir.as_deref();
+        Self { name, rules, max_empty: data.max_empty, code_answers, files, dir, tokenizer }
+    }
+
+    /// The tokens: from the cache, or made now.
+    pub(super) fn tokens(&self) -> Result<TokenFile> {
+        let key = self.key()?;
+        let Some(path) = self.path(&key)? else {
+            let bytes = self.build(&key, Vec::new())?;
+            return Ok(TokenFile::from_bytes(bytes, &key).expect("invariant: just written"));
+        };
+        match TokenFile::open(&path, &key) {
+            Ok(tokens) => return Ok(tokens),
+            Err(Stale::Absent) => {}
+            Err(_) => tracing::warn!("{} is damaged and made anew", path.display()),
+        }
+        self.build(&key, AtomicFile::create(&path)?)?.commit()?;
+        TokenFile::open(&path, &key)
+            .map_err(|e| anyhow::anyhow!("{} cannot be read back: {e:?}", path.display()))
+    }
+
+    /// What the cache says of these tokens, if it has them; they are not read themselves.
+    pub(super) fn counts(&self) -> Result<Option<Counts>> {
+        let key = self.key()?;
+        Ok(self.path(&key)?.and_then(|path| TokenFile::read_counts(&path, &key).ok()))
+    }
+
+    /// Where the tokens are kept; nowhere where the inputs are small and nobody named a directory.
+    fn path(&self, key: &Hash) -> Result<Option<PathBuf>> {
+        let size: u64 = self.files.iter().map(InputFile::size).sum::<Result<_>>()?;
+        let default_dir = || (size >= LARGE).then(default_cache_dir).flatten();
+        let dir = self.dir.map(Path::to_owned).or_else(default_dir);
+        let name = if self.name.is_empty() { "files" } else { self.name };
+        Ok(dir.map(|dir| dir.join(format!("{name}-{}.tokens", hex(&key[..8])))))
+    }
+
+    /// A hash of all that the tokens depend on.
+    fn key(&self) -> Result<Hash> {
+        let mut hash = Sha256::new_with_prefix(VERSION);
+        hash.update(self.tokenizer.fingerprint());
+        hash.update(serde_json::to_vec(&(&self.rules, self.max_empty)).context("encoding rules")?);
+        for path in self.files.iter().map(InputFile::path).chain(self.code_answers) {
+            let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
+            let metadata = path.metadata().map_err(unreadable)?;
+            let changed = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            hash.update(path.as_os_str().as_encoded_bytes());
+            hash.update([0]);
+            hash.update(metadata.len().to_le_bytes());
+            hash.update(changed.map_or(0, |time| time.as_nanos()).to_le_bytes());
+        }
+        Ok(hash.finalize().into())
+    }
+
+    /// Tokenises every row into `out`.
+    fn build<W: Write>(&self, key: &Hash, out: W) -> Result<W> {
+        let answers = self.code_answers.map(CodeAnswers::read).transpose()?.unwrap_or_default();
+        let total: u64 = self.files.iter().map(InputFile::count).sum::<Result<_>>()?;
+        let progress = if total >= WORTH_A_BAR {
+            Progress::new("tokenize", total, "samples")
+        } else {
+            Progress::hidden()
+        };
+        let mut counts = Counts::default();
+        let mut writer = TokenWriter::new(out);
+        for file in &self.files {
+            let mut number = 0;
+            file.for_each_chunk(|lines| {
+                progress.inc(lines.len() as u64);
+                let outcomes: Vec<Result<Outcome>> =
+                    lines.into_par_iter().map(|line| self.decide(line, &answers)).collect();
+                outcomes.into_iter().try_for_each(|outcome| {
+                    number += 1;
+                    outcome
+                        .and_then(|outcome| self.add(outcome, &mut writer, &mut counts))
+                        .with_context(|| format!("{}: sample {number}", file.path().display()))
+                })
+            })?;
+        }
+        progress.finish();
+        writer.finish(&counts, key)
+    }
+
+    fn decide(&self, line: Line, answers: &CodeAnswers) -> Result<Outcome> {
+        let origin = match &line {
+            Line::Sample(sample) => {
+                sample.messages.iter().try_for_each(Message::check_role)?;
+                if let Some(reason) = self.rules.of_sample(sample, answers) {
+                    return Ok(Outcome::Dropped(reason));
+                }
+                sample.source.clone()
+            }
+            Line::Ids(_) => None,
+        };
+        let mut sample = tokenized::encode(line, self.tokenizer)?;
+        if sample.learnt() > 0 {
+            sample.check_mask("conversation")?;
+        }
+        Ok(match self.rules.of_tokens(&mut sample)? {
+            Decision::Drop(reason) => Outcome::Dropped(reason),
+            decision => Outcome::Kept { sample, origin, is_cut: decision == Decision::Truncate },
+        })
+    }
+
+    fn add<W: Write>(
+        &self,
+        outcome: Outcome,
+        writer: &mut TokenWriter<W>,
+        counts: &mut Counts,
+    ) -> Result<()> {
+        match outcome {
+            Outcome::Kept { sample, origin, is_cut } => {
+                counts.keep(&sample, origin.as_deref(), is_cut);
+                writer.push(&sample)
+            }
+            Outcome::Dropped(reason) => {
+                counts.drop(reason);
+                let empty = counts.dropped.get(&Reason::Empty).copied().unwrap_or(0);
+                if reason == Reason::Empty && empty > self.max_empty {
+                    return Err(usage(format!(
+                        "no token carries loss: is there an assistant turn? (data.max_empty = {} \
+                         such samples are skipped in each source)",
+                        self.max_empty
+                    )));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Where large inputs are cached if nobody says: none without a home.
+fn default_cache_dir() -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home = || var("HOME").map(|home| home.join(".cache"));
+    Some(var("XDG_CACHE_HOME").or_else(home)?.join("codeseq"))
+}

@@ -1,0 +1,121 @@
+//! The commands about data as a user meets them: asking a model which samples are code, and what a dry
+//! run says before anything is tokenised.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+const MODEL: &str = "data/demo/base";
+
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs `train` in the root of the repository; `@name` is a path in this place.
+    fn train(&self, words: &str) -> Output {
+        let here = format!("{}/", self.0.path().display());
+        let words = words.split_whitespace().map(|word| word.replace('@', &here));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+        command.args(words).env("HF_HOME", self.path("hf")).env("HF_HUB_OFFLINE", "1");
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
+    }
+
+    fn done(&self, words: &str) -> String {
+        let output = self.train(words);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{words}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn mistake(&self, words: &str) -> String {
+        let output = self.train(words);
+        assert_eq!(output.status.code(), Some(2), "{words}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+fn samples(ids: &[&str]) -> String {
+    let line = |id: &&str| {
+        let turns = r#"[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]"#;
+        format!("{{\"id\":\"{id}\",\"messages\":{turns}}}\n")
+    };
+    ids.iter().map(line).collect()
+}
+
+fn ids(answers: &Path) -> Vec<String> {
+    let text = fs::read_to_string(answers).unwrap();
+    let mut ids: Vec<String> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|answer| answer["id"].as_str().unwrap().to_owned())
+        .collect();
+    ids.sort();
+    ids
+}
+
+#[test]
+fn a_model_is_asked_about_each_sample_once_and_its_answers_are_kept() {
+    let place = Place::new();
+    fs::write(place.path("ask.txt"), "Is this code? {{ messages[0].content }}").unwrap();
+    fs::write(place.path("a.jsonl"), samples(&["one", "two", "three"])).unwrap();
+    let ask = format!("data classify --model {MODEL} --data @a.jsonl --out @answers.jsonl");
+    let asked = place.done(&format!("{ask} --prompt @ask.txt"));
+    let answers = place.path("answers.jsonl");
+    assert_eq!(ids(&answers), ["one", "three", "two"], "{asked}");
+
+    let mut torn = fs::read_to_string(&answers).unwrap();
+    torn.truncate(torn.len() - 5);
+    fs::write(&answers, torn).unwrap();
+    fs::write(place.path("a.jsonl"), samples(&["one", "two", "three", "four"])).unwrap();
+    let again = place.done(&format!("{ask} --prompt @ask.txt"));
+    assert!(again.contains("2  answered before"), "{again}");
+    assert_eq!(ids(&answers), ["four", "one", "three", "two"]);
+
+    let all_too_long = place.done(
+        &ask.replace("@answers", "@others").replace("classify", "classify --max-prompt-tokens 3"),
+    );
+    assert!(all_too_long.contains("4  too long"), "{all_too_long}");
+}
+
+#[test]
+fn questions_that_cannot_be_asked_are_the_users_mistake() {
+    let place = Place::new();
+    fs::write(place.path("a.jsonl"), samples(&["one"]).replace("\"id\":\"one\",", "")).unwrap();
+    let ask = format!("data classify --model {MODEL} --data @a.jsonl --out @answers.jsonl");
+    let error = place.mistake(&ask);
+    assert!(error.contains("a.jsonl: sample 1") && error.contains("`id`"), "{error}");
+    fs::write(place.path("bad.txt"), "{{ nonsense }}").unwrap();
+    fs::write(place.path("a.jsonl"), samples(&["one"])).unwrap();
+    let error = place.mistake(&format!("{ask} --prompt @bad.txt"));
+    assert!(error.contains("sample one"), "{error}");
+}
+
+#[test]
+fn a_dry_run_tells_what_the_data_hold_before_and_after_they_are_tokenised() {
+    let place = Place::new();
+    let lines: Vec<String> = (0..30).map(|i| samples(&[&i.to_string()])).collect();
+    fs::write(place.path("a.jsonl"), lines.concat()).unwrap();
+    let sets = format!(
+        "--set model.path={MODEL} --set data.files=['{}'] --set data.cache_dir='{}'",
+        place.path("a.jsonl").display(),
+        place.path("cache").display()
+    );
+    let words = format!("--config configs/demo/sft.toml {sets}");
+    let plan = place.done(&format!("sft --dry-run {words}"));
+    assert!(plan.contains("about 30 samples of"), "{plan}");
+    place.done(&format!("data stats {words}"));
+    let plan = place.done(&format!("sft --dry-run {words}"));
+    assert!(plan.contains(" 30 samples of") && !plan.contains("about 30"), "{plan}");
+    let absent = place.done(&format!("sft --dry-run {words} --set data.files=['owner/name']"));
+    assert!(absent.contains("not on this machine"), "{absent}");
+}
