@@ -214,7 +214,7 @@ struct Choices {
 constexpr int KEY_BITS = 56, DIGIT_BITS = 8, DIGITS = 1 << DIGIT_BITS;
 
 // A place in the order: how many choices lie up to it, it included, and how much they weigh.
-struct Place {
+struct __align__(16) Place {
     unsigned token;
     unsigned count;
     unsigned long long weight;

@@ -30,9 +30,9 @@ fn the_emulation_finds_the_usual_mistakes() {
         };
         run("faultless").unwrap();
         let faulty = [
-            ("faulty_barrier", "thread's"),
-            ("faulty_warp", "thread's"),
-            ("faulty_reuse", "write after another thread's read"),
+            ("faulty_barrier", "another thread's"),
+            ("faulty_warp", "another thread's"),
+            ("faulty_reuse", "another thread's"),
             ("faulty_blocks", "write after another thread's write"),
             ("faulty_bounds", "write outside"),
             ("faulty_alignment", "misaligned access"),
