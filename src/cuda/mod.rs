@@ -10,6 +10,7 @@
 pub mod device;
 pub mod gemm;
 pub mod host;
+pub mod kernels;
 pub mod library;
 pub mod memory;
 pub mod module;

@@ -1,6 +1,8 @@
 //! Attention: training, over packed sequences, and decoding, over the paged cache.
 
-use crate::compare::{WIDE, assert_close, assert_close_narrow, bits, narrow, normal, on_every_order, widen};
+use crate::compare::{
+    WIDE, assert_close, assert_close_narrow, bits, narrow, normal, on_every_order, widen,
+};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
 use crate::cuda::kernels::decode::Cache;
 use crate::cuda::kernels::rope::{BLOCK_TOKENS, Heads};
@@ -51,9 +53,7 @@ fn attention_within_packed_sequences_and_its_gradients_match_the_cpu() {
                     (gpu.poisoned(rounded.len()), gpu.poisoned(lse.len()));
                 let results = (own_out.slice_mut(), own_lse.slice_mut());
                 let tiles = forward_tiles.slice();
-                kernels
-                    .forward(stream, heads, qkv.slice(), tiles, results.0, results.1)
-                    .unwrap();
+                kernels.forward(stream, heads, qkv.slice(), tiles, results.0, results.1).unwrap();
                 let (out, lse, d_out) = (gpu.put(&rounded), gpu.put(&lse), gpu.put(&d_out));
                 let forward = Forward {
                     qkv: qkv.slice(),
@@ -80,9 +80,11 @@ fn attention_within_packed_sequences_and_its_gradients_match_the_cpu() {
                 let widths = [heads.queries, heads.keys, heads.keys].map(|count| count * heads.dim);
                 let mut first = 0;
                 for (name, width) in ["d_queries", "d_keys", "d_values"].into_iter().zip(widths) {
-                    let rows = d_qkv.chunks_exact(heads.row()).zip(gradients.chunks_exact(heads.row()));
-                    let (own, expected): (Vec<_>, Vec<_>) =
-                        rows.map(|(a, e)| (&a[first..first + width], &e[first..first + width])).unzip();
+                    let rows =
+                        d_qkv.chunks_exact(heads.row()).zip(gradients.chunks_exact(heads.row()));
+                    let (own, expected): (Vec<_>, Vec<_>) = rows
+                        .map(|(a, e)| (&a[first..first + width], &e[first..first + width]))
+                        .unzip();
                     assert_close_narrow(name, &own.concat(), &expected.concat());
                     first += width;
                 }
@@ -119,7 +121,9 @@ impl Decoding {
         let [mut keys, mut values] = [(); 2].map(|()| vec![bf16::NAN; total * page]);
         let mut rows = Vec::new();
         for (place, &sequence) in chosen.iter().enumerate() {
-            for (position, row) in self.sequences[sequence].chunks_exact(self.heads.row()).enumerate() {
+            for (position, row) in
+                self.sequences[sequence].chunks_exact(self.heads.row()).enumerate()
+            {
                 let entry = place * table_width + position / BLOCK_TOKENS;
                 // Backwards, one sequence's blocks among another's.
                 let block = total - 1 - (entry % table_width * chosen.len() + place);
@@ -162,7 +166,8 @@ fn decoding_matches_the_cpu_and_does_not_depend_on_the_batch() {
                 let together = decoding.attend(gpu, &all);
                 for &sequence in &all {
                     let alone = decoding.attend(gpu, &[sequence]);
-                    let [alone, together] = [&alone[0], &together[sequence]].map(|x| bits(&widen(x)));
+                    let [alone, together] =
+                        [&alone[0], &together[sequence]].map(|x| bits(&widen(x)));
                     assert_eq!(alone, together, "sequence {sequence} alone");
                 }
                 together
@@ -172,7 +177,9 @@ fn decoding_matches_the_cpu_and_does_not_depend_on_the_batch() {
                     let length = qkv.len() / heads.row();
                     let expected = match length {
                         0 => vec![0.0; out.len()],
-                        _ => expected(heads, qkv, &[0, length]).0.split_off((length - 1) * out.len()),
+                        _ => {
+                            expected(heads, qkv, &[0, length]).0.split_off((length - 1) * out.len())
+                        }
                     };
                     assert_close_narrow("out", out, &expected);
                 }

@@ -150,7 +150,8 @@ fn rope_writes_turned_keys_and_values_into_their_slots_alone() {
                 let [mut all_keys, mut all_values] = [(); 2].map(|()| vec![bf16::ONE; cache_len]);
                 let Heads { queries, keys: kv_heads, dim } = heads;
                 for (row, slot) in rows.chunks_exact(heads.row()).zip(slots) {
-                    let (block, token) = (slot as usize / BLOCK_TOKENS, slot as usize % BLOCK_TOKENS);
+                    let (block, token) =
+                        (slot as usize / BLOCK_TOKENS, slot as usize % BLOCK_TOKENS);
                     for head in 0..kv_heads {
                         let at = ((block * kv_heads + head) * BLOCK_TOKENS + token) * dim;
                         let key = &row[(queries + head) * dim..][..dim];
@@ -211,7 +212,8 @@ fn passes_over_flat_buffers_round_and_add_as_the_cpu_does() {
             |(wide, narrowed, sum)| {
                 assert_eq!(wide, widen(&short));
                 assert_eq!(narrowed, narrow(&long));
-                let added: Vec<f32> = long.iter().zip(&short).map(|(l, s)| l + s.to_f32()).collect();
+                let added: Vec<f32> =
+                    long.iter().zip(&short).map(|(l, s)| l + s.to_f32()).collect();
                 assert_eq!(sum, added);
             },
         );
@@ -254,7 +256,10 @@ fn the_sum_of_squares_matches_the_cpu_and_tells_what_is_not_finite() {
         for bad in [bf16::NAN, bf16::INFINITY, bf16::MAX] {
             let mut x = x.clone();
             x[len / 2] = bad;
-            on_every_order(|gpu| squares(gpu, &x).map(|(_, flag)| flag), |flags| assert_eq!(flags, [1; 2]));
+            on_every_order(
+                |gpu| squares(gpu, &x).map(|(_, flag)| flag),
+                |flags| assert_eq!(flags, [1; 2]),
+            );
         }
     }
 }

@@ -67,8 +67,15 @@ impl Library {
         // it returns lives until the next call.
         let error = unsafe {
             let (count, buffers) = (buffers.len(), buffers.as_ptr());
-            let error =
-                emulate(kernel.as_ptr(), &grid, block, arguments.as_mut_ptr(), buffers, count, order);
+            let error = emulate(
+                kernel.as_ptr(),
+                &grid,
+                block,
+                arguments.as_mut_ptr(),
+                buffers,
+                count,
+                order,
+            );
             (!error.is_null()).then(|| CStr::from_ptr(error).to_string_lossy().into_owned())
         };
         match error {
@@ -95,7 +102,8 @@ fn build() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = folder.join("libkernels.so");
     let changed = |file: &Path| file.metadata().and_then(|m| m.modified()).ok();
-    let files = |folder: PathBuf| std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let files =
+        |folder: PathBuf| std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
     let sources = files(kernels.clone()).chain(files(kernels.join("emulation")));
     let newest: Option<SystemTime> = sources.map(|file| changed(&file)).max().flatten();
     if changed(&library) > newest {

@@ -45,10 +45,10 @@ fn run<M: Float, G: Float>(
     (moment, gradient): (fn(f32) -> M, fn(&bf16) -> G),
     widen_moment: fn(&M) -> f32,
 ) -> State {
-    let decays = DECAYS.map(|range| DecayRange { start: range.start as u64, end: range.end as u64 });
+    let decays =
+        DECAYS.map(|range| DecayRange { start: range.start as u64, end: range.end as u64 });
     let (decays, flag) = (gpu.put(&decays), gpu.put(&[flag]));
-    let mut state =
-        State { master: vec![], first: vec![], second: vec![], parameters: vec![] };
+    let mut state = State { master: vec![], first: vec![], second: vec![], parameters: vec![] };
     let start = widen(&normal(29, LEN, 1.0));
     let mut first = 0;
     for &end in ends {
@@ -101,7 +101,10 @@ fn three_steps_on_shards_match_the_cpu_and_round_the_parameters() {
     on_every_order(
         |gpu| {
             let state = exact(gpu, 3, &[2008, LEN], 0, |&x| x);
-            assert!(state == exact(gpu, 3, &[LEN], 0, |x| x.to_f32()), "whole, with fp32 gradients");
+            assert!(
+                state == exact(gpu, 3, &[LEN], 0, |x| x.to_f32()),
+                "whole, with fp32 gradients"
+            );
             state
         },
         |state| {

@@ -71,7 +71,8 @@ fn rms_norm_backward_gives_both_gradients_and_the_output() {
                     let sums = &gpu.kernels.column_sums;
                     let mut run = |wide: bool| {
                         let mut dy = gpu.put(&dy);
-                        let mut dx = if adds { gpu.put(&before) } else { gpu.poisoned(rows * width) };
+                        let mut dx =
+                            if adds { gpu.put(&before) } else { gpu.poisoned(rows * width) };
                         let (y, dx_) = (dy.slice_mut(), (dx.slice_mut(), adds));
                         let (x, partials) = (x.slice(), partials.slice_mut());
                         match wide {
@@ -93,7 +94,8 @@ fn rms_norm_backward_gives_both_gradients_and_the_output() {
                 },
                 |((y, dx), d_weight, short_d_weight)| {
                     let mut expected_y = widen(&dy);
-                    let mut expected_dx = if adds { widen(&before) } else { vec![0.0; rows * width] };
+                    let mut expected_dx =
+                        if adds { widen(&before) } else { vec![0.0; rows * width] };
                     let mut gradient = widen(&d_weight_before);
                     ops::rms_norm::rms_norm_backward(
                         &widen(&x),

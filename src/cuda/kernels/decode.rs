@@ -79,7 +79,15 @@ impl DecodeAttention {
                 0,
                 stream,
                 &[
-                    &qkv, &keys, &values, &tables, &lengths, &out, &sizes[0], &sizes[1], &table_width,
+                    &qkv,
+                    &keys,
+                    &values,
+                    &tables,
+                    &lengths,
+                    &out,
+                    &sizes[0],
+                    &sizes[1],
+                    &table_width,
                 ],
             )
         }

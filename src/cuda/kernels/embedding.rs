@@ -76,10 +76,17 @@ impl Embedding {
     ) -> Result<()> {
         rows_of(table.len(), width);
         assert_eq!(rows_of(out.len(), width), tokens.len(), "a row for each token");
-        let (grid, threads) = (blocks(tokens.len()), (width / VECTOR).next_multiple_of(32).min(256));
+        let (grid, threads) =
+            (blocks(tokens.len()), (width / VECTOR).next_multiple_of(32).min(256));
         // SAFETY: the kernel's parameters; it reads rows of tokens in the table.
         unsafe {
-            self.forward.launch(grid, threads as u32, 0, stream, &[&table, &tokens, &out, &int(width)])
+            self.forward.launch(
+                grid,
+                threads as u32,
+                0,
+                stream,
+                &[&table, &tokens, &out, &int(width)],
+            )
         }
     }
 

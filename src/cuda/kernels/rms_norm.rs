@@ -103,7 +103,11 @@ impl RmsNorm {
         y: DeviceSliceMut<'_, bf16>,
     ) -> Result<()> {
         let (rows, width) = (rows_of(x.len(), norm.weight.len()), int(norm.weight.len()));
-        assert_eq!([residual.len(), y.len()], [x.len(); 2], "as many residuals and outputs as inputs");
+        assert_eq!(
+            [residual.len(), y.len()],
+            [x.len(); 2],
+            "as many residuals and outputs as inputs"
+        );
         // SAFETY: the kernel's parameters; the sum may be the input.
         unsafe {
             self.forward.launch(

@@ -97,7 +97,16 @@ impl RopeKernels {
                 256,
                 0,
                 stream,
-                &[&qkv, &cosines, &sines, &positions, &turned, &half, &int(heads.row()), &direction],
+                &[
+                    &qkv,
+                    &cosines,
+                    &sines,
+                    &positions,
+                    &turned,
+                    &half,
+                    &int(heads.row()),
+                    &direction,
+                ],
             )
         }
     }

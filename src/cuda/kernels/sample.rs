@@ -78,7 +78,8 @@ impl Sampler {
         let is_greedy = temperature == 0.0;
         let scale = if is_greedy { 1.0 } else { 1.0 / temperature };
         let is_truncated = (top_k > 0 && top_k < choices) || top_p < 1.0 || min_p > 0.0;
-        let [vocab, choices, stride, greedy] = [vocab, choices, stride, usize::from(is_greedy)].map(int);
+        let [vocab, choices, stride, greedy] =
+            [vocab, choices, stride, usize::from(is_greedy)].map(int);
         // SAFETY: the kernels' parameters.
         unsafe {
             if is_truncated && !is_greedy {
@@ -89,8 +90,8 @@ impl Sampler {
                     0,
                     stream,
                     &[
-                        &logits, &keys, &indices, &tokens, &logp, &vocab, &choices, &stride, &scale,
-                        &top_k, &top_p, &min_p,
+                        &logits, &keys, &indices, &tokens, &logp, &vocab, &choices, &stride,
+                        &scale, &top_k, &top_p, &min_p,
                     ],
                 )
             } else {
@@ -100,8 +101,8 @@ impl Sampler {
                     0,
                     stream,
                     &[
-                        &logits, &keys, &indices, &tokens, &logp, &vocab, &choices, &stride, &scale,
-                        &greedy,
+                        &logits, &keys, &indices, &tokens, &logp, &vocab, &choices, &stride,
+                        &scale, &greedy,
                     ],
                 )
             }
