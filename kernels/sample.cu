@@ -3,11 +3,10 @@
 //
 // Layout: rows of `stride` fp32 logits, a multiple of 8; the first `vocab` make the softmax, of which
 // the first `choices` may be drawn (the rest pad the vocabulary). A block takes a row.
-// Contract: the number is that of base::rng::uniform(keys[row], indices[row]). Without truncation the
-// token is the CPU's to the bit of every sum: the weights come from the same polynomial and are added
-// in the same order. With truncation nothing is sorted: weights become integers (their sums have no
-// order), and a radix descent finds the cut and the token; the CPU's token up to the rounding of its
-// own sums. The log-probability is that of the whole softmax before truncation, by the function of
+// Contract: the number is that of base::rng::uniform(keys[row], indices[row]), and the token is the
+// CPU's: the weights come from the same polynomial and, without truncation, are added in the same
+// order. With truncation weights become integers, as on the CPU, whose sums have no order, so that
+// nothing needs sorting: a radix descent finds the cut and the token. The log-probability is that of the whole softmax before truncation, by the function of
 // the training head. Left out: repetition penalties.
 #include "statistics.cuh"
 
@@ -207,7 +206,7 @@ struct Choices {
         return (unsigned long long)ordered << 24 | (0xffffffu - unsigned(i));
     }
     __device__ __forceinline__ float weight(int i) const {
-        return expf((logits[i] - max) * inverse_temperature);
+        return exp_as_cpu(__fmul_rn(__fsub_rn(logits[i], max), inverse_temperature));
     }
 };
 

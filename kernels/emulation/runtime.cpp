@@ -55,18 +55,18 @@ struct Fiber {
 struct WarpState {
     uint64_t words[2][WARP];
     unsigned turn[WARP];  // which of the two each lane uses next
-    uint32_t epoch;       // warp-wide synchronisations so far
+    uint16_t epoch;       // warp-wide synchronisations so far
 };
 
 // Who touched a place last. Epochs count block-wide barriers and never repeat, so an old cell is
 // simply older than the block at work.
 struct Access {
-    uint32_t epoch = 0;
-    uint32_t warp_epoch = 0;
-    uint16_t thread = 0;
-    bool many = false;        // several threads of one warp
-    bool many_warps = false;  // threads of several warps
-    bool many_blocks = false;  // threads of several blocks of the launch
+    uint32_t epoch;
+    uint16_t warp_epoch;
+    uint16_t thread : 10;
+    uint16_t many : 1;         // several threads of one warp
+    uint16_t many_warps : 1;   // threads of several warps
+    uint16_t many_blocks : 1;  // threads of several blocks of the launch
 };
 struct Cell {
     Access write, read;
@@ -87,14 +87,20 @@ Call running;
 void** running_arguments;
 uint32_t epoch = 1, launch_epoch, block_epoch;
 std::vector<Region> regions;
+size_t recent;  // the region of the access before
 std::string failure;
+
+// Whether an address lies in a region or its guards.
+bool is_near(const Region& region, const void* address) {
+    return (uintptr_t)address - ((uintptr_t)region.start - GUARD) < region.bytes + 2 * GUARD;
+}
 
 void fail(const char* what, const void* address) {
     if (!failure.empty()) return;
     char text[256];
     for (auto& region : regions) {
+        if (!is_near(region, address)) continue;
         long offset = (const char*)address - region.start;
-        if (offset < -long(GUARD) || offset >= long(region.bytes + GUARD)) continue;
         const char* place = region.is_shared ? "shared memory" : "a buffer";
         snprintf(text, sizeof text, "%s: byte %ld of %s of %zu bytes, block %u,%u thread %u", what,
                  offset, place, region.bytes, emulated_block.x, emulated_block.y, current);
@@ -116,7 +122,7 @@ bool ordered(const Access& before, bool is_shared) {
 
 // Remembers a read beside those it is not ordered after.
 void note_read(Access& read) {
-    uint32_t warp_epoch = warps[current / WARP].epoch;
+    uint16_t warp_epoch = warps[current / WARP].epoch;
     bool same_warp = read.thread / WARP == current / WARP;
     bool beside = read.epoch == epoch && (!same_warp || read.many_warps || read.warp_epoch == warp_epoch);
     bool other_block = read.epoch >= launch_epoch && read.epoch < block_epoch;
@@ -130,29 +136,38 @@ void note_read(Access& read) {
 
 // A write that is no error is ordered after all before it.
 void note_write(Access& write) {
-    write = {epoch, warps[current / WARP].epoch, uint16_t(current)};
+    write = {epoch, warps[current / WARP].epoch, uint16_t(current), 0, 0, 0};
+}
+
+void check_in(Region& region, const void* address, size_t size, bool writes, bool aligned) {
+    long offset = (const char*)address - region.start;
+    if (offset < 0 || offset + size > region.bytes) {
+        // Beside shared memory lie other variables of the library.
+        if (!region.is_shared) fail(writes ? "write outside" : "read outside", address);
+        return;
+    }
+    if (aligned && (uintptr_t)address % size != 0) fail("misaligned access", address);
+    for (size_t cell = offset / GRAIN; cell <= (offset + size - 1) / GRAIN; cell++) {
+        Cell& shadow = region.shadow[cell];
+        if (!ordered(shadow.write, region.is_shared)) {
+            fail(writes ? "write after another thread's write" : "read of another thread's write", address);
+        }
+        if (writes && !ordered(shadow.read, region.is_shared)) {
+            fail("write after another thread's read", address);
+        }
+        if (writes) note_write(shadow.write);
+        else note_read(shadow.read);
+    }
 }
 
 void check(const void* address, size_t size, bool writes, bool aligned) {
-    for (auto& region : regions) {
-        long offset = (const char*)address - region.start;
-        if (offset < -long(GUARD) || offset >= long(region.bytes + GUARD)) continue;
-        if (offset < 0 || offset + size > region.bytes) {
-            if (region.is_shared) return;  // a neighbour of the section
-            return fail(writes ? "write outside" : "read outside", address);
+    if (recent < regions.size() && is_near(regions[recent], address)) {
+        return check_in(regions[recent], address, size, writes, aligned);
+    }
+    for (recent = 0; recent < regions.size(); recent++) {
+        if (is_near(regions[recent], address)) {
+            return check_in(regions[recent], address, size, writes, aligned);
         }
-        if (aligned && (uintptr_t)address % size != 0) fail("misaligned access", address);
-        for (size_t cell = offset / GRAIN; cell <= (offset + size - 1) / GRAIN; cell++) {
-            Cell& shadow = region.shadow[cell];
-            if (!ordered(shadow.write, region.is_shared)) {
-                fail(writes ? "write after another thread's write" : "read of another thread's write", address);
-            }
-            if (writes && !ordered(shadow.read, region.is_shared)) {
-                fail("write after another thread's read", address);
-            }
-            if (writes) note_write(shadow.write); else note_read(shadow.read);
-        }
-        return;
     }
 }
 
@@ -188,7 +203,8 @@ void prepare(Fiber& fiber) {
     }
     getcontext(&fiber.first);
     fiber.first.uc_stack.ss_sp = fiber.stack;
-    fiber.first.uc_stack.ss_size = STACK;
+    // Tops of stacks fall on different lines of the cache.
+    fiber.first.uc_stack.ss_size = STACK - size_t(&fiber - fibers) % 64 * 64;
     makecontext(&fiber.first, live, 0);
     fiber.started = false;
 }

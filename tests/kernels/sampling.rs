@@ -78,14 +78,14 @@ fn tokens_of_whole_vocabularies_are_those_of_the_cpu() {
         // Almost flat, where an error of the sums in the sixth digit changes the token.
         ([152_064, 152_064, 151_665], 0.01),
     ] {
-        Case::new(6, sizes, scale).check(PLAIN);
+        Case::new(3, sizes, scale).check(PLAIN);
     }
 }
 
 #[test]
 fn tokens_of_odd_vocabularies_are_those_of_the_cpu() {
     for sizes in [[72, 70, 67], [4104, 4104, 4097], [8, 1, 1], [8, 8, 8], [32, 31, 24]] {
-        let case = Case::new(40, sizes, 2.0);
+        let case = Case::new(6, sizes, 2.0);
         case.check(PLAIN);
         case.check(Sampling { temperature: 0.6, ..PLAIN });
         case.check(Sampling { temperature: 0.0, ..PLAIN });
@@ -115,7 +115,7 @@ fn truncated_tokens_are_those_of_the_cpu() {
         Sampling { temperature: 1.5, top_k: 0, top_p: 0.99, min_p: 1e-4 },
     ];
     for sizes in [[1000, 999, 990], [72, 70, 67]] {
-        let mut case = Case::new(40, sizes, 2.0);
+        let mut case = Case::new(5, sizes, 2.0);
         // Equal logits at the edge: the lower token is the likelier one.
         for row in case.logits.chunks_exact_mut(case.stride) {
             row[3..60].iter_mut().step_by(2).for_each(|x| *x = 1.5);
