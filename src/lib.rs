@@ -21,6 +21,8 @@ pub mod objective;
 pub mod optim;
 pub mod sandbox;
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod dist;
 pub mod ops;
 pub mod tokenizer;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// listed for it in `SAME_ROW`.
 const ROWS: [&[&str]; 7] = [
     &["base"],
-    &["dist", "ops", "tokenizer"],
+    &["cuda", "dist", "ops", "tokenizer"],
     &["config", "data", "model", "objective", "optim", "sandbox"],
     &["checkpoint", "engine", "rewards"],
     &["eval"],
@@ -15,7 +15,7 @@ const ROWS: [&[&str]; 7] = [
     &["cli"],
 ];
 
-const SAME_ROW: [(&str, &str); 2] = [("sandbox", "data"), ("report", "train")];
+const SAME_ROW: [(&str, &str); 3] = [("cuda", "dist"), ("sandbox", "data"), ("report", "train")];
 
 fn source_files() -> Vec<PathBuf> {
     fn walk(dir: &Path, files: &mut Vec<PathBuf>) {

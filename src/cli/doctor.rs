@@ -1,4 +1,5 @@
-//! `train doctor`: what this machine offers and which protections the judge has here.
+//! `train doctor`: what this machine offers, its GPUs included, and which protections the judge has
+//! here.
 //!
 //! Exit code 0 if programs can be judged, else 1: nothing but `sft`, `generate` and `score` works then.
 
@@ -28,7 +29,18 @@ struct Report {
     cpu: Cpu,
     memory: Memory,
     disk: Disk,
+    gpu: Gpus,
     judge: JudgeState,
+}
+
+#[cfg(feature = "cuda")]
+type Gpus = crate::cuda::report::Report;
+
+/// A build that knows nothing about GPUs.
+#[cfg(not(feature = "cuda"))]
+#[derive(Debug, Serialize)]
+struct Gpus {
+    error: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,6 +88,7 @@ pub fn run(args: Args) -> Result<()> {
             free_bytes: free_bytes(std::path::Path::new(".")),
             temporary_free_bytes: free_bytes(&std::env::temp_dir()),
         },
+        gpu: gpus(),
         judge: match Judge::start(args.judge.options()) {
             Ok(judge) => JudgeState::Ready(Box::new(judge.layers().clone())),
             Err(e) => JudgeState::Refused { error: format!("{e:#}") },
@@ -112,6 +125,9 @@ impl Report {
                 human::bytes(temporary)
             ),
         );
+        for (name, value) in self.gpu.lines() {
+            line(&name, value);
+        }
         match &self.judge {
             JudgeState::Ready(layers) => {
                 line("python", format!("{} at {}", layers.python, layers.python_path));
@@ -120,6 +136,23 @@ impl Report {
             JudgeState::Refused { error } => line("judge", format!("cannot start: {error}")),
         }
         text
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn gpus() -> Gpus {
+    crate::cuda::report()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> Gpus {
+    Gpus { error: "not in this build (cargo build --release --features cuda)" }
+}
+
+#[cfg(not(feature = "cuda"))]
+impl Gpus {
+    fn lines(&self) -> Vec<(String, String)> {
+        vec![("gpu".to_owned(), self.error.to_owned())]
     }
 }
 

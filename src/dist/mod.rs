@@ -7,6 +7,7 @@
 //! Left out: ranks on devices and in other processes, and exchanging a bucket while the backward
 //! still fills others, which pays where a device computes meanwhile.
 
+pub mod rendezvous;
 mod shards;
 mod threads;
 

@@ -70,6 +70,11 @@ impl Rope {
         }
     }
 
+    /// The cosines and the sines, `[positions, head_dim / 2]` each.
+    pub fn table(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Bytes of the table.
     pub fn bytes(&self) -> usize {
         size_of_val(self.cos.as_slice()) + size_of_val(self.sin.as_slice())

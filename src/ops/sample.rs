@@ -8,7 +8,7 @@
 //! edge go to the lower token.
 
 use super::logprob::{Statistics, statistics};
-use super::simd::{LANES, Simd, exp, load_partial, simd_fn, sum_lanes};
+use super::simd::{LANES, Scalar, Simd, exp, load_partial, simd_fn, sum_lanes};
 use std::cell::RefCell;
 
 /// The distribution that tokens are drawn from.
@@ -102,6 +102,12 @@ fn draw_generic<S: Simd>(s: S, logits: &[f32], row: Statistics, u: f32) -> u32 {
     logits.iter().position(|&x| x == row.max).unwrap_or(0) as u32
 }
 
+/// A weight as an integer, 2^40 for that of the most likely token. Sums of integers have no order, so
+/// that a GPU, which does not sort, draws the same token.
+fn fixed(weight: f32) -> u64 {
+    (f64::from(weight) * (1u64 << 40) as f64) as u64
+}
+
 /// The same over the tokens that survive top-k, top-p and min-p, most likely first.
 fn draw_truncated(
     logits: &[f32],
@@ -119,21 +125,23 @@ fn draw_truncated(
         order.truncate(top_k);
     }
     order.sort_unstable_by(descending);
-    let weight = |token: u32| ((logits[token as usize] - row.max) * row.inverse_temperature).exp();
-    let total: f32 = order.iter().map(|&token| weight(token)).sum();
-    let mut kept = 0.0;
+    let weight = |token: u32| {
+        let z = (logits[token as usize] - row.max) * row.inverse_temperature;
+        exp(Scalar, [z; LANES])[0]
+    };
+    let total: u64 = order.iter().map(|&token| fixed(weight(token))).sum();
+    let share = (f64::from(top_p) * total as f64).ceil() as u64;
+    let enough = if top_p < 1.0 { share } else { u64::MAX };
+    let mut kept = 0;
     let mut count = 0;
-    // The largest weight is 1.
-    while count < order.len()
-        && (count == 0 || (kept < top_p * total && weight(order[count]) >= min_p))
-    {
-        kept += weight(order[count]);
+    while count < order.len() && (count == 0 || (kept < enough && weight(order[count]) >= min_p)) {
+        kept += fixed(weight(order[count]));
         count += 1;
     }
-    let target = u * kept;
-    let mut cumulative = 0.0;
+    let target = (f64::from(u) * kept as f64) as u64;
+    let mut cumulative = 0;
     for &token in &order[..count] {
-        cumulative += weight(token);
+        cumulative += fixed(weight(token));
         if cumulative > target {
             return token;
         }

@@ -38,7 +38,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         let (number, length) = (totals.samples, sample.input_ids.len());
         let text = render(&sample, &tokenizer, style)?;
-        print(format!(
+        print(format_args!(
             "sample {number}: {length} tokens, {} with loss\n{text}\n\n",
             sample.learnt()
         ))

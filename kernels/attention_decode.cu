@@ -1,0 +1,176 @@
+// Attention of one new token of each sequence over its paged keys and values. Twin of attend_cached
+// in src/ops/attention.rs.
+//
+// Layout: a row of qkv is [heads, kv_heads, kv_heads] heads of `dim`; out is [sequences, heads * dim].
+// The cache is rope_write's: [block][kv_head][32][dim]. tables is [sequences, table_width] block
+// numbers; lengths count the new token, whose key and value are in the cache already.
+// Contract: a block of threads takes a sequence and a key head with its group of query heads, and goes
+// over the keys from the first to the last, 32 at a time, whatever else is in the batch: no splits,
+// so a sequence has the same bits in any batch. An empty sequence gets zeros.
+// Memory-bound: each key and value is read once, in sixteen-byte vectors, the next keys while these
+// are at work.
+#include "common.cuh"
+
+constexpr int TOKENS = 32;   // of a cache block, and of a step
+constexpr int THREADS = 128;
+constexpr int WARPS = THREADS / WARP;
+
+template <int DIM, int GROUP>
+struct DecodeShared {
+    float queries[GROUP][DIM];
+    float weights[2][GROUP][TOKENS];  // scores, then weights; steps alternate
+    float rescales[2][GROUP];
+    float sums[GROUP];
+    float results[WARPS][GROUP][DIM];
+};
+
+template <int DIM, int GROUP>
+__device__ __forceinline__ void attend_one(const bf16* qkv, const bf16* keys, const bf16* values,
+                                           const unsigned* tables, const unsigned* lengths, bf16* out,
+                                           int heads, int kv_heads, int table_width,
+                                           DecodeShared<DIM, GROUP>& shared) {
+    constexpr int KEY_VECTORS = DIM / 32;        // of a thread: four threads share a key
+    constexpr int COLUMNS = DIM / 8;             // vectors of a value
+    constexpr int VALUE_STEP = THREADS / COLUMNS;  // values read at a time
+    constexpr int EACH = TOKENS / VALUE_STEP;    // values of a thread
+    constexpr int OWN = GROUP / WARPS;           // query heads whose softmax a warp keeps
+    int sequence = blockIdx.x, kv_head = blockIdx.y, group = heads / kv_heads;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int length = int(lengths[sequence]);
+    const unsigned* table = tables + size_t(sequence) * table_width;
+
+    const bf16* query = qkv + (size_t(sequence) * (heads + 2 * kv_heads) + kv_head * group) * DIM;
+    float scale = 1.0f / sqrtf(float(DIM));
+    for (int i = threadIdx.x; i < GROUP * DIM; i += THREADS) {
+        int member = i / DIM;
+        shared.queries[member][i % DIM] = member < group ? widen(query[i]) * scale : 0.0f;
+    }
+    __syncthreads();
+
+    int token = threadIdx.x / 4, quarter = threadIdx.x % 4;
+    int column = threadIdx.x % COLUMNS, first_value = threadIdx.x / COLUMNS;
+    float sums[GROUP][8] = {};
+    float max[OWN], sum[OWN];
+#pragma unroll
+    for (int i = 0; i < OWN; i++) max[i] = -INFINITY, sum[i] = 0;
+
+    uint4 key[KEY_VECTORS], value[EACH];
+    auto page = [&](int first) { return (size_t(table[first / TOKENS]) * kv_heads + kv_head) * TOKENS * DIM; };
+    auto load_keys = [&](int first) {
+        if (first + token >= length) return;
+        const uint4* from = reinterpret_cast<const uint4*>(keys + page(first) + token * DIM);
+#pragma unroll
+        for (int i = 0; i < KEY_VECTORS; i++) key[i] = from[quarter + 4 * i];
+    };
+#pragma unroll
+    for (int i = 0; i < KEY_VECTORS; i++) key[i] = make_uint4(0, 0, 0, 0);
+    load_keys(0);
+    for (int first = 0; first < length; first += TOKENS) {
+        int turn = first / TOKENS % 2;
+        const uint4* from = reinterpret_cast<const uint4*>(values + page(first));
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int row = first_value + i * VALUE_STEP;
+            // What lies beyond the sequence may be anything: zeros take its place.
+            value[i] = first + row < length ? from[row * COLUMNS + column] : make_uint4(0, 0, 0, 0);
+        }
+        float scores[GROUP] = {};
+#pragma unroll
+        for (int i = 0; i < KEY_VECTORS; i++) {
+            float k[8], q[8];
+            widen_eight(key[i], k);
+#pragma unroll
+            for (int member = 0; member < GROUP; member++) {
+                load_eight(&shared.queries[member][(quarter + 4 * i) * 8], q);
+#pragma unroll
+                for (int j = 0; j < 8; j++) scores[member] = fmaf(q[j], k[j], scores[member]);
+            }
+        }
+        load_keys(first + TOKENS);
+#pragma unroll
+        for (int member = 0; member < GROUP; member++) {
+            float score = scores[member];
+            score += __shfl_xor_sync(ALL_LANES, score, 1);
+            score += __shfl_xor_sync(ALL_LANES, score, 2);
+            bool is_seen = first + token < length;
+            if (quarter == 0) shared.weights[turn][member][token] = is_seen ? score : -INFINITY;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < OWN; i++) {
+            int member = warp + i * WARPS;
+            float score = shared.weights[turn][member][lane];
+            float larger = fmaxf(max[i], warp_max(score));
+            float weight = __expf(score - larger), rescale = __expf(max[i] - larger);
+            sum[i] = sum[i] * rescale + warp_sum(weight);
+            max[i] = larger;
+            shared.weights[turn][member][lane] = weight;
+            if (lane == 0) shared.rescales[turn][member] = rescale;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int member = 0; member < GROUP; member++) {
+            float rescale = shared.rescales[turn][member];
+#pragma unroll
+            for (int j = 0; j < 8; j++) sums[member][j] *= rescale;
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            float v[8];
+            widen_eight(value[i], v);
+#pragma unroll
+            for (int member = 0; member < GROUP; member++) {
+                float weight = shared.weights[turn][member][first_value + i * VALUE_STEP];
+#pragma unroll
+                for (int j = 0; j < 8; j++) sums[member][j] = fmaf(weight, v[j], sums[member][j]);
+            }
+        }
+    }
+
+    // Threads of a warp with the same columns first, then the warps in order.
+#pragma unroll
+    for (int member = 0; member < GROUP; member++) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+#pragma unroll
+            for (int lanes = COLUMNS; lanes < int(WARP); lanes *= 2) {
+                sums[member][j] += __shfl_xor_sync(ALL_LANES, sums[member][j], lanes);
+            }
+        }
+        if (lane < COLUMNS) store_eight(sums[member], &shared.results[warp][member][column * 8]);
+    }
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        if (lane == 0) shared.sums[warp + i * WARPS] = sum[i];
+    }
+    __syncthreads();
+    bf16* target = out + (size_t(sequence) * heads + kv_head * group) * DIM;
+    for (int i = threadIdx.x; i < group * COLUMNS; i += THREADS) {
+        int member = i / COLUMNS, at = i % COLUMNS * 8;
+        float total = shared.sums[member], inverse = total > 0.0f ? 1.0f / total : 0.0f, result[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float x = 0;
+#pragma unroll
+            for (int other = 0; other < WARPS; other++) x += shared.results[other][member][at + j];
+            result[j] = x * inverse;
+        }
+        store_eight(result, target + i * 8);
+    }
+}
+
+// Groups of up to four, or up to eight, query heads.
+#define ATTENTION_DECODE(NAME, DIM, GROUP)                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
+    NAME(const bf16* qkv, const bf16* keys, const bf16* values, const unsigned* tables,                   \
+         const unsigned* lengths, bf16* out, int heads, int kv_heads, int table_width) {                  \
+        __shared__ DecodeShared<DIM, GROUP> shared;                                                       \
+        attend_one<DIM, GROUP>(qkv, keys, values, tables, lengths, out, heads, kv_heads, table_width,     \
+                               shared);                                                                   \
+    }
+ATTENTION_DECODE(attention_decode_32_4, 32, 4)
+ATTENTION_DECODE(attention_decode_32_8, 32, 8)
+ATTENTION_DECODE(attention_decode_64_4, 64, 4)
+ATTENTION_DECODE(attention_decode_64_8, 64, 8)
+ATTENTION_DECODE(attention_decode_128_4, 128, 4)
+ATTENTION_DECODE(attention_decode_128_8, 128, 8)

@@ -1,0 +1,134 @@
+// What all kernels share: vector access to bf16 and fp32, reductions over warps and blocks, Philox.
+//
+// Contract: memory is read and written in sixteen-byte vectors, so pointers and row widths are
+// multiples of eight elements unless a kernel says otherwise; arithmetic is fp32. Reductions have a
+// fixed order, so a result depends on nothing but its inputs and the size of the block.
+#pragma once
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <stdint.h>
+#else
+#include "emulation/cuda.h"
+#endif
+
+typedef __nv_bfloat16 bf16;
+
+constexpr unsigned WARP = 32;
+constexpr unsigned ALL_LANES = ~0u;
+constexpr float LOWEST = -3.402823466e38f;
+
+// Two bf16 numbers in a word, the first in the lower half.
+__device__ __forceinline__ float low_half(unsigned word) { return __uint_as_float(word << 16); }
+__device__ __forceinline__ float high_half(unsigned word) { return __uint_as_float(word & 0xffff0000u); }
+__device__ __forceinline__ unsigned halves(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return unsigned(__bfloat16_as_ushort(pair.x)) | unsigned(__bfloat16_as_ushort(pair.y)) << 16;
+}
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
+__device__ __forceinline__ void narrow(float x, bf16& out) { out = __float2bfloat16_rn(x); }
+
+__device__ __forceinline__ void widen_eight(uint4 words, float out[8]) {
+    out[0] = low_half(words.x), out[1] = high_half(words.x);
+    out[2] = low_half(words.y), out[3] = high_half(words.y);
+    out[4] = low_half(words.z), out[5] = high_half(words.z);
+    out[6] = low_half(words.w), out[7] = high_half(words.w);
+}
+
+__device__ __forceinline__ void load_eight(const bf16* from, float out[8]) {
+    widen_eight(*reinterpret_cast<const uint4*>(from), out);
+}
+
+__device__ __forceinline__ void load_eight(const float* from, float out[8]) {
+    float4 low = reinterpret_cast<const float4*>(from)[0];
+    float4 high = reinterpret_cast<const float4*>(from)[1];
+    out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+    out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+}
+
+__device__ __forceinline__ void store_eight(const float x[8], bf16* to) {
+    *reinterpret_cast<uint4*>(to) =
+        make_uint4(halves(x[0], x[1]), halves(x[2], x[3]), halves(x[4], x[5]), halves(x[6], x[7]));
+}
+
+__device__ __forceinline__ void store_eight(const float x[8], float* to) {
+    reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+    reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+// The same for the last few elements of a buffer: `count` may be below eight, missing ones are `fill`.
+template <class T>
+__device__ __forceinline__ void load_up_to_eight(const T* from, long long count, float fill, float out[8]) {
+    if (count >= 8) return load_eight(from, out);
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = i < count ? widen(from[i]) : fill;
+}
+
+template <class T>
+__device__ __forceinline__ void store_up_to_eight(const float x[8], long long count, T* to) {
+    if (count >= 8) return store_eight(x, to);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (i < count) narrow(x[i], to[i]);
+    }
+}
+
+// The sum of all lanes, in all lanes.
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, lanes));
+    }
+    return x;
+}
+
+// The sum of all threads, in all threads; the block is whole warps, `scratch` is shared and may be
+// used again at once.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T scratch[WARP]) {
+    unsigned lane = threadIdx.x % WARP;
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane == 0) scratch[threadIdx.x / WARP] = x;
+    __syncthreads();
+    return warp_sum(lane < blockDim.x / WARP ? scratch[lane] : T(0));
+}
+
+__device__ __forceinline__ float block_max(float x, float scratch[WARP]) {
+    unsigned lane = threadIdx.x % WARP;
+    x = warp_max(x);
+    __syncthreads();
+    if (lane == 0) scratch[threadIdx.x / WARP] = x;
+    __syncthreads();
+    return warp_max(lane < blockDim.x / WARP ? scratch[lane] : -INFINITY);
+}
+
+// The Philox4x32-10 block of a counter under a key: the twin of base::rng::philox.
+__device__ __forceinline__ uint4 philox(unsigned long long key, uint4 counter) {
+    unsigned k0 = unsigned(key), k1 = unsigned(key >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        unsigned long long p0 = 0xD2511F53ull * counter.x;
+        unsigned long long p1 = 0xCD9E8D57ull * counter.z;
+        counter = make_uint4(unsigned(p1 >> 32) ^ counter.y ^ k0, unsigned(p1),
+                             unsigned(p0 >> 32) ^ counter.w ^ k1, unsigned(p0));
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+    return counter;
+}
+
+// The index-th uniform number in [0, 1) of a key: the twin of base::rng::uniform.
+__device__ __forceinline__ float uniform(unsigned long long key, unsigned long long index) {
+    uint4 block = philox(key, make_uint4(unsigned(index), unsigned(index >> 32), 0x756e6966u, 0));
+    return float(block.x >> 8) * (1.0f / (1u << 24));
+}

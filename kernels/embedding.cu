@@ -1,0 +1,47 @@
+// Token embedding: rows of the table, and their gradient. Twin of src/ops/embedding.rs.
+//
+// Layout: table and gradient [vocabulary, width], rows [tokens, width]; width a multiple of 8.
+// Contract: the backward has one owner for each part of the gradient and adds a token's rows in
+// ascending order, in fp32, with one rounding at the end: no atomics, the same bits every time. The
+// host lists the distinct tokens and the rows of each (src/cuda/kernels/embedding.rs).
+#include "common.cuh"
+
+// Copies the row of `table` of token blockIdx.x.
+extern "C" __global__ void __launch_bounds__(256)
+embedding(const bf16* table, const unsigned* tokens, bf16* out, int width) {
+    const uint4* from = reinterpret_cast<const uint4*>(table + size_t(tokens[blockIdx.x]) * width);
+    uint4* to = reinterpret_cast<uint4*>(out + size_t(blockIdx.x) * width);
+    for (int i = threadIdx.x; i < width / 8; i += blockDim.x) to[i] = from[i];
+}
+
+// Adds to the gradient row of the distinct token blockIdx.x the rows of dy numbered
+// rows[starts[blockIdx.x]..starts[blockIdx.x + 1]]; blockIdx.y takes its part of the columns.
+template <class G>
+__device__ __forceinline__ void add_rows(const bf16* dy, const unsigned* tokens, const unsigned* starts,
+                                         const unsigned* rows, G* gradient, int width) {
+    int column = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
+    if (column >= width) return;
+    G* target = gradient + size_t(tokens[blockIdx.x]) * width + column;
+    float sum[8], row[8];
+    load_eight(target, sum);
+    unsigned end = starts[blockIdx.x + 1];
+#pragma unroll 4
+    for (unsigned i = starts[blockIdx.x]; i < end; i++) {
+        load_eight(dy + size_t(rows[i]) * width + column, row);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] += row[j];
+    }
+    store_eight(sum, target);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+embedding_backward_bf16(const bf16* dy, const unsigned* tokens, const unsigned* starts,
+                        const unsigned* rows, bf16* gradient, int width) {
+    add_rows(dy, tokens, starts, rows, gradient, width);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+embedding_backward_f32(const bf16* dy, const unsigned* tokens, const unsigned* starts,
+                       const unsigned* rows, float* gradient, int width) {
+    add_rows(dy, tokens, starts, rows, gradient, width);
+}

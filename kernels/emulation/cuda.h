@@ -1,0 +1,102 @@
+// What the kernels need of CUDA, for an ordinary C++ compiler: the sources in this folder's parent
+// compile unchanged and run on the CPU, a thread of a block as a fiber (runtime.cpp).
+//
+// Contract: IEEE arithmetic without contraction (build with -ffp-contract=off), so what a kernel
+// states with fmaf and __f*_rn has the device's bits; expf and logf are the C library's. Warp
+// functions take the full mask only. Left out: everything the kernels do not use.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
+// A section of its own, so that the runtime can fill it with NaNs and watch it.
+#define __shared__ static __attribute__((section("emulated_shared"), aligned(16)))
+
+struct uint3 { unsigned x, y, z; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+struct alignas(2) __nv_bfloat16 { uint16_t bits; };
+struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+
+// The scheduler sets these before it resumes a fiber.
+extern "C" uint3 emulated_thread, emulated_block, emulated_block_size, emulated_grid_size;
+#define threadIdx emulated_thread
+#define blockIdx emulated_block
+#define blockDim emulated_block_size
+#define gridDim emulated_grid_size
+
+extern "C" {
+void emulated_syncthreads();
+void emulated_syncwarp();
+uint64_t emulated_shuffle(uint64_t value, unsigned source_lane);
+unsigned emulated_ballot(int predicate);
+unsigned emulated_atomic_add_u32(unsigned* address, unsigned value);
+uint64_t emulated_atomic_add_u64(unsigned long long* address, uint64_t value);
+unsigned emulated_atomic_max_u32(unsigned* address, unsigned value);
+unsigned emulated_atomic_min_u32(unsigned* address, unsigned value);
+}
+
+inline void __syncthreads() { emulated_syncthreads(); }
+inline void __syncwarp(unsigned = ~0u) { emulated_syncwarp(); }
+template <class T> T __shfl_sync(unsigned, T value, int lane) {
+    uint64_t word = 0;
+    memcpy(&word, &value, sizeof(T));
+    word = emulated_shuffle(word, unsigned(lane) % 32);
+    memcpy(&value, &word, sizeof(T));
+    return value;
+}
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+    return __shfl_sync(mask, value, int(threadIdx.x % 32) ^ lanes);
+}
+inline unsigned __ballot_sync(unsigned, int predicate) { return emulated_ballot(predicate); }
+inline unsigned atomicAdd(unsigned* at, unsigned x) { return emulated_atomic_add_u32(at, x); }
+inline uint64_t atomicAdd(unsigned long long* at, unsigned long long x) {
+    return emulated_atomic_add_u64(at, x);
+}
+inline unsigned atomicMax(unsigned* at, unsigned x) { return emulated_atomic_max_u32(at, x); }
+inline unsigned atomicMin(unsigned* at, unsigned x) { return emulated_atomic_min_u32(at, x); }
+
+template <class To, class From> To emulated_bits(From from) {
+    To to;
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    memcpy(&to, &from, sizeof(To));
+    return to;
+}
+inline unsigned __float_as_uint(float x) { return emulated_bits<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return emulated_bits<float>(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+
+inline __nv_bfloat16 __ushort_as_bfloat16(uint16_t bits) { return {bits}; }
+inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
+inline float __bfloat162float(__nv_bfloat16 x) { return __uint_as_float(unsigned(x.bits) << 16); }
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+    if (x != x) return {0x7fff};
+    unsigned bits = __float_as_uint(x);
+    return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}

@@ -1,0 +1,62 @@
+// Kernels with the mistakes that the emulation has to find; never compiled for a device.
+#include "../common.cuh"
+
+// The block's numbers backwards, without a barrier between writing and reading.
+extern "C" __global__ void faulty_barrier(unsigned* out) {
+    __shared__ unsigned numbers[1024];
+    numbers[threadIdx.x] = threadIdx.x;
+    out[blockIdx.x * blockDim.x + threadIdx.x] = numbers[blockDim.x - 1 - threadIdx.x];
+}
+
+// The same within a warp.
+extern "C" __global__ void faulty_warp(unsigned* out) {
+    __shared__ unsigned numbers[1024];
+    numbers[threadIdx.x] = threadIdx.x;
+    out[blockIdx.x * blockDim.x + threadIdx.x] = numbers[threadIdx.x ^ 1];
+}
+
+// The barrier is there, but the next round writes what a slow thread still reads.
+extern "C" __global__ void faulty_reuse(unsigned* out) {
+    __shared__ unsigned numbers[1024];
+    for (unsigned round = 0; round < 2; round++) {
+        numbers[threadIdx.x] = threadIdx.x + round;
+        __syncthreads();
+        out[blockIdx.x * blockDim.x + threadIdx.x] = numbers[blockDim.x - 1 - threadIdx.x];
+    }
+}
+
+// All blocks write one place.
+extern "C" __global__ void faulty_blocks(unsigned* out) {
+    if (threadIdx.x == 0) out[0] = blockIdx.x;
+}
+
+// One element too many.
+extern "C" __global__ void faulty_bounds(unsigned* out) {
+    if (blockIdx.x + 1 == gridDim.x) out[blockIdx.x * blockDim.x + threadIdx.x + 1] = 1;
+}
+
+// A vector access that does not lie on sixteen bytes.
+extern "C" __global__ void faulty_alignment(unsigned* out) {
+    if (blockIdx.x + threadIdx.x == 0) *reinterpret_cast<uint4*>(out + 1) = make_uint4(1, 2, 3, 4);
+}
+
+// A barrier for half of the threads.
+extern "C" __global__ void faulty_divergence(unsigned* out) {
+    if (threadIdx.x % 2 == 0) __syncwarp();
+    out[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+    if (threadIdx.x % 2 == 0) __syncthreads();
+    else __syncwarp();
+}
+
+// What the faulty ones want to do.
+extern "C" __global__ void faultless(unsigned* out) {
+    __shared__ unsigned numbers[1024];
+    for (unsigned round = 0; round < 2; round++) {
+        numbers[threadIdx.x] = threadIdx.x + round;
+        __syncwarp();
+        numbers[threadIdx.x] += __shfl_xor_sync(ALL_LANES, round, 1);
+        __syncthreads();
+        out[blockIdx.x * blockDim.x + threadIdx.x] = numbers[blockDim.x - 1 - threadIdx.x];
+        __syncthreads();
+    }
+}

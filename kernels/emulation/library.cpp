@@ -1,0 +1,120 @@
+// All kernels in one library for the CPU, by name. Compiled with -fsanitize=thread, see runtime.cpp.
+//
+// Each source has a namespace of its own, as on the device each is a module of its own.
+#include "cuda.h"
+
+#include "../common.cuh"
+#include "../statistics.cuh"
+
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+
+namespace {
+#define FAMILY(name) namespace name##_family
+FAMILY(adamw) {
+#include "../adamw.cu"
+}
+FAMILY(attention) {
+#include "../attention.cu"
+}
+FAMILY(attention_decode) {
+#include "../attention_decode.cu"
+}
+FAMILY(column_sums) {
+#include "../column_sums.cu"
+}
+FAMILY(embedding) {
+#include "../embedding.cu"
+}
+FAMILY(faulty) {
+#include "faulty.cu"
+}
+FAMILY(flat) {
+#include "../flat.cu"
+}
+FAMILY(logprob) {
+#include "../logprob.cu"
+}
+FAMILY(rms_norm) {
+#include "../rms_norm.cu"
+}
+FAMILY(rope) {
+#include "../rope.cu"
+}
+FAMILY(sample) {
+#include "../sample.cu"
+}
+FAMILY(swiglu) {
+#include "../swiglu.cu"
+}
+
+template <class... A, size_t... I>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<A>*>(arguments[I])...);
+}
+
+// A function that calls KERNEL with arguments given by their addresses.
+template <auto KERNEL>
+void entry(void** arguments) {
+    auto with_types = [arguments]<class... A>(void (*kernel)(A...)) {
+        call(kernel, arguments, std::index_sequence_for<A...>());
+    };
+    with_types(KERNEL);
+}
+}  // namespace
+
+using Call = void (*)(void** arguments);
+
+const std::map<std::string, Call>& kernels() {
+#define KERNEL(family, name) {#name, entry<family##_family::name>}
+#define ATTENTION_KERNELS(dim)                                                                  \
+    KERNEL(attention, attention_##dim), KERNEL(attention, attention_backward_keys_##dim),       \
+        KERNEL(attention, attention_backward_queries_##dim),                                    \
+        KERNEL(attention_decode, attention_decode_##dim##_4),                                   \
+        KERNEL(attention_decode, attention_decode_##dim##_8)
+    static const std::map<std::string, Call> all = {
+        KERNEL(adamw, adamw_bf16),
+        KERNEL(adamw, adamw_f32),
+        KERNEL(adamw, adamw_bf16_rounded),
+        KERNEL(adamw, adamw_f32_rounded),
+        KERNEL(attention, attention_delta),
+        ATTENTION_KERNELS(32),
+        ATTENTION_KERNELS(64),
+        ATTENTION_KERNELS(128),
+        KERNEL(column_sums, column_partials),
+        KERNEL(column_sums, add_column_sums_bf16),
+        KERNEL(column_sums, add_column_sums_f32),
+        KERNEL(embedding, embedding),
+        KERNEL(embedding, embedding_backward_bf16),
+        KERNEL(embedding, embedding_backward_f32),
+        KERNEL(faulty, faulty_barrier),
+        KERNEL(faulty, faulty_warp),
+        KERNEL(faulty, faulty_reuse),
+        KERNEL(faulty, faulty_blocks),
+        KERNEL(faulty, faulty_bounds),
+        KERNEL(faulty, faulty_alignment),
+        KERNEL(faulty, faulty_divergence),
+        KERNEL(faulty, faultless),
+        KERNEL(flat, square_partials_bf16),
+        KERNEL(flat, square_partials_f32),
+        KERNEL(flat, sum_of_squares),
+        KERNEL(flat, widen_bf16),
+        KERNEL(flat, narrow_to_bf16),
+        KERNEL(flat, accumulate),
+        KERNEL(logprob, logprob_bf16),
+        KERNEL(logprob, logprob_f32),
+        KERNEL(logprob, logprob_backward_bf16),
+        KERNEL(logprob, logprob_backward_f32),
+        KERNEL(rms_norm, rms_norm),
+        KERNEL(rms_norm, rms_norm_backward),
+        KERNEL(rope, rope),
+        KERNEL(rope, rope_write),
+        KERNEL(sample, sample),
+        KERNEL(sample, sample_truncated),
+        KERNEL(swiglu, swiglu),
+        KERNEL(swiglu, swiglu_backward),
+    };
+    return all;
+}

@@ -1,0 +1,375 @@
+// Runs kernels on the CPU: blocks one after another, the threads of a block as fibers that switch
+// only at barriers, and every access to memory checked.
+//
+// Contract: this file is compiled without, the kernels with -fsanitize=thread, whose calls
+// (__tsan_read4 and so on) end here instead of in the sanitizer's library. An access is an error if
+// - another thread of the block touched the same place, one of them writing, and no __syncthreads
+//   (or, within a warp, no warp-wide function) lies between the two;
+// - another block of the launch touched the same place of a buffer, one of them writing;
+// - it reaches outside the buffers of the launch, into the guards around them;
+// - its address is not a multiple of its size.
+// Atomic operations are exempt. Shared memory starts as NaNs in every block. A barrier that not all
+// threads reach is an error too. One launch at a time; the caller sees to that.
+#include "cuda.h"
+
+#include <algorithm>
+#include <csetjmp>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <numeric>
+#include <random>
+#include <string>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <vector>
+
+extern "C" {
+uint3 emulated_thread, emulated_block, emulated_block_size, emulated_grid_size;
+extern char __start_emulated_shared[] __attribute__((weak));
+extern char __stop_emulated_shared[] __attribute__((weak));
+}
+
+// What library.cpp knows: each kernel by name.
+using Call = void (*)(void** arguments);
+const std::map<std::string, Call>& kernels();
+
+namespace {
+
+constexpr unsigned WARP = 32;
+constexpr unsigned MOST_THREADS = 1024;
+constexpr size_t STACK = 128 << 10;
+constexpr size_t GUARD = 256;  // bytes before and after a buffer, as tests/kernels.rs allocates
+constexpr size_t GRAIN = 2;    // bytes that one cell of the shadow stands for
+
+enum class State { Ready, AtBarrier, AtWarp, Done };
+
+struct Fiber {
+    ucontext_t first;
+    jmp_buf at;
+    bool started = false;
+    State state = State::Done;
+    void* stack = nullptr;
+};
+
+struct WarpState {
+    uint64_t words[2][WARP];
+    unsigned turn[WARP];  // which of the two each lane uses next
+    uint16_t epoch;       // warp-wide synchronisations so far
+};
+
+// Who touched a place last. Epochs count block-wide barriers and never repeat, so an old cell is
+// simply older than the block at work.
+struct Access {
+    uint32_t epoch;
+    uint16_t warp_epoch;
+    uint16_t thread : 10;
+    uint16_t many : 1;         // several threads of one warp
+    uint16_t many_warps : 1;   // threads of several warps
+    uint16_t many_blocks : 1;  // threads of several blocks of the launch
+};
+struct Cell {
+    Access write, read;
+};
+
+struct Region {
+    char* start;
+    size_t bytes;
+    bool is_shared;
+    std::vector<Cell> shadow;
+};
+
+Fiber fibers[MOST_THREADS];
+WarpState warps[MOST_THREADS / WARP];
+jmp_buf scheduler;
+unsigned current, num_threads;
+Call running;
+void** running_arguments;
+uint32_t epoch = 1, launch_epoch, block_epoch;
+std::vector<Region> regions;
+size_t recent;  // the region of the access before
+std::string failure;
+
+// Whether an address lies in a region or its guards.
+bool is_near(const Region& region, const void* address) {
+    return (uintptr_t)address - ((uintptr_t)region.start - GUARD) < region.bytes + 2 * GUARD;
+}
+
+void fail(const char* what, const void* address) {
+    if (!failure.empty()) return;
+    char text[256];
+    for (auto& region : regions) {
+        if (!is_near(region, address)) continue;
+        long offset = (const char*)address - region.start;
+        const char* place = region.is_shared ? "shared memory" : "a buffer";
+        snprintf(text, sizeof text, "%s: byte %ld of %s of %zu bytes, block %u,%u thread %u", what,
+                 offset, place, region.bytes, emulated_block.x, emulated_block.y, current);
+        failure = text;
+        return;
+    }
+    failure = what;
+}
+
+// Whether what comes now is ordered after the access.
+bool ordered(const Access& before, bool is_shared) {
+    if (before.epoch < launch_epoch) return true;
+    if (!is_shared && (before.many_blocks || before.epoch < block_epoch)) return false;
+    if (before.epoch != epoch) return true;
+    if (before.thread == current && !before.many) return true;
+    bool same_warp = before.thread / WARP == current / WARP && !before.many_warps;
+    return same_warp && before.warp_epoch != warps[current / WARP].epoch;
+}
+
+// Remembers a read beside those it is not ordered after.
+void note_read(Access& read) {
+    uint16_t warp_epoch = warps[current / WARP].epoch;
+    bool same_warp = read.thread / WARP == current / WARP;
+    bool beside = read.epoch == epoch && (!same_warp || read.many_warps || read.warp_epoch == warp_epoch);
+    bool other_block = read.epoch >= launch_epoch && read.epoch < block_epoch;
+    read.many = beside && (read.many || read.thread != current);
+    read.many_warps = beside && (read.many_warps || !same_warp);
+    read.many_blocks = other_block || (read.many_blocks && read.epoch >= launch_epoch);
+    read.epoch = epoch;
+    read.thread = uint16_t(current);
+    read.warp_epoch = warp_epoch;
+}
+
+// A write that is no error is ordered after all before it.
+void note_write(Access& write) {
+    write = {epoch, warps[current / WARP].epoch, uint16_t(current), 0, 0, 0};
+}
+
+void check_in(Region& region, const void* address, size_t size, bool writes, bool aligned) {
+    long offset = (const char*)address - region.start;
+    if (offset < 0 || offset + size > region.bytes) {
+        // Beside shared memory lie other variables of the library.
+        if (!region.is_shared) fail(writes ? "write outside" : "read outside", address);
+        return;
+    }
+    if (aligned && (uintptr_t)address % size != 0) fail("misaligned access", address);
+    for (size_t cell = offset / GRAIN; cell <= (offset + size - 1) / GRAIN; cell++) {
+        Cell& shadow = region.shadow[cell];
+        if (!ordered(shadow.write, region.is_shared)) {
+            fail(writes ? "write after another thread's write" : "read of another thread's write", address);
+        }
+        if (writes && !ordered(shadow.read, region.is_shared)) {
+            fail("write after another thread's read", address);
+        }
+        if (writes) note_write(shadow.write);
+        else note_read(shadow.read);
+    }
+}
+
+void check(const void* address, size_t size, bool writes, bool aligned) {
+    if (recent < regions.size() && is_near(regions[recent], address)) {
+        return check_in(regions[recent], address, size, writes, aligned);
+    }
+    for (recent = 0; recent < regions.size(); recent++) {
+        if (is_near(regions[recent], address)) {
+            return check_in(regions[recent], address, size, writes, aligned);
+        }
+    }
+}
+
+void resume(unsigned thread) {
+    current = thread;
+    emulated_thread = {thread % emulated_block_size.x, thread / emulated_block_size.x, 0};
+    Fiber& fiber = fibers[thread];
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.started) _longjmp(fiber.at, 1);
+    fiber.started = true;
+    setcontext(&fiber.first);
+}
+
+void wait(State state) {
+    Fiber& fiber = fibers[current];
+    fiber.state = state;
+    if (_setjmp(fiber.at) == 0) _longjmp(scheduler, 1);
+}
+
+// A fiber lives on between blocks: it runs one thread of each.
+void live() {
+    for (;;) {
+        running(running_arguments);
+        wait(State::Done);
+    }
+}
+
+void prepare(Fiber& fiber) {
+    if (fiber.started && fiber.state == State::Done) return;
+    if (fiber.stack == nullptr) {
+        fiber.stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    }
+    getcontext(&fiber.first);
+    fiber.first.uc_stack.ss_sp = fiber.stack;
+    // Tops of stacks fall on different lines of the cache.
+    fiber.first.uc_stack.ss_size = STACK - size_t(&fiber - fibers) % 64 * 64;
+    makecontext(&fiber.first, live, 0);
+    fiber.started = false;
+}
+
+/// Lets go the warps, and the block, whose threads have all arrived; whether any did.
+bool release() {
+    bool any = false;
+    unsigned waiting = 0, done = 0;
+    for (unsigned first = 0; first < num_threads; first += WARP) {
+        unsigned arrived = 0;
+        for (unsigned thread = first; thread < first + WARP; thread++) {
+            arrived += fibers[thread].state == State::AtWarp;
+            waiting += fibers[thread].state == State::AtBarrier;
+            done += fibers[thread].state == State::Done;
+        }
+        if (arrived < WARP) continue;
+        warps[first / WARP].epoch++;
+        for (unsigned thread = first; thread < first + WARP; thread++) fibers[thread].state = State::Ready;
+        any = true;
+    }
+    if (waiting > 0 && waiting + done == num_threads) {
+        epoch++;
+        for (unsigned thread = 0; thread < num_threads; thread++) {
+            if (fibers[thread].state == State::AtBarrier) fibers[thread].state = State::Ready;
+        }
+        any = true;
+    }
+    return any;
+}
+
+void run_block(std::vector<unsigned>& order, std::mt19937* shuffle) {
+    block_epoch = ++epoch;
+    if (__start_emulated_shared) {
+        memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
+    }
+    for (unsigned thread = 0; thread < num_threads; thread++) {
+        prepare(fibers[thread]);
+        fibers[thread].state = State::Ready;
+    }
+    memset(warps, 0, sizeof warps);
+    for (;;) {
+        if (shuffle) std::shuffle(order.begin(), order.end(), *shuffle);
+        bool is_done = true;
+        for (unsigned thread : order) {
+            if (fibers[thread].state == State::Ready) resume(thread);
+            if (!failure.empty()) return;
+            is_done &= fibers[thread].state == State::Done;
+        }
+        if (is_done) return;
+        bool is_ready = false;
+        for (unsigned thread : order) is_ready |= fibers[thread].state == State::Ready;
+        if (!release() && !is_ready) return fail("a barrier that not all threads reach", nullptr);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+void emulated_syncthreads() { wait(State::AtBarrier); }
+void emulated_syncwarp() { wait(State::AtWarp); }
+
+uint64_t emulated_shuffle(uint64_t value, unsigned source_lane) {
+    WarpState& warp = warps[current / WARP];
+    unsigned turn = warp.turn[current % WARP]++ % 2;
+    warp.words[turn][current % WARP] = value;
+    wait(State::AtWarp);
+    return warps[current / WARP].words[turn][source_lane];
+}
+
+unsigned emulated_ballot(int predicate) {
+    WarpState& warp = warps[current / WARP];
+    unsigned turn = warp.turn[current % WARP]++ % 2;
+    warp.words[turn][current % WARP] = predicate != 0;
+    wait(State::AtWarp);
+    unsigned ballot = 0;
+    for (unsigned lane = 0; lane < WARP; lane++) ballot |= unsigned(warp.words[turn][lane]) << lane;
+    return ballot;
+}
+
+unsigned emulated_atomic_add_u32(unsigned* address, unsigned value) {
+    unsigned old = *address;
+    *address += value;
+    return old;
+}
+uint64_t emulated_atomic_add_u64(unsigned long long* address, uint64_t value) {
+    uint64_t old = *address;
+    *address += value;
+    return old;
+}
+unsigned emulated_atomic_max_u32(unsigned* address, unsigned value) {
+    unsigned old = *address;
+    if (value > old) *address = value;
+    return old;
+}
+unsigned emulated_atomic_min_u32(unsigned* address, unsigned value) {
+    unsigned old = *address;
+    if (value < old) *address = value;
+    return old;
+}
+
+#define ACCESS(size)                                                                    \
+    void __tsan_read##size(void* at) { check(at, size, false, true); }                  \
+    void __tsan_write##size(void* at) { check(at, size, true, true); }                  \
+    void __tsan_unaligned_read##size(void* at) { check(at, size, false, false); }       \
+    void __tsan_unaligned_write##size(void* at) { check(at, size, true, false); }
+ACCESS(1)
+ACCESS(2)
+ACCESS(4)
+ACCESS(8)
+ACCESS(16)
+void __tsan_read_range(void* at, size_t size) { check(at, size, false, false); }
+void __tsan_write_range(void* at, size_t size) { check(at, size, true, false); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+
+/// A buffer of a launch, with GUARD bytes of the caller's before and after it.
+struct EmulatedBuffer {
+    void* start;
+    size_t bytes;
+};
+
+/// Runs `kernel` with `arguments` (the address of each, as cuLaunchKernel takes them). `order` 0
+/// runs threads and blocks forwards, 1 backwards, others in a shuffled order of that number. Returns
+/// null, or what went wrong; the text lives until the next call.
+const char* emulate(const char* kernel, const unsigned grid[2], unsigned block, void** arguments,
+                    const EmulatedBuffer* buffers, size_t count, unsigned order) {
+    failure.clear();
+    auto found = kernels().find(kernel);
+    if (found == kernels().end()) return (failure = std::string("no kernel ") + kernel).c_str();
+    if (block == 0 || block > MOST_THREADS || block % WARP != 0) {
+        return (failure = "a block is whole warps of at most 1024 threads").c_str();
+    }
+    regions.clear();
+    if (__start_emulated_shared) {
+        size_t bytes = __stop_emulated_shared - __start_emulated_shared;
+        regions.push_back({__start_emulated_shared, bytes, true, std::vector<Cell>(bytes / GRAIN + 1)});
+    }
+    for (size_t i = 0; i < count; i++) {
+        size_t bytes = buffers[i].bytes;
+        regions.push_back({(char*)buffers[i].start, bytes, false, std::vector<Cell>(bytes / GRAIN + 1)});
+    }
+    running = found->second;
+    running_arguments = arguments;
+    num_threads = block;
+    emulated_block_size = {block, 1, 1};
+    emulated_grid_size = {grid[0], grid[1], 1};
+    launch_epoch = ++epoch;
+    std::mt19937 random(order);
+    std::vector<unsigned> threads(block), blocks(size_t(grid[0]) * grid[1]);
+    std::iota(threads.begin(), threads.end(), 0);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    if (order == 1) {
+        std::reverse(threads.begin(), threads.end());
+        std::reverse(blocks.begin(), blocks.end());
+    } else if (order > 1) {
+        std::shuffle(blocks.begin(), blocks.end(), random);
+    }
+    for (unsigned number : blocks) {
+        emulated_block = {number % grid[0], number / grid[0], 0};
+        run_block(threads, order > 1 ? &random : nullptr);
+        if (!failure.empty()) break;
+    }
+    return failure.empty() ? nullptr : failure.c_str();
+}
+}

@@ -1,0 +1,88 @@
+// Passes over whole flat buffers: the sum of squares of the gradients, conversions between fp32 and
+// bf16, and the accumulation of a bucket. Twin of src/ops/reduce.rs.
+//
+// Layout: any number of elements; buffers start on sixteen bytes.
+// Contract: the sum runs over fixed parts whose sums are added in a fixed order in double precision;
+// it is not finite if an element is not (or its square overflows), so one pass also tells whether the
+// gradients are usable.
+#include "common.cuh"
+
+constexpr int PART = 64 * 1024;  // elements that a block sums, as src/cuda/kernels/flat.rs counts
+
+template <class T>
+__device__ __forceinline__ void square_part(const T* x, long long count, double* partials, double scratch[WARP]) {
+    long long start = (long long)(blockIdx.x) * PART;
+    double sum = 0;
+    for (int first = threadIdx.x * 8; first < PART; first += blockDim.x * 8) {
+        long long left = count - start - first;
+        if (left <= 0) break;
+        float v[8], squares = 0;
+        load_up_to_eight(x + start + first, left, 0, v);
+#pragma unroll
+        for (int i = 0; i < 8; i++) squares = fmaf(v[i], v[i], squares);
+        sum += squares;
+    }
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+square_partials_bf16(const bf16* x, long long count, double* partials) {
+    __shared__ double scratch[WARP];
+    square_part(x, count, partials, scratch);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+square_partials_f32(const float* x, long long count, double* partials) {
+    __shared__ double scratch[WARP];
+    square_part(x, count, partials, scratch);
+}
+
+// total = the sum of the partial sums; *not_finite is set to whether that is not a finite number.
+// One block.
+extern "C" __global__ void __launch_bounds__(1024)
+sum_of_squares(const double* partials, int count, double* total, unsigned* not_finite) {
+    __shared__ double scratch[WARP];
+    double sum = 0;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) sum += partials[i];
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x > 0) return;
+    *total = sum;
+    *not_finite = !(sum <= 1.7976931348623157e308);
+}
+
+// The first of the eight elements of this thread, and how many there are from it on.
+__device__ __forceinline__ long long first_of_thread() {
+    return (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+widen_bf16(const bf16* x, float* out, long long count) {
+    long long at = first_of_thread();
+    if (at >= count) return;
+    float v[8];
+    load_up_to_eight(x + at, count - at, 0, v);
+    store_up_to_eight(v, count - at, out + at);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+narrow_to_bf16(const float* x, bf16* out, long long count) {
+    long long at = first_of_thread();
+    if (at >= count) return;
+    float v[8];
+    load_up_to_eight(x + at, count - at, 0, v);
+    store_up_to_eight(v, count - at, out + at);
+}
+
+// sum += x.
+extern "C" __global__ void __launch_bounds__(256)
+accumulate(const bf16* x, float* sum, long long count) {
+    long long at = first_of_thread();
+    if (at >= count) return;
+    float v[8], s[8];
+    load_up_to_eight(x + at, count - at, 0, v);
+    load_up_to_eight(sum + at, count - at, 0, s);
+#pragma unroll
+    for (int i = 0; i < 8; i++) s[i] += v[i];
+    store_up_to_eight(s, count - at, sum + at);
+}

@@ -1,0 +1,341 @@
+// Draws a token from a row of logits, by temperature, top-k, top-p and min-p, from one keyed uniform
+// number. Twin of src/ops/sample.rs.
+//
+// Layout: rows of `stride` fp32 logits, a multiple of 8; the first `vocab` make the softmax, of which
+// the first `choices` may be drawn (the rest pad the vocabulary). A block takes a row.
+// Contract: the number is that of base::rng::uniform(keys[row], indices[row]), and the token is the
+// CPU's: the weights come from the same polynomial and, without truncation, are added in the same
+// order. With truncation weights become integers, as on the CPU, whose sums have no order, so that
+// nothing needs sorting: a radix descent finds the cut and the token. The log-probability is that of the whole softmax before truncation, by the function of
+// the training head. Left out: repetition penalties.
+#include "statistics.cuh"
+
+// exp(x) with the bits of ops::simd::exp.
+__device__ __forceinline__ float exp_as_cpu(float x) {
+    const float lowest = -87.33654f;
+    float clamped = x < lowest ? lowest : x;
+    clamped = clamped > 88.02f ? 88.02f : clamped;
+    float magic = __fmaf_rn(clamped, 1.44269504f, 12582912.0f);
+    float n = __fsub_rn(magic, 12582912.0f);
+    float r = __fmaf_rn(n, -0.6933594f, clamped);
+    r = __fmaf_rn(n, 2.1219444e-4f, r);
+    float p = 1.9875691e-4f;
+    p = __fmaf_rn(p, r, 1.3981999e-3f);
+    p = __fmaf_rn(p, r, 8.333452e-3f);
+    p = __fmaf_rn(p, r, 4.1665796e-2f);
+    p = __fmaf_rn(p, r, 1.6666666e-1f);
+    p = __fmaf_rn(p, r, 0.5f);
+    p = __fadd_rn(__fmaf_rn(p, __fmul_rn(r, r), r), 1.0f);
+    float power = __uint_as_float((__float_as_uint(magic) + 127u) << 23);
+    return x < lowest ? 0.0f : __fmul_rn(p, power);
+}
+
+constexpr int EIGHT = 8;                     // lanes of the CPU's vectors
+constexpr int TILE_CHUNKS = 512;             // vectors that a block weighs at a time
+constexpr int TILE = TILE_CHUNKS * EIGHT;
+constexpr int MOST_TILES = 64;               // so vocabularies of up to 262,144
+
+// What the drawing from the whole vocabulary keeps in shared memory.
+struct Draw {
+    float weights[TILE];
+    float chunk_sums[TILE_CHUNKS];
+    float before[MOST_TILES + 1];  // the weight before each tile
+    float lanes[2][EIGHT];         // the sums of even and odd vectors
+    float target;
+    unsigned token;
+};
+
+// The weights of a tile, those beyond the choices 0, and the sum of each vector of eight.
+__device__ __forceinline__ void weigh_tile(const float* logits, int tile, int choices, float max,
+                                           float inverse_temperature, Draw& draw) {
+    __syncthreads();
+    int within = threadIdx.x * 4, first = tile * TILE + within;
+    float4 x = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+    if (first < choices) x = *reinterpret_cast<const float4*>(logits + first);
+    float values[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float value = first + i < choices ? values[i] : -INFINITY;
+        draw.weights[within + i] = exp_as_cpu(__fmul_rn(__fsub_rn(value, max), inverse_temperature));
+    }
+    __syncthreads();
+    if (threadIdx.x < TILE_CHUNKS) {
+        const float* l = draw.weights + threadIdx.x * EIGHT;
+        draw.chunk_sums[threadIdx.x] = __fadd_rn(
+            __fadd_rn(__fadd_rn(l[0], l[4]), __fadd_rn(l[2], l[6])),
+            __fadd_rn(__fadd_rn(l[1], l[5]), __fadd_rn(l[3], l[7])));
+    }
+    __syncthreads();
+}
+
+// The CPU's two orders of the sum of weights, at the same time: lane by lane over even and odd vectors
+// (for the total), and vector after vector (for the places in the cumulative sum).
+__device__ __forceinline__ void sum_weights(const float* logits, int choices, float max,
+                                            float inverse_temperature, Draw& draw) {
+    int tiles = (choices + TILE - 1) / TILE, whole = choices / EIGHT;
+    bool sums_lane = threadIdx.x < 2 * EIGHT, sums_chunks = threadIdx.x == WARP;
+    int odd = threadIdx.x / EIGHT, lane = threadIdx.x % EIGHT;
+    float sum = 0, before = 0;
+    // The odd sums begin with what is left after the whole vectors.
+    if (sums_lane && odd && whole * EIGHT + lane < choices) {
+        float z = __fmul_rn(__fsub_rn(logits[whole * EIGHT + lane], max), inverse_temperature);
+        sum = __fadd_rn(sum, exp_as_cpu(z));
+    }
+    for (int tile = 0; tile < tiles; tile++) {
+        weigh_tile(logits, tile, choices, max, inverse_temperature, draw);
+        int chunks = min(TILE_CHUNKS, whole - tile * TILE_CHUNKS);
+        if (sums_lane) {
+#pragma unroll 8
+            for (int chunk = odd; chunk < chunks; chunk += 2) {
+                sum = __fadd_rn(sum, draw.weights[chunk * EIGHT + lane]);
+            }
+        }
+        if (sums_chunks) {
+            draw.before[tile] = before;
+#pragma unroll 8
+            for (int chunk = 0; chunk < TILE_CHUNKS; chunk++) before = __fadd_rn(before, draw.chunk_sums[chunk]);
+        }
+    }
+    if (sums_chunks) draw.before[tiles] = before;
+    if (sums_lane) draw.lanes[odd][lane] = sum;
+    __syncthreads();
+}
+
+// What u picks in a tile, if it does: the first token whose cumulative weight exceeds the target.
+__device__ __forceinline__ void walk_tile(int tile, Draw& draw) {
+    float before = draw.before[tile];
+    for (int chunk = 0; chunk < TILE_CHUNKS; chunk++) {
+        float after = __fadd_rn(before, draw.chunk_sums[chunk]);
+        if (after > draw.target) {
+            float cumulative = before;
+            for (int lane = 0; lane < EIGHT; lane++) {
+                float weight = draw.weights[chunk * EIGHT + lane];
+                cumulative = __fadd_rn(cumulative, weight);
+                if (weight > 0.0f && cumulative > draw.target) {
+                    draw.token = tile * TILE + chunk * EIGHT + lane;
+                    return;
+                }
+            }
+        }
+        before = after;
+    }
+}
+
+constexpr unsigned NO_TOKEN = ~0u;
+
+// The first of the choices with the largest logit.
+__device__ __forceinline__ void most_likely(const float* logits, int choices, float max, unsigned& token) {
+    for (int i = threadIdx.x; i < choices; i += blockDim.x) {
+        if (logits[i] == max) {
+            atomicMin(&token, unsigned(i));
+            break;
+        }
+    }
+    __syncthreads();
+}
+
+__device__ __forceinline__ float largest(const float* logits, int choices, float scratch[WARP]) {
+    float max = -INFINITY;
+    for (int i = threadIdx.x; i < choices; i += blockDim.x) max = fmaxf(max, logits[i]);
+    return block_max(max, scratch);
+}
+
+__device__ __forceinline__ void draw_token(const float* logits, int choices, float max,
+                                           float inverse_temperature, float u, Draw& draw) {
+    sum_weights(logits, choices, max, inverse_temperature, draw);
+    if (threadIdx.x == 0) {
+        float l[EIGHT];
+        for (int i = 0; i < EIGHT; i++) l[i] = __fadd_rn(draw.lanes[0][i], draw.lanes[1][i]);
+        float sum = __fadd_rn(__fadd_rn(__fadd_rn(l[0], l[4]), __fadd_rn(l[2], l[6])),
+                              __fadd_rn(__fadd_rn(l[1], l[5]), __fadd_rn(l[3], l[7])));
+        // exp(ln(sum)) as the CPU's library rounds it: correctly, as good as always.
+        float log_sum = float(log(double(sum)));
+        draw.target = __fmul_rn(u, float(exp(double(log_sum))));
+    }
+    __syncthreads();
+    int tiles = (choices + TILE - 1) / TILE;
+    for (int tile = 0; tile < tiles; tile++) {
+        // The same for the whole block: what tiles before left in shared memory.
+        if (draw.token != NO_TOKEN || !(draw.before[tile + 1] > draw.target)) continue;
+        weigh_tile(logits, tile, choices, max, inverse_temperature, draw);
+        if (threadIdx.x == 0) walk_tile(tile, draw);
+        __syncthreads();
+    }
+}
+
+// tokens[row] and its log-probability; the first most likely one where is_greedy, at temperature 1.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+sample(const float* logits, const unsigned long long* keys, const unsigned long long* indices,
+       unsigned* tokens, float* logp, int vocab, int choices, int stride, float inverse_temperature,
+       int is_greedy) {
+    __shared__ float scratch[WARP];
+    __shared__ Draw draw;
+    const float* row = logits + size_t(blockIdx.x) * stride;
+    if (threadIdx.x == 0) draw.token = NO_TOKEN;
+    Statistics found = statistics(row, vocab, inverse_temperature, scratch);
+    float max = largest(row, choices, scratch);
+    if (!is_greedy) {
+        float u = uniform(keys[blockIdx.x], indices[blockIdx.x]);
+        draw_token(row, choices, max, inverse_temperature, u, draw);
+    }
+    // Rounding can leave the sum a little under the target: then it is the most likely token.
+    if (draw.token == NO_TOKEN) {
+        __syncthreads();
+        most_likely(row, choices, max, draw.token);
+    }
+    if (threadIdx.x > 0) return;
+    tokens[blockIdx.x] = draw.token;
+    logp[blockIdx.x] = log_probability(found, inverse_temperature, row[draw.token]);
+}
+
+// A weight as an integer: 1, the weight of the most likely token, is 2^40.
+__device__ __forceinline__ unsigned long long fixed(float weight) {
+    return (unsigned long long)(double(weight) * 1099511627776.0);
+}
+
+// The logits of a row that may be drawn, in descending order, equal ones in ascending order of
+// their index: the largest key first.
+struct Choices {
+    const float* logits;
+    int count;
+    float max, inverse_temperature;
+
+    __device__ __forceinline__ unsigned long long key(int i) const {
+        unsigned bits = __float_as_uint(logits[i]);
+        unsigned ordered = bits ^ (bits >> 31 != 0 ? ~0u : 0x80000000u);
+        return (unsigned long long)ordered << 24 | (0xffffffu - unsigned(i));
+    }
+    __device__ __forceinline__ float weight(int i) const {
+        return exp_as_cpu(__fmul_rn(__fsub_rn(logits[i], max), inverse_temperature));
+    }
+};
+
+constexpr int KEY_BITS = 56, DIGIT_BITS = 8, DIGITS = 1 << DIGIT_BITS;
+
+// A place in the order: how many choices lie up to it, it included, and how much they weigh.
+struct __align__(16) Place {
+    unsigned token;
+    unsigned count;
+    unsigned long long weight;
+};
+
+// A descent through the digits of the keys, in shared memory.
+struct Descent {
+    unsigned long long weights[DIGITS];
+    unsigned counts[DIGITS];
+    unsigned long long prefix;  // the digits found so far
+    unsigned long long weight;  // of all choices before them
+    unsigned count;
+    unsigned in_bin;  // choices that share the prefix
+    Place place;
+};
+
+// Chooses the digit in which the running sum, by count or by weight, reaches `need`. One warp.
+__device__ __forceinline__ void choose_digit(Descent& descent, bool by_count, unsigned long long need) {
+    constexpr int EACH = DIGITS / WARP;
+    int lane = threadIdx.x, top = DIGITS - 1 - lane * EACH;
+    unsigned count = 0;
+    unsigned long long weight = 0;
+    for (int i = 0; i < EACH; i++) count += descent.counts[top - i], weight += descent.weights[top - i];
+    unsigned count_before = descent.count;
+    unsigned long long weight_before = descent.weight;
+    for (int other = 0; other < int(WARP); other++) {
+        unsigned their_count = __shfl_sync(ALL_LANES, count, other);
+        unsigned long long their_weight = __shfl_sync(ALL_LANES, weight, other);
+        if (other < lane) count_before += their_count, weight_before += their_weight;
+    }
+    bool reaches = (by_count ? count_before + count : weight_before + weight) >= need;
+    unsigned lanes = __ballot_sync(ALL_LANES, reaches);
+    // Lanes that reach it come last; where none does, the last lane takes the last choice there is.
+    int chosen = lanes == 0 ? int(WARP) - 1 : __ffs(int(lanes)) - 1;
+    if (lane != chosen) return;
+    for (int digit = top;; digit--) {
+        unsigned in_bin = descent.counts[digit];
+        unsigned long long bin_weight = descent.weights[digit];
+        bool is_here = (by_count ? count_before + in_bin : weight_before + bin_weight) >= need;
+        if (is_here || digit == top - EACH + 1) {
+            descent.prefix = descent.prefix << DIGIT_BITS | unsigned(digit);
+            descent.count = count_before, descent.weight = weight_before;
+            descent.in_bin = in_bin;
+            return;
+        }
+        count_before += in_bin, weight_before += bin_weight;
+    }
+}
+
+// The first place at which the count, or the weight, reaches `need`, which is at most that of all.
+__device__ __forceinline__ Place descend(Choices choices, bool by_count, unsigned long long need,
+                                         Descent& descent) {
+    __syncthreads();
+    if (threadIdx.x == 0) descent.prefix = 0, descent.weight = 0, descent.count = 0;
+    int bits = KEY_BITS;
+    do {
+        bits -= DIGIT_BITS;
+        if (threadIdx.x < DIGITS) descent.counts[threadIdx.x] = 0, descent.weights[threadIdx.x] = 0;
+        __syncthreads();
+        unsigned long long prefix = descent.prefix;
+        for (int i = threadIdx.x; i < choices.count; i += blockDim.x) {
+            unsigned long long key = choices.key(i) >> bits;
+            if (key >> DIGIT_BITS != prefix) continue;
+            atomicAdd(&descent.counts[key % DIGITS], 1u);
+            atomicAdd(&descent.weights[key % DIGITS], fixed(choices.weight(i)));
+        }
+        __syncthreads();
+        if (threadIdx.x < WARP) choose_digit(descent, by_count, need);
+        __syncthreads();
+    } while (descent.in_bin > 1 && bits > 0);
+    for (int i = threadIdx.x; i < choices.count; i += blockDim.x) {
+        if (choices.key(i) >> bits != descent.prefix) continue;
+        descent.place = {unsigned(i), descent.count + 1, descent.weight + fixed(choices.weight(i))};
+    }
+    __syncthreads();
+    return descent.place;
+}
+
+// The count and weight of the choices whose weight is at least `least`.
+__device__ __forceinline__ Place at_least(Choices choices, float least, unsigned& count,
+                                          unsigned long long& weight) {
+    __syncthreads();
+    if (threadIdx.x == 0) count = 0, weight = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < choices.count; i += blockDim.x) {
+        float w = choices.weight(i);
+        if (w < least) continue;
+        atomicAdd(&count, 1u);
+        atomicAdd(&weight, fixed(w));
+    }
+    __syncthreads();
+    return {0, count, weight};
+}
+
+// The same from the choices that survive top-k (0: all), then top-p, and min-p.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1)
+sample_truncated(const float* logits, const unsigned long long* keys, const unsigned long long* indices,
+                 unsigned* tokens, float* logp, int vocab, int num_choices, int stride,
+                 float inverse_temperature, int top_k, float top_p, float min_p) {
+    __shared__ float scratch[WARP];
+    __shared__ Descent descent;
+    __shared__ unsigned count;
+    __shared__ unsigned long long weight;
+    const float* row = logits + size_t(blockIdx.x) * stride;
+    Statistics found = statistics(row, vocab, inverse_temperature, scratch);
+    Choices choices = {row, num_choices, largest(row, num_choices, scratch), inverse_temperature};
+    bool limits_count = top_k > 0 && top_k < num_choices;
+    Place cut = limits_count ? descend(choices, true, top_k, descent) : at_least(choices, 0, count, weight);
+    if (top_p < 1.0f) {
+        double share = ceil(double(top_p) * double(cut.weight));
+        Place nucleus = descend(choices, false, share < 1 ? 1 : (unsigned long long)(share), descent);
+        if (nucleus.count < cut.count) cut = nucleus;
+    }
+    if (min_p > 0.0f) {
+        // The most likely token always stays.
+        Place likely = at_least(choices, fminf(min_p, 1.0f), count, weight);
+        if (likely.count < cut.count) cut = likely;
+    }
+    double u = uniform(keys[blockIdx.x], indices[blockIdx.x]);
+    unsigned long long need = (unsigned long long)(u * double(cut.weight)) + 1;
+    Place drawn = descend(choices, false, need < cut.weight ? need : cut.weight, descent);
+    if (threadIdx.x > 0) return;
+    tokens[blockIdx.x] = drawn.token;
+    logp[blockIdx.x] = log_probability(found, inverse_temperature, row[drawn.token]);
+}

@@ -1,0 +1,188 @@
+//! The driver and its devices.
+//!
+//! Contract: a machine without a driver, with an old one or without a device gives one clear error,
+//! never a panic. A [`Device`] holds the primary context of a GPU; every call of this module makes
+//! it current to the calling thread, so devices may move between threads.
+
+use anyhow::{Context, Result, bail};
+use cudarc::driver::result::{self, ctx, device};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use serde::Serialize;
+use std::sync::{Arc, OnceLock};
+
+/// The CUDA version that kernels are compiled with: a driver has to know it (1000 major + 10 minor).
+const MINIMUM_DRIVER: i32 = 13_000;
+
+/// The compute capability that kernels are compiled for.
+pub const CAPABILITY: (i32, i32) = (9, 0);
+
+/// What a GPU is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Properties {
+    /// Its place among the visible devices.
+    pub ordinal: usize,
+    /// The product's name.
+    pub name: String,
+    /// Memory in bytes.
+    pub memory_bytes: usize,
+    /// Compute capability, major and minor.
+    pub capability: (i32, i32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: usize,
+    /// Shared memory in bytes that one block may ask for.
+    pub shared_bytes_per_block: usize,
+    /// Size of the second-level cache in bytes.
+    pub l2_bytes: usize,
+}
+
+/// A GPU and its primary context.
+#[derive(Debug)]
+pub struct Device {
+    properties: Properties,
+    raw: sys::CUdevice,
+    context: sys::CUcontext,
+}
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for Device {}
+// SAFETY: as above; the driver locks what it shares.
+unsafe impl Sync for Device {}
+
+/// Opens and initialises the driver once and returns the CUDA version it supports
+/// (1000 major + 10 minor), whatever that is.
+pub fn driver_version() -> Result<i32> {
+    static DRIVER: OnceLock<Result<i32, String>> = OnceLock::new();
+    let open = || {
+        // SAFETY: looks for the library and loads it, nothing else.
+        if !unsafe { sys::is_culib_present() } {
+            return Err("no NVIDIA driver (libcuda.so.1 is not on this machine)".to_owned());
+        }
+        result::init().map_err(|e| format!("the NVIDIA driver does not start: {e}"))?;
+        let mut version = 0;
+        // SAFETY: writes one integer.
+        let status = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
+        status.map_err(|e| format!("the NVIDIA driver does not tell its version: {e}"))?;
+        Ok(version)
+    };
+    DRIVER.get_or_init(open).clone().map_err(anyhow::Error::msg)
+}
+
+/// How many devices there are.
+pub fn count() -> Result<usize> {
+    driver_version()?;
+    Ok(device::get_count().context("counting GPUs")? as usize)
+}
+
+/// What device `ordinal` is.
+pub fn properties(ordinal: usize) -> Result<Properties> {
+    let raw = find(ordinal)?;
+    // SAFETY: `raw` came from the driver.
+    let read = |what| unsafe { device::get_attribute(raw, what) };
+    let describe = || -> Result<Properties, result::DriverError> {
+        Ok(Properties {
+            ordinal,
+            name: device::get_name(raw)?,
+            // SAFETY: `raw` came from the driver.
+            memory_bytes: unsafe { device::total_mem(raw) }?,
+            capability: (
+                read(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                read(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: read(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+            shared_bytes_per_block: read(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )? as usize,
+            l2_bytes: read(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        })
+    };
+    describe().with_context(|| format!("reading the properties of GPU {ordinal}"))
+}
+
+/// Whether `from` can read the memory of `to` directly.
+pub fn can_access_peer(from: usize, to: usize) -> Result<bool> {
+    let (from, to) = (find(from)?, find(to)?);
+    let mut can = 0;
+    // SAFETY: both devices came from the driver; writes one integer.
+    unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, from, to) }
+        .result()
+        .context("asking for peer access")?;
+    Ok(can != 0)
+}
+
+fn find(ordinal: usize) -> Result<sys::CUdevice> {
+    let there = count()?;
+    if ordinal >= there {
+        bail!("there is no GPU {ordinal}: this machine shows {there} (see CUDA_VISIBLE_DEVICES)");
+    }
+    device::get(ordinal as i32).with_context(|| format!("opening GPU {ordinal}"))
+}
+
+impl Device {
+    /// Opens device `ordinal`, which has to be able to run the kernels of this program.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let raw = find(ordinal)?;
+        let driver = driver_version()?;
+        if driver < MINIMUM_DRIVER {
+            let (major, minor) = (driver / 1000, driver % 1000 / 10);
+            bail!("the driver supports CUDA {major}.{minor}; 13.0 is needed (driver 580 or newer)");
+        }
+        let properties = properties(ordinal)?;
+        if properties.capability != CAPABILITY {
+            let (major, minor) = properties.capability;
+            bail!(
+                "GPU {ordinal} ({}) has compute capability {major}.{minor}; the kernels are compiled \
+                 for 9.0 (H100, H200)",
+                properties.name
+            );
+        }
+        // SAFETY: `raw` came from the driver; released when dropped.
+        let context = unsafe { result::primary_ctx::retain(raw) }
+            .with_context(|| format!("creating a context on GPU {ordinal}"))?;
+        Ok(Arc::new(Self { properties, raw, context }))
+    }
+
+    /// What this GPU is.
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    /// Bytes of its memory that nobody has taken yet.
+    pub fn free_bytes(&self) -> Result<usize> {
+        self.bind()?;
+        Ok(result::mem_get_info().context("asking for free GPU memory")?.0)
+    }
+
+    /// Makes its context current to this thread.
+    pub(super) fn bind(&self) -> Result<()> {
+        if !matches!(ctx::get_current(), Ok(Some(current)) if current == self.context) {
+            // SAFETY: the context lives as long as `self`.
+            unsafe { ctx::set_current(self.context) }
+                .with_context(|| format!("switching to GPU {}", self.properties.ordinal))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: retained in `open`; a failure at the end of the process has no consequence.
+        let _ = unsafe { result::primary_ctx::release(self.raw) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_driver_says_so_in_one_line() {
+        match driver_version() {
+            Ok(version) => assert!(version >= 1000, "{version}"),
+            Err(e) => {
+                let text = format!("{e:#}");
+                assert!(text.contains("driver") && !text.contains('\n'), "{text}");
+                assert_eq!(format!("{:#}", Device::open(0).unwrap_err()), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Copies between host and device through pinned memory.
+//!
+//! Contract: two pinned chunks take turns, so that copying to or from pageable memory overlaps with
+//! the transfer. An upload returns when the host's data may change, a download when the data is there.
+
+use super::device::Device;
+use super::memory::{DeviceSlice, DeviceSliceMut};
+use super::stream::{Event, Stream};
+use anyhow::{Context, Result};
+use bytemuck::Pod;
+use cudarc::driver::result;
+use std::sync::Arc;
+
+/// Bytes of a chunk: enough for the full speed of the bus.
+const CHUNK: usize = 16 << 20;
+
+/// A way to and from a device.
+#[derive(Debug)]
+pub struct Transfer {
+    chunks: [Chunk; 2],
+}
+
+/// Pinned memory and the event after which it is free again.
+#[derive(Debug)]
+struct Chunk {
+    memory: *mut u8,
+    done: Event,
+    device: Arc<Device>,
+}
+
+// SAFETY: the memory belongs to the chunk alone.
+unsafe impl Send for Chunk {}
+
+impl Transfer {
+    /// Pins two chunks.
+    pub fn new(device: &Arc<Device>) -> Result<Self> {
+        Ok(Self { chunks: [Chunk::new(device)?, Chunk::new(device)?] })
+    }
+
+    /// Copies to the device, in the order of `stream`.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn upload<T: Pod>(
+        &mut self,
+        stream: &Stream,
+        from: &[T],
+        mut to: DeviceSliceMut<'_, T>,
+    ) -> Result<()> {
+        assert_eq!(from.len(), to.len(), "lengths of an upload");
+        stream.device().bind()?;
+        let mut address = to.address();
+        for (i, part) in bytemuck::cast_slice::<T, u8>(from).chunks(CHUNK).enumerate() {
+            let chunk = &mut self.chunks[i % 2];
+            chunk.done.synchronize()?;
+            let pinned = &mut chunk.bytes()[..part.len()];
+            pinned.copy_from_slice(part);
+            // SAFETY: `address` has at least `part.len()` bytes left; the chunk is not touched
+            // before `done`.
+            unsafe { result::memcpy_htod_async(address, pinned, stream.raw()) }
+                .context("copying to the GPU")?;
+            chunk.done.record(stream)?;
+            address += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Copies from the device what it holds when `stream` gets there, and waits for it.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn download<T: Pod>(
+        &mut self,
+        stream: &Stream,
+        from: DeviceSlice<'_, T>,
+        to: &mut [T],
+    ) -> Result<()> {
+        assert_eq!(from.len(), to.len(), "lengths of a download");
+        stream.device().bind()?;
+        let mut address = from.address();
+        let mut under_way: Option<(usize, &mut [u8])> = None;
+        for (i, part) in bytemuck::cast_slice_mut::<T, u8>(to).chunks_mut(CHUNK).enumerate() {
+            let chunk = &mut self.chunks[i % 2];
+            chunk.done.synchronize()?;
+            let pinned = &mut chunk.bytes()[..part.len()];
+            // SAFETY: `address` has at least `part.len()` bytes left; the chunk is not read before
+            // `done`.
+            unsafe { result::memcpy_dtoh_async(pinned, address, stream.raw()) }
+                .context("copying from the GPU")?;
+            chunk.done.record(stream)?;
+            address += part.len() as u64;
+            if let Some((before, part)) = under_way.replace((i % 2, part)) {
+                self.chunks[before].read(part)?;
+            }
+        }
+        under_way.map_or(Ok(()), |(last, part)| self.chunks[last].read(part))
+    }
+}
+
+impl Chunk {
+    fn new(device: &Arc<Device>) -> Result<Self> {
+        let done = Event::new(device)?;
+        // SAFETY: the memory is set below before anything reads it.
+        let memory = unsafe { result::malloc_host(CHUNK, 0) }.context("pinning host memory")?;
+        let memory = memory.cast::<u8>();
+        // SAFETY: `memory` is `CHUNK` bytes long.
+        unsafe { memory.write_bytes(0, CHUNK) };
+        Ok(Self { memory, done, device: device.clone() })
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: `CHUNK` initialised bytes that this chunk alone owns.
+        unsafe { std::slice::from_raw_parts_mut(self.memory, CHUNK) }
+    }
+
+    /// Waits for the transfer into it and copies it on.
+    fn read(&mut self, to: &mut [u8]) -> Result<()> {
+        self.done.synchronize()?;
+        to.copy_from_slice(&self.bytes()[..to.len()]);
+        Ok(())
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        let _ = self.done.synchronize();
+        let _ = self.device.bind();
+        // SAFETY: pinned in `new`, and no transfer uses it any more.
+        let _ = unsafe { result::free_host(self.memory.cast()) };
+    }
+}

@@ -1,0 +1,85 @@
+//! Launches `kernels/column_sums.cu`.
+
+use super::{ByFloat, Float, VECTOR, blocks, functions, int, rows_of};
+use crate::cuda::device::Device;
+use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
+use crate::cuda::module::{Function, cubin};
+use crate::cuda::stream::Stream;
+use anyhow::Result;
+use half::bf16;
+use std::sync::Arc;
+
+/// Most partial sums of a column: part of the order of the sums, so the same on every device. Two
+/// blocks for each multiprocessor of an H100.
+pub const PARTS: usize = 264;
+
+/// How many partial sums `rows` rows have.
+pub fn parts(rows: usize) -> usize {
+    rows.min(PARTS)
+}
+
+/// The kernels.
+#[derive(Debug)]
+pub struct ColumnSums {
+    partials: Function,
+    add: ByFloat,
+}
+
+impl ColumnSums {
+    /// Loads the kernels.
+    pub fn load(device: &Arc<Device>) -> Result<Self> {
+        let names = ["column_partials", "add_column_sums_bf16", "add_column_sums_f32"];
+        let [partials, narrow, wide] = functions(device, cubin!("column_sums"), names)?;
+        Ok(Self { partials, add: ByFloat { narrow, wide } })
+    }
+
+    /// `gradient` `[width]` += the sum of the rows of `x` `[rows, width]`; `partials` has room for
+    /// [`PARTS`] rows.
+    pub fn add_sums_of<G: Float>(
+        &self,
+        stream: &Stream,
+        x: DeviceSlice<'_, bf16>,
+        mut partials: DeviceSliceMut<'_, f32>,
+        gradient: DeviceSliceMut<'_, G>,
+    ) -> Result<()> {
+        const THREADS: usize = 128;
+        let width = gradient.len();
+        let rows = rows_of(x.len(), width);
+        if rows == 0 {
+            return Ok(());
+        }
+        let mut partials = partials.range(0..parts(rows) * width);
+        let grid = (blocks(width.div_ceil(THREADS * VECTOR)), blocks(parts(rows)));
+        let arguments = (int(rows), int(width));
+        // SAFETY: the kernel's parameters; a block of each row of partials writes it.
+        unsafe {
+            self.partials.launch(
+                grid,
+                THREADS as u32,
+                0,
+                stream,
+                &[&x, &partials.reborrow(), &arguments.0, &arguments.1],
+            )
+        }?;
+        self.add(stream, partials.as_slice(), gradient)
+    }
+
+    /// `gradient` `[width]` += the sum of the rows of `partials`.
+    pub fn add<G: Float>(
+        &self,
+        stream: &Stream,
+        partials: DeviceSlice<'_, f32>,
+        gradient: DeviceSliceMut<'_, G>,
+    ) -> Result<()> {
+        const COLUMNS: usize = 32;
+        let width = gradient.len();
+        let parts = rows_of(partials.len(), width);
+        let (grid, sizes) = (blocks(width.div_ceil(COLUMNS)), (int(parts), int(width)));
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            let arguments: [&dyn crate::cuda::module::Argument; 4] =
+                [&partials, &gradient, &sizes.0, &sizes.1];
+            self.add.of::<G>().launch(grid, 256, 0, stream, &arguments)
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Launches `kernels/embedding.cu`, and lists the rows of each token for its backward.
+
+use super::{ByFloat, Float, VECTOR, blocks, functions, int, rows_of};
+use crate::cuda::device::Device;
+use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
+use crate::cuda::module::{Function, cubin};
+use crate::cuda::stream::Stream;
+use anyhow::Result;
+use half::bf16;
+use std::sync::Arc;
+
+/// The kernels.
+#[derive(Debug)]
+pub struct Embedding {
+    forward: Function,
+    backward: ByFloat,
+}
+
+/// The distinct tokens of a batch and the rows in which each occurs, in ascending order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenRows {
+    /// Distinct tokens, ascending.
+    pub tokens: Vec<u32>,
+    /// Where the rows of each token start in `rows`, and the end of the last.
+    pub starts: Vec<u32>,
+    /// Rows of the batch, by token.
+    pub rows: Vec<u32>,
+}
+
+impl TokenRows {
+    /// Of the tokens of a batch.
+    pub fn new(tokens: &[u32]) -> Self {
+        let mut rows: Vec<u32> = (0..).take(tokens.len()).collect();
+        rows.sort_by_key(|&row| tokens[row as usize]);
+        let mut list = Self { rows, ..Self::default() };
+        for (at, &row) in list.rows.iter().enumerate() {
+            let token = tokens[row as usize];
+            if list.tokens.last() != Some(&token) {
+                list.tokens.push(token);
+                list.starts.push(at as u32);
+            }
+        }
+        list.starts.push(tokens.len() as u32);
+        list
+    }
+}
+
+/// [`TokenRows`] on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceTokenRows<'a> {
+    /// Distinct tokens.
+    pub tokens: DeviceSlice<'a, u32>,
+    /// One more than tokens.
+    pub starts: DeviceSlice<'a, u32>,
+    /// As many as the batch has.
+    pub rows: DeviceSlice<'a, u32>,
+}
+
+impl Embedding {
+    /// Loads the kernels.
+    pub fn load(device: &Arc<Device>) -> Result<Self> {
+        let names = ["embedding", "embedding_backward_bf16", "embedding_backward_f32"];
+        let [forward, narrow, wide] = functions(device, cubin!("embedding"), names)?;
+        Ok(Self { forward, backward: ByFloat { narrow, wide } })
+    }
+
+    /// Copies each token's row of `table` `[vocabulary, width]` into `out` `[tokens, width]`; every
+    /// token is below the vocabulary.
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        table: DeviceSlice<'_, bf16>,
+        tokens: DeviceSlice<'_, u32>,
+        width: usize,
+        out: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        rows_of(table.len(), width);
+        assert_eq!(rows_of(out.len(), width), tokens.len(), "a row for each token");
+        let (grid, threads) =
+            (blocks(tokens.len()), (width / VECTOR).next_multiple_of(32).min(256));
+        // SAFETY: the kernel's parameters; it reads rows of tokens in the table.
+        unsafe {
+            self.forward.launch(
+                grid,
+                threads as u32,
+                0,
+                stream,
+                &[&table, &tokens, &out, &int(width)],
+            )
+        }
+    }
+
+    /// Adds the rows of `dy` `[tokens, width]` to their tokens' rows of `gradient`
+    /// `[vocabulary, width]`.
+    pub fn backward<G: Float>(
+        &self,
+        stream: &Stream,
+        dy: DeviceSlice<'_, bf16>,
+        list: DeviceTokenRows<'_>,
+        width: usize,
+        gradient: DeviceSliceMut<'_, G>,
+    ) -> Result<()> {
+        const THREADS: usize = 128;
+        rows_of(gradient.len(), width);
+        assert_eq!(rows_of(dy.len(), width), list.rows.len(), "a row for each token");
+        assert_eq!(list.starts.len(), list.tokens.len() + 1, "starts and an end");
+        let columns = width.div_ceil(THREADS * VECTOR);
+        let grid = (blocks(list.tokens.len()), blocks(columns));
+        // SAFETY: the kernel's parameters; rows and tokens are those of the batch.
+        unsafe {
+            self.backward.of::<G>().launch(
+                grid,
+                THREADS as u32,
+                0,
+                stream,
+                &[&dy, &list.tokens, &list.starts, &list.rows, &gradient, &int(width)],
+            )
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Launches `kernels/flat.cu`.
+
+use super::{ByFloat, Float, VECTOR, blocks, functions, int};
+use crate::cuda::device::Device;
+use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
+use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::stream::Stream;
+use anyhow::Result;
+use half::bf16;
+use std::sync::Arc;
+
+/// Elements whose squares one block sums: part of the order of the sums.
+const PART: usize = 64 * 1024;
+/// Threads of a block of an elementwise pass.
+const THREADS: usize = 256;
+
+/// The kernels.
+#[derive(Debug)]
+pub struct Flat {
+    squares: ByFloat,
+    sum: Function,
+    widen: Function,
+    narrow: Function,
+    accumulate: Function,
+}
+
+impl Flat {
+    /// Loads the kernels.
+    pub fn load(device: &Arc<Device>) -> Result<Self> {
+        let names = [
+            "square_partials_bf16",
+            "square_partials_f32",
+            "sum_of_squares",
+            "widen_bf16",
+            "narrow_to_bf16",
+            "accumulate",
+        ];
+        let [narrow_squares, wide_squares, sum, widen, narrow, accumulate] =
+            functions(device, cubin!("flat"), names)?;
+        let squares = ByFloat { narrow: narrow_squares, wide: wide_squares };
+        Ok(Self { squares, sum, widen, narrow, accumulate })
+    }
+
+    /// Partial sums of the squares of `len` elements.
+    pub fn square_parts(len: usize) -> usize {
+        len.div_ceil(PART)
+    }
+
+    /// `total` = the sum of squares of `x`; `not_finite` = whether that is not a finite number.
+    /// `partials` has room for [`Self::square_parts`].
+    pub fn sum_of_squares<T: Float>(
+        &self,
+        stream: &Stream,
+        x: DeviceSlice<'_, T>,
+        mut partials: DeviceSliceMut<'_, f64>,
+        total: DeviceSliceMut<'_, f64>,
+        not_finite: DeviceSliceMut<'_, u32>,
+    ) -> Result<()> {
+        assert_eq!((total.len(), not_finite.len()), (1, 1), "one sum, one flag");
+        let mut partials = partials.range(0..Self::square_parts(x.len()));
+        let (grid, len) = (blocks(partials.len()), x.len() as i64);
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            let arguments: [&dyn Argument; 3] = [&x, &len, &partials.reborrow()];
+            self.squares.of::<T>().launch(grid, 512, 0, stream, &arguments)
+        }?;
+        let parts = int(partials.len());
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            let arguments: [&dyn Argument; 4] = [&partials.as_slice(), &parts, &total, &not_finite];
+            self.sum.launch(1, 1024, 0, stream, &arguments)
+        }
+    }
+
+    /// `out` = `x`.
+    pub fn widen(
+        &self,
+        stream: &Stream,
+        x: DeviceSlice<'_, bf16>,
+        out: DeviceSliceMut<'_, f32>,
+    ) -> Result<()> {
+        pass(&self.widen, stream, &x, x.len(), &out, out.len())
+    }
+
+    /// `out` = `x`, rounded.
+    pub fn narrow(
+        &self,
+        stream: &Stream,
+        x: DeviceSlice<'_, f32>,
+        out: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        pass(&self.narrow, stream, &x, x.len(), &out, out.len())
+    }
+
+    /// `sum` += `x`.
+    pub fn accumulate(
+        &self,
+        stream: &Stream,
+        x: DeviceSlice<'_, bf16>,
+        sum: DeviceSliceMut<'_, f32>,
+    ) -> Result<()> {
+        pass(&self.accumulate, stream, &x, x.len(), &sum, sum.len())
+    }
+}
+
+fn pass(
+    kernel: &Function,
+    stream: &Stream,
+    x: &dyn Argument,
+    len: usize,
+    out: &dyn Argument,
+    out_len: usize,
+) -> Result<()> {
+    assert_eq!(len, out_len, "as many outputs as inputs");
+    let grid = blocks(len.div_ceil(THREADS * VECTOR));
+    // SAFETY: the kernels' parameters: slices of as many elements.
+    unsafe { kernel.launch(grid, THREADS as u32, 0, stream, &[x, out, &(len as i64)]) }
+}

@@ -1,0 +1,157 @@
+//! Launches `kernels/logprob.cu`.
+
+use super::{ByFloat, Float, blocks, functions, int, rows_of};
+use crate::cuda::device::Device;
+use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
+use crate::cuda::module::cubin;
+use crate::cuda::stream::Stream;
+use anyhow::Result;
+use bytemuck::{Pod, Zeroable};
+use half::bf16;
+use std::sync::Arc;
+
+/// The kernels.
+#[derive(Debug)]
+pub struct LogProb {
+    forward: ByFloat,
+    backward: ByFloat,
+}
+
+/// What a row says about its distribution: `ops::logprob::Statistics` without the temperature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Statistics {
+    /// The largest logit.
+    pub max: f32,
+    /// ln Σ exp((logit - max) / temperature).
+    pub log_sum: f32,
+    /// Entropy, in nats.
+    pub entropy: f32,
+    /// Mean log-probability over the vocabulary.
+    pub mean_logp: f32,
+}
+
+/// The gradient of the loss by the scores of a target, as `ops::logprob::ScoreGradient`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ScoreGradient {
+    /// By its log-probability.
+    pub logp: f32,
+    /// By the entropy.
+    pub entropy: f32,
+    /// By the mean log-probability.
+    pub mean_logp: f32,
+}
+
+/// Rows of logits: `[rows, stride]`, the first `vocab` of each counting.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// Logits of a row.
+    pub vocab: usize,
+    /// Elements between rows, a multiple of eight.
+    pub stride: usize,
+    /// Divides the logits; above 0.
+    pub temperature: f32,
+}
+
+impl LogProb {
+    /// Loads the kernels.
+    pub fn load(device: &Arc<Device>) -> Result<Self> {
+        let names =
+            ["logprob_bf16", "logprob_f32", "logprob_backward_bf16", "logprob_backward_f32"];
+        let [narrow, wide, back_narrow, back_wide] = functions(device, cubin!("logprob"), names)?;
+        Ok(Self {
+            forward: ByFloat { narrow, wide },
+            backward: ByFloat { narrow: back_narrow, wide: back_wide },
+        })
+    }
+
+    /// The statistics of each row and the log-probability of its target.
+    pub fn forward<T: Float>(
+        &self,
+        stream: &Stream,
+        shape: Shape,
+        logits: DeviceSlice<'_, T>,
+        targets: DeviceSlice<'_, u32>,
+        statistics: DeviceSliceMut<'_, Statistics>,
+        logp: DeviceSliceMut<'_, f32>,
+    ) -> Result<()> {
+        let rows = shape.rows(logits.len());
+        let lens = [targets.len(), statistics.len(), logp.len()];
+        assert_eq!(lens, [rows; 3], "as many targets and scores as rows");
+        let (vocab, stride) = (int(shape.vocab), int(shape.stride));
+        let scale = 1.0 / shape.temperature;
+        // SAFETY: the kernel's parameters; targets are below the vocabulary.
+        unsafe {
+            self.forward.of::<T>().launch(
+                blocks(rows),
+                super::sample::ROW_THREADS,
+                0,
+                stream,
+                &[&logits, &targets, &statistics, &logp, &vocab, &stride, &scale],
+            )
+        }
+    }
+
+    /// Overwrites bf16 logits with the gradients of the loss by them.
+    pub fn backward_in_place(
+        &self,
+        stream: &Stream,
+        shape: Shape,
+        logits: DeviceSliceMut<'_, bf16>,
+        targets: DeviceSlice<'_, u32>,
+        statistics: DeviceSlice<'_, Statistics>,
+        gradients: DeviceSlice<'_, ScoreGradient>,
+    ) -> Result<()> {
+        let rows = shape.rows(logits.len());
+        let lens = [targets.len(), statistics.len(), gradients.len()];
+        assert_eq!(lens, [rows; 3], "as many targets and scores as rows");
+        let (vocab, stride) = (int(shape.vocab), int(shape.stride));
+        let scale = 1.0 / shape.temperature;
+        // SAFETY: the kernel's parameters; gradients may be written over logits.
+        unsafe {
+            self.backward.narrow.launch(
+                blocks(rows),
+                super::sample::ROW_THREADS,
+                0,
+                stream,
+                &[&logits, &targets, &statistics, &gradients, &logits, &vocab, &stride, &scale],
+            )
+        }
+    }
+
+    /// Writes the gradients of the loss by the logits, as bf16, to `d_logits`.
+    pub fn backward<T: Float>(
+        &self,
+        stream: &Stream,
+        shape: Shape,
+        (logits, d_logits): (DeviceSlice<'_, T>, DeviceSliceMut<'_, bf16>),
+        targets: DeviceSlice<'_, u32>,
+        statistics: DeviceSlice<'_, Statistics>,
+        gradients: DeviceSlice<'_, ScoreGradient>,
+    ) -> Result<()> {
+        let rows = shape.rows(logits.len());
+        let lens = [targets.len(), statistics.len(), gradients.len()];
+        assert_eq!(lens, [rows; 3], "as many targets and scores as rows");
+        assert_eq!(logits.len(), d_logits.len(), "as many gradients as logits");
+        let (vocab, stride) = (int(shape.vocab), int(shape.stride));
+        let scale = 1.0 / shape.temperature;
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            self.backward.of::<T>().launch(
+                blocks(rows),
+                super::sample::ROW_THREADS,
+                0,
+                stream,
+                &[&logits, &targets, &statistics, &gradients, &d_logits, &vocab, &stride, &scale],
+            )
+        }
+    }
+}
+
+impl Shape {
+    fn rows(&self, len: usize) -> usize {
+        assert!(0 < self.vocab && self.vocab <= self.stride, "a row holds the vocabulary");
+        rows_of(len, self.stride)
+    }
+}

@@ -1,0 +1,168 @@
+//! Launches `kernels/rms_norm.cu`.
+
+use super::column_sums::{ColumnSums, parts};
+use super::{Float, VECTOR, blocks, functions, int, rows_of};
+use crate::cuda::device::Device;
+use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
+use crate::cuda::module::{Function, cubin};
+use crate::cuda::stream::Stream;
+use anyhow::Result;
+use half::bf16;
+use std::sync::Arc;
+
+/// The widest row: a block of 1024 threads, eight elements each.
+pub const MOST_WIDTH: usize = 8192;
+
+/// The kernels.
+#[derive(Debug)]
+pub struct RmsNorm {
+    forward: Function,
+    backward: Function,
+}
+
+/// A norm: its weight and what is added to the mean square.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// `[width]`.
+    pub weight: DeviceSlice<'a, bf16>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl Norm<'_> {
+    /// Threads of a block: a row's vectors, in whole warps.
+    fn threads(&self) -> u32 {
+        let width = self.weight.len();
+        assert!(width <= MOST_WIDTH, "rows of {width}: at most {MOST_WIDTH}");
+        (width / VECTOR).next_multiple_of(32) as u32
+    }
+}
+
+impl RmsNorm {
+    /// Loads the kernels.
+    pub fn load(device: &Arc<Device>) -> Result<Self> {
+        let names = ["rms_norm", "rms_norm_backward"];
+        let [forward, backward] = functions(device, cubin!("rms_norm"), names)?;
+        Ok(Self { forward, backward })
+    }
+
+    /// `y` = the norm of `x`, both `[rows, width]`.
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        norm: Norm<'_>,
+        x: DeviceSlice<'_, bf16>,
+        y: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let (rows, width) = (rows_of(x.len(), norm.weight.len()), int(norm.weight.len()));
+        assert_eq!(x.len(), y.len(), "outputs are as wide as inputs");
+        let none = None::<DeviceSlice<'_, bf16>>;
+        // SAFETY: the kernel's parameters; without a residual it writes no sum.
+        unsafe {
+            self.forward.launch(
+                blocks(rows),
+                norm.threads(),
+                0,
+                stream,
+                &[&x, &none, &norm.weight, &norm.eps, &none, &y, &width],
+            )
+        }
+    }
+
+    /// `sum` = `x` + `residual`, `y` = the norm of `sum`; all `[rows, width]`.
+    pub fn forward_sum(
+        &self,
+        stream: &Stream,
+        norm: Norm<'_>,
+        (x, residual): (DeviceSlice<'_, bf16>, DeviceSlice<'_, bf16>),
+        sum: DeviceSliceMut<'_, bf16>,
+        y: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let (rows, width) = (rows_of(x.len(), norm.weight.len()), int(norm.weight.len()));
+        let lens = [residual.len(), sum.len(), y.len()];
+        assert_eq!(lens, [x.len(); 3], "as many residuals, sums and outputs as inputs");
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            self.forward.launch(
+                blocks(rows),
+                norm.threads(),
+                0,
+                stream,
+                &[&x, &residual, &norm.weight, &norm.eps, &sum, &y, &width],
+            )
+        }
+    }
+
+    /// `x` += `residual`, `y` = the norm of `x`; all `[rows, width]`.
+    pub fn forward_add(
+        &self,
+        stream: &Stream,
+        norm: Norm<'_>,
+        x: DeviceSliceMut<'_, bf16>,
+        residual: DeviceSlice<'_, bf16>,
+        y: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let (rows, width) = (rows_of(x.len(), norm.weight.len()), int(norm.weight.len()));
+        assert_eq!(
+            [residual.len(), y.len()],
+            [x.len(); 2],
+            "as many residuals and outputs as inputs"
+        );
+        // SAFETY: the kernel's parameters; the sum may be the input.
+        unsafe {
+            self.forward.launch(
+                blocks(rows),
+                norm.threads(),
+                0,
+                stream,
+                &[&x, &residual, &norm.weight, &norm.eps, &x, &y, &width],
+            )
+        }
+    }
+
+    /// From the output's gradient `dy`, which is overwritten with the output: the gradient by `x` is
+    /// written to `dx`, or added to what is there (`adds`), and that by the weight is added to
+    /// `gradient`. `partials` has room for [`super::column_sums::PARTS`] rows.
+    pub fn backward<G: Float>(
+        &self,
+        stream: &Stream,
+        norm: Norm<'_>,
+        x: DeviceSlice<'_, bf16>,
+        dy: DeviceSliceMut<'_, bf16>,
+        (dx, adds): (DeviceSliceMut<'_, bf16>, bool),
+        mut partials: DeviceSliceMut<'_, f32>,
+        (sums, gradient): (&ColumnSums, DeviceSliceMut<'_, G>),
+    ) -> Result<()> {
+        let width = norm.weight.len();
+        let rows = rows_of(x.len(), width);
+        assert_eq!([dy.len(), dx.len()], [x.len(); 2], "as many gradients as inputs");
+        assert_eq!(gradient.len(), width, "a gradient of the weight");
+        if rows == 0 {
+            return Ok(());
+        }
+        let mut partials = partials.range(0..parts(rows) * width);
+        let before = adds.then(|| dx.as_slice());
+        // SAFETY: the kernel's parameters; a block of each row of partials writes it, and what is
+        // added to may be what is written.
+        unsafe {
+            self.backward.launch(
+                blocks(parts(rows)),
+                norm.threads(),
+                0,
+                stream,
+                &[
+                    &x,
+                    &norm.weight,
+                    &norm.eps,
+                    &dy,
+                    &before,
+                    &dx,
+                    &partials.reborrow(),
+                    &int(rows),
+                    &int(width),
+                ],
+            )
+        }?;
+        sums.add(stream, partials.as_slice(), gradient)
+    }
+}

@@ -1,0 +1,67 @@
+//! Launches `kernels/swiglu.cu`.
+
+use super::{VECTOR, blocks, functions, int, rows_of};
+use crate::cuda::device::Device;
+use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
+use crate::cuda::module::{Function, cubin};
+use crate::cuda::stream::Stream;
+use anyhow::Result;
+use half::bf16;
+use std::sync::Arc;
+
+/// Threads of a block.
+const THREADS: usize = 256;
+
+/// The kernels.
+#[derive(Debug)]
+pub struct SwiGlu {
+    forward: Function,
+    backward: Function,
+}
+
+impl SwiGlu {
+    /// Loads the kernels.
+    pub fn load(device: &Arc<Device>) -> Result<Self> {
+        let names = ["swiglu", "swiglu_backward"];
+        let [forward, backward] = functions(device, cubin!("swiglu"), names)?;
+        Ok(Self { forward, backward })
+    }
+
+    /// `out` `[rows, inner]` = silu(gate) * up of `gate_up` `[rows, 2 * inner]`; at most 65,535 rows.
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        gate_up: DeviceSlice<'_, bf16>,
+        inner: usize,
+        out: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let grid = grid(gate_up.len(), out.len(), inner);
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            self.forward.launch(grid, THREADS as u32, 0, stream, &[&gate_up, &out, &int(inner)])
+        }
+    }
+
+    /// From the output's gradient `dy`, which is overwritten with the output: overwrites `gate_up`
+    /// with the gradients by gate and up.
+    pub fn backward(
+        &self,
+        stream: &Stream,
+        gate_up: DeviceSliceMut<'_, bf16>,
+        inner: usize,
+        dy: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let grid = grid(gate_up.len(), dy.len(), inner);
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            self.backward.launch(grid, THREADS as u32, 0, stream, &[&gate_up, &dy, &int(inner)])
+        }
+    }
+}
+
+fn grid(gate_up: usize, product: usize, inner: usize) -> (u32, u32) {
+    let rows = rows_of(product, inner);
+    assert_eq!(gate_up, 2 * product, "gate and up for each product");
+    assert!(rows <= usize::from(u16::MAX), "{rows} rows: at most 65535");
+    (blocks(inner.div_ceil(THREADS * VECTOR)), blocks(rows))
+}

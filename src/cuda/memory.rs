@@ -1,0 +1,340 @@
+//! Device memory: one arena per GPU, buffers in it, and typed slices of them.
+//!
+//! Contract: an arena takes its memory once and never grows. What lasts (parameters, moments) is
+//! taken first; the rest belongs to one [`Phase`] after another: gradients and activations while
+//! training, the key-value cache during rollouts. A buffer borrows its phase, so the compiler
+//! rejects one that outlives it. A new phase does not wait for the device: streams have to be ordered
+//! as for any reuse of memory. Contents are undefined until written.
+//! Slices behave as host slices do, with addresses in place of data; an index out of range panics.
+
+use super::device::Device;
+use crate::base::human;
+use anyhow::{Context, Result, bail};
+use bytemuck::Pod;
+use cudarc::driver::result;
+use cudarc::driver::sys::CUdeviceptr;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Buffers start at multiples of this many bytes: enough for every library and vector load.
+const ALIGNMENT: usize = 256;
+
+/// Elements of device memory, to be read.
+#[derive(Debug)]
+pub struct DeviceSlice<'a, T> {
+    address: CUdeviceptr,
+    len: usize,
+    memory: PhantomData<&'a T>,
+}
+
+/// Elements of device memory, to be written.
+#[derive(Debug)]
+pub struct DeviceSliceMut<'a, T> {
+    address: CUdeviceptr,
+    len: usize,
+    memory: PhantomData<&'a mut T>,
+}
+
+impl<T> Clone for DeviceSlice<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for DeviceSlice<'_, T> {}
+
+impl<'a, T> DeviceSlice<'a, T> {
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The elements of `range`.
+    pub fn range(self, range: Range<usize>) -> DeviceSlice<'a, T> {
+        let (address, len) = part::<T>(self.address, self.len, range);
+        Self { address, len, memory: PhantomData }
+    }
+
+    pub(super) fn address(&self) -> CUdeviceptr {
+        self.address
+    }
+
+    pub(super) fn address_ref(&self) -> &CUdeviceptr {
+        &self.address
+    }
+}
+
+impl<T> DeviceSliceMut<'_, T> {
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The same elements, to be read.
+    pub fn as_slice(&self) -> DeviceSlice<'_, T> {
+        DeviceSlice { address: self.address, len: self.len, memory: PhantomData }
+    }
+
+    /// The same elements, borrowed for less long.
+    pub fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut { address: self.address, len: self.len, memory: PhantomData }
+    }
+
+    /// The elements of `range`.
+    pub fn range(&mut self, range: Range<usize>) -> DeviceSliceMut<'_, T> {
+        let (address, len) = part::<T>(self.address, self.len, range);
+        DeviceSliceMut { address, len, memory: PhantomData }
+    }
+
+    pub(super) fn address(&mut self) -> CUdeviceptr {
+        self.address
+    }
+
+    pub(super) fn address_ref(&self) -> &CUdeviceptr {
+        &self.address
+    }
+}
+
+fn part<T>(address: CUdeviceptr, len: usize, range: Range<usize>) -> (CUdeviceptr, usize) {
+    assert!(
+        range.start <= range.end && range.end <= len,
+        "range {range:?} of {len} elements of device memory"
+    );
+    (address + (range.start * size_of::<T>()) as CUdeviceptr, range.len())
+}
+
+/// Elements of an arena that last for `'a`.
+#[derive(Debug)]
+pub struct DeviceBuffer<'a, T> {
+    address: CUdeviceptr,
+    len: usize,
+    /// Keeps the memory.
+    _block: Arc<Block>,
+    phase: PhantomData<(&'a mut (), T)>,
+}
+
+impl<T: Pod> DeviceBuffer<'_, T> {
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All elements, to be read.
+    pub fn slice(&self) -> DeviceSlice<'_, T> {
+        DeviceSlice { address: self.address, len: self.len, memory: PhantomData }
+    }
+
+    /// All elements, to be written.
+    pub fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut { address: self.address, len: self.len, memory: PhantomData }
+    }
+}
+
+/// Memory of a device, freed when the last buffer is gone.
+#[derive(Debug)]
+struct Block {
+    address: CUdeviceptr,
+    device: Arc<Device>,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let _ = self.device.bind();
+        // SAFETY: allocated in `Arena::new`; the last owner is gone.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
+
+/// All memory that this program takes of a device.
+#[derive(Debug)]
+pub struct Arena {
+    block: Arc<Block>,
+    space: Space,
+}
+
+/// What the arena has beyond the buffers that last, for one purpose at a time.
+#[derive(Debug)]
+pub struct Phase<'a> {
+    arena: &'a mut Arena,
+}
+
+impl Arena {
+    /// Takes `bytes` of the device's memory.
+    pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+        let free = device.free_bytes()?;
+        // SAFETY: nothing reads the memory before it is written.
+        let address = unsafe { result::malloc_sync(bytes.max(ALIGNMENT)) }.with_context(|| {
+            format!(
+                "GPU {} has {} free of {}; {} were asked for",
+                device.properties().ordinal,
+                human::bytes(free as u64),
+                human::bytes(device.properties().memory_bytes as u64),
+                human::bytes(bytes as u64)
+            )
+        })?;
+        let block = Arc::new(Block { address, device: device.clone() });
+        Ok(Self { block, space: Space::new(bytes) })
+    }
+
+    /// `len` elements that last as long as anyone holds them. `name` is for errors and reports.
+    pub fn lasting<T: Pod>(&mut self, name: &str, len: usize) -> Result<DeviceBuffer<'static, T>> {
+        self.space.end_phase();
+        let buffer = self.take(name, len)?;
+        self.space.lasting = self.space.taken.len();
+        Ok(buffer)
+    }
+
+    /// Begins a phase; the buffers of the one before are gone.
+    pub fn phase(&mut self) -> Phase<'_> {
+        self.space.end_phase();
+        Phase { arena: self }
+    }
+
+    /// What is taken now, in order: names and bytes.
+    pub fn taken(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.space.taken.iter().map(|(name, bytes)| (name.as_str(), *bytes))
+    }
+
+    /// The most bytes that were ever taken at once.
+    pub fn peak_bytes(&self) -> usize {
+        self.space.peak
+    }
+
+    fn take<T: Pod>(&mut self, name: &str, len: usize) -> Result<DeviceBuffer<'static, T>> {
+        let offset = self.space.take(name, len * size_of::<T>())?;
+        let address = self.block.address + offset as CUdeviceptr;
+        Ok(DeviceBuffer { address, len, _block: self.block.clone(), phase: PhantomData })
+    }
+}
+
+impl<'a> Phase<'a> {
+    /// `len` elements until the phase ends.
+    pub fn take<T: Pod>(&mut self, name: &str, len: usize) -> Result<DeviceBuffer<'a, T>> {
+        self.arena.take(name, len)
+    }
+
+    /// Bytes that can still be taken.
+    pub fn free_bytes(&self) -> usize {
+        self.arena.space.free()
+    }
+}
+
+/// The arithmetic of an arena.
+#[derive(Debug)]
+struct Space {
+    capacity: usize,
+    taken: Vec<(String, usize)>,
+    /// How many of `taken` last.
+    lasting: usize,
+    used: usize,
+    peak: usize,
+}
+
+impl Space {
+    fn new(capacity: usize) -> Self {
+        Self { capacity, taken: Vec::new(), lasting: 0, used: 0, peak: 0 }
+    }
+
+    fn free(&self) -> usize {
+        self.capacity - self.used
+    }
+
+    /// The offset of `bytes` more.
+    fn take(&mut self, name: &str, bytes: usize) -> Result<usize> {
+        let bytes = bytes.next_multiple_of(ALIGNMENT);
+        if bytes > self.free() {
+            bail!(
+                "{name} needs {} of GPU memory; {} of {} are free beside {}",
+                human::bytes(bytes as u64),
+                human::bytes(self.free() as u64),
+                human::bytes(self.capacity as u64),
+                self.largest()
+            );
+        }
+        let offset = self.used;
+        self.used += bytes;
+        self.peak = self.peak.max(self.used);
+        self.taken.push((name.to_owned(), bytes));
+        Ok(offset)
+    }
+
+    /// Forgets what does not last.
+    fn end_phase(&mut self) {
+        self.taken.truncate(self.lasting);
+        self.used = self.taken.iter().map(|(_, bytes)| bytes).sum();
+    }
+
+    /// The three largest parts, for an error.
+    fn largest(&self) -> String {
+        let mut parts: Vec<_> = self.taken.iter().collect();
+        parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let text =
+            |(name, bytes): &&(String, usize)| format!("{name} {}", human::bytes(*bytes as u64));
+        match parts.is_empty() {
+            true => "nothing".to_owned(),
+            false => parts.iter().take(3).map(text).collect::<Vec<_>>().join(", "),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_share_what_the_lasting_buffers_leave() {
+        let mut space = Space::new(1024);
+        assert_eq!(space.take("parameters", 300).unwrap(), 0);
+        space.lasting = space.taken.len();
+        assert_eq!(space.take("gradients", 256).unwrap(), 512);
+        assert_eq!(space.take("activations", 1).unwrap(), 768);
+        assert_eq!(space.free(), 0);
+        space.end_phase();
+        assert_eq!(space.free(), 512);
+        assert_eq!(space.take("key-value cache", 512).unwrap(), 512);
+        assert_eq!((space.free(), space.peak), (0, 1024));
+    }
+
+    #[test]
+    fn a_buffer_too_large_is_refused_by_name_with_what_takes_the_room() {
+        let mut space = Space::new(4096);
+        space.take("parameters", 1024).unwrap();
+        space.take("moments", 2048).unwrap();
+        let text = format!("{:#}", space.take("activations", 1025).unwrap_err());
+        assert_eq!(
+            text,
+            "activations needs 1.2 KiB of GPU memory; 1.0 KiB of 4.0 KiB are free beside moments \
+             2.0 KiB, parameters 1.0 KiB"
+        );
+    }
+
+    #[test]
+    fn a_range_of_a_slice_moves_by_elements() {
+        let slice = DeviceSlice::<f32> { address: 4096, len: 10, memory: PhantomData };
+        let part = slice.range(2..6).range(1..3);
+        assert_eq!((part.address(), part.len()), (4096 + 12, 2));
+    }
+
+    #[test]
+    #[should_panic(expected = "range 2..11 of 10 elements")]
+    fn a_range_beyond_a_slice_panics() {
+        let slice = DeviceSlice::<f32> { address: 4096, len: 10, memory: PhantomData };
+        let _ = slice.range(2..11);
+    }
+}

@@ -1,0 +1,27 @@
+//! NVIDIA GPUs: devices, memory, streams, kernels, and the libraries that are opened at run time.
+//!
+//! Contract: compiled only with the feature `cuda`, and nothing here needs a CUDA library to link or
+//! to start: the driver, cuBLASLt, cuDNN and NCCL are opened on first use, and what is absent is an
+//! error that says which file was looked for. Work is asynchronous: a call that takes a [`Stream`]
+//! returns before the device has done it, in the order of that stream; events order streams by hand.
+//! Device memory comes from one [`Arena`] per device. Left out: kernels for cards other than compute
+//! capability 9.0, and unified memory.
+
+pub mod device;
+pub mod gemm;
+pub mod host;
+pub mod kernels;
+pub mod library;
+pub mod memory;
+pub mod module;
+pub mod nccl;
+pub mod report;
+pub mod stream;
+
+pub use device::Device;
+pub use gemm::Gemm;
+pub use host::Transfer;
+pub use memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
+pub use module::{Function, Module};
+pub use report::report;
+pub use stream::{Event, Graph, Stream};

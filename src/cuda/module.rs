@@ -1,0 +1,247 @@
+//! Compiled kernels: a file of `kernels/` as a module, its functions, and their launch.
+//!
+//! `build.rs` compiles `kernels/NAME.cu` to a cubin that `cubin!("NAME")` embeds. Kernels are declared
+//! `extern "C" __global__`, so that their names are what the source says:
+//!
+//! ```ignore
+//! // __global__ void widen(float* x, float factor, int len)
+//! let widen = Module::load(device, cubin!("cast"))?.function("widen")?;
+//! let len = i32::try_from(x.len())?;
+//! // SAFETY: the arguments are those of the kernel, and `x` has `len` elements.
+//! unsafe { widen.launch(x.len().div_ceil(256) as u32, 256, 0, stream, &[&x, &2.0f32, &len]) }?;
+//! ```
+
+use super::device::Device;
+use super::memory::{DeviceSlice, DeviceSliceMut};
+use super::stream::Stream;
+use anyhow::{Context, Result};
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUfunction_attribute};
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The compiled `kernels/NAME.cu`, for [`Module::load`].
+macro_rules! cubin {
+    ($name:literal) => {
+        $crate::cuda::module::Cubin {
+            name: $name,
+            image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".cubin")),
+        }
+    };
+}
+pub(crate) use cubin;
+
+/// A compiled file of kernels.
+#[derive(Clone, Copy, Debug)]
+pub struct Cubin {
+    /// The source's name without `.cu`.
+    pub name: &'static str,
+    /// What the compiler wrote.
+    pub image: &'static [u8],
+}
+
+/// Shared memory in bytes that a block gets without asking for more.
+const SHARED_BYTES: u32 = 48 << 10;
+
+/// A loaded file of kernels.
+#[derive(Debug)]
+pub struct Module {
+    loaded: Arc<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    name: &'static str,
+    raw: sys::CUmodule,
+    device: Arc<Device>,
+}
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for Loaded {}
+// SAFETY: as above; nothing here changes after loading.
+unsafe impl Sync for Loaded {}
+
+impl Module {
+    /// Loads `cubin` to `device`.
+    pub fn load(device: &Arc<Device>, cubin: Cubin) -> Result<Self> {
+        device.bind()?;
+        // The driver reads the image as an ELF file, whose headers are aligned to eight bytes.
+        let mut image = vec![0u64; cubin.image.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut image)[..cubin.image.len()].copy_from_slice(cubin.image);
+        // SAFETY: the image is what the compiler wrote.
+        let raw = unsafe { result::module::load_data(image.as_ptr().cast()) }
+            .with_context(|| format!("loading the kernels of {}.cu", cubin.name))?;
+        let device = device.clone();
+        Ok(Self { loaded: Arc::new(Loaded { name: cubin.name, raw, device }) })
+    }
+
+    /// The kernel `name`.
+    pub fn function(&self, name: &'static str) -> Result<Function> {
+        self.loaded.device.bind()?;
+        // SAFETY: the module lives as long as `self`.
+        let raw = unsafe { result::module::get_function(self.loaded.raw, CString::new(name)?) }
+            .with_context(|| format!("{}.cu has no kernel {name}", self.loaded.name))?;
+        let shared_bytes = AtomicU32::new(SHARED_BYTES);
+        Ok(Function { name, raw, shared_bytes, module: self.loaded.clone() })
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        let _ = self.device.bind();
+        // SAFETY: loaded in `Module::load`; no function of it is left.
+        let _ = unsafe { result::module::unload(self.raw) };
+    }
+}
+
+/// A kernel.
+#[derive(Debug)]
+pub struct Function {
+    name: &'static str,
+    raw: sys::CUfunction,
+    /// What a block may ask for at present.
+    shared_bytes: AtomicU32,
+    module: Arc<Loaded>,
+}
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+impl Function {
+    /// Queues the kernel with `grid` blocks of `block` threads and `shared_bytes` of dynamic shared
+    /// memory a block. A grid without blocks queues nothing.
+    ///
+    /// # Safety
+    /// `arguments` are the kernel's parameters in order and type, and the kernel stays within the
+    /// slices it is given.
+    pub unsafe fn launch(
+        &self,
+        grid: impl Into<Size>,
+        block: impl Into<Size>,
+        shared_bytes: u32,
+        stream: &Stream,
+        arguments: &[&dyn Argument],
+    ) -> Result<()> {
+        let (Size(grid), Size(block)) = (grid.into(), block.into());
+        if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+            return Ok(());
+        }
+        self.module.device.bind()?;
+        self.allow(shared_bytes)?;
+        let mut pointers: Vec<*mut c_void> =
+            arguments.iter().map(|argument| argument.pointer().cast_mut()).collect();
+        // SAFETY: the driver copies the arguments before it returns; the rest is the caller's promise.
+        unsafe {
+            result::launch_kernel(self.raw, grid, block, shared_bytes, stream.raw(), &mut pointers)
+        }
+        .with_context(|| {
+            let name = self.name;
+            format!("launching {name} with grid {grid:?}, block {block:?}, {shared_bytes} bytes")
+        })
+    }
+
+    /// Lets a block ask for `shared_bytes`.
+    fn allow(&self, shared_bytes: u32) -> Result<()> {
+        if shared_bytes <= self.shared_bytes.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function lives as long as `self`.
+        unsafe { result::function::set_function_attribute(self.raw, limit, shared_bytes as i32) }
+            .with_context(|| format!("giving {} {shared_bytes} bytes of shared memory", self.name))?;
+        self.shared_bytes.fetch_max(shared_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A number of blocks or threads in up to three directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size((u32, u32, u32));
+
+impl From<u32> for Size {
+    fn from(x: u32) -> Self {
+        Self((x, 1, 1))
+    }
+}
+
+impl From<(u32, u32)> for Size {
+    fn from((x, y): (u32, u32)) -> Self {
+        Self((x, y, 1))
+    }
+}
+
+impl From<(u32, u32, u32)> for Size {
+    fn from(size: (u32, u32, u32)) -> Self {
+        Self(size)
+    }
+}
+
+/// What a kernel takes: numbers as C has them, slices as pointers, an absent slice as a null pointer.
+///
+/// # Safety
+/// `pointer` points to a value of the C type that stands for `Self`.
+pub unsafe trait Argument {
+    /// Where the value lies.
+    fn pointer(&self) -> *const c_void;
+}
+
+macro_rules! number_arguments {
+    ($($number:ty),*) => {$(
+        // SAFETY: the number itself.
+        unsafe impl Argument for $number {
+            fn pointer(&self) -> *const c_void {
+                std::ptr::from_ref(self).cast()
+            }
+        }
+    )*};
+}
+
+number_arguments!(i32, u32, i64, u64, f32);
+
+// SAFETY: an address is a pointer to `T`.
+unsafe impl<T> Argument for DeviceSlice<'_, T> {
+    fn pointer(&self) -> *const c_void {
+        self.address_ref().pointer()
+    }
+}
+
+// SAFETY: an address is a pointer to `T`.
+unsafe impl<T> Argument for DeviceSliceMut<'_, T> {
+    fn pointer(&self) -> *const c_void {
+        self.address_ref().pointer()
+    }
+}
+
+// SAFETY: an address, or zero, which is the null pointer.
+unsafe impl<T: Argument> Argument for Option<T> {
+    fn pointer(&self) -> *const c_void {
+        static NULL: u64 = 0;
+        self.as_ref().map_or_else(|| NULL.pointer(), Argument::pointer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_point_to_their_values() {
+        let (count, factor) = (-3i32, 0.5f32);
+        let arguments: [&dyn Argument; 3] = [&count, &factor, &None::<DeviceSlice<'_, f32>>];
+        // SAFETY: each pointer points to a value of the type read.
+        unsafe {
+            assert_eq!(*arguments[0].pointer().cast::<i32>(), -3);
+            assert_eq!(*arguments[1].pointer().cast::<f32>(), 0.5);
+            assert_eq!(*arguments[2].pointer().cast::<u64>(), 0);
+        }
+    }
+
+    #[test]
+    fn sizes_fill_up_with_ones() {
+        assert_eq!(Size::from(5), Size((5, 1, 1)));
+        assert_eq!(Size::from((5, 6)), Size((5, 6, 1)));
+    }
+}

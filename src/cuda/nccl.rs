@@ -1,0 +1,440 @@
+//! Collectives between GPUs through NCCL, opened at run time.
+//!
+//! Contract: as of [`dist::Comm`](crate::dist::Comm), on device memory and in the order of a stream:
+//! all ranks make the same calls in the same order with buffers of the same length, and a bucket is
+//! divided into the same [`piece`]s. A call returns when its work is queued. [`Communicator::abort`]
+//! ends the calls and the queued work of this rank, so that a stream that waits for a dead peer
+//! comes back; [`guard`] does so when another node is lost. A group of one needs no library.
+//! Left out: a bit-exact order of sums, which is NCCL's own; it is the same for equal runs on equal
+//! topologies. Not yet run on a GPU.
+
+use super::device::Device;
+use super::library::Library;
+use super::memory::DeviceSliceMut;
+use super::stream::Stream;
+use crate::dist::rendezvous::{Meeting, Watch};
+use crate::dist::{Aborted, piece};
+use anyhow::{Context, Result, anyhow, bail};
+use half::bf16;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// Bytes of an identifier.
+const ID_BYTES: usize = 128;
+
+/// Between two looks at a call that is still under way.
+const POLL: Duration = Duration::from_micros(50);
+
+/// How long an aborted process gets to end by itself.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Names a group of ranks; made by one, given to all (see `dist::rendezvous`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct UniqueId([u8; ID_BYTES]);
+
+/// `ncclConfig_t` of version 2.14, whose later fields the library sets to their defaults.
+#[repr(C)]
+struct Config {
+    size: usize,
+    magic: u32,
+    version: u32,
+    blocking: c_int,
+}
+
+type RawCommunicator = *mut c_void;
+type RawStream = *mut c_void;
+
+/// `ncclSuccess` and `ncclInProgress`.
+const SUCCESS: c_int = 0;
+const IN_PROGRESS: c_int = 7;
+/// `ncclSum`.
+const SUM: c_int = 0;
+
+/// The functions of the library that are used here.
+struct Api {
+    /// Keeps the functions callable.
+    _library: Library,
+    get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
+    get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
+    get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    init: unsafe extern "C" fn(*mut RawCommunicator, c_int, UniqueId, c_int, *mut Config) -> c_int,
+    async_error: unsafe extern "C" fn(RawCommunicator, *mut c_int) -> c_int,
+    abort: unsafe extern "C" fn(RawCommunicator) -> c_int,
+    destroy: unsafe extern "C" fn(RawCommunicator) -> c_int,
+    group_start: unsafe extern "C" fn() -> c_int,
+    group_end: unsafe extern "C" fn() -> c_int,
+    all_reduce: Collective,
+    reduce_scatter: Collective,
+    all_gather: Gather,
+    reduce: Rooted,
+    broadcast: Broadcast,
+}
+
+type Collective = unsafe extern "C" fn(
+    *const c_void,
+    *mut c_void,
+    usize,
+    c_int,
+    c_int,
+    RawCommunicator,
+    RawStream,
+) -> c_int;
+type Gather = unsafe extern "C" fn(
+    *const c_void,
+    *mut c_void,
+    usize,
+    c_int,
+    RawCommunicator,
+    RawStream,
+) -> c_int;
+type Rooted = unsafe extern "C" fn(
+    *const c_void,
+    *mut c_void,
+    usize,
+    c_int,
+    c_int,
+    c_int,
+    RawCommunicator,
+    RawStream,
+) -> c_int;
+type Broadcast = unsafe extern "C" fn(
+    *const c_void,
+    *mut c_void,
+    usize,
+    c_int,
+    c_int,
+    RawCommunicator,
+    RawStream,
+) -> c_int;
+
+impl Api {
+    /// Opens the library once.
+    fn get() -> Result<&'static Self> {
+        static API: OnceLock<Result<Api, String>> = OnceLock::new();
+        let api = API.get_or_init(|| Self::open().map_err(|e| format!("{e:#}")));
+        api.as_ref().map_err(|e| anyhow!("{e}"))
+    }
+
+    fn open() -> Result<Self> {
+        let library = Library::open("NCCL", "libnccl.so.2")?;
+        // SAFETY: the types are those of nccl.h, and the library is kept beside its functions.
+        unsafe {
+            Ok(Self {
+                get_version: library.function("ncclGetVersion")?,
+                get_unique_id: library.function("ncclGetUniqueId")?,
+                get_error_string: library.function("ncclGetErrorString")?,
+                init: library.function("ncclCommInitRankConfig")?,
+                async_error: library.function("ncclCommGetAsyncError")?,
+                abort: library.function("ncclCommAbort")?,
+                destroy: library.function("ncclCommDestroy")?,
+                group_start: library.function("ncclGroupStart")?,
+                group_end: library.function("ncclGroupEnd")?,
+                all_reduce: library.function("ncclAllReduce")?,
+                reduce_scatter: library.function("ncclReduceScatter")?,
+                all_gather: library.function("ncclAllGather")?,
+                reduce: library.function("ncclReduce")?,
+                broadcast: library.function("ncclBroadcast")?,
+                _library: library,
+            })
+        }
+    }
+
+    /// An error unless `status` is success or work under way.
+    fn check(&self, status: c_int) -> Result<()> {
+        if status == SUCCESS || status == IN_PROGRESS {
+            return Ok(());
+        }
+        // SAFETY: takes any number and gives a static string.
+        let text = unsafe { CStr::from_ptr((self.get_error_string)(status)) };
+        bail!("NCCL: {} (NCCL_DEBUG=WARN says more)", text.to_string_lossy());
+    }
+}
+
+/// The library's version (10000 major + 100 minor + patch) and where it was found.
+pub fn version() -> Result<(i32, Option<std::path::PathBuf>)> {
+    let api = Api::get()?;
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    api.check(unsafe { (api.get_version)(&raw mut version) })?;
+    Ok((version, super::library::file_of(api.get_version as *const c_void)))
+}
+
+impl UniqueId {
+    /// A new one.
+    pub fn new() -> Result<Self> {
+        let api = Api::get()?;
+        let mut id = Self([0; ID_BYTES]);
+        // SAFETY: writes `ID_BYTES` bytes.
+        api.check(unsafe { (api.get_unique_id)(&raw mut id) })?;
+        Ok(id)
+    }
+
+    /// Its bytes, for the other nodes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The one that another node sent.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let bytes =
+            bytes.try_into().map_err(|_| anyhow!("{} bytes are no NCCL id", bytes.len()))?;
+        Ok(Self(bytes))
+    }
+}
+
+/// A number format that NCCL sums.
+pub trait Number: bytemuck::Pod {
+    /// `ncclDataType_t`.
+    const TYPE: c_int;
+}
+
+impl Number for f32 {
+    const TYPE: c_int = 7;
+}
+
+impl Number for f64 {
+    const TYPE: c_int = 8;
+}
+
+impl Number for bf16 {
+    const TYPE: c_int = 9;
+}
+
+/// One rank's end of a group of GPUs.
+pub struct Communicator {
+    rank: usize,
+    size: usize,
+    device: Arc<Device>,
+    /// The library's handle, absent in a group of one and after [`Communicator::abort`].
+    raw: Mutex<Option<Handle>>,
+}
+
+struct Handle(RawCommunicator);
+
+// SAFETY: the library's handles may be used from any thread, one at a time, which the lock ensures.
+unsafe impl Send for Handle {}
+
+impl Communicator {
+    /// A group of one.
+    pub fn single(device: &Arc<Device>) -> Self {
+        Self { rank: 0, size: 1, device: device.clone(), raw: Mutex::new(None) }
+    }
+
+    /// Joins the group `id` of `size` ranks and waits for all of them. Every rank calls it from a
+    /// thread of its own.
+    pub fn join(device: &Arc<Device>, id: UniqueId, rank: usize, size: usize) -> Result<Self> {
+        if size == 1 {
+            return Ok(Self::single(device));
+        }
+        let api = Api::get()?;
+        device.bind()?;
+        let mut config = Config {
+            size: size_of::<Config>(),
+            magic: 0xcafe_beef,
+            version: 21_400,
+            // Calls return at once and are looked after, so that each of them can be aborted.
+            blocking: 0,
+        };
+        let mut raw = std::ptr::null_mut();
+        let (count, own) = (size as c_int, rank as c_int);
+        // SAFETY: the library copies the configuration before it returns.
+        let status = unsafe { (api.init)(&raw mut raw, count, id, own, &raw mut config) };
+        api.check(status).with_context(|| format!("joining {size} GPUs as rank {rank}"))?;
+        let raw = Mutex::new(Some(Handle(raw)));
+        let communicator = Self { rank, size, device: device.clone(), raw };
+        communicator.settle(api).with_context(|| format!("joining {size} GPUs as rank {rank}"))?;
+        Ok(communicator)
+    }
+
+    /// This rank, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Sums `bucket` over the ranks: afterwards this rank's [`piece`] of it holds the sum.
+    pub fn reduce_scatter<T: Number>(
+        &self,
+        stream: &Stream,
+        mut bucket: DeviceSliceMut<'_, T>,
+    ) -> Result<()> {
+        let (len, start) = (bucket.len(), bucket.address());
+        let at = |rank| (start + offset::<T>(len, self.size, rank)) as *mut c_void;
+        self.call(|api, raw| match self.equal_pieces(len) {
+            // SAFETY: here and below, addresses and lengths are of `bucket`, which is in this
+            // device's memory; the library reads and writes no more.
+            Some(count) => api.check(unsafe {
+                (api.reduce_scatter)(
+                    start as *const c_void,
+                    at(self.rank),
+                    count,
+                    T::TYPE,
+                    SUM,
+                    raw,
+                    stream.raw().cast(),
+                )
+            }),
+            None => self.grouped(api, |root| {
+                let count = piece(len, self.size, root).len();
+                let (to, root) = (at(root), root as c_int);
+                // SAFETY: as above.
+                unsafe { (api.reduce)(to, to, count, T::TYPE, SUM, root, raw, stream.raw().cast()) }
+            }),
+        })
+    }
+
+    /// Fills `bucket` with every rank's [`piece`] of it.
+    pub fn all_gather<T: Number>(
+        &self,
+        stream: &Stream,
+        mut bucket: DeviceSliceMut<'_, T>,
+    ) -> Result<()> {
+        let (len, start) = (bucket.len(), bucket.address());
+        let at = |rank| (start + offset::<T>(len, self.size, rank)) as *mut c_void;
+        self.call(|api, raw| match self.equal_pieces(len) {
+            // SAFETY: as in `reduce_scatter`.
+            Some(count) => api.check(unsafe {
+                (api.all_gather)(
+                    at(self.rank),
+                    start as *mut c_void,
+                    count,
+                    T::TYPE,
+                    raw,
+                    stream.raw().cast(),
+                )
+            }),
+            None => self.grouped(api, |root| {
+                let count = piece(len, self.size, root).len();
+                let (to, root) = (at(root), root as c_int);
+                // SAFETY: as above.
+                unsafe { (api.broadcast)(to, to, count, T::TYPE, root, raw, stream.raw().cast()) }
+            }),
+        })
+    }
+
+    /// Sums `values` over the ranks, on every rank.
+    pub fn all_reduce<T: Number>(
+        &self,
+        stream: &Stream,
+        mut values: DeviceSliceMut<'_, T>,
+    ) -> Result<()> {
+        let (len, at) = (values.len(), values.address() as *mut c_void);
+        self.call(|api, raw| {
+            // SAFETY: as in `reduce_scatter`.
+            api.check(unsafe {
+                (api.all_reduce)(at, at, len, T::TYPE, SUM, raw, stream.raw().cast())
+            })
+        })
+    }
+
+    /// Ends what this rank has queued and makes its future calls fail.
+    pub fn abort(&self) {
+        let handle = self.raw.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(Handle(raw)), Ok(api)) = (handle, Api::get()) {
+            let _ = self.device.bind();
+            // SAFETY: the handle is taken, so nobody uses it any more.
+            let _ = unsafe { (api.abort)(raw) };
+        }
+    }
+
+    /// The length of every piece of `len` elements, if all are the same.
+    fn equal_pieces(&self, len: usize) -> Option<usize> {
+        let count = len / self.size;
+        let is_equal = (0..self.size).all(|rank| piece(len, self.size, rank).len() == count);
+        is_equal.then_some(count)
+    }
+
+    /// Queues `work` for every rank's piece as one.
+    fn grouped(&self, api: &Api, mut work: impl FnMut(usize) -> c_int) -> Result<()> {
+        // SAFETY: start and end come in pairs.
+        api.check(unsafe { (api.group_start)() })?;
+        let queued = (0..self.size).try_for_each(|root| api.check(work(root)));
+        // SAFETY: as above.
+        api.check(unsafe { (api.group_end)() })?;
+        queued
+    }
+
+    /// Makes a call of the library and waits until it has queued its work.
+    fn call(&self, work: impl FnOnce(&Api, RawCommunicator) -> Result<()>) -> Result<()> {
+        if self.size == 1 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let api = Api::get()?;
+        let guard = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        work(api, guard.as_ref().ok_or(Aborted)?.0)?;
+        drop(guard);
+        self.settle(api)
+    }
+
+    /// Waits until no call is under way.
+    fn settle(&self, api: &Api) -> Result<()> {
+        loop {
+            let mut state = SUCCESS;
+            {
+                let guard = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+                let Handle(raw) = guard.as_ref().ok_or(Aborted)?;
+                // SAFETY: the handle is alive while it is locked; writes one integer.
+                api.check(unsafe { (api.async_error)(*raw, &raw mut state) })?;
+            }
+            api.check(state)?;
+            if state == SUCCESS {
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Communicator {
+    fn drop(&mut self) {
+        let raw = self.raw.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(Handle(raw)), Ok(api)) = (raw, Api::get()) {
+            let _ = self.device.bind();
+            // SAFETY: the last use of the handle.
+            let _ = unsafe { (api.destroy)(raw) };
+        }
+    }
+}
+
+/// Bytes from the start of a bucket of `len` elements to the piece of `rank`.
+fn offset<T>(len: usize, size: usize, rank: usize) -> u64 {
+    (piece(len, size, rank).start * size_of::<T>()) as u64
+}
+
+/// Watches over the other nodes. When one is lost, aborts all `communicators` of this node, so that
+/// its ranks fail instead of waiting; a process that still hangs after that is ended with code 1.
+pub fn guard(meeting: Meeting, communicators: Vec<Arc<Communicator>>) -> Result<Watch> {
+    meeting.watch(move |lost| {
+        tracing::error!("{lost} is gone; stopping this node");
+        communicators.iter().for_each(|communicator| communicator.abort());
+        std::thread::sleep(GRACE);
+        std::process::exit(1);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identifier_travels_as_bytes() {
+        let id = UniqueId(std::array::from_fn(|i| i as u8));
+        assert_eq!(UniqueId::from_bytes(id.as_bytes()).unwrap().0, id.0);
+        assert!(UniqueId::from_bytes(&[0; 127]).is_err());
+    }
+
+    #[test]
+    fn a_machine_without_the_library_says_which_file_to_bring() {
+        if let Err(e) = version() {
+            let text = format!("{e:#}");
+            assert!(text.contains("libnccl.so.2") && text.contains("LD_LIBRARY_PATH"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! How the nodes of a run find each other, and notice that one is gone.
+//!
+//! Contract: one process per node. Node 0 listens, the others connect to it, and all learn every
+//! node's number of ranks and a message of node 0 (the identifier of a communicator). The connections
+//! stay open and carry a sign of life from both ends: when a node dies or falls silent, every other
+//! node's handler is called with its name, within [`Pace::patience`] of it. A run on one node opens no
+//! connection. Left out: restarting with fewer nodes.
+
+use crate::base::error::usage;
+use anyhow::{Context, Result, bail};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// First bytes of a connection: what it is for, and the version of what follows.
+const GREETING: [u8; 8] = *b"codeseq1";
+
+/// A sign of life.
+const ALIVE: u8 = 1;
+/// The last byte of a node whose work is done.
+const GOODBYE: u8 = 2;
+
+/// The longest message of node 0.
+const LONGEST_MESSAGE: usize = 1 << 16;
+
+/// Where this process stands among the nodes of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nodes {
+    /// This node, from 0.
+    pub rank: usize,
+    /// How many nodes there are.
+    pub count: usize,
+    /// Host name or address of node 0.
+    pub master: String,
+    /// The port that node 0 listens on.
+    pub port: u16,
+}
+
+/// How often nodes show that they live, and how long one may be silent.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two signs of life.
+    pub beat: Duration,
+    /// Without a sign of life until a node counts as dead; also the time to connect to node 0.
+    pub patience: Duration,
+}
+
+impl Pace {
+    /// A dead node ends the run within half a minute.
+    pub const DEFAULT: Self =
+        Self { beat: Duration::from_secs(5), patience: Duration::from_secs(30) };
+}
+
+/// The nodes of a run, connected.
+#[derive(Debug)]
+pub struct Meeting {
+    /// The first rank of this node.
+    pub first_rank: usize,
+    /// Ranks of all nodes.
+    pub world: usize,
+    /// What node 0 told all.
+    pub message: Vec<u8>,
+    links: Vec<Link>,
+    pace: Pace,
+}
+
+#[derive(Debug)]
+struct Link {
+    peer: String,
+    stream: TcpStream,
+}
+
+impl Nodes {
+    /// From the variables `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`, or what torchrun
+    /// (`GROUP_WORLD_SIZE`, `GROUP_RANK`) and Slurm (`SLURM_NNODES`, `SLURM_NODEID`,
+    /// `SLURM_JOB_NODELIST`) call them. Without any of them, a run on this node alone.
+    pub fn from_env() -> Result<Self> {
+        Self::from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let number = |names: &[&str], default: usize| -> Result<usize> {
+            let Some((name, value)) = names.iter().find_map(|n| Some((n, variable(n)?))) else {
+                return Ok(default);
+            };
+            let parsed = value.trim().parse();
+            parsed.map_err(|_| usage(format!("{name} is {value:?}, not a whole number")))
+        };
+        let count = number(&["NNODES", "GROUP_WORLD_SIZE", "SLURM_NNODES"], 1)?;
+        let rank = number(&["NODE_RANK", "GROUP_RANK", "SLURM_NODEID"], 0)?;
+        if rank >= count {
+            return Err(usage(format!("node rank {rank} of {count} nodes: ranks begin at 0")));
+        }
+        if number(&["LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"], 1)? > 1 {
+            let what = "start one process per node: it drives all GPUs of the node (torchrun \
+                        --nproc-per-node 1, srun --ntasks-per-node 1)";
+            return Err(usage(what));
+        }
+        let first_of_slurm = || variable("SLURM_JOB_NODELIST").map(|list| first_host(&list));
+        let master = variable("MASTER_ADDR").or_else(first_of_slurm);
+        let master = match master {
+            Some(master) => master,
+            None if count == 1 => "localhost".to_owned(),
+            None => return Err(usage("MASTER_ADDR is not set: the address of node 0")),
+        };
+        let port = number(&["MASTER_PORT"], 29_500)?;
+        let port = u16::try_from(port).map_err(|_| usage(format!("MASTER_PORT is {port}")))?;
+        Ok(Self { rank, count, master, port })
+    }
+
+    /// Meets the other nodes. `ranks` is how many this node brings, `message` what it tells the
+    /// others, which counts only on node 0. Waits for all nodes up to `timeout`.
+    pub fn meet(
+        &self,
+        ranks: usize,
+        message: Vec<u8>,
+        pace: Pace,
+        timeout: Duration,
+    ) -> Result<Meeting> {
+        if self.count == 1 {
+            return Ok(Meeting { first_rank: 0, world: ranks, message, links: Vec::new(), pace });
+        }
+        let deadline = Instant::now() + timeout;
+        match self.rank {
+            0 => {
+                let listener = TcpListener::bind(("0.0.0.0", self.port))
+                    .with_context(|| format!("listening on port {} for the nodes", self.port))?;
+                self.host(&listener, ranks, message, pace, deadline)
+            }
+            _ => self.join(ranks, pace, deadline),
+        }
+    }
+
+    /// Node 0's part of [`Nodes::meet`].
+    fn host(
+        &self,
+        listener: &TcpListener,
+        ranks: usize,
+        message: Vec<u8>,
+        pace: Pace,
+        deadline: Instant,
+    ) -> Result<Meeting> {
+        listener.set_nonblocking(true).context("listening for the nodes")?;
+        let mut ranks_by_node = vec![0; self.count];
+        ranks_by_node[0] = ranks;
+        let mut links = Vec::new();
+        while links.len() + 1 < self.count {
+            let (stream, address) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(e) if e.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    let missing: Vec<_> =
+                        (0..self.count).filter(|&node| ranks_by_node[node] == 0).collect();
+                    bail!("nodes {missing:?} of {} have not come", self.count);
+                }
+                Err(e) => return Err(e).context("accepting a node"),
+            };
+            // Whoever does not speak as a node is no node: port scanners come by.
+            let Ok((node, brought)) = read_hello(&stream, pace) else { continue };
+            if node == 0 || node >= self.count || ranks_by_node[node] != 0 || brought == 0 {
+                bail!("a process at {address} says that it is node {node} of {}", self.count);
+            }
+            ranks_by_node[node] = brought;
+            links.push(Link { peer: format!("node {node} ({})", address.ip()), stream });
+        }
+        for link in &mut links {
+            let telling = || format!("telling {} about the others", link.peer);
+            write_roster(&link.stream, &ranks_by_node, &message).with_context(telling)?;
+        }
+        let world = ranks_by_node.iter().sum();
+        Ok(Meeting { first_rank: 0, world, message, links, pace })
+    }
+
+    /// The other nodes' part of [`Nodes::meet`].
+    fn join(&self, ranks: usize, pace: Pace, deadline: Instant) -> Result<Meeting> {
+        let place = format!("{}:{}", self.master, self.port);
+        let stream = loop {
+            match TcpStream::connect((self.master.as_str(), self.port)) {
+                Ok(stream) => break stream,
+                Err(e) if Instant::now() > deadline => {
+                    return Err(e).with_context(|| format!("connecting to node 0 at {place}"));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        };
+        let meet = || -> Result<(Vec<usize>, Vec<u8>)> {
+            let mut hello = GREETING.to_vec();
+            hello.extend((self.rank as u32).to_le_bytes());
+            hello.extend((ranks as u32).to_le_bytes());
+            (&stream).write_all(&hello)?;
+            let patience = deadline.saturating_duration_since(Instant::now()) + pace.patience;
+            stream.set_read_timeout(Some(patience))?;
+            read_roster(&stream, self.count)
+        };
+        let (ranks_by_node, message) =
+            meet().with_context(|| format!("meeting the nodes at {place}"))?;
+        Ok(Meeting {
+            first_rank: ranks_by_node[..self.rank].iter().sum(),
+            world: ranks_by_node.iter().sum(),
+            message,
+            links: vec![Link { peer: format!("node 0 ({place})"), stream }],
+            pace,
+        })
+    }
+}
+
+/// The first host of a Slurm list such as `gpu[003-010,015],login1`.
+fn first_host(list: &str) -> String {
+    let Some((prefix, rest)) = list.split_once('[') else {
+        return list.split(',').next().unwrap_or_default().to_owned();
+    };
+    if let Some((first, _)) = prefix.split_once(',') {
+        return first.to_owned();
+    }
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    format!("{prefix}{digits}")
+}
+
+fn read_number(mut stream: &TcpStream) -> std::io::Result<usize> {
+    let mut bytes = [0; 4];
+    stream.read_exact(&mut bytes)?;
+    Ok(u32::from_le_bytes(bytes) as usize)
+}
+
+/// A node's rank and how many ranks it brings.
+fn read_hello(mut stream: &TcpStream, pace: Pace) -> Result<(usize, usize)> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(pace.patience))?;
+    let mut greeting = [0; GREETING.len()];
+    stream.read_exact(&mut greeting)?;
+    if greeting != GREETING {
+        bail!("not a node of this program");
+    }
+    Ok((read_number(stream)?, read_number(stream)?))
+}
+
+fn write_roster(mut stream: &TcpStream, ranks_by_node: &[usize], message: &[u8]) -> Result<()> {
+    let mut bytes = Vec::new();
+    for &number in ranks_by_node.iter().chain([&message.len()]) {
+        bytes.extend((number as u32).to_le_bytes());
+    }
+    bytes.extend(message);
+    Ok(stream.write_all(&bytes)?)
+}
+
+fn read_roster(mut stream: &TcpStream, count: usize) -> Result<(Vec<usize>, Vec<u8>)> {
+    let ranks = (0..count).map(|_| read_number(stream)).collect::<Result<_, _>>()?;
+    let len = read_number(stream)?;
+    if len > LONGEST_MESSAGE {
+        bail!("node 0 announces a message of {len} bytes");
+    }
+    let mut message = vec![0; len];
+    stream.read_exact(&mut message)?;
+    Ok((ranks, message))
+}
+
+/// Watches over the other nodes until dropped, which tells them that this node is done.
+#[derive(Debug)]
+pub struct Watch {
+    is_over: Arc<AtomicBool>,
+    links: Vec<Arc<Link>>,
+    /// Dropping it ends the signs of life.
+    stop: Option<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Meeting {
+    /// Shows the others that this node lives, and calls `on_loss` once, on a thread of its own, with
+    /// the name of the first node that no longer does.
+    pub fn watch(self, on_loss: impl FnOnce(&str) + Send + 'static) -> Result<Watch> {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (lost, losses) = channel::<String>();
+        let (stop, stopped) = channel::<()>();
+        let links: Vec<_> = self.links.into_iter().map(Arc::new).collect();
+        let mut threads = Vec::new();
+        for link in links.clone() {
+            link.stream.set_read_timeout(Some(self.pace.patience)).context("watching a node")?;
+            link.stream.set_write_timeout(Some(self.pace.patience)).context("watching a node")?;
+            let (lost, is_over) = (lost.clone(), is_over.clone());
+            threads.push(std::thread::spawn(move || {
+                if !says_goodbye(&link.stream) && !is_over.load(Ordering::SeqCst) {
+                    // Nobody listens any more once a first loss has been told.
+                    let _ = lost.send(link.peer.clone());
+                }
+            }));
+        }
+        let (beat, alive) = (self.pace.beat, links.clone());
+        threads.push(std::thread::spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(beat) {
+                for link in &alive {
+                    // A failure to write shows as silence or an end on the reading side.
+                    let _ = (&link.stream).write_all(&[ALIVE]);
+                }
+            }
+        }));
+        drop(lost);
+        let (over, all) = (is_over.clone(), links.clone());
+        threads.push(std::thread::spawn(move || {
+            if let Ok(peer) = losses.recv() {
+                // The others learn of it from the end of their connection to this node.
+                over.store(true, Ordering::SeqCst);
+                all.iter().for_each(|link| drop(link.stream.shutdown(Shutdown::Both)));
+                on_loss(&peer);
+            }
+        }));
+        Ok(Watch { is_over, links, stop: Some(stop), threads })
+    }
+}
+
+/// Reads signs of life to the end of the connection: whether it was a goodbye.
+fn says_goodbye(mut stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    loop {
+        match stream.read_exact(&mut byte) {
+            Ok(()) if byte[0] == GOODBYE => return true,
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let was_over = self.is_over.swap(true, Ordering::SeqCst);
+        self.stop = None;
+        for link in &self.links {
+            if !was_over && !std::thread::panicking() {
+                let _ = (&link.stream).write_all(&[GOODBYE]);
+            }
+            let _ = link.stream.shutdown(Shutdown::Both);
+        }
+        let own = std::thread::current().id();
+        for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != own) {
+            // A thread that panicked has nothing more to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: Pace = Pace { beat: Duration::from_millis(50), patience: Duration::from_secs(3) };
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    fn parse(variables: &[(&str, &str)]) -> Result<Nodes> {
+        Nodes::from_variables(|name| {
+            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    /// Meets as every node of `ranks.len()` on a free port of this machine.
+    fn meet_all(ranks: &[usize]) -> Vec<Meeting> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (count, deadline) = (ranks.len(), Instant::now() + TIMEOUT);
+        let nodes = |rank| Nodes { rank, count, master: "127.0.0.1".to_owned(), port };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..count)
+                .map(|rank| scope.spawn(move || nodes(rank).join(ranks[rank], PACE, deadline)))
+                .collect();
+            let first = nodes(0).host(&listener, ranks[0], b"identifier".to_vec(), PACE, deadline);
+            std::iter::once(first.unwrap())
+                .chain(others.into_iter().map(|t| t.join().unwrap().unwrap()))
+                .collect()
+        })
+    }
+
+    #[test]
+    fn every_node_learns_its_ranks_and_the_message() {
+        let meetings = meet_all(&[8, 4, 8]);
+        let places: Vec<_> = meetings.iter().map(|m| (m.first_rank, m.world)).collect();
+        assert_eq!(places, [(0, 20), (8, 20), (12, 20)]);
+        assert!(meetings.iter().all(|m| m.message == b"identifier"));
+    }
+
+    #[test]
+    fn a_run_on_one_node_meets_itself() {
+        let nodes = parse(&[]).unwrap();
+        let meeting = nodes.meet(8, vec![1, 2], PACE, TIMEOUT).unwrap();
+        assert_eq!((meeting.first_rank, meeting.world, &*meeting.message), (0, 8, &[1, 2][..]));
+        drop(meeting.watch(|_| panic!("nobody to lose")).unwrap());
+    }
+
+    #[test]
+    fn a_node_that_dies_is_noticed_by_all_others() {
+        let (tell, told) = channel();
+        let mut watches: Vec<_> = meet_all(&[1, 1, 1])
+            .into_iter()
+            .enumerate()
+            .map(|(node, meeting)| {
+                let tell = tell.clone();
+                meeting.watch(move |lost| tell.send((node, lost.to_owned())).unwrap()).unwrap()
+            })
+            .collect();
+        // Death without a goodbye: the connection ends.
+        watches[2].links[0].stream.shutdown(Shutdown::Both).unwrap();
+        watches[2].is_over.store(true, Ordering::SeqCst);
+        let mut losses = [told.recv_timeout(TIMEOUT).unwrap(), told.recv_timeout(TIMEOUT).unwrap()];
+        losses.sort();
+        assert!(losses[0].0 == 0 && losses[0].1.starts_with("node 2"), "{losses:?}");
+        assert!(losses[1].0 == 1 && losses[1].1.starts_with("node 0"), "{losses:?}");
+        watches.clear();
+    }
+
+    #[test]
+    fn a_node_that_falls_silent_is_noticed() {
+        let mut meetings = meet_all(&[1, 1]);
+        // Node 1 never begins to watch, so it never shows that it lives.
+        let _silent = meetings.pop().unwrap();
+        let (tell, told) = channel();
+        let hasty = Pace { patience: Duration::from_millis(300), ..PACE };
+        let meeting = Meeting { pace: hasty, ..meetings.pop().unwrap() };
+        let watch = meeting.watch(move |lost| tell.send(lost.to_owned()).unwrap()).unwrap();
+        assert!(told.recv_timeout(TIMEOUT).unwrap().starts_with("node 1"));
+        drop(watch);
+    }
+
+    #[test]
+    fn a_node_that_is_done_is_not_missed() {
+        let (tell, told) = channel();
+        let watches: Vec<_> = meet_all(&[1, 1, 1])
+            .into_iter()
+            .map(|meeting| {
+                let tell = tell.clone();
+                meeting.watch(move |lost| tell.send(lost.to_owned()).unwrap()).unwrap()
+            })
+            .collect();
+        drop((watches, tell));
+        assert!(told.recv().is_err());
+    }
+
+    #[test]
+    fn a_missing_node_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let nodes = Nodes { rank: 0, count: 2, master: "127.0.0.1".to_owned(), port: 0 };
+        let result = nodes.host(&listener, 1, Vec::new(), PACE, Instant::now());
+        assert_eq!(format!("{:#}", result.unwrap_err()), "nodes [1] of 2 have not come");
+    }
+
+    #[test]
+    fn variables_of_torchrun_and_slurm_are_understood() {
+        let plain =
+            [("NNODES", "2"), ("NODE_RANK", "1"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "7")];
+        let expected = Nodes { rank: 1, count: 2, master: "a".to_owned(), port: 7 };
+        assert_eq!(parse(&plain).unwrap(), expected);
+        let torchrun = [("GROUP_WORLD_SIZE", "2"), ("GROUP_RANK", "1"), ("LOCAL_WORLD_SIZE", "1")];
+        let address = [("MASTER_ADDR", "a"), ("MASTER_PORT", "7")];
+        assert_eq!(parse(&[&torchrun[..], &address].concat()).unwrap(), expected);
+        let slurm = [("SLURM_NNODES", "2"), ("SLURM_NODEID", "1"), ("MASTER_PORT", "7")];
+        let list = [("SLURM_JOB_NODELIST", "a,b")];
+        assert_eq!(parse(&[&slurm[..], &list].concat()).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_first_host_of_a_slurm_list_is_found() {
+        for (list, first) in [
+            ("gpu7", "gpu7"),
+            ("gpu7,gpu9", "gpu7"),
+            ("gpu[003-010,015]", "gpu003"),
+            ("gpu[12,15],login", "gpu12"),
+            ("login,gpu[1-2]", "login"),
+        ] {
+            assert_eq!(first_host(list), first);
+        }
+    }
+
+    #[test]
+    fn impossible_variables_are_mistakes_of_the_user() {
+        for (variables, words) in [
+            (&[("NNODES", "two")][..], "NNODES is \"two\""),
+            (&[("NNODES", "2"), ("NODE_RANK", "2")], "node rank 2 of 2"),
+            (&[("NNODES", "2"), ("NODE_RANK", "1")], "MASTER_ADDR is not set"),
+            (&[("LOCAL_WORLD_SIZE", "8")], "one process per node"),
+            (&[("MASTER_PORT", "70000")], "MASTER_PORT"),
+        ] {
+            let error = parse(variables).unwrap_err();
+            assert_eq!(crate::base::error::exit_code(&error), 2);
+            assert!(format!("{error:#}").contains(words), "{error:#}");
+        }
+    }
+}

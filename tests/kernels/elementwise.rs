@@ -1,0 +1,265 @@
+//! Embedding, rotary positions, SwiGLU and passes over flat buffers.
+
+use crate::compare::{assert_close, assert_close_narrow, narrow, normal, on_every_order, widen};
+use crate::cuda::kernels::embedding::{DeviceTokenRows, TokenRows};
+use crate::cuda::kernels::rope::{Angles, BLOCK_TOKENS, CacheWrite, Direction, Heads};
+use codeseq::ops;
+use codeseq::ops::rope::{Llama3Scaling, Rope};
+use half::bf16;
+
+/// Tokens of a small vocabulary, some often.
+fn tokens(count: usize, vocab: usize) -> Vec<u32> {
+    (0..count).map(|i| ((i * i + 3) % vocab) as u32).collect()
+}
+
+#[test]
+fn embedding_copies_rows_and_adds_gradients_as_the_cpu_does() {
+    for (width, count) in [(4096, 17), (3584, 1), (200, 40), (8, 5)] {
+        let (vocab, tokens) = (11, tokens(count, 11));
+        let table = normal(1, vocab * width, 1.0);
+        let (dy, before) = (normal(2, count * width, 1.0), normal(3, vocab * width, 1.0));
+        on_every_order(
+            |gpu| {
+                let list = TokenRows::new(&tokens);
+                let [distinct, starts, rows] =
+                    [&list.tokens, &list.starts, &list.rows].map(|x| gpu.put(x));
+                let list = DeviceTokenRows {
+                    tokens: distinct.slice(),
+                    starts: starts.slice(),
+                    rows: rows.slice(),
+                };
+                let (embedding, stream) = (&gpu.kernels.embedding, &gpu.stream);
+                let (table, tokens, dy) = (gpu.put(&table), gpu.put(&tokens), gpu.put(&dy));
+                let mut out = gpu.poisoned(count * width);
+                let (table, tokens) = (table.slice(), tokens.slice());
+                embedding.forward(stream, table, tokens, width, out.slice_mut()).unwrap();
+                let mut short = gpu.put(&before);
+                embedding.backward(stream, dy.slice(), list, width, short.slice_mut()).unwrap();
+                let mut long = gpu.put(&widen(&before));
+                embedding.backward(stream, dy.slice(), list, width, long.slice_mut()).unwrap();
+                (out.get(), short.get(), long.get())
+            },
+            |(out, short, long): (Vec<bf16>, Vec<bf16>, Vec<f32>)| {
+                let mut expected = vec![0.0; count * width];
+                ops::embedding::embedding(&widen(&table), width, &tokens, &mut expected);
+                assert_eq!(widen(&out), expected);
+                let mut gradient = widen(&before);
+                ops::embedding::embedding_backward(&widen(&dy), width, &tokens, &mut gradient);
+                assert_eq!(long, gradient);
+                assert_eq!(short, narrow(&gradient));
+            },
+        );
+    }
+}
+
+const HEADS: [Heads; 4] = [
+    Heads { queries: 32, keys: 8, dim: 128 },
+    Heads { queries: 28, keys: 4, dim: 128 },
+    Heads { queries: 14, keys: 2, dim: 64 },
+    Heads { queries: 6, keys: 2, dim: 32 },
+];
+
+/// The table of the CPU for positions below 4000.
+fn rope(heads: Heads, scaling: Option<Llama3Scaling>) -> Rope {
+    let mut rope = Rope::new(heads.dim, 500_000.0, scaling);
+    rope.grow(4000);
+    rope
+}
+
+const SCALING: Llama3Scaling = Llama3Scaling {
+    factor: 8.0,
+    low_freq_factor: 1.0,
+    high_freq_factor: 4.0,
+    original_max_position_embeddings: 256.0,
+};
+
+#[test]
+fn rope_turns_queries_and_keys_forth_and_back_and_leaves_values() {
+    for (heads, scaling) in HEADS.into_iter().zip([None, Some(SCALING), None, Some(SCALING)]) {
+        let positions = [0u32, 1, 17, 3999, 2];
+        let rope = rope(heads, scaling);
+        let (cosines, sines) = rope.table();
+        let qkv = normal(4, positions.len() * heads.row(), 1.0);
+        for direction in [Direction::Forward, Direction::Backward] {
+            on_every_order(
+                |gpu| {
+                    let (cosines, sines) = (gpu.put(cosines), gpu.put(sines));
+                    let positions = gpu.put(&positions);
+                    let angles = Angles {
+                        cosines: cosines.slice(),
+                        sines: sines.slice(),
+                        positions: positions.slice(),
+                    };
+                    let mut rows = gpu.put(&qkv);
+                    let kernels = &gpu.kernels.rope;
+                    kernels.turn(&gpu.stream, heads, angles, direction, rows.slice_mut()).unwrap();
+                    rows.get()
+                },
+                |rows| {
+                    let mut expected = widen(&qkv);
+                    let all = expected.chunks_exact_mut(heads.row()).zip(positions);
+                    for (row, position) in all {
+                        let turned = heads.queries + heads.keys;
+                        match direction {
+                            Direction::Forward => rope.forward(row, turned, position as usize),
+                            Direction::Backward => rope.backward(row, turned, position as usize),
+                        }
+                    }
+                    assert_close_narrow("turned", &rows, &expected);
+                    let values = heads.row() - heads.keys * heads.dim;
+                    assert_eq!(rows[values..heads.row()], qkv[values..heads.row()]);
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn rope_writes_turned_keys_and_values_into_their_slots_alone() {
+    for heads in HEADS {
+        let (positions, slots) = ([40u32, 0, 31], [2 * 32 + 8u32, 0, 32 + 31]);
+        let rope = rope(heads, None);
+        let (cosines, sines) = rope.table();
+        let qkv = normal(5, positions.len() * heads.row(), 1.0);
+        let cache_len = 3 * heads.keys * BLOCK_TOKENS * heads.dim;
+        on_every_order(
+            |gpu| {
+                let (cosines, sines) = (gpu.put(cosines), gpu.put(sines));
+                let (positions, slots) = (gpu.put(&positions), gpu.put(&slots));
+                let angles = Angles {
+                    cosines: cosines.slice(),
+                    sines: sines.slice(),
+                    positions: positions.slice(),
+                };
+                let mut rows = gpu.put(&qkv);
+                let [mut keys, mut values] = [(); 2].map(|()| gpu.put(&vec![bf16::ONE; cache_len]));
+                let cache = CacheWrite {
+                    keys: keys.slice_mut(),
+                    values: values.slice_mut(),
+                    slots: slots.slice(),
+                };
+                let kernels = &gpu.kernels.rope;
+                kernels.write(&gpu.stream, heads, angles, rows.slice_mut(), &cache).unwrap();
+                let forward = Direction::Forward;
+                let mut turned = gpu.put(&qkv);
+                kernels.turn(&gpu.stream, heads, angles, forward, turned.slice_mut()).unwrap();
+                (rows.get(), turned.get(), keys.get(), values.get())
+            },
+            |(rows, turned, keys, values)| {
+                assert_eq!(rows, turned, "the same turn without a cache");
+                let [mut all_keys, mut all_values] = [(); 2].map(|()| vec![bf16::ONE; cache_len]);
+                let Heads { queries, keys: kv_heads, dim } = heads;
+                for (row, slot) in rows.chunks_exact(heads.row()).zip(slots) {
+                    let (block, token) =
+                        (slot as usize / BLOCK_TOKENS, slot as usize % BLOCK_TOKENS);
+                    for head in 0..kv_heads {
+                        let at = ((block * kv_heads + head) * BLOCK_TOKENS + token) * dim;
+                        let key = &row[(queries + head) * dim..][..dim];
+                        let value = &row[(queries + kv_heads + head) * dim..][..dim];
+                        all_keys[at..at + dim].copy_from_slice(key);
+                        all_values[at..at + dim].copy_from_slice(value);
+                    }
+                }
+                assert!(keys == all_keys && values == all_values, "the cache");
+            },
+        );
+    }
+}
+
+#[test]
+fn swiglu_and_its_gradients_match_the_cpu() {
+    for (inner, rows) in [(14_336, 1), (18_944, 2), (512, 17), (8, 3)] {
+        let gate_up = normal(6, rows * 2 * inner, 3.0);
+        let dy = normal(7, rows * inner, 1.0);
+        on_every_order(
+            |gpu| {
+                let (mut d_gate_up, mut product) = (gpu.put(&gate_up), gpu.put(&dy));
+                let mut out = gpu.poisoned(rows * inner);
+                let (swiglu, stream) = (&gpu.kernels.swiglu, &gpu.stream);
+                swiglu.forward(stream, d_gate_up.slice(), inner, out.slice_mut()).unwrap();
+                let (gradients, dy) = (d_gate_up.slice_mut(), product.slice_mut());
+                swiglu.backward(stream, gradients, inner, dy).unwrap();
+                (out.get(), d_gate_up.get(), product.get())
+            },
+            |(out, gradients, product)| {
+                let (mut expected, mut expected_product) = (widen(&gate_up), widen(&dy));
+                let mut expected_out = vec![0.0; rows * inner];
+                ops::swiglu::swiglu(&expected, inner, &mut expected_out);
+                ops::swiglu::swiglu_backward(&mut expected, inner, &mut expected_product);
+                assert_close_narrow("product", &out, &expected_out);
+                assert_eq!(out, product);
+                assert_close_narrow("gradients", &gradients, &expected);
+            },
+        );
+    }
+}
+
+#[test]
+fn passes_over_flat_buffers_round_and_add_as_the_cpu_does() {
+    for len in [1, 8, 4099] {
+        let (short, long) = (normal(8, len, 1.0), widen(&normal(9, len, 0.01)));
+        let long: Vec<f32> = long.iter().map(|x| x * 1.2345).collect();
+        on_every_order(
+            |gpu| {
+                let (flat, stream) = (&gpu.kernels.flat, &gpu.stream);
+                let (x, mut sum) = (gpu.put(&short), gpu.put(&long));
+                let (mut wide, mut narrowed) = (gpu.poisoned(len), gpu.poisoned(len));
+                flat.widen(stream, x.slice(), wide.slice_mut()).unwrap();
+                flat.narrow(stream, sum.slice(), narrowed.slice_mut()).unwrap();
+                flat.accumulate(stream, x.slice(), sum.slice_mut()).unwrap();
+                (wide.get(), narrowed.get(), sum.get())
+            },
+            |(wide, narrowed, sum)| {
+                assert_eq!(wide, widen(&short));
+                assert_eq!(narrowed, narrow(&long));
+                let added: Vec<f32> =
+                    long.iter().zip(&short).map(|(l, s)| l + s.to_f32()).collect();
+                assert_eq!(sum, added);
+            },
+        );
+    }
+}
+
+/// Sum of squares and flag of a buffer in both formats.
+fn squares(gpu: &crate::emulation::Gpu, x: &[bf16]) -> [(f64, u32); 2] {
+    let (flat, stream) = (&gpu.kernels.flat, &gpu.stream);
+    let parts = crate::cuda::kernels::flat::Flat::square_parts(x.len());
+    let mut partials = gpu.poisoned(parts);
+    let (mut total, mut flag) = (gpu.poisoned(1), gpu.poisoned(1));
+    let (short, long) = (gpu.put(x), gpu.put(&widen(x)));
+    let [of_short, of_long] = [true, false].map(|is_short| {
+        let (partials, total_, flag_) = (partials.slice_mut(), total.slice_mut(), flag.slice_mut());
+        match is_short {
+            true => flat.sum_of_squares(stream, short.slice(), partials, total_, flag_),
+            false => flat.sum_of_squares(stream, long.slice(), partials, total_, flag_),
+        }
+        .unwrap();
+        (total.get()[0], flag.get()[0])
+    });
+    [of_short, of_long]
+}
+
+#[test]
+fn the_sum_of_squares_matches_the_cpu_and_tells_what_is_not_finite() {
+    for len in [1, 65_536, 150_001] {
+        let x = normal(10, len, 1.0);
+        on_every_order(
+            |gpu| squares(gpu, &x),
+            |sums| {
+                let expected = ops::reduce::sum_of_squares(&widen(&x));
+                for (sum, flag) in sums {
+                    assert_close("sum", &[sum as f32], &[expected as f32], 1e-6);
+                    assert_eq!(flag, 0);
+                }
+            },
+        );
+        for bad in [bf16::NAN, bf16::INFINITY, bf16::MAX] {
+            let mut x = x.clone();
+            x[len / 2] = bad;
+            on_every_order(
+                |gpu| squares(gpu, &x).map(|(_, flag)| flag),
+                |flags| assert_eq!(flags, [1; 2]),
+            );
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Every kernel of `kernels/` against its twin in `src/ops`, without a GPU: a C++ compiler builds the
+//! sources for the CPU (`kernels/emulation`), and the launchers of `src/cuda/kernels` run them there.
+//!
+//! Contract: inputs are random and rounded to bf16, outputs start as NaNs, and each test runs with
+//! the threads of a block forwards, backwards and in random order; the bits have to agree, and every
+//! access to memory is checked for races, bounds and alignment. Errors relative to the larger of a
+//! number and the root mean square of all stay under 1e-2 for bf16 and 1e-5 for fp32. Where there is
+//! no C++ compiler nothing is tested, and one line says so.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
+
+mod attention;
+mod compare;
+mod cuda;
+mod elementwise;
+mod emulation;
+mod optimizer;
+mod rows;
+mod sampling;
+
+use emulation::{Gpu, Library};
+
+#[test]
+fn the_emulation_finds_the_usual_mistakes() {
+    let Some(library) = Library::get() else { return };
+    for order in emulation::ORDERS {
+        let run = |name| {
+            let gpu = Gpu::new(library, order);
+            let mut out = gpu.poisoned::<u32>(2 * 64);
+            gpu.launch(name, 2, 64, &[&out.slice_mut()]).map_err(|error| error.to_string())
+        };
+        run("faultless").unwrap();
+        let faulty = [
+            ("faulty_barrier", "another thread's"),
+            ("faulty_warp", "another thread's"),
+            ("faulty_reuse", "another thread's"),
+            ("faulty_blocks", "write after another thread's write"),
+            ("faulty_bounds", "write outside"),
+            ("faulty_alignment", "misaligned access"),
+            ("faulty_divergence", "a barrier that not all threads reach"),
+        ];
+        for (name, expected) in faulty {
+            let error = run(name).unwrap_err();
+            assert!(error.contains(expected), "{name}, order {order}: {error}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Sampled tokens.
+
+use crate::compare::{normal, on_every_order, widen};
+use crate::cuda::kernels::sample::{Rows, Sampling};
+use codeseq::base::rng;
+use codeseq::ops::sample;
+
+const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
+/// Logits `[rows, stride]` and how many of a row count, and may be drawn.
+struct Case {
+    logits: Vec<f32>,
+    rows: usize,
+    stride: usize,
+    vocab: usize,
+    choices: usize,
+}
+
+impl Case {
+    fn new(rows: usize, [stride, vocab, choices]: [usize; 3], scale: f32) -> Self {
+        let mut logits = widen(&normal(40, rows * stride, scale));
+        for row in logits.chunks_exact_mut(stride) {
+            // Not bf16, so that weights are all different; padding that must not count.
+            row.iter_mut().enumerate().for_each(|(i, x)| *x += (i as f32 * 0.7).sin() * 0.01);
+            row[vocab..].fill(1000.0);
+        }
+        Self { logits, rows, stride, vocab, choices }
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.logits[row * self.stride..][..self.vocab]
+    }
+
+    /// Token for token what the CPU draws.
+    #[track_caller]
+    fn check(&self, sampling: Sampling) {
+        let key = |row: usize| rng::key(7, &[row as u64]);
+        let index = |row: usize| row as u64 * 3;
+        on_every_order(
+            |gpu| {
+                let logits = gpu.put(&self.logits);
+                let (keys, indices): (Vec<u64>, Vec<u64>) =
+                    (0..self.rows).map(|row| (key(row), index(row))).unzip();
+                let (keys, indices) = (gpu.put(&keys), gpu.put(&indices));
+                let rows = Rows {
+                    logits: logits.slice(),
+                    stride: self.stride,
+                    vocab: self.vocab,
+                    choices: self.choices,
+                    keys: keys.slice(),
+                    indices: indices.slice(),
+                };
+                let (mut tokens, mut logp) = (gpu.poisoned(self.rows), gpu.poisoned(self.rows));
+                let (tokens_, logp_) = (tokens.slice_mut(), logp.slice_mut());
+                gpu.kernels.sample.sample(&gpu.stream, sampling, rows, tokens_, logp_).unwrap();
+                (tokens.get(), logp.get())
+            },
+            |(tokens, logp)| {
+                let Sampling { temperature, top_k, top_p, min_p } = sampling;
+                let settings = sample::Sampling { temperature, top_k, top_p, min_p };
+                for row in 0..self.rows {
+                    let u = rng::uniform(key(row), index(row));
+                    let (token, expected) =
+                        sample::sample(self.row(row), self.choices, settings, u);
+                    assert_eq!(tokens[row], token, "row {row}, u {u}, {sampling:?}");
+                    let error = (logp[row] - expected).abs();
+                    assert!(error <= 1e-5 * expected.abs().max(1.0), "{} {expected}", logp[row]);
+                }
+            },
+        );
+    }
+}
+
+#[test]
+fn tokens_of_whole_vocabularies_are_those_of_the_cpu() {
+    for (sizes, scale) in [
+        ([128_256, 128_256, 128_256], 3.0),
+        // Almost flat, where an error of the sums in the sixth digit changes the token.
+        ([152_064, 152_064, 151_665], 0.01),
+    ] {
+        Case::new(3, sizes, scale).check(PLAIN);
+    }
+}
+
+#[test]
+fn tokens_of_odd_vocabularies_are_those_of_the_cpu() {
+    for sizes in [[72, 70, 67], [4104, 4104, 4097], [8, 1, 1], [8, 8, 8], [32, 31, 24]] {
+        let case = Case::new(6, sizes, 2.0);
+        case.check(PLAIN);
+        case.check(Sampling { temperature: 0.6, ..PLAIN });
+        case.check(Sampling { temperature: 0.0, ..PLAIN });
+    }
+}
+
+#[test]
+fn the_first_of_equal_logits_is_taken_at_temperature_zero_and_an_impossible_one_never() {
+    let mut case = Case::new(2, [64, 64, 60], 1.0);
+    case.logits[33] = 9.0;
+    case.logits[35] = 9.0;
+    case.logits[64..128].fill(f32::NEG_INFINITY);
+    case.logits[64 + 17] = -3.0;
+    case.check(Sampling { temperature: 0.0, ..PLAIN });
+    case.check(PLAIN);
+}
+
+#[test]
+fn truncated_tokens_are_those_of_the_cpu() {
+    let settings = [
+        Sampling { top_k: 1, ..PLAIN },
+        Sampling { top_k: 20, ..PLAIN },
+        Sampling { top_p: 0.8, ..PLAIN },
+        Sampling { top_p: 0.0, ..PLAIN },
+        Sampling { min_p: 0.1, ..PLAIN },
+        Sampling { temperature: 0.7, top_k: 50, top_p: 0.9, min_p: 0.02 },
+        Sampling { temperature: 1.5, top_k: 0, top_p: 0.99, min_p: 1e-4 },
+    ];
+    for sizes in [[1000, 999, 990], [72, 70, 67]] {
+        let mut case = Case::new(5, sizes, 2.0);
+        // Equal logits at the edge: the lower token is the likelier one.
+        for row in case.logits.chunks_exact_mut(case.stride) {
+            row[3..60].iter_mut().step_by(2).for_each(|x| *x = 1.5);
+        }
+        settings.iter().for_each(|&sampling| case.check(sampling));
+    }
+    let large = Case::new(2, [128_256, 128_256, 128_000], 3.0);
+    large.check(Sampling { temperature: 0.7, top_k: 50, top_p: 0.95, min_p: 0.0 });
+    large.check(Sampling { top_p: 0.9, ..PLAIN });
+}
