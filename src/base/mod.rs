@@ -12,3 +12,4 @@ pub mod memory;
 pub mod progress;
 pub mod rng;
 pub mod table;
+pub mod threads;

@@ -3,6 +3,7 @@
 //! Reads the wording of serde's own errors (unknown field, unknown variant, missing field, invalid
 //! type) and toml's of enums, which are stable; a wording it does not know is passed on with its place.
 
+use super::choice;
 use super::diff::paths;
 use super::resolved::dotted;
 use super::source::Sources;
@@ -19,7 +20,7 @@ pub(super) struct Entry {
     key: Range<usize>,
     /// Span of the value.
     pub(super) value: Range<usize>,
-    pub(super) is_table: bool,
+    is_table: bool,
 }
 
 impl Entry {
@@ -142,6 +143,9 @@ pub(super) fn explain(
         return usage(format!("{place}: unknown value `{given}` of `{path}`; {hint}"));
     }
     if message.starts_with("wanted exactly 1 element") {
+        let several = choice::contradiction(&entries, error).map(|(table, _)| table);
+        let place = several.map_or(place, |table| sources.origin(span_of(table)).to_string());
+        let path = several.map_or(path, |table| table.path.as_str());
         return usage(format!("{place}: `{path}` takes exactly one key"));
     }
     if message == "wanted string or table" {
