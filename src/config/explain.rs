@@ -135,6 +135,11 @@ pub(super) fn explain(
     if message.starts_with("unknown variant") {
         let mut names = quoted(message);
         let given = names.next().unwrap_or_default();
+        // A choice with a value is a key, whose place serde does not tell.
+        let choice = entries.iter().find(|e| path.is_empty() && e.name() == given);
+        let place = choice.map_or(place, |e| sources.origin(e.key.start).to_string());
+        let above = |e: &'_ Entry| e.path.rsplit_once('.').map(|(above, _)| above.to_owned());
+        let path = choice.and_then(above).unwrap_or_else(|| path.to_owned());
         let values = names.collect::<Vec<_>>();
         let hint = nearest(given, &values).map_or_else(
             || format!("known values: {}", values.join(", ")),
