@@ -110,6 +110,9 @@ fn a_model_of_absurd_size_is_refused_by_its_key() {
         fs::copy(file.path(), place.path("model").join(file.file_name())).unwrap();
     }
     let text = fs::read_to_string(place.path("base/config.json")).unwrap();
+    let config = fs::read_to_string(place.path("configs/demo/sft.toml")).unwrap();
+    let fresh = "init = 'model/config.json'\ntokenizer = 'base'";
+    place.write("sft.toml", &config.replace("path = \"data/demo/base\"", fresh));
     let sizes = [
         ("num_hidden_layers", 1_000_000_000_000_u64),
         ("hidden_size", 1 << 40),
@@ -120,8 +123,7 @@ fn a_model_of_absurd_size_is_refused_by_its_key() {
         config[key] = json!(absurd);
         place.write("model/config.json", &config.to_string());
         place.mistake("generate --model model --prompt x", &["model/config.json", key]);
-        let init = "--set model={init='model/config.json',tokenizer='base'}";
-        place.mistake(&format!("sft --config configs/demo/sft.toml {init} --out run"), &[key]);
+        place.mistake("sft --config sft.toml --out run", &["model/config.json", key]);
     }
 }
 

@@ -413,9 +413,12 @@ fn problems_may_come_through_a_pipe_and_verdicts_leave_through_one_with_ids_as_t
 #[test]
 fn an_output_that_cannot_be_written_is_refused_before_any_work() {
     let dir = tempfile::tempdir().unwrap();
-    for (out, why) in
-        [("p.jsonl", "input"), ("s.jsonl", "input"), (".", "directory"), ("no/out", "no directory")]
-    {
+    for (out, why) in [
+        ("p.jsonl", "input"),
+        ("s.jsonl", "input"),
+        (".", "directory"),
+        ("p.jsonl/out", "Not a directory"),
+    ] {
         let output =
             command(dir.path(), &["--problems", "p.jsonl", "--solutions", "s.jsonl", "--out", out]);
         let log = String::from_utf8(output.stderr).unwrap();

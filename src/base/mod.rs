@@ -13,3 +13,4 @@ pub mod memory;
 pub mod progress;
 pub mod rng;
 pub mod table;
+pub mod threads;

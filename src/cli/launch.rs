@@ -32,5 +32,5 @@ pub fn launch<T>(
 
 /// The command line as it was given.
 pub fn command_line() -> Vec<String> {
-    std::env::args().collect()
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
 }

@@ -19,6 +19,7 @@ pub mod score;
 pub mod sft;
 
 use crate::base::log::Verbosity;
+use crate::base::threads;
 use anyhow::{Context, Result};
 use std::fmt;
 use std::io::{ErrorKind, Write};
@@ -79,8 +80,18 @@ pub enum Command {
     Completions(completions::Args),
 }
 
+impl Command {
+    /// Whether it computes on threads of its own process.
+    fn computes(&self) -> bool {
+        !matches!(self, Self::Judge(_) | Self::Report(_) | Self::Doctor(_) | Self::Completions(_))
+    }
+}
+
 /// Runs the chosen command.
 pub fn run(cli: Cli) -> Result<()> {
+    if cli.command.computes() {
+        threads::start()?;
+    }
     match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Sft(args) => sft::run(args),

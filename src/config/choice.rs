@@ -8,6 +8,25 @@ use super::explain::{Entry, entries, remove};
 use super::source::Sources;
 use toml::de::DeTable;
 
+/// The table that `error` refuses for making several choices, and those.
+pub(super) fn contradiction<'e>(
+    entries: &'e [Entry],
+    error: &toml::de::Error,
+) -> Option<(&'e Entry, Vec<&'e Entry>)> {
+    if !error.message().contains("more than 1 element") {
+        return None;
+    }
+    let choices_of = |table: &Entry| -> Vec<&'e Entry> {
+        let is_choice = |entry: &&Entry| {
+            entry.path.rsplit_once('.').is_some_and(|(above, _)| above == table.path)
+        };
+        entries.iter().filter(is_choice).collect()
+    };
+    // A table has the place of one in it where a header such as `[a.b]` names both.
+    let refused = entries.iter().filter(|entry| Some(&entry.value) == error.span().as_ref());
+    refused.map(|table| (table, choices_of(table))).find(|(_, choices)| choices.len() > 1)
+}
+
 /// Takes earlier choices out of the table that `error` is about; says whether there were any.
 pub(super) fn keep_last(
     merged: &mut DeTable<'_>,
@@ -15,18 +34,12 @@ pub(super) fn keep_last(
     sources: &Sources,
 ) -> bool {
     let entries = entries(merged);
-    let is_choice = |entry: &&Entry| entry.is_table && Some(&entry.value) == error.span().as_ref();
-    let choice = entries.iter().find(is_choice).filter(|_| error.message().contains("more than 1"));
-    let Some(prefix) = choice.map(|entry| format!("{}.", entry.path)) else { return false };
-    let is_direct = |path: &str| path.strip_prefix(&prefix).is_some_and(|key| !key.contains('.'));
-    let given: Vec<(usize, &str)> = entries
-        .iter()
-        .filter(|entry| is_direct(&entry.path))
-        .map(|entry| (sources.text_of(entry.value.start), entry.path.as_str()))
-        .collect();
-    let last = given.iter().map(|&(text, _)| text).max();
+    let Some((_, choices)) = contradiction(&entries, error) else { return false };
+    let text_of = |choice: &Entry| sources.text_of(choice.value.start);
+    let last = choices.iter().map(|choice| text_of(choice)).max();
+    let is_earlier = |choice: &&&Entry| Some(text_of(choice)) < last;
     let earlier: Vec<&str> =
-        given.iter().filter(|&&(text, _)| Some(text) < last).map(|&(_, path)| path).collect();
+        choices.iter().filter(is_earlier).map(|choice| choice.path.as_str()).collect();
     earlier.iter().for_each(|path| remove(merged, path));
     !earlier.is_empty()
 }

@@ -3,6 +3,7 @@
 //! Reads the wording of serde's own errors (unknown field, unknown variant, missing field, invalid
 //! type) and toml's of enums, which are stable; a wording it does not know is passed on with its place.
 
+use super::choice;
 use super::diff::paths;
 use super::resolved::dotted;
 use super::source::Sources;
@@ -19,7 +20,7 @@ pub(super) struct Entry {
     key: Range<usize>,
     /// Span of the value.
     pub(super) value: Range<usize>,
-    pub(super) is_table: bool,
+    is_table: bool,
 }
 
 impl Entry {
@@ -134,6 +135,11 @@ pub(super) fn explain(
     if message.starts_with("unknown variant") {
         let mut names = quoted(message);
         let given = names.next().unwrap_or_default();
+        // A choice with a value is a key, whose place serde does not tell.
+        let choice = entries.iter().find(|e| path.is_empty() && e.name() == given);
+        let place = choice.map_or(place, |e| sources.origin(e.key.start).to_string());
+        let above = |e: &'_ Entry| e.path.rsplit_once('.').map(|(above, _)| above.to_owned());
+        let path = choice.and_then(above).unwrap_or_else(|| path.to_owned());
         let values = names.collect::<Vec<_>>();
         let hint = nearest(given, &values).map_or_else(
             || format!("known values: {}", values.join(", ")),
@@ -142,6 +148,9 @@ pub(super) fn explain(
         return usage(format!("{place}: unknown value `{given}` of `{path}`; {hint}"));
     }
     if message.starts_with("wanted exactly 1 element") {
+        let several = choice::contradiction(&entries, error).map(|(table, _)| table);
+        let place = several.map_or(place, |table| sources.origin(span_of(table)).to_string());
+        let path = several.map_or(path, |table| table.path.as_str());
         return usage(format!("{place}: `{path}` takes exactly one key"));
     }
     if message == "wanted string or table" {

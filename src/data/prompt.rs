@@ -171,7 +171,7 @@ mod tests {
         let missing = |source: &str| GtgPrompt::parse(source, "p.txt").err().unwrap().to_string();
         assert!(missing("Write a program.").contains("p.txt: "));
         assert!(missing("Write a program.").contains("{{ problem.description }}"));
-        let story = "{{ problem.description }} {{ problem['input_requirement'] }}";
+        let story = "{{ problem.description }} {{ problem.input_requirement }}";
         assert!(missing(story).contains("{{ problem.output_requirement }}"));
         let all = "{% set p = problem %}{{ p.description }}";
         assert!(GtgPrompt::parse(all, "p.txt").is_ok());

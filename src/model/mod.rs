@@ -7,6 +7,7 @@
 
 pub mod cache;
 pub mod config;
+mod config_keys;
 pub mod decoder;
 pub mod extend;
 pub mod layout;

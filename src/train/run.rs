@@ -382,8 +382,9 @@ mod tests {
         create(&path, Existing::Resume).unwrap();
         assert!(path.join(metrics::FILE).exists() && path.join("logs/attempt-2.log").exists());
 
-        create(&path, Existing::Overwrite).unwrap();
+        let run = create(&path, Existing::Overwrite).unwrap();
         assert!(!path.join(metrics::FILE).exists() && path.join("logs/attempt-1.log").exists());
+        drop(run);
     }
 
     #[test]

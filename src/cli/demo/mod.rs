@@ -227,9 +227,13 @@ pub fn run(args: Args) -> Result<()> {
     ))
 }
 
-/// Refuses a directory with something in it that no demo puts there.
+/// Refuses a directory that no configuration can name, or with something in it that no demo puts there.
 fn refuse_foreign(out: &Path) -> Result<()> {
     let name = out.display();
+    if out.to_str().is_none() {
+        // Its path becomes a value of a configuration.
+        return Err(usage(format!("cannot use --out {name}: its name is not UTF-8")));
+    }
     let entries = match std::fs::read_dir(out) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(|e| usage(format!("cannot use --out {name}: {e}")))?,

@@ -1,0 +1,227 @@
+//! The keys of a `config.json`, typed and within bounds; errors name the key.
+
+use super::Architecture;
+use crate::base::error::usage;
+use crate::ops::rope::Llama3Scaling;
+use anyhow::Result;
+use serde_json::Value;
+use std::ops::RangeInclusive;
+
+/// Bounds far above any model there is. Products of sizes within them, in bytes, fit into 64 bits.
+pub(super) const MOST_LAYERS: usize = 1 << 12;
+pub(super) const MOST_HEADS: usize = 1 << 12;
+pub(super) const WIDEST: usize = 1 << 18;
+pub(super) const MOST_TOKENS: usize = 1 << 24;
+pub(super) const MOST_POSITIONS: usize = 1 << 32;
+const THETA: RangeInclusive<f64> = 1.0..=1e15;
+
+/// What the keys say about rotary positions.
+pub(super) struct RopeKeys {
+    pub(super) theta: f64,
+    pub(super) scaling: Option<Llama3Scaling>,
+    pub(super) is_dynamic: bool,
+}
+
+/// Typed access to the keys of the JSON object, with errors that name the key.
+pub(super) struct Keys<'a>(pub(super) &'a Value);
+
+impl<'a> Keys<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        self.get(key)
+            .map(|value| value.as_str().ok_or_else(|| wrong(key, "a string", value)))
+            .transpose()
+    }
+
+    fn first_architecture(&self) -> Option<&'a str> {
+        self.get("architectures")?.get(0)?.as_str()
+    }
+
+    pub(super) fn size(&self, key: &str, most: usize) -> Result<usize> {
+        let value = self.get(key).ok_or_else(|| usage(format!("`{key}` is missing")))?;
+        match value.as_u64() {
+            Some(size) if (1..=most as u64).contains(&size) => Ok(size as usize),
+            _ => Err(wrong(key, &format!("an integer from 1 to {most}"), value)),
+        }
+    }
+
+    pub(super) fn size_or(&self, key: &str, default: usize, most: usize) -> Result<usize> {
+        if self.get(key).is_some() { self.size(key, most) } else { Ok(default) }
+    }
+
+    pub(super) fn number_or(
+        &self,
+        key: &str,
+        default: f64,
+        range: RangeInclusive<f64>,
+    ) -> Result<f64> {
+        self.get(key).map_or(Ok(default), |value| within(key, value, range))
+    }
+
+    pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        self.get(key).map_or(Ok(default), |value| {
+            value.as_bool().ok_or_else(|| wrong(key, "true or false", value))
+        })
+    }
+
+    pub(super) fn tokens(&self, key: &str) -> Result<Vec<u32>> {
+        let token = |value: &Value| {
+            value
+                .as_u64()
+                .and_then(|token| u32::try_from(token).ok())
+                .ok_or_else(|| wrong(key, "a token id or a list of them", value))
+        };
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(token).collect(),
+            Some(value) => Ok(vec![token(value)?]),
+        }
+    }
+
+    pub(super) fn architecture(&self) -> Result<Architecture> {
+        let model_type = self.text("model_type")?;
+        let class = self.first_architecture();
+        let known = [
+            (Architecture::Llama, "LlamaForCausalLM", "llama"),
+            (Architecture::Qwen2, "Qwen2ForCausalLM", "qwen2"),
+            (Architecture::InternLm2, "InternLM2ForCausalLM", "internlm2"),
+        ];
+        let found = known.iter().find(|(_, known_class, known_type)| match class {
+            Some(class) => class == *known_class,
+            None => model_type == Some(known_type),
+        });
+        found.map(|&(architecture, ..)| architecture).ok_or_else(|| {
+            let supported = known.map(|(_, class, model_type)| format!("{class} ({model_type})"));
+            usage(format!(
+                "`architectures` is {class:?} and `model_type` {model_type:?}; supported are {}",
+                supported.join(", ")
+            ))
+        })
+    }
+
+    pub(super) fn max_position_embeddings(&self, architecture: Architecture) -> Result<usize> {
+        // The defaults of transformers' configuration classes.
+        let default = if architecture == Architecture::Qwen2 { 32_768 } else { 2048 };
+        self.size_or("max_position_embeddings", default, MOST_POSITIONS)
+    }
+
+    /// Positions in the older layout (`rope_theta`, `rope_scaling`) or the newer one.
+    pub(super) fn rope(&self) -> Result<RopeKeys> {
+        let dicts = ["rope_scaling", "rope_parameters"];
+        let theta = dicts
+            .iter()
+            .find_map(|name| Some((*name, self.get(name)?.get("rope_theta")?)))
+            .map(|(name, value)| within(&format!("{name}.rope_theta"), value, THETA))
+            .unwrap_or_else(|| self.number_or("rope_theta", 10_000.0, THETA))?;
+        let mut keys = RopeKeys { theta, scaling: None, is_dynamic: false };
+        let Some((name, rope)) = dicts.iter().find_map(|name| Some((*name, self.get(name)?)))
+        else {
+            return Ok(keys);
+        };
+        if let Some(partial) = rope.get("partial_rotary_factor")
+            && partial.as_f64() != Some(1.0)
+        {
+            return unsupported(&format!("{name}.partial_rotary_factor"), partial, "1.0");
+        }
+        let default = Value::from("default");
+        let kind = rope.get("rope_type").or_else(|| rope.get("type")).unwrap_or(&default);
+        match kind.as_str() {
+            Some("default") => match rope.get("factor") {
+                Some(factor) => {
+                    unsupported(&format!("{name}.factor"), factor, "unscaled positions")
+                }
+                None => Ok(keys),
+            },
+            Some("llama3") => {
+                keys.scaling = Some(self.llama3_scaling(name, rope)?);
+                Ok(keys)
+            }
+            Some("dynamic") => {
+                keys.is_dynamic = true;
+                Ok(keys)
+            }
+            _ => unsupported(
+                &format!("{name}.rope_type"),
+                kind,
+                "\"default\", \"llama3\", \"dynamic\"",
+            ),
+        }
+    }
+
+    fn llama3_scaling(&self, name: &str, rope: &Value) -> Result<Llama3Scaling> {
+        let above_zero = |key: &str| {
+            let path = format!("{name}.{key}");
+            let value = rope.get(key).ok_or_else(|| usage(format!("`{path}` is missing")))?;
+            match number(&path, value)? {
+                x if x > 0.0 => Ok(x as f32),
+                _ => Err(wrong(&path, "a number above 0", value)),
+            }
+        };
+        let context = "original_max_position_embeddings";
+        Ok(Llama3Scaling {
+            factor: above_zero("factor")?,
+            low_freq_factor: above_zero("low_freq_factor")?,
+            high_freq_factor: above_zero("high_freq_factor")?,
+            original_max_position_embeddings: match rope.get(context) {
+                Some(_) => above_zero(context)?,
+                None => self.max_position_embeddings(self.architecture()?)? as f32,
+            },
+        })
+    }
+
+    /// Refuses what would change the numbers and is not computed.
+    pub(super) fn refuse_unsupported(&self) -> Result<()> {
+        if let Some(value) = self.get("hidden_act")
+            && value != "silu"
+        {
+            return unsupported("hidden_act", value, "\"silu\"");
+        }
+        for key in ["attention_bias", "mlp_bias", "bias"] {
+            if let Some(value) = self.get(key)
+                && value != false
+            {
+                return unsupported(key, value, "false");
+            }
+        }
+        if let Some(Value::Array(types)) = self.get("layer_types") {
+            return match types.iter().find(|kind| *kind != "full_attention") {
+                Some(other) => unsupported("layer_types", other, "\"full_attention\""),
+                None => Ok(()),
+            };
+        }
+        if self.flag_or("use_sliding_window", false)?
+            && self.get("sliding_window").is_some()
+            && self.size_or("max_window_layers", 28, MOST_LAYERS)?
+                < self.size("num_hidden_layers", MOST_LAYERS)?
+        {
+            return unsupported(
+                "use_sliding_window",
+                &Value::from(true),
+                "false, or true with `max_window_layers` no smaller than `num_hidden_layers`",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn unsupported<T>(key: &str, value: &Value, supported: &str) -> Result<T> {
+    Err(usage(format!("`{key}` is {value}; supported: {supported}")))
+}
+
+fn number(key: &str, value: &Value) -> Result<f64> {
+    value.as_f64().ok_or_else(|| wrong(key, "a number", value))
+}
+
+fn within(key: &str, value: &Value, range: RangeInclusive<f64>) -> Result<f64> {
+    match number(key, value)? {
+        x if range.contains(&x) => Ok(x),
+        _ => Err(wrong(key, &format!("from {:e} to {:e}", range.start(), range.end()), value)),
+    }
+}
+
+fn wrong(key: &str, expected: &str, value: &Value) -> anyhow::Error {
+    usage(format!("`{key}` is {value}, but must be {expected}"))
+}
