@@ -32,7 +32,7 @@ pub struct Row {
 #[derive(Default)]
 pub struct DecodeWorkspace {
     rope: Option<Rope>,
-    threads: Vec<ThreadBuffers>,
+    threads: Vec<ShareBuffers>,
     shares: Vec<Share>,
     uses: Vec<u32>,
     logits: Buffer,
@@ -59,7 +59,7 @@ struct Share {
 
 /// The buffers of a share.
 #[derive(Default)]
-struct ThreadBuffers {
+struct ShareBuffers {
     x: Buffer,
     qkv: Buffer,
     attention: Buffer,
@@ -164,7 +164,7 @@ impl Decoder {
         let longest = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
         rope.grow(longest);
         let num_threads = rayon::current_num_threads();
-        threads.resize_with(num_threads, ThreadBuffers::default);
+        threads.resize_with(num_threads, ShareBuffers::default);
         share_rows(rows, num_threads, shares);
         let threads_per_share = if is_shared_by_columns(rows, shares, num_threads, weights) {
             share_rows(rows, 1, shares);
@@ -182,7 +182,7 @@ impl Decoder {
             shape: cache.shape,
             tables,
         };
-        let extend = |item: usize, buffers: &mut ThreadBuffers| {
+        let extend = |item: usize, buffers: &mut ShareBuffers| {
             let share: Share = shares[item];
             let rows = &rows[share.first..share.end];
             let wanted = rows.iter().filter(|row| row.wants_logits).count();
@@ -207,7 +207,7 @@ impl Decoder {
         cache: &SharedCache<'_>,
         rows: &[Row],
         rope: &Rope,
-        buffers: &mut ThreadBuffers,
+        buffers: &mut ShareBuffers,
         logits: &mut [f32],
     ) {
         let (hidden, heads) = (self.config().hidden_size, self.heads());
