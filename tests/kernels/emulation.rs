@@ -126,7 +126,7 @@ fn build() -> Option<PathBuf> {
     // The instrumented accesses end in runtime.cpp, not in a sanitizer's library.
     let instrumented = [
         "-c",
-        "-fsanitize=thread",
+        "-fsanitize=thread,alignment",
         "-ffp-contract=off",
         "-fno-strict-aliasing",
         "-fno-threadsafe-statics",
