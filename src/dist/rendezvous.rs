@@ -302,14 +302,15 @@ impl Meeting {
         }));
         drop(lost);
         let (over, all) = (is_over.clone(), links.clone());
-        threads.push(std::thread::spawn(move || {
+        // Nobody waits for this thread: the handler may end the process.
+        std::thread::spawn(move || {
             if let Ok(peer) = losses.recv() {
                 // The others learn of it from the end of their connection to this node.
                 over.store(true, Ordering::SeqCst);
                 all.iter().for_each(|link| drop(link.stream.shutdown(Shutdown::Both)));
                 on_loss(&peer);
             }
-        }));
+        });
         Ok(Watch { is_over, links, stop: Some(stop), threads })
     }
 }
@@ -337,8 +338,7 @@ impl Drop for Watch {
             }
             let _ = link.stream.shutdown(Shutdown::Both);
         }
-        let own = std::thread::current().id();
-        for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != own) {
+        for thread in self.threads.drain(..) {
             // A thread that panicked has nothing more to say.
             let _ = thread.join();
         }
@@ -403,8 +403,8 @@ mod tests {
             })
             .collect();
         // Death without a goodbye: the connection ends.
-        watches[2].links[0].stream.shutdown(Shutdown::Both).unwrap();
         watches[2].is_over.store(true, Ordering::SeqCst);
+        watches[2].links[0].stream.shutdown(Shutdown::Both).unwrap();
         let mut losses = [told.recv_timeout(TIMEOUT).unwrap(), told.recv_timeout(TIMEOUT).unwrap()];
         losses.sort();
         assert!(losses[0].0 == 0 && losses[0].1.starts_with("node 2"), "{losses:?}");
