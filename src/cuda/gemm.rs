@@ -302,17 +302,7 @@ fn check(sizes: Linear, x: usize, weight: usize, y: usize) {
 
 impl Plan {
     fn new(handle: sys::cublasLtHandle_t, product: Product) -> Result<Self> {
-        let operation = Descriptor::operation()?;
-        // cublasOperation_t: CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
-        let (a, b) = (i32::from(product.transpose_a), i32::from(product.transpose_b));
-        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, a)?;
-        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSB, b)?;
-        if product.has_bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-            let kind = DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE;
-            operation.set(kind, product.output)?;
-        }
+        let operation = Descriptor::operation(product)?;
         let a = Descriptor::layout(bf16::TYPE, product.a())?;
         let b = Descriptor::layout(bf16::TYPE, product.b())?;
         let d = Descriptor::layout(product.output, (product.m, product.n))?;
@@ -328,18 +318,6 @@ fn choose(
     [a, b, d]: [sys::cublasLtMatrixLayout_t; 3],
 ) -> Result<sys::cublasLtMatmulAlgo_t> {
     let preference = Descriptor::preference()?;
-    preference.set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE)?;
-    let whole_sums = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE;
-    preference
-        .set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, whole_sums as u32)?;
-    for operand in [
-        PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-        PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-        PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-    ] {
-        preference.set(operand, ALIGNMENT)?;
-    }
     // SAFETY: plain data that the library fills in.
     let mut found: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] =
         unsafe { std::mem::zeroed() };
@@ -401,11 +379,22 @@ impl<D: Copy> Drop for Descriptor<D> {
 }
 
 impl Descriptor<sys::cublasLtMatmulDesc_t> {
-    /// A product with sums in f32.
-    fn operation() -> Result<Self> {
+    /// `product` with sums in f32.
+    fn operation(product: Product) -> Result<Self> {
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let raw = result::create_matmul_desc(compute, f32::TYPE)?;
-        Ok(Self { raw, destroy: result::destroy_matmul_desc })
+        let operation = Self { raw, destroy: result::destroy_matmul_desc };
+        // cublasOperation_t: CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
+        let (a, b) = (i32::from(product.transpose_a), i32::from(product.transpose_b));
+        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, a)?;
+        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSB, b)?;
+        if product.has_bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+            operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
+            let kind = DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE;
+            operation.set(kind, product.output)?;
+        }
+        Ok(operation)
     }
 
     fn set<V: Copy>(&self, attribute: DescAttribute, value: V) -> Result<()> {
@@ -426,9 +415,23 @@ impl Descriptor<sys::cublasLtMatrixLayout_t> {
 }
 
 impl Descriptor<sys::cublasLtMatmulPreference_t> {
+    /// Algorithms that keep their sums whole, within the workspace.
     fn preference() -> Result<Self> {
         let raw = result::create_matmul_pref()?;
-        Ok(Self { raw, destroy: result::destroy_matmul_pref })
+        let preference = Self { raw, destroy: result::destroy_matmul_pref };
+        preference.set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE)?;
+        let whole_sums = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
+        let scheme = PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+        preference.set(scheme, whole_sums)?;
+        for operand in [
+            PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            preference.set(operand, ALIGNMENT)?;
+        }
+        Ok(preference)
     }
 
     fn set<V: Copy>(&self, attribute: PreferenceAttribute, value: V) -> Result<()> {
@@ -507,5 +510,26 @@ mod tests {
                 (0..3).map(|i| element(&dy, 5, i, row) * element(&x, 4, i, column)).sum();
             assert_eq!(element(&d_weight, 4, row, column), expected);
         }
+    }
+
+    #[test]
+    fn the_library_takes_every_description() {
+        if let Err(absent) = library() {
+            println!("SKIPPED: {absent}");
+            return;
+        }
+        let uses = [
+            SIZES.forward(bf16::TYPE),
+            SIZES.input_gradient(bf16::TYPE),
+            SIZES.weight_gradient(f32::TYPE),
+            Product { has_bias: true, ..SIZES.forward(bf16::TYPE) },
+        ];
+        for product in uses {
+            Descriptor::operation(product).unwrap();
+            for (rows, columns) in [product.a(), product.b(), (product.m, product.n)] {
+                Descriptor::layout(product.output, (rows, columns)).unwrap();
+            }
+        }
+        Descriptor::preference().unwrap();
     }
 }

@@ -49,7 +49,7 @@ impl Library {
             // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers do not call us.
             match unsafe { Handle::open(Some(&place), RTLD_LAZY | RTLD_GLOBAL) } {
                 Ok(handle) => return Ok(Self { name, handle }),
-                Err(e) if reason.is_empty() => reason = e.to_string(),
+                Err(e) if reason.is_empty() => reason = format!("{:#}", anyhow::Error::from(e)),
                 Err(_) => {}
             }
         }
