@@ -4,7 +4,6 @@
 //! missing. Alone in its file, because it puts a stand-in for the driver into the process.
 
 #![cfg(feature = "cuda")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
 mod cuda_support;
 

@@ -13,6 +13,7 @@
 //! Not yet run on a GPU; the plans of both directions are built and checked without one.
 
 mod backend;
+mod composition;
 mod graph;
 mod plan;
 
