@@ -11,6 +11,7 @@
 pub mod rendezvous;
 mod shards;
 mod threads;
+pub mod watch;
 
 use anyhow::{Result, anyhow};
 pub use shards::{Shards, piece};
