@@ -55,9 +55,10 @@ def block_sizes(source):
 
 
 def threads_of(kernel, bounds):
-    """The bound of a kernel; one that a macro names has the bound of its prefix, or the file's only one."""
+    """The bound of a kernel; one that a macro names has the bound of its prefix, or the file's only
+    one; one without a bound may have the most threads there are."""
     prefixes = [name for name in bounds if kernel.startswith(name)]
-    return bounds[max(prefixes, key=len)] if prefixes else next(iter(bounds.values()))
+    return bounds[max(prefixes, key=len)] if prefixes else next(iter(bounds.values()), 1024)
 
 
 def kernels_of(report):

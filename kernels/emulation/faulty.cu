@@ -40,9 +40,8 @@ extern "C" __global__ void faulty_alignment(unsigned* out) {
     if (blockIdx.x + threadIdx.x == 0) *reinterpret_cast<uint4*>(out + 1) = make_uint4(1, 2, 3, 4);
 }
 
-// A barrier for half of the threads.
+// Half of the threads wait for the block, the others for their warp.
 extern "C" __global__ void faulty_divergence(unsigned* out) {
-    if (threadIdx.x % 2 == 0) __syncwarp();
     out[blockIdx.x * blockDim.x + threadIdx.x] = 1;
     if (threadIdx.x % 2 == 0) __syncthreads();
     else __syncwarp();

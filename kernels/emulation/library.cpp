@@ -1,4 +1,4 @@
-// All kernels in one library for the CPU, by name. Compiled with -fsanitize=thread, see runtime.cpp.
+// All kernels in one library for the CPU, by name. Compiled with -fsanitize=thread,alignment, see runtime.cpp.
 //
 // Each source has a namespace of its own, as on the device each is a module of its own.
 #include "cuda.h"

@@ -1,13 +1,13 @@
 // Runs kernels on the CPU: blocks one after another, the threads of a block as fibers that switch
 // only at barriers, and every access to memory checked.
 //
-// Contract: this file is compiled without, the kernels with -fsanitize=thread, whose calls
-// (__tsan_read4 and so on) end here instead of in the sanitizer's library. An access is an error if
+// Contract: this file is compiled without, the kernels with -fsanitize=thread,alignment, whose calls
+// (__tsan_read4 and so on) end here instead of in the sanitizers' libraries. An access is an error if
 // - another thread of the block touched the same place, one of them writing, and no __syncthreads
 //   (or, within a warp, no warp-wide function) lies between the two;
 // - another block of the launch touched the same place of a buffer, one of them writing;
 // - it reaches outside the buffers of the launch, into the guards around them;
-// - its address is not a multiple of its size.
+// - its address is not a multiple of what its type asks for.
 // Atomic operations are exempt. Shared memory starts as NaNs in every block. A barrier that not all
 // threads reach is an error too. One launch at a time; the caller sees to that.
 #include "cuda.h"
@@ -96,7 +96,6 @@ bool is_near(const Region& region, const void* address) {
 }
 
 void fail(const char* what, const void* address) {
-    if (!failure.empty()) return;
     char text[256];
     for (auto& region : regions) {
         if (!is_near(region, address)) continue;
@@ -139,34 +138,39 @@ void note_write(Access& write) {
     write = {epoch, warps[current / WARP].epoch, uint16_t(current), 0, 0, 0};
 }
 
-void check_in(Region& region, const void* address, size_t size, bool writes, bool aligned) {
+// Ends the launch before the access happens: the fiber never goes on.
+[[noreturn]] void refuse(const char* what, const void* address) {
+    fail(what, address);
+    _longjmp(scheduler, 1);
+}
+
+void check_in(Region& region, const void* address, size_t size, bool writes) {
     long offset = (const char*)address - region.start;
     if (offset < 0 || offset + size > region.bytes) {
         // Beside shared memory lie other variables of the library.
-        if (!region.is_shared) fail(writes ? "write outside" : "read outside", address);
-        return;
+        if (region.is_shared) return;
+        refuse(writes ? "write outside" : "read outside", address);
     }
-    if (aligned && (uintptr_t)address % size != 0) fail("misaligned access", address);
     for (size_t cell = offset / GRAIN; cell <= (offset + size - 1) / GRAIN; cell++) {
         Cell& shadow = region.shadow[cell];
         if (!ordered(shadow.write, region.is_shared)) {
-            fail(writes ? "write after another thread's write" : "read of another thread's write", address);
+            refuse(writes ? "write after another thread's write" : "read of another thread's write", address);
         }
         if (writes && !ordered(shadow.read, region.is_shared)) {
-            fail("write after another thread's read", address);
+            refuse("write after another thread's read", address);
         }
         if (writes) note_write(shadow.write);
         else note_read(shadow.read);
     }
 }
 
-void check(const void* address, size_t size, bool writes, bool aligned) {
+void check(const void* address, size_t size, bool writes) {
     if (recent < regions.size() && is_near(regions[recent], address)) {
-        return check_in(regions[recent], address, size, writes, aligned);
+        return check_in(regions[recent], address, size, writes);
     }
     for (recent = 0; recent < regions.size(); recent++) {
         if (is_near(regions[recent], address)) {
-            return check_in(regions[recent], address, size, writes, aligned);
+            return check_in(regions[recent], address, size, writes);
         }
     }
 }
@@ -307,17 +311,18 @@ unsigned emulated_atomic_min_u32(unsigned* address, unsigned value) {
 }
 
 #define ACCESS(size)                                                                    \
-    void __tsan_read##size(void* at) { check(at, size, false, true); }                  \
-    void __tsan_write##size(void* at) { check(at, size, true, true); }                  \
-    void __tsan_unaligned_read##size(void* at) { check(at, size, false, false); }       \
-    void __tsan_unaligned_write##size(void* at) { check(at, size, true, false); }
+    void __tsan_read##size(void* at) { check(at, size, false); }                  \
+    void __tsan_write##size(void* at) { check(at, size, true); }                  \
+    void __tsan_unaligned_read##size(void* at) { check(at, size, false); }       \
+    void __tsan_unaligned_write##size(void* at) { check(at, size, true); }
 ACCESS(1)
 ACCESS(2)
 ACCESS(4)
 ACCESS(8)
 ACCESS(16)
-void __tsan_read_range(void* at, size_t size) { check(at, size, false, false); }
-void __tsan_write_range(void* at, size_t size) { check(at, size, true, false); }
+void __tsan_read_range(void* at, size_t size) { check(at, size, false); }
+void __tsan_write_range(void* at, size_t size) { check(at, size, true); }
+void __ubsan_handle_type_mismatch_v1(void*, void* address) { refuse("misaligned access", address); }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

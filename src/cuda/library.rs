@@ -49,7 +49,7 @@ impl Library {
             // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers do not call us.
             match unsafe { Handle::open(Some(&place), RTLD_LAZY | RTLD_GLOBAL) } {
                 Ok(handle) => return Ok(Self { name, handle }),
-                Err(e) if reason.is_empty() => reason = e.to_string(),
+                Err(e) if reason.is_empty() => reason = format!("{:#}", anyhow::Error::from(e)),
                 Err(_) => {}
             }
         }
@@ -68,7 +68,7 @@ impl Library {
 }
 
 /// The file that holds the code at `address`.
-pub fn file_of(address: *const c_void) -> Option<PathBuf> {
+pub(super) fn file_of(address: *const c_void) -> Option<PathBuf> {
     // SAFETY: plain data that `dladdr` fills in.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: looks the address up, and reads nothing there.

@@ -7,6 +7,7 @@
 //! Device memory comes from one [`Arena`] per device. Left out: kernels for cards other than compute
 //! capability 9.0, and unified memory.
 
+pub mod attention;
 pub mod device;
 pub mod gemm;
 pub mod host;

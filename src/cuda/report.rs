@@ -6,10 +6,9 @@ use super::device::{self, Device, Properties};
 use super::library::file_of;
 use super::memory::Arena;
 use super::module::{Module, cubin};
-use super::{Stream, Transfer, gemm, nccl};
+use super::{Stream, Transfer, attention, gemm, nccl};
 use crate::base::human;
 use anyhow::{Context, Result, ensure};
-use cudarc::cublaslt::sys::cublasLtGetVersion;
 use serde::Serialize;
 use std::ffi::c_void;
 use std::path::PathBuf;
@@ -104,6 +103,7 @@ pub fn report() -> Report {
         peers: pairs.filter(|&(a, b)| device::can_access_peer(a, b).unwrap_or(false)).collect(),
         libraries: vec![
             LibraryState { name: "cuBLASLt", state: cublas_lt().into() },
+            LibraryState { name: "cuDNN", state: cudnn().into() },
             LibraryState { name: "NCCL", state: nccl().into() },
         ],
     }
@@ -142,23 +142,27 @@ fn run_kernel(ordinal: usize) -> Result<Runs> {
 
 fn cublas_lt() -> Result<Located> {
     let library = gemm::library()?;
-    // SAFETY: takes nothing, and is used only for its number and place.
+    // SAFETY: it takes nothing and gives a number.
     let version: unsafe extern "C" fn() -> usize =
         unsafe { library.function("cublasLtGetVersion") }?;
-    // SAFETY: the library is open.
-    let number = unsafe { cublasLtGetVersion() };
-    Ok(Located {
-        version: format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100),
-        path: file_of(version as *const c_void),
-    })
+    // SAFETY: as above.
+    let number = unsafe { version() };
+    Ok(Located { version: dotted(number), path: file_of(version as *const c_void) })
+}
+
+fn cudnn() -> Result<Located> {
+    let (number, path) = attention::version()?;
+    Ok(Located { version: dotted(number), path })
 }
 
 fn nccl() -> Result<Located> {
     let (number, path) = nccl::version().context("needed for more than one GPU")?;
-    Ok(Located {
-        version: format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100),
-        path,
-    })
+    Ok(Located { version: dotted(number as usize), path })
+}
+
+/// A version of which the last two pairs of digits are minor and patch.
+fn dotted(number: usize) -> String {
+    format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100)
 }
 
 impl Report {

@@ -4,12 +4,14 @@
 //! optimizer (ZeRO-1). All ranks make the same calls of [`Comm`] in the same order with buffers of
 //! the same length. Sums run in rank order, so equal runs of equal rank counts have equal bits. A
 //! rank that fails or panics makes the calls of all others fail: nobody waits for ever.
-//! Left out: ranks on devices and in other processes, and exchanging a bucket while the backward
+//! Ranks on GPUs exchange through `cuda::nccl` instead; nodes meet by [`rendezvous`].
+//! Left out: exchanging a bucket while the backward
 //! still fills others, which pays where a device computes meanwhile.
 
 pub mod rendezvous;
 mod shards;
 mod threads;
+pub mod watch;
 
 use anyhow::{Result, anyhow};
 pub use shards::{Shards, piece};

@@ -1,28 +1,17 @@
-//! How the nodes of a run find each other, and notice that one is gone.
+//! How the nodes of a run find each other.
 //!
 //! Contract: one process per node. Node 0 listens, the others connect to it, and all learn every
 //! node's number of ranks and a message of node 0 (the identifier of a communicator). The connections
-//! stay open and carry a sign of life from both ends: when a node dies or falls silent, every other
-//! node's handler is called with its name, within [`Pace::patience`] of it. A run on one node opens no
-//! connection. Left out: restarting with fewer nodes.
+//! stay open for [`Meeting::watch`]. A run on one node opens no connection.
 
 use crate::base::error::usage;
 use anyhow::{Context, Result, bail};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// First bytes of a connection: what it is for, and the version of what follows.
 const GREETING: [u8; 8] = *b"codeseq1";
-
-/// A sign of life.
-const ALIVE: u8 = 1;
-/// The last byte of a node whose work is done.
-const GOODBYE: u8 = 2;
 
 /// The longest message of node 0.
 const LONGEST_MESSAGE: usize = 1 << 16;
@@ -45,7 +34,7 @@ pub struct Nodes {
 pub struct Pace {
     /// Between two signs of life.
     pub beat: Duration,
-    /// Without a sign of life until a node counts as dead; also the time to connect to node 0.
+    /// Without a sign of life until a node counts as dead; also for a newcomer to say who it is.
     pub patience: Duration,
 }
 
@@ -64,14 +53,14 @@ pub struct Meeting {
     pub world: usize,
     /// What node 0 told all.
     pub message: Vec<u8>,
-    links: Vec<Link>,
-    pace: Pace,
+    pub(super) links: Vec<Link>,
+    pub(super) pace: Pace,
 }
 
 #[derive(Debug)]
-struct Link {
-    peer: String,
-    stream: TcpStream,
+pub(super) struct Link {
+    pub(super) peer: String,
+    pub(super) stream: TcpStream,
 }
 
 impl Nodes {
@@ -261,96 +250,13 @@ fn read_roster(mut stream: &TcpStream, count: usize) -> Result<(Vec<usize>, Vec<
     Ok((ranks, message))
 }
 
-/// Watches over the other nodes until dropped, which tells them that this node is done.
-#[derive(Debug)]
-pub struct Watch {
-    is_over: Arc<AtomicBool>,
-    links: Vec<Arc<Link>>,
-    /// Dropping it ends the signs of life.
-    stop: Option<Sender<()>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Meeting {
-    /// Shows the others that this node lives, and calls `on_loss` once, on a thread of its own, with
-    /// the name of the first node that no longer does.
-    pub fn watch(self, on_loss: impl FnOnce(&str) + Send + 'static) -> Result<Watch> {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (lost, losses) = channel::<String>();
-        let (stop, stopped) = channel::<()>();
-        let links: Vec<_> = self.links.into_iter().map(Arc::new).collect();
-        let mut threads = Vec::new();
-        for link in links.clone() {
-            link.stream.set_read_timeout(Some(self.pace.patience)).context("watching a node")?;
-            link.stream.set_write_timeout(Some(self.pace.patience)).context("watching a node")?;
-            let (lost, is_over) = (lost.clone(), is_over.clone());
-            threads.push(std::thread::spawn(move || {
-                if !says_goodbye(&link.stream) && !is_over.load(Ordering::SeqCst) {
-                    // Nobody listens any more once a first loss has been told.
-                    let _ = lost.send(link.peer.clone());
-                }
-            }));
-        }
-        let (beat, alive) = (self.pace.beat, links.clone());
-        threads.push(std::thread::spawn(move || {
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(beat) {
-                for link in &alive {
-                    // A failure to write shows as silence or an end on the reading side.
-                    let _ = (&link.stream).write_all(&[ALIVE]);
-                }
-            }
-        }));
-        drop(lost);
-        let (over, all) = (is_over.clone(), links.clone());
-        threads.push(std::thread::spawn(move || {
-            if let Ok(peer) = losses.recv() {
-                // The others learn of it from the end of their connection to this node.
-                over.store(true, Ordering::SeqCst);
-                all.iter().for_each(|link| drop(link.stream.shutdown(Shutdown::Both)));
-                on_loss(&peer);
-            }
-        }));
-        Ok(Watch { is_over, links, stop: Some(stop), threads })
-    }
-}
-
-/// Reads signs of life to the end of the connection: whether it was a goodbye.
-fn says_goodbye(mut stream: &TcpStream) -> bool {
-    let mut byte = [0];
-    loop {
-        match stream.read_exact(&mut byte) {
-            Ok(()) if byte[0] == GOODBYE => return true,
-            Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(_) => return false,
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let was_over = self.is_over.swap(true, Ordering::SeqCst);
-        self.stop = None;
-        for link in &self.links {
-            if !was_over && !std::thread::panicking() {
-                let _ = (&link.stream).write_all(&[GOODBYE]);
-            }
-            let _ = link.stream.shutdown(Shutdown::Both);
-        }
-        let own = std::thread::current().id();
-        for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != own) {
-            // A thread that panicked has nothing more to say.
-            let _ = thread.join();
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const PACE: Pace = Pace { beat: Duration::from_millis(50), patience: Duration::from_secs(3) };
-    const TIMEOUT: Duration = Duration::from_secs(60);
+    pub(in crate::dist) const PACE: Pace =
+        Pace { beat: Duration::from_millis(50), patience: Duration::from_secs(3) };
+    pub(in crate::dist) const TIMEOUT: Duration = Duration::from_secs(60);
 
     fn parse(variables: &[(&str, &str)]) -> Result<Nodes> {
         Nodes::from_variables(|name| {
@@ -359,7 +265,7 @@ mod tests {
     }
 
     /// Meets as every node of `ranks.len()` on a free port of this machine.
-    fn meet_all(ranks: &[usize]) -> Vec<Meeting> {
+    pub(in crate::dist) fn meet_all(ranks: &[usize]) -> Vec<Meeting> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (count, deadline) = (ranks.len(), Instant::now() + TIMEOUT);
@@ -389,54 +295,6 @@ mod tests {
         let meeting = nodes.meet(8, vec![1, 2], PACE, TIMEOUT).unwrap();
         assert_eq!((meeting.first_rank, meeting.world, &*meeting.message), (0, 8, &[1, 2][..]));
         drop(meeting.watch(|_| panic!("nobody to lose")).unwrap());
-    }
-
-    #[test]
-    fn a_node_that_dies_is_noticed_by_all_others() {
-        let (tell, told) = channel();
-        let mut watches: Vec<_> = meet_all(&[1, 1, 1])
-            .into_iter()
-            .enumerate()
-            .map(|(node, meeting)| {
-                let tell = tell.clone();
-                meeting.watch(move |lost| tell.send((node, lost.to_owned())).unwrap()).unwrap()
-            })
-            .collect();
-        // Death without a goodbye: the connection ends.
-        watches[2].links[0].stream.shutdown(Shutdown::Both).unwrap();
-        watches[2].is_over.store(true, Ordering::SeqCst);
-        let mut losses = [told.recv_timeout(TIMEOUT).unwrap(), told.recv_timeout(TIMEOUT).unwrap()];
-        losses.sort();
-        assert!(losses[0].0 == 0 && losses[0].1.starts_with("node 2"), "{losses:?}");
-        assert!(losses[1].0 == 1 && losses[1].1.starts_with("node 0"), "{losses:?}");
-        watches.clear();
-    }
-
-    #[test]
-    fn a_node_that_falls_silent_is_noticed() {
-        let mut meetings = meet_all(&[1, 1]);
-        // Node 1 never begins to watch, so it never shows that it lives.
-        let _silent = meetings.pop().unwrap();
-        let (tell, told) = channel();
-        let hasty = Pace { patience: Duration::from_millis(300), ..PACE };
-        let meeting = Meeting { pace: hasty, ..meetings.pop().unwrap() };
-        let watch = meeting.watch(move |lost| tell.send(lost.to_owned()).unwrap()).unwrap();
-        assert!(told.recv_timeout(TIMEOUT).unwrap().starts_with("node 1"));
-        drop(watch);
-    }
-
-    #[test]
-    fn a_node_that_is_done_is_not_missed() {
-        let (tell, told) = channel();
-        let watches: Vec<_> = meet_all(&[1, 1, 1])
-            .into_iter()
-            .map(|meeting| {
-                let tell = tell.clone();
-                meeting.watch(move |lost| tell.send(lost.to_owned()).unwrap()).unwrap()
-            })
-            .collect();
-        drop((watches, tell));
-        assert!(told.recv().is_err());
     }
 
     #[test]

@@ -157,6 +157,10 @@ pub mod module {
         }
     }
 
+    /// What a kernel takes.
+    ///
+    /// # Safety
+    /// `pointer` points to a value of the C type that stands for `Self`.
     pub unsafe trait Argument {
         fn pointer(&self) -> *const c_void;
     }

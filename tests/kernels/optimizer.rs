@@ -42,7 +42,8 @@ fn run<M: Float, G: Float>(
     steps: u64,
     ends: &[usize],
     flag: u32,
-    (moment, gradient): (fn(f32) -> M, fn(&bf16) -> G),
+    moment: fn(f32) -> M,
+    gradient: fn(&bf16) -> G,
     widen_moment: fn(&M) -> f32,
 ) -> State {
     let decays =
@@ -89,11 +90,11 @@ fn exact<G: Float>(
     flag: u32,
     gradient: fn(&bf16) -> G,
 ) -> State {
-    run::<f32, G>(gpu, steps, ends, flag, (|x| x, gradient), |&x| x)
+    run::<f32, G>(gpu, steps, ends, flag, |x| x, gradient, |&x| x)
 }
 
 fn rounded(gpu: &Gpu, steps: u64, ends: &[usize]) -> State {
-    run::<bf16, bf16>(gpu, steps, ends, 0, (bf16::from_f32, |&x| x), |x| x.to_f32())
+    run::<bf16, bf16>(gpu, steps, ends, 0, bf16::from_f32, |&x| x, |x| x.to_f32())
 }
 
 #[test]

@@ -8,16 +8,19 @@
 //! Left out: a bit-exact order of sums, which is NCCL's own; it is the same for equal runs on equal
 //! topologies. Not yet run on a GPU.
 
+mod api;
+
 use super::device::Device;
-use super::library::Library;
 use super::memory::DeviceSliceMut;
 use super::stream::Stream;
-use crate::dist::rendezvous::{Meeting, Watch};
+use crate::dist::rendezvous::Meeting;
+use crate::dist::watch::Watch;
 use crate::dist::{Aborted, piece};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
+use api::{Api, Config, RawCommunicator, SUCCESS, SUM};
 use half::bf16;
-use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::ffi::{c_int, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Bytes of an identifier.
@@ -33,124 +36,6 @@ const GRACE: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct UniqueId([u8; ID_BYTES]);
-
-/// `ncclConfig_t` of version 2.14, whose later fields the library sets to their defaults.
-#[repr(C)]
-struct Config {
-    size: usize,
-    magic: u32,
-    version: u32,
-    blocking: c_int,
-}
-
-type RawCommunicator = *mut c_void;
-type RawStream = *mut c_void;
-
-/// `ncclSuccess` and `ncclInProgress`.
-const SUCCESS: c_int = 0;
-const IN_PROGRESS: c_int = 7;
-/// `ncclSum`.
-const SUM: c_int = 0;
-
-/// The functions of the library that are used here.
-struct Api {
-    /// Keeps the functions callable.
-    _library: Library,
-    get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
-    get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
-    get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    init: unsafe extern "C" fn(*mut RawCommunicator, c_int, UniqueId, c_int, *mut Config) -> c_int,
-    async_error: unsafe extern "C" fn(RawCommunicator, *mut c_int) -> c_int,
-    abort: unsafe extern "C" fn(RawCommunicator) -> c_int,
-    destroy: unsafe extern "C" fn(RawCommunicator) -> c_int,
-    group_start: unsafe extern "C" fn() -> c_int,
-    group_end: unsafe extern "C" fn() -> c_int,
-    all_reduce: Collective,
-    reduce_scatter: Collective,
-    all_gather: Gather,
-    reduce: Rooted,
-    broadcast: Broadcast,
-}
-
-type Collective = unsafe extern "C" fn(
-    *const c_void,
-    *mut c_void,
-    usize,
-    c_int,
-    c_int,
-    RawCommunicator,
-    RawStream,
-) -> c_int;
-type Gather = unsafe extern "C" fn(
-    *const c_void,
-    *mut c_void,
-    usize,
-    c_int,
-    RawCommunicator,
-    RawStream,
-) -> c_int;
-type Rooted = unsafe extern "C" fn(
-    *const c_void,
-    *mut c_void,
-    usize,
-    c_int,
-    c_int,
-    c_int,
-    RawCommunicator,
-    RawStream,
-) -> c_int;
-type Broadcast = unsafe extern "C" fn(
-    *const c_void,
-    *mut c_void,
-    usize,
-    c_int,
-    c_int,
-    RawCommunicator,
-    RawStream,
-) -> c_int;
-
-impl Api {
-    /// Opens the library once.
-    fn get() -> Result<&'static Self> {
-        static API: OnceLock<Result<Api, String>> = OnceLock::new();
-        let api = API.get_or_init(|| Self::open().map_err(|e| format!("{e:#}")));
-        api.as_ref().map_err(|e| anyhow!("{e}"))
-    }
-
-    fn open() -> Result<Self> {
-        let library = Library::open("NCCL", "libnccl.so.2")?;
-        // SAFETY: the types are those of nccl.h, and the library is kept beside its functions.
-        unsafe {
-            Ok(Self {
-                get_version: library.function("ncclGetVersion")?,
-                get_unique_id: library.function("ncclGetUniqueId")?,
-                get_error_string: library.function("ncclGetErrorString")?,
-                init: library.function("ncclCommInitRankConfig")?,
-                async_error: library.function("ncclCommGetAsyncError")?,
-                abort: library.function("ncclCommAbort")?,
-                destroy: library.function("ncclCommDestroy")?,
-                group_start: library.function("ncclGroupStart")?,
-                group_end: library.function("ncclGroupEnd")?,
-                all_reduce: library.function("ncclAllReduce")?,
-                reduce_scatter: library.function("ncclReduceScatter")?,
-                all_gather: library.function("ncclAllGather")?,
-                reduce: library.function("ncclReduce")?,
-                broadcast: library.function("ncclBroadcast")?,
-                _library: library,
-            })
-        }
-    }
-
-    /// An error unless `status` is success or work under way.
-    fn check(&self, status: c_int) -> Result<()> {
-        if status == SUCCESS || status == IN_PROGRESS {
-            return Ok(());
-        }
-        // SAFETY: takes any number and gives a static string.
-        let text = unsafe { CStr::from_ptr((self.get_error_string)(status)) };
-        bail!("NCCL: {} (NCCL_DEBUG=WARN says more)", text.to_string_lossy());
-    }
-}
 
 /// The library's version (10000 major + 100 minor + patch) and where it was found.
 pub fn version() -> Result<(i32, Option<std::path::PathBuf>)> {

@@ -1,0 +1,405 @@
+//! Attention for training through cuDNN: forward and backward over packed segments, causal, with
+//! grouped-query heads.
+//!
+//! Contract: tensors are row-major and packed: `query`, `output` and their gradients
+//! `[tokens, heads, head_dim]`, `key`, `value` and theirs `[tokens, kv_heads, head_dim]` in bf16,
+//! `stats` (the natural logarithm of each row's sum of exponentials) `[tokens, heads]` in f32. A token
+//! sees itself and what comes before it in its segment. Gradients are overwritten. The sizes of a pack
+//! are declared once ([`Sizes`]), so that a run compiles two kernels; a pack with fewer segments fills
+//! up with empty ones. The backward's sums of the query gradient have a fixed order only when asked
+//! for, which cuDNN can do in reasonable memory since 9.25. Without the library, opening fails with
+//! [`Absent`](super::library::Absent), and the caller takes another implementation.
+//! Left out: dropout, bias, sliding windows, and decoding, for which these engines are slow.
+//! Not yet run on a GPU; the plans of both directions are built and checked without one.
+
+mod backend;
+mod composition;
+mod graph;
+mod plan;
+
+use super::host::Transfer;
+use super::memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut};
+use super::stream::Stream;
+use anyhow::{Context, Result, ensure};
+use backend::{Backend, Descriptor, Handle, Kind, Knob, attribute};
+use graph::{Graph, Role};
+use half::bf16;
+use plan::{Engine, Plan, Target};
+use std::path::PathBuf;
+
+/// The engine whose backward adds up in a fixed order, with the settings that make it do so.
+const DETERMINISTIC: Engine = Engine {
+    index: 6,
+    knobs: &[
+        (Knob::TileM, 2),
+        (Knob::TileN, 1),
+        (Knob::KernelConfig, 2),
+        (Knob::StreamK, 0),
+        (Knob::TileCgaM, 0),
+        (Knob::Stages, 4),
+    ],
+};
+
+/// The first version that has it.
+const DETERMINISTIC_SINCE: usize = 92_500;
+
+/// Integers of a table begin at multiples of this many: 16 bytes.
+const TABLE_ALIGNMENT: usize = 4;
+
+/// The declared size of a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// The most segments of a pack.
+    pub segments: usize,
+    /// The most tokens of a segment, and of a pack.
+    pub length: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl Sizes {
+    /// What scores are multiplied with.
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Elements of a pack with a vector for every query head.
+    fn query_len(&self) -> usize {
+        self.length * self.heads * self.head_dim
+    }
+}
+
+/// Where the segments of a pack begin, on the device.
+#[derive(Debug)]
+pub struct Segments {
+    sizes: Sizes,
+    /// Lengths, then offsets in elements of queries, keys and stats.
+    table: DeviceBuffer<'static, i32>,
+    tokens: usize,
+}
+
+impl Segments {
+    /// Room for the segments of a pack.
+    pub fn new(arena: &mut Arena, sizes: Sizes) -> Result<Self> {
+        let table = arena.lasting("segments of a pack", 4 * Self::part(sizes))?;
+        Ok(Self { sizes, table, tokens: 0 })
+    }
+
+    /// Integers from one part of the table to the next.
+    fn part(sizes: Sizes) -> usize {
+        (sizes.segments + 1).next_multiple_of(TABLE_ALIGNMENT)
+    }
+
+    /// Replaces the segments: `lengths` are their tokens, in order.
+    pub fn set(
+        &mut self,
+        stream: &Stream,
+        transfer: &mut Transfer,
+        lengths: &[usize],
+    ) -> Result<()> {
+        let table = table(self.sizes, lengths)?;
+        transfer.upload(stream, &table, self.table.slice_mut())?;
+        self.tokens = lengths.iter().sum();
+        Ok(())
+    }
+
+    fn bindings(&self) -> [(Role, u64); 5] {
+        let part = Self::part(self.sizes);
+        let at = |i: usize| self.table.slice().range(i * part..(i + 1) * part).address();
+        [
+            (Role::QueryLengths, at(0)),
+            (Role::KeyLengths, at(0)),
+            (Role::QueryOffsets, at(1)),
+            (Role::KeyOffsets, at(2)),
+            (Role::StatsOffsets, at(3)),
+        ]
+    }
+}
+
+/// Lengths and offsets as the library reads them.
+fn table(sizes: Sizes, lengths: &[usize]) -> Result<Vec<i32>> {
+    let tokens: usize = lengths.iter().sum();
+    ensure!(
+        lengths.len() <= sizes.segments && tokens <= sizes.length,
+        "a pack of {} segments and {tokens} tokens; {} and {} were declared",
+        lengths.len(),
+        sizes.segments,
+        sizes.length
+    );
+    let part = Segments::part(sizes);
+    let mut table = vec![0i32; 4 * part];
+    let row = sizes.heads * sizes.head_dim;
+    let widths = [row, sizes.kv_heads * sizes.head_dim, sizes.heads];
+    let mut start = 0;
+    for segment in 0..=sizes.segments {
+        for (i, width) in widths.iter().enumerate() {
+            table[(i + 1) * part + segment] = i32::try_from(start * width)?;
+        }
+        let length = lengths.get(segment).copied().unwrap_or(0);
+        if segment < sizes.segments {
+            table[segment] = length as i32;
+        }
+        start += length;
+    }
+    Ok(table)
+}
+
+/// Attention on one device, on one stream at a time.
+#[derive(Debug)]
+pub struct Attention {
+    sizes: Sizes,
+    backend: &'static Backend,
+    forward: Plan,
+    backward: Plan,
+    handle: Handle,
+    /// What both directions need while they run.
+    scratch: DeviceBuffer<'static, u8>,
+}
+
+/// What the forward pass reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    /// `[tokens, heads, head_dim]`.
+    pub query: DeviceSlice<'a, bf16>,
+    /// `[tokens, kv_heads, head_dim]`.
+    pub key: DeviceSlice<'a, bf16>,
+    /// As `key`.
+    pub value: DeviceSlice<'a, bf16>,
+}
+
+/// What the forward pass wrote, to be read by the backward.
+#[derive(Clone, Copy, Debug)]
+pub struct Results<'a> {
+    /// `[tokens, heads, head_dim]`.
+    pub output: DeviceSlice<'a, bf16>,
+    /// `[tokens, heads]`.
+    pub stats: DeviceSlice<'a, f32>,
+}
+
+/// Where the backward pass writes.
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// `[tokens, heads, head_dim]`.
+    pub query: DeviceSliceMut<'a, bf16>,
+    /// `[tokens, kv_heads, head_dim]`.
+    pub key: DeviceSliceMut<'a, bf16>,
+    /// As `key`.
+    pub value: DeviceSliceMut<'a, bf16>,
+}
+
+/// The scratch of a backward pass: bytes of each part, in order, and their sum.
+struct Scratch {
+    row_sums: usize,
+    full_heads: usize,
+    workspace: usize,
+}
+
+impl Scratch {
+    fn new(sizes: &Sizes, forward: &Plan, backward: &Plan) -> Self {
+        Self {
+            row_sums: (sizes.length * sizes.heads * size_of::<f32>()).next_multiple_of(256),
+            // As NVIDIA's front end: f32 for each, though keys and values are stored in bf16.
+            full_heads: (sizes.query_len() * size_of::<f32>()).next_multiple_of(256),
+            workspace: forward.workspace_bytes().max(backward.workspace_bytes()),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.row_sums + 3 * self.full_heads + self.workspace
+    }
+}
+
+impl Attention {
+    /// Opens the library, compiles both directions for the device of `arena`, and takes their scratch.
+    pub fn new(
+        stream: &Stream,
+        arena: &mut Arena,
+        sizes: Sizes,
+        is_deterministic: bool,
+    ) -> Result<Self> {
+        let backend = Backend::get()?;
+        stream.device().bind()?;
+        let handle = Handle::new(backend)?;
+        let [forward, backward] =
+            plans(backend, &sizes, &Target::Device(&handle), is_deterministic)?;
+        let scratch = Scratch::new(&sizes, &forward, &backward).bytes();
+        let scratch = arena.lasting("scratch of attention", scratch)?;
+        Ok(Self { sizes, backend, handle, forward, backward, scratch })
+    }
+
+    /// `output` and `stats` from `operands`.
+    ///
+    /// # Panics
+    /// Here and below, when a length does not follow from the segments.
+    pub fn forward(
+        &mut self,
+        stream: &Stream,
+        segments: &Segments,
+        operands: Operands<'_>,
+        mut output: DeviceSliceMut<'_, bf16>,
+        mut stats: DeviceSliceMut<'_, f32>,
+    ) -> Result<()> {
+        self.check(segments, operands, output.len(), stats.len());
+        if segments.tokens == 0 {
+            return Ok(());
+        }
+        stream.device().bind()?;
+        let mut bindings = segments.bindings().to_vec();
+        bindings.extend(operands.bindings());
+        bindings.push((Role::Output, output.address()));
+        bindings.push((Role::Stats, stats.address()));
+        let scratch = self.scratch.slice_mut().address();
+        // SAFETY: the lengths are checked above, the scratch was sized for this plan.
+        unsafe { self.forward.execute(self.backend, &self.handle, stream, &bindings, scratch) }
+    }
+
+    /// `gradients` from the gradient of the output, the operands and results of the forward pass.
+    pub fn backward(
+        &mut self,
+        stream: &Stream,
+        segments: &Segments,
+        operands: Operands<'_>,
+        results: Results<'_>,
+        output_gradient: DeviceSlice<'_, bf16>,
+        gradients: &mut Gradients<'_>,
+    ) -> Result<()> {
+        self.check(segments, operands, results.output.len(), results.stats.len());
+        let Gradients { query, key, value } = gradients;
+        assert_eq!(output_gradient.len(), results.output.len(), "length of the gradient");
+        assert_eq!(
+            [query.len(), key.len(), value.len()],
+            [operands.query.len(), operands.key.len(), operands.value.len()],
+            "lengths of the gradients"
+        );
+        if segments.tokens == 0 {
+            return Ok(());
+        }
+        stream.device().bind()?;
+        let scratch = Scratch::new(&self.sizes, &self.forward, &self.backward);
+        let at = self.scratch.slice_mut().address();
+        let full = |i: usize| at + (scratch.row_sums + i * scratch.full_heads) as u64;
+        let mut bindings = segments.bindings().to_vec();
+        bindings.extend(operands.bindings());
+        bindings.extend([
+            (Role::Output, results.output.address()),
+            (Role::Stats, results.stats.address()),
+            (Role::OutputGradient, output_gradient.address()),
+            (Role::QueryGradient, query.address()),
+            (Role::KeyGradient, key.address()),
+            (Role::ValueGradient, value.address()),
+            (Role::RowSums, at),
+            (Role::QueryGradientSums, full(0)),
+        ]);
+        if self.sizes.heads != self.sizes.kv_heads {
+            bindings
+                .extend([(Role::KeyGradientHeads, full(1)), (Role::ValueGradientHeads, full(2))]);
+        }
+        // SAFETY: the lengths are checked above, the scratch was sized for this plan.
+        unsafe { self.backward.execute(self.backend, &self.handle, stream, &bindings, full(3)) }
+    }
+
+    fn check(&self, segments: &Segments, operands: Operands<'_>, output: usize, stats: usize) {
+        assert_eq!(segments.sizes, self.sizes, "sizes of the segments");
+        let Sizes { heads, kv_heads, head_dim, .. } = self.sizes;
+        let tokens = segments.tokens;
+        let (queries, keys) = (tokens * heads * head_dim, tokens * kv_heads * head_dim);
+        assert_eq!(
+            [operands.query.len(), operands.key.len(), operands.value.len(), output, stats],
+            [queries, keys, keys, queries, tokens * heads],
+            "lengths of query, key, value, output and stats for {tokens} tokens"
+        );
+    }
+}
+
+impl Operands<'_> {
+    fn bindings(&self) -> [(Role, u64); 3] {
+        [
+            (Role::Query, self.query.address()),
+            (Role::Key, self.key.address()),
+            (Role::Value, self.value.address()),
+        ]
+    }
+}
+
+/// Forward and backward.
+fn plans(
+    backend: &'static Backend,
+    sizes: &Sizes,
+    target: &Target<'_>,
+    is_deterministic: bool,
+) -> Result<[Plan; 2]> {
+    let version = backend.version();
+    ensure!(
+        !is_deterministic || version >= DETERMINISTIC_SINCE,
+        "cuDNN {version} has no deterministic backward; {DETERMINISTIC_SINCE} has"
+    );
+    let asked = is_deterministic.then_some(&DETERMINISTIC);
+    let forward = Graph::forward(backend, sizes).context("describing attention")?;
+    let backward = Graph::backward(backend, sizes).context("describing attention's backward")?;
+    Ok([
+        Plan::new(backend, forward, target, None).context("attention")?,
+        Plan::new(backend, backward, target, asked).context("attention's backward")?,
+    ])
+}
+
+/// What the library made of one direction of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanReport {
+    /// The number of the engine.
+    pub engine: i64,
+    /// Bytes that the engine needs while it runs.
+    pub workspace_bytes: usize,
+}
+
+/// Builds the plans of forward and backward for a device that is described by `properties` (JSON, as
+/// cuDNN's documentation of deviceless compilation has it), which needs no GPU.
+pub fn check_plans(
+    sizes: &Sizes,
+    properties: &str,
+    is_deterministic: bool,
+) -> Result<[PlanReport; 2]> {
+    let backend = Backend::get()?;
+    let device = Descriptor::new(backend, Kind::DeviceProperties)?;
+    device.set(attribute::DEVICEPROP_JSON_REPRESENTATION, properties.as_bytes())?;
+    let device = device.finalize().context("describing a device")?;
+    let plans = plans(backend, sizes, &Target::Described(&device), is_deterministic)?;
+    Ok(plans
+        .map(|plan| PlanReport { engine: plan.engine(), workspace_bytes: plan.workspace_bytes() }))
+}
+
+/// The library's version (10000 major + 100 minor + patch) and where it was found.
+pub fn version() -> Result<(usize, Option<PathBuf>)> {
+    let backend = Backend::get()?;
+    Ok((backend.version(), backend.file()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: Sizes = Sizes { segments: 4, length: 100, heads: 6, kv_heads: 2, head_dim: 8 };
+
+    #[test]
+    fn a_table_has_lengths_and_offsets_and_fills_up_with_empty_segments() {
+        let table = table(SIZES, &[10, 0, 7]).unwrap();
+        let part = Segments::part(SIZES);
+        assert_eq!(part, 8);
+        assert_eq!(table[..4], [10, 0, 7, 0]);
+        for (i, width) in [(1, 48), (2, 16), (3, 6)] {
+            let expected = [0, 10, 10, 17, 17].map(|token| token * width);
+            assert_eq!(table[i * part..i * part + 5], expected);
+        }
+    }
+
+    #[test]
+    fn a_pack_beyond_its_declared_size_is_refused() {
+        for lengths in [&[1; 5][..], &[60, 41]] {
+            let text = format!("{:#}", table(SIZES, lengths).unwrap_err());
+            assert!(text.contains("were declared"), "{text}");
+        }
+    }
+}

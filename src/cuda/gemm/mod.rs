@@ -1,0 +1,238 @@
+//! The products of a linear layer through cuBLASLt, in bf16 with f32 accumulation.
+//!
+//! All matrices are row-major, as everywhere in this crate:
+//!
+//! | use | product | operands |
+//! |---|---|---|
+//! | [`forward`](Gemm::forward) | `y = x · Wᵀ` | `x [rows, inputs]`, `W [outputs, inputs]`, `y [rows, outputs]` |
+//! | [`input_gradient`](Gemm::input_gradient) | `dx = dy · W` | as above |
+//! | [`weight_gradient`](Gemm::weight_gradient) | `dW = dyᵀ · x` | as above |
+//!
+//! Contract: an algorithm is chosen once per shape, by cuBLASLt's own ranking and never by timing, so
+//! that equal runs use equal algorithms; those that split the sum over depth are excluded. A sum
+//! then has one order, which depends on the shape but not on the other rows of a call. Whether equal
+//! rows also agree between calls of different `rows` is for a GPU to show. A [`Gemm`] owns its
+//! workspace, so it belongs to one stream at a time. Addresses are multiples of 16 bytes, so `inputs`
+//! and `outputs` are multiples of 8. Left out: gradients of a bias, which are sums of columns.
+//! Not yet run on a GPU.
+
+mod plan;
+
+use super::library::{Absent, Library};
+use super::memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut};
+use super::stream::Stream;
+use anyhow::{Context, Result};
+use bytemuck::Pod;
+use cudarc::cublaslt::{result, sys};
+use half::bf16;
+use plan::{Plan, Product};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::OnceLock;
+
+/// Bytes of workspace: what NVIDIA recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// The sizes of a linear layer and of what it is applied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Linear {
+    /// Rows of `x` and `y`: tokens.
+    pub rows: usize,
+    /// Columns of `x` and of `W`.
+    pub inputs: usize,
+    /// Columns of `y`, rows of `W`.
+    pub outputs: usize,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a, T> {
+    /// Nothing: the result is overwritten.
+    Zero,
+    /// What the result already holds.
+    Accumulate,
+    /// One value per column.
+    Bias(DeviceSlice<'a, T>),
+}
+
+/// A number format of results.
+pub trait Output: Pod {
+    /// What cuBLASLt calls it.
+    const TYPE: sys::cudaDataType;
+}
+
+impl Output for bf16 {
+    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
+}
+
+impl Output for f32 {
+    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
+}
+
+/// Products on one stream at a time.
+pub struct Gemm {
+    handle: sys::cublasLtHandle_t,
+    plans: HashMap<Product, Plan>,
+    workspace: DeviceBuffer<'static, u8>,
+}
+
+// SAFETY: the library's handles may be used from any thread, one at a time.
+unsafe impl Send for Gemm {}
+
+/// The operands of a product, as addresses.
+struct Operands {
+    a: u64,
+    b: u64,
+    d: u64,
+    bias: u64,
+    accumulate: bool,
+}
+
+/// Opens cuBLASLt once.
+pub fn library() -> Result<&'static Library, Absent> {
+    // Opened here by its full name: cudarc, which asks for it by several, then finds it open.
+    static LIBRARY: OnceLock<Result<Library, Absent>> = OnceLock::new();
+    LIBRARY
+        .get_or_init(|| Library::open("cuBLASLt", "libcublasLt.so.13"))
+        .as_ref()
+        .map_err(Absent::clone)
+}
+
+impl Gemm {
+    /// Opens the library and takes a workspace.
+    pub fn new(arena: &mut Arena) -> Result<Self> {
+        library()?;
+        let workspace = arena.lasting("workspace of products", WORKSPACE)?;
+        let handle = result::create_handle().context("starting cuBLASLt")?;
+        Ok(Self { handle, plans: HashMap::new(), workspace })
+    }
+
+    /// `y = x · Wᵀ`, added to `start`.
+    ///
+    /// # Panics
+    /// Here and below, when a length does not follow from `sizes`.
+    pub fn forward<Y: Output>(
+        &mut self,
+        stream: &Stream,
+        sizes: Linear,
+        x: DeviceSlice<'_, bf16>,
+        weight: DeviceSlice<'_, bf16>,
+        start: Start<'_, Y>,
+        y: DeviceSliceMut<'_, Y>,
+    ) -> Result<()> {
+        check(sizes, x.len(), weight.len(), y.len());
+        let product = sizes.forward(Y::TYPE);
+        self.multiply(stream, product, (weight, x), start, y)
+    }
+
+    /// `dx = dy · W`, added to `start`.
+    pub fn input_gradient<X: Output>(
+        &mut self,
+        stream: &Stream,
+        sizes: Linear,
+        dy: DeviceSlice<'_, bf16>,
+        weight: DeviceSlice<'_, bf16>,
+        start: Start<'_, X>,
+        dx: DeviceSliceMut<'_, X>,
+    ) -> Result<()> {
+        check(sizes, dx.len(), weight.len(), dy.len());
+        let product = sizes.input_gradient(X::TYPE);
+        self.multiply(stream, product, (weight, dy), start, dx)
+    }
+
+    /// `dW = dyᵀ · x`, added to `start`.
+    pub fn weight_gradient<W: Output>(
+        &mut self,
+        stream: &Stream,
+        sizes: Linear,
+        dy: DeviceSlice<'_, bf16>,
+        x: DeviceSlice<'_, bf16>,
+        start: Start<'_, W>,
+        d_weight: DeviceSliceMut<'_, W>,
+    ) -> Result<()> {
+        check(sizes, x.len(), d_weight.len(), dy.len());
+        let product = sizes.weight_gradient(W::TYPE);
+        self.multiply(stream, product, (x, dy), start, d_weight)
+    }
+
+    fn multiply<T: Output>(
+        &mut self,
+        stream: &Stream,
+        product: Product,
+        (a, b): (DeviceSlice<'_, bf16>, DeviceSlice<'_, bf16>),
+        start: Start<'_, T>,
+        mut d: DeviceSliceMut<'_, T>,
+    ) -> Result<()> {
+        let (bias, accumulate) = match start {
+            Start::Zero => (None, false),
+            Start::Accumulate => (None, true),
+            Start::Bias(bias) => (Some(bias), false),
+        };
+        if product.k == 0 || d.is_empty() {
+            assert!(bias.is_none(), "a bias without inputs");
+            return if accumulate { Ok(()) } else { stream.fill(d, 0) };
+        }
+        assert!(bias.is_none_or(|bias| bias.len() == product.m), "length of the bias");
+        let product = Product { has_bias: bias.is_some(), ..product };
+        let bias = bias.map_or(0, |bias| bias.address());
+        let operands =
+            Operands { a: a.address(), b: b.address(), d: d.address(), bias, accumulate };
+        self.run(stream, product, &operands).with_context(|| {
+            let Product { m, n, k, .. } = product;
+            format!("multiplying [{m}, {k}] by [{k}, {n}] on GPU")
+        })
+    }
+
+    fn run(&mut self, stream: &Stream, product: Product, operands: &Operands) -> Result<()> {
+        stream.device().bind()?;
+        if !self.plans.contains_key(&product) {
+            let plan = Plan::new(self.handle, product)?;
+            self.plans.insert(product, plan);
+        }
+        let plan = &self.plans[&product];
+        if product.has_bias {
+            plan.set_bias(operands.bias)?;
+        }
+        let (one, beta) = (1.0f32, if operands.accumulate { 1.0f32 } else { 0.0 });
+        let pointer = |address: u64| address as *mut c_void;
+        // SAFETY: the operands have the sizes of the plan (asserted by the callers), the workspace
+        // the size given to the heuristic, and both scalars are read before the call returns.
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.operation.raw,
+                (&raw const one).cast(),
+                (&raw const beta).cast(),
+                pointer(operands.a),
+                plan.a.raw,
+                pointer(operands.b),
+                plan.b.raw,
+                pointer(operands.d),
+                plan.d.raw,
+                pointer(operands.d),
+                plan.d.raw,
+                &raw const plan.algorithm,
+                pointer(self.workspace.slice_mut().address()),
+                WORKSPACE,
+                stream.raw().cast(),
+            )
+        }?;
+        Ok(())
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+fn check(sizes: Linear, x: usize, weight: usize, y: usize) {
+    let Linear { rows, inputs, outputs } = sizes;
+    assert_eq!(
+        [x, weight, y],
+        [rows * inputs, inputs * outputs, rows * outputs],
+        "lengths of x, W and y for {sizes:?}"
+    );
+}
