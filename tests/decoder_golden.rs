@@ -58,7 +58,7 @@ fn check(name: &str) {
     }
 
     let tokens: Vec<u32> = golden.integers("tokens").iter().map(|&t| t as u32).collect();
-    let mut batch = Packed { tokens, cu_seqlens: vec![0] };
+    let mut batch = Packed { tokens, cu_seqlens: vec![0], ..Packed::default() };
     let mut targets = Vec::new();
     for len in golden.integers("lengths") {
         let start = batch.cu_seqlens[batch.cu_seqlens.len() - 1];

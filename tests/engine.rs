@@ -5,6 +5,7 @@
 use codeseq::base::error::exit_code;
 use codeseq::engine::{
     Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams, Stats,
+    share,
 };
 use codeseq::model::layout::init;
 use codeseq::model::{Decoder, ModelConfig, Packed, Target, Workspace};
@@ -184,6 +185,55 @@ proptest! {
         for (found, &i) in found.iter().zip(present) {
             prop_assert_eq!(bits(found), bits(&REFERENCE[i]));
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn rollouts_do_not_depend_on_how_many_ranks_share_them(
+        ranks in 1usize..=3,
+        order in Just((0..6).collect::<Vec<usize>>()).prop_shuffle(),
+        max_sequences in 1usize..12,
+        prefill_tokens in 1usize..80,
+        cache_blocks in LEAST_BLOCKS..40,
+        threads in 0usize..2,
+    ) {
+        let all = requests();
+        let shuffled: Vec<Request> = order.iter().map(|&i| all[i].clone()).collect();
+        let config = EngineConfig { max_sequences, prefill_tokens, cache_blocks, ..WIDE };
+        let (found, stats) = POOLS[threads].install(|| shared(ranks, &config, &shuffled));
+        let mut num_tokens = 0;
+        for (found, &i) in found.iter().zip(&order) {
+            prop_assert_eq!(bits(found), bits(&REFERENCE[i]));
+            num_tokens += found.iter().map(|rollout| rollout.tokens.len()).sum::<usize>();
+        }
+        prop_assert_eq!(stats.generated_tokens, num_tokens);
+        prop_assert!(stats.occupancy <= 1.0 && stats.peak_cache_use <= 1.0);
+    }
+}
+
+/// Rollouts by request and sample, each finished once by one of the ranks.
+fn shared(ranks: usize, config: &EngineConfig, requests: &[Request]) -> (Vec<Vec<Rollout>>, Stats) {
+    let mut found: Vec<Vec<Option<Rollout>>> =
+        requests.iter().map(|request| vec![None; request.num_samples]).collect();
+    let mut note = |request: usize, sample: usize, rollout: Rollout| {
+        assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
+    };
+    let make = || LLAMA.engine(config.clone());
+    let stats = share(ranks, make, requests, &sampling(), &mut note).unwrap();
+    let found = found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());
+    (found.collect(), stats)
+}
+
+#[test]
+fn what_one_rank_refuses_no_rank_does() {
+    let requests = [request(9, 1, 1), request(100, 1, 1)];
+    for ranks in [1, 2] {
+        let mut nothing = |_: usize, _: usize, _: Rollout| unreachable!("refused");
+        let make = || LLAMA.engine(WIDE);
+        let error = share(ranks, make, &requests, &sampling(), &mut nothing).unwrap_err();
+        assert!(error.to_string().contains("prompt 2"), "{error}");
     }
 }
 

@@ -157,6 +157,7 @@ fn settings() -> AttemptSettings {
         max_new_tokens: 40,
         max_sequences: 8,
         key: 0,
+        ..AttemptSettings::default()
     }
 }
 

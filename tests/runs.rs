@@ -166,6 +166,10 @@ fn metrics(run: &Path, steps: u64) -> Vec<serde_json::Map<String, Value>> {
 /// Expects equal metrics, weights, moments and state at the end.
 fn assert_equal_runs(run: &Path, other: &Path, steps: u64) {
     assert_eq!(metrics(run, steps), metrics(other, steps));
+    assert_equal_checkpoints(run, other, steps);
+}
+
+fn assert_equal_checkpoints(run: &Path, other: &Path, steps: u64) {
     let content = |run: &Path| -> BTreeMap<PathBuf, Vec<u8>> {
         let dir = checkpoint(run, steps);
         let files = everything_below(&dir).into_iter().filter(|path| path.is_file());
@@ -454,6 +458,84 @@ fn reinforcement_killed_and_stopped_resumes_to_the_same_bits() {
 }
 
 #[test]
+fn reinforcement_killed_at_twenty_random_moments_resumes_to_the_same_bits() {
+    const STEPS: u64 = 32;
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    let words = format!("grpo --config @grpo.toml --set train.total_steps={STEPS} --out");
+    done(&mut place.train(&format!("{words} @whole")));
+    let run = place.path("run");
+    let is_saving = || {
+        fs::read_dir(run.join("checkpoints")).is_ok_and(|mut entries| {
+            entries.any(|e| e.unwrap().file_name().to_string_lossy().starts_with("codeseq-"))
+        })
+    };
+    for life in 0..20u64 {
+        let resume = if run.join("checkpoints").exists() { "--resume" } else { "--overwrite" };
+        let log = run.join(format!("logs/attempt-{}.log", life + 1));
+        let step = rows(&run).len() as u64;
+        let listens = || log.exists() || run.join("logs/attempt-1.log").exists();
+        // While it starts, samples and judges; once a step is judged; while it saves; anywhere.
+        let (is_reached, millis): (&dyn Fn() -> bool, f32) = match life % 4 {
+            0 => (&listens, 400.0),
+            1 => (&|| run.join(format!("samples/step-{step:06}.jsonl")).exists(), 30.0),
+            2 => (&|| rows(&run).len() as u64 > step && is_saving(), 4.0),
+            _ => (&|| rows(&run).len() as u64 > step, 150.0),
+        };
+        let child = start(&mut place.train(&format!("{words} @run {resume}")), is_reached);
+        std::thread::sleep(Duration::from_secs_f32(rng::uniform(13, life) * millis / 1e3));
+        kill(child);
+    }
+    assert!((rows(&run).len() as u64) < STEPS, "killed before the end");
+    done(&mut place.train(&format!("{words} @run --resume")));
+    assert_equal_runs(&run, &place.path("whole"), STEPS);
+    assert_nothing_is_half_made(&run);
+}
+
+#[test]
+fn reinforcement_is_on_policy_however_its_work_is_laid_out() {
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    for set in ["train.recompute=layer", "rollout.kv_cache_tokens=256"] {
+        done(
+            &mut place
+                .train(&format!("grpo --config @grpo.toml --out @run --overwrite --set {set}")),
+        );
+        assert_equal_runs(&place.path("run"), &GRPO, GRPO_STEPS);
+    }
+    let set = "policy.importance_sampling_cap=2.0";
+    done(&mut place.train(&format!("grpo --config @grpo.toml --out @capped --set {set}")));
+    assert_equal_checkpoints(&place.path("capped"), &GRPO, GRPO_STEPS);
+
+    let ranks = "--set train.ranks=2";
+    done(&mut place.train(&format!("grpo --config @grpo.toml --out @two {ranks}")));
+    let (two, one) = (metrics(&place.path("two"), GRPO_STEPS), metrics(&GRPO, GRPO_STEPS));
+    for row in &two {
+        assert_eq!(row["policy/ratio_max_deviation"], 0.0);
+        assert_eq!(row["rollout/logprob_diff_max"], 0.0);
+    }
+    let sampled = |key: &String| key.starts_with("reward/") || key.starts_with("response/");
+    for (key, value) in one[0].iter().filter(|(key, _)| sampled(key)) {
+        assert_eq!(*value, two[0][key], "{key}: ranks sample what one rank samples");
+    }
+    let again = place.path("again");
+    done(&mut place.train(&format!("grpo --config @grpo.toml --out @again {ranks}")));
+    assert_equal_runs(&again, &place.path("two"), GRPO_STEPS);
+}
+
+#[test]
+fn the_best_and_worst_samples_are_shown_with_their_rewards() {
+    let place = Place::new();
+    let report = |end: &str| {
+        done(&mut place.train(&format!("report {} --samples {end} -n 3", GRPO.display())))
+    };
+    let (best, worst) = (report("best"), report("worst"));
+    assert_eq!(best.matches("\nreward ").count(), 3, "{best}");
+    assert!(best.contains(": pass\n") && best.contains(PROGRAMS[0]), "{best}");
+    assert!(!worst.contains(": pass\n"), "{worst}");
+}
+
+#[test]
 fn mistakes_in_a_configuration_are_named() {
     let place = Place::new();
     place.write("sft.toml", &sft_config());
@@ -480,6 +562,8 @@ fn mistakes_in_a_configuration_are_named() {
         ("judge.recursion=1", "judge.recursion"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last"),
         ("rollout.num_prompts=5", "rollout.num_prompts"),
+        ("rollout.kv_cache_tokens=100", "rollout.kv_cache_tokens"),
+        ("policy.importance_sampling_cap=0.5", "policy.importance_sampling_cap"),
     ] {
         place.mistake(&format!("grpo --config @grpo.toml --set {set}"), &[part]);
     }

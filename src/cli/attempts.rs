@@ -32,9 +32,12 @@ pub struct AttemptArgs {
     /// Longest response, in tokens; with its prompt at most what the model was made for
     #[arg(long, value_name = "N", default_value_t = 10_240)]
     max_new_tokens: usize,
-    /// Sequences generated at the same time
+    /// Sequences that each rank generates at the same time
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_sequences: usize,
+    /// Ranks that share the problems, threads on a CPU; any number gives the same result
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    ranks: usize,
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -96,6 +99,8 @@ impl AttemptArgs {
             temperature: self.temperature,
             max_new_tokens: self.max_new_tokens,
             max_sequences: self.max_sequences,
+            ranks: self.ranks,
+            kv_cache_tokens: None,
             key: self.seed,
         }
     }

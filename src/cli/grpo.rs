@@ -3,6 +3,7 @@
 use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
 use crate::sandbox::{Judge, Options};
+use crate::train::environment::memory_bytes;
 use crate::train::{grpo, plan};
 use anyhow::Result;
 
@@ -18,6 +19,9 @@ pub fn run(args: Args) -> Result<()> {
     let resolved = grpo::Config::load(&args.config.config, &args.config.set)?;
     let config = &resolved.value;
     let plan = plan::Plan::of_grpo(config)?;
+    if !args.config.dry_run && plan.device == plan::Device::Cpu {
+        plan.check_fits(memory_bytes().unwrap_or(u64::MAX))?;
+    }
     launch(&args.config, &resolved, &plan, "runs/grpo", |run| {
         let limits = config.judge.clone();
         let judge = Judge::start(Options { limits, ..Options::default() })?;

@@ -1,7 +1,8 @@
-//! `train report`: runs side by side, in the terminal and as one HTML page.
+//! `train report`: runs side by side, in the terminal and as one HTML page; their best and worst samples.
 
 use crate::base::fs::{check_writable, write_atomic};
 use crate::report::compare::{self, Run};
+use crate::report::samples::{self, End};
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -15,11 +16,23 @@ pub struct Args {
     /// Write a self-contained HTML page
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+
+    /// Show the responses with the highest or lowest rewards instead
+    #[arg(long, value_name = "END", conflicts_with = "out")]
+    samples: Option<End>,
+
+    /// How many of them
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 5, requires = "samples")]
+    count: usize,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     args.out.as_deref().map_or(Ok(()), |page| check_writable(page, &[]))?;
+    if let Some(end) = args.samples {
+        let texts = args.runs.iter().map(|run| samples::text(run, end, args.count));
+        return super::print(texts.collect::<Result<String>>()?);
+    }
     let mut runs = Vec::new();
     for path in &args.runs {
         runs.extend(Run::read_all(path)?);

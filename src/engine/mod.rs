@@ -5,16 +5,21 @@
 //! log-probabilities are bit-equal to [`crate::model::Decoder::score`] on the same tokens.
 //! A prompt is computed once for all its samples and its full blocks are kept for later prompts that
 //! begin alike; a finished sequence is replaced at once; when the cache is full the youngest sequence
-//! gives up its blocks and is computed again later.
+//! gives up its blocks and is computed again later. Several engines, one for each rank, [`share`] a
+//! workload.
 //!
 //! Left out here: stop strings and anything else that needs text (an [`Observer`] decides).
 
 mod blocks;
+mod config;
 mod request;
 mod scheduler;
 mod scorer;
 mod sequence;
+mod share;
 
+pub use config::{EngineConfig, Stats};
 pub use request::{FinishReason, Next, Observer, Request, Rollout, SamplingParams};
-pub use scheduler::{Engine, EngineConfig, Stats};
+pub use scheduler::Engine;
 pub use scorer::Scorer;
+pub use share::share;

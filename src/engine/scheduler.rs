@@ -6,76 +6,22 @@
 //! oldest always gets on. None of this can change a token.
 
 use super::blocks::BlockPool;
+use super::config::{EngineConfig, Stats, max_prompts};
 use super::sequence::{Prompt, Sequence};
+use super::share::Queue;
 use super::{FinishReason, Next, Observer, Request, SamplingParams};
 use crate::base::error::{Interrupted, usage};
 use crate::base::interrupt;
-use crate::model::{DecodeWorkspace, Decoder, KvCache, ModelConfig, Row, Weights};
+use crate::model::{BLOCK_TOKENS, DecodeWorkspace, Decoder, KvCache, Row, Weights};
 use anyhow::Result;
 use rayon::prelude::*;
 use std::collections::VecDeque;
-
-/// Sizes of the engine.
-#[derive(Debug, Clone)]
-pub struct EngineConfig {
-    /// Sequences that generate at the same time.
-    pub max_sequences: usize,
-    /// Longest prompt plus response, in tokens.
-    pub max_length: usize,
-    /// Tokens of prompts read in one pass beside the running sequences.
-    pub prefill_tokens: usize,
-    /// Blocks of the cache, of [`crate::model::BLOCK_TOKENS`] positions each.
-    pub cache_blocks: usize,
-}
-
-impl EngineConfig {
-    /// A cache in which `max_sequences` sequences of `max_length` tokens never wait for memory.
-    pub fn roomy(max_sequences: usize, max_length: usize) -> Self {
-        let most = max_sequences + max_prompts(max_sequences);
-        let cache_blocks = most * KvCache::blocks_for(max_length) + 1;
-        Self { max_sequences, max_length, prefill_tokens: 256, cache_blocks }
-    }
-
-    /// Bytes of the key-value cache for a model of this shape.
-    pub fn cache_bytes(&self, model: &ModelConfig) -> u64 {
-        KvCache::bytes_for(model, self.cache_blocks)
-    }
-
-    /// The same with a cache of at most `cache_tokens` positions.
-    pub fn within(self, cache_tokens: usize) -> Self {
-        let most = cache_tokens / crate::model::BLOCK_TOKENS;
-        Self { cache_blocks: self.cache_blocks.min(most), ..self }
-    }
-}
-
-/// Prompts read or waiting at the same time.
-fn max_prompts(max_sequences: usize) -> usize {
-    (max_sequences / 8).max(2)
-}
-
-/// What a workload took.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Stats {
-    /// Sampled tokens.
-    pub generated_tokens: usize,
-    /// Prompt tokens read, again after a preemption; those shared with an earlier prompt not.
-    pub prompt_tokens: usize,
-    /// Prompt tokens that were in the cache from an earlier prompt.
-    pub shared_tokens: usize,
-    /// Forward passes.
-    pub passes: usize,
-    /// Mean share of the `max_sequences` places in use, from 0 to 1.
-    pub occupancy: f64,
-    /// Largest share of the cache in use, from 0 to 1.
-    pub peak_cache_use: f64,
-    /// Times that a sequence or prompt had to give up its blocks.
-    pub preemptions: usize,
-}
+use std::sync::Arc;
 
 /// Generates with a trainer's weights, which must not change while it lives, or with its own.
 pub struct Engine<'m> {
     decoder: &'m Decoder,
-    weights: Weights<'m>,
+    weights: Arc<Weights<'m>>,
     cache: KvCache,
     pool: BlockPool,
     workspace: DecodeWorkspace,
@@ -84,9 +30,10 @@ pub struct Engine<'m> {
 
 /// What is left to do for some requests.
 struct Workload<'r> {
+    queue: &'r Queue<'r>,
     requests: &'r [Request],
     sampling: &'r SamplingParams,
-    /// Requests not begun, and how many of their samples were started before they were preempted.
+    /// Requests taken and not begun, and how many of their samples were started before they were preempted.
     waiting: VecDeque<(usize, usize)>,
     /// Sequences without blocks, oldest first.
     preempted: VecDeque<Sequence>,
@@ -109,10 +56,15 @@ impl<'m> Engine<'m> {
         Self::with_weights(decoder, decoder.pack(params), config)
     }
 
-    /// An engine with weights that are laid out already; allocates the cache for `config`.
-    pub fn with_weights(decoder: &'m Decoder, weights: Weights<'m>, config: EngineConfig) -> Self {
+    /// An engine with weights that are laid out already, which it may share; allocates the cache for
+    /// `config`.
+    pub fn with_weights(
+        decoder: &'m Decoder,
+        weights: impl Into<Arc<Weights<'m>>>,
+        config: EngineConfig,
+    ) -> Self {
         Self {
-            weights,
+            weights: weights.into(),
             cache: KvCache::new(decoder.config(), config.cache_blocks),
             pool: BlockPool::new(config.cache_blocks),
             workspace: DecodeWorkspace::new(),
@@ -137,22 +89,35 @@ impl<'m> Engine<'m> {
         sampling: &SamplingParams,
         observer: &mut impl Observer,
     ) -> Result<Stats> {
-        self.refuse_endless(requests, sampling)?;
-        let asked = (0..requests.len()).filter(|&i| requests[i].num_samples > 0);
+        self.work_off(&Queue::new(requests), sampling, observer)
+    }
+
+    /// Samples requests of `queue` until it is empty; others may take some of them.
+    pub(super) fn work_off(
+        &mut self,
+        queue: &Queue<'_>,
+        sampling: &SamplingParams,
+        observer: &mut impl Observer,
+    ) -> Result<Stats> {
+        self.refuse_endless(queue.requests, sampling)?;
         let mut work = Workload {
-            requests,
+            queue,
+            requests: queue.requests,
             sampling,
-            waiting: asked.map(|request| (request, 0)).collect(),
+            waiting: VecDeque::new(),
             preempted: VecDeque::new(),
             prompts: Vec::new(),
             running: Vec::new(),
             stats: Stats::default(),
         };
-        while !work.is_done() {
+        loop {
             if interrupt::requested() {
                 return Err(Interrupted.into());
             }
             self.admit(&mut work);
+            if work.is_done() {
+                break;
+            }
             self.pass(&mut work);
             self.start_samples(&mut work);
             work.observe(observer, self.config.max_length);
@@ -173,8 +138,7 @@ impl<'m> Engine<'m> {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(usage(format!("{name} is 0: generation needs at least 1")));
         }
-        // One more than a sequence: samples of a prompt differ in its last block.
-        let least = KvCache::blocks_for(max_length) + 1;
+        let least = EngineConfig::least_cache_tokens(max_length) / BLOCK_TOKENS;
         if cache_blocks < least {
             return Err(usage(format!(
                 "the key-value cache has {cache_blocks} blocks, but one sequence of {max_length} tokens \
@@ -215,11 +179,16 @@ impl<'m> Engine<'m> {
         {
             work.running.extend(work.preempted.pop_front());
         }
-        while let Some(&(request, num_started)) = work.waiting.front()
-            && work.preempted.is_empty()
+        while work.preempted.is_empty()
             && work.prompts.len() < max_prompts(self.config.max_sequences)
-            && fits(work.requests[request].prompt.len())
         {
+            if work.waiting.is_empty() && work.has_room(&self.config) {
+                work.waiting.extend(work.queue.take().map(|request| (request, 0)));
+            }
+            let Some(&(request, num_started)) = work.waiting.front() else { break };
+            if !fits(work.requests[request].prompt.len()) {
+                break;
+            }
             let known = self.pool.find_prefix(&work.requests[request].prompt);
             let prompt = Prompt::new(request, num_started, known);
             work.stats.shared_tokens += prompt.num_cached;
@@ -354,6 +323,20 @@ impl<'m> Engine<'m> {
 }
 
 impl Workload<'_> {
+    /// Whether it is this engine's turn to take a prompt: the next pass has rows for it, and places are
+    /// free for more samples than the prompts at hand will start. One is read ahead in any case.
+    fn has_room(&self, config: &EngineConfig) -> bool {
+        let to_start = |prompt: &Prompt| {
+            self.requests[prompt.request].num_samples.saturating_sub(prompt.num_started)
+        };
+        let to_read =
+            |prompt: &Prompt| self.requests[prompt.request].prompt.len() - prompt.num_cached;
+        let num_spoken_for = self.running.len() + self.prompts.iter().map(to_start).sum::<usize>();
+        let num_to_read = self.prompts.iter().map(to_read).sum::<usize>();
+        self.prompts.is_empty()
+            || num_spoken_for < config.max_sequences && num_to_read < config.prefill_tokens
+    }
+
     fn is_done(&self) -> bool {
         self.waiting.is_empty()
             && self.preempted.is_empty()

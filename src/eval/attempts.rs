@@ -10,13 +10,13 @@ use crate::base::{human, memory, progress::Progress, rng};
 use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
-use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats};
+use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats, share};
 use crate::model::{BLOCK_TOKENS, KvCache};
 use crate::rewards::{self, ParsedResponse};
 use crate::sandbox::{Judge, Verdict, VerdictKind};
 use crate::tokenizer::Message;
 use anyhow::{Context, Result};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// Far more rollouts, tokens and sequences than anybody asks for.
@@ -31,10 +31,30 @@ pub struct AttemptSettings {
     pub temperature: f32,
     /// Longest response, in tokens; prompt and response never exceed what the model was made for.
     pub max_new_tokens: usize,
-    /// Sequences generated at the same time.
+    /// Sequences that each rank generates at the same time.
     pub max_sequences: usize,
+    /// Ranks that share the problems; threads on a CPU. Any number gives the same attempts.
+    pub ranks: usize,
+    /// Positions in each rank's key-value cache; where not given, as many as `max_sequences` of the
+    /// longest need, within half of the free memory.
+    pub kv_cache_tokens: Option<usize>,
     /// Key of the randomness; the problem's place in the list is mixed in.
     pub key: u64,
+}
+
+impl Default for AttemptSettings {
+    /// Those of Table 8 of the paper.
+    fn default() -> Self {
+        Self {
+            num_samples: 32,
+            temperature: 1.0,
+            max_new_tokens: 10_240,
+            max_sequences: 64,
+            ranks: 1,
+            kv_cache_tokens: None,
+            key: 0,
+        }
+    }
 }
 
 impl AttemptSettings {
@@ -44,6 +64,7 @@ impl AttemptSettings {
             ("num_samples (rollouts)", self.num_samples),
             ("max_new_tokens", self.max_new_tokens),
             ("max_sequences", self.max_sequences),
+            ("ranks", self.ranks),
         ];
         if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=MOST).contains(size)) {
             return Err(usage(format!("{name} is {size}: it must be from 1 to {MOST}")));
@@ -176,7 +197,7 @@ pub fn attempt_each(
     tasks: &[Task<'_>],
     settings: &AttemptSettings,
     progress: &Progress,
-    on_done: &mut dyn FnMut(usize, ProblemAttempts) -> Result<()>,
+    on_done: &mut (dyn FnMut(usize, ProblemAttempts) -> Result<()> + Send),
 ) -> Result<AttemptCost> {
     let requests = requests(model, prompt, tasks)?;
     let config = engine_config(model, tasks, &requests, settings)?;
@@ -193,11 +214,9 @@ pub fn attempt_each(
         let judged = desk.open(scope);
         let mut collector = Collector::new(&desk, &requests, (rollouts, judged), progress, on_done);
         let started = Instant::now();
-        let sampled = Engine::new(&model.decoder, &model.params, config).generate(
-            &requests,
-            &sampling,
-            &mut collector,
-        );
+        let weights = Arc::new(model.decoder.pack(&model.params));
+        let engine = || Engine::with_weights(&model.decoder, Arc::clone(&weights), config.clone());
+        let sampled = share(settings.ranks, engine, &requests, &sampling, &mut collector);
         let generation = started.elapsed();
         let judged = collector.finish(sampled.is_ok());
         let judging = started.elapsed() - generation;
@@ -256,17 +275,23 @@ fn engine_config(
         "ask for fewer rollouts",
     )?;
     let config = EngineConfig::roomy(settings.max_sequences, max_length);
+    let config = match settings.kv_cache_tokens {
+        Some(tokens) => config.within(tokens),
+        None => config,
+    };
     let Some(free) = memory::available() else { return Ok(config) };
-    let block_bytes = KvCache::bytes_for(shape, 1) as usize;
-    let most_blocks = (free / 2) as usize / block_bytes;
-    let least_blocks = KvCache::blocks_for(max_length) + 1;
-    if most_blocks < least_blocks {
+    let of_rank = free / 2 / settings.ranks as u64;
+    let block_bytes = KvCache::bytes_for(shape, 1);
+    let least_tokens = EngineConfig::least_cache_tokens(max_length);
+    let most_tokens = (of_rank / block_bytes) as usize * BLOCK_TOKENS;
+    if most_tokens < least_tokens {
         return Err(usage(format!(
             "a sequence of {max_length} tokens needs {} of key-value cache, but half of the free memory is \
-             {}: lower max_new_tokens",
-            human::bytes((least_blocks * block_bytes) as u64),
-            human::bytes(free / 2)
+             {}{}: lower max_new_tokens",
+            human::bytes((least_tokens / BLOCK_TOKENS) as u64 * block_bytes),
+            human::bytes(of_rank),
+            if settings.ranks > 1 { " for each rank" } else { "" }
         )));
     }
-    Ok(config.within(most_blocks * BLOCK_TOKENS))
+    Ok(config.within(most_tokens))
 }

@@ -159,6 +159,7 @@ mod tests {
             max_new_tokens: 1,
             max_sequences: 1,
             key: 5,
+            ..AttemptSettings::default()
         };
         let mut tally = Tally { num_missing: vec![3, 3], ..Tally::default() };
         let first = tally.tasks(0, &problems, &settings);

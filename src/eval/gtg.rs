@@ -261,6 +261,7 @@ mod tests {
             max_new_tokens: 1,
             max_sequences: 1,
             key: 0,
+            ..AttemptSettings::default()
         };
         super::score(problems, answers, &AttemptCost::default(), &settings, "").unwrap()
     }

@@ -122,7 +122,7 @@ struct Groups<'a> {
     desk: &'a Desk<'a>,
     groups: Vec<Group>,
     progress: &'a Progress,
-    on_done: &'a mut dyn FnMut(usize, ProblemAttempts) -> Result<()>,
+    on_done: &'a mut (dyn FnMut(usize, ProblemAttempts) -> Result<()> + Send),
     judging_cpu: Duration,
     failure: Option<anyhow::Error>,
 }
@@ -141,7 +141,7 @@ impl<'a> Collector<'a> {
         requests: &[Request],
         (rollouts, judged): (Sender<Sampled>, Receiver<Judged>),
         progress: &'a Progress,
-        on_done: &'a mut dyn FnMut(usize, ProblemAttempts) -> Result<()>,
+        on_done: &'a mut (dyn FnMut(usize, ProblemAttempts) -> Result<()> + Send),
     ) -> Self {
         let group = |request: &Request| Group {
             prompt: request.prompt.clone(),

@@ -7,7 +7,7 @@
 use super::layout::{Ranges, TensorSpec};
 use super::weights::{Matrix, PackedWeights, Pass, Source, Weights};
 use super::{Layout, ModelConfig};
-use crate::ops::attention::Heads;
+use crate::ops::attention::{Heads, Sequences};
 use crate::ops::buffer::{Buffer, parts};
 use crate::ops::element::Elements;
 use crate::ops::matmul::{Start, TILE, matmul_by_columns};
@@ -15,24 +15,33 @@ use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::Rope;
 use crate::ops::swiglu::swiglu;
 
-/// Sequences of any lengths, one after another; attention stays within each and positions restart.
+/// Sequences of any lengths, one after another; attention stays within each and positions restart,
+/// but for those that continue the first of their family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
     /// Tokens of all sequences.
     pub tokens: Vec<u32>,
     /// Where each sequence starts, and the end of the last: from 0 to `tokens.len()`, ascending.
     pub cu_seqlens: Vec<usize>,
+    /// Sequences by families, each a trunk and what continues it ([`Sequences::cu_families`]); empty
+    /// where every sequence is alone.
+    pub cu_families: Vec<usize>,
 }
 
 impl Packed {
     /// Packs sequences.
     pub fn from_sequences<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut packed = Self { tokens: Vec::new(), cu_seqlens: vec![0] };
+        let mut packed = Self { cu_seqlens: vec![0], ..Self::default() };
         for sequence in sequences {
             packed.tokens.extend_from_slice(sequence);
             packed.cu_seqlens.push(packed.tokens.len());
         }
         packed
+    }
+
+    /// How its rows make sequences.
+    pub(super) fn sequences(&self) -> Sequences<'_> {
+        Sequences { cu_seqlens: &self.cu_seqlens, cu_families: &self.cu_families }
     }
 }
 

@@ -112,8 +112,9 @@ impl Workspace {
         self.attention_scratch
             .resize_with(threads.max(self.attention_scratch.len()), AttentionScratch::default);
         self.positions.clear();
-        for ends in batch.cu_seqlens.windows(2) {
-            self.positions.extend(0..ends[1] - ends[0]);
+        for (sequence, ends) in batch.cu_seqlens.windows(2).enumerate() {
+            let first = batch.sequences().first_position(sequence);
+            self.positions.extend(first..first + ends[1] - ends[0]);
         }
         assert_eq!(self.positions.len(), batch.tokens.len(), "cu_seqlens cover the tokens");
         let longest = self.positions.iter().max().map_or(0, |last| last + 1);

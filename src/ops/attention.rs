@@ -5,12 +5,14 @@
 //! own sequence. Scores are never stored: the backward recomputes them from the log-sum-exp.
 //! Keys are held as panels of sixteen positions (`[panel][head_dim][16]`), values as rows of
 //! [`padded`] floats, both in pages of whole panels that may lie anywhere; where they lie changes no
-//! bit. Left out: sliding windows, dropout and other masks.
+//! bit. Packed sequences that begin alike may share the rows of their beginning ([`Sequences`]): the
+//! forward has the bits of whole sequences. Left out: sliding windows, dropout and other masks.
 
 use super::buffer::{Buffer, aligned, parts};
 use super::matmul::{PANEL, Start, TILE, finish, load_tile, tile, tile_onto, with_tile_rows};
 use super::parallel::{SharedMut, for_each};
 use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
+use std::ops::Range;
 
 /// The heads of a layer. A row of queries, keys and values is `[heads, kv_heads, kv_heads]` heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -402,27 +404,77 @@ fn sequence_forward<'q, S: Simd>(
     }
 }
 
-/// The sequence and key head of a work item.
-fn item_of(item: usize, cu_seqlens: &[usize], heads: Heads) -> (usize, usize, usize) {
-    let (sequence, head) = (item / heads.keys, item % heads.keys);
-    let start = cu_seqlens[sequence];
-    (start, cu_seqlens[sequence + 1] - start, head)
+/// How packed rows make sequences, some of which may begin alike.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences<'a> {
+    /// Where the rows of each sequence start, and the end of the last.
+    pub cu_seqlens: &'a [usize],
+    /// Which consecutive sequences are a family: the first one of each, and the number of sequences.
+    /// The first is a trunk that the others continue: a row of theirs sees the trunk's rows, then its
+    /// own up to itself. Empty where every sequence is alone.
+    pub cu_families: &'a [usize],
+}
+
+impl<'a, T: AsRef<[usize]> + ?Sized> From<&'a T> for Sequences<'a> {
+    /// Sequences that are alone.
+    fn from(cu_seqlens: &'a T) -> Self {
+        Self { cu_seqlens: cu_seqlens.as_ref(), cu_families: &[] }
+    }
+}
+
+impl Sequences<'_> {
+    fn count(&self) -> usize {
+        self.cu_seqlens.len().saturating_sub(1)
+    }
+
+    fn num_families(&self) -> usize {
+        if self.cu_families.is_empty() { self.count() } else { self.cu_families.len() - 1 }
+    }
+
+    /// The sequences of a family, the trunk first.
+    fn family(&self, index: usize) -> Range<usize> {
+        match self.cu_families {
+            [] => index..index + 1,
+            families => families[index]..families[index + 1],
+        }
+    }
+
+    /// The rows of a sequence itself.
+    fn own(&self, sequence: usize) -> Range<usize> {
+        self.cu_seqlens[sequence]..self.cu_seqlens[sequence + 1]
+    }
+
+    /// The rows before those of a sequence that continues a trunk; none of one that does not.
+    fn before(&self, sequence: usize) -> Range<usize> {
+        let after = self.cu_families.partition_point(|&first| first <= sequence);
+        match after.checked_sub(1).map(|family| self.cu_families[family]) {
+            Some(trunk) if trunk < sequence => self.own(trunk),
+            _ => 0..0,
+        }
+    }
+
+    /// The position of the first row of a sequence.
+    pub fn first_position(&self, sequence: usize) -> usize {
+        self.before(sequence).len()
+    }
 }
 
 /// Attention within each sequence of packed rows `qkv` (turned), on the pool: `out` is
 /// `[tokens, queries * dim]`, `lse` `[tokens, queries]`.
-pub fn attention(
+pub fn attention<'a>(
     heads: Heads,
     qkv: &[f32],
-    cu_seqlens: &[usize],
+    sequences: impl Into<Sequences<'a>>,
     out: &mut [f32],
     lse: &mut [f32],
     scratch: &mut [AttentionScratch],
 ) {
-    let items = cu_seqlens.len().saturating_sub(1) * heads.keys;
+    let sequences = sequences.into();
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
-    for_each(items, scratch, |item, scratch| {
-        forward_item(heads, qkv, item_of(item, cu_seqlens, heads), &out, &lse, scratch);
+    for_each(sequences.count() * heads.keys, scratch, |item, scratch| {
+        let (sequence, head) = (item / heads.keys, item % heads.keys);
+        let rows = (sequences.before(sequence), sequences.own(sequence));
+        forward_item(heads, qkv, (rows, head), &out, &lse, scratch);
     });
 }
 
@@ -458,7 +510,7 @@ simd_fn!(
     fn forward_item(
         heads: Heads,
         qkv: &[f32],
-        sequence: (usize, usize, usize),
+        item: ((Range<usize>, Range<usize>), usize),
         out: &SharedMut<'_, f32>,
         lse: &SharedMut<'_, f32>,
         scratch: &mut AttentionScratch,
@@ -470,16 +522,18 @@ fn forward_item_generic<S: Simd>(
     s: S,
     heads: Heads,
     qkv: &[f32],
-    (start, len, head): (usize, usize, usize),
+    ((before, own), head): ((Range<usize>, Range<usize>), usize),
     out: &SharedMut<'_, f32>,
     lse: &SharedMut<'_, f32>,
     scratch: &mut AttentionScratch,
 ) {
     let (dim, row) = (heads.dim, heads.row());
-    let rows = &qkv[start * row..(start + len) * row];
-    let page_len = len.next_multiple_of(PANEL);
+    let (start, first_position) = (own.start, before.len());
+    let [before, rows] = [&before, &own].map(|rows| &qkv[rows.start * row..rows.end * row]);
+    let page_len = (first_position + own.len()).next_multiple_of(PANEL);
     let [keys, values] = parts(&mut scratch.sequence, [page_len * dim, page_len * padded(dim)]);
-    for (position, row) in rows.chunks_exact(row).enumerate() {
+    let all = before.chunks_exact(row).chain(rows.chunks_exact(row));
+    for (position, row) in all.enumerate() {
         let (key, value) = heads.key_value(row, head);
         store_key(key, position, keys);
         store_value(value, position, values);
@@ -493,13 +547,13 @@ fn forward_item_generic<S: Simd>(
     let (keys, values) = (SharedMut::new(keys), SharedMut::new(values));
     // SAFETY: they are only read from here on.
     let pages = unsafe { Pages::new((&keys, &values), &[0], (1, 0), page_len) };
-    let cached = Cached { pages, head, first_position: 0 };
+    let cached = Cached { pages, head, first_position };
     let own_out = out.offset(start * width);
     sequence_forward(
         s,
         heads,
         &cached,
-        len,
+        own.len(),
         &mut scratch.block,
         |i| &rows[i * row..],
         &own_out,
@@ -508,18 +562,20 @@ fn forward_item_generic<S: Simd>(
 }
 
 /// The backward of [`attention`], on the pool: from the forward's rows, output and log-sum-exp and
-/// the output's gradient, writes the gradients of queries, keys and values over `qkv`.
-pub fn attention_backward(
+/// the output's gradient, writes the gradients of queries, keys and values over `qkv`. Those of a
+/// trunk are summed over its family in order.
+pub fn attention_backward<'a>(
     heads: Heads,
     qkv: &mut [f32],
-    cu_seqlens: &[usize],
+    sequences: impl Into<Sequences<'a>>,
     (out, lse, d_out): (&[f32], &[f32], &[f32]),
     scratch: &mut [AttentionScratch],
 ) {
-    let items = cu_seqlens.len().saturating_sub(1) * heads.keys;
+    let sequences = sequences.into();
     let qkv = SharedMut::new(qkv);
-    for_each(items, scratch, |item, scratch| {
-        backward_item(heads, &qkv, item_of(item, cu_seqlens, heads), (out, lse, d_out), scratch);
+    for_each(sequences.num_families() * heads.keys, scratch, |item, scratch| {
+        let (family, head) = (sequences.family(item / heads.keys), item % heads.keys);
+        backward_item(heads, &qkv, (sequences, family, head), (out, lse, d_out), scratch);
     });
 }
 
@@ -527,7 +583,7 @@ simd_fn!(
     fn backward_item(
         heads: Heads,
         qkv: &SharedMut<'_, f32>,
-        sequence: (usize, usize, usize),
+        item: (Sequences<'_>, Range<usize>, usize),
         forward: (&[f32], &[f32], &[f32]),
         scratch: &mut AttentionScratch,
     ) = backward_item_generic
@@ -562,67 +618,121 @@ fn score_gradients<S: Simd>(
     store_partial(s, s.mul(load_partial(s, scores_tail, 0.0), g), gradients_tail);
 }
 
+/// A family and one key head: the trunk, then what continues it, whose keys lie behind the trunk's.
 #[inline(always)]
 fn backward_item_generic<S: Simd>(
     s: S,
     heads: Heads,
     qkv: &SharedMut<'_, f32>,
-    (start, len, head): (usize, usize, usize),
-    (out, lse, d_out): (&[f32], &[f32], &[f32]),
+    (sequences, family, head): (Sequences<'_>, Range<usize>, usize),
+    forward: (&[f32], &[f32], &[f32]),
     scratch: &mut AttentionScratch,
 ) {
     let (dim, group, width) = (heads.dim, heads.group(), padded(heads.dim));
     let (key_offset, value_offset) = heads.offsets();
-    let scale = 1.0 / (dim as f32).sqrt();
+    let trunk = sequences.own(family.start);
+    let longest_branch = family.clone().skip(1).map(|i| sequences.own(i).len()).max().unwrap_or(0);
+    let len = trunk.len() + longest_branch;
     let panels = len.next_multiple_of(PANEL) * dim;
     let [key_panels, value_panels, keys, d_keys, d_values] =
         parts(&mut scratch.sequence, [panels, panels, len * width, len * width, len * width]);
-    d_keys.fill(0.0);
-    d_values.fill(0.0);
+    let most_rows = block_positions(BACKWARD_ROWS, group) * group;
+    let of_rows = most_rows * width;
+    let of_scores = most_rows * score_stride(len);
+    let block = parts(&mut scratch.block, [of_rows, of_rows, of_rows, of_scores, of_scores]);
+    let mut work = BackwardWork { key_panels, value_panels, keys, d_keys, d_values, block };
     // SAFETY: this item alone touches these heads of these rows, one part at a time.
-    let part = |position: usize, offset: usize, len: usize| unsafe {
-        let at = (start + position) * heads.row() + offset;
-        qkv.part(at..at + len)
+    let part = move |row: usize, offset: usize| unsafe {
+        let at = row * heads.row() + offset;
+        qkv.part(at..at + dim)
     };
-    for position in 0..len {
-        let key = part(position, key_offset + head * dim, dim);
-        store_key(key, position, key_panels);
-        store_value(key, position, keys);
-        store_key(part(position, value_offset + head * dim, dim), position, value_panels);
+    for sequence in family {
+        let own = sequences.own(sequence);
+        let first_position = if own == trunk { 0 } else { trunk.len() };
+        for (position, row) in (first_position..).zip(own.clone()) {
+            let key = part(row, key_offset + head * dim);
+            store_key(key, position, work.key_panels);
+            store_value(key, position, work.keys);
+            store_key(part(row, value_offset + head * dim), position, work.value_panels);
+        }
+        let new = first_position * width..(first_position + own.len()) * width;
+        work.d_keys[new.clone()].fill(0.0);
+        work.d_values[new].fill(0.0);
+        sequence_backward(s, heads, head, (own.clone(), first_position), &part, forward, &mut work);
+        if own != trunk {
+            work.write_gradients(own, first_position, heads, head, &part);
+        }
     }
+    work.write_gradients(trunk, 0, heads, head, &part);
+}
 
+/// The buffers of a backward item.
+struct BackwardWork<'a> {
+    key_panels: &'a mut [f32],
+    value_panels: &'a mut [f32],
+    keys: &'a mut [f32],
+    d_keys: &'a mut [f32],
+    d_values: &'a mut [f32],
+    /// Queries, gradients of outputs and of queries, probabilities, gradients of scores.
+    block: [&'a mut [f32]; 5],
+}
+
+impl BackwardWork<'_> {
+    /// The sums for `rows`, which begin at `first_position`, over their keys and values.
+    fn write_gradients<'q>(
+        &self,
+        rows: Range<usize>,
+        first_position: usize,
+        heads: Heads,
+        head: usize,
+        part: &impl Fn(usize, usize) -> &'q mut [f32],
+    ) {
+        let (key_offset, value_offset) = heads.offsets();
+        for (position, row) in (first_position..).zip(rows) {
+            let at = position * padded(heads.dim)..position * padded(heads.dim) + heads.dim;
+            part(row, key_offset + head * heads.dim).copy_from_slice(&self.d_keys[at.clone()]);
+            part(row, value_offset + head * heads.dim).copy_from_slice(&self.d_values[at]);
+        }
+    }
+}
+
+/// The queries of `own` rows, the first at `first_position`: writes their gradients, and adds those
+/// of all keys and values up to them.
+#[inline(always)]
+fn sequence_backward<'q, S: Simd>(
+    s: S,
+    heads: Heads,
+    head: usize,
+    (own, first_position): (Range<usize>, usize),
+    part: &impl Fn(usize, usize) -> &'q mut [f32],
+    (out, lse, d_out): (&[f32], &[f32], &[f32]),
+    work: &mut BackwardWork<'_>,
+) {
+    let (dim, group, width) = (heads.dim, heads.group(), padded(heads.dim));
+    let scale = 1.0 / (dim as f32).sqrt();
+    let BackwardWork { key_panels, value_panels, keys, d_keys, d_values, block } = work;
+    let [queries, d_outs, d_queries, probabilities, d_scores] = block;
     let most = block_positions(BACKWARD_ROWS, group);
-    let stride = score_stride(len);
-    let most_rows = most * group;
-    let [queries, d_outs, d_queries, probabilities, d_scores] = parts(
-        &mut scratch.block,
-        [
-            most_rows * width,
-            most_rows * width,
-            most_rows * width,
-            most_rows * stride,
-            most_rows * stride,
-        ],
-    );
-    for first in (0..len).step_by(most) {
-        let block = Block { first_position: first, positions: most.min(len - first), group };
+    for first in (0..own.len()).step_by(most) {
+        let positions = most.min(own.len() - first);
+        let block = Block { first_position: first_position + first, positions, group };
         let (rows, count, stride) = (block.rows(), block.keys(), score_stride(block.keys()));
         let out_at = |row: usize| {
-            let at =
-                ((start + first + row / group) * heads.queries + head * group + row % group) * dim;
+            let token = own.start + first + row / group;
+            let at = (token * heads.queries + head * group + row % group) * dim;
             at..at + dim
         };
         let query_at =
-            |row: usize| part(first + row / group, (head * group + row % group) * dim, dim);
+            |row: usize| part(own.start + first + row / group, (head * group + row % group) * dim);
         for row in 0..rows {
             let query = &mut queries[row * width..][..width];
             store_padded(query_at(row), query);
             query.iter_mut().for_each(|q| *q *= scale);
             store_padded(&d_out[out_at(row)], &mut d_outs[row * width..][..width]);
         }
-        // SAFETY: all buffers were cut above for `most_rows` rows and `len` keys.
+        // SAFETY: all buffers were cut for as many rows as a block has and all keys.
         unsafe {
-            let (queries, d_outs) = ((&*queries, width), (&*d_outs, width));
+            let (queries, d_outs) = ((&**queries, width), (&**d_outs, width));
             times_panels(s, queries, rows, (key_panels, dim, count), (probabilities, stride));
             times_panels(s, d_outs, rows, (value_panels, dim, count), (d_scores, stride));
         }
@@ -640,20 +750,15 @@ fn backward_item_generic<S: Simd>(
         }
         // SAFETY: as above; the transposed operands are read at `key + row * stride`.
         unsafe {
-            let d_score_rows = (&*d_scores, (stride, 1));
+            let d_score_rows = (&**d_scores, (stride, 1));
             times_rows(s, d_score_rows, rows, (keys, count, width), Sum::New, d_queries);
-            let (d_scores, p) = ((&*d_scores, (1, stride)), (&*probabilities, (1, stride)));
+            let (d_scores, p) = ((&**d_scores, (1, stride)), (&**probabilities, (1, stride)));
             times_rows(s, d_scores, count, (queries, rows, width), Sum::Add, d_keys);
             times_rows(s, p, count, (d_outs, rows, width), Sum::Add, d_values);
         }
         for (row, d_query) in d_queries.chunks_exact(width).take(rows).enumerate() {
             query_at(row).iter_mut().zip(d_query).for_each(|(q, d)| *q = d * scale);
         }
-    }
-    for position in 0..len {
-        let at = position * width..position * width + dim;
-        part(position, key_offset + head * dim, dim).copy_from_slice(&d_keys[at.clone()]);
-        part(position, value_offset + head * dim, dim).copy_from_slice(&d_values[at]);
     }
 }
 
@@ -727,6 +832,65 @@ mod tests {
                 "{i}: {} {slope}",
                 gradients[i]
             );
+        }
+    }
+
+    /// Rows of two families as they are shared, and of all their sequences written out, with the
+    /// rows' places among the shared ones.
+    const FAMILIES: Sequences<'_> =
+        Sequences { cu_seqlens: &[0, 7, 26, 36, 37, 58, 63], cu_families: &[0, 3, 4, 6] };
+
+    fn written_out() -> (Vec<usize>, Vec<usize>) {
+        let (mut places, mut cu_seqlens) = (Vec::new(), vec![0]);
+        for sequence in 0..FAMILIES.count() {
+            places.extend(FAMILIES.before(sequence).chain(FAMILIES.own(sequence)));
+            cu_seqlens.push(places.len());
+        }
+        (places, cu_seqlens)
+    }
+
+    #[test]
+    fn sequences_that_share_their_beginning_have_the_bits_of_whole_ones() {
+        let (places, cu_seqlens) = written_out();
+        assert_eq!(cu_seqlens, [0, 7, 33, 50, 51, 72, 98]);
+        assert_eq!((FAMILIES.first_position(2), FAMILIES.first_position(3)), (7, 0));
+        let (row, width) = (HEADS.row(), HEADS.queries * HEADS.dim);
+        let qkv = random(63 * row, 5);
+        let expand = |rows: &[f32], width: usize| -> Vec<f32> {
+            places.iter().flat_map(|&place| &rows[place * width..][..width]).copied().collect()
+        };
+        let mut scratch = [AttentionScratch::default(), AttentionScratch::default()];
+        let (mut out, mut lse) = (vec![0.0; 63 * width], vec![0.0; 63 * HEADS.queries]);
+        attention(HEADS, &qkv, FAMILIES, &mut out, &mut lse, &mut scratch);
+        let whole = expand(&qkv, row);
+        let mut whole_out = vec![0.0; 98 * width];
+        let mut whole_lse = vec![0.0; 98 * HEADS.queries];
+        attention(HEADS, &whole, &cu_seqlens, &mut whole_out, &mut whole_lse, &mut scratch);
+        assert_eq!(expand(&out, width), whole_out);
+        assert_eq!(expand(&lse, HEADS.queries), whole_lse);
+
+        // Of whole sequences only the last rows, which are nobody else's, have a gradient; those of a
+        // trunk have it where it stands alone.
+        let d_out = random(63 * width, 6);
+        let mut whole_d_out = vec![0.0; 98 * width];
+        for sequence in 0..FAMILIES.count() {
+            let own = FAMILIES.own(sequence);
+            let at = (cu_seqlens[sequence + 1] - own.len()) * width;
+            let d_own = &d_out[own.start * width..own.end * width];
+            whole_d_out[at..at + d_own.len()].copy_from_slice(d_own);
+        }
+        let mut gradient = qkv.clone();
+        attention_backward(HEADS, &mut gradient, FAMILIES, (&out, &lse, &d_out), &mut scratch);
+        let mut whole_gradient = whole.clone();
+        let forward = (&whole_out[..], &whole_lse[..], &whole_d_out[..]);
+        attention_backward(HEADS, &mut whole_gradient, &cu_seqlens, forward, &mut scratch);
+        let mut expected = vec![0.0; 63 * row];
+        for (&place, whole) in places.iter().zip(whole_gradient.chunks_exact(row)) {
+            let sum = &mut expected[place * row..][..row];
+            sum.iter_mut().zip(whole).for_each(|(sum, g)| *sum += g);
+        }
+        for (i, (a, e)) in gradient.iter().zip(&expected).enumerate() {
+            assert!((a - e).abs() < 1e-5, "{i}: {a} is not {e}");
         }
     }
 

@@ -2,11 +2,12 @@
 //!
 //! Contract: renderers are pure functions from plain data to a `String`; pages need no network and
 //! no JavaScript, follow the reader's light or dark theme, and escape every text. Reading run
-//! directories is confined to [`compare`]. Interactive charts are left out.
+//! directories is confined to [`compare`] and [`samples`]. Interactive charts are left out.
 
 pub mod compare;
 pub mod curve;
 pub mod demo;
+pub mod samples;
 
 mod axis;
 mod bars;

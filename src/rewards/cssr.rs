@@ -133,7 +133,7 @@ impl Reference {
 }
 
 /// A reward and what it is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Breakdown {
     /// The reward.
     pub total: f64,

@@ -1,13 +1,16 @@
 //! What a run will need, known before it starts: every buffer, work, and whether it fits.
 //!
-//! Needs the model's `config.json` and the configuration only, and touches no device. On a CPU the
+//! A run of reinforcement has two phases, sampling and updating, that take their memory in turn: the
+//! larger one decides. Needs the model's `config.json` and the configuration only, and touches no device. On a CPU the
 //! buffers are those that the program will allocate; a GPU's are those of mixed precision (weights,
 //! gradients and activations of two bytes, f32 master weights and moments, cuDNN attention).
 //! Left out: the data itself, the executable, what the allocator wastes.
 
+mod reinforcement;
+
 use super::flops::ModelFlops;
 use super::settings::{Precision, TrainConfig};
-use super::{ModelSource, Origin, grpo, sft};
+use super::{ModelSource, Origin, sft};
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
 use crate::dist::Shards;
@@ -33,8 +36,11 @@ pub struct Plan {
     pub ranks: usize,
     /// Whose memory the buffers are.
     pub device: Device,
-    /// The buffers of all CPU ranks together, or of one GPU.
+    /// The buffers of all CPU ranks together, or of one GPU, that exist all the time.
     pub buffers: Vec<PlannedBuffer>,
+    /// What comes and goes beside them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<Phase>,
     /// Bytes of all buffers with each way of recomputing, where activations are planned.
     pub by_recompute: Vec<(Recompute, usize)>,
     /// Updates.
@@ -56,6 +62,28 @@ pub struct PlannedBuffer {
     pub name: &'static str,
     /// Its size.
     pub bytes: usize,
+}
+
+/// A part of every step, with the buffers that exist only then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Phase {
+    /// What is done.
+    pub name: &'static str,
+    /// Its buffers.
+    pub buffers: Vec<PlannedBuffer>,
+    /// Bytes of them that it can do without, if more slowly.
+    pub elastic_bytes: usize,
+}
+
+impl Phase {
+    /// Bytes of its buffers.
+    pub fn bytes(&self) -> usize {
+        bytes_in(&self.buffers)
+    }
+}
+
+fn bytes_in(buffers: &[PlannedBuffer]) -> usize {
+    buffers.iter().map(|buffer| buffer.bytes).sum()
 }
 
 /// What computes.
@@ -108,27 +136,6 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The plan of a reinforcement run.
-    pub fn of_grpo(config: &grpo::Config) -> Result<Self> {
-        config.check()?;
-        let shape = shape(&config.model)?;
-        let rollout = &config.rollout;
-        let max_length = config.data.max_prompt_tokens + rollout.max_new_tokens;
-        let bytes_per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * 4;
-        let rollouts_per_step = rollout.num_prompts * rollout.n;
-        let mut plan = Self {
-            total_steps: config.train.total_steps,
-            max_tokens_per_step: rollouts_per_step * max_length,
-            rollouts_per_step,
-            ..Self::of_model(&shape)
-        };
-        plan.buffers.push(PlannedBuffer {
-            name: "key-value cache",
-            bytes: rollout.max_sequences * max_length * bytes_per_token,
-        });
-        Ok(plan)
-    }
-
     /// One rank on a CPU that holds the model and its optimizer.
     fn of_model(shape: &ModelConfig) -> Self {
         let num_parameters = Layout::new(shape).len;
@@ -137,6 +144,7 @@ impl Plan {
             ranks: 1,
             device: Device::Cpu,
             buffers: state(num_parameters, 1),
+            phases: Vec::new(),
             by_recompute: Vec::new(),
             total_steps: 0,
             max_tokens_per_step: 0,
@@ -146,23 +154,30 @@ impl Plan {
         }
     }
 
-    /// Bytes of all buffers.
+    /// Bytes of all buffers that ever exist at the same time.
     pub fn total_bytes(&self) -> usize {
-        self.buffers.iter().map(|buffer| buffer.bytes).sum()
+        bytes_in(&self.buffers) + self.peak().map_or(0, Phase::bytes)
+    }
+
+    /// The phase that takes most.
+    fn peak(&self) -> Option<&Phase> {
+        self.phases.iter().max_by_key(|phase| phase.bytes())
     }
 
     /// Refuses a run that needs more than `memory_bytes`.
     pub fn check_fits(&self, memory_bytes: u64) -> Result<()> {
-        let needed = self.total_bytes() as f64;
-        if needed <= memory_bytes as f64 {
+        let least = |phase: &Phase| phase.bytes() - phase.elastic_bytes;
+        let needed = bytes_in(&self.buffers) + self.phases.iter().map(least).max().unwrap_or(0);
+        if needed as u64 <= memory_bytes {
             return Ok(());
         }
         Err(usage(format!(
             "not enough memory: the run needs {:.1} GB and this machine has {:.1} GB; lower \
-             train.ranks, train.micro_batch_size or train.seq_len, or set train.recompute=\"layer\" \
+             train.ranks, {}train.micro_batch_size or train.seq_len, or set train.recompute=\"layer\" \
              (--dry-run lists the buffers)",
-            needed / 1e9,
-            memory_bytes as f64 / 1e9
+            needed as f64 / 1e9,
+            memory_bytes as f64 / 1e9,
+            if self.phases.is_empty() { "" } else { "rollout.max_new_tokens, " },
         )))
     }
 
@@ -204,9 +219,15 @@ impl Plan {
             Device::Gpu { .. } => format!("memory of each of {}", count(self.ranks, "GPU")),
         };
         lines.push((place, String::new()));
-        let buffers = self.buffers.iter();
-        lines.extend(buffers.map(|b| (format!("  {}", b.name), gigabytes(b.bytes as f64))));
-        lines.push(("  in all".to_owned(), gigabytes(self.total_bytes() as f64)));
+        let line = |b: &PlannedBuffer| (format!("  {}", b.name), gigabytes(b.bytes as f64));
+        lines.extend(self.buffers.iter().map(line));
+        for phase in &self.phases {
+            lines.push((format!("  while {}", phase.name), gigabytes(phase.bytes() as f64)));
+            let parts = phase.buffers.iter().map(line);
+            lines.extend(parts.map(|(name, bytes)| (format!("  {name}"), bytes)));
+        }
+        let peak = self.peak().map_or(String::new(), |phase| format!(", while {}", phase.name));
+        lines.push((format!("  in all{peak}"), gigabytes(self.total_bytes() as f64)));
         if let Device::Gpu { memory_bytes } = self.device {
             lines.push(("  of".to_owned(), gigabytes(memory_bytes)));
         }
@@ -253,53 +274,86 @@ fn state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
     ]
 }
 
-fn buffers(decoder: &Decoder, train: &TrainConfig, device: Device) -> Vec<PlannedBuffer> {
-    match device {
-        Device::Cpu => cpu_buffers(decoder, train),
-        Device::Gpu { .. } => gpu_buffers(decoder, train),
+/// The same of one GPU in mixed precision, and what its libraries take.
+fn gpu_state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
+    [
+        ("parameters", 2 * num_parameters),
+        ("gradients", 2 * num_parameters),
+        ("master weights and moments, sharded", 12 * num_parameters.div_ceil(ranks)),
+        ("CUDA, cuBLAS and NCCL, assumed", GPU_RESERVE),
+    ]
+    .map(|(name, bytes)| PlannedBuffer { name, bytes })
+    .to_vec()
+}
+
+/// What a forward and backward is made for.
+#[derive(Clone, Copy)]
+struct Work {
+    tokens: usize,
+    longest: usize,
+    ranks: usize,
+    recompute: Recompute,
+}
+
+impl From<&TrainConfig> for Work {
+    fn from(train: &TrainConfig) -> Self {
+        Self {
+            tokens: train.seq_len * train.micro_batch_size,
+            longest: train.seq_len,
+            ranks: train.ranks,
+            recompute: train.recompute,
+        }
     }
 }
 
-fn bytes_of(decoder: &Decoder, train: &TrainConfig, device: Device) -> usize {
-    buffers(decoder, train, device).iter().map(|buffer| buffer.bytes).sum()
+fn buffers(decoder: &Decoder, train: &TrainConfig, device: Device) -> Vec<PlannedBuffer> {
+    let num_parameters = decoder.layout().len;
+    let (mut state, work) = match device {
+        Device::Cpu => (state(num_parameters, train.ranks), cpu_work(decoder, train.into())),
+        Device::Gpu { .. } => {
+            (gpu_state(num_parameters, train.ranks), gpu_work(decoder, train.into()))
+        }
+    };
+    state.extend(work);
+    state
 }
 
-/// What the ranks allocate together.
-fn cpu_buffers(decoder: &Decoder, train: &TrainConfig) -> Vec<PlannedBuffer> {
-    let ranks = train.ranks;
+fn bytes_of(decoder: &Decoder, train: &TrainConfig, device: Device) -> usize {
+    bytes_in(&buffers(decoder, train, device))
+}
+
+/// What the ranks allocate together for their forwards and backwards.
+fn cpu_work(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
+    let Work { tokens, longest, ranks, recompute } = work;
     let threads = (rayon::current_num_threads() / ranks).max(1);
-    let tokens = train.seq_len * train.micro_batch_size;
-    let batch = BatchSize { tokens, longest: train.seq_len, targets: tokens };
-    let memory = decoder.training_memory(batch, train.recompute, threads);
-    let num_parameters = decoder.layout().len;
-    let bucket = num_parameters.min(Shards::BUCKET) * size_of::<f32>();
-    let mut buffers = state(num_parameters, ranks);
-    let own = [
+    let batch = BatchSize { tokens, longest, targets: tokens };
+    let memory = decoder.training_memory(batch, recompute, threads);
+    let bucket = decoder.layout().len.min(Shards::BUCKET) * size_of::<f32>();
+    [
         ("packed matrices", memory.packed_weights),
         ("activations", memory.activations),
         ("gradients of activations", memory.backward),
         ("chunk of logits", memory.head),
         ("attention and scratch", memory.scratch),
         ("communication", if ranks > 1 { bucket + bucket / ranks } else { 0 }),
-    ];
-    buffers.extend(own.map(|(name, bytes)| PlannedBuffer { name, bytes: bytes * ranks }));
-    buffers
+    ]
+    .map(|(name, bytes)| PlannedBuffer { name, bytes: bytes * ranks })
+    .to_vec()
 }
 
-/// What one GPU holds.
-fn gpu_buffers(decoder: &Decoder, train: &TrainConfig) -> Vec<PlannedBuffer> {
+/// What one GPU allocates for its forwards and backwards.
+fn gpu_work(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
+    let Work { tokens, ranks, recompute, .. } = work;
     let config = decoder.config();
-    let tokens = train.seq_len * train.micro_batch_size;
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let width = config.num_heads * config.head_dim;
     let row = width + 2 * config.num_kv_heads * config.head_dim;
-    let num_parameters = decoder.layout().len;
     // Two bytes each, but four for the log-sum-exp of a head.
     let input = 2 * hidden;
     let layer = 2 * (row + width + hidden + 2 * inner) + 4 * config.num_heads;
     let outputs = 2 * (2 * hidden + inner);
     let layers = config.num_layers;
-    let activations = match train.recompute {
+    let activations = match recompute {
         Recompute::None => layers * (input + layer + outputs),
         Recompute::Selective => layers * (input + layer),
         Recompute::Layer => layers * input + layer,
@@ -309,17 +363,13 @@ fn gpu_buffers(decoder: &Decoder, train: &TrainConfig) -> Vec<PlannedBuffer> {
     // and a sum for each head.
     let attention = 4 * (3 * width + config.num_heads);
     let chunk = tokens.min(GPU_HEAD_CHUNK);
-    let bucket = if train.ranks > 1 { 2 * 2 * num_parameters.min(Shards::BUCKET) } else { 0 };
+    let bucket = if ranks > 1 { 2 * 2 * decoder.layout().len.min(Shards::BUCKET) } else { 0 };
     [
-        ("parameters", 2 * num_parameters),
-        ("gradients", 2 * num_parameters),
-        ("master weights and moments, sharded", 12 * num_parameters.div_ceil(train.ranks)),
         ("activations", activations * tokens),
         ("gradients of activations", backward * tokens),
         ("chunk of logits", 4 * chunk * config.vocab_size),
         ("attention workspace", attention * tokens),
         ("communication, two buckets", bucket),
-        ("CUDA, cuBLAS and NCCL, assumed", GPU_RESERVE),
     ]
     .map(|(name, bytes)| PlannedBuffer { name, bytes })
     .to_vec()
@@ -365,7 +415,8 @@ mod tests {
     #[test]
     fn a_gpu_holds_of_llama3_8b_what_the_formulas_say() {
         let decoder = llama3_8b();
-        let buffers = gpu_buffers(&decoder, &train(""));
+        let of = |more: &str| buffers(&decoder, &train(more), Device::Gpu { memory_bytes: 80e9 });
+        let buffers = of("");
         for (name, expected) in [
             ("parameters", 16.06),
             ("gradients", 16.06),
@@ -377,9 +428,9 @@ mod tests {
             let planned = gigabytes(&buffers, name);
             assert!((planned - expected).abs() < 0.006 * expected, "{name}: {planned}");
         }
-        let all = gpu_buffers(&decoder, &train("recompute = 'none'"));
+        let all = of("recompute = 'none'");
         assert!((gigabytes(&all, "activations") - 22.84).abs() < 0.02);
-        let inputs = gpu_buffers(&decoder, &train("recompute = 'layer'"));
+        let inputs = of("recompute = 'layer'");
         assert!((gigabytes(&inputs, "activations") - 1.783).abs() < 0.005);
     }
 

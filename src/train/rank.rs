@@ -40,6 +40,41 @@ impl MicroBatch {
         joined
     }
 
+    /// A row without samples.
+    pub(super) fn empty() -> Self {
+        let packed = Packed { cu_seqlens: vec![0], cu_families: vec![0], ..Packed::default() };
+        Self { packed, targets: Vec::new() }
+    }
+
+    /// Adds a prompt and responses to it, of at least one token each, all of which are targets in
+    /// order. Several responses share the prompt's rows; nothing is read of their last tokens.
+    pub(super) fn push(&mut self, prompt: &[u32], responses: &[&[u32]]) {
+        let Packed { tokens, cu_seqlens, cu_families } = &mut self.packed;
+        tokens.extend_from_slice(prompt);
+        let last_of_prompt = tokens.len() - 1;
+        let mut predict = |rows: &mut dyn Iterator<Item = usize>, response: &[u32]| {
+            let target = |(row, &token): (usize, &u32)| Target { row, token };
+            self.targets.extend(rows.zip(response).map(target));
+        };
+        if let [response] = responses {
+            predict(&mut (last_of_prompt..), response);
+            tokens.extend_from_slice(response);
+            cu_seqlens.push(tokens.len());
+        } else {
+            cu_seqlens.push(tokens.len());
+            for response in responses {
+                predict(&mut std::iter::once(last_of_prompt).chain(tokens.len()..), response);
+                if let [read @ .., _] = response
+                    && !read.is_empty()
+                {
+                    tokens.extend_from_slice(read);
+                    cu_seqlens.push(tokens.len());
+                }
+            }
+        }
+        cu_families.push(cu_seqlens.len() - 1);
+    }
+
     /// Scores of its targets under other parameters than those being trained.
     pub(super) fn score(
         &self,
@@ -72,6 +107,7 @@ pub(super) struct Rank {
     /// Its part of the cores; none where it has them all.
     pool: Option<ThreadPool>,
     workspace: Workspace,
+    recompute: Recompute,
 }
 
 /// What all ranks found of their summed gradients.
@@ -102,6 +138,7 @@ impl Rank {
             grads: vec![0.0; shards.total_len()],
             pool,
             workspace: Workspace::with_recompute(recompute),
+            recompute,
             comm,
         })
     }
@@ -181,6 +218,11 @@ impl Rank {
         Ok(())
     }
 
+    /// Drops the buffers of the forward and backward.
+    pub(super) fn release_memory(&mut self) {
+        self.workspace = Workspace::with_recompute(self.recompute);
+    }
+
     /// Forgets the gradients.
     pub(super) fn clear(&mut self) {
         self.grads.fill(0.0);
@@ -233,6 +275,20 @@ mod tests {
         assert_eq!(joined.packed.cu_seqlens, [0, 1, 3, 4, 6]);
         let targets = [(1, 5), (4, 6)].map(|(row, token)| Target { row, token });
         assert_eq!(joined.targets, targets);
+    }
+
+    #[test]
+    fn responses_to_one_prompt_share_its_rows() {
+        let mut row = MicroBatch::empty();
+        row.push(&[1, 2], &[&[3, 4]]);
+        row.push(&[5, 6], &[&[7, 8, 9], &[10], &[11, 12]]);
+        let Packed { tokens, cu_seqlens, cu_families } = &row.packed;
+        assert_eq!(*tokens, [1, 2, 3, 4, 5, 6, 7, 8, 11]);
+        assert_eq!((&cu_seqlens[..], &cu_families[..]), (&[0, 4, 6, 8, 9][..], &[0, 1, 4][..]));
+        let targets: Vec<(usize, u32)> = row.targets.iter().map(|t| (t.row, t.token)).collect();
+        let alone = [(1, 3), (2, 4)];
+        let shared = [(5, 7), (6, 8), (7, 9), (5, 10), (5, 11), (8, 12)];
+        assert_eq!(targets, [&alone[..], &shared].concat());
     }
 
     #[test]

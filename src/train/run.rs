@@ -29,14 +29,16 @@ use std::time::Duration;
 
 const LOCK: &str = "run.lock";
 const CONFIG: &str = "config.toml";
+const SAMPLES: &str = "samples";
 
 /// Settings that say how a step is computed, but not what: a resumed run may change them.
-const LAYOUT: [&str; 6] = [
+const LAYOUT: [&str; 7] = [
     "train.ranks",
     "train.gradient_accumulation",
     "train.micro_batch_size",
     "train.recompute",
     "train.peak_tflops",
+    "rollout.kv_cache_tokens",
     "plan.gpu_memory_gb",
 ];
 
@@ -153,13 +155,35 @@ impl RunDir {
 
     /// Where the samples of a step belong.
     pub fn samples(&self, step: u64) -> PathBuf {
-        self.path.join("samples").join(format!("{}.jsonl", step_name(step)))
+        self.path.join(SAMPLES).join(format!("{}.jsonl", step_name(step)))
     }
 
     /// The run's checkpoints.
     pub fn checkpoints(&self) -> Checkpoints {
         Checkpoints::of(&self.path)
     }
+}
+
+/// The samples of the run in `run_dir` by step, oldest first; none without such a directory.
+pub fn steps_with_samples(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    steps(&run_dir.join(SAMPLES), ".jsonl")
+}
+
+/// What is named after steps in `dir`, by step.
+fn steps(dir: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for path in children(dir)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let number = name.strip_prefix("step-").and_then(|name| name.strip_suffix(suffix));
+        if let Some(step) = number.and_then(|number| number.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// The checkpoints of a run, complete ones only: they appear by an atomic rename.
@@ -180,18 +204,7 @@ impl Checkpoints {
 
     /// All checkpoints by step, oldest first.
     pub fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
-        if !self.dir.exists() {
-            return Ok(Vec::new());
-        }
-        let mut found = Vec::new();
-        for path in children(&self.dir)? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if let Some(step) = name.strip_prefix("step-").and_then(|n| n.parse().ok()) {
-                found.push((step, path));
-            }
-        }
-        found.sort();
-        Ok(found)
+        steps(&self.dir, "")
     }
 
     /// The newest checkpoint.

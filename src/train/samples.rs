@@ -7,6 +7,7 @@ use crate::base::fs::AtomicFile;
 use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::eval::attempts::ProblemAttempts;
+use crate::rewards::Breakdown;
 use crate::sandbox::Verdict;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -15,29 +16,38 @@ use std::io::Write;
 use std::path::Path;
 
 /// One response of a step.
-#[derive(Debug, Serialize, Deserialize)]
-struct Row {
-    problem_id: String,
-    sample: usize,
-    response: String,
-    num_tokens: usize,
-    verdict: Verdict,
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sample {
+    /// What it answers.
+    pub problem_id: String,
+    /// Its place in the group.
+    pub sample: usize,
+    /// Its text.
+    pub response: String,
+    /// Its length.
+    pub num_tokens: usize,
+    /// What the judge said.
+    pub verdict: Verdict,
+    /// What it was worth; nothing where the judge failed.
+    #[serde(default)]
+    pub reward: Option<Breakdown>,
 }
 
-/// Writes the step's rollouts.
+/// Writes the step's rollouts: for each problem its attempts and what each was worth.
 pub fn record<'a>(
     path: &Path,
-    groups: impl IntoIterator<Item = (&'a Problem, &'a ProblemAttempts)>,
+    groups: impl IntoIterator<Item = (&'a Problem, &'a ProblemAttempts, &'a [Option<Breakdown>])>,
 ) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    for (problem, group) in groups {
-        for (sample, attempt) in group.attempts.iter().enumerate() {
-            let row = Row {
+    for (problem, group, rewards) in groups {
+        for (sample, (attempt, &reward)) in group.attempts.iter().zip(rewards).enumerate() {
+            let row = Sample {
                 problem_id: problem.problem_id.clone(),
                 sample,
                 response: attempt.text.clone(),
                 num_tokens: attempt.rollout.tokens.len(),
                 verdict: attempt.verdict.clone(),
+                reward,
             };
             serde_json::to_writer(&mut file, &row).context("encoding a rollout")?;
             file.write_all(b"\n").with_context(|| format!("writing {}", path.display()))?;
@@ -51,7 +61,7 @@ pub fn replay(path: &Path, problems: &[&Problem], groups: &mut [ProblemAttempts]
     if !path.exists() {
         return Ok(());
     }
-    let recorded: HashMap<(String, usize), Row> = jsonl::read::<Row>(path)?
+    let recorded: HashMap<(String, usize), Sample> = jsonl::read::<Sample>(path)?
         .into_iter()
         .map(|row| ((row.problem_id.clone(), row.sample), row))
         .collect();
@@ -107,7 +117,9 @@ pub(super) mod tests {
         let problems = [&problem("a"), &problem("b")];
         let slow = VerdictKind::Fail(Reason::CpuTime);
         let first = [group(&[("x", slow), ("y", VerdictKind::Pass)]), group(&[("x", slow)])];
-        record(&journal, problems.into_iter().zip(&first)).unwrap();
+        let rewards: Vec<_> = first.iter().map(|group| vec![None; group.attempts.len()]).collect();
+        let groups = problems.into_iter().zip(&first).zip(&rewards);
+        record(&journal, groups.map(|((problem, group), r)| (problem, group, &r[..]))).unwrap();
 
         let pass = VerdictKind::Pass;
         let mut again = vec![group(&[("x", pass), ("other", slow)]), group(&[("x", pass)])];

@@ -174,6 +174,11 @@ impl Trainer {
         self.optimizer.skipped_in_a_row
     }
 
+    /// Gives back the memory that accumulating gradients took; the next time takes it again.
+    pub fn release_memory(&mut self) {
+        self.ranks.iter_mut().for_each(Rank::release_memory);
+    }
+
     /// Adds the gradients of micro-batches, which the ranks divide among themselves. `objective`
     /// gets the targets of each in consecutive chunks, writes the gradient of the loss by their
     /// scores, and gathers what it wants to know in an `M` for each micro-batch, which are returned

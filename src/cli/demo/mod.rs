@@ -99,6 +99,7 @@ fn settings(num_samples: usize) -> AttemptSettings {
         max_new_tokens: 320,
         max_sequences: 128,
         key: 0,
+        ..AttemptSettings::default()
     }
 }
 

@@ -75,7 +75,7 @@ impl Decoder {
             }
         });
         let lse = kept.lse.grow(tokens * heads.queries);
-        attention(heads, qkv, &batch.cu_seqlens, attended, lse, attention_scratch);
+        attention(heads, qkv, batch.sequences(), attended, lse, attention_scratch);
         let middle = SharedMut::new(kept.middle.grow(tokens * hidden));
         let gate_up = SharedMut::new(kept.gate_up.grow(tokens * 2 * inner));
         let out = SharedMut::new(x.grow(tokens * hidden));
@@ -189,7 +189,7 @@ impl Decoder {
         let d_qkv = kept.qkv.grow(tokens * heads.row());
         let lse = &*kept.lse.grow(tokens * heads.queries);
         let forward = (attended, lse, &*d_attention);
-        attention_backward(heads, d_qkv, &batch.cu_seqlens, forward, attention_scratch);
+        attention_backward(heads, d_qkv, batch.sequences(), forward, attention_scratch);
 
         let d_x = gradients.x.grow(tokens * hidden);
         let bias_width = if qkv_bias.is_some() { heads.row() } else { 0 };

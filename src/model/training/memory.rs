@@ -6,6 +6,7 @@
 
 use super::{CHUNK, Decoder, Recompute, Workspace, chunk_of};
 use crate::model::layout::LayerRanges;
+use crate::model::weights::Pass;
 use crate::ops::attention::{AttentionScratch, scratch_len};
 use crate::ops::buffer::{Buffer, aligned};
 use crate::ops::matmul::{WEIGHT_GRADIENT_SCRATCH, packed_len};
@@ -85,7 +86,7 @@ impl Decoder {
         let of_thread =
             bytes([WEIGHT_GRADIENT_SCRATCH.max(products)]) + bytes(scratch_len(heads, longest));
         TrainingMemory {
-            packed_weights: self.packed_bytes(),
+            packed_weights: self.packed_bytes(Pass::Forward) + self.packed_bytes(Pass::Backward),
             activations,
             backward: bytes([
                 tokens * hidden,
@@ -107,21 +108,29 @@ impl Decoder {
         }
     }
 
-    /// Bytes of all matrices, packed for the forward and for the backward.
-    fn packed_bytes(&self) -> usize {
+    /// Bytes of the weights as generation reads them, beside the parameters ([`Decoder::pack`]).
+    pub fn decoding_weights_bytes(&self) -> usize {
+        self.packed_bytes(Pass::Forward)
+    }
+
+    /// Bytes of all matrices, packed for one pass.
+    fn packed_bytes(&self, pass: Pass) -> usize {
         let hidden = self.config().hidden_size;
-        let both = |len: usize, inputs: usize| {
+        let packed = |len: usize, inputs: usize| {
             let outputs = len / inputs;
-            bytes([packed_len(inputs, outputs), packed_len(outputs, inputs)])
+            bytes([match pass {
+                Pass::Forward => packed_len(inputs, outputs),
+                Pass::Backward => packed_len(outputs, inputs),
+            }])
         };
         let of_layer = |layer: &LayerRanges| {
-            both(layer.qkv.len(), hidden)
-                + both(layer.output.len(), layer.output.len() / hidden)
-                + both(layer.gate_up.len(), hidden)
-                + both(layer.down.len(), layer.down.len() / hidden)
+            packed(layer.qkv.len(), hidden)
+                + packed(layer.output.len(), layer.output.len() / hidden)
+                + packed(layer.gate_up.len(), hidden)
+                + packed(layer.down.len(), layer.down.len() / hidden)
         };
         let layers: usize = self.ranges.layers.iter().map(of_layer).sum();
-        layers + both(self.ranges.head.len(), hidden)
+        layers + packed(self.ranges.head.len(), hidden)
     }
 }
 

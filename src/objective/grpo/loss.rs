@@ -22,6 +22,11 @@ pub struct LossConfig {
     pub log_kl: bool,
     /// Weight of the entropy bonus.
     pub entropy_coef: f64,
+    /// Truncated importance sampling (verl's `rollout_is = token`): the trainer computes old
+    /// log-probabilities itself, and tokens weigh min(exp(old - sampler's), this). For devices where
+    /// sampler and trainer differ; off where not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance_sampling_cap: Option<f64>,
     /// How token losses become one number.
     pub aggregation: Aggregation,
 }
@@ -36,6 +41,7 @@ impl Default for LossConfig {
             kl_coef: 0.0,
             log_kl: false,
             entropy_coef: 0.0,
+            importance_sampling_cap: None,
             aggregation: Aggregation::TokenMean,
         }
     }
@@ -56,8 +62,10 @@ const KL_CLAMP: f64 = 10.0;
 pub struct Tokens<'a> {
     /// Log-probability under the weights being trained.
     pub logp: &'a [f32],
-    /// Log-probability when it was sampled.
+    /// Log-probability under the weights that it was sampled with.
     pub old_logp: &'a [f32],
+    /// Weight of its policy term ([`super::importance_weights`]), where the sampler may have been off.
+    pub importance: Option<&'a [f32]>,
     /// Log-probability under the reference model, where one is kept.
     pub reference_logp: Option<&'a [f32]>,
     /// Entropy of the distribution it was drawn from, where asked for.
@@ -126,8 +134,9 @@ pub fn policy_loss(
         let weight = f64::from(tokens.weight[t]);
         let policy =
             clipped(config, logp - f64::from(tokens.old_logp[t]), f64::from(tokens.advantage[t]));
-        let (mut loss, mut gradient) = (policy.loss, policy.gradient);
-        metrics.policy_loss += weight * policy.loss;
+        let importance = tokens.importance.map_or(1.0, |importance| f64::from(importance[t]));
+        let (mut loss, mut gradient) = (importance * policy.loss, importance * policy.gradient);
+        metrics.policy_loss += weight * loss;
         metrics.clipped += usize::from(policy.clipped);
         metrics.clipped_dual += usize::from(policy.clipped_dual);
         metrics.approx_kl -= policy.log_ratio;
@@ -199,6 +208,7 @@ mod tests {
         kl_coef: 0.0,
         log_kl: false,
         entropy_coef: 0.0,
+        importance_sampling_cap: None,
         aggregation: Aggregation::TokenMean,
     };
 
@@ -234,6 +244,7 @@ mod tests {
         let tokens = Tokens {
             logp: &logp,
             old_logp: &logp,
+            importance: None,
             reference_logp: None,
             entropy: None,
             advantage: &[1.5, -0.5],
@@ -244,6 +255,30 @@ mod tests {
         assert_eq!(metrics.ratio_max_deviation, 0.0);
         assert_eq!((metrics.clipped, metrics.approx_kl), (0, 0.0));
         assert_eq!(dlogp, [-1.5, 0.5]);
+    }
+
+    #[test]
+    fn importance_weighs_the_policy_term_alone() {
+        let tokens = Tokens {
+            logp: &[-1.0, -1.0],
+            old_logp: &[-1.3, -1.1],
+            importance: Some(&[2.0, 0.5]),
+            reference_logp: Some(&[-0.5, -1.5]),
+            entropy: Some(&[1.0, 2.0]),
+            advantage: &[1.0, -1.0],
+            weight: &[1.0, 1.0],
+        };
+        let config = LossConfig { kl_coef: 0.1, entropy_coef: 0.01, ..LossConfig::default() };
+        let mut dlogp = [0.0; 2];
+        let metrics = policy_loss(&config, &tokens, 1.0, &mut dlogp, None);
+        // 2.0 * -1.2 (clipped) and 0.5 * exp(0.1).
+        assert!((metrics.policy_loss - (-2.4 + 0.552_585_459)).abs() < 1e-6, "{metrics:?}");
+        let others = 0.1 * (0.148_721_271 + 0.106_530_660) - 0.01 * 3.0;
+        assert!((metrics.loss - metrics.policy_loss - others).abs() < 1e-6, "{metrics:?}");
+        let expected = [0.1 * (1.0 - 0.5f64.exp()), 0.552_585_459 + 0.1 * (1.0 - (-0.5f64).exp())];
+        for (gradient, expected) in dlogp.iter().zip(expected) {
+            assert!((f64::from(*gradient) - expected).abs() < 1e-6, "{dlogp:?}");
+        }
     }
 
     /// A random token: (logp, old logp, reference logp, entropy, advantage).
@@ -268,6 +303,7 @@ mod tests {
         let inputs = Tokens {
             logp: &logp,
             old_logp: &old,
+            importance: None,
             reference_logp: Some(&reference),
             entropy: Some(&entropy),
             advantage: &advantage,
@@ -321,8 +357,11 @@ mod tests {
                 let config = LossConfig { aggregation, ..FULL };
                 let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
                 let divisor = aggregation.divisor(Totals::of(lengths.iter().copied()));
+                let weights = |lengths: &[usize]| {
+                    aggregation.token_weights(lengths, Totals::of(lengths.iter().copied()))
+                };
                 let (whole, gradient, _) =
-                    run(&config, &sequences.concat(), &aggregation.token_weights(&lengths));
+                    run(&config, &sequences.concat(), &weights(&lengths));
 
                 let mut parts = Metrics::default();
                 for shard in 0..shards {
@@ -331,7 +370,7 @@ mod tests {
                     let tokens: Vec<_> = chosen.iter().flat_map(|&i| sequences[i].clone()).collect();
                     let lengths: Vec<usize> = chosen.iter().map(|&i| lengths[i]).collect();
                     let (part, dlogp, _) =
-                        run(&config, &tokens, &aggregation.token_weights(&lengths));
+                        run(&config, &tokens, &weights(&lengths));
                     parts.merge(&part);
                     let mut at = 0;
                     for &i in &chosen {

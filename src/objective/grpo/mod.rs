@@ -5,6 +5,8 @@
 
 mod advantage;
 mod loss;
+mod mismatch;
 
 pub use advantage::{Advantages, advantages};
 pub use loss::{LossConfig, Metrics, Tokens, policy_loss};
+pub use mismatch::{Mismatch, importance_weights};

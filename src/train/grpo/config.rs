@@ -5,10 +5,13 @@
 
 use crate::base::error::usage;
 use crate::config::{self, Profile, Resolved};
+use crate::engine::EngineConfig;
+use crate::model::Recompute;
 use crate::objective::grpo::LossConfig;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::rewards::{Overlong, RewardConfig};
 use crate::sandbox::Limits;
+use crate::train::plan::PlanConfig;
 use crate::train::{CheckpointConfig, ModelSource, check_shared, refuse_outside, refuse_zeros};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -63,6 +66,9 @@ pub struct Config {
     /// Scores on held-out problems on the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationConfig>,
+    /// What the plan is measured against: a GPU where its memory is given, or else the CPU.
+    #[serde(default)]
+    pub plan: PlanConfig,
 }
 
 /// What to learn from.
@@ -101,8 +107,13 @@ pub struct RolloutConfig {
     pub temperature: f64,
     /// Longest response, in tokens.
     pub max_new_tokens: usize,
-    /// Sequences generated at the same time.
+    /// Sequences that each rank generates at the same time.
     pub max_sequences: usize,
+    /// Positions in each rank's key-value cache; where not given, as many as `max_sequences` of the
+    /// longest need, within half of the free memory. A smaller one makes sequences wait, and changes
+    /// nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache_tokens: Option<usize>,
     /// Dynamic sampling (DAPO): groups without variance are replaced by those of the next prompts,
     /// in at most this many rounds; 1 takes the first ones as they are.
     #[serde(default = "one")]
@@ -150,9 +161,16 @@ pub struct TrainConfig {
     /// Most responses in one packed row (verl's micro-batch size); as many as fit where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
-    /// Ranks that share the updates; threads on a CPU.
+    /// Ranks that share rollouts and updates; threads on a CPU.
     #[serde(default = "one_rank")]
     pub ranks: usize,
+    /// What the backward computes again instead of keeping it.
+    #[serde(default)]
+    pub recompute: Recompute,
+    /// Compute a prompt once for all responses of its group in a row: the same log-probabilities to
+    /// the bit, and gradients whose sums are taken in another order.
+    #[serde(default)]
+    pub share_prompts: bool,
     /// Passes over the responses of a step (verl's `ppo_epochs`).
     #[serde(default = "one")]
     pub epochs: u64,
@@ -195,6 +213,7 @@ impl Config {
             max_sequences,
             temperature,
             max_rounds,
+            kv_cache_tokens,
         } = self.rollout;
         refuse_zeros(&[
             ("train.total_steps", self.train.total_steps as usize),
@@ -212,6 +231,11 @@ impl Config {
         refuse_outside(&[
             ("reward.lambda", self.reward.lambda, 0.0..=1.0),
             ("reward.eps", self.reward.eps, f64::MIN_POSITIVE..=1.0),
+            (
+                "policy.importance_sampling_cap",
+                self.policy.importance_sampling_cap.unwrap_or(1.0),
+                1.0..=f64::MAX,
+            ),
         ])?;
         refuse_zeros(&[
             ("judge.cpu_ms_per_case", self.judge.cpu_ms_per_case as usize),
@@ -241,7 +265,14 @@ impl Config {
                  rollout.max_new_tokens = {max_new_tokens}, the factor 0 or more"
             )));
         }
-        let longest = self.data.max_prompt_tokens.saturating_add(max_new_tokens);
+        let longest = self.longest();
+        let least = EngineConfig::least_cache_tokens(longest);
+        if let Some(given) = kv_cache_tokens.filter(|&given| given < least) {
+            return Err(usage(format!(
+                "rollout.kv_cache_tokens is {given}, but one sequence of the longest prompt and response \
+                 ({longest} tokens) needs {least}"
+            )));
+        }
         if self.train.seq_len < longest {
             return Err(usage(format!(
                 "train.seq_len is {}, but a row must hold any prompt and response: \
@@ -250,6 +281,11 @@ impl Config {
             )));
         }
         Ok(())
+    }
+
+    /// Tokens of the longest prompt and response.
+    pub(in crate::train) fn longest(&self) -> usize {
+        self.data.max_prompt_tokens.saturating_add(self.rollout.max_new_tokens)
     }
 
     /// Prompts of one update.
@@ -267,7 +303,8 @@ mod tests {
         let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
         let files = [demo];
         let with = Config::load(&files, &[]).unwrap();
-        let without = config::load::<Config>(&files, &[]).unwrap();
+        // verl gives AdamW all parameters; the default is transformers' choice.
+        let without = config::load::<Config>(&files, &["optim.decayed=all".to_owned()]).unwrap();
         assert_eq!(with.to_toml(), without.to_toml());
         assert_eq!(with.origin("policy.clip_dual").to_string(), "profile verl-0.9:12");
     }

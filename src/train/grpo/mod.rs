@@ -2,12 +2,13 @@
 //!
 //! A step: sample a group of responses to each prompt with the weights being trained, judge them,
 //! turn rewards into advantages within each group, and update (paper Table 7, where the mini-batch
-//! is the whole batch). With one update a step every ratio is 1, which is logged.
-//!
-//! Left out here: ranks that share the rollouts; importance weights for devices on which sampler and trainer differ.
+//! is the whole batch). With one update a step every ratio is 1, which is logged. Ranks share the
+//! sampling of a step by prompt and its updates by row.
 
 mod config;
 mod metrics;
+#[cfg(test)]
+mod parity;
 mod rollout;
 mod update;
 
@@ -29,7 +30,7 @@ use crate::eval::attempts::AttemptSettings;
 use crate::eval::gtg;
 use crate::sandbox::Judge;
 use anyhow::Result;
-use metrics::{policy_metrics, rollout_metrics, time_metrics};
+use metrics::{mismatch_metrics, policy_metrics, rollout_metrics, time_metrics};
 use rollout::{Cursor, Task, collect, read_tasks};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -41,7 +42,8 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
-    let execution = Execution { ranks: config.train.ranks, ..Execution::default() };
+    let TrainConfig { ranks, recompute, .. } = config.train;
+    let execution = Execution { ranks, recompute, loss_scale: None };
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     let cursor = match resumed {
         Some(dir) => trainer.restore::<Cursor>(&dir)?,
@@ -53,7 +55,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     metrics.truncate_after(trainer.step)?;
     let validation = Validation::read(config)?;
     let reference = config.policy.needs_reference().then(|| config.model.open(config.seed));
-    let reference = reference.transpose()?.map(|model| Reference::new(model.params));
+    let reference = reference.transpose()?.map(|model| Reference { params: model.params });
     let mut state = State { trainer, cursor, reference };
     let progress = Progress::new(label, total_steps, "steps");
     progress.skip(state.trainer.step);
@@ -113,16 +115,19 @@ impl State {
         tasks: &[Task],
     ) -> Result<Row> {
         let journal = run.samples(self.trainer.step);
+        // Sampling and updating take their memory in turn.
+        self.trainer.release_memory();
         // Only a whole step moves the cursor.
         let mut cursor = self.cursor;
         let rollouts =
             collect(config, (&self.trainer.model, judge), prompt, tasks, &mut cursor, &journal)?;
         let started = Instant::now();
         let updates =
-            improve(&mut self.trainer, config, &rollouts.groups, self.reference.as_mut())?;
+            improve(&mut self.trainer, config, &rollouts.groups, self.reference.as_ref())?;
         self.cursor = cursor;
         let mut row = rollout_metrics(&rollouts.groups);
         row.extend(policy_metrics(&updates));
+        row.extend(mismatch_metrics(&config.policy, &updates));
         row.extend(time_metrics(&rollouts.cost, started.elapsed().as_secs_f64()));
         row.insert("rollout/replaced_groups".into(), rollouts.replaced.len().into());
         Ok(row)
@@ -162,6 +167,8 @@ impl Validation {
             temperature: validation.temperature as f32,
             max_new_tokens: config.rollout.max_new_tokens,
             max_sequences: config.rollout.max_sequences,
+            ranks: config.train.ranks,
+            kv_cache_tokens: config.rollout.kv_cache_tokens,
             // The same draws every time: scores of different steps differ by the weights alone.
             key: rng::key(config.seed, &[VALIDATION]),
         };

@@ -136,6 +136,8 @@ pub(super) fn collect<'t>(
             temperature: config.rollout.temperature as f32,
             max_new_tokens: config.rollout.max_new_tokens,
             max_sequences: config.rollout.max_sequences,
+            ranks: config.train.ranks,
+            kv_cache_tokens: config.rollout.kv_cache_tokens,
             key: rng::key(config.seed, &[SAMPLING, cursor.portion]),
         };
         cursor.portion += 1;
@@ -150,7 +152,7 @@ pub(super) fn collect<'t>(
         rollouts.add(groups, &cost, config);
         samples::record(
             journal,
-            rollouts.replaced.iter().chain(&rollouts.groups).map(Group::named),
+            rollouts.replaced.iter().chain(&rollouts.groups).map(Group::recorded),
         )?;
         if rollouts.groups.len() == config.rollout.num_prompts {
             break;
@@ -193,8 +195,8 @@ impl<'t> Group<'t> {
         Self { task, attempts, rewards, advantages }
     }
 
-    fn named(&self) -> (&Problem, &ProblemAttempts) {
-        (&self.task.problem, &self.attempts)
+    fn recorded(&self) -> (&Problem, &ProblemAttempts, &[Option<Breakdown>]) {
+        (&self.task.problem, &self.attempts, &self.rewards)
     }
 }
 

@@ -2,132 +2,265 @@
 //!
 //! A step's groups are cut into mini-batches of prompts, one update each, and gone over
 //! `train.epochs` times. Old log-probabilities are the sampler's, which on the CPU are the trainer's
-//! to the bit: the first update's ratios are exactly 1.
+//! to the bit: the first update's ratios are exactly 1, and a run in which they are not is stopped.
+//! With `policy.importance_sampling_cap`, for devices on which the two differ, the trainer computes
+//! them itself before the first update.
 
 use super::config::Config;
 use super::rollout::Group;
-use crate::data::pack::{Batch, first_fit};
-use crate::model::{Decoder, Workspace};
-use crate::objective::grpo::{LossConfig, Metrics, Tokens, policy_loss};
+use crate::data::pack::first_fit;
+use crate::model::Workspace;
+use crate::objective::grpo::{
+    LossConfig, Metrics, Mismatch, Tokens, importance_weights, policy_loss,
+};
 use crate::objective::{Aggregation, Totals};
-use crate::tokenizer::Tokenized;
 use crate::train::trainer::{Trainer, Update};
 use crate::train::{Chunk, MicroBatch};
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use std::ops::Range;
 
 /// The model that responses should stay close to, where the loss or its metric asks for one.
 pub(super) struct Reference {
-    params: Vec<f32>,
-    workspace: Workspace,
+    pub(super) params: Vec<f32>,
 }
 
-impl Reference {
-    pub(super) fn new(params: Vec<f32>) -> Self {
-        Self { params, workspace: Workspace::new() }
-    }
-
-    /// Log-probabilities of the targets of a batch.
-    fn logp(&mut self, decoder: &Decoder, batch: &MicroBatch, temperature: f32) -> Vec<f32> {
-        let scores = batch.score(decoder, &self.params, temperature, &mut self.workspace);
-        scores.iter().map(|score| score.logp).collect()
-    }
+/// What an update learnt from and did.
+pub(super) struct Updated {
+    pub(super) metrics: Metrics,
+    /// Sampler against trainer; of the same weights only in a step's first update.
+    pub(super) mismatch: Mismatch,
+    pub(super) update: Update,
 }
 
-/// One response as the update sees it.
-struct Learnt<'g> {
-    sequence: Tokenized,
-    old_logp: &'g [f32],
-    advantage: f32,
+/// Sums over a micro-batch.
+#[derive(Default)]
+struct Sums {
+    metrics: Metrics,
+    mismatch: Mismatch,
 }
 
-/// All updates of a step: what each learnt and did.
+/// All updates of a step.
 pub(super) fn improve(
     trainer: &mut Trainer,
     config: &Config,
     groups: &[Group<'_>],
-    mut reference: Option<&mut Reference>,
-) -> Result<Vec<(Metrics, Update)>> {
+    reference: Option<&Reference>,
+) -> Result<Vec<Updated>> {
+    let mut mini_batches: Vec<MiniBatch> = groups
+        .chunks(config.mini_batch_prompts())
+        .map(|groups| MiniBatch::new(config, groups))
+        .collect();
+    let mut workspace = Workspace::new();
+    for mini_batch in &mut mini_batches {
+        mini_batch.score(trainer, config, reference, &mut workspace);
+    }
+    drop(workspace);
     let mut updates = Vec::new();
     for _ in 0..config.train.epochs {
-        for groups in groups.chunks(config.mini_batch_prompts()) {
-            updates.push(update(trainer, config, groups, reference.as_deref_mut())?);
+        for mini_batch in &mini_batches {
+            updates.push(mini_batch.update(trainer, config)?);
         }
+    }
+    if let Some(first) = updates.first() {
+        check_on_policy(&config.policy, first)?;
     }
     trainer.end_step();
     Ok(updates)
 }
 
-/// What the loss needs to know of the targets of a micro-batch besides their scores.
+/// Refuses a sampler that is not the trainer, unless the loss corrects for it.
+fn check_on_policy(loss: &LossConfig, first: &Updated) -> Result<()> {
+    let Updated { metrics, mismatch, .. } = first;
+    ensure!(
+        loss.importance_sampling_cap.is_some()
+            || (metrics.ratio_max_deviation == 0.0 && mismatch.max_distance == 0.0),
+        "a token's log-probability is {:e} off between sampler and trainer, which must agree to the \
+         bit on a CPU: please report this; policy.importance_sampling_cap corrects for differences",
+        mismatch.max_distance
+    );
+    Ok(())
+}
+
+/// One response as the update sees it.
+struct Learnt<'g> {
+    /// Which group of the mini-batch.
+    group: usize,
+    prompt: &'g [u32],
+    response: &'g [u32],
+    sampler_logp: &'g [f32],
+    advantage: f32,
+}
+
+/// The responses of some prompts, packed into rows, and what the loss needs to know of them.
+struct MiniBatch {
+    rows: Vec<MicroBatch>,
+    known: Vec<Known>,
+    divisor: f64,
+}
+
+/// What the loss needs to know of the targets of a row besides their scores.
 struct Known {
-    old_logp: Vec<f32>,
+    sampler_logp: Vec<f32>,
+    /// The trainer's, where the sampler's are not taken for them.
+    trainer_logp: Option<Vec<f32>>,
+    importance: Option<Vec<f32>>,
     reference_logp: Option<Vec<f32>>,
     advantage: Vec<f32>,
     weight: Vec<f32>,
 }
 
-/// One update from the responses of a mini-batch.
-fn update(
-    trainer: &mut Trainer,
-    config: &Config,
-    groups: &[Group<'_>],
-    mut reference: Option<&mut Reference>,
-) -> Result<(Metrics, Update)> {
-    let loss = &config.policy;
-    let temperature = config.rollout.temperature as f32;
-    let divisor = loss.aggregation.divisor(totals(config, groups));
-    let learnt = learnt(config, groups);
-    let sequences: Vec<Tokenized> = learnt.iter().map(|l| l.sequence.clone()).collect();
-    let (mut batches, mut known) = (Vec::new(), Vec::new());
-    for indices in packs(config, &sequences) {
-        let batch = MicroBatch::of(&[Batch::new(&sequences, &indices)]);
-        let members = || indices.iter().map(|&i| &learnt[i]);
-        let lengths: Vec<usize> = members().map(|l| l.old_logp.len()).collect();
-        let advantage = members().flat_map(|l| std::iter::repeat_n(l.advantage, l.old_logp.len()));
-        known.push(Known {
-            old_logp: members().map(|l| l.old_logp).collect::<Vec<_>>().concat(),
-            reference_logp: reference
-                .as_deref_mut()
-                .map(|reference| reference.logp(&trainer.model.decoder, &batch, temperature)),
-            advantage: advantage.collect(),
-            weight: loss.aggregation.token_weights(&lengths),
-        });
-        batches.push(batch);
-    }
-    let sums =
-        trainer.accumulate(&batches, temperature, |chunk, gradients, sums: &mut Metrics| {
-            let (mut dlogp, mut dentropy) =
-                (vec![0.0; gradients.len()], vec![0.0; gradients.len()]);
-            sums.merge(&chunk_loss(loss, &chunk, &known[chunk.batch], &mut dlogp, &mut dentropy));
-            for (gradient, (logp, entropy)) in gradients.iter_mut().zip(dlogp.iter().zip(dentropy))
-            {
-                (gradient.logp, gradient.entropy) = (*logp, entropy);
+impl MiniBatch {
+    /// A row holds responses of one micro-batch; how many rows a micro-batch needs changes nothing.
+    fn new(config: &Config, groups: &[Group<'_>]) -> Self {
+        let aggregation = config.policy.aggregation;
+        let learnt = learnt(config, groups);
+        let (mut rows, mut known) = (Vec::new(), Vec::new());
+        for micro_batch in learnt.chunks(config.train.micro_batch_size.unwrap_or(usize::MAX)) {
+            let totals = Totals::of(micro_batch.iter().map(|learnt| learnt.response.len()));
+            let families = families(config, micro_batch);
+            let lengths: Vec<usize> = families.iter().map(|family| length(family)).collect();
+            let packs = first_fit(&lengths, config.train.seq_len).expect(
+                "invariant: the configuration gives a row room for any prompt and response",
+            );
+            for pack in packs {
+                let mut row = MicroBatch::empty();
+                for family in pack.iter().map(|&index| families[index]) {
+                    let responses: Vec<&[u32]> = family.iter().map(|l| l.response).collect();
+                    row.push(family[0].prompt, &responses);
+                }
+                let members = pack.iter().flat_map(|&index| families[index]);
+                known.push(Known::new(&members.collect::<Vec<_>>(), aggregation, totals));
+                rows.push(row);
             }
-        })?;
-    let mut metrics = Metrics::default();
-    sums.iter().for_each(|of_batch| metrics.merge(of_batch));
-    metrics.loss /= divisor;
-    let update = trainer.update(divisor, metrics.loss)?;
-    Ok((metrics, update))
+        }
+        Self { rows, known, divisor: aggregation.divisor(totals(config, groups)) }
+    }
+
+    /// Scores under the reference model's weights and, where the sampler's log-probabilities are not
+    /// taken for the trainer's, under the trainer's before it changes them.
+    fn score(
+        &mut self,
+        trainer: &Trainer,
+        config: &Config,
+        reference: Option<&Reference>,
+        workspace: &mut Workspace,
+    ) {
+        let temperature = config.rollout.temperature as f32;
+        let mut logp = |row: &MicroBatch, params: &[f32]| -> Vec<f32> {
+            let scores = row.score(&trainer.model.decoder, params, temperature, workspace);
+            scores.iter().map(|score| score.logp).collect()
+        };
+        for (row, known) in self.rows.iter().zip(&mut self.known) {
+            known.reference_logp = reference.map(|reference| logp(row, &reference.params));
+            if let Some(cap) = config.policy.importance_sampling_cap {
+                let own = logp(row, &trainer.model.params);
+                known.importance = Some(importance_weights(&own, &known.sampler_logp, cap));
+                known.trainer_logp = Some(own);
+            }
+        }
+    }
+
+    /// One update.
+    fn update(&self, trainer: &mut Trainer, config: &Config) -> Result<Updated> {
+        let temperature = config.rollout.temperature as f32;
+        let of_rows =
+            trainer.accumulate(&self.rows, temperature, |chunk, gradients, sums: &mut Sums| {
+                let (mut dlogp, mut dentropy) =
+                    (vec![0.0; gradients.len()], vec![0.0; gradients.len()]);
+                let known = &self.known[chunk.batch];
+                sums.merge(&chunk_loss(&config.policy, &chunk, known, &mut dlogp, &mut dentropy));
+                for (gradient, (logp, entropy)) in
+                    gradients.iter_mut().zip(dlogp.iter().zip(dentropy))
+                {
+                    (gradient.logp, gradient.entropy) = (*logp, entropy);
+                }
+            })?;
+        let mut sums = Sums::default();
+        of_rows.iter().for_each(|of_row| sums.merge(of_row));
+        let Sums { mut metrics, mismatch } = sums;
+        metrics.loss /= self.divisor;
+        let update = trainer.update(self.divisor, metrics.loss)?;
+        Ok(Updated { metrics, mismatch, update })
+    }
 }
 
-/// The loss of some of a micro-batch's targets, and its gradients.
+/// Consecutive responses that are computed behind one copy of their prompt: those of a group, as
+/// far as a row holds them, or each alone.
+fn families<'l, 'g>(config: &Config, learnt: &'l [Learnt<'g>]) -> Vec<&'l [Learnt<'g>]> {
+    let mut families = Vec::new();
+    let mut rest = learnt;
+    while let Some(first) = rest.first() {
+        let mut count = 1;
+        while config.train.share_prompts
+            && rest.get(count).is_some_and(|next| next.group == first.group)
+            && length(&rest[..=count]) <= config.train.seq_len
+        {
+            count += 1;
+        }
+        let (family, others) = rest.split_at(count);
+        families.push(family);
+        rest = others;
+    }
+    families
+}
+
+/// Rows of a family, and a few more.
+fn length(family: &[Learnt<'_>]) -> usize {
+    family[0].prompt.len() + family.iter().map(|learnt| learnt.response.len()).sum::<usize>()
+}
+
+impl Known {
+    /// Of the responses of a row, which are some of a micro-batch.
+    fn new(members: &[&Learnt<'_>], aggregation: Aggregation, micro_batch: Totals) -> Self {
+        let lengths: Vec<usize> = members.iter().map(|m| m.response.len()).collect();
+        let advantages = members.iter().zip(&lengths);
+        Self {
+            sampler_logp: members.iter().map(|m| m.sampler_logp).collect::<Vec<_>>().concat(),
+            trainer_logp: None,
+            importance: None,
+            reference_logp: None,
+            advantage: advantages.flat_map(|(m, &n)| std::iter::repeat_n(m.advantage, n)).collect(),
+            weight: aggregation.token_weights(&lengths, micro_batch),
+        }
+    }
+}
+
+impl Sums {
+    fn merge(&mut self, other: &Self) {
+        self.metrics.merge(&other.metrics);
+        self.mismatch.merge(&other.mismatch);
+    }
+}
+
+fn some<'v>(values: &'v Option<Vec<f32>>, part: &Range<usize>) -> Option<&'v [f32]> {
+    values.as_ref().map(|values| &values[part.clone()])
+}
+
+/// The loss of some of a row's targets, and its gradients.
 fn chunk_loss(
     loss: &LossConfig,
     chunk: &Chunk<'_>,
     known: &Known,
     dlogp: &mut [f32],
     dentropy: &mut [f32],
-) -> Metrics {
+) -> Sums {
     let part = chunk.first..chunk.first + chunk.scores.len();
+    let logp: Vec<f32> = chunk.scores.iter().map(|score| score.logp).collect();
+    let entropy: Vec<f32> = chunk.scores.iter().map(|score| score.entropy).collect();
+    let sampler_logp = &known.sampler_logp[part.clone()];
     let tokens = Tokens {
-        logp: &chunk.scores.iter().map(|s| s.logp).collect::<Vec<_>>(),
-        old_logp: &known.old_logp[part.clone()],
-        reference_logp: known.reference_logp.as_ref().map(|logp| &logp[part.clone()]),
-        entropy: Some(&chunk.scores.iter().map(|s| s.entropy).collect::<Vec<_>>()),
+        logp: &logp,
+        old_logp: some(&known.trainer_logp, &part).unwrap_or(sampler_logp),
+        importance: some(&known.importance, &part),
+        reference_logp: some(&known.reference_logp, &part),
+        entropy: Some(&entropy),
         advantage: &known.advantage[part.clone()],
-        weight: &known.weight[part],
+        weight: &known.weight[part.clone()],
     };
-    policy_loss(loss, &tokens, 1.0, dlogp, Some(dentropy))
+    Sums {
+        mismatch: Mismatch::of(&logp, sampler_logp, loss.importance_sampling_cap),
+        metrics: policy_loss(loss, &tokens, 1.0, dlogp, Some(dentropy)),
+    }
 }
 
 /// The tokens and sequences that the loss is a mean over.
@@ -139,20 +272,6 @@ fn totals(config: &Config, groups: &[Group<'_>]) -> Totals {
     Totals::of(judged.map(|a| a.rollout.tokens.len()))
 }
 
-/// Which sequences share a packed row.
-fn packs(config: &Config, sequences: &[Tokenized]) -> Vec<Vec<usize>> {
-    let most = config.train.micro_batch_size.unwrap_or(usize::MAX).min(sequences.len().max(1));
-    let mut packs = Vec::new();
-    for (chunk, part) in sequences.chunks(most).enumerate() {
-        let lengths: Vec<usize> = part.iter().map(|s| s.input_ids.len()).collect();
-        let of_part = first_fit(&lengths, config.train.seq_len)
-            .expect("invariant: the configuration gives a row room for any prompt and response");
-        let first = chunk * most;
-        packs.extend(of_part.into_iter().map(|pack| pack.iter().map(|i| first + i).collect()));
-    }
-    packs
-}
-
 /// The responses to learn from. Without KL and entropy terms a response whose advantage is 0 has
 /// a gradient of exactly 0: it counts in the divisor, but is not computed.
 fn learnt<'g>(config: &Config, groups: &'g [Group<'_>]) -> Vec<Learnt<'g>> {
@@ -160,21 +279,17 @@ fn learnt<'g>(config: &Config, groups: &'g [Group<'_>]) -> Vec<Learnt<'g>> {
     let needs_all =
         kl_coef != 0.0 || entropy_coef != 0.0 || aggregation == Aggregation::MicroTokenMean;
     let mut learnt = Vec::new();
-    for Group { attempts: group, advantages, .. } in groups {
+    for (index, Group { attempts: group, advantages, .. }) in groups.iter().enumerate() {
         if config.advantage.drop_zero_variance && advantages.zero_variance {
             continue;
         }
         for (attempt, &advantage) in group.attempts.iter().zip(&advantages.values) {
             if attempt.is_judged() && (needs_all || advantage != 0.0) {
-                let response = &attempt.rollout.tokens;
-                let mut loss_mask = vec![false; group.prompt.len()];
-                loss_mask.resize(group.prompt.len() + response.len(), true);
                 learnt.push(Learnt {
-                    sequence: Tokenized {
-                        input_ids: [group.prompt.as_slice(), response].concat(),
-                        loss_mask,
-                    },
-                    old_logp: &attempt.rollout.logprobs,
+                    group: index,
+                    prompt: &group.prompt,
+                    response: &attempt.rollout.tokens,
+                    sampler_logp: &attempt.rollout.logprobs,
                     advantage,
                 });
             }
@@ -205,8 +320,7 @@ mod tests {
         let taken = learnt(&config, &groups);
         assert_eq!(taken.len(), 1);
         assert_eq!(taken[0].advantage, -1.0);
-        assert_eq!(taken[0].sequence.input_ids, [5, 6, 7, 8]);
-        assert_eq!(taken[0].sequence.loss_mask, [false, false, true, true]);
+        assert_eq!((taken[0].prompt, taken[0].response), (&[5, 6][..], &[7, 8][..]));
         config.policy.entropy_coef = 0.1;
         assert_eq!(learnt(&config, &groups).len(), 2);
     }
@@ -227,14 +341,57 @@ mod tests {
         assert_eq!(totals(&config, &groups).sequences, 2);
     }
 
+    /// A group whose responses have these lengths, after a prompt of two tokens.
+    fn of_lengths<'t>(task: &'t super::super::rollout::Task, lengths: &[usize]) -> Group<'t> {
+        let mut attempts = group(&vec![("a", VerdictKind::Pass); lengths.len()]);
+        for (attempt, &length) in attempts.attempts.iter_mut().zip(lengths) {
+            attempt.rollout.tokens = vec![7; length];
+            attempt.rollout.logprobs = vec![-0.5; length];
+        }
+        let advantages = Advantages { values: vec![1.0; lengths.len()], zero_variance: false };
+        Group { task, attempts, rewards: Vec::new(), advantages }
+    }
+
     #[test]
-    fn a_row_holds_at_most_the_micro_batch_in_order() {
+    fn a_row_holds_responses_of_one_micro_batch_and_its_means_are_that_ones() {
+        let tasks = tasks(1);
+        let groups = [of_lengths(&tasks[0], &[2, 2, 6, 4])];
         let mut config = config(1);
-        config.train.seq_len = 10;
-        let sequences = [4usize, 4, 4, 9, 1]
-            .map(|length| Tokenized { input_ids: vec![0; length], loss_mask: vec![true; length] });
-        assert_eq!(packs(&config, &sequences), [vec![0, 1, 4], vec![2], vec![3]]);
-        config.train.micro_batch_size = Some(2);
-        assert_eq!(packs(&config, &sequences), [vec![0, 1], vec![2], vec![3], vec![4]]);
+        config.train.seq_len = 8;
+        let targets = |config: &Config| -> Vec<usize> {
+            MiniBatch::new(config, &groups).known.iter().map(|k| k.sampler_logp.len()).collect()
+        };
+        assert_eq!(targets(&config), [4, 6, 4], "two fit together");
+        config.train.micro_batch_size = Some(1);
+        assert_eq!(targets(&config), [2, 2, 6, 4]);
+
+        config.train.micro_batch_size = Some(4);
+        config.policy.aggregation = Aggregation::MicroTokenMean;
+        for seq_len in [8, 100] {
+            config.train.seq_len = seq_len;
+            let batch = MiniBatch::new(&config, &groups);
+            assert_eq!(batch.divisor, 4.0);
+            let weights: Vec<f32> = batch.known.iter().flat_map(|k| k.weight.clone()).collect();
+            assert_eq!(weights, [4.0 / 14.0; 14], "however many rows it takes");
+        }
+    }
+
+    #[test]
+    fn responses_of_a_group_share_their_prompt_as_far_as_a_row_holds_them() {
+        let tasks = tasks(1);
+        let groups = [&[2, 2, 6, 4][..], &[3, 3]].map(|lengths| of_lengths(&tasks[0], lengths));
+        let mut config = config(2);
+        let sizes = |config: &Config| -> Vec<usize> {
+            families(config, &learnt(config, &groups)).iter().map(|family| family.len()).collect()
+        };
+        config.train.seq_len = 12;
+        assert_eq!(sizes(&config), [1; 6]);
+        config.train.share_prompts = true;
+        assert_eq!(sizes(&config), [3, 1, 2]);
+        let batch = MiniBatch::new(&config, &groups);
+        assert_eq!(batch.rows.len(), 3);
+        config.train.seq_len = 100;
+        assert_eq!(sizes(&config), [4, 2]);
+        assert_eq!(MiniBatch::new(&config, &groups).rows.len(), 1);
     }
 }

@@ -1,0 +1,231 @@
+//! The plan of a GRPO run: what sampling and updating take beside the model and its optimizer.
+//!
+//! A key-value cache smaller than all sequences could fill makes some wait and changes nothing else, so
+//! the plan counts what goes beyond the smallest as elastic. Left out: the judge's processes.
+
+use super::{
+    Device, Phase, Plan, PlannedBuffer, Work, cpu_work, gpu_state, gpu_work, shape, state,
+};
+use crate::engine::EngineConfig;
+use crate::model::{BLOCK_TOKENS, Decoder, Recompute};
+use crate::train::grpo;
+use anyhow::Result;
+
+impl Plan {
+    /// The plan of a reinforcement run: for GPUs where the memory of one is given.
+    pub fn of_grpo(config: &grpo::Config) -> Result<Self> {
+        config.check()?;
+        let decoder = Decoder::new(shape(&config.model)?);
+        let device = match config.plan.gpu_memory_gb {
+            Some(gigabytes) => Device::Gpu { memory_bytes: gigabytes * 1e9 },
+            None => Device::Cpu,
+        };
+        let of = |recompute| updating(&decoder, config, device, recompute).bytes();
+        let rollouts_per_step = config.rollout.num_prompts * config.rollout.n;
+        let held = held(&decoder, config, device);
+        let sampling = sampling(&decoder, config, device);
+        let before = super::bytes_in(&held);
+        let by_recompute = [Recompute::None, Recompute::Selective, Recompute::Layer]
+            .map(|recompute| (recompute, before + sampling.bytes().max(of(recompute))));
+        let mut plan = Self {
+            device,
+            ranks: config.train.ranks,
+            buffers: held,
+            phases: vec![sampling, updating(&decoder, config, device, config.train.recompute)],
+            by_recompute: by_recompute.to_vec(),
+            total_steps: config.train.total_steps,
+            max_tokens_per_step: rollouts_per_step * config.longest(),
+            rollouts_per_step,
+            ..Self::of_model(decoder.config())
+        };
+        plan.advice = plan.advice_for_grpo(&decoder, config);
+        Ok(plan)
+    }
+
+    /// What would make a run on GPUs fit that does not: for each phase the first change that does.
+    fn advice_for_grpo(&self, decoder: &Decoder, config: &grpo::Config) -> Option<String> {
+        let Device::Gpu { memory_bytes } = self.device else { return None };
+        let free = memory_bytes - super::bytes_in(&self.buffers) as f64;
+        let mut advice = Vec::new();
+        for phase in self.phases.iter().filter(|phase| phase.bytes() as f64 > free) {
+            let over = phase.bytes() as f64 - free;
+            let change = if phase.elastic_bytes as f64 >= over {
+                let cache = phase.buffers[0].bytes as f64 - over;
+                let tokens = (cache / cache_bytes_per_token(decoder, self.device) as f64) as usize;
+                format!("rollout.kv_cache_tokens={}", tokens / BLOCK_TOKENS * BLOCK_TOKENS)
+            } else if phase.name == UPDATING
+                && updating(decoder, config, self.device, Recompute::Layer).bytes() as f64 <= free
+            {
+                let of = |recompute| updating(decoder, config, self.device, recompute).bytes();
+                let fits = of(Recompute::Selective) as f64 <= free;
+                let mode = if fits { "selective" } else { "layer" };
+                format!("train.recompute=\"{mode}\"")
+            } else {
+                format!("train.ranks={} or shorter responses", 8.max(2 * self.ranks))
+            };
+            advice.push(format!(
+                "{:.1} GB too much while {}: it would fit with {change}",
+                over / 1e9,
+                phase.name
+            ));
+        }
+        (!advice.is_empty()).then(|| advice.join("; "))
+    }
+}
+
+const SAMPLING: &str = "sampling";
+const UPDATING: &str = "updating";
+
+/// What exists all the time.
+fn held(decoder: &Decoder, config: &grpo::Config, device: Device) -> Vec<PlannedBuffer> {
+    let (num_parameters, ranks) = (decoder.layout().len, config.train.ranks);
+    let (mut held, width) = match device {
+        Device::Cpu => (state(num_parameters, ranks), 4),
+        Device::Gpu { .. } => (gpu_state(num_parameters, ranks), 2),
+    };
+    if config.policy.needs_reference() {
+        held.push(PlannedBuffer { name: "reference model", bytes: width * num_parameters });
+    }
+    held
+}
+
+/// Every rank's cache for the sequences that it may sample at the same time, and its passes.
+fn sampling(decoder: &Decoder, config: &grpo::Config, device: Device) -> Phase {
+    let longest = config.longest();
+    let roomy = EngineConfig::roomy(config.rollout.max_sequences, longest);
+    let engine = match config.rollout.kv_cache_tokens {
+        Some(tokens) => roomy.within(tokens),
+        None => roomy,
+    };
+    let shape = decoder.config();
+    let rows = engine.max_sequences + engine.prefill_tokens;
+    let heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
+    let of_row = shape.hidden_size + heads + shape.num_heads * shape.head_dim;
+    let (ranks, weights, width) = match device {
+        Device::Cpu => (config.train.ranks, decoder.decoding_weights_bytes(), 4),
+        // A GPU samples with the trainer's own weights.
+        Device::Gpu { .. } => (1, 0, 2),
+    };
+    let of_token = cache_bytes_per_token(decoder, device);
+    let cache = engine.cache_blocks * BLOCK_TOKENS * of_token;
+    let least = EngineConfig::least_cache_tokens(longest) * of_token;
+    let buffers = [
+        ("key-value cache", cache * ranks),
+        ("weights packed for sampling", weights),
+        ("logits", 4 * engine.max_logits() * shape.vocab_size * ranks),
+        ("activations of a pass", width * rows * of_row * ranks),
+    ];
+    Phase {
+        name: SAMPLING,
+        buffers: buffers.map(|(name, bytes)| PlannedBuffer { name, bytes }).to_vec(),
+        elastic_bytes: cache.saturating_sub(least) * ranks,
+    }
+}
+
+/// The forward and backward of a packed row.
+fn updating(
+    decoder: &Decoder,
+    config: &grpo::Config,
+    device: Device,
+    recompute: Recompute,
+) -> Phase {
+    let (tokens, ranks) = (config.train.seq_len, config.train.ranks);
+    let work = Work { tokens, longest: config.longest(), ranks, recompute };
+    let buffers = match device {
+        Device::Cpu => cpu_work(decoder, work),
+        Device::Gpu { .. } => gpu_work(decoder, work),
+    };
+    Phase { name: UPDATING, buffers, elastic_bytes: 0 }
+}
+
+/// Keys and values of all layers: in f32 on a CPU, in two bytes on a GPU.
+fn cache_bytes_per_token(decoder: &Decoder, device: Device) -> usize {
+    let shape = decoder.config();
+    match device {
+        Device::Cpu => crate::model::KvCache::bytes_for(shape, 1) as usize / BLOCK_TOKENS,
+        Device::Gpu { .. } => 2 * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &std::path::Path, sets: &[&str]) -> grpo::Config {
+        let shape = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8}"#;
+        let file = dir.join("model.json");
+        std::fs::write(&file, shape).unwrap();
+        let model = format!("model={{init='{}',tokenizer='none'}}", file.display());
+        let sets = std::iter::once(model).chain(sets.iter().map(|&set| set.to_owned()));
+        let table7 = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/llama3-8b/grpo.toml");
+        grpo::Config::load(&[table7.into()], &sets.collect::<Vec<_>>()).unwrap().value
+    }
+
+    fn plan(sets: &[&str]) -> Plan {
+        let dir = tempfile::tempdir().unwrap();
+        Plan::of_grpo(&config(dir.path(), sets)).unwrap()
+    }
+
+    #[test]
+    fn the_papers_run_fits_a_gpu_and_its_larger_phase_decides() {
+        let plan = plan(&[]);
+        assert_eq!(plan.advice, None);
+        let held: usize = plan.buffers.iter().map(|b| b.bytes).sum();
+        let [sampling, updating] = [0, 1].map(|i| plan.phases[i].bytes());
+        assert_eq!(plan.total_bytes(), held + sampling.max(updating));
+        // 2 x 32 layers x 8 heads x 128 x 2 bytes a token.
+        assert_eq!(plan.phases[0].buffers[0].bytes, 131_072 * 196_608);
+        // Parameters and gradients of 8.03e9 x 2 bytes, and an eighth of 12 bytes.
+        assert!((held as f64 - (32.12e9 + 12.05e9 + 2.147e9)).abs() < 0.05e9, "{held}");
+        assert!(plan.lines().iter().any(|(label, _)| label.contains("in all, while ")));
+    }
+
+    #[test]
+    fn a_cache_that_does_not_fit_comes_with_the_largest_that_does() {
+        let too_much = plan(&["rollout.kv_cache_tokens=1000000", "plan.gpu_memory_gb=70.0"]);
+        let advice = too_much.advice.unwrap();
+        let (_, tokens) = advice.split_once("rollout.kv_cache_tokens=").unwrap();
+        let tokens: String = tokens.chars().take_while(char::is_ascii_digit).collect();
+        let with = |tokens: usize| {
+            let set = format!("rollout.kv_cache_tokens={tokens}");
+            plan(&[&set, "plan.gpu_memory_gb=70.0"]).advice.unwrap_or_default()
+        };
+        let tokens: usize = tokens.parse().unwrap();
+        assert!(!with(tokens).contains("sampling"));
+        assert!(with(tokens + 2 * BLOCK_TOKENS).contains("sampling"));
+    }
+
+    #[test]
+    fn updates_that_do_not_fit_recompute_more_or_take_more_ranks() {
+        let advice = |set: &str, gigabytes: &str| {
+            let memory = format!("plan.gpu_memory_gb={gigabytes}");
+            plan(&[set, &memory]).advice.unwrap()
+        };
+        let none = "train.recompute=none";
+        assert!(advice(none, "105.0").contains("train.recompute=\"selective\""));
+        assert!(advice(none, "62.0").contains("train.recompute=\"layer\""));
+        assert!(advice("train.ranks=1", "62.0").contains("train.ranks=8"));
+    }
+
+    #[test]
+    fn a_reference_model_and_ranks_on_a_cpu_are_counted() {
+        let on_cpu = |more: &[&str]| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut config = config(dir.path(), more);
+            config.plan.gpu_memory_gb = None;
+            Plan::of_grpo(&config).unwrap()
+        };
+        let held = |plan: &Plan| plan.buffers.iter().map(|b| b.bytes).sum::<usize>();
+        let plain = on_cpu(&["train.ranks=1"]);
+        let with = on_cpu(&["train.ranks=1", "policy.kl_coef=0.001"]);
+        assert_eq!(held(&with) - held(&plain), 4 * plain.num_parameters);
+        let two = on_cpu(&["train.ranks=2"]);
+        assert_eq!(held(&two) - held(&plain), 8 * plain.num_parameters);
+        assert_eq!(two.phases[0].buffers[0].bytes, 2 * plain.phases[0].buffers[0].bytes);
+        let needed = plain.total_bytes() as u64;
+        plain.check_fits(needed).unwrap();
+        assert!(plain.check_fits(60_000_000_000).is_err());
+    }
+}
