@@ -4,15 +4,16 @@ alternating runs, always the most likely token, so that all should give the same
 
 Workloads: 1, 8 and 64 sequences of 128 new tokens each, and 8 and 64 sequences whose number of new tokens
 is uniform from 16 to 320. No token ends a response. transformers runs as users run it: one batch, padded on
-the left, until the longest is done; only wanted tokens count. llama.cpp decodes all sequences together, each
-until it has its tokens. Ours makes its engine within the time; llama.cpp has its context made and warmed up
-before (llama_generate.cpp). Reading a model's files is in no time.
+the left, until the longest is done, of which only wanted tokens count. llama.cpp decodes all sequences
+together, each until it has its tokens, with its own defaults (a cache in f16). Ours makes its engine within
+the time; the others are warmed up before, llama.cpp with its context made (llama_generate.cpp). Reading a
+model's files is in no time. Left out: the continuous batching of transformers.
 
 Each engine is a process that waits for jobs, so that only one works at a time.
 Needs torch and transformers; for llama.cpp also to_gguf.py's output and llama_generate, compiled as
 docs/comparisons.md says. Build ours first: cargo build --release --example generate
 Usage: generate.py --model DIR [--binary target/release/examples/generate] [--rounds 5] [--threads 2]
-       [--llama LLAMA_GENERATE MODEL.gguf] [--out FILE.json]
+       [--llama LLAMA_GENERATE MODEL.gguf] [--workloads NAME ...] [--out FILE.json]
 """
 
 import argparse
@@ -63,32 +64,32 @@ def jobs(model: str) -> dict:
     return result
 
 
-def transformers_worker(model: str, threads: int) -> None:
+def transformers_worker(args: argparse.Namespace) -> None:
     """Answers jobs on stdin as examples/generate.rs does."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-
-    def generate(job: dict) -> list:
-        width = max(map(len, job["prompts"]))
-        padding = [width - len(prompt) for prompt in job["prompts"]]
-        ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(padding, job["prompts"])])
-        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])
-        most = max(job["new_tokens"])
-        out = model.generate(ids, attention_mask=mask, max_new_tokens=most, do_sample=False)
-        assert out.shape[1] == width + most, "a response ended early"
-        return [row[width : width + n] for row, n in zip(out.tolist(), job["new_tokens"])]
-
-    generate({"prompts": [[2, 3, 4]], "new_tokens": [8]})
+    torch.set_num_threads(args.threads)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model.generation_config.update(do_sample=False, eos_token_id=None, pad_token_id=0)
+    one_batch(model, {"prompts": [[2, 3, 4]], "new_tokens": [8]})
     for line in sys.stdin:
         job = json.loads(line)
         start = time.perf_counter()
-        tokens = generate(job)
+        tokens = one_batch(model, job)
         print(json.dumps({"seconds": time.perf_counter() - start, "tokens": tokens}), flush=True)
+
+
+def one_batch(model, job: dict) -> list:
+    import torch
+
+    width, most = max(map(len, job["prompts"])), max(job["new_tokens"])
+    padding = [width - len(prompt) for prompt in job["prompts"]]
+    ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(padding, job["prompts"])])
+    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=most)
+    assert out.shape[1] == width + most, "a response ended early"
+    return [row[width : width + wanted] for row, wanted in zip(out.tolist(), job["new_tokens"])]
 
 
 class Engine:
@@ -120,13 +121,14 @@ def as_lines(job: dict) -> str:
     return "\n".join([str(len(lines)), *lines]) + "\n"
 
 
-def measure(engines: dict, rounds: int, model: str) -> dict:
+def measure(engines: dict, args: argparse.Namespace) -> dict:
     """For each workload and engine: tokens a second in each round, and the share of equal sequences."""
-    results = {}
-    for name, work in jobs(model).items():
+    results, work_of = {}, jobs(args.model)
+    for name in args.workloads:
+        work = work_of[name]
         num_tokens = sum(sum(job["new_tokens"]) for job in work)
         results[name] = {engine: {"tokens_per_second": []} for engine in engines}
-        for _ in range(rounds):
+        for _ in range(args.rounds):
             tokens = {}
             for engine, process in engines.items():
                 seconds, tokens[engine] = process.run(work)
@@ -167,21 +169,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--worker", action="store_true", help="be the process of transformers")
     args = parser.parse_args()
     if args.worker:
-        transformers_worker(args.model, args.threads)
+        transformers_worker(args)
         return
-    threads = str(args.threads)
-    worker = [sys.executable, __file__, "--worker", "--model", args.model, "--threads", threads]
+    threads = args.threads
+    worker = [sys.executable, *sys.argv, "--worker"]
     engines = {
-        "ours": Engine([args.binary, args.model], as_json, args.threads),
-        "transformers": Engine(worker, as_json, args.threads),
+        "ours": Engine([args.binary, args.model], as_json, threads),
+        "transformers": Engine(worker, as_json, threads),
     }
     if args.llama:
-        engines["llama.cpp"] = Engine([*args.llama, threads], as_lines, args.threads)
-    report = {"date": time.strftime("%Y-%m-%d"), "threads": args.threads, "machine": machine()}
-    report["workloads"] = measure(engines, args.rounds, args.model)
+        engines["llama.cpp"] = Engine([*args.llama, str(threads)], as_lines, threads)
+    report = {"date": time.strftime("%Y-%m-%d"), "threads": threads, "machine": machine()}
+    report["workloads"] = measure(engines, args)
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
 
