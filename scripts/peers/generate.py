@@ -30,7 +30,7 @@ from train_step import tuned
 
 # Sequences at a time, how many times with other prompts, and the numbers of new tokens.
 WORKLOADS = {
-    "1": (1, 8, (128, 128)),
+    "1": (1, 2, (128, 128)),
     "8": (8, 2, (128, 128)),
     "64": (64, 1, (128, 128)),
     "8 mixed": (8, 2, (16, 320)),

@@ -2,7 +2,7 @@
 // time; generate.py beside it runs it in turn with other engines.
 //
 // All sequences of a job are decoded together, and one that has its tokens leaves the batch. The context is
-// made and warmed up before the clock runs.
+// made and warmed up before the clock runs; threads wait for work in a pool, as in llama.cpp's own tools.
 //
 // stdin, for each job: a line with the number of prompts, then for each a line "NEW_TOKENS ID ID ...".
 // stdout, for each job: {"seconds": wall time, "tokens": [[id, ...], ...]}.
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "ggml-backend.h"
+#include "ggml-cpu.h"
 #include "llama.h"
 
 struct Sequence {
@@ -40,9 +41,18 @@ static void add(llama_batch & batch, llama_token token, size_t position, size_t 
     batch.logits[row] = logits;
 }
 
+static ggml_threadpool * pool_of(int threads) {
+    ggml_backend_reg_t cpu = ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    const auto make = (decltype(ggml_threadpool_new) *) ggml_backend_reg_get_proc_address(cpu, "ggml_threadpool_new");
+    ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+    ggml_threadpool * pool = make(&params);
+    if (!pool) fail("no threads");
+    return pool;
+}
+
 class Generation {
   public:
-    Generation(llama_model * model, int threads, std::vector<Sequence> & sequences)
+    Generation(llama_model * model, int threads, ggml_threadpool * pool, std::vector<Sequence> & sequences)
         : sequences(sequences), vocab(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
         size_t longest = 0;
         for (const auto & s : sequences) longest = std::max(longest, s.prompt.size() + s.wanted);
@@ -54,6 +64,7 @@ class Generation {
         params.n_threads = params.n_threads_batch = threads;
         context = llama_init_from_model(model, params);
         if (!context) fail("no context");
+        llama_attach_threadpool(context, pool, nullptr);
         batch = llama_batch_init(BATCH, 0, 1);
     }
 
@@ -162,9 +173,11 @@ int main(int argc, char ** argv) {
     ggml_backend_load_all();
     llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
     if (!model) fail("the model does not open");
+    const int threads = std::atoi(argv[2]);
+    ggml_threadpool * pool = pool_of(threads);  // until the process ends
     for (std::string line; std::getline(std::cin, line);) {
         std::vector<Sequence> sequences = read_job(std::stoul(line));
-        Generation generation(model, std::atoi(argv[2]), sequences);
+        Generation generation(model, threads, pool, sequences);
         generation.warm_up();
         const auto start = std::chrono::steady_clock::now();
         generation.run();
