@@ -151,13 +151,13 @@ fn cache_bytes_per_token(decoder: &Decoder, device: Device) -> usize {
 mod tests {
     use super::*;
 
+    /// The paper's run of a model whose `config.json` lies in `dir`.
     fn config(dir: &std::path::Path, sets: &[&str]) -> grpo::Config {
         let shape = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
             "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8}"#;
-        let file = dir.join("model.json");
-        std::fs::write(&file, shape).unwrap();
-        let model = format!("model={{init='{}',tokenizer='none'}}", file.display());
+        std::fs::write(dir.join("config.json"), shape).unwrap();
+        let model = format!("model.path={}", dir.display());
         let sets = std::iter::once(model).chain(sets.iter().map(|&set| set.to_owned()));
         let table7 = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/llama3-8b/grpo.toml");
         grpo::Config::load(&[table7.into()], &sets.collect::<Vec<_>>()).unwrap().value
