@@ -51,7 +51,7 @@ sum_of_squares(const double* partials, int count, double* total, unsigned* not_f
     *not_finite = !(sum <= 1.7976931348623157e308);
 }
 
-// The first of the eight elements of this thread, and how many there are from it on.
+// The first of the eight elements of this thread.
 __device__ __forceinline__ long long first_of_thread() {
     return (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
 }

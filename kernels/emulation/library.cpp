@@ -8,7 +8,6 @@
 
 #include <map>
 #include <string>
-#include <tuple>
 #include <utility>
 
 namespace {
@@ -30,6 +29,9 @@ FAMILY(embedding) {
 }
 FAMILY(faulty) {
 #include "faulty.cu"
+}
+FAMILY(fill) {
+#include "../fill.cu"
 }
 FAMILY(flat) {
 #include "../flat.cu"
@@ -97,6 +99,7 @@ const std::map<std::string, Call>& kernels() {
         KERNEL(faulty, faulty_alignment),
         KERNEL(faulty, faulty_divergence),
         KERNEL(faulty, faultless),
+        KERNEL(fill, fill_with_index),
         KERNEL(flat, square_partials_bf16),
         KERNEL(flat, square_partials_f32),
         KERNEL(flat, sum_of_squares),

@@ -18,6 +18,7 @@ mod rows;
 mod sampling;
 
 use emulation::{Gpu, Library};
+use std::path::Path;
 
 #[test]
 fn the_emulation_finds_the_usual_mistakes() {
@@ -42,5 +43,16 @@ fn the_emulation_finds_the_usual_mistakes() {
             let error = run(name).err().unwrap_or_else(|| format!("{name} went well"));
             assert!(error.contains(expected), "{name}, order {order}: {error}");
         }
+    }
+}
+
+#[test]
+fn every_source_of_kernels_is_in_the_emulation() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let library = std::fs::read_to_string(folder.join("emulation/library.cpp")).unwrap();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        let is_there = library.contains(&format!("#include \"../{name}\""));
+        assert!(is_there || !name.ends_with(".cu"), "{name} is missing in library.cpp");
     }
 }
