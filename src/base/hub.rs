@@ -349,7 +349,7 @@ pub(crate) mod tests {
         let hub = hub(cache.path(), &serve(Kind::Dataset, &FILES), false);
         let blobs = cache.path().join("datasets--owner--name/blobs");
         // What an interrupted download leaves: the server is only asked for the rest.
-        write_atomic(&blobs.join("etag-a.txt.part"), b"THE TEXT").unwrap();
+        write_atomic(&blobs.join("etag-a.part"), b"THE TEXT").unwrap();
         let is_complete = |dir: &Path| dir.join("a.txt").is_file();
         let name = repo("owner/name");
         let snapshot = hub.directory(&name, is_complete, fetch_all).unwrap();

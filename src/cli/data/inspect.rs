@@ -29,7 +29,6 @@ pub fn run(args: Args) -> Result<()> {
     let tokenizer = Tokenizer::load(&hub::resolve(&args.tokenizer, Needs::Tokenizer)?)?;
     let is_coloured = log::is_coloured(&std::io::stdout());
     let style = if is_coloured { Style::Colours } else { Style::Brackets };
-    print(format_args!("{}\n\n", style.legend()))?;
     let mut totals = Totals::default();
     tokenized::for_each(&args.data, &tokenizer, |sample| {
         totals.add(&sample);
@@ -37,9 +36,10 @@ pub fn run(args: Args) -> Result<()> {
             return Ok(());
         }
         let (number, length) = (totals.samples, sample.input_ids.len());
+        let legend = if number == 1 { style.legend() + "\n\n" } else { String::new() };
         let text = render(&sample, &tokenizer, style)?;
         print(format_args!(
-            "sample {number}: {length} tokens, {} with loss\n{text}\n\n",
+            "{legend}sample {number}: {length} tokens, {} with loss\n{text}\n\n",
             sample.learnt()
         ))
     })?;
