@@ -110,7 +110,6 @@ fn distance(decoder: &Decoder, actual: &[f32], expected: &[f32]) -> f64 {
     decoder.layout().tensors.iter().map(|tensor| of(tensor.range.clone())).fold(0.0, f64::max)
 }
 
-#[expect(clippy::print_stdout, reason = "the measured errors are worth reading")]
 fn check(case: &str, set: &[&str]) {
     let sets: Vec<String> = set.iter().map(|&set| set.to_owned()).collect();
     let config = Config::load(&[golden(&format!("{case}.toml"))], &sets).unwrap().value;
