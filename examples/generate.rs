@@ -42,7 +42,10 @@ fn main() -> Result<()> {
     let model = LanguageModel::open(Path::new(&model))?;
     for line in std::io::stdin().lock().lines() {
         let job: Job = serde_json::from_str(&line?).context("reading a job")?;
-        ensure!(job.prompts.len() == job.new_tokens.len(), "prompts and new_tokens differ in number");
+        ensure!(
+            job.prompts.len() == job.new_tokens.len(),
+            "prompts and new_tokens differ in number"
+        );
         let started = Instant::now();
         let tokens = generate(&model, &job)?;
         let seconds = started.elapsed().as_secs_f64();
@@ -62,7 +65,10 @@ fn generate(model: &LanguageModel, job: &Job) -> Result<Vec<Vec<u32>>> {
         .collect();
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let mut lengths = Lengths { wanted: &job.new_tokens, tokens: vec![Vec::new(); requests.len()] };
-    Engine::new(&model.decoder, &model.params, config)
-        .generate(&requests, &sampling, &mut lengths)?;
+    Engine::new(&model.decoder, &model.params, config).generate(
+        &requests,
+        &sampling,
+        &mut lengths,
+    )?;
     Ok(lengths.tokens)
 }
