@@ -217,10 +217,9 @@ def points(mean: float, low: float, high: float) -> str:
 def figure(rows: list, base: float) -> str:
     """Means as bars with their intervals, seeds as dots, the SFT model as a line."""
     left, width, step, top = 150, 420, 26, 40
-    least = 0.5
 
     def x(value: float) -> float:
-        return round(left + width * (value - least) / (0.8 - least), 1)
+        return round(left + width * value, 1)
 
     height = top + step * len(rows) + 34
     parts = [
@@ -230,7 +229,7 @@ def figure(rows: list, base: float) -> str:
         f'<text x="{left}" y="20">GTG pass@1 after GRPO, by reward (dots: seeds; line: SFT)</text>',
     ]
     bottom = top + step * len(rows)
-    for tick in range(50, 81, 5):
+    for tick in range(0, 101, 20):
         at = x(tick / 100)
         parts.append(f'<path d="M{at} {top}V{bottom}" stroke="#ddd"/>')
         parts.append(f'<text x="{at}" y="{bottom + 18}" text-anchor="middle">{tick} %</text>')

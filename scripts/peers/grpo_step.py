@@ -214,10 +214,10 @@ def main() -> None:
             command = [sys.executable, *sys.argv, "--peer", name]
             results.append(ours(args) if name == "ours" else run(command, args.threads))
             print(describe(name, results[-1]), flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
     for name in PEERS:
         print(compare(report["runs"], name))
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
