@@ -251,15 +251,18 @@ impl PackedWeights {
                 }
             }
         });
-        let copy = |range: &Range<usize>| parameters[range.clone()].to_vec();
+        let copy = |range: &Range<usize>, to: &mut Vec<f32>| {
+            to.clear();
+            to.extend_from_slice(&parameters[range.clone()]);
+        };
         for (vectors, ranges) in self.layers.iter_mut().zip(&ranges.layers) {
-            *vectors = LayerVectors {
-                input_norm: copy(&ranges.input_norm),
-                qkv_bias: ranges.qkv_bias.as_ref().map(copy),
-                post_norm: copy(&ranges.post_norm),
-            };
+            copy(&ranges.input_norm, &mut vectors.input_norm);
+            if let Some(bias) = &ranges.qkv_bias {
+                copy(bias, vectors.qkv_bias.get_or_insert_default());
+            }
+            copy(&ranges.post_norm, &mut vectors.post_norm);
         }
-        self.norm = copy(&ranges.norm);
+        copy(&ranges.norm, &mut self.norm);
     }
 
     /// Norms and bias of a layer.
