@@ -1,7 +1,8 @@
 //! Reads a response: its program, the cases it made itself, how often it corrected itself.
 //!
-//! The program is the last python block (`sandbox::last_python_block`); it lies after `</think>`, if there is one. The chain of thought is all that
-//! precedes it. A self-made case is a line of the chain of thought
+//! The program is the last python block (`sandbox::last_python_block`); it lies after `</think>`, if
+//! there is one. The chain of thought is all that precedes it. A self-made case is a line of the chain
+//! of thought
 //!
 //! ```text
 //! [bullet] case [number]: INPUT SEPARATOR VALUE [anything]
