@@ -189,6 +189,21 @@ fn neither_batching_nor_the_judges_workers_change_a_score() {
 }
 
 #[test]
+fn a_model_of_the_cache_is_scored_by_its_name() {
+    let place = Evals::new();
+    let (repo, commit) = (place.path("hf/hub/models--owner--small"), "0".repeat(40));
+    for dir in ["refs", "snapshots"] {
+        fs::create_dir_all(repo.join(dir)).unwrap();
+    }
+    fs::write(repo.join("refs/main"), &commit).unwrap();
+    std::os::unix::fs::symlink(INPUTS.join("model"), repo.join("snapshots").join(commit)).unwrap();
+    let words = "eval gtg --model owner/small --data problems.jsonl --rollouts 1 --out named.json";
+    let mut command = place.0.train(&format!("{words} --max-new-tokens 4"));
+    done(command.env("HF_HOME", place.path("hf")).env("HF_HUB_OFFLINE", "1"));
+    assert_eq!(place.json("named.json")["num_problems"], PROBLEMS);
+}
+
+#[test]
 fn a_killed_run_resumes_to_the_result_of_one_never_stopped() {
     let place = Evals::new();
     let journal = place.path("score.partial.jsonl");

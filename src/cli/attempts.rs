@@ -5,6 +5,7 @@ use crate::base::error::Interrupted;
 use crate::base::fs::check_writable;
 use crate::base::interrupt;
 use crate::checkpoint::LanguageModel;
+use crate::checkpoint::hub::{self, Needs};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
@@ -75,7 +76,8 @@ impl AttemptArgs {
         out.map_or(Ok(()), |out| check_writable(out, &[&self.data]))?;
         let problems: Vec<Problem> = jsonl::read(&self.data)?;
         check(&problems).map_err(|e| e.context(self.data.display().to_string()))?;
-        let model = LanguageModel::open(&self.model)?;
+        let dir = hub::resolve(&self.model, Needs::Model)?;
+        let model = LanguageModel::open(&dir)?;
         let prompt = GtgPrompt::bundled()?;
         let tasks: Vec<Task<'_>> =
             problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();
@@ -86,7 +88,7 @@ impl AttemptArgs {
         let journal = out
             .filter(|out| !out.exists() || out.is_file())
             .map(|out| {
-                let identity = Identity::new(&self.model, &problems, &prompt, &settings, &options)?;
+                let identity = Identity::new(&dir, &problems, &prompt, &settings, &options)?;
                 Journal::open(Journal::path_for(out), &identity, self.resume)
             })
             .transpose()?;
