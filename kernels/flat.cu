@@ -56,8 +56,9 @@ __device__ __forceinline__ long long first_of_thread() {
     return (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
-widen_bf16(const bf16* x, float* out, long long count) {
+// Eight numbers in another format.
+template <class From, class To>
+__device__ __forceinline__ void convert(const From* x, To* out, long long count) {
     long long at = first_of_thread();
     if (at >= count) return;
     float v[8];
@@ -66,13 +67,10 @@ widen_bf16(const bf16* x, float* out, long long count) {
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-narrow_to_bf16(const float* x, bf16* out, long long count) {
-    long long at = first_of_thread();
-    if (at >= count) return;
-    float v[8];
-    load_up_to_eight(x + at, count - at, 0, v);
-    store_up_to_eight(v, count - at, out + at);
-}
+widen_bf16(const bf16* x, float* out, long long count) { convert(x, out, count); }
+
+extern "C" __global__ void __launch_bounds__(256)
+narrow_to_bf16(const float* x, bf16* out, long long count) { convert(x, out, count); }
 
 // sum += x.
 extern "C" __global__ void __launch_bounds__(256)

@@ -3,7 +3,7 @@
 use super::{ByFloat, Float, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::cubin;
+use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
@@ -79,18 +79,9 @@ impl LogProb {
         let rows = shape.rows(logits.len());
         let lens = [targets.len(), statistics.len(), logp.len()];
         assert_eq!(lens, [rows; 3], "as many targets and scores as rows");
-        let (vocab, stride) = (int(shape.vocab), int(shape.stride));
-        let scale = 1.0 / shape.temperature;
-        // SAFETY: the kernel's parameters; targets are below the vocabulary.
-        unsafe {
-            self.forward.of::<T>().launch(
-                blocks(rows),
-                super::sample::ROW_THREADS,
-                0,
-                stream,
-                &[&logits, &targets, &statistics, &logp, &vocab, &stride, &scale],
-            )
-        }
+        let parts: [&dyn Argument; 4] = [&logits, &targets, &statistics, &logp];
+        // SAFETY: the kernel's first parameters; targets are below the vocabulary.
+        unsafe { shape.launch(self.forward.of::<T>(), rows, stream, &parts) }
     }
 
     /// Overwrites bf16 logits with the gradients of the loss by them.
@@ -106,18 +97,9 @@ impl LogProb {
         let rows = shape.rows(logits.len());
         let lens = [targets.len(), statistics.len(), gradients.len()];
         assert_eq!(lens, [rows; 3], "as many targets and scores as rows");
-        let (vocab, stride) = (int(shape.vocab), int(shape.stride));
-        let scale = 1.0 / shape.temperature;
-        // SAFETY: the kernel's parameters; gradients may be written over logits.
-        unsafe {
-            self.backward.narrow.launch(
-                blocks(rows),
-                super::sample::ROW_THREADS,
-                0,
-                stream,
-                &[&logits, &targets, &statistics, &gradients, &logits, &vocab, &stride, &scale],
-            )
-        }
+        let parts: [&dyn Argument; 5] = [&logits, &targets, &statistics, &gradients, &logits];
+        // SAFETY: the kernel's first parameters; gradients may be written over logits.
+        unsafe { shape.launch(&self.backward.narrow, rows, stream, &parts) }
     }
 
     /// Writes the gradients of the loss by the logits, as bf16, to `d_logits`.
@@ -134,18 +116,9 @@ impl LogProb {
         let lens = [targets.len(), statistics.len(), gradients.len()];
         assert_eq!(lens, [rows; 3], "as many targets and scores as rows");
         assert_eq!(logits.len(), d_logits.len(), "as many gradients as logits");
-        let (vocab, stride) = (int(shape.vocab), int(shape.stride));
-        let scale = 1.0 / shape.temperature;
-        // SAFETY: the kernel's parameters.
-        unsafe {
-            self.backward.of::<T>().launch(
-                blocks(rows),
-                super::sample::ROW_THREADS,
-                0,
-                stream,
-                &[&logits, &targets, &statistics, &gradients, &d_logits, &vocab, &stride, &scale],
-            )
-        }
+        let parts: [&dyn Argument; 5] = [&logits, &targets, &statistics, &gradients, &d_logits];
+        // SAFETY: the kernel's first parameters.
+        unsafe { shape.launch(self.backward.of::<T>(), rows, stream, &parts) }
     }
 }
 
@@ -153,5 +126,23 @@ impl Shape {
     fn rows(&self, len: usize) -> usize {
         assert!(0 < self.vocab && self.vocab <= self.stride, "a row holds the vocabulary");
         rows_of(len, self.stride)
+    }
+
+    /// Queues a kernel with a block for each row; its last parameters are the shape.
+    ///
+    /// # Safety
+    /// `parts` are the kernel's parameters before the shape, of `rows` rows each.
+    unsafe fn launch(
+        self,
+        kernel: &Function,
+        rows: usize,
+        stream: &Stream,
+        parts: &[&dyn Argument],
+    ) -> Result<()> {
+        let (vocab, stride, scale) = (int(self.vocab), int(self.stride), 1.0 / self.temperature);
+        let shape: [&dyn Argument; 3] = [&vocab, &stride, &scale];
+        let arguments = [parts, &shape[..]].concat();
+        // SAFETY: the caller's promise, and the shape as every kernel of the file takes it.
+        unsafe { kernel.launch(blocks(rows), super::sample::ROW_THREADS, 0, stream, &arguments) }
     }
 }
