@@ -2,7 +2,7 @@
 """The paper's Figure 3c in small: GTG pass@1 of the demo's model after GRPO under four rewards, each with
 and without division by the group's standard deviation, over several seeds.
 
-`run` trains (configs/demo/grpo.toml) and scores one variant after the other, all from the SFT checkpoint
+`run` trains (configs/demo/grpo.toml, a group's prompt computed once) and scores one variant after the other, all from the SFT checkpoint
 of `train demo`, and writes benches/results/figure3c/REWARD-NORM-seedN.json. What has a result is skipped,
 what was stopped goes on from its last checkpoint, so the command can be given again at any time. Equal
 seeds see the same problems in the same order with the same draws; all are scored on the same draws.
@@ -60,6 +60,7 @@ def train(binary: str, reward: str, norm: str, seed: int, threads: int) -> Path:
         f"model.path='{SFT}'",
         f"reward.kind='{reward}'",
         f"advantage.norm_by_std={str(NORMS[norm]).lower()}",
+        "train.share_prompts=true",
         "checkpoint.every=10",
         "checkpoint.keep_last=1",
     ]

@@ -6,8 +6,9 @@
 //! samples of one prompt, which is computed once for all of them.
 
 use super::{Engine, Next, Observer, Request, Rollout, SamplingParams, Stats};
-use anyhow::{Context, Result};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use crate::base::threads;
+use anyhow::Result;
+use rayon::ThreadPool;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -46,7 +47,7 @@ pub fn share<'m>(
     if ranks == 1 {
         return make().generate(requests, sampling, observer);
     }
-    let pools = pools(ranks)?;
+    let pools: Vec<_> = (0..ranks).map(|_| threads::of_rank(ranks)).collect::<Result<_>>()?;
     let queue = Queue::new(requests);
     let observer = Mutex::new(observer);
     let (make, queue, observer) = (&make, &queue, &observer);
@@ -63,13 +64,6 @@ pub fn share<'m>(
         all.merge(&stats?);
     }
     Ok(all)
-}
-
-/// A part of the cores for each rank.
-fn pools(ranks: usize) -> Result<Vec<ThreadPool>> {
-    let threads = (rayon::current_num_threads() / ranks).max(1);
-    let pool = || ThreadPoolBuilder::new().num_threads(threads).build();
-    (0..ranks).map(|_| pool().context("starting the threads of a rank")).collect()
 }
 
 /// An observer that several ranks tell, one after the other.

@@ -6,6 +6,7 @@
 //! shard, and the shards are gathered; so all ranks hold the same parameters to the bit. Waiting for
 //! others happens on the rank's own thread, computing on its own part of the cores.
 
+use crate::base::threads;
 use crate::data::pack::Batch;
 use crate::dist::{Comm, Shards};
 use crate::model::{
@@ -13,8 +14,8 @@ use crate::model::{
 };
 use crate::ops::adamw::AdamW;
 use crate::ops::reduce::sum_of_squares;
-use anyhow::{Context, Result};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use anyhow::Result;
+use rayon::ThreadPool;
 use std::ops::Range;
 
 /// Rows of samples that go through the model together.
@@ -122,16 +123,7 @@ pub(super) struct Reduced {
 impl Rank {
     pub(super) fn new(comm: Box<dyn Comm>, shards: Shards, recompute: Recompute) -> Result<Self> {
         let size = comm.size();
-        let threads = (rayon::current_num_threads() / size).max(1);
-        let pool = match size {
-            1 => None,
-            _ => Some(
-                ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .context("starting the threads of a rank")?,
-            ),
-        };
+        let pool = (size > 1).then(|| threads::of_rank(size)).transpose()?;
         let shard = shards.shard_len(comm.rank());
         Ok(Self {
             moments: [vec![0.0; shard], vec![0.0; shard]],
