@@ -2,10 +2,10 @@
 """The paper's Figure 3c in small: GTG pass@1 of the demo's model after GRPO under four rewards, each with
 and without division by the group's standard deviation, over several seeds.
 
-`run` trains (configs/demo/grpo.toml, a group's prompt computed once) and scores one variant after the other, all from the SFT checkpoint
-of `train demo`, and writes benches/results/figure3c/REWARD-NORM-seedN.json. What has a result is skipped,
-what was stopped goes on from its last checkpoint, so the command can be given again at any time. Equal
-seeds see the same problems in the same order with the same draws; all are scored on the same draws.
+`run` trains (configs/demo/grpo.toml, a group's prompt computed once) and scores one variant after the
+other, all from the SFT checkpoint of `train demo`, and writes
+benches/results/figure3c/REWARD-NORM-seedN.json. What has a result is skipped, what was stopped goes on from
+its last checkpoint, so the command can be given again at any time. Equal seeds see the same problems in the same order with the same draws; all are scored on the same draws.
 `table` prints a Markdown table and writes docs/figure3c.svg.
 
 Intervals are 95 % bootstraps. That of a mean resamples problems, that of a difference resamples seeds and,

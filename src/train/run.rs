@@ -326,7 +326,6 @@ fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
             .map_err(|e| usage(format!("{} is damaged: {}", path.display(), e.message())))
     };
     let tables = [parse(&read_text(path)?)?, parse(config_toml)?];
-    let [before, now] = tables.each_ref().map(global_batch);
     let mut changed: Vec<String> = config::differences(&tables)
         .into_iter()
         .filter(|(key, _)| !LAYOUT.contains(&key.as_str()))
@@ -335,11 +334,15 @@ fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
             format!("{key} was {before}, is {now}")
         })
         .collect();
-    if before != now {
-        changed.push(format!(
-            "train.ranks x train.gradient_accumulation x train.micro_batch_size was {before} rows \
-             a step, is {now}"
-        ));
+    for (what, size) in [
+        ("train.ranks x train.gradient_accumulation x train.micro_batch_size", global_batch as Size),
+        ("train.micro_batch_size, over which the loss is averaged,", averaged_batch),
+    ] {
+        let [before, now] = tables.each_ref().map(size);
+        if before != now {
+            let [before, now] = [before, now].map(|size| size.unwrap_or_default());
+            changed.push(format!("{what} was {before} rows, is {now}"));
+        }
     }
     if changed.is_empty() {
         return Ok(());
@@ -351,13 +354,22 @@ fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
     )))
 }
 
-/// Rows of all ranks in one step; what a table does not give counts as 1.
-fn global_batch(table: &toml::Table) -> i64 {
+/// A number of rows that follows from a run's settings.
+type Size = fn(&toml::Table) -> Option<i64>;
+
+/// Rows of all ranks in one step of fine-tuning.
+fn global_batch(table: &toml::Table) -> Option<i64> {
     let size = |key| table.get("train")?.get(key)?.as_integer();
-    ["ranks", "gradient_accumulation", "micro_batch_size"]
-        .map(|key| size(key).unwrap_or(1))
-        .iter()
-        .product()
+    let accumulated = size("gradient_accumulation")?;
+    let others = ["ranks", "micro_batch_size"].map(|key| size(key).unwrap_or(1));
+    Some(others.into_iter().fold(accumulated, i64::saturating_mul))
+}
+
+/// Responses of a micro-batch of reinforcement, where the loss depends on them.
+fn averaged_batch(table: &toml::Table) -> Option<i64> {
+    let aggregation = table.get("policy")?.get("aggregation")?.as_str()?;
+    let size = || table.get("train")?.get("micro_batch_size")?.as_integer();
+    (aggregation == "micro-token-mean").then(size).flatten()
 }
 
 #[cfg(test)]
@@ -468,7 +480,28 @@ mod tests {
         drop(run);
         RunDir::create(&path, &config(4, 4), Existing::Resume).unwrap();
         let text = refusal(RunDir::create(&path, &config(4, 2), Existing::Resume));
-        assert!(text.contains("was 16 rows a step, is 8"), "{text}");
+        assert!(text.contains("was 16 rows, is 8"), "{text}");
+    }
+
+    #[test]
+    fn resuming_may_divide_responses_otherwise_unless_the_loss_depends_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = |aggregation: &str, ranks: u32, size: u32| {
+            format!(
+                "[policy]\naggregation = \"{aggregation}\"\n\
+                 [train]\nranks = {ranks}\nmicro_batch_size = {size}\n"
+            )
+        };
+        let resume = |aggregation| {
+            let path = dir.path().join(aggregation);
+            let run = RunDir::create(&path, &config(aggregation, 1, 4), Existing::Refuse).unwrap();
+            write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+            drop(run);
+            RunDir::create(&path, &config(aggregation, 2, 8), Existing::Resume)
+        };
+        resume("token-mean").unwrap();
+        let text = refusal(resume("micro-token-mean"));
+        assert!(text.contains("averaged, was 4 rows, is 8"), "{text}");
     }
 
     #[test]

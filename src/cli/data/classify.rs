@@ -108,7 +108,7 @@ fn engine_config(args: &Args, model: &InferenceModel) -> Result<EngineConfig> {
     }
     let shape = model.decoder.config();
     let limit = shape.max_position_embeddings;
-    let longest = (args.max_prompt_tokens + args.max_new_tokens).min(limit);
+    let longest = args.max_prompt_tokens.saturating_add(args.max_new_tokens).min(limit);
     let config = EngineConfig::roomy(args.max_sequences, longest);
     let what = format!("the key-value cache of {} questions", args.max_sequences);
     memory::check(
