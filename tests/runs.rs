@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 use support::{
-    Place, assert_nothing_is_half_made, done, everything_below, interrupt, kill, lines, problem,
-    shape, start, stderr, train,
+    Place, assert_nothing_is_half_made, done, everything_below, expect_mistake, interrupt, kill,
+    lines, problem, shape, start, stderr, train,
 };
 
 const PROGRAMS: [&str; 2] = ["print(2 * int(input()))", "print(3 + int(input()))"];
@@ -455,6 +455,43 @@ fn reinforcement_killed_and_stopped_resumes_to_the_same_bits() {
     done(&mut command("--resume"));
     assert_equal_runs(&run, whole, GRPO_STEPS);
     assert_nothing_is_half_made(&run);
+}
+
+#[test]
+fn a_run_whose_reward_process_fails_keeps_its_steps_and_goes_on_when_it_is_mended() {
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    let program = |failure: &str| {
+        format!(
+            "import json, sys
+for number, line in enumerate(sys.stdin):
+    asked = json.loads(line)
+    assert asked['problem']['problem_id'] and asked['passed'] in (True, False)
+    {failure}
+    reward = 0.5 if '2 *' in asked['response'] else -asked['num_tokens'] / 100
+    print(json.dumps({{'id': asked['id'], 'reward': reward}}), flush=True)
+"
+        )
+    };
+    let file = place.write("reward.py", &program("pass"));
+    let set = format!("external_reward.command=['python3','{}']", file.display());
+    let run = |words: &str| {
+        let mut command = place.train(&format!("grpo --config @grpo.toml {words}"));
+        command.args(["--set", &set]);
+        command
+    };
+    done(&mut run("--out @whole"));
+    let rewarded = fs::read_to_string(place.path("whole/samples/step-000002.jsonl")).unwrap();
+    assert!(rewarded.contains("\"external\":0.5"), "{rewarded}");
+
+    // Two prompts a step, six responses each: the third step's answers begin so.
+    place.write("reward.py", &program("if number == 30: print('oops', flush=True)"));
+    expect_mistake(&mut run("--out @run"), &["reward process", "\"oops\""]);
+    assert_eq!(rows(&place.path("run")).len(), 2);
+    assert!(checkpoint(&place.path("run"), 2).exists());
+    place.write("reward.py", &program("pass"));
+    done(&mut run("--out @run --resume"));
+    assert_equal_runs(&place.path("run"), &place.path("whole"), GRPO_STEPS);
 }
 
 #[test]

@@ -145,10 +145,21 @@ pub struct Breakdown {
     pub solvability_term: f64,
     /// The part that rests on self-made cases, as it enters the total.
     pub case_term: f64,
+    /// What a program of the user's gave, in place of the rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<f64>,
     /// Self-made cases that count (N_c).
     pub num_cases: usize,
     /// Those of them that are terms of the sequence (N_tc).
     pub num_true_cases: usize,
+}
+
+impl Breakdown {
+    /// With the reward that a program of the user's gave, of which the rule's terms are no part.
+    pub fn with_external(self, reward: f64) -> Self {
+        let external = Some(reward);
+        Self { total: reward, solvability_term: 0.0, case_term: 0.0, external, ..self }
+    }
 }
 
 /// The reward of a response; `None` if the judge found nothing out.
@@ -194,6 +205,7 @@ pub fn reward(
         passed,
         solvability_term,
         case_term,
+        external: None,
         num_cases,
         num_true_cases,
     })

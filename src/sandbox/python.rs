@@ -130,8 +130,10 @@ except ImportError:
     has_ctypes = False
 import math, random, hashlib, decimal, datetime, array, zlib, unicodedata
 real = os.path.realpath
-base = getattr(sys, "_base_executable", None) or sys.executable
-if sys.prefix != sys.base_prefix and real(base) == real(sys.executable):
+# Without PATH the interpreter does not know where it lies.
+executable = sys.executable or os.readlink("/proc/self/exe")
+base = getattr(sys, "_base_executable", None) or executable
+if sys.prefix != sys.base_prefix and real(base) == real(executable):
     name = "python%d.%d" % sys.version_info[:2]
     base = os.path.join(sys.base_exec_prefix, "bin", name)
 library = [p for p in sys.path if p and os.path.exists(p)]

@@ -335,7 +335,10 @@ fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
         })
         .collect();
     for (what, size) in [
-        ("train.ranks x train.gradient_accumulation x train.micro_batch_size", global_batch as Size),
+        (
+            "train.ranks x train.gradient_accumulation x train.micro_batch_size",
+            global_batch as Size,
+        ),
         ("train.micro_batch_size, over which the loss is averaged,", averaged_batch),
     ] {
         let [before, now] = tables.each_ref().map(size);

@@ -6,7 +6,7 @@
 use crate::base::fs::AtomicFile;
 use crate::data::jsonl;
 use crate::data::problem::Problem;
-use crate::eval::attempts::ProblemAttempts;
+use crate::eval::attempts::{Attempt, ProblemAttempts};
 use crate::rewards::Breakdown;
 use crate::sandbox::Verdict;
 use anyhow::{Context, Result};
@@ -56,32 +56,34 @@ pub fn record<'a>(
     file.commit()
 }
 
-/// Replaces verdicts by those recorded for the same responses, if this step was recorded before.
-pub fn replay(path: &Path, problems: &[&Problem], groups: &mut [ProblemAttempts]) -> Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
-    let recorded: HashMap<(String, usize), Sample> = jsonl::read::<Sample>(path)?
-        .into_iter()
-        .map(|row| ((row.problem_id.clone(), row.sample), row))
-        .collect();
-    for (problem, group) in problems.iter().zip(groups) {
-        for (sample, attempt) in group.attempts.iter_mut().enumerate() {
-            if let Some(row) = recorded.get(&(problem.problem_id.clone(), sample))
-                && row.response == attempt.text
-            {
-                attempt.verdict = row.verdict.clone();
-            }
+/// Replaces verdicts by those recorded for the same responses, if this step was recorded before, and
+/// returns what was recorded of each response's reward.
+pub fn replay(
+    path: &Path,
+    problems: &[&Problem],
+    groups: &mut [ProblemAttempts],
+) -> Result<Vec<Vec<Option<Breakdown>>>> {
+    let rows = if path.exists() { jsonl::read::<Sample>(path)? } else { Vec::new() };
+    let recorded: HashMap<(&str, usize), &Sample> =
+        rows.iter().map(|row| ((row.problem_id.as_str(), row.sample), row)).collect();
+    let replay_one = |problem: &Problem, (sample, attempt): (usize, &mut Attempt)| {
+        let row = recorded.get(&(problem.problem_id.as_str(), sample))?;
+        if row.response != attempt.text {
+            return None;
         }
-    }
-    Ok(())
+        attempt.verdict = row.verdict.clone();
+        row.reward
+    };
+    let of_group = |(problem, group): (&&Problem, &mut ProblemAttempts)| {
+        group.attempts.iter_mut().enumerate().map(|attempt| replay_one(problem, attempt)).collect()
+    };
+    Ok(problems.iter().zip(groups).map(of_group).collect())
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::engine::{FinishReason, Rollout};
-    use crate::eval::attempts::Attempt;
     use crate::rewards::parse;
     use crate::sandbox::{Reason, VerdictKind};
 

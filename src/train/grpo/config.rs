@@ -3,13 +3,14 @@
 //! Defaults follow verl, by a named profile (`configs/profiles`); paper Table 7 gives what `configs/llama3-8b` and
 //! `configs/qwen2.5-7b` set.
 
+use super::reward_process::ExternalReward;
 use crate::base::error::usage;
 use crate::config::{self, Profile, Resolved};
 use crate::engine::EngineConfig;
 use crate::model::Recompute;
 use crate::objective::grpo::LossConfig;
 use crate::optim::{AdamWConfig, Schedule};
-use crate::rewards::{Overlong, RewardConfig};
+use crate::rewards::{Overlong, RewardConfig, RewardKind};
 use crate::sandbox::Limits;
 use crate::train::plan::PlanConfig;
 use crate::train::{CheckpointConfig, ModelSource, check_shared, refuse_outside, refuse_zeros};
@@ -42,6 +43,9 @@ pub struct Config {
     /// What a response is worth.
     #[serde(default)]
     pub reward: RewardConfig,
+    /// Asks a program of the user's instead, which is told what the judge found; not where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_reward: Option<ExternalReward>,
     /// Punishes responses that come close to the length limit (DAPO); not where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlong: Option<Overlong>,
@@ -204,6 +208,15 @@ impl Config {
         config::load_over(&PROFILES, files, sets)
     }
 
+    /// The rule that rewards follow; with a program of the user's in its place, one that needs nothing
+    /// of a problem.
+    pub(super) fn reward_rule(&self) -> RewardConfig {
+        match self.external_reward {
+            None => self.reward,
+            Some(_) => RewardConfig { kind: RewardKind::Binary, ..self.reward },
+        }
+    }
+
     /// Refuses numbers with which a step could not be made.
     pub fn check(&self) -> Result<()> {
         let RolloutConfig {
@@ -245,6 +258,7 @@ impl Config {
             ("judge.output_bytes", self.judge.output_bytes),
         ])?;
         refuse_outside(&[("judge.recursion", f64::from(self.judge.recursion), 50.0..=1e6)])?;
+        self.external_reward.as_ref().map_or(Ok(()), ExternalReward::check)?;
         if let Some(validation) = &self.validation {
             refuse_zeros(&[
                 ("validation.every", validation.every as usize),

@@ -9,6 +9,8 @@ mod config;
 mod metrics;
 #[cfg(test)]
 mod parity;
+mod reward_process;
+mod rewarder;
 mod rollout;
 mod update;
 
@@ -16,6 +18,7 @@ pub use config::{
     AdvantageConfig, Config, DataConfig, OverlongPrompts, RolloutConfig, TrainConfig,
     ValidationConfig,
 };
+pub use reward_process::ExternalReward;
 
 use super::metrics::{Metrics, Row, row};
 use super::run::RunDir;
@@ -31,7 +34,8 @@ use crate::eval::gtg;
 use crate::sandbox::Judge;
 use anyhow::Result;
 use metrics::{mismatch_metrics, policy_metrics, rollout_metrics, time_metrics};
-use rollout::{Cursor, Task, collect, read_tasks};
+use rewarder::Rewarder;
+use rollout::{Cursor, Rollouts, Task, collect, read_tasks};
 use std::path::PathBuf;
 use std::time::Instant;
 use update::{Reference, improve};
@@ -51,6 +55,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     };
     let prompt = GtgPrompt::bundled()?;
     let tasks = read_tasks(config, &trainer.model, &prompt)?;
+    let mut rewarder = Rewarder::start(config, judge)?;
     let mut metrics = Metrics::open(run.path())?;
     metrics.truncate_after(trainer.step)?;
     let validation = Validation::read(config)?;
@@ -66,26 +71,29 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
         tracing::info!("validation before training: pass@1 {:.3}", score["val/pass_at_1"]);
     }
     while state.trainer.step < total_steps {
-        let is_interrupted = match state.step(config, run, judge, &prompt, &tasks) {
-            Ok(mut row) => {
-                let step = state.trainer.step;
-                if let Some(validation) =
-                    validation.as_ref().filter(|v| v.is_due(step, total_steps))
-                {
-                    row.extend(validation.score(&state.trainer, judge)?);
+        let sampled = state.sample(config, run, &mut rewarder, &prompt, &tasks);
+        let rollouts = match sampled {
+            Ok(rollouts) => rollouts,
+            Err(e) => {
+                // The weights are still those of the last update, which may have been saved then.
+                if state.is_worth_saving(run, &e) {
+                    metrics.sync()?;
+                    save_checkpoint(run, &state.trainer, &state.cursor, &config.checkpoint)?;
                 }
-                progress.set_message(describe(&row));
-                metrics.log(step, row)?;
-                progress.inc(1);
-                interrupt::requested()
+                return Err(e);
             }
-            // Generation was cut short: the weights are still those of the last update, which may
-            // have been saved then.
-            Err(e) if e.is::<Interrupted>() && !state.is_saved(run) => true,
-            Err(e) => return Err(e),
         };
-        let is_last = state.trainer.step == total_steps;
-        if is_last || is_interrupted || config.checkpoint.is_due(state.trainer.step) {
+        let mut row = state.learn(config, rollouts)?;
+        let step = state.trainer.step;
+        if let Some(validation) = validation.as_ref().filter(|v| v.is_due(step, total_steps)) {
+            row.extend(validation.score(&state.trainer, judge)?);
+        }
+        progress.set_message(describe(&row));
+        metrics.log(step, row)?;
+        progress.inc(1);
+        let is_last = step == total_steps;
+        let is_interrupted = interrupt::requested();
+        if is_last || is_interrupted || config.checkpoint.is_due(step) {
             metrics.sync()?;
             save_checkpoint(run, &state.trainer, &state.cursor, &config.checkpoint)?;
         }
@@ -105,22 +113,28 @@ struct State {
 }
 
 impl State {
-    /// Samples, judges, rewards and updates once.
-    fn step(
+    /// The rollouts of the next step, judged and rewarded.
+    fn sample<'t>(
         &mut self,
         config: &Config,
         run: &RunDir,
-        judge: &Judge,
+        rewarder: &mut Rewarder<'_>,
         prompt: &GtgPrompt,
-        tasks: &[Task],
-    ) -> Result<Row> {
+        tasks: &'t [Task],
+    ) -> Result<Sampled<'t>> {
         let journal = run.samples(self.trainer.step);
         // Sampling and updating take their memory in turn.
         self.trainer.release_memory();
         // Only a whole step moves the cursor.
         let mut cursor = self.cursor;
-        let rollouts =
-            collect(config, (&self.trainer.model, judge), prompt, tasks, &mut cursor, &journal)?;
+        let model = &self.trainer.model;
+        let rollouts = collect(config, (model, rewarder), prompt, tasks, &mut cursor, &journal)?;
+        Ok(Sampled { rollouts, cursor })
+    }
+
+    /// Updates once by rollouts.
+    fn learn(&mut self, config: &Config, sampled: Sampled<'_>) -> Result<Row> {
+        let Sampled { rollouts, cursor } = sampled;
         let started = Instant::now();
         let updates =
             improve(&mut self.trainer, config, &rollouts.groups, self.reference.as_ref())?;
@@ -133,10 +147,18 @@ impl State {
         Ok(row)
     }
 
-    /// Whether the weights already lie in a checkpoint.
-    fn is_saved(&self, run: &RunDir) -> bool {
-        run.checkpoints().step_dir(self.trainer.step).exists()
+    /// Whether what a failed step leaves would otherwise be lost.
+    fn is_worth_saving(&self, run: &RunDir, error: &anyhow::Error) -> bool {
+        let is_saved = run.checkpoints().step_dir(self.trainer.step).exists();
+        !is_saved && (self.trainer.step > 0 || error.is::<Interrupted>())
     }
+}
+
+/// What one step learns from.
+struct Sampled<'t> {
+    rollouts: Rollouts<'t>,
+    /// Behind the problems that were used.
+    cursor: Cursor,
 }
 
 fn describe(row: &Row) -> String {

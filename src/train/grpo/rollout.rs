@@ -5,6 +5,7 @@
 //! replaced by groups of the next portions.
 
 use super::config::{Config, OverlongPrompts};
+use super::rewarder::{GroupRewards, Rewarder};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::base::rng;
@@ -13,11 +14,10 @@ use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::eval::attempts::{
-    Attempt, AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens,
+    AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens,
 };
 use crate::objective::grpo::{Advantages, advantages};
-use crate::rewards::{Breakdown, Reference, reward};
-use crate::sandbox::Judge;
+use crate::rewards::{Breakdown, Reference};
 use crate::train::samples;
 use anyhow::Result;
 use rand::seq::SliceRandom;
@@ -42,7 +42,7 @@ pub(super) struct Group<'t> {
     pub(super) task: &'t Task,
     pub(super) attempts: ProblemAttempts,
     /// `None` where the judge failed.
-    pub(super) rewards: Vec<Option<Breakdown>>,
+    pub(super) rewards: GroupRewards,
     pub(super) advantages: Advantages,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn read_tasks(
                     file.display()
                 )));
             }
-            let reference = Reference::new(&problem, &config.reward)
+            let reference = Reference::new(&problem, &config.reward_rule())
                 .map_err(|e| e.context(format!("reading {}", file.display())))?;
             let length = prompt_tokens(model, prompt, &problem)?.len();
             if length <= limit {
@@ -116,12 +116,12 @@ fn tasks_of_portion<'t>(config: &Config, tasks: &'t [Task], portion: u64) -> Vec
 const PROMPT_ORDER: u64 = 1;
 const SAMPLING: u64 = 2;
 
-/// Samples and judges until there are enough groups to learn from or no round is left, and moves the
-/// cursor past the portions used. Verdicts are written to `journal` before they are used, and taken
-/// from there if this step was begun before.
+/// Samples, judges and rewards until there are enough groups to learn from or no round is left, and
+/// moves the cursor past the portions used. Verdicts and the rewards of a user's program are written to
+/// `journal` before they are used, and taken from there if this step was begun before.
 pub(super) fn collect<'t>(
     config: &Config,
-    (model, judge): (&LanguageModel, &Judge),
+    (model, rewarder): (&LanguageModel, &mut Rewarder<'_>),
     prompt: &GtgPrompt,
     tasks: &'t [Task],
     cursor: &mut Cursor,
@@ -142,12 +142,13 @@ pub(super) fn collect<'t>(
         };
         cursor.portion += 1;
         let (mut attempts, cost) =
-            attempt(model, judge, prompt, &problems, &settings, &Progress::hidden())?;
-        samples::replay(journal, &problems, &mut attempts)?;
+            attempt(model, rewarder.judge, prompt, &problems, &settings, &Progress::hidden())?;
+        let recorded = samples::replay(journal, &problems, &mut attempts)?;
+        let rewards = rewarder.rewards(config, &portion, &attempts, &recorded)?;
         let groups: Vec<Group<'_>> = portion
             .into_iter()
-            .zip(attempts)
-            .map(|(task, a)| Group::new(config, task, a))
+            .zip(attempts.into_iter().zip(rewards))
+            .map(|(task, (attempts, rewards))| Group::new(config, task, attempts, rewards))
             .collect();
         rollouts.add(groups, &cost, config);
         samples::record(
@@ -188,8 +189,12 @@ impl<'t> Rollouts<'t> {
 }
 
 impl<'t> Group<'t> {
-    fn new(config: &Config, task: &'t Task, attempts: ProblemAttempts) -> Self {
-        let rewards = rewards(config, task, &attempts);
+    fn new(
+        config: &Config,
+        task: &'t Task,
+        attempts: ProblemAttempts,
+        rewards: GroupRewards,
+    ) -> Self {
         let totals: Vec<_> = rewards.iter().map(|r| r.as_ref().map(|r| r.total)).collect();
         let advantages = advantages(&totals, config.advantage.norm_by_std, config.advantage.eps);
         Self { task, attempts, rewards, advantages }
@@ -200,22 +205,9 @@ impl<'t> Group<'t> {
     }
 }
 
-/// What each response is worth; `None` where the judge failed.
-fn rewards(config: &Config, task: &Task, group: &ProblemAttempts) -> Vec<Option<Breakdown>> {
-    let of_attempt = |attempt: &Attempt| {
-        let verdict = attempt.verdict_for_reward();
-        let mut found = reward(&config.reward, &task.reference, &attempt.parsed, verdict)?;
-        if let Some(overlong) = config.overlong {
-            let length = attempt.rollout.tokens.len();
-            found.total += overlong.penalty(length, config.rollout.max_new_tokens);
-        }
-        Some(found)
-    };
-    group.attempts.iter().map(of_attempt).collect()
-}
-
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::rewarder::by_rule;
     use super::*;
     use crate::rewards::{RewardConfig, RewardKind};
     use crate::sandbox::{Reason, VerdictKind};
@@ -235,6 +227,11 @@ pub(super) mod tests {
             Task { reference: Reference::new(&problem, &reward).unwrap(), problem }
         };
         (0..count).map(task).collect()
+    }
+
+    fn rewarded<'t>(config: &Config, task: &'t Task, attempts: ProblemAttempts) -> Group<'t> {
+        let rewards = by_rule(config, task, &attempts);
+        Group::new(config, task, attempts, rewards)
     }
 
     #[test]
@@ -264,7 +261,7 @@ pub(super) mod tests {
         config.reward.kind = RewardKind::Binary;
         let tasks = tasks(1);
         let round = |kinds: &[&[(&str, VerdictKind)]], config: &Config| -> Vec<Group<'_>> {
-            kinds.iter().map(|kind| Group::new(config, &tasks[0], group(kind))).collect()
+            kinds.iter().map(|kind| rewarded(config, &tasks[0], group(kind))).collect()
         };
         for (max_rounds, kept, replaced) in [(1, [2, 2], [0, 2]), (3, [1, 2], [1, 2])] {
             config.rollout.max_rounds = max_rounds;
@@ -286,7 +283,7 @@ pub(super) mod tests {
     fn a_failure_of_the_judge_is_neither_reward_nor_score() {
         let tasks = tasks(1);
         let attempts = group(&[("```python\nx\n```", VerdictKind::Infra)]);
-        let found = Group::new(&config(1), &tasks[0], attempts);
+        let found = rewarded(&config(1), &tasks[0], attempts);
         assert_eq!(found.rewards[0].map(|r| r.total), None);
         let row = crate::train::grpo::metrics::rollout_metrics(&[found]);
         assert_eq!(row["reward/infra"], 1.0);
