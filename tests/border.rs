@@ -76,6 +76,8 @@ fn a_directory_of_something_else_is_no_place_for_a_demo() {
     let place = place();
     place.mistake("demo --quick --out .", &["choose a new directory"]);
     place.mistake("demo --quick --overwrite --out base", &["base holds", "not of a demo"]);
+    fs::create_dir_all(place.path("used/sft")).unwrap();
+    place.mistake("demo --quick --out used", &["used already holds a demo", "--overwrite"]);
     place.mistake("demo --quick --out problems.jsonl", &["cannot use --out problems.jsonl"]);
 }
 

@@ -28,13 +28,21 @@ pub fn numbered_rows<T: DeserializeOwned>(
         let place = || format!("{}:{}", path.display(), i + 1);
         match line {
             Ok(line) if line.trim().is_empty() => None,
-            Ok(line) => Some(match serde_json::from_str(&line) {
+            Ok(line) => Some(match serde_json::from_str(without_mark(i, &line)) {
                 Ok(row) => Ok((i + 1, row)),
+                // Column 0: found when the whole line had been read.
+                Err(e) if e.column() == 0 => Err(usage(format!("{}: {}", place(), reason(&e)))),
                 Err(e) => Err(usage(format!("{}:{}: {}", place(), e.column(), reason(&e)))),
             }),
             Err(e) => Some(Err(usage(format!("{}: cannot read the line: {e}", place())))),
         }
     }))
+}
+
+/// The line without the byte order mark that some editors begin a file with.
+fn without_mark(index: usize, line: &str) -> &str {
+    let marked = if index == 0 { line.strip_prefix('\u{feff}') } else { None };
+    marked.unwrap_or(line)
 }
 
 /// serde's words without its line, which is always the first.

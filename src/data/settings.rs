@@ -15,7 +15,7 @@ use std::path::PathBuf;
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Files, directories or data-set ids of one unnamed source, all of whose samples are used.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub files: Vec<PathBuf>,
     /// Several sources by name, in place of `files`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -15,7 +15,9 @@ pub use backward::attention_backward;
 use super::buffer::{Buffer, aligned, parts};
 use super::matmul::{PANEL, Start, TILE, finish, load_tile, tile, tile_onto, with_tile_rows};
 use super::parallel::{SharedMut, for_each};
-use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
+use super::simd::{
+    LANES, Simd, exp, load_partial, max_lanes, prefetch, simd_fn, store_partial, sum_lanes,
+};
 use std::ops::Range;
 
 /// The heads of a layer. A row of queries, keys and values is `[heads, kv_heads, kv_heads]` heads.
@@ -240,7 +242,12 @@ fn attend<S: Simd>(
     let stride = score_stride(count);
     let scores = &mut scores[..rows * stride];
     assert!(queries.len() >= rows * dim && out.len() >= rows * width);
+    // Pages lie anywhere: the memory's latency of one hides behind the work on the page before.
+    let num_pages = count.div_ceil(pages.len);
     for (page, first) in (0..count).step_by(pages.len).enumerate() {
+        let next =
+            if page + 1 < num_pages { pages.keys(page + 1, dim) } else { pages.values(0, dim) };
+        prefetch(next);
         let panels = (pages.keys(page, dim), dim, pages.len.min(count - first));
         // SAFETY: the assertion and the page cover all operands.
         unsafe { times_panels(s, (queries, dim), rows, panels, (&mut scores[first..], stride)) };
@@ -254,6 +261,9 @@ fn attend<S: Simd>(
         lse(row, max + sum.ln());
     }
     for (page, first) in (0..count).step_by(pages.len).enumerate() {
+        if page + 1 < num_pages {
+            prefetch(pages.values(page + 1, dim));
+        }
         let values = (pages.values(page, dim), pages.len.min(count - first), width);
         let sum = if page == 0 { Sum::New } else { Sum::Continue };
         // SAFETY: the assertion and the page cover all operands.

@@ -52,16 +52,16 @@ impl Tokenized {
         let learnt = self.learnt();
         if learnt == 0 {
             Err(usage(format!("{what}: no token carries loss: is there an assistant turn?")))
-        } else if learnt == self.input_ids.len() {
+        } else if self.loss_mask.iter().all(|&learn| learn) {
             Err(usage(format!("{what}: every token carries loss, the prompt too: check the mask")))
         } else {
             Ok(())
         }
     }
 
-    /// How many tokens carry loss.
+    /// How many tokens are learnt; nothing predicts the first.
     pub fn learnt(&self) -> usize {
-        self.loss_mask.iter().filter(|&&learn| learn).count()
+        self.loss_mask.iter().skip(1).filter(|&&learn| learn).count()
     }
 }
 

@@ -18,7 +18,7 @@ use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::hub::{self, Needs};
 use crate::optim::{AdamWConfig, Schedule, Warmup};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -154,9 +154,17 @@ fn resume_or_open(
     seed: u64,
 ) -> Result<(LanguageModel, Option<PathBuf>)> {
     match run.checkpoints().latest()? {
-        Some((_, dir)) => Ok((LanguageModel::open(&dir)?, Some(dir))),
+        Some((_, dir)) => {
+            let model = LanguageModel::open(&dir).with_context(|| unusable(&dir))?;
+            Ok((model, Some(dir)))
+        }
         None => Ok((source.open(seed)?, None)),
     }
+}
+
+/// What to do where a run cannot go on from its last checkpoint.
+fn unusable(dir: &Path) -> String {
+    format!("cannot go on from {0}; without {0}, --resume takes the one before", dir.display())
 }
 
 /// Writes the checkpoint of the trainer's step and removes those that are not kept.

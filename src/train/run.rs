@@ -30,6 +30,8 @@ use std::time::Duration;
 const LOCK: &str = "run.lock";
 const CONFIG: &str = "config.toml";
 const SAMPLES: &str = "samples";
+/// What `--overwrite` replaces, until the new run has come to the end of a step.
+const REPLACED: &str = "codeseq-replaced";
 
 /// Settings that say how a step is computed, but not what: a resumed run may change them.
 const LAYOUT: [&str; 7] = [
@@ -47,7 +49,7 @@ const LAYOUT: [&str; 7] = [
 pub enum Existing {
     /// Leave it alone and stop.
     Refuse,
-    /// Delete it and start anew.
+    /// Replace it with a new one, as soon as that has a step.
     Overwrite,
     /// Go on from its latest checkpoint.
     Resume,
@@ -67,7 +69,8 @@ impl Drop for RunDir {
             return;
         }
         // What cannot be removed counts as unused all the same.
-        if clear(&self.path).is_ok() {
+        if put_back(&self.path).is_ok_and(|was_replaced| !was_replaced) && clear(&self.path).is_ok()
+        {
             let _ = fs::remove_file(self.path.join(LOCK));
             let _ = self.made.iter().try_for_each(fs::remove_dir);
         }
@@ -75,9 +78,15 @@ impl Drop for RunDir {
 }
 
 impl RunDir {
-    /// Takes possession of `path` for the run that `config_toml` (resolved) describes.
+    /// Takes possession of `path` for the run that `config_toml` (resolved) describes. A run that is
+    /// overwritten comes back if the new one ends before its first step.
     pub fn create(path: &Path, config_toml: &str, existing: Existing) -> Result<Self> {
         let name = path.display();
+        if path.join(REPLACED).exists() && !is_used(path) {
+            // The process that was to overwrite it was killed.
+            let _lock = lock(path)?;
+            put_back(path)?;
+        }
         match (contents(path)?, existing) {
             (Contents::Foreign, _) => {
                 return Err(usage(format!(
@@ -103,10 +112,10 @@ impl RunDir {
         fs::create_dir_all(path)
             .map_err(|e| usage(format!("cannot make the run directory {name}: {e}")))?;
         let lock = lock(path)?;
-        if existing == Existing::Overwrite {
-            clear(path)?;
-        }
         remove_unfinished(path)?;
+        if existing == Existing::Overwrite {
+            set_aside(path)?;
+        }
         write_atomic(&path.join(CONFIG), config_toml.as_bytes())?;
         let logs = path.join("logs");
         fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
@@ -114,6 +123,12 @@ impl RunDir {
         let unused = attempts.into_iter().find(|log| !log.exists());
         log::also_to(&unused.expect("invariant: some attempt number is unused"))?;
         Ok(Self { path: path.to_owned(), made, _lock: lock })
+    }
+
+    /// Deletes what this run replaced: it has come to the end of a step.
+    pub fn forget_replaced(&self) -> Result<()> {
+        let replaced = self.path.join(REPLACED);
+        if replaced.exists() { remove(&replaced) } else { Ok(()) }
     }
 
     /// The directory.
@@ -296,6 +311,34 @@ fn clear(path: &Path) -> Result<()> {
     children(path)?.iter().filter(|child| !child.ends_with(LOCK)).try_for_each(|c| remove(c))
 }
 
+/// Moves everything but the lock out of the way.
+fn set_aside(path: &Path) -> Result<()> {
+    let replaced = path.join(REPLACED);
+    fs::create_dir(&replaced).with_context(|| format!("creating {}", replaced.display()))?;
+    move_children(path, &replaced)
+}
+
+/// Undoes [`set_aside`] over what has come since; returns whether there was anything to undo.
+fn put_back(path: &Path) -> Result<bool> {
+    let replaced = path.join(REPLACED);
+    if !replaced.exists() {
+        return Ok(false);
+    }
+    let is_new = |child: &&PathBuf| !child.ends_with(LOCK) && **child != replaced;
+    children(path)?.iter().filter(is_new).try_for_each(|child| remove(child))?;
+    move_children(&replaced, path)?;
+    remove(&replaced)?;
+    Ok(true)
+}
+
+fn move_children(from: &Path, to: &Path) -> Result<()> {
+    let is_moved = |child: &&PathBuf| !child.ends_with(LOCK) && !to.starts_with(child);
+    children(from)?.iter().filter(is_moved).try_for_each(|child| {
+        let target = to.join(child.file_name().unwrap_or_default());
+        fs::rename(child, target).with_context(|| format!("moving {}", child.display()))
+    })
+}
+
 /// Removes what a killed process had under construction (see `base::fs`).
 fn remove_unfinished(path: &Path) -> Result<()> {
     let is_unfinished = |child: &Path| {
@@ -424,6 +467,32 @@ mod tests {
         write_atomic(&dir.path().join("runs/note"), b"of somebody else").unwrap();
         drop(run);
         assert_eq!(children(&dir.path().join("runs")).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_overwritten_run_comes_back_unless_the_new_one_has_a_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = used(dir.path());
+        let row = || read_text(&path.join(metrics::FILE)).unwrap();
+        let before = row();
+        drop(create(&path, Existing::Overwrite).unwrap());
+        assert_eq!(row(), before);
+        // As if the process had been killed.
+        std::mem::forget(create(&path, Existing::Overwrite).unwrap());
+        assert!(!path.join(metrics::FILE).exists());
+        let copy = dir.path().join("copy");
+        fs::create_dir(&copy).unwrap();
+        move_children(&path, &copy).unwrap();
+        fs::write(copy.join(LOCK), "").unwrap();
+        drop(create(&copy, Existing::Resume).unwrap());
+        assert_eq!(read_text(&copy.join(metrics::FILE)).unwrap(), before);
+
+        let run = create(&copy, Existing::Overwrite).unwrap();
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":2}\n").unwrap();
+        run.forget_replaced().unwrap();
+        drop(run);
+        assert_eq!(read_text(&copy.join(metrics::FILE)).unwrap(), "{\"step\":2}\n");
+        assert!(!copy.join(REPLACED).exists());
     }
 
     #[test]

@@ -12,7 +12,9 @@ use super::plan::PlanConfig;
 use super::run::RunDir;
 use super::settings::TrainConfig;
 use super::trainer::{Execution, Trainer, Update};
-use super::{CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint};
+use super::{
+    CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint, unusable,
+};
 use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress};
 use crate::data::dataset::DataConfig;
@@ -21,7 +23,7 @@ use crate::data::pack::Batch;
 use crate::model::ScoreGradient;
 use crate::objective::sft::smoothed_negative_log_likelihood;
 use crate::optim::{AdamWConfig, Schedule};
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -77,7 +79,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     };
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     let cursor = match resumed {
-        Some(dir) => trainer.restore::<Cursor>(&dir)?,
+        Some(dir) => trainer.restore::<Cursor>(&dir).with_context(|| unusable(&dir))?,
         None => Cursor::default(),
     };
     let mut loader = dataset.loader(config.train.seq_len, config.seed, cursor)?;
@@ -90,6 +92,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     while trainer.step < total_steps {
         let result = step(&mut trainer, &mut loader, &config.train, &flops)?;
         metrics.log(trainer.step, result.metrics(&config.train))?;
+        run.forget_replaced()?;
         progress.set_message(format!("loss {:.3}", result.loss));
         progress.inc(1);
         let is_interrupted = interrupt::requested();

@@ -154,7 +154,7 @@ impl Clock {
 /// Runs the demo and prints its report.
 pub fn run(args: Args) -> Result<()> {
     interrupt::install()?;
-    refuse_foreign(&args.out)?;
+    refuse_used(&args.out, args.overwrite)?;
     let size = if args.quick { QUICK } else { FULL };
     let rollouts = args.rollouts.unwrap_or(size.rollouts);
     let existing = if args.overwrite { Existing::Overwrite } else { Existing::Refuse };
@@ -228,8 +228,9 @@ pub fn run(args: Args) -> Result<()> {
     ))
 }
 
-/// Refuses a directory that no configuration can name, or with something in it that no demo puts there.
-fn refuse_foreign(out: &Path) -> Result<()> {
+/// Refuses a directory that no configuration can name, with something in it that no demo puts there, or
+/// with a demo that is not to be overwritten.
+fn refuse_used(out: &Path, overwrite: bool) -> Result<()> {
     let name = out.display();
     if out.to_str().is_none() {
         // Its path becomes a value of a configuration.
@@ -240,13 +241,18 @@ fn refuse_foreign(out: &Path) -> Result<()> {
         entries => entries.map_err(|e| usage(format!("cannot use --out {name}: {e}")))?,
     };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names: Vec<String> = names.collect();
     // What a killed demo had under construction (see `base::fs`) is no stranger.
     let is_foreign = |name: &String| !OWN.contains(&name.as_str()) && !name.starts_with("codeseq-");
-    match names.into_iter().find(is_foreign) {
-        Some(stranger) => Err(usage(format!(
+    let is_own = |name: &&String| OWN.contains(&name.as_str());
+    match (names.iter().find(|name| is_foreign(name)), names.iter().find(is_own)) {
+        (Some(stranger), _) => Err(usage(format!(
             "{name} holds {stranger}, which is not of a demo; choose a new directory with --out"
         ))),
-        None => Ok(()),
+        (None, Some(_)) if !overwrite => Err(usage(format!(
+            "{name} already holds a demo; replace it with --overwrite, or choose another with --out"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -250,14 +250,15 @@ impl Config {
                 1.0..=f64::MAX,
             ),
         ])?;
-        refuse_zeros(&[
-            ("judge.cpu_ms_per_case", self.judge.cpu_ms_per_case as usize),
-            ("judge.cpu_ms_per_program", self.judge.cpu_ms_per_program as usize),
-            ("judge.wall_secs_per_case", self.judge.wall_secs_per_case as usize),
-            ("judge.memory_mb", self.judge.memory_mb as usize),
-            ("judge.output_bytes", self.judge.output_bytes),
+        let limit = |key, value, most| (key, value as f64, 1.0..=most);
+        refuse_outside(&[
+            limit("judge.cpu_ms_per_case", self.judge.cpu_ms_per_case, 1e9),
+            limit("judge.cpu_ms_per_program", self.judge.cpu_ms_per_program, 1e9),
+            limit("judge.wall_secs_per_case", self.judge.wall_secs_per_case, 1e6),
+            limit("judge.output_bytes", self.judge.output_bytes as u64, 4e9),
+            ("judge.memory_mb", self.judge.memory_mb as f64, 64.0..=1e6),
+            ("judge.recursion", f64::from(self.judge.recursion), 50.0..=1e6),
         ])?;
-        refuse_outside(&[("judge.recursion", f64::from(self.judge.recursion), 50.0..=1e6)])?;
         self.external_reward.as_ref().map_or(Ok(()), ExternalReward::check)?;
         if let Some(validation) = &self.validation {
             refuse_zeros(&[

@@ -23,7 +23,7 @@ pub use reward_process::ExternalReward;
 use super::metrics::{Metrics, Row, row};
 use super::run::RunDir;
 use super::trainer::{Execution, Trainer};
-use super::{resume_or_open, save_checkpoint};
+use super::{resume_or_open, save_checkpoint, unusable};
 use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress, rng};
 use crate::data::jsonl;
@@ -32,7 +32,7 @@ use crate::data::prompt::GtgPrompt;
 use crate::eval::attempts::AttemptSettings;
 use crate::eval::gtg;
 use crate::sandbox::Judge;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use metrics::{mismatch_metrics, policy_metrics, rollout_metrics, time_metrics};
 use rewarder::Rewarder;
 use rollout::{Cursor, Rollouts, Task, collect, read_tasks};
@@ -50,7 +50,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     let execution = Execution { ranks, recompute, loss_scale: None };
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     let cursor = match resumed {
-        Some(dir) => trainer.restore::<Cursor>(&dir)?,
+        Some(dir) => trainer.restore::<Cursor>(&dir).with_context(|| unusable(&dir))?,
         None => Cursor::default(),
     };
     let prompt = GtgPrompt::bundled()?;
@@ -90,6 +90,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
         }
         progress.set_message(describe(&row));
         metrics.log(step, row)?;
+        run.forget_replaced()?;
         progress.inc(1);
         let is_last = step == total_steps;
         let is_interrupted = interrupt::requested();
