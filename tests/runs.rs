@@ -404,14 +404,16 @@ fn a_run_that_diverges_stops_with_a_diagnosis_and_keeps_its_weights() {
 }
 
 #[test]
-fn precisions_of_gpus_are_planned_but_refused_on_a_cpu() {
+fn a_run_on_gpus_is_planned_anywhere_and_a_cpu_refuses_their_numbers() {
     let place = Place::new();
     place.write("sft.toml", &sft_config());
-    let words = "sft --config @sft.toml --out @run --set train.precision=bf16";
-    place.mistake(words, &["train.precision is bf16", "f32"]);
-    assert!(!place.path("run").exists());
-    let plan = done(&mut place.train(&format!("{words} --dry-run --set plan.gpu_memory_gb=1e-6")));
+    let words = "sft --config @sft.toml --out @run --set train.";
+    place.mistake(&format!("{words}precision=bf16"), &["train.precision is bf16", "f32"]);
+    place.mistake(&format!("{words}device=gpu"), &["train.device", "`cpu` or `cuda`"]);
+    let small = "device=cuda --dry-run --set plan.gpu_memory_gb=1e-6";
+    let plan = done(&mut place.train(&format!("{words}{small}")));
     assert!(plan.contains("does not fit") && plan.contains("activations"), "{plan}");
+    assert!(plan.contains("device = \"cuda\"") && plan.contains("moments = \"f32\""), "{plan}");
 }
 
 #[test]

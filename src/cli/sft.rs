@@ -5,7 +5,7 @@ use super::launch::{command_line, launch};
 use super::print;
 use crate::data::outlook::outlook;
 use crate::tokenizer::Tokenizer;
-use crate::train::environment::{memory_bytes, peak_resident_bytes, resident_bytes};
+use crate::train::environment::{peak_resident_bytes, resident_bytes};
 use crate::train::{plan, sft};
 use anyhow::Result;
 
@@ -22,8 +22,8 @@ pub fn run(args: Args) -> Result<()> {
     let config = &resolved.value;
     let plan = plan::Plan::of_sft(config)?;
     if !args.config.dry_run {
-        config.train.check_device()?;
-        plan.check_fits(memory_bytes().unwrap_or(u64::MAX))?;
+        config.train.check_computable()?;
+        plan.check_machine()?;
     }
     if args.config.dry_run {
         print(data_lines(config, &plan)?)?;

@@ -8,8 +8,10 @@
 
 mod reinforcement;
 
+use super::device::{self, DeviceKind};
+use super::environment::memory_bytes;
 use super::flops::ModelFlops;
-use super::settings::{Precision, TrainConfig};
+use super::settings::{H100_TFLOPS, TrainConfig};
 use super::{ModelSource, Origin, sft};
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
@@ -30,6 +32,8 @@ pub struct PlanConfig {
 /// The plan of a training run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
+    #[serde(skip)]
+    shape: ModelConfig,
     /// Trained parameters.
     pub num_parameters: usize,
     /// Ranks that share the work.
@@ -99,7 +103,18 @@ pub enum Device {
     },
 }
 
-const GPU_FLOPS_PER_SEC: f64 = 0.40 * 989e12;
+impl Device {
+    fn new(kind: DeviceKind, config: &PlanConfig) -> Self {
+        match kind {
+            DeviceKind::Cpu => Self::Cpu,
+            DeviceKind::Cuda => {
+                Self::Gpu { memory_bytes: config.gpu_memory_gb.unwrap_or(80.0) * 1e9 }
+            }
+        }
+    }
+}
+
+const GPU_FLOPS_PER_SEC: f64 = 0.40 * H100_TFLOPS * 1e12;
 /// Tokens whose logits exist at a time on a GPU.
 const GPU_HEAD_CHUNK: usize = 1024;
 /// CUDA context, cuBLAS workspaces and NCCL's own buffers.
@@ -111,13 +126,7 @@ impl Plan {
         config.check()?;
         let shape = shape(&config.model)?;
         let train = &config.train;
-        let device = match train.precision {
-            Precision::F32 => Device::Cpu,
-            Precision::Bf16 | Precision::Fp16 => {
-                let gigabytes = config.plan.gpu_memory_gb.unwrap_or(80.0);
-                Device::Gpu { memory_bytes: gigabytes * 1e9 }
-            }
-        };
+        let device = Device::new(train.device, &config.plan);
         let decoder = Decoder::new(shape);
         let mut plan = Self {
             device,
@@ -140,6 +149,7 @@ impl Plan {
     fn of_model(shape: &ModelConfig) -> Self {
         let num_parameters = Layout::new(shape).len;
         Self {
+            shape: shape.clone(),
             num_parameters,
             ranks: 1,
             device: Device::Cpu,
@@ -164,8 +174,16 @@ impl Plan {
         self.phases.iter().max_by_key(|phase| phase.bytes())
     }
 
+    /// Refuses a run that this program cannot make on this machine.
+    pub fn check_machine(&self) -> Result<()> {
+        match self.device {
+            Device::Cpu => self.check_fits(memory_bytes().unwrap_or(u64::MAX)),
+            Device::Gpu { .. } => device::check_gpus(self.ranks, &self.shape),
+        }
+    }
+
     /// Refuses a run that needs more than `memory_bytes`.
-    pub fn check_fits(&self, memory_bytes: u64) -> Result<()> {
+    fn check_fits(&self, memory_bytes: u64) -> Result<()> {
         let least = |phase: &Phase| phase.bytes() - phase.elastic_bytes;
         let needed = bytes_in(&self.buffers) + self.phases.iter().map(least).max().unwrap_or(0);
         if needed as u64 <= memory_bytes {
@@ -404,7 +422,7 @@ mod tests {
 
     fn train(more: &str) -> TrainConfig {
         let text = "total_steps = 1000\nseq_len = 5120\ngradient_accumulation = 16\nranks = 8\n\
-                    precision = 'bf16'\n";
+                    device = 'cuda'\n";
         toml::from_str(&format!("{text}{more}")).unwrap()
     }
 

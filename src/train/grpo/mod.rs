@@ -19,7 +19,7 @@ pub use config::{
 
 use super::metrics::{Metrics, Row, row};
 use super::run::RunDir;
-use super::trainer::{Execution, Trainer};
+use super::trainer::Trainer;
 use super::{resume_or_open, save_checkpoint};
 use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress, rng};
@@ -42,8 +42,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
-    let TrainConfig { ranks, recompute, .. } = config.train;
-    let execution = Execution { ranks, recompute, loss_scale: None };
+    let execution = config.execution();
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     let cursor = match resumed {
         Some(dir) => trainer.restore::<Cursor>(&dir)?,
@@ -87,7 +86,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
         let is_last = state.trainer.step == total_steps;
         if is_last || is_interrupted || config.checkpoint.is_due(state.trainer.step) {
             metrics.sync()?;
-            save_checkpoint(run, &state.trainer, &state.cursor, &config.checkpoint)?;
+            save_checkpoint(run, &mut state.trainer, &state.cursor, &config.checkpoint)?;
         }
         if is_interrupted && !is_last {
             return Err(Interrupted.into());

@@ -12,14 +12,11 @@ use crate::train::grpo;
 use anyhow::Result;
 
 impl Plan {
-    /// The plan of a reinforcement run: for GPUs where the memory of one is given.
+    /// The plan of a reinforcement run.
     pub fn of_grpo(config: &grpo::Config) -> Result<Self> {
         config.check()?;
         let decoder = Decoder::new(shape(&config.model)?);
-        let device = match config.plan.gpu_memory_gb {
-            Some(gigabytes) => Device::Gpu { memory_bytes: gigabytes * 1e9 },
-            None => Device::Cpu,
-        };
+        let device = Device::new(config.train.device, &config.plan);
         let of = |recompute| updating(&decoder, config, device, recompute).bytes();
         let rollouts_per_step = config.rollout.num_prompts * config.rollout.n;
         let held = held(&decoder, config, device);
@@ -213,9 +210,8 @@ mod tests {
     fn a_reference_model_and_ranks_on_a_cpu_are_counted() {
         let on_cpu = |more: &[&str]| {
             let dir = tempfile::tempdir().unwrap();
-            let mut config = config(dir.path(), more);
-            config.plan.gpu_memory_gb = None;
-            Plan::of_grpo(&config).unwrap()
+            let sets = [&["train.device=cpu"], more].concat();
+            Plan::of_grpo(&config(dir.path(), &sets)).unwrap()
         };
         let held = |plan: &Plan| plan.buffers.iter().map(|b| b.bytes).sum::<usize>();
         let plain = on_cpu(&["train.ranks=1"]);
