@@ -32,7 +32,9 @@ pub fn run(args: Args) -> Result<()> {
         run.write_environment(&command_line(), &())?;
         let before = resident_bytes();
         let model_dir = sft::train(config, run, "sft")?;
-        if let (Some(before), Some(peak)) = (before, peak_resident_bytes()) {
+        if plan.device == plan::Device::Cpu
+            && let (Some(before), Some(peak)) = (before, peak_resident_bytes())
+        {
             let [planned, taken] = [plan.total_bytes() as u64, peak.saturating_sub(before)];
             let [planned, taken] = [planned, taken].map(|bytes| bytes as f64 / 1e9);
             tracing::info!("memory: planned {planned:.3} GB, taken {taken:.3} GB at most");

@@ -7,7 +7,7 @@
 
 use super::environment::resident_bytes;
 use super::flops::ModelFlops;
-use super::metrics::{Metrics, Row, row};
+use super::metrics::{Metrics, Row, mebibytes, row};
 use super::plan::PlanConfig;
 use super::run::RunDir;
 use super::settings::TrainConfig;
@@ -141,6 +141,7 @@ struct StepResult {
     model_flops: f64,
     data_secs: f64,
     secs: f64,
+    gpu_peak_bytes: Option<usize>,
     update: Update,
 }
 
@@ -188,6 +189,7 @@ fn step(
         samples: rows.into_iter().flat_map(|row| row.samples).collect(),
         data_secs,
         secs: started.elapsed().as_secs_f64(),
+        gpu_peak_bytes: trainer.gpu_peak_bytes(),
         update,
     })
 }
@@ -233,7 +235,8 @@ impl StepResult {
                     .peak_tflops()
                     .map(|peak| self.model_flops / self.secs / (peak * 1e12 * config.ranks as f64)),
             ),
-            ("time/resident_mib", resident_bytes().map(|b| b as f64 / f64::from(1 << 20))),
+            ("time/resident_mib", resident_bytes().map(|b| mebibytes(b as usize))),
+            ("time/gpu_peak_mib", self.gpu_peak_bytes.map(mebibytes)),
         ];
         metrics.extend(row(optional.into_iter().filter_map(|(key, v)| Some((key, v?)))));
         let by_source = self.by_source.iter();

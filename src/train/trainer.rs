@@ -157,6 +157,11 @@ impl Trainer {
         self.ranks.fetch_params(&mut self.model.params)
     }
 
+    /// The most bytes that were ever taken at once of the memory of a GPU, where there are any.
+    pub fn gpu_peak_bytes(&mut self) -> Option<usize> {
+        self.ranks.gpu_peak_bytes()
+    }
+
     /// Updates just before now that changed no weight and could not be answered by a smaller loss
     /// scale.
     pub fn skipped_in_a_row(&self) -> u64 {

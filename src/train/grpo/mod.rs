@@ -17,7 +17,7 @@ pub use config::{
     ValidationConfig,
 };
 
-use super::metrics::{Metrics, Row, row};
+use super::metrics::{Metrics, Row, mebibytes, row};
 use super::run::RunDir;
 use super::trainer::Trainer;
 use super::{resume_or_open, save_checkpoint};
@@ -116,6 +116,7 @@ impl State {
         let journal = run.samples(self.trainer.step);
         // Sampling and updating take their memory in turn.
         self.trainer.release_memory();
+        self.trainer.fetch_params()?;
         // Only a whole step moves the cursor.
         let mut cursor = self.cursor;
         let rollouts =
@@ -129,6 +130,9 @@ impl State {
         row.extend(mismatch_metrics(&config.policy, &updates));
         row.extend(time_metrics(&rollouts.cost, started.elapsed().as_secs_f64()));
         row.insert("rollout/replaced_groups".into(), rollouts.replaced.len().into());
+        if let Some(bytes) = self.trainer.gpu_peak_bytes() {
+            row.insert("time/gpu_peak_mib".into(), mebibytes(bytes).into());
+        }
         Ok(row)
     }
 

@@ -20,6 +20,9 @@ pub(super) use cpu::score;
 use std::borrow::Cow;
 use std::ops::Range;
 
+/// Elements of a bucket on GPUs: 32 MiB of bf16, large enough for the full speed of NVLink.
+pub(super) const GPU_BUCKET: usize = 16 << 20;
+
 /// All ranks of one kind.
 pub(super) enum Ranks {
     Cpu(cpu::Ranks),
@@ -107,6 +110,15 @@ impl Ranks {
     /// Brings parameters on the host up to date.
     pub(super) fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {
         with!(self, ranks => ranks.fetch_params(params))
+    }
+
+    /// The most bytes that were ever taken at once of the memory of a GPU.
+    pub(super) fn gpu_peak_bytes(&mut self) -> Option<usize> {
+        match self {
+            Self::Cpu(_) => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ranks) => Some(ranks.peak_bytes()),
+        }
     }
 
     /// The moments of every rank's shard.

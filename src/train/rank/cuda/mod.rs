@@ -12,7 +12,7 @@
 mod exchange;
 mod shard;
 
-use super::{Chunk, MicroBatch, Moments, Reduced, share, within};
+use super::{Chunk, GPU_BUCKET, MicroBatch, Moments, Reduced, share, within};
 use crate::checkpoint::LanguageModel;
 use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
@@ -29,9 +29,6 @@ use half::bf16;
 use shard::Shard;
 use std::borrow::Cow;
 use std::ops::Range;
-
-/// Elements of a bucket: 32 MiB of bf16, large enough for the full speed of NVLink.
-const BUCKET: usize = 16 << 20;
 
 /// All of them.
 pub(in crate::train) struct Ranks {
@@ -57,13 +54,13 @@ impl Ranks {
         decayed: &[Range<usize>],
     ) -> Result<Self> {
         let size = execution.ranks;
-        let shards = Shards::new(model.params.len(), size, BUCKET);
+        let shards = Shards::new(model.params.len(), size, GPU_BUCKET);
         let id = (size > 1).then(UniqueId::new).transpose()?;
         let start = |comm: &mut Box<dyn Comm>| -> Result<Rank> {
             let rank = comm.rank();
             let mut gpu = Gpu::open(rank, None)?;
             let of_rank = (shards, rank);
-            let shard = Shard::new(&mut gpu, of_rank, gpus.config, &model.params, decayed)?;
+            let shard = Shard::new(&mut gpu, of_rank, gpus.config, model, decayed)?;
             let gradients = gpu.arena.lasting("gradients", shards.total_len())?;
             let device = gpu.device.clone();
             let positions = gpus.largest.longest;

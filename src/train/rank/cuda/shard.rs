@@ -9,6 +9,7 @@
 use super::exchange::Exchange;
 use super::within;
 use crate::base::rng;
+use crate::checkpoint::LanguageModel;
 use crate::cuda::kernels::Float;
 use crate::cuda::kernels::adamw::{AdamW, AdamWKernels, DecayRange, Shard as Elements, StepInputs};
 use crate::cuda::kernels::flat::Flat;
@@ -34,7 +35,9 @@ pub(super) struct Shard {
     kept: GradientSums,
     /// Buckets of the micro-batch at work that are yet to be added.
     buckets_left: usize,
+    /// Room for as many as there are tensors.
     decayed: DeviceBuffer<'static, DecayRange>,
+    num_decayed: usize,
     partials: DeviceBuffer<'static, f64>,
     total: DeviceBuffer<'static, f64>,
     not_finite: DeviceBuffer<'static, u32>,
@@ -48,12 +51,12 @@ enum Both {
 }
 
 impl Shard {
-    /// The shard of `rank`, without moments and gradients; its master weights are those of `params`.
+    /// The shard of `rank`, without moments and gradients; its master weights are those of `model`.
     pub(super) fn new(
         gpu: &mut Gpu,
         (shards, rank): (Shards, usize),
         config: GpuConfig,
-        params: &[f32],
+        model: &LanguageModel,
         decayed: &[Range<usize>],
     ) -> Result<Self> {
         let arena = &mut gpu.arena;
@@ -63,6 +66,7 @@ impl Shard {
             GradientSums::Sharded => len,
             GradientSums::Full => shards.total_len(),
         };
+        let most_decayed = model.decoder.layout().tensors.len();
         let parts = portions.iter().map(|portion| Flat::square_parts(portion.own.len())).sum();
         let mut shard = Self {
             master: arena.lasting("master weights", len)?,
@@ -73,7 +77,8 @@ impl Shard {
             sums: arena.lasting("sums of gradients", sums)?,
             kept: config.gradient_sums,
             buckets_left: 0,
-            decayed: arena.lasting("ranges with weight decay", decayed.len())?,
+            decayed: arena.lasting("ranges with weight decay", most_decayed)?,
+            num_decayed: decayed.len(),
             partials: arena.lasting("sums of squares", parts)?,
             total: arena.lasting("sum of squares", 1)?,
             not_finite: arena.lasting("a flag", 1)?,
@@ -83,10 +88,10 @@ impl Shard {
         let (stream, transfer) = (&gpu.stream, &mut gpu.tools.transfer);
         let range = |range: &Range<usize>| DecayRange { start: range.start as u64, end: range.end as u64 };
         let decayed: Vec<_> = decayed.iter().map(range).collect();
-        transfer.upload(stream, &decayed, shard.decayed.slice_mut())?;
+        transfer.upload(stream, &decayed, shard.decayed.slice_mut().range(0..decayed.len()))?;
         for Portion { own, in_shard, .. } in &shard.portions {
             let master = shard.master.slice_mut().into_range(in_shard.clone());
-            transfer.upload(stream, &params[own.clone()], master)?;
+            transfer.upload(stream, &model.params[own.clone()], master)?;
         }
         match &mut shard.moments {
             Both::Exact(both) => clear(stream, both)?,
@@ -188,7 +193,7 @@ impl Shard {
         let kept = self.place(&self.portions[index], &own);
         let inputs = StepInputs {
             gradients: self.sums.slice().range(kept),
-            decays: self.decayed.slice(),
+            decays: self.decayed.slice().range(0..self.num_decayed),
             not_finite: self.not_finite.slice(),
         };
         let key = rng::key(ROUNDING, &[adamw.step]);
