@@ -51,10 +51,7 @@ impl Plan {
             } else if phase.name == UPDATING
                 && updating(decoder, config, self.device, Recompute::Layer).bytes() as f64 <= free
             {
-                let of = |recompute| updating(decoder, config, self.device, recompute).bytes();
-                let fits = of(Recompute::Selective) as f64 <= free;
-                let mode = if fits { "selective" } else { "layer" };
-                format!("train.recompute=\"{mode}\"")
+                "train.recompute=\"layer\"".to_owned()
             } else {
                 format!("train.ranks={} or shorter responses", 8.max(2 * self.ranks))
             };
@@ -176,8 +173,8 @@ mod tests {
         assert_eq!(plan.total_bytes(), held + sampling.max(updating));
         // 2 x 32 layers x 8 heads x 128 x 2 bytes a token.
         assert_eq!(plan.phases[0].buffers[0].bytes, 131_072 * 196_608);
-        // Parameters and gradients of 8.03e9 x 2 bytes, an eighth of 16 bytes, and 2 GiB for libraries.
-        assert!((held as f64 - (32.12e9 + 16.06e9 + 2.147e9)).abs() < 0.05e9, "{held}");
+        // Parameters of 8.03e9 x 2 bytes, an eighth of 16 bytes, and 2 GiB for libraries.
+        assert!((held as f64 - (16.06e9 + 16.06e9 + 2.147e9)).abs() < 0.05e9, "{held}");
         assert!(plan.lines().iter().any(|(label, _)| label.contains("in all, while ")));
     }
 
@@ -202,9 +199,7 @@ mod tests {
             let memory = format!("plan.gpu_memory_gb={gigabytes}");
             plan(&[set, &memory]).advice.unwrap()
         };
-        let none = "train.recompute=none";
-        assert!(advice(none, "105.0").contains("train.recompute=\"selective\""));
-        assert!(advice(none, "62.0").contains("train.recompute=\"layer\""));
+        assert!(advice("train.recompute=none", "62.0").contains("train.recompute=\"layer\""));
         assert!(advice("train.ranks=1", "62.0").contains("train.ranks=8"));
     }
 

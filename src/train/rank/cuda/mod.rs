@@ -16,7 +16,7 @@ use super::{Chunk, GPU_BUCKET, MicroBatch, Moments, Reduced, share, within};
 use crate::checkpoint::LanguageModel;
 use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
-use crate::cuda::{DeviceBuffer, Gpu};
+use crate::cuda::Gpu;
 use crate::dist::{self, Comm, Member, Shards};
 use crate::model::cuda::DeviceModel;
 use crate::model::{Layout, ScoreGradient};
@@ -25,7 +25,6 @@ use crate::train::device::Gpus;
 use crate::train::trainer::Execution;
 use anyhow::Result;
 use exchange::Exchange;
-use half::bf16;
 use shard::Shard;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -40,7 +39,6 @@ pub(in crate::train) struct Ranks {
 struct Rank {
     model: DeviceModel,
     shard: Shard,
-    gradients: DeviceBuffer<'static, bf16>,
     exchange: Exchange,
     execution: Execution,
     gpus: Gpus,
@@ -61,7 +59,6 @@ impl Ranks {
             let mut gpu = Gpu::open(rank, None)?;
             let of_rank = (shards, rank);
             let shard = Shard::new(&mut gpu, of_rank, gpus.config, model, decayed)?;
-            let gradients = gpu.arena.lasting("gradients", shards.total_len())?;
             let device = gpu.device.clone();
             let positions = gpus.largest.longest;
             let mut on_gpu = DeviceModel::new(gpu, model.decoder.clone(), positions)?;
@@ -69,7 +66,7 @@ impl Ranks {
             // Joining cannot be called off, so nobody begins before everybody can.
             comm.barrier()?;
             let exchange = Exchange::join(&device, id, (rank, size))?;
-            Ok(Rank { model: on_gpu, shard, gradients, exchange, execution, gpus })
+            Ok(Rank { model: on_gpu, shard, exchange, execution, gpus })
         };
         let mut ranks = dist::on_every_rank(dist::group(size), |comm| &**comm, start)?;
         Exchange::tie(ranks.iter_mut().map(|rank| &mut rank.exchange));
@@ -179,9 +176,10 @@ impl Rank {
         temperature: f32,
         objective: &impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M),
     ) -> Result<Vec<M>> {
-        let Self { model, shard, gradients, exchange, execution, gpus } = self;
+        let Self { model, shard, exchange, execution, gpus } = self;
         let mut of_batches = Vec::new();
-        let mut training = model.training(gpus.largest, execution.recompute)?;
+        let (mut training, mut gradients) =
+            model.training_with_gradients(gpus.largest, execution.recompute)?;
         for (index, MicroBatch { packed, targets }) in batches.iter().enumerate() {
             let mut gathered = M::default();
             training.forward_backward(
@@ -197,11 +195,10 @@ impl Rank {
             )?;
             of_batches.push(gathered);
         }
-        drop(training);
-        let (_, gpu) = model.split();
         for _without_a_batch in batches.len()..rounds {
-            gpu.stream.fill(gradients.slice_mut(), 0)?;
-            shard.take(exchange, 0..gradients.len(), gradients.slice_mut(), &gpu.stream)?;
+            let all = 0..gradients.len();
+            training.stream().fill(gradients.slice_mut(), 0)?;
+            shard.take(exchange, all, gradients.slice_mut(), training.stream())?;
         }
         Ok(of_batches)
     }
