@@ -120,9 +120,8 @@ impl TrainConfig {
     fn check_precision(&self) -> Result<()> {
         let precision = self.precision();
         match (self.device, precision) {
-            (DeviceKind::Cpu, Precision::F32) | (DeviceKind::Cuda, Precision::Bf16 | Precision::Fp16) => {
-                Ok(())
-            }
+            (DeviceKind::Cpu, Precision::F32)
+            | (DeviceKind::Cuda, Precision::Bf16 | Precision::Fp16) => Ok(()),
             (DeviceKind::Cpu, _) => Err(usage(format!(
                 "train.precision is {precision}: a CPU computes in f32; leave it out, or set \
                  train.device=\"cuda\""

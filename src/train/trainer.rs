@@ -131,7 +131,8 @@ impl Trainer {
     pub fn restore<S: DeserializeOwned>(&mut self, dir: &Path) -> Result<S> {
         let shards = self.ranks.shards();
         let saved: Saved<S> = self.ranks.fill_moments(|by_rank| {
-            let (first, second) = by_rank.into_iter().map(|[first, second]| (first, second)).unzip();
+            let (first, second) =
+                by_rank.into_iter().map(|[first, second]| (first, second)).unzip();
             load_step(dir, [first, second].map(|moments| shards.join_mut(moments)))
         })?;
         self.step = saved.step;

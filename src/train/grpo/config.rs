@@ -304,9 +304,7 @@ impl Config {
         };
         match self.train.device {
             DeviceKind::Cpu => Ok(()),
-            DeviceKind::Cuda => {
-                Err(usage(format!("{only_on_a_cpu}, or set train.device=\"cpu\"")))
-            }
+            DeviceKind::Cuda => Err(usage(format!("{only_on_a_cpu}, or set train.device=\"cpu\""))),
         }
     }
 

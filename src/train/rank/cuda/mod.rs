@@ -14,9 +14,9 @@ mod shard;
 
 use super::{Chunk, GPU_BUCKET, MicroBatch, Moments, Reduced, share, within};
 use crate::checkpoint::LanguageModel;
+use crate::cuda::Gpu;
 use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
-use crate::cuda::Gpu;
 use crate::dist::{self, Comm, Member, Shards};
 use crate::model::cuda::DeviceModel;
 use crate::model::{Layout, ScoreGradient};
@@ -146,7 +146,8 @@ impl Ranks {
         fill: impl FnOnce(Vec<[&mut [f32]; 2]>) -> Result<T>,
     ) -> Result<T> {
         let lens = (0..self.ranks.len()).map(|rank| self.shards.shard_len(rank));
-        let mut by_rank: Vec<[Vec<f32>; 2]> = lens.map(|len| [vec![0.0; len], vec![0.0; len]]).collect();
+        let mut by_rank: Vec<[Vec<f32>; 2]> =
+            lens.map(|len| [vec![0.0; len], vec![0.0; len]]).collect();
         let slices = by_rank.iter_mut().map(|both| both.each_mut().map(Vec::as_mut_slice));
         let filled = fill(slices.collect())?;
         self.on_every(|rank| {
@@ -160,7 +161,10 @@ impl Ranks {
     /// What a phase of the arena took went with the phase.
     pub(super) fn release_memory(&mut self) {}
 
-    fn on_every<T: Send>(&mut self, work: impl Fn(&mut Rank) -> Result<T> + Sync) -> Result<Vec<T>> {
+    fn on_every<T: Send>(
+        &mut self,
+        work: impl Fn(&mut Rank) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
         let ranks = self.ranks.iter_mut().collect();
         dist::on_every_rank(ranks, |rank: &&mut Rank| &rank.exchange, |rank| work(rank))
     }

@@ -86,7 +86,8 @@ impl Shard {
             portions,
         };
         let (stream, transfer) = (&gpu.stream, &mut gpu.tools.transfer);
-        let range = |range: &Range<usize>| DecayRange { start: range.start as u64, end: range.end as u64 };
+        let range =
+            |range: &Range<usize>| DecayRange { start: range.start as u64, end: range.end as u64 };
         let decayed: Vec<_> = decayed.iter().map(range).collect();
         transfer.upload(stream, &decayed, shard.decayed.slice_mut().range(0..decayed.len()))?;
         for Portion { own, in_shard, .. } in &shard.portions {
@@ -197,17 +198,20 @@ impl Shard {
             not_finite: self.not_finite.slice(),
         };
         let key = rng::key(ROUNDING, &[adamw.step]);
-        let (start, master) = (own.start as u64, self.master.slice_mut().into_range(in_shard.clone()));
+        let (start, master) =
+            (own.start as u64, self.master.slice_mut().into_range(in_shard.clone()));
         let parameters = params.range(own);
         match &mut self.moments {
             Both::Exact(both) => {
                 let [first_moments, second_moments] = parts(both, &in_shard);
-                let mut shard = Elements { start, master, first_moments, second_moments, parameters };
+                let mut shard =
+                    Elements { start, master, first_moments, second_moments, parameters };
                 kernels.step(stream, adamw, &mut shard, inputs, key)
             }
             Both::Rounded(both) => {
                 let [first_moments, second_moments] = parts(both, &in_shard);
-                let mut shard = Elements { start, master, first_moments, second_moments, parameters };
+                let mut shard =
+                    Elements { start, master, first_moments, second_moments, parameters };
                 kernels.step(stream, adamw, &mut shard, inputs, key)
             }
         }
