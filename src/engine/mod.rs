@@ -10,6 +10,7 @@
 //!
 //! Left out here: stop strings and anything else that needs text (an [`Observer`] decides).
 
+mod backend;
 mod blocks;
 mod config;
 mod request;

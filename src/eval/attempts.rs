@@ -215,8 +215,10 @@ pub fn attempt_each(
         let mut collector = Collector::new(&desk, &requests, (rollouts, judged), progress, on_done);
         let started = Instant::now();
         let weights = Arc::new(model.decoder.pack(&model.params));
-        let engine = || Engine::with_weights(&model.decoder, Arc::clone(&weights), config.clone());
-        let sampled = share(settings.ranks, engine, &requests, &sampling, &mut collector);
+        let engine =
+            || Ok(Engine::with_weights(&model.decoder, Arc::clone(&weights), config.clone()));
+        let ranks = vec![engine; settings.ranks];
+        let sampled = share(ranks, &requests, &sampling, &mut collector);
         let generation = started.elapsed();
         let judged = collector.finish(sampled.is_ok());
         let judging = started.elapsed() - generation;

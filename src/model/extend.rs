@@ -144,6 +144,12 @@ impl DecodeWorkspace {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// The logits of the last pass, as [`Decoder::extend`] returned them; what follows them means
+    /// nothing.
+    pub fn logits(&self) -> &[f32] {
+        self.logits.as_slice()
+    }
 }
 
 impl Decoder {
