@@ -8,20 +8,28 @@
 //! ([`Packed::cu_families`](super::Packed)), and heads of other sizes than the kernels have.
 //! Not yet run on a GPU.
 
+mod attention;
+mod batch;
+mod head;
+mod layer;
+mod memory;
 mod training;
 
 use super::{BatchSize, Decoder, ModelConfig, Recompute};
 use crate::base::error::usage;
 use crate::cuda::kernels::decode::{DIMS, MOST_GROUP};
-use crate::cuda::kernels::rms_norm::MOST_WIDTH;
-use crate::cuda::kernels::rope::Heads;
+use crate::cuda::kernels::rms_norm::{MOST_WIDTH, Norm};
+use crate::cuda::kernels::rope::{Angles, Heads};
 use crate::cuda::kernels::sample::MOST_CHOICES;
-use crate::cuda::{DeviceBuffer, DeviceSliceMut, Gpu};
+use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
 use anyhow::Result;
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::Range;
 
-pub use training::{Finished, Training, TrainingMemory};
+use attention::PlanStore;
+pub use memory::TrainingMemory;
+pub use training::{Finished, Training};
 
 /// Widths are multiples of this many elements: a vector access of the kernels.
 const VECTOR: usize = 8;
@@ -35,12 +43,22 @@ pub struct DeviceModel {
     decoder: Decoder,
     params: DeviceBuffer<'static, bf16>,
     rope: RopeTable,
+    plans: PlanStore,
 }
 
 /// Cosines and sines of every position, `[positions, head_dim / 2]` each.
 struct RopeTable {
     cosines: DeviceBuffer<'static, f32>,
     sines: DeviceBuffer<'static, f32>,
+    positions: usize,
+}
+
+/// The parameters as operations read them.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    params: DeviceSlice<'a, bf16>,
+    /// Of every norm.
+    eps: f32,
 }
 
 impl DeviceModel {
@@ -80,7 +98,7 @@ impl DeviceModel {
         Self::check(decoder.config())?;
         let params = gpu.arena.lasting("parameters", decoder.layout().len)?;
         let rope = RopeTable::new(&mut gpu, &decoder, max_positions.max(1))?;
-        Ok(Self { gpu, decoder, params, rope })
+        Ok(Self { gpu, decoder, params, rope, plans: PlanStore::default() })
     }
 
     /// Replaces the parameters from element `at` of the layout on, rounded to bf16.
@@ -125,7 +143,19 @@ impl RopeTable {
             gpu.tools.transfer.upload(&gpu.stream, values, buffer.slice_mut())?;
             anyhow::Ok(buffer)
         };
-        Ok(Self { cosines: table("cosines", cos)?, sines: table("sines", sin)? })
+        Ok(Self { cosines: table("cosines", cos)?, sines: table("sines", sin)?, positions })
+    }
+
+    /// With the position of each row.
+    fn angles<'s>(&'s self, positions: DeviceSlice<'s, u32>) -> Angles<'s> {
+        Angles { cosines: self.cosines.slice(), sines: self.sines.slice(), positions }
+    }
+}
+
+impl<'a> Weights<'a> {
+    /// The norm whose weight lies in `range`.
+    fn norm(self, range: &Range<usize>) -> Norm<'a> {
+        Norm { weight: self.params.range(range.clone()), eps: self.eps }
     }
 }
 
