@@ -13,6 +13,8 @@
 mod backend;
 mod blocks;
 mod config;
+#[cfg_attr(not(feature = "cuda"), path = "no_device.rs")]
+pub mod device;
 mod request;
 mod scheduler;
 mod scorer;

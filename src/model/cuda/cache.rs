@@ -75,7 +75,8 @@ impl<'a> DeviceCache<'a> {
             let (keys, values) = self.layer(layer);
             for all in [keys, values] {
                 let (before, after) = all.split_at(high);
-                let (before, after) = (before.into_range(low..low + block), after.into_range(0..block));
+                let (before, after) =
+                    (before.into_range(low..low + block), after.into_range(0..block));
                 match from < to {
                     true => stream.copy(after, before.as_slice())?,
                     false => stream.copy(before, after.as_slice())?,

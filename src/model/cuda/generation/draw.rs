@@ -5,10 +5,10 @@
 //! logits are copied and penalized a few rows at a time, since their own say the log-probabilities.
 
 use super::Generation;
+use crate::cuda::kernels::Kernels;
 use crate::cuda::kernels::logprob::{Shape, Statistics};
 use crate::cuda::kernels::repetition::Seen;
 use crate::cuda::kernels::sample::{Rows, Sampling};
-use crate::cuda::kernels::Kernels;
 use crate::cuda::{DeviceSlice, Phase, Stream, Tools};
 use crate::model::Decoder;
 use crate::model::cuda::memory::Matrix;

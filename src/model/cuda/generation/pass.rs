@@ -56,9 +56,11 @@ impl<'a> Inputs<'a> {
     ) -> Result<PassSize> {
         let wanted = rows.iter().filter(|row| row.wants_logits).count();
         let pass = PassSize { rows: filled(rows.len()), wanted: filled(wanted) };
+        let end = self.tables_of(pass).end;
         let table = |row: &Row| tables[row.sequence as usize];
         let slot = |row: &Row| {
-            let (block, within) = (row.position as usize / BLOCK_TOKENS, row.position as usize % BLOCK_TOKENS);
+            let (block, within) =
+                (row.position as usize / BLOCK_TOKENS, row.position as usize % BLOCK_TOKENS);
             table(row)[block] * BLOCK_TOKENS as u32 + within as u32
         };
         let filling = 0..(pass.rows - rows.len()) as u32;
@@ -68,16 +70,18 @@ impl<'a> Inputs<'a> {
         host.clear();
         host.extend(rows.iter().map(|row| row.token).chain(zeros.clone()));
         host.extend(rows.iter().map(|row| row.position).chain(zeros.clone()));
-        host.extend(rows.iter().map(slot).chain(filling.map(|i| (beside * BLOCK_TOKENS) as u32 + i)));
+        host.extend(
+            rows.iter().map(slot).chain(filling.map(|i| (beside * BLOCK_TOKENS) as u32 + i)),
+        );
         host.extend(rows.iter().map(|row| row.position + 1).chain(zeros));
         host.extend(to_chosen);
         host.resize(4 * pass.rows + pass.wanted, 0);
         for row in rows {
-            let end = host.len() + self.table_width;
+            let next = host.len() + self.table_width;
             host.extend_from_slice(table(row));
-            host.resize(end, 0);
+            host.resize(next, 0);
         }
-        host.resize(self.tables_of(pass).end, 0);
+        host.resize(end, 0);
         let device = self.device.slice_mut().into_range(0..self.host.len());
         transfer.upload(stream, &self.host, device)?;
         Ok(pass)
