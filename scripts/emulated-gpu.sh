@@ -41,6 +41,7 @@ if [[ $(cat "$folder/digest" 2> /dev/null) != "$digest $compiler" ]]; then
     cd "$sources"
     build libcuda.so.1 driver.cpp fibers.cpp library.cpp -ffp-contract=off -fno-threadsafe-statics
     build libcublasLt.so.13 products.cpp "$folder/libcuda.so.1" -Wl,-rpath,'$ORIGIN'
+    build libnccl.so.2 collectives.cpp "$folder/libcuda.so.1" -Wl,-rpath,'$ORIGIN'
     ln -sf libcuda.so.1 "$folder/libcuda.so"
     ln -sf libcublasLt.so.13 "$folder/libcublasLt.so"
     echo "$digest $compiler" > "$folder/digest"
