@@ -4,7 +4,7 @@
 //! goes on on another, from the same files. Left out: which GPUs (the first `train.ranks` that
 //! `CUDA_VISIBLE_DEVICES` shows).
 
-use crate::base::error::usage;
+use crate::engine::device;
 use crate::model::{BatchSize, ModelConfig};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -72,33 +72,9 @@ impl DeviceKind {
     }
 }
 
-/// Why nothing runs on GPUs.
-#[cfg(not(feature = "cuda"))]
-pub(super) fn built_without_gpus() -> anyhow::Error {
-    usage(
-        "train.device is \"cuda\", but this binary was built without GPUs: cargo build --release \
-         --features cuda",
-    )
-}
-
 /// Refuses what this program and this machine do not have: GPUs for `ranks` ranks that compute the
 /// model of `shape`.
-#[cfg(not(feature = "cuda"))]
-pub(super) fn check_gpus(_ranks: usize, _shape: &ModelConfig) -> Result<()> {
-    Err(built_without_gpus())
-}
-
-/// Refuses what this program and this machine do not have: GPUs for `ranks` ranks that compute the
-/// model of `shape`.
-#[cfg(feature = "cuda")]
 pub(super) fn check_gpus(ranks: usize, shape: &ModelConfig) -> Result<()> {
-    let refused = |reason: String| usage(format!("train.device is \"cuda\": {reason}"));
-    let there = crate::cuda::device::count().map_err(|e| refused(format!("{e:#}")))?;
-    if there < ranks {
-        return Err(refused(format!(
-            "train.ranks is {ranks}, a GPU for each, but this machine shows {there} (see \
-             CUDA_VISIBLE_DEVICES)"
-        )));
-    }
-    crate::model::cuda::DeviceModel::check(shape)
+    device::check(ranks)?;
+    device::check_shape(shape)
 }

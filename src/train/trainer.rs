@@ -10,6 +10,7 @@ use super::micro_batch::{Chunk, MicroBatch};
 use super::rank::{Ranks, Reduced};
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::state::{load_step, save_step};
+use crate::eval::generator::Generator;
 use crate::model::{Recompute, ScoreGradient, TensorSpec};
 use crate::ops::adamw::AdamW;
 use crate::optim::{AdamWConfig, DecayedParameters, LossScale, LossScaleConfig, Schedule};
@@ -167,6 +168,11 @@ impl Trainer {
     /// scale.
     pub fn skipped_in_a_row(&self) -> u64 {
         self.optimizer.skipped_in_a_row
+    }
+
+    /// The model as it is being trained, to sample with between updates, where its ranks are.
+    pub fn generator(&mut self) -> Generator<'_> {
+        self.ranks.generator(&self.model)
     }
 
     /// Gives back the memory that accumulating gradients took; the next time takes it again.

@@ -93,10 +93,12 @@ fn sampling(decoder: &Decoder, config: &grpo::Config, device: Device) -> Phase {
     let rows = engine.max_sequences + engine.prefill_tokens;
     let heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
     let of_row = shape.hidden_size + heads + shape.num_heads * shape.head_dim;
-    let (ranks, weights, width) = match device {
-        Device::Cpu => (config.train.ranks, decoder.decoding_weights_bytes(), 4),
-        // A GPU samples with the trainer's own weights.
-        Device::Gpu { .. } => (1, 0, 2),
+    let (ranks, weights, of_row) = match device {
+        Device::Cpu => (config.train.ranks, decoder.decoding_weights_bytes(), 4 * of_row),
+        // A GPU samples with the trainer's own weights, and keeps what is between its operations.
+        Device::Gpu { .. } => {
+            (1, 0, 2 * (of_row + 2 * shape.hidden_size + 3 * shape.intermediate_size))
+        }
     };
     let of_token = cache_bytes_per_token(decoder, device);
     let cache = engine.cache_blocks * BLOCK_TOKENS * of_token;
@@ -105,7 +107,7 @@ fn sampling(decoder: &Decoder, config: &grpo::Config, device: Device) -> Phase {
         ("key-value cache", cache * ranks),
         ("weights packed for sampling", weights),
         ("logits", 4 * engine.max_logits() * shape.vocab_size * ranks),
-        ("activations of a pass", width * rows * of_row * ranks),
+        ("activations of a pass", rows * of_row * ranks),
     ];
     Phase {
         name: SAMPLING,

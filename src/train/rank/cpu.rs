@@ -8,6 +8,7 @@ use super::{Chunk, MicroBatch, Moments, Reduced, share, within};
 use crate::base::threads;
 use crate::checkpoint::LanguageModel;
 use crate::dist::{self, Comm, Shards};
+use crate::eval::generator::Generator;
 use crate::model::{Decoder, Layout, Recompute, ScoreGradient, Workspace};
 use crate::ops::adamw::AdamW;
 use crate::ops::reduce::sum_of_squares;
@@ -94,6 +95,10 @@ impl Ranks {
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>> {
         Ok(score(&model.decoder, &model.params, rows, temperature))
+    }
+
+    pub(super) fn generator<'r>(&'r self, model: &'r LanguageModel) -> Generator<'r> {
+        Generator::on_threads(model, self.ranks.len())
     }
 
     /// The host's parameters are the first rank's.

@@ -13,6 +13,7 @@ use super::micro_batch::{Chunk, MicroBatch};
 use super::trainer::Execution;
 use crate::checkpoint::LanguageModel;
 use crate::dist::Shards;
+use crate::eval::generator::Generator;
 use crate::model::ScoreGradient;
 use crate::ops::adamw::AdamW;
 use anyhow::Result;
@@ -65,7 +66,7 @@ impl Ranks {
             #[cfg(feature = "cuda")]
             Some(gpus) => Ok(Self::Cuda(cuda::Ranks::start(model, execution, gpus, &decayed)?)),
             #[cfg(not(feature = "cuda"))]
-            Some(_) => Err(super::device::built_without_gpus()),
+            Some(_) => Err(crate::engine::device::refusal()),
         }
     }
 
@@ -105,6 +106,11 @@ impl Ranks {
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>> {
         with!(self, ranks => ranks.score(model, rows, temperature))
+    }
+
+    /// The model, generating where its ranks are.
+    pub(super) fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
+        with!(self, ranks => ranks.generator(model))
     }
 
     /// Brings parameters on the host up to date.

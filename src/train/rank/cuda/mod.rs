@@ -18,6 +18,7 @@ use crate::cuda::Gpu;
 use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
 use crate::dist::{self, Comm, Member, Shards};
+use crate::eval::generator::Generator;
 use crate::model::cuda::DeviceModel;
 use crate::model::{Layout, ScoreGradient};
 use crate::ops::adamw::AdamW;
@@ -73,11 +74,6 @@ impl Ranks {
         Ok(Self { shards, ranks })
     }
 
-    /// The models between updates, by rank: for sampling with the weights being trained.
-    pub(in crate::train) fn models(&mut self) -> Vec<&mut DeviceModel> {
-        self.ranks.iter_mut().map(|rank| &mut rank.model).collect()
-    }
-
     /// The most bytes that were ever taken at once of the memory of a GPU.
     pub(super) fn peak_bytes(&mut self) -> usize {
         let peaks = self.ranks.iter_mut().map(|rank| rank.model.split().1.arena.peak_bytes());
@@ -120,6 +116,12 @@ impl Ranks {
             rank.score(own, temperature)
         })?;
         Ok(scores.into_iter().flatten().collect())
+    }
+
+    /// The parameters on the GPUs are the trained ones; of `model` it is the tokenizer and the shape that
+    /// count.
+    pub(super) fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
+        Generator::on_gpus(model, self.ranks.iter_mut().map(|rank| &mut rank.model).collect())
     }
 
     pub(super) fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {
