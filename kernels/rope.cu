@@ -1,21 +1,22 @@
-// Rotary position embedding in place, and the writing of keys and values into the paged cache. Twin
-// of src/ops/rope.rs.
+// Rotary position embedding: in place, between rows and separate tensors, and with the writing of keys
+// and values into the paged cache. Twin of src/ops/rope.rs.
 //
 // Layout: a row of qkv is [heads, kv_heads, kv_heads] heads of 2 * half elements, half a multiple of
 // 8; cosines and sines are [positions, half] fp32, made on the host (ops::rope::Rope, Llama 3 scaling
-// included), so no angle is computed here. The cache holds [block][kv_head][32][head_dim] keys, and
+// included), so no angle is computed here. Apart, queries [rows, heads, 2 * half], keys and values
+// [rows, kv_heads, 2 * half] lie one after another. The cache holds [block][kv_head][32][head_dim] keys, and
 // values alike; a slot is block * 32 + position % 32.
 // Contract: element i of a head turns with element i + half; direction 1 turns, -1 turns back.
 #include "common.cuh"
 
 constexpr unsigned BLOCK_TOKENS = 32;
 
-// Turns eight pairs at `low` and `low + half`; the results also in l and h.
-__device__ __forceinline__ void turn_eight(bf16* low, int half, const float* cosines, const float* sines,
-                                           float direction, float l[8], float h[8]) {
+// Turns eight pairs at `from` and `from + half` to `to` and `to + half`; the results also in l and h.
+__device__ __forceinline__ void turn_eight(const bf16* from, bf16* to, int half, const float* cosines,
+                                           const float* sines, float direction, float l[8], float h[8]) {
     float c[8], s[8];
-    load_eight(low, l);
-    load_eight(low + half, h);
+    load_eight(from, l);
+    load_eight(from + half, h);
     load_eight(cosines, c);
     load_eight(sines, s);
 #pragma unroll
@@ -24,8 +25,8 @@ __device__ __forceinline__ void turn_eight(bf16* low, int half, const float* cos
         l[i] = x * c[i] - y * d;
         h[i] = y * c[i] + x * d;
     }
-    store_eight(l, low);
-    store_eight(h, low + half);
+    store_eight(l, to);
+    store_eight(h, to + half);
 }
 
 // Turns the first `turned` heads of each row (a block) by its position.
@@ -38,12 +39,58 @@ rope(bf16* qkv, const float* cosines, const float* sines, const unsigned* positi
     float l[8], h[8];
     for (int item = threadIdx.x; item < turned * vectors; item += blockDim.x) {
         int head = item / vectors, within = item % vectors * 8;
-        turn_eight(row + head * 2 * half + within, half, cosines + angle + within, sines + angle + within,
-                   direction, l, h);
+        bf16* low = row + head * 2 * half + within;
+        turn_eight(low, low, half, cosines + angle + within, sines + angle + within, direction, l, h);
     }
 }
 
-// The same for rows of queries, keys and values, whose keys (turned) and values also go into their
+// The element of `qkv` apart that is the first of head `head` of row blockIdx.x, of gridDim.x rows.
+__device__ __forceinline__ size_t place_apart(int head, int heads, int kv_heads, int dim) {
+    size_t rows = gridDim.x, row = blockIdx.x;
+    if (head < heads) return (row * heads + head) * dim;
+    bool is_key = head < heads + kv_heads;
+    int kv_head = head - heads - (is_key ? 0 : kv_heads);
+    return (rows * (heads + (is_key ? 0 : kv_heads)) + row * kv_heads + kv_head) * dim;
+}
+
+// Moves a row (a block) of queries, keys and values from rows to tensors apart, or back, and turns
+// queries and keys by its position.
+template <bool IS_SPLIT>
+__device__ __forceinline__ void move_row(const bf16* from, bf16* to, const float* cosines, const float* sines,
+                                         const unsigned* positions, int heads, int kv_heads, int half) {
+    int all = heads + 2 * kv_heads, dim = 2 * half, vectors = half / 8;
+    size_t row = size_t(blockIdx.x) * all * dim, angle = size_t(positions[blockIdx.x]) * half;
+    float l[8], h[8];
+    for (int item = threadIdx.x; item < all * vectors; item += blockDim.x) {
+        int head = item / vectors, within = item % vectors * 8;
+        size_t in_row = row + head * dim + within, apart = place_apart(head, heads, kv_heads, dim) + within;
+        const bf16* source = from + (IS_SPLIT ? in_row : apart);
+        bf16* target = to + (IS_SPLIT ? apart : in_row);
+        if (head < heads + kv_heads) {
+            turn_eight(source, target, half, cosines + angle + within, sines + angle + within,
+                       IS_SPLIT ? 1.0f : -1.0f, l, h);
+        } else {
+            load_eight(source, l);
+            load_eight(source + half, h);
+            store_eight(l, target);
+            store_eight(h, target + half);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+rope_split(const bf16* rows, bf16* apart, const float* cosines, const float* sines, const unsigned* positions,
+           int heads, int kv_heads, int half) {
+    move_row<true>(rows, apart, cosines, sines, positions, heads, kv_heads, half);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+rope_join(const bf16* apart, bf16* rows, const float* cosines, const float* sines, const unsigned* positions,
+          int heads, int kv_heads, int half) {
+    move_row<false>(apart, rows, cosines, sines, positions, heads, kv_heads, half);
+}
+
+// The same in place for rows of queries, keys and values, whose keys (turned) and values also go into their
 // slot of the cache.
 extern "C" __global__ void __launch_bounds__(256)
 rope_write(bf16* qkv, const float* cosines, const float* sines, const unsigned* positions,
@@ -59,7 +106,7 @@ rope_write(bf16* qkv, const float* cosines, const float* sines, const unsigned* 
         int head = item / vectors, within = item % vectors * 8;
         bf16* low = row + head * dim + within;
         if (head < heads + kv_heads) {
-            turn_eight(low, half, cosines + angle + within, sines + angle + within, 1.0f, l, h);
+            turn_eight(low, low, half, cosines + angle + within, sines + angle + within, 1.0f, l, h);
         } else {
             load_eight(low, l);
             load_eight(low + half, h);

@@ -1,5 +1,4 @@
-//! Devices, memory and copies, on a GPU where there is one, else on a stand-in for the driver that
-//! keeps "device" memory on the host.
+//! Devices, memory, copies, graphs and products, on a GPU where there is one, else on the emulated one.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -7,25 +6,25 @@
 
 mod cuda_support;
 
+use codeseq::cuda::gemm::{Gemm, Linear, Start};
+use codeseq::cuda::kernels::Kernels;
 use codeseq::cuda::{Arena, Device, Event, Stream, Transfer, device, report};
-use cuda_support::{Driver, driver_or};
-use std::sync::{Arc, OnceLock};
-
-const HOST_DRIVER: &str = include_str!("cuda_support/host_driver.c");
+use cuda_support::Driver;
+use half::bf16;
+use std::sync::Arc;
 
 /// The first device; `None`, said loudly, where there is none that this program runs on.
 fn first_device() -> Option<Arc<Device>> {
-    static DRIVER: OnceLock<Option<Driver>> = OnceLock::new();
-    match DRIVER.get_or_init(|| driver_or(HOST_DRIVER)) {
+    match cuda_support::driver() {
         Some(Driver::Real) => {
             Device::open(0).inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()
         }
         Some(Driver::StandIn) => {
-            println!("on a stand-in: no GPU here");
+            println!("emulated: no GPU here");
             Some(Device::open(0).unwrap())
         }
         None => {
-            println!("SKIPPED: neither an NVIDIA driver nor a C compiler");
+            println!("SKIPPED: neither an NVIDIA driver nor a C++ compiler");
             None
         }
     }
@@ -115,4 +114,122 @@ fn cuda_a_stream_waits_for_what_another_recorded() {
     let mut back = vec![0; 1 << 20];
     transfer.download(&second, buffer.slice(), &mut back).unwrap();
     assert!(back.iter().all(|&byte| byte == 5));
+}
+
+#[test]
+fn cuda_memory_starts_as_numbers_that_show() {
+    let Some(device) = first_device() else { return };
+    if cuda_support::driver() == Some(Driver::Real) {
+        return;
+    }
+    let (stream, mut transfer) = (Stream::new(&device).unwrap(), Transfer::new(&device).unwrap());
+    let mut arena = Arena::new(&device, 100 << 20).unwrap();
+    let buffer = arena.lasting::<f32>("nothing", 25 << 20).unwrap();
+    for place in [0, 1 << 20, (25 << 20) - 1] {
+        let mut back = [0.0];
+        transfer.download(&stream, buffer.slice().range(place..place + 1), &mut back).unwrap();
+        assert!(back[0].is_nan());
+    }
+}
+
+#[test]
+fn cuda_a_graph_repeats_what_was_queued_with_the_arguments_of_then() {
+    let Some(device) = first_device() else { return };
+    let stream = Stream::new(&device).unwrap();
+    let (kernels, mut transfer) =
+        (Kernels::load(&device).unwrap(), Transfer::new(&device).unwrap());
+    let mut arena = Arena::new(&device, 1 << 20).unwrap();
+    let mut narrow = arena.lasting::<bf16>("narrow", 1000).unwrap();
+    let mut wide = arena.lasting::<f32>("wide", 1000).unwrap();
+    let numbers = |start: usize| -> Vec<bf16> {
+        (start..start + 1000).map(|i| bf16::from_f32(i as f32)).collect()
+    };
+    transfer.upload(&stream, &numbers(0), narrow.slice_mut()).unwrap();
+    let graph = stream
+        .capture(|stream| kernels.flat.widen(stream, narrow.slice(), wide.slice_mut()))
+        .unwrap();
+    for start in [0, 1000] {
+        let expected = numbers(start);
+        transfer.upload(&stream, &expected, narrow.slice_mut()).unwrap();
+        stream.fill(wide.slice_mut(), 0).unwrap();
+        // SAFETY: the buffers are still there.
+        unsafe { graph.launch(&stream) }.unwrap();
+        let mut back = vec![0.0; 1000];
+        transfer.download(&stream, wide.slice(), &mut back).unwrap();
+        assert!(back.iter().zip(&expected).all(|(&a, &e)| a == f32::from(e)));
+    }
+}
+
+/// Small whole numbers, of which sums are exact.
+fn whole(len: usize, seed: usize) -> Vec<bf16> {
+    (0..len).map(|i| bf16::from_f32(((i * 7 + seed) % 11) as f32 - 5.0)).collect()
+}
+
+/// `[rows, columns]` of sums of `depth` products.
+fn sums(
+    [rows, columns, depth]: [usize; 3],
+    product: impl Fn(usize, usize, usize) -> f32,
+) -> Vec<f32> {
+    let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+    places.map(|(row, column)| (0..depth).map(|i| product(row, column, i)).sum()).collect()
+}
+
+#[test]
+fn cuda_products_of_a_linear_layer_are_those_of_its_definition() {
+    let Some(device) = first_device() else { return };
+    let (stream, mut transfer) = (Stream::new(&device).unwrap(), Transfer::new(&device).unwrap());
+    let mut arena = Arena::new(&device, 64 << 20).unwrap();
+    let mut gemm = match Gemm::new(&mut arena) {
+        Ok(gemm) => gemm,
+        Err(absent) => return println!("SKIPPED: {absent:#}"),
+    };
+    let sizes = Linear { rows: 19, inputs: 40, outputs: 24 };
+    let Linear { rows, inputs, outputs } = sizes;
+    let (x, w) = (whole(rows * inputs, 1), whole(outputs * inputs, 2));
+    let (dy, bias) = (whole(rows * outputs, 3), whole(outputs, 4));
+    let mut put = |name: &str, numbers: &[bf16]| {
+        let mut buffer = arena.lasting::<bf16>(name, numbers.len()).unwrap();
+        transfer.upload(&stream, numbers, buffer.slice_mut()).unwrap();
+        buffer
+    };
+    let device_numbers = [put("x", &x), put("w", &w), put("dy", &dy), put("bias", &bias)];
+    let [own_x, own_w, own_dy, own_bias] = &device_numbers;
+    let mut y = put("y", &vec![bf16::NAN; rows * outputs]);
+    let mut dx = put("dx", &vec![bf16::NAN; rows * inputs]);
+    let mut dw = arena.lasting::<f32>("dw", outputs * inputs).unwrap();
+
+    let start = Start::Bias(own_bias.slice());
+    gemm.forward(&stream, sizes, own_x.slice(), own_w.slice(), start, y.slice_mut()).unwrap();
+    let (own_dy, own_w) = (own_dy.slice(), own_w.slice());
+    gemm.input_gradient(&stream, sizes, own_dy, own_w, Start::Zero, dx.slice_mut()).unwrap();
+    for start in [Start::Zero, Start::Accumulate] {
+        gemm.weight_gradient(&stream, sizes, own_dy, own_x.slice(), start, dw.slice_mut()).unwrap();
+    }
+
+    let number = |numbers: &[bf16], columns: usize, row: usize, column: usize| {
+        f32::from(numbers[row * columns + column])
+    };
+    let rounded =
+        |numbers: Vec<f32>| -> Vec<bf16> { numbers.into_iter().map(bf16::from_f32).collect() };
+    let expected_y = sums([rows, outputs, inputs], |row, column, i| {
+        number(&x, inputs, row, i) * number(&w, inputs, column, i)
+    });
+    let with_bias = expected_y.iter().enumerate().map(|(i, y)| y + f32::from(bias[i % outputs]));
+    let mut back = vec![bf16::ZERO; rows * outputs];
+    transfer.download(&stream, y.slice(), &mut back).unwrap();
+    assert_eq!(back, rounded(with_bias.collect()));
+
+    let expected_dx = sums([rows, inputs, outputs], |row, column, i| {
+        number(&dy, outputs, row, i) * number(&w, inputs, i, column)
+    });
+    let mut back = vec![bf16::ZERO; rows * inputs];
+    transfer.download(&stream, dx.slice(), &mut back).unwrap();
+    assert_eq!(back, rounded(expected_dx));
+
+    let expected_dw = sums([outputs, inputs, rows], |row, column, i| {
+        2.0 * number(&dy, outputs, i, row) * number(&x, inputs, i, column)
+    });
+    let mut back = vec![0.0; outputs * inputs];
+    transfer.download(&stream, dw.slice(), &mut back).unwrap();
+    assert_eq!(back, expected_dw);
 }

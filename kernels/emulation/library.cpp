@@ -1,4 +1,5 @@
-// All kernels in one library for the CPU, by name. Compiled with -fsanitize=thread,alignment, see runtime.cpp.
+// All kernels in one library for the CPU, by name: for tests with -fsanitize=thread,alignment (see
+// runtime.cpp), for the emulated driver (driver.cpp) as fast as they get.
 //
 // Each source has a namespace of its own, as on the device each is a module of its own.
 #include "cuda.h"
@@ -6,8 +7,9 @@
 #include "../common.cuh"
 #include "../statistics.cuh"
 
-#include <map>
-#include <string>
+#include "kernels.h"
+
+#include <tuple>
 #include <utility>
 
 namespace {
@@ -39,6 +41,9 @@ FAMILY(flat) {
 FAMILY(logprob) {
 #include "../logprob.cu"
 }
+FAMILY(repetition) {
+#include "../repetition.cu"
+}
 FAMILY(rms_norm) {
 #include "../rms_norm.cu"
 }
@@ -53,30 +58,29 @@ FAMILY(swiglu) {
 }
 
 template <class... A, size_t... I>
-void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
-    kernel(*static_cast<std::remove_reference_t<A>*>(arguments[I])...);
+std::function<void()> with_values(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    std::tuple<A...> values{*static_cast<std::remove_reference_t<A>*>(arguments[I])...};
+    return [kernel, values] { std::apply(kernel, values); };
 }
 
-// A function that calls KERNEL with arguments given by their addresses.
+// As `Kernel` says.
 template <auto KERNEL>
-void entry(void** arguments) {
+std::function<void()> entry(void** arguments) {
     auto with_types = [arguments]<class... A>(void (*kernel)(A...)) {
-        call(kernel, arguments, std::index_sequence_for<A...>());
+        return with_values(kernel, arguments, std::index_sequence_for<A...>());
     };
-    with_types(KERNEL);
+    return with_types(KERNEL);
 }
 }  // namespace
 
-using Call = void (*)(void** arguments);
-
-const std::map<std::string, Call>& kernels() {
+const std::map<std::string, Kernel>& kernels() {
 #define KERNEL(family, name) {#name, entry<family##_family::name>}
 #define ATTENTION_KERNELS(dim)                                                                  \
     KERNEL(attention, attention_##dim), KERNEL(attention, attention_backward_keys_##dim),       \
         KERNEL(attention, attention_backward_queries_##dim),                                    \
         KERNEL(attention_decode, attention_decode_##dim##_4),                                   \
         KERNEL(attention_decode, attention_decode_##dim##_8)
-    static const std::map<std::string, Call> all = {
+    static const std::map<std::string, Kernel> all = {
         KERNEL(adamw, adamw_bf16),
         KERNEL(adamw, adamw_f32),
         KERNEL(adamw, adamw_bf16_rounded),
@@ -110,6 +114,7 @@ const std::map<std::string, Call>& kernels() {
         KERNEL(logprob, logprob_f32),
         KERNEL(logprob, logprob_backward_bf16),
         KERNEL(logprob, logprob_backward_f32),
+        KERNEL(repetition, penalize_repetition),
         KERNEL(rms_norm, rms_norm),
         KERNEL(rms_norm, rms_norm_backward),
         KERNEL(rope, rope),

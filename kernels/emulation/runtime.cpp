@@ -11,15 +11,14 @@
 // Atomic operations are exempt. Shared memory starts as NaNs in every block. A barrier that not all
 // threads reach is an error too. One launch at a time; the caller sees to that.
 #include "cuda.h"
+#include "kernels.h"
 
 #include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <numeric>
 #include <random>
-#include <string>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <vector>
@@ -29,10 +28,6 @@ uint3 emulated_thread, emulated_block, emulated_block_size, emulated_grid_size;
 extern char __start_emulated_shared[] __attribute__((weak));
 extern char __stop_emulated_shared[] __attribute__((weak));
 }
-
-// What library.cpp knows: each kernel by name.
-using Call = void (*)(void** arguments);
-const std::map<std::string, Call>& kernels();
 
 namespace {
 
@@ -83,8 +78,7 @@ Fiber fibers[MOST_THREADS];
 WarpState warps[MOST_THREADS / WARP];
 jmp_buf scheduler;
 unsigned current, num_threads;
-Call running;
-void** running_arguments;
+const std::function<void()>* running;
 uint32_t epoch = 1, launch_epoch, block_epoch;
 std::vector<Region> regions;
 size_t recent;  // the region of the access before
@@ -194,7 +188,7 @@ void wait(State state) {
 // A fiber lives on between blocks: it runs one thread of each.
 void live() {
     for (;;) {
-        running(running_arguments);
+        (*running)();
         wait(State::Done);
     }
 }
@@ -354,8 +348,8 @@ const char* emulate(const char* kernel, const unsigned grid[2], unsigned block, 
         size_t bytes = buffers[i].bytes;
         regions.push_back({(char*)buffers[i].start, bytes, false, std::vector<Cell>(bytes / GRAIN + 1)});
     }
-    running = found->second;
-    running_arguments = arguments;
+    const std::function<void()> thread = found->second(arguments);
+    running = &thread;
     num_threads = block;
     emulated_block_size = {block, 1, 1};
     emulated_grid_size = {grid[0], grid[1], 1};

@@ -2,6 +2,8 @@
 //!
 //! Contract: two pinned chunks take turns, so that copying to or from pageable memory overlaps with
 //! the transfer. An upload returns when the host's data may change, a download when the data is there.
+//! Small uploads follow one another in a chunk, so that none waits for the one before; an upload to
+//! another stream than the last one's waits for that.
 
 use super::device::Device;
 use super::memory::{DeviceSlice, DeviceSliceMut};
@@ -9,16 +11,28 @@ use super::stream::{Event, Stream};
 use anyhow::{Context, Result};
 use bytemuck::Pod;
 use cudarc::driver::result;
+use cudarc::driver::sys::CUstream;
 use std::sync::Arc;
 
 /// Bytes of a chunk: enough for the full speed of the bus.
 const CHUNK: usize = 16 << 20;
 
+/// Parts of a chunk begin at multiples of this many bytes.
+const ALIGNMENT: usize = 256;
+
 /// A way to and from a device.
 #[derive(Debug)]
 pub struct Transfer {
     chunks: [Chunk; 2],
+    /// The chunk that uploads fill, and how far.
+    filling: usize,
+    filled: usize,
+    /// The stream of the last upload.
+    stream: CUstream,
 }
+
+// SAFETY: the stream is only compared.
+unsafe impl Send for Transfer {}
 
 /// Pinned memory and the event after which it is free again.
 #[derive(Debug)]
@@ -34,7 +48,8 @@ unsafe impl Send for Chunk {}
 impl Transfer {
     /// Pins two chunks.
     pub fn new(device: &Arc<Device>) -> Result<Self> {
-        Ok(Self { chunks: [Chunk::new(device)?, Chunk::new(device)?] })
+        let chunks = [Chunk::new(device)?, Chunk::new(device)?];
+        Ok(Self { chunks, filling: 0, filled: 0, stream: std::ptr::null_mut() })
     }
 
     /// Copies to the device, in the order of `stream`.
@@ -49,20 +64,38 @@ impl Transfer {
     ) -> Result<()> {
         assert_eq!(from.len(), to.len(), "lengths of an upload");
         stream.device().bind()?;
+        if stream.raw() != self.stream {
+            self.wait()?;
+            self.stream = stream.raw();
+        }
         let mut address = to.address();
-        for (i, part) in bytemuck::cast_slice::<T, u8>(from).chunks(CHUNK).enumerate() {
-            let chunk = &mut self.chunks[i % 2];
-            chunk.done.synchronize()?;
-            let pinned = &mut chunk.bytes()[..part.len()];
+        let mut bytes = bytemuck::cast_slice::<T, u8>(from);
+        while !bytes.is_empty() {
+            if self.filled == CHUNK {
+                self.filling = 1 - self.filling;
+                self.chunks[self.filling].done.synchronize()?;
+                self.filled = 0;
+            }
+            let (part, rest) = bytes.split_at(bytes.len().min(CHUNK - self.filled));
+            let chunk = &mut self.chunks[self.filling];
+            let pinned = &mut chunk.bytes()[self.filled..][..part.len()];
             pinned.copy_from_slice(part);
-            // SAFETY: `address` has at least `part.len()` bytes left; the chunk is not touched
-            // before `done`.
+            // SAFETY: `address` has at least `part.len()` bytes left; this part of the chunk is not
+            // touched before `done`.
             unsafe { result::memcpy_htod_async(address, pinned, stream.raw()) }
                 .context("copying to the GPU")?;
             chunk.done.record(stream)?;
+            self.filled = CHUNK.min((self.filled + part.len()).next_multiple_of(ALIGNMENT));
             address += part.len() as u64;
+            bytes = rest;
         }
         Ok(())
+    }
+
+    /// Waits until both chunks are free.
+    fn wait(&mut self) -> Result<()> {
+        self.filled = 0;
+        self.chunks.iter().try_for_each(|chunk| chunk.done.synchronize())
     }
 
     /// Copies from the device what it holds when `stream` gets there, and waits for it.
@@ -77,6 +110,7 @@ impl Transfer {
     ) -> Result<()> {
         assert_eq!(from.len(), to.len(), "lengths of a download");
         stream.device().bind()?;
+        self.wait()?;
         let mut address = from.address();
         let mut under_way: Option<(usize, &mut [u8])> = None;
         for (i, part) in bytemuck::cast_slice_mut::<T, u8>(to).chunks_mut(CHUNK).enumerate() {

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Buffers start at multiples of this many bytes: enough for every library and vector load.
-const ALIGNMENT: usize = 256;
+pub const ALIGNMENT: usize = 256;
 
 /// Elements of device memory, to be read.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl<'a, T> DeviceSlice<'a, T> {
     }
 }
 
-impl<T> DeviceSliceMut<'_, T> {
+impl<'a, T> DeviceSliceMut<'a, T> {
     /// How many elements.
     pub fn len(&self) -> usize {
         self.len
@@ -93,8 +93,20 @@ impl<T> DeviceSliceMut<'_, T> {
 
     /// The elements of `range`.
     pub fn range(&mut self, range: Range<usize>) -> DeviceSliceMut<'_, T> {
+        self.reborrow().into_range(range)
+    }
+
+    /// The elements of `range`, for as long as all were borrowed.
+    pub fn into_range(self, range: Range<usize>) -> DeviceSliceMut<'a, T> {
         let (address, len) = part::<T>(self.address, self.len, range);
-        DeviceSliceMut { address, len, memory: PhantomData }
+        Self { address, len, memory: PhantomData }
+    }
+
+    /// The elements before `middle`, and the rest.
+    pub fn split_at(self, middle: usize) -> (Self, Self) {
+        let (address, len) = part::<T>(self.address, self.len, middle..self.len);
+        let rest = Self { address, len, memory: PhantomData };
+        (self.into_range(0..middle), rest)
     }
 
     pub(super) fn address(&mut self) -> CUdeviceptr {

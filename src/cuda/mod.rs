@@ -10,6 +10,7 @@
 pub mod attention;
 pub mod device;
 pub mod gemm;
+pub mod gpu;
 pub mod host;
 pub mod kernels;
 pub mod library;
@@ -21,6 +22,7 @@ pub mod stream;
 
 pub use device::Device;
 pub use gemm::Gemm;
+pub use gpu::{Gpu, Tools};
 pub use host::Transfer;
 pub use memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
 pub use module::{Function, Module};

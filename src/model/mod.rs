@@ -8,6 +8,8 @@
 pub mod cache;
 pub mod config;
 mod config_keys;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decoder;
 pub mod extend;
 pub mod layout;

@@ -1,8 +1,19 @@
 //! Libraries that tests put into their process before anyone asks for them.
+#![allow(dead_code, reason = "no test needs all of it")]
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
+
+/// What answers as the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// NVIDIA's.
+    Real,
+    /// What a test made.
+    StandIn,
+}
 
 /// Opens a library for all that comes after.
 pub(crate) fn preload(path: &Path) -> bool {
@@ -11,7 +22,36 @@ pub(crate) fn preload(path: &Path) -> bool {
     library.map(std::mem::forget).is_ok()
 }
 
-/// The driver of this machine, or what `source` makes in its place. `None` without a C compiler.
+/// The driver of this machine, or the emulated one with four devices, its cuBLASLt and NCCL; one for
+/// the process.
+/// `None` without a C++ compiler.
+pub(crate) fn driver() -> Option<Driver> {
+    static DRIVER: OnceLock<Option<Driver>> = OnceLock::new();
+    *DRIVER.get_or_init(|| {
+        if preload(Path::new("libcuda.so.1")) {
+            return Some(Driver::Real);
+        }
+        let folder = emulated_gpu()?;
+        // SAFETY: only the stand-in reads it, which is loaded below.
+        unsafe { std::env::set_var("EMULATED_GPUS", "4") };
+        let libraries = ["libcuda.so.1", "libcublasLt.so.13", "libnccl.so.2"];
+        assert!(libraries.iter().all(|library| preload(&folder.join(library))), "{folder:?}");
+        Some(Driver::StandIn)
+    })
+}
+
+/// The folder of the emulated driver, built if need be, for the `LD_LIBRARY_PATH` of a process.
+/// `None` without a C++ compiler.
+pub(crate) fn emulated_gpu() -> Option<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/emulated-gpu.sh");
+    let output = Command::new("bash").arg(script).output().ok()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{said}");
+    let folder = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| PathBuf::from(folder.trim()))
+}
+
+/// The driver of this machine, or what the C of `source` makes in its place. `None` without a compiler.
 pub(crate) fn driver_or(source: &str) -> Option<Driver> {
     if preload(Path::new("libcuda.so.1")) {
         return Some(Driver::Real);
@@ -24,13 +64,4 @@ pub(crate) fn driver_or(source: &str) -> Option<Driver> {
         .args([&library, &file])
         .status();
     (made.is_ok_and(|status| status.success()) && preload(&library)).then_some(Driver::StandIn)
-}
-
-/// What answers as the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Driver {
-    /// NVIDIA's.
-    Real,
-    /// What a test made.
-    StandIn,
 }

@@ -6,8 +6,9 @@
 //! `stats` (the natural logarithm of each row's sum of exponentials) `[tokens, heads]` in f32. A token
 //! sees itself and what comes before it in its segment. Gradients are overwritten. The sizes of a pack
 //! are declared once ([`Sizes`]), so that a run compiles two kernels; a pack with fewer segments fills
-//! up with empty ones. The backward's sums of the query gradient have a fixed order only when asked
-//! for, which cuDNN can do in reasonable memory since 9.25. Without the library, opening fails with
+//! up with empty ones. Memory is the caller's: a table of segments and [`Sizes::scratch_bytes`]. The
+//! backward's sums of the query gradient have a fixed order where cuDNN can do that in reasonable memory:
+//! since 9.25. Without the library, opening fails with
 //! [`Absent`](super::library::Absent), and the caller takes another implementation.
 //! Left out: dropout, bias, sliding windows, and decoding, for which these engines are slow.
 //! Not yet run on a GPU; the plans of both directions are built and checked without one.
@@ -18,7 +19,7 @@ mod graph;
 mod plan;
 
 use super::host::Transfer;
-use super::memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut};
+use super::memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
 use super::stream::Stream;
 use anyhow::{Context, Result, ensure};
 use backend::{Backend, Descriptor, Handle, Kind, Knob, attribute};
@@ -42,6 +43,9 @@ const DETERMINISTIC: Engine = Engine {
 
 /// The first version that has it.
 const DETERMINISTIC_SINCE: usize = 92_500;
+
+/// Bytes that a plan may need while it runs: far more than any needs for a pack of known segments.
+const WORKSPACE: usize = 16 << 20;
 
 /// Integers of a table begin at multiples of this many: 16 bytes.
 const TABLE_ALIGNMENT: usize = 4;
@@ -71,27 +75,48 @@ impl Sizes {
     fn query_len(&self) -> usize {
         self.length * self.heads * self.head_dim
     }
+
+    /// Integers of the table of [`Segments`].
+    pub fn table_len(&self) -> usize {
+        4 * self.part()
+    }
+
+    /// Integers from one part of the table to the next.
+    fn part(&self) -> usize {
+        (self.segments + 1).next_multiple_of(TABLE_ALIGNMENT)
+    }
+
+    /// Bytes of row sums.
+    fn row_sum_bytes(&self) -> usize {
+        (self.length * self.heads * size_of::<f32>()).next_multiple_of(256)
+    }
+
+    /// Bytes of a gradient of every query head: f32 as in NVIDIA's front end, also of keys and values,
+    /// which are stored in bf16.
+    fn full_head_bytes(&self) -> usize {
+        (self.query_len() * size_of::<f32>()).next_multiple_of(256)
+    }
+
+    /// Bytes that both directions work in: row sums, three gradients of full heads, the plans' own.
+    pub fn scratch_bytes(&self) -> usize {
+        self.row_sum_bytes() + 3 * self.full_head_bytes() + WORKSPACE
+    }
 }
 
 /// Where the segments of a pack begin, on the device.
 #[derive(Debug)]
-pub struct Segments {
+pub struct Segments<'a> {
     sizes: Sizes,
     /// Lengths, then offsets in elements of queries, keys and stats.
-    table: DeviceBuffer<'static, i32>,
+    table: DeviceBuffer<'a, i32>,
     tokens: usize,
 }
 
-impl Segments {
+impl<'a> Segments<'a> {
     /// Room for the segments of a pack.
-    pub fn new(arena: &mut Arena, sizes: Sizes) -> Result<Self> {
-        let table = arena.lasting("segments of a pack", 4 * Self::part(sizes))?;
+    pub fn take(phase: &mut Phase<'a>, sizes: Sizes) -> Result<Self> {
+        let table = phase.take("segments of a pack", sizes.table_len())?;
         Ok(Self { sizes, table, tokens: 0 })
-    }
-
-    /// Integers from one part of the table to the next.
-    fn part(sizes: Sizes) -> usize {
-        (sizes.segments + 1).next_multiple_of(TABLE_ALIGNMENT)
     }
 
     /// Replaces the segments: `lengths` are their tokens, in order.
@@ -108,7 +133,7 @@ impl Segments {
     }
 
     fn bindings(&self) -> [(Role, u64); 5] {
-        let part = Self::part(self.sizes);
+        let part = self.sizes.part();
         let at = |i: usize| self.table.slice().range(i * part..(i + 1) * part).address();
         [
             (Role::QueryLengths, at(0)),
@@ -130,7 +155,7 @@ fn table(sizes: Sizes, lengths: &[usize]) -> Result<Vec<i32>> {
         sizes.segments,
         sizes.length
     );
-    let part = Segments::part(sizes);
+    let part = sizes.part();
     let mut table = vec![0i32; 4 * part];
     let row = sizes.heads * sizes.head_dim;
     let widths = [row, sizes.kv_heads * sizes.head_dim, sizes.heads];
@@ -156,8 +181,6 @@ pub struct Attention {
     forward: Plan,
     backward: Plan,
     handle: Handle,
-    /// What both directions need while they run.
-    scratch: DeviceBuffer<'static, u8>,
 }
 
 /// What the forward pass reads.
@@ -191,44 +214,23 @@ pub struct Gradients<'a> {
     pub value: DeviceSliceMut<'a, bf16>,
 }
 
-/// The scratch of a backward pass: bytes of each part, in order, and their sum.
-struct Scratch {
-    row_sums: usize,
-    full_heads: usize,
-    workspace: usize,
-}
-
-impl Scratch {
-    fn new(sizes: &Sizes, forward: &Plan, backward: &Plan) -> Self {
-        Self {
-            row_sums: (sizes.length * sizes.heads * size_of::<f32>()).next_multiple_of(256),
-            // As NVIDIA's front end: f32 for each, though keys and values are stored in bf16.
-            full_heads: (sizes.query_len() * size_of::<f32>()).next_multiple_of(256),
-            workspace: forward.workspace_bytes().max(backward.workspace_bytes()),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.row_sums + 3 * self.full_heads + self.workspace
-    }
-}
-
 impl Attention {
-    /// Opens the library, compiles both directions for the device of `arena`, and takes their scratch.
-    pub fn new(
-        stream: &Stream,
-        arena: &mut Arena,
-        sizes: Sizes,
-        is_deterministic: bool,
-    ) -> Result<Self> {
+    /// Opens the library and compiles both directions for the device of `stream`.
+    pub fn new(stream: &Stream, sizes: Sizes) -> Result<Self> {
         let backend = Backend::get()?;
         stream.device().bind()?;
         let handle = Handle::new(backend)?;
+        let is_deterministic = backend.version() >= DETERMINISTIC_SINCE;
         let [forward, backward] =
             plans(backend, &sizes, &Target::Device(&handle), is_deterministic)?;
-        let scratch = Scratch::new(&sizes, &forward, &backward).bytes();
-        let scratch = arena.lasting("scratch of attention", scratch)?;
-        Ok(Self { sizes, backend, handle, forward, backward, scratch })
+        let needed = forward.workspace_bytes().max(backward.workspace_bytes());
+        ensure!(needed <= WORKSPACE, "cuDNN's attention wants a workspace of {needed} bytes");
+        Ok(Self { sizes, backend, handle, forward, backward })
+    }
+
+    /// What it was compiled for.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
     /// `output` and `stats` from `operands`.
@@ -238,10 +240,10 @@ impl Attention {
     pub fn forward(
         &mut self,
         stream: &Stream,
-        segments: &Segments,
+        segments: &Segments<'_>,
         operands: Operands<'_>,
-        mut output: DeviceSliceMut<'_, bf16>,
-        mut stats: DeviceSliceMut<'_, f32>,
+        (mut output, mut stats): (DeviceSliceMut<'_, bf16>, DeviceSliceMut<'_, f32>),
+        scratch: DeviceSliceMut<'_, u8>,
     ) -> Result<()> {
         self.check(segments, operands, output.len(), stats.len());
         if segments.tokens == 0 {
@@ -252,23 +254,23 @@ impl Attention {
         bindings.extend(operands.bindings());
         bindings.push((Role::Output, output.address()));
         bindings.push((Role::Stats, stats.address()));
-        let scratch = self.scratch.slice_mut().address();
-        // SAFETY: the lengths are checked above, the scratch was sized for this plan.
-        unsafe { self.forward.execute(self.backend, &self.handle, stream, &bindings, scratch) }
+        let workspace = self.scratch(scratch)[4];
+        // SAFETY: the lengths are checked above, the scratch is sized for this plan.
+        unsafe { self.forward.execute(self.backend, &self.handle, stream, &bindings, workspace) }
     }
 
     /// `gradients` from the gradient of the output, the operands and results of the forward pass.
     pub fn backward(
         &mut self,
         stream: &Stream,
-        segments: &Segments,
-        operands: Operands<'_>,
-        results: Results<'_>,
+        segments: &Segments<'_>,
+        (operands, results): (Operands<'_>, Results<'_>),
         output_gradient: DeviceSlice<'_, bf16>,
-        gradients: &mut Gradients<'_>,
+        gradients: Gradients<'_>,
+        scratch: DeviceSliceMut<'_, u8>,
     ) -> Result<()> {
         self.check(segments, operands, results.output.len(), results.stats.len());
-        let Gradients { query, key, value } = gradients;
+        let Gradients { mut query, mut key, mut value } = gradients;
         assert_eq!(output_gradient.len(), results.output.len(), "length of the gradient");
         assert_eq!(
             [query.len(), key.len(), value.len()],
@@ -279,9 +281,7 @@ impl Attention {
             return Ok(());
         }
         stream.device().bind()?;
-        let scratch = Scratch::new(&self.sizes, &self.forward, &self.backward);
-        let at = self.scratch.slice_mut().address();
-        let full = |i: usize| at + (scratch.row_sums + i * scratch.full_heads) as u64;
+        let [row_sums, d_query, d_key, d_value, workspace] = self.scratch(scratch);
         let mut bindings = segments.bindings().to_vec();
         bindings.extend(operands.bindings());
         bindings.extend([
@@ -291,18 +291,27 @@ impl Attention {
             (Role::QueryGradient, query.address()),
             (Role::KeyGradient, key.address()),
             (Role::ValueGradient, value.address()),
-            (Role::RowSums, at),
-            (Role::QueryGradientSums, full(0)),
+            (Role::RowSums, row_sums),
+            (Role::QueryGradientSums, d_query),
         ]);
         if self.sizes.heads != self.sizes.kv_heads {
-            bindings
-                .extend([(Role::KeyGradientHeads, full(1)), (Role::ValueGradientHeads, full(2))]);
+            bindings.extend([(Role::KeyGradientHeads, d_key), (Role::ValueGradientHeads, d_value)]);
         }
-        // SAFETY: the lengths are checked above, the scratch was sized for this plan.
-        unsafe { self.backward.execute(self.backend, &self.handle, stream, &bindings, full(3)) }
+        // SAFETY: the lengths are checked above, the scratch is sized for this plan.
+        unsafe { self.backward.execute(self.backend, &self.handle, stream, &bindings, workspace) }
     }
 
-    fn check(&self, segments: &Segments, operands: Operands<'_>, output: usize, stats: usize) {
+    /// Where the parts of the scratch begin: row sums, the gradients of full heads by query, key and
+    /// value, and the plans' workspace.
+    fn scratch(&self, mut scratch: DeviceSliceMut<'_, u8>) -> [u64; 5] {
+        assert_eq!(scratch.len(), self.sizes.scratch_bytes(), "bytes of scratch");
+        let gradients = scratch.address() + self.sizes.row_sum_bytes() as u64;
+        let full = self.sizes.full_head_bytes() as u64;
+        let [query, key, value, workspace] = [0, 1, 2, 3].map(|i| gradients + i * full);
+        [scratch.address(), query, key, value, workspace]
+    }
+
+    fn check(&self, segments: &Segments<'_>, operands: Operands<'_>, output: usize, stats: usize) {
         assert_eq!(segments.sizes, self.sizes, "sizes of the segments");
         let Sizes { heads, kv_heads, head_dim, .. } = self.sizes;
         let tokens = segments.tokens;
@@ -386,7 +395,7 @@ mod tests {
     #[test]
     fn a_table_has_lengths_and_offsets_and_fills_up_with_empty_segments() {
         let table = table(SIZES, &[10, 0, 7]).unwrap();
-        let part = Segments::part(SIZES);
+        let part = SIZES.part();
         assert_eq!(part, 8);
         assert_eq!(table[..4], [10, 0, 7, 0]);
         for (i, width) in [(1, 48), (2, 16), (3, 6)] {

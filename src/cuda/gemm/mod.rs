@@ -28,6 +28,7 @@ use half::bf16;
 use plan::{Plan, Product};
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::fmt;
 use std::sync::OnceLock;
 
 /// Bytes of workspace: what NVIDIA recommends for Hopper.
@@ -78,6 +79,12 @@ pub struct Gemm {
 
 // SAFETY: the library's handles may be used from any thread, one at a time.
 unsafe impl Send for Gemm {}
+
+impl fmt::Debug for Gemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gemm").field("plans", &self.plans.len()).finish_non_exhaustive()
+    }
+}
 
 /// The operands of a product, as addresses.
 struct Operands {

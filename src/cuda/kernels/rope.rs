@@ -3,16 +3,19 @@
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
+use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use half::bf16;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The kernels.
 #[derive(Debug)]
 pub struct RopeKernels {
     turn: Function,
+    split: Function,
+    join: Function,
     write: Function,
 }
 
@@ -31,6 +34,13 @@ impl Heads {
     /// Elements of a row of queries, keys and values.
     pub fn row(&self) -> usize {
         (self.queries + 2 * self.keys) * self.dim
+    }
+
+    /// Where queries, keys and values of `rows` rows lie when they are apart, one after another.
+    pub fn parts(&self, rows: usize) -> [Range<usize>; 3] {
+        let key = rows * self.queries * self.dim;
+        let value = key + rows * self.keys * self.dim;
+        [0..key, key..value, value..rows * self.row()]
     }
 }
 
@@ -73,8 +83,9 @@ pub struct CacheWrite<'a> {
 impl RopeKernels {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
-        let [turn, write] = functions(device, cubin!("rope"), ["rope", "rope_write"])?;
-        Ok(Self { turn, write })
+        let names = ["rope", "rope_split", "rope_join", "rope_write"];
+        let [turn, split, join, write] = functions(device, cubin!("rope"), names)?;
+        Ok(Self { turn, split, join, write })
     }
 
     /// Turns the queries and keys of the rows of `qkv`.
@@ -111,6 +122,36 @@ impl RopeKernels {
         }
     }
 
+    /// Turns the queries and keys of the rows of `qkv` forward, and takes queries, keys and values apart
+    /// ([`Heads::parts`]) into `apart`.
+    pub fn split(
+        &self,
+        stream: &Stream,
+        heads: Heads,
+        angles: Angles<'_>,
+        qkv: DeviceSlice<'_, bf16>,
+        apart: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        assert_eq!(qkv.len(), apart.len(), "as many elements apart as in rows");
+        // SAFETY: the kernel moves `qkv` to `apart`, which has as many elements.
+        unsafe { launch_move(&self.split, stream, heads, angles, &[&qkv, &apart], qkv.len()) }
+    }
+
+    /// Turns the gradients of queries and keys back, and puts those of queries, keys and values
+    /// together to rows.
+    pub fn join(
+        &self,
+        stream: &Stream,
+        heads: Heads,
+        angles: Angles<'_>,
+        apart: DeviceSlice<'_, bf16>,
+        qkv: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        assert_eq!(qkv.len(), apart.len(), "as many elements in rows as apart");
+        // SAFETY: the kernel moves `apart` to `qkv`, which has as many elements.
+        unsafe { launch_move(&self.join, stream, heads, angles, &[&apart, &qkv], apart.len()) }
+    }
+
     /// Turns them forward and writes keys and values into the cache.
     pub fn write(
         &self,
@@ -141,6 +182,26 @@ impl RopeKernels {
             )
         }
     }
+}
+
+/// Queues a kernel that moves rows.
+///
+/// # Safety
+/// The kernel's first parameters are `ends`, each of `len` elements.
+unsafe fn launch_move(
+    kernel: &Function,
+    stream: &Stream,
+    heads: Heads,
+    angles: Angles<'_>,
+    ends: &[&dyn Argument; 2],
+    len: usize,
+) -> Result<()> {
+    let rows = blocks(check(heads, angles, len));
+    let Angles { cosines, sines, positions } = angles;
+    let [queries, keys, half] = [heads.queries, heads.keys, heads.dim / 2].map(int);
+    let rest: [&dyn Argument; 6] = [&cosines, &sines, &positions, &queries, &keys, &half];
+    // SAFETY: the caller's promise, and the other parameters; positions are within the table.
+    unsafe { kernel.launch(rows, 256, 0, stream, &[&ends[..], &rest[..]].concat()) }
 }
 
 /// The number of rows.

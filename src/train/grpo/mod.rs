@@ -20,9 +20,9 @@ pub use config::{
 };
 pub use reward_process::ExternalReward;
 
-use super::metrics::{Metrics, Row, row};
+use super::metrics::{Metrics, Row, mebibytes, row};
 use super::run::RunDir;
-use super::trainer::{Execution, Trainer};
+use super::trainer::Trainer;
 use super::{resume_or_open, save_checkpoint, unusable};
 use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress, rng};
@@ -46,8 +46,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
-    let TrainConfig { ranks, recompute, .. } = config.train;
-    let execution = Execution { ranks, recompute, loss_scale: None };
+    let execution = config.execution();
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     let cursor = match resumed {
         Some(dir) => trainer.restore::<Cursor>(&dir).with_context(|| unusable(&dir))?,
@@ -67,7 +66,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     if let Some(validation) = &validation
         && state.trainer.step == 0
     {
-        let score = validation.score(&state.trainer, judge)?;
+        let score = validation.score(&mut state.trainer, judge)?;
         tracing::info!("validation before training: pass@1 {:.3}", score["val/pass_at_1"]);
     }
     while state.trainer.step < total_steps {
@@ -78,7 +77,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
                 // The weights are still those of the last update, which may have been saved then.
                 if state.is_worth_saving(run, &e) {
                     metrics.sync()?;
-                    save_checkpoint(run, &state.trainer, &state.cursor, &config.checkpoint)?;
+                    save_checkpoint(run, &mut state.trainer, &state.cursor, &config.checkpoint)?;
                 }
                 return Err(e);
             }
@@ -86,7 +85,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
         let mut row = state.learn(config, rollouts)?;
         let step = state.trainer.step;
         if let Some(validation) = validation.as_ref().filter(|v| v.is_due(step, total_steps)) {
-            row.extend(validation.score(&state.trainer, judge)?);
+            row.extend(validation.score(&mut state.trainer, judge)?);
         }
         progress.set_message(describe(&row));
         metrics.log(step, row)?;
@@ -96,7 +95,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
         let is_interrupted = interrupt::requested();
         if is_last || is_interrupted || config.checkpoint.is_due(step) {
             metrics.sync()?;
-            save_checkpoint(run, &state.trainer, &state.cursor, &config.checkpoint)?;
+            save_checkpoint(run, &mut state.trainer, &state.cursor, &config.checkpoint)?;
         }
         if is_interrupted && !is_last {
             return Err(Interrupted.into());
@@ -128,8 +127,9 @@ impl State {
         self.trainer.release_memory();
         // Only a whole step moves the cursor.
         let mut cursor = self.cursor;
-        let model = &self.trainer.model;
-        let rollouts = collect(config, (model, rewarder), prompt, tasks, &mut cursor, &journal)?;
+        let mut generator = self.trainer.generator();
+        let rewarding = (&mut generator, rewarder);
+        let rollouts = collect(config, rewarding, prompt, tasks, &mut cursor, &journal)?;
         Ok(Sampled { rollouts, cursor })
     }
 
@@ -145,6 +145,9 @@ impl State {
         row.extend(mismatch_metrics(&config.policy, &updates));
         row.extend(time_metrics(&rollouts.cost, started.elapsed().as_secs_f64()));
         row.insert("rollout/replaced_groups".into(), rollouts.replaced.len().into());
+        if let Some(bytes) = self.trainer.gpu_peak_bytes() {
+            row.insert("time/gpu_peak_mib".into(), mebibytes(bytes).into());
+        }
         Ok(row)
     }
 
@@ -190,7 +193,6 @@ impl Validation {
             temperature: validation.temperature as f32,
             max_new_tokens: config.rollout.max_new_tokens,
             max_sequences: config.rollout.max_sequences,
-            ranks: config.train.ranks,
             kv_cache_tokens: config.rollout.kv_cache_tokens,
             // The same draws every time: scores of different steps differ by the weights alone.
             key: rng::key(config.seed, &[VALIDATION]),
@@ -202,9 +204,10 @@ impl Validation {
         step.is_multiple_of(self.every) || step == total_steps
     }
 
-    fn score(&self, trainer: &Trainer, judge: &Judge) -> Result<Row> {
+    fn score(&self, trainer: &mut Trainer, judge: &Judge) -> Result<Row> {
         let started = Instant::now();
-        let pass_at_1 = gtg::validate(&trainer.model, judge, &self.problems, &self.settings)?;
+        let pass_at_1 =
+            gtg::validate(&mut trainer.generator(), judge, &self.problems, &self.settings)?;
         Ok(row([
             ("val/pass_at_1", pass_at_1),
             ("time/validation_secs", started.elapsed().as_secs_f64()),

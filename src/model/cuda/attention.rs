@@ -1,0 +1,168 @@
+//! Attention of the training graph: cuDNN's where it opens, else our own kernels.
+//!
+//! Contract: both are behind [`Attention`], which also turns queries and keys to their positions. What
+//! a layer keeps of queries, keys and values has the form that the batch's implementation reads: rows
+//! for ours, three tensors one after another for cuDNN. A batch of more than [`SEGMENTS`] sequences,
+//! for which cuDNN's plan is not made and which are short, goes to our kernels.
+
+use super::batch::Batch;
+use super::memory::{Matrix, Shape};
+use crate::cuda::attention::{Attention as Plans, Gradients, Operands, Results, Segments, Sizes};
+use crate::cuda::kernels::Kernels;
+use crate::cuda::kernels::attention::Forward;
+use crate::cuda::kernels::rope::{Angles, Direction, Heads};
+use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase, Stream, Transfer};
+use anyhow::Result;
+use half::bf16;
+
+/// Sequences of a batch that cuDNN's plans are made for: empty ones cost time too.
+pub(super) const SEGMENTS: usize = 32;
+
+/// Queries, keys and values of a pass, and what came of them: `qkv`, output and log-sum-exp.
+pub(super) type Kept<'k> = (DeviceSlice<'k, bf16>, DeviceSlice<'k, bf16>, DeviceSlice<'k, f32>);
+
+/// Attention over the batch at work.
+pub(super) struct Attention<'a> {
+    heads: Heads,
+    /// Row sums of the backward of our kernels.
+    delta: Matrix<'a, f32>,
+    cudnn: Option<Cudnn<'a>>,
+}
+
+/// cuDNN's plans and what they work in.
+struct Cudnn<'a> {
+    plans: &'a mut Plans,
+    segments: Segments<'a>,
+    /// Gradients of queries, keys and values, one after another.
+    gradients: Matrix<'a>,
+    scratch: DeviceBuffer<'a, u8>,
+    /// Whether it takes the batch at work.
+    takes_batch: bool,
+}
+
+impl<'a> Attention<'a> {
+    pub(super) fn take(
+        phase: &mut Phase<'a>,
+        heads: Heads,
+        shape: Shape,
+        plans: Option<&'a mut Plans>,
+    ) -> Result<Self> {
+        let delta = Matrix::take(phase, "row sums of attention", shape.rows, shape.heads)?;
+        let mut cudnn = |plans: &'a mut Plans| {
+            let sizes = plans.sizes();
+            anyhow::Ok(Cudnn {
+                segments: Segments::take(phase, sizes)?,
+                gradients: Matrix::take(phase, "gradients of attention", shape.rows, shape.qkv)?,
+                scratch: phase.take("scratch of attention", sizes.scratch_bytes())?,
+                plans,
+                takes_batch: false,
+            })
+        };
+        Ok(Self { heads, delta, cudnn: plans.map(&mut cudnn).transpose()? })
+    }
+
+    /// Whether batches of few sequences are cuDNN's.
+    pub(super) fn has_cudnn(&self) -> bool {
+        self.cudnn.is_some()
+    }
+
+    /// Prepares for a batch of sequences of these lengths.
+    pub(super) fn set(
+        &mut self,
+        stream: &Stream,
+        transfer: &mut Transfer,
+        lengths: &[usize],
+    ) -> Result<()> {
+        let Some(cudnn) = &mut self.cudnn else { return Ok(()) };
+        cudnn.takes_batch = lengths.len() <= SEGMENTS;
+        if cudnn.takes_batch { cudnn.segments.set(stream, transfer, lengths) } else { Ok(()) }
+    }
+
+    /// Whether [`Self::forward`] moves queries, keys and values; it turns them where they are if not.
+    pub(super) fn moves(&self) -> bool {
+        self.cudnn.as_ref().is_some_and(|cudnn| cudnn.takes_batch)
+    }
+
+    /// Output and log-sum-exp of the rows `projected`, which go turned to `qkv`, or of `qkv` itself if
+    /// they are there.
+    pub(super) fn forward(
+        &mut self,
+        (stream, kernels): (&Stream, &Kernels),
+        batch: &Batch<'_>,
+        angles: Angles<'_>,
+        (projected, mut qkv): (DeviceSlice<'_, bf16>, DeviceSliceMut<'_, bf16>),
+        (out, lse): (DeviceSliceMut<'_, bf16>, DeviceSliceMut<'_, f32>),
+    ) -> Result<()> {
+        let heads = self.heads;
+        let Some(cudnn) = self.cudnn.as_mut().filter(|cudnn| cudnn.takes_batch) else {
+            kernels.rope.turn(stream, heads, angles, Direction::Forward, qkv.reborrow())?;
+            let tiles = batch.forward_tiles.get();
+            return kernels.attention.forward(stream, heads, qkv.as_slice(), tiles, out, lse);
+        };
+        kernels.rope.split(stream, heads, angles, projected, qkv.reborrow())?;
+        let operands = operands(heads, qkv.as_slice());
+        let scratch = cudnn.scratch.slice_mut();
+        cudnn.plans.forward(stream, &cudnn.segments, operands, (out, lse), scratch)
+    }
+
+    /// The gradient of the rows before they were turned, from that of the output.
+    pub(super) fn backward(
+        &mut self,
+        (stream, kernels): (&Stream, &Kernels),
+        batch: &Batch<'_>,
+        angles: Angles<'_>,
+        (qkv, out, lse): Kept<'_>,
+        d_out: DeviceSlice<'_, bf16>,
+        mut d_qkv: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let (heads, rows) = (self.heads, batch.rows());
+        let Some(cudnn) = self.cudnn.as_mut().filter(|cudnn| cudnn.takes_batch) else {
+            let forward = Forward { qkv, out, lse, d_out };
+            let (tiles, delta) = (batch.backward_tiles.get(), self.delta.rows_mut(rows));
+            kernels.attention.backward(stream, heads, forward, tiles, delta, d_qkv.reborrow())?;
+            return kernels.rope.turn(stream, heads, angles, Direction::Backward, d_qkv);
+        };
+        let results = Results { output: out, stats: lse };
+        let [query, key, _] = heads.parts(rows);
+        let (query, rest) = cudnn.gradients.rows_mut(rows).split_at(query.end);
+        let (key, value) = rest.split_at(key.len());
+        let gradients = Gradients { query, key, value };
+        let scratch = cudnn.scratch.slice_mut();
+        let forward = (operands(heads, qkv), results);
+        cudnn.plans.backward(stream, &cudnn.segments, forward, d_out, gradients, scratch)?;
+        kernels.rope.join(stream, heads, angles, cudnn.gradients.rows(rows), d_qkv)
+    }
+}
+
+/// Queries, keys and values that lie one after another.
+fn operands(heads: Heads, qkv: DeviceSlice<'_, bf16>) -> Operands<'_> {
+    let [query, key, value] = heads.parts(qkv.len() / heads.row());
+    Operands { query: qkv.range(query), key: qkv.range(key), value: qkv.range(value) }
+}
+
+/// cuDNN's plans for batches of a size, compiled when first asked for.
+#[derive(Default)]
+pub(super) struct PlanStore {
+    plans: Option<Plans>,
+    is_absent: bool,
+}
+
+impl PlanStore {
+    /// The plans for `sizes`; `None`, said once, where cuDNN does not give any.
+    pub(super) fn get(&mut self, stream: &Stream, sizes: Sizes) -> Option<&mut Plans> {
+        if self.is_absent {
+            return None;
+        }
+        if self.plans.as_ref().is_none_or(|plans| plans.sizes() != sizes) {
+            self.plans = None;
+            match Plans::new(stream, sizes) {
+                Ok(plans) => self.plans = Some(plans),
+                Err(reason) => {
+                    tracing::warn!("attention by our own kernels, which are slower: {reason:#}");
+                    self.is_absent = true;
+                }
+            }
+        }
+        self.plans.as_mut()
+    }
+}

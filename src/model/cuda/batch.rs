@@ -1,0 +1,160 @@
+//! A packed batch on the device: what the operations of the training graph read beside activations.
+//!
+//! Contract: rows are padded to a multiple of [`ROWS`] by one more sequence, of token 0 at position 0,
+//! which no target names: its gradients are zeros, and it keeps the shapes of products few. Sequences
+//! without tokens are left out. Indices are checked here, since kernels do not.
+
+use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Tile, tiles};
+use crate::cuda::kernels::embedding::{DeviceTokenRows, TokenRows};
+use crate::cuda::{DeviceBuffer, DeviceSlice, Phase, Stream, Transfer};
+use crate::model::{BatchSize, Packed};
+use anyhow::{Result, ensure};
+use bytemuck::Pod;
+
+/// Rows of products are multiples of this many: a tile of theirs.
+pub(super) const ROWS: usize = 128;
+
+/// Rows that hold `count`.
+pub(super) fn padded(count: usize) -> usize {
+    count.max(1).next_multiple_of(ROWS)
+}
+
+/// A list whose length varies, in room for the longest.
+pub(super) struct List<'a, T> {
+    data: DeviceBuffer<'a, T>,
+    len: usize,
+}
+
+impl<'a, T: Pod> List<'a, T> {
+    pub(super) fn take(phase: &mut Phase<'a>, name: &str, capacity: usize) -> Result<Self> {
+        Ok(Self { data: phase.take(name, capacity)?, len: 0 })
+    }
+
+    pub(super) fn set(&mut self, stream: &Stream, to: &mut Transfer, values: &[T]) -> Result<()> {
+        self.len = values.len();
+        to.upload(stream, values, self.data.slice_mut().range(0..values.len()))
+    }
+
+    pub(super) fn get(&self) -> DeviceSlice<'_, T> {
+        self.data.slice().range(0..self.len)
+    }
+}
+
+/// [`TokenRows`] in room for the longest.
+pub(super) struct RowList<'a> {
+    tokens: List<'a, u32>,
+    starts: List<'a, u32>,
+    rows: List<'a, u32>,
+}
+
+impl<'a> RowList<'a> {
+    pub(super) fn take(phase: &mut Phase<'a>, name: &str, capacity: usize) -> Result<Self> {
+        Ok(Self {
+            tokens: List::take(phase, name, capacity)?,
+            starts: List::take(phase, name, capacity + 1)?,
+            rows: List::take(phase, name, capacity)?,
+        })
+    }
+
+    pub(super) fn set(&mut self, stream: &Stream, to: &mut Transfer, tokens: &[u32]) -> Result<()> {
+        let list = TokenRows::new(tokens);
+        self.tokens.set(stream, to, &list.tokens)?;
+        self.starts.set(stream, to, &list.starts)?;
+        self.rows.set(stream, to, &list.rows)
+    }
+
+    pub(super) fn get(&self) -> DeviceTokenRows<'_> {
+        DeviceTokenRows {
+            tokens: self.tokens.get(),
+            starts: self.starts.get(),
+            rows: self.rows.get(),
+        }
+    }
+}
+
+/// The batch at work.
+pub(super) struct Batch<'a> {
+    /// Tokens of the batch itself.
+    pub(super) count: usize,
+    pub(super) tokens: List<'a, u32>,
+    pub(super) positions: List<'a, u32>,
+    /// Where each of its tokens occurs.
+    pub(super) occurrences: RowList<'a>,
+    /// Lengths of its sequences, none of them 0.
+    pub(super) lengths: Vec<usize>,
+    pub(super) forward_tiles: List<'a, Tile>,
+    pub(super) backward_tiles: List<'a, Tile>,
+    size: BatchSize,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn take(phase: &mut Phase<'a>, size: BatchSize) -> Result<Self> {
+        let rows = padded(size.tokens);
+        Ok(Self {
+            count: 0,
+            tokens: List::take(phase, "tokens", rows)?,
+            positions: List::take(phase, "positions", rows)?,
+            occurrences: RowList::take(phase, "occurrences of tokens", rows)?,
+            lengths: Vec::new(),
+            forward_tiles: List::take(phase, "tiles of attention", rows)?,
+            backward_tiles: List::take(phase, "tiles of attention", rows)?,
+            size,
+        })
+    }
+
+    /// Rows of its matrices, the padding included.
+    pub(super) fn rows(&self) -> usize {
+        padded(self.count)
+    }
+
+    /// Replaces the batch.
+    pub(super) fn set(
+        &mut self,
+        stream: &Stream,
+        to: &mut Transfer,
+        batch: &Packed,
+        vocab: usize,
+    ) -> Result<()> {
+        let count = batch.tokens.len();
+        let are_alone = batch.cu_families.windows(2).all(|family| family[1] - family[0] == 1);
+        ensure!(are_alone, "families of several sequences are not computed on a GPU");
+        ensure!(
+            count <= self.size.tokens,
+            "a batch of {count} tokens; {} were declared",
+            self.size.tokens
+        );
+        assert_eq!(
+            batch.cu_seqlens.last().copied().unwrap_or(0),
+            count,
+            "cu_seqlens cover the tokens"
+        );
+        assert!(
+            batch.tokens.iter().all(|&token| (token as usize) < vocab),
+            "tokens of the vocabulary"
+        );
+        self.count = count;
+        let mut ends = vec![0];
+        ends.extend(&batch.cu_seqlens);
+        ends.dedup();
+        let rows = self.rows();
+        let lengths = ends.windows(2).map(|ends| ends[1] - ends[0]);
+        let mut positions: Vec<u32> = lengths.flat_map(|length| 0..length as u32).collect();
+        ensure!(
+            positions.iter().all(|&position| (position as usize) < self.size.longest),
+            "a sequence of more than the declared {} tokens",
+            self.size.longest
+        );
+        if rows > count {
+            ends.push(rows);
+        }
+        self.lengths = ends.windows(2).map(|ends| ends[1] - ends[0]).collect();
+        let mut tokens = batch.tokens.clone();
+        self.occurrences.set(stream, to, &tokens)?;
+        tokens.resize(rows, 0);
+        positions.resize(rows, 0);
+        self.tokens.set(stream, to, &tokens)?;
+        self.positions.set(stream, to, &positions)?;
+        self.forward_tiles.set(stream, to, &tiles(&ends, FORWARD_ROWS))?;
+        self.backward_tiles.set(stream, to, &tiles(&ends, BACKWARD_ROWS))
+    }
+}

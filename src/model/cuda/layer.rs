@@ -1,0 +1,277 @@
+//! A layer of the training graph on a GPU: forward into its buffers, and backward out of them.
+//!
+//! Contract: as its twin `model::training::layer`. The backward reads what the forward kept, whether it
+//! was kept since or computed again, and writes gradients of activations over it. Norm outputs and the
+//! SwiGLU product are not kept: the backward kernels of both put them out on the way. The addition of a
+//! block's output to the residual stream and the norm that follows are one kernel.
+
+use super::Training;
+use super::memory::{Matrix, Shape};
+use crate::cuda::gemm::{Linear, Start};
+use crate::cuda::kernels::Kernels;
+use crate::cuda::kernels::column_sums::PARTS;
+use crate::cuda::kernels::rms_norm::Norm;
+use crate::cuda::{DeviceSlice, DeviceSliceMut, Phase, Stream};
+use crate::model::layout::LayerRanges;
+use anyhow::Result;
+use half::bf16;
+
+/// What one layer keeps for its backward, beside its input.
+pub(super) struct LayerBuffers<'a> {
+    /// Queries, keys and values, turned, as attention wants them.
+    qkv: Matrix<'a>,
+    attended: Matrix<'a>,
+    lse: Matrix<'a, f32>,
+    /// The residual stream between the two blocks.
+    middle: Matrix<'a>,
+    gate_up: Matrix<'a>,
+}
+
+impl<'a> LayerBuffers<'a> {
+    pub(super) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
+        let rows = shape.rows;
+        Ok(Self {
+            qkv: Matrix::take(phase, "queries, keys and values", rows, shape.qkv)?,
+            attended: Matrix::take(phase, "attention", rows, shape.width)?,
+            lse: Matrix::take(phase, "sums of attention", rows, shape.heads)?,
+            middle: Matrix::take(phase, "residual stream", rows, shape.hidden)?,
+            gate_up: Matrix::take(phase, "gate and up", rows, 2 * shape.inner)?,
+        })
+    }
+}
+
+/// What one operation leaves to the next, in the layer at work.
+pub(super) struct Work<'a> {
+    /// The output of a norm; in the backward first its gradient.
+    pub(super) normal: Matrix<'a>,
+    /// The output of a block before it joins the residual stream, or the gradient of attention's.
+    pub(super) branch: Matrix<'a>,
+    /// The SwiGLU product; in the backward first its gradient.
+    pub(super) product: Matrix<'a>,
+    /// Queries, keys and values, or their gradients, as products have them.
+    pub(super) qkv: Matrix<'a>,
+    /// The gradient of the residual stream.
+    pub(super) d_x: Matrix<'a>,
+    /// Partial sums over rows.
+    pub(super) partials: Matrix<'a, f32>,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
+        let rows = shape.rows;
+        Ok(Self {
+            normal: Matrix::take(phase, "norm", rows, shape.hidden)?,
+            branch: Matrix::take(phase, "output of a block", rows, shape.branch())?,
+            product: Matrix::take(phase, "SwiGLU product", rows, shape.inner)?,
+            qkv: Matrix::take(phase, "queries, keys and values at work", rows, shape.qkv)?,
+            d_x: Matrix::take(phase, "gradient of the residual stream", rows, shape.hidden)?,
+            partials: Matrix::take(phase, "partial sums", PARTS, shape.sums)?,
+        })
+    }
+
+    /// The backward of a norm of `x`, from the gradient of its output in `normal` to that of `x`, which
+    /// is added to `d_x`: `normal` then holds the output. Overwrites `gradient`, the weight's.
+    fn norm_backward(
+        &mut self,
+        (stream, kernels): (&Stream, &Kernels),
+        norm: Norm<'_>,
+        x: DeviceSlice<'_, bf16>,
+        rows: usize,
+        mut gradient: DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        stream.fill(gradient.reborrow(), 0)?;
+        let d_x = (self.d_x.rows_mut(rows), true);
+        let partials = self.partials.first_mut(PARTS * norm.weight.len());
+        let weight = (&kernels.column_sums, gradient);
+        kernels.rms_norm.backward(
+            stream,
+            norm,
+            x,
+            self.normal.rows_mut(rows),
+            d_x,
+            partials,
+            weight,
+        )
+    }
+}
+
+impl Training<'_> {
+    /// The forward of a layer, from the norm of its input in `work.normal` up to gate and up.
+    pub(super) fn layer_blocks(&mut self, layer: usize) -> Result<()> {
+        let (slot, rows) = (self.slot(layer), self.batch.rows());
+        let Shape { hidden, inner, width, qkv, .. } = self.shape;
+        let linear = |inputs, outputs| Linear { rows, inputs, outputs };
+        let ranges = &self.decoder.ranges.layers[layer];
+        let Self { weights, stream, tools, batch, inputs, layers, work, attention, rope, .. } =
+            self;
+        let (kept, kernels, gemm) = (&mut layers[slot], &tools.kernels, &mut tools.gemm);
+        let bias = ranges.qkv_bias.clone().map(|range| weights.params.range(range));
+        let start = bias.map_or(Start::Zero, Start::Bias);
+        let projected = match attention.moves() {
+            true => work.qkv.rows_mut(rows),
+            false => kept.qkv.rows_mut(rows),
+        };
+        let weight = weights.params.range(ranges.qkv.clone());
+        gemm.forward(
+            stream,
+            linear(hidden, qkv),
+            work.normal.rows(rows),
+            weight,
+            start,
+            projected,
+        )?;
+        attention.forward(
+            (stream, kernels),
+            batch,
+            rope.angles(batch.positions.get()),
+            (work.qkv.rows(rows), kept.qkv.rows_mut(rows)),
+            (kept.attended.rows_mut(rows), kept.lse.rows_mut(rows)),
+        )?;
+        let weight = weights.params.range(ranges.output.clone());
+        let branch = work.branch.first_mut(rows * hidden);
+        let attended = kept.attended.rows(rows);
+        gemm.forward(stream, linear(width, hidden), attended, weight, Start::Zero, branch)?;
+        kernels.rms_norm.forward_sum(
+            stream,
+            weights.norm(&ranges.post_norm),
+            (inputs[layer].rows(rows), work.branch.first(rows * hidden)),
+            kept.middle.rows_mut(rows),
+            work.normal.rows_mut(rows),
+        )?;
+        let weight = weights.params.range(ranges.gate_up.clone());
+        let gate_up = kept.gate_up.rows_mut(rows);
+        let normal = work.normal.rows(rows);
+        gemm.forward(stream, linear(hidden, 2 * inner), normal, weight, Start::Zero, gate_up)
+    }
+
+    /// The rest: the input of the next layer, and its norm in `work.normal`.
+    pub(super) fn layer_output(&mut self, layer: usize) -> Result<()> {
+        let (slot, rows) = (self.slot(layer), self.batch.rows());
+        let Shape { hidden, inner, .. } = self.shape;
+        let ranges = &self.decoder.ranges;
+        let next = ranges.layers.get(layer + 1).map_or(&ranges.norm, |next| &next.input_norm);
+        let Self { weights, stream, tools, inputs, layers, work, .. } = self;
+        let (kept, kernels) = (&layers[slot], &tools.kernels);
+        let product = work.product.rows_mut(rows);
+        kernels.swiglu.forward(stream, kept.gate_up.rows(rows), inner, product)?;
+        tools.gemm.forward(
+            stream,
+            Linear { rows, inputs: inner, outputs: hidden },
+            work.product.rows(rows),
+            weights.params.range(ranges.layers[layer].down.clone()),
+            Start::Zero,
+            work.branch.first_mut(rows * hidden),
+        )?;
+        kernels.rms_norm.forward_sum(
+            stream,
+            weights.norm(next),
+            (kept.middle.rows(rows), work.branch.first(rows * hidden)),
+            inputs[layer + 1].rows_mut(rows),
+            work.normal.rows_mut(rows),
+        )
+    }
+
+    /// The backward of a layer whose forward is in its buffers: `work.d_x` from the gradient of its
+    /// output to that of its input, and the gradients of its parameters into `grads`.
+    pub(super) fn layer_backward(
+        &mut self,
+        layer: usize,
+        grads: &mut DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        self.feed_forward_backward(layer, grads)?;
+        self.attention_backward(layer, grads)
+    }
+
+    fn feed_forward_backward(
+        &mut self,
+        layer: usize,
+        grads: &mut DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let (slot, rows) = (self.slot(layer), self.batch.rows());
+        let Shape { hidden, inner, .. } = self.shape;
+        let (to_hidden, to_inner) = (
+            Linear { rows, inputs: inner, outputs: hidden },
+            Linear { rows, inputs: hidden, outputs: 2 * inner },
+        );
+        let LayerRanges { post_norm, gate_up, down, .. } = &self.decoder.ranges.layers[layer];
+        let Self { weights, stream, tools, layers, work, .. } = self;
+        let (kept, kernels, gemm) = (&mut layers[slot], &tools.kernels, &mut tools.gemm);
+        let stream = *stream;
+        let weight = weights.params.range(down.clone());
+        let (d_x, product) = (work.d_x.rows(rows), work.product.rows_mut(rows));
+        gemm.input_gradient(stream, to_hidden, d_x, weight, Start::Zero, product)?;
+        let (d_gate_up, product) = (kept.gate_up.rows_mut(rows), work.product.rows_mut(rows));
+        kernels.swiglu.backward(stream, d_gate_up, inner, product)?;
+        let (d_x, product) = (work.d_x.rows(rows), work.product.rows(rows));
+        gemm.weight_gradient(
+            stream,
+            to_hidden,
+            d_x,
+            product,
+            Start::Zero,
+            grads.range(down.clone()),
+        )?;
+        let d_gate_up = kept.gate_up.rows(rows);
+        let weight = weights.params.range(gate_up.clone());
+        let d_normal = work.normal.rows_mut(rows);
+        gemm.input_gradient(stream, to_inner, d_gate_up, weight, Start::Zero, d_normal)?;
+        let (norm, gradient) = (weights.norm(post_norm), grads.range(post_norm.clone()));
+        work.norm_backward((stream, kernels), norm, kept.middle.rows(rows), rows, gradient)?;
+        let (normal, gradient) = (work.normal.rows(rows), grads.range(gate_up.clone()));
+        gemm.weight_gradient(stream, to_inner, d_gate_up, normal, Start::Zero, gradient)
+    }
+
+    fn attention_backward(
+        &mut self,
+        layer: usize,
+        grads: &mut DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let (slot, rows) = (self.slot(layer), self.batch.rows());
+        let Shape { hidden, width, qkv: qkv_width, .. } = self.shape;
+        let (to_hidden, to_qkv) = (
+            Linear { rows, inputs: width, outputs: hidden },
+            Linear { rows, inputs: hidden, outputs: qkv_width },
+        );
+        let LayerRanges { input_norm, qkv, qkv_bias, output, .. } =
+            &self.decoder.ranges.layers[layer];
+        let Self { weights, stream, tools, batch, inputs, layers, work, attention, rope, .. } =
+            self;
+        let (kept, kernels, gemm) = (&layers[slot], &tools.kernels, &mut tools.gemm);
+        let stream = *stream;
+        let (d_middle, attended) = (work.d_x.rows(rows), kept.attended.rows(rows));
+        let d_attended = work.branch.first_mut(rows * width);
+        let weight = weights.params.range(output.clone());
+        gemm.input_gradient(stream, to_hidden, d_middle, weight, Start::Zero, d_attended)?;
+        let gradient = grads.range(output.clone());
+        gemm.weight_gradient(stream, to_hidden, d_middle, attended, Start::Zero, gradient)?;
+        attention.backward(
+            (stream, kernels),
+            batch,
+            rope.angles(batch.positions.get()),
+            (kept.qkv.rows(rows), attended, kept.lse.rows(rows)),
+            work.branch.first(rows * width),
+            work.qkv.rows_mut(rows),
+        )?;
+        let d_qkv = work.qkv.rows(rows);
+        if let Some(range) = qkv_bias {
+            stream.fill(grads.range(range.clone()), 0)?;
+            let partials = work.partials.first_mut(PARTS * qkv_width);
+            let gradient = grads.range(range.clone());
+            kernels.column_sums.add_sums_of(stream, d_qkv, partials, gradient)?;
+        }
+        let weight = weights.params.range(qkv.clone());
+        gemm.input_gradient(
+            stream,
+            to_qkv,
+            d_qkv,
+            weight,
+            Start::Zero,
+            work.normal.rows_mut(rows),
+        )?;
+        let (norm, gradient) = (weights.norm(input_norm), grads.range(input_norm.clone()));
+        work.norm_backward((stream, kernels), norm, inputs[layer].rows(rows), rows, gradient)?;
+        let (d_qkv, normal) = (work.qkv.rows(rows), work.normal.rows(rows));
+        let gradient = grads.range(qkv.clone());
+        gemm.weight_gradient(stream, to_qkv, d_qkv, normal, Start::Zero, gradient)
+    }
+}

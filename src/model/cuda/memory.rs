@@ -1,0 +1,186 @@
+//! What a phase of training takes of the arena, known before.
+//!
+//! Contract: [`TrainingMemory::new`] counts the buffers that [`Training`](super::Training) takes, to the
+//! byte; a test compares them. Parameters, gradients, moments and the workspace of products last longer
+//! than a phase and belong to others.
+
+use super::attention::SEGMENTS;
+use super::batch::padded;
+use super::head::head_chunk;
+use crate::cuda::attention::Sizes;
+use crate::cuda::kernels::attention::Tile;
+use crate::cuda::kernels::column_sums::PARTS;
+use crate::cuda::kernels::logprob::{ScoreGradient, Statistics};
+use crate::cuda::memory::ALIGNMENT;
+use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
+use crate::model::{BatchSize, Decoder, Recompute};
+use anyhow::Result;
+use bytemuck::Pod;
+use half::bf16;
+
+/// Bytes of a phase of training by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrainingMemory {
+    /// What the forward keeps for the backward.
+    pub activations: usize,
+    /// Gradients of activations.
+    pub backward: usize,
+    /// One chunk of the head: its logits above all.
+    pub head: usize,
+    /// What attention works in.
+    pub attention: usize,
+    /// Tokens, positions and the like.
+    pub batch: usize,
+}
+
+/// The lengths that buffers follow from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Rows of the largest batch, padded.
+    pub(super) rows: usize,
+    /// Targets whose logits exist at a time.
+    pub(super) chunk: usize,
+    pub(super) hidden: usize,
+    pub(super) inner: usize,
+    pub(super) vocab: usize,
+    /// Query heads.
+    pub(super) heads: usize,
+    /// Elements of a row of attention output.
+    pub(super) width: usize,
+    /// Elements of a row of queries, keys and values.
+    pub(super) qkv: usize,
+    /// Activations of how many layers exist at a time.
+    pub(super) slots: usize,
+    /// The widest vector that is a sum over rows.
+    pub(super) sums: usize,
+    pub(super) layers: usize,
+}
+
+impl Shape {
+    pub(super) fn new(decoder: &Decoder, size: BatchSize, recompute: Recompute) -> Self {
+        let config = decoder.config();
+        let heads = super::heads(decoder);
+        let hidden = config.hidden_size;
+        Self {
+            rows: padded(size.tokens),
+            chunk: head_chunk(config.vocab_size, size.targets),
+            hidden,
+            inner: config.intermediate_size,
+            vocab: config.vocab_size,
+            heads: heads.queries,
+            width: decoder.attention_width(),
+            qkv: heads.row(),
+            slots: if recompute == Recompute::Layer { 1 } else { config.num_layers },
+            sums: if config.qkv_bias { hidden.max(heads.row()) } else { hidden },
+            layers: config.num_layers,
+        }
+    }
+
+    /// Elements of a matrix that is once the output of a block, once a gradient of attention.
+    pub(super) fn branch(&self) -> usize {
+        self.hidden.max(self.width)
+    }
+}
+
+impl TrainingMemory {
+    /// What [`DeviceModel::training`](super::DeviceModel::training) takes of the arena, with cuDNN's
+    /// attention or without.
+    pub fn new(decoder: &Decoder, size: BatchSize, recompute: Recompute, has_cudnn: bool) -> Self {
+        let shape = Shape::new(decoder, size, recompute);
+        let Shape { rows, chunk, hidden, inner, vocab, heads, width, qkv, .. } = shape;
+        let matrix = |rows: usize, width: usize| bytes::<bf16>(rows * width);
+        let residual = matrix(rows, hidden);
+        let layer = matrix(rows, qkv)
+            + matrix(rows, width)
+            + bytes::<f32>(rows * heads)
+            + residual
+            + matrix(rows, 2 * inner);
+        let row_list = |count| 2 * bytes::<u32>(count) + bytes::<u32>(count + 1);
+        let cudnn = || {
+            let sizes = attention_sizes(decoder, rows);
+            matrix(rows, qkv) + bytes::<i32>(sizes.table_len()) + bytes::<u8>(sizes.scratch_bytes())
+        };
+        Self {
+            activations: (shape.layers + 1) * residual + shape.slots * layer,
+            backward: 2 * residual
+                + matrix(rows, shape.branch())
+                + matrix(rows, inner)
+                + matrix(rows, qkv)
+                + bytes::<f32>(PARTS * shape.sums),
+            head: 2 * matrix(chunk, hidden)
+                + matrix(chunk, vocab)
+                + bytes::<f32>(chunk * vocab)
+                + bytes::<Statistics>(chunk)
+                + bytes::<ScoreGradient>(chunk)
+                + bytes::<f32>(chunk)
+                + 2 * bytes::<u32>(chunk)
+                + row_list(chunk),
+            attention: bytes::<f32>(rows * heads) + if has_cudnn { cudnn() } else { 0 },
+            batch: 2 * bytes::<u32>(rows) + row_list(rows) + 2 * bytes::<Tile>(rows),
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.activations + self.backward + self.head + self.attention + self.batch
+    }
+}
+
+/// The sizes that cuDNN's attention is compiled for.
+pub(super) fn attention_sizes(decoder: &Decoder, rows: usize) -> Sizes {
+    let heads = super::heads(decoder);
+    Sizes {
+        segments: SEGMENTS,
+        length: rows,
+        heads: heads.queries,
+        kv_heads: heads.keys,
+        head_dim: heads.dim,
+    }
+}
+
+/// Bytes of `len` elements in an arena.
+fn bytes<T>(len: usize) -> usize {
+    (len * size_of::<T>()).next_multiple_of(ALIGNMENT)
+}
+
+/// Rows of numbers, in room for the largest batch.
+pub(super) struct Matrix<'a, T = bf16> {
+    data: DeviceBuffer<'a, T>,
+    width: usize,
+}
+
+impl<'a, T: Pod> Matrix<'a, T> {
+    pub(super) fn take(
+        phase: &mut Phase<'a>,
+        name: &str,
+        rows: usize,
+        width: usize,
+    ) -> Result<Self> {
+        Ok(Self { data: phase.take(name, rows * width)?, width })
+    }
+
+    /// Elements of a row.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The first `rows` rows.
+    pub(super) fn rows(&self, rows: usize) -> DeviceSlice<'_, T> {
+        self.first(rows * self.width)
+    }
+
+    /// The first `rows` rows, to be written.
+    pub(super) fn rows_mut(&mut self, rows: usize) -> DeviceSliceMut<'_, T> {
+        self.first_mut(rows * self.width)
+    }
+
+    /// The first `len` elements, for rows of another width.
+    pub(super) fn first(&self, len: usize) -> DeviceSlice<'_, T> {
+        self.data.slice().range(0..len)
+    }
+
+    /// The first `len` elements, to be written.
+    pub(super) fn first_mut(&mut self, len: usize) -> DeviceSliceMut<'_, T> {
+        self.data.slice_mut().into_range(0..len)
+    }
+}

@@ -1,0 +1,236 @@
+//! The training graph on a GPU: scores of a packed batch, and their gradients by every parameter.
+//!
+//! Contract: the twin of `model::training`. Memory is one phase of the arena, sized by the largest batch
+//! ([`BatchSize`]); nothing is taken later. The host waits for the device where scores of a chunk of
+//! targets cross to it, and nowhere else. The gradients have the same bits whatever [`Recompute`] says;
+//! norm outputs and the SwiGLU product come free with their backward, so that `none` is `selective`
+//! here. Equal batches give equal bits, but for cuDNN before 9.25, which adds up query gradients in any
+//! order.
+
+use super::attention::Attention;
+use super::batch::Batch;
+use super::head::Head;
+use super::layer::{LayerBuffers, Work};
+use super::memory::{Matrix, Shape, attention_sizes};
+use super::{DeviceModel, RopeTable, Weights, heads};
+use crate::cuda::kernels::column_sums::PARTS;
+use crate::cuda::{DeviceSliceMut, Phase, Stream, Tools};
+use crate::model::{
+    BatchSize, Decoder, Objective, Packed, Recompute, ScoreGradient, Target, TokenScores,
+};
+use anyhow::{Result, ensure};
+use half::bf16;
+use std::ops::Range;
+
+/// Hears during a backward that the gradients in a range of the flat buffer are final once the stream
+/// gets to where it is now. Ranges are neighbours and come from the end of the buffer to its start
+/// (head, norm, last layer, ..., first layer, embedding). It gets the whole buffer, and may use what is
+/// final, also on another stream that it lets wait for an event recorded on this one.
+pub type Finished<'a> =
+    dyn FnMut(Range<usize>, DeviceSliceMut<'_, bf16>, &Stream) -> Result<()> + 'a;
+
+/// A phase of scoring and training: the buffers of both, on a model's GPU.
+pub struct Training<'a> {
+    pub(super) decoder: &'a Decoder,
+    pub(super) weights: Weights<'a>,
+    pub(super) rope: &'a RopeTable,
+    pub(super) stream: &'a Stream,
+    pub(super) tools: &'a mut Tools,
+    pub(super) shape: Shape,
+    pub(super) batch: Batch<'a>,
+    /// The residual stream before each layer, and after the last.
+    pub(super) inputs: Vec<Matrix<'a>>,
+    /// Of each layer; of the one at work where only inputs are kept.
+    pub(super) layers: Vec<LayerBuffers<'a>>,
+    pub(super) work: Work<'a>,
+    pub(super) attention: Attention<'a>,
+    pub(super) head: Head<'a>,
+}
+
+impl<'a> Training<'a> {
+    /// The buffers, and the phase that they are of, for what else it has to hold.
+    pub(super) fn new(
+        model: &'a mut DeviceModel,
+        size: BatchSize,
+        recompute: Recompute,
+    ) -> Result<(Self, Phase<'a>)> {
+        let positions = model.rope.positions;
+        ensure!(
+            size.longest <= positions,
+            "sequences of {} tokens; the model was made for {positions}",
+            size.longest
+        );
+        let DeviceModel { gpu, decoder, params, rope, plans } = model;
+        let shape = Shape::new(decoder, size, recompute);
+        let mut phase = gpu.arena.phase();
+        let take = |phase: &mut _| Matrix::take(phase, "residual stream", shape.rows, shape.hidden);
+        let inputs = (0..=shape.layers).map(|_| take(&mut phase)).collect::<Result<_>>()?;
+        let layers = (0..shape.slots).map(|_| LayerBuffers::take(&mut phase, shape));
+        let layers = layers.collect::<Result<_>>()?;
+        let plans = plans.get(&gpu.stream, attention_sizes(decoder, shape.rows));
+        let training = Self {
+            inputs,
+            layers,
+            work: Work::take(&mut phase, shape)?,
+            attention: Attention::take(&mut phase, heads(decoder), shape, plans)?,
+            head: Head::take(&mut phase, shape)?,
+            batch: Batch::take(&mut phase, size)?,
+            weights: Weights { params: params.slice(), eps: decoder.config().rms_norm_eps },
+            decoder,
+            rope,
+            stream: &gpu.stream,
+            tools: &mut gpu.tools,
+            shape,
+        };
+        Ok((training, phase))
+    }
+
+    /// Where its work is queued.
+    pub fn stream(&self) -> &Stream {
+        self.stream
+    }
+
+    /// Whether attention is cuDNN's.
+    pub fn has_cudnn(&self) -> bool {
+        self.attention.has_cudnn()
+    }
+
+    /// Scores of each target.
+    pub fn score(
+        &mut self,
+        batch: &Packed,
+        targets: &[Target],
+        temperature: f32,
+    ) -> Result<Vec<TokenScores>> {
+        self.forward(batch, targets)?;
+        let mut scores = Vec::with_capacity(targets.len());
+        for targets in targets.chunks(self.shape.chunk) {
+            self.head_forward(targets, temperature)?;
+            scores.extend_from_slice(&self.head.scores);
+        }
+        Ok(scores)
+    }
+
+    /// Forward, then for each chunk of targets the objective's gradients of the loss by their scores,
+    /// then backward: overwrites `grads` (flat, in the layout) with the gradient of every parameter,
+    /// unnormalised. Returns when all is queued; errors of kernels show at the next synchronisation.
+    pub fn forward_backward(
+        &mut self,
+        batch: &Packed,
+        targets: &[Target],
+        temperature: f32,
+        objective: &mut Objective<'_>,
+        mut grads: DeviceSliceMut<'_, bf16>,
+        finished: &mut Finished<'_>,
+    ) -> Result<()> {
+        assert_eq!(grads.len(), self.weights.params.len(), "gradients in the layout");
+        let ranges = &self.decoder.ranges;
+        self.forward(batch, targets)?;
+        self.head(targets, temperature, objective, &mut grads)?;
+        if ranges.head != ranges.embedding {
+            finished(ranges.head.clone(), grads.reborrow(), self.stream)?;
+        }
+        self.last_norm_backward(&mut grads)?;
+        finished(ranges.norm.clone(), grads.reborrow(), self.stream)?;
+        for (layer, ranges) in ranges.layers.iter().enumerate().rev() {
+            if self.layers.len() == 1 && layer + 1 < self.shape.layers {
+                self.input_norm(layer)?;
+                self.layer_blocks(layer)?;
+            }
+            self.layer_backward(layer, &mut grads)?;
+            let range = ranges.input_norm.start..ranges.down.end;
+            finished(range, grads.reborrow(), self.stream)?;
+        }
+        self.embedding_backward(&mut grads)?;
+        finished(ranges.embedding.clone(), grads, self.stream)
+    }
+
+    /// The residual stream after all layers, and its norm in `work.normal`.
+    fn forward(&mut self, batch: &Packed, targets: &[Target]) -> Result<()> {
+        let Shape { hidden, vocab, .. } = self.shape;
+        let is_inside =
+            |target: &Target| target.row < batch.tokens.len() && (target.token as usize) < vocab;
+        assert!(targets.iter().all(is_inside), "targets of the batch and the vocabulary");
+        let transfer = &mut self.tools.transfer;
+        self.batch.set(self.stream, transfer, batch, vocab)?;
+        self.attention.set(self.stream, transfer, &self.batch.lengths)?;
+        let table = self.weights.params.range(self.decoder.ranges.embedding.clone());
+        let x = self.inputs[0].rows_mut(self.batch.rows());
+        let tokens = self.batch.tokens.get();
+        self.tools.kernels.embedding.forward(self.stream, table, tokens, hidden, x)?;
+        self.input_norm(0)?;
+        for layer in 0..self.shape.layers {
+            self.layer_blocks(layer)?;
+            self.layer_output(layer)?;
+        }
+        Ok(())
+    }
+
+    /// The norm of a layer's input, into `work.normal`.
+    fn input_norm(&mut self, layer: usize) -> Result<()> {
+        let rows = self.batch.rows();
+        let norm = self.weights.norm(&self.decoder.ranges.layers[layer].input_norm);
+        let (x, normal) = (self.inputs[layer].rows(rows), self.work.normal.rows_mut(rows));
+        self.tools.kernels.rms_norm.forward(self.stream, norm, x, normal)
+    }
+
+    /// Forward and backward of the head: its gradient, and in `work.branch` that of the last norm.
+    fn head(
+        &mut self,
+        targets: &[Target],
+        temperature: f32,
+        objective: &mut Objective<'_>,
+        grads: &mut DeviceSliceMut<'_, bf16>,
+    ) -> Result<()> {
+        let range = &self.decoder.ranges.head;
+        let len = self.batch.rows() * self.shape.hidden;
+        self.stream.fill(self.work.branch.first_mut(len), 0)?;
+        if targets.is_empty() {
+            self.stream.fill(grads.range(range.clone()), 0)?;
+        }
+        for (index, targets) in targets.chunks(self.shape.chunk).enumerate() {
+            self.head_forward(targets, temperature)?;
+            let mut gradients = vec![ScoreGradient::default(); targets.len()];
+            objective(index * self.shape.chunk, &self.head.scores, &mut gradients);
+            let d_head = grads.range(range.clone());
+            self.head_backward(index == 0, temperature, &gradients, d_head)?;
+        }
+        Ok(())
+    }
+
+    /// From the gradient of the last norm's output in `work.branch` to that of the residual stream in
+    /// `work.d_x`, which it overwrites.
+    fn last_norm_backward(&mut self, grads: &mut DeviceSliceMut<'_, bf16>) -> Result<()> {
+        let (rows, range) = (self.batch.rows(), &self.decoder.ranges.norm);
+        let Shape { hidden, layers, .. } = self.shape;
+        let (norm, kernels) = (self.weights.norm(range), &self.tools.kernels);
+        self.stream.fill(grads.range(range.clone()), 0)?;
+        kernels.rms_norm.backward(
+            self.stream,
+            norm,
+            self.inputs[layers].rows(rows),
+            self.work.branch.first_mut(rows * hidden),
+            (self.work.d_x.rows_mut(rows), false),
+            self.work.partials.first_mut(PARTS * hidden),
+            (&kernels.column_sums, grads.range(range.clone())),
+        )
+    }
+
+    /// Adds the rows of `work.d_x` to the gradient of the embedding, which is the head's where they are
+    /// one matrix.
+    fn embedding_backward(&mut self, grads: &mut DeviceSliceMut<'_, bf16>) -> Result<()> {
+        let ranges = &self.decoder.ranges;
+        let mut gradient = grads.range(ranges.embedding.clone());
+        if ranges.head != ranges.embedding {
+            self.stream.fill(gradient.reborrow(), 0)?;
+        }
+        let (d_x, list) = (self.work.d_x.rows(self.batch.count), self.batch.occurrences.get());
+        let hidden = self.shape.hidden;
+        self.tools.kernels.embedding.backward(self.stream, d_x, list, hidden, gradient)
+    }
+
+    /// Where the activations of `layer` lie.
+    pub(super) fn slot(&self, layer: usize) -> usize {
+        if self.layers.len() == 1 { 0 } else { layer }
+    }
+}
