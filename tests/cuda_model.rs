@@ -31,11 +31,13 @@ const SIZE: BatchSize = BatchSize { tokens: 300, longest: 150, targets: 300 };
 const MODELS: [(&str, bool, usize); 3] =
     [("llama", true, 64), ("qwen2", false, 232), ("llama", false, 136)];
 
+/// Weights small enough that the rounding of bf16 does not grow from layer to layer: PyTorch's own bf16
+/// on such models stays within the tolerances here, and with 0.1 it does not.
 fn decoder((kind, is_tied, hidden): (&str, bool, usize)) -> Decoder {
     let text = format!(
         r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": {hidden},
         "intermediate_size": 168, "num_hidden_layers": 3, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.1,
+        "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.04,
         "tie_word_embeddings": {is_tied}}}"#
     );
     Decoder::new(ModelConfig::from_json(&text).unwrap())
