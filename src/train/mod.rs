@@ -16,11 +16,12 @@ pub mod sft;
 pub mod tensorboard;
 pub mod trainer;
 
-use crate::base::error::usage;
+use crate::base::error::{Interrupted, usage};
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::hub::{self, Needs};
 use crate::optim::{AdamWConfig, Schedule, Warmup};
 use anyhow::{Context, Result};
+use plan::PlanConfig;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -105,12 +106,27 @@ impl CheckpointConfig {
     }
 }
 
-/// Refuses a size of 0; the first one is named by its key.
-fn refuse_zeros(sizes: &[(&str, usize)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size == 0) {
-        Some((key, _)) => Err(usage(format!("{key} is 0: it must be at least 1"))),
+/// The largest size that a setting may have, and product of settings that are held at once: no machine
+/// holds more, and what is computed from them stays within 64 bits.
+const MOST: usize = 1 << 30;
+
+/// Refuses a size of 0 or over [`MOST`]; the first one is named by its key.
+fn refuse_sizes(sizes: &[(&str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| !(1..=MOST).contains(size)) {
+        Some((key, 0)) => Err(usage(format!("{key} is 0: it must be at least 1"))),
+        Some((key, size)) => Err(usage(format!("{key} is {size}: it must be at most {MOST}"))),
         None => Ok(()),
     }
+}
+
+/// Refuses sizes whose product is over [`MOST`], each of which is not; `what` says what they make.
+fn refuse_product(what: &str, sizes: &[(&str, usize)]) -> Result<()> {
+    let product = sizes.iter().fold(1, |product: u128, (_, size)| product * *size as u128);
+    if product <= MOST as u128 {
+        return Ok(());
+    }
+    let names: Vec<&str> = sizes.iter().map(|(key, _)| *key).collect();
+    Err(usage(format!("{} make {product} {what}: at most {MOST} can be", names.join(" x "))))
 }
 
 /// Refuses a number outside its range; the first one is named by its key.
@@ -130,6 +146,7 @@ fn check_shared(
     optim: &AdamWConfig,
     schedule: &Schedule,
     checkpoint: &CheckpointConfig,
+    plan: &PlanConfig,
 ) -> Result<()> {
     let below_one = 1.0 - f64::EPSILON;
     let warmup = match schedule.warmup {
@@ -145,8 +162,9 @@ fn check_shared(
         ("optim.max_grad_norm", optim.max_grad_norm, 0.0..=f64::MAX),
         ("schedule.warmup.ratio", warmup, 0.0..=1.0),
         ("schedule.min_lr_ratio", schedule.min_lr_ratio, 0.0..=1.0),
+        ("plan.gpu_memory_gb", plan.gpu_memory_gb.unwrap_or(1.0), 1e-3..=1e6),
     ])?;
-    refuse_zeros(&[("checkpoint.keep_last", checkpoint.keep_last.unwrap_or(1))])
+    refuse_sizes(&[("checkpoint.keep_last", checkpoint.keep_last.unwrap_or(1))])
 }
 
 /// The model of the run's last checkpoint with that checkpoint's directory, or else of `source`.
@@ -162,6 +180,13 @@ fn resume_or_open(
         }
         None => Ok((source.open(seed)?, None)),
     }
+}
+
+/// The end of a run that the user stopped, which says how it goes on.
+fn stopped(step: u64) -> anyhow::Error {
+    anyhow::Error::new(Interrupted).context(format!(
+        "step {step} is saved, and the same command with --resume goes on from it"
+    ))
 }
 
 /// What to do where a run cannot go on from its last checkpoint.

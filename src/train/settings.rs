@@ -93,7 +93,7 @@ impl fmt::Display for Precision {
 impl TrainConfig {
     /// Refuses numbers with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
-        super::refuse_zeros(&[
+        super::refuse_sizes(&[
             ("train.total_steps", self.total_steps as usize),
             ("train.seq_len", self.seq_len),
             ("train.micro_batch_size", self.micro_batch_size),
@@ -101,6 +101,15 @@ impl TrainConfig {
             ("train.ranks", self.ranks),
             ("train.max_nonfinite_steps", self.max_nonfinite_steps as usize),
         ])?;
+        super::refuse_product(
+            "tokens a step",
+            &[
+                ("train.ranks", self.ranks),
+                ("train.gradient_accumulation", self.gradient_accumulation),
+                ("train.micro_batch_size", self.micro_batch_size),
+                ("train.seq_len", self.seq_len),
+            ],
+        )?;
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return Err(usage(format!(
                 "train.label_smoothing is {}: it must be at least 0 and below 1",

@@ -13,9 +13,9 @@ use super::run::RunDir;
 use super::settings::TrainConfig;
 use super::trainer::{Trainer, Update};
 use super::{
-    CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint, unusable,
+    CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint, stopped,
+    unusable,
 };
-use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress};
 use crate::data::dataset::DataConfig;
 use crate::data::loader::{Cursor, Loader};
@@ -57,7 +57,7 @@ pub struct Config {
 impl Config {
     /// Refuses sizes with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
-        super::check_shared(&self.optim, &self.schedule, &self.checkpoint)?;
+        super::check_shared(&self.optim, &self.schedule, &self.checkpoint, &self.plan)?;
         self.data.check(self.train.seq_len)?;
         self.train.check()
     }
@@ -93,7 +93,8 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
         progress.inc(1);
         let is_interrupted = interrupt::requested();
         let is_last = trainer.step == total_steps;
-        let is_hopeless = trainer.skipped_in_a_row() >= config.train.max_nonfinite_steps;
+        let most_skipped = config.train.max_nonfinite_steps.min(total_steps);
+        let is_hopeless = trainer.skipped_in_a_row() >= most_skipped;
         if is_last || is_interrupted || is_hopeless || config.checkpoint.is_due(trainer.step) {
             metrics.sync()?;
             save_checkpoint(run, &mut trainer, &loader.cursor(), &config.checkpoint)?;
@@ -109,7 +110,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
             }
         }
         if is_interrupted && !is_last {
-            return Err(Interrupted.into());
+            return Err(stopped(trainer.step));
         }
     }
     progress.finish();

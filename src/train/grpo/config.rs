@@ -15,7 +15,9 @@ use crate::sandbox::Limits;
 use crate::train::device::{DeviceKind, GpuConfig};
 use crate::train::plan::PlanConfig;
 use crate::train::trainer::Execution;
-use crate::train::{CheckpointConfig, ModelSource, check_shared, refuse_outside, refuse_zeros};
+use crate::train::{
+    CheckpointConfig, ModelSource, check_shared, refuse_outside, refuse_product, refuse_sizes,
+};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -236,7 +238,7 @@ impl Config {
             max_rounds,
             kv_cache_tokens,
         } = self.rollout;
-        refuse_zeros(&[
+        refuse_sizes(&[
             ("train.total_steps", self.train.total_steps as usize),
             ("rollout.num_prompts", num_prompts),
             ("rollout.n", n),
@@ -245,10 +247,23 @@ impl Config {
             ("rollout.max_rounds", max_rounds as usize),
             ("train.epochs", self.train.epochs as usize),
             ("train.ranks", self.train.ranks),
+            ("train.seq_len", self.train.seq_len),
+            ("data.max_prompt_tokens", self.data.max_prompt_tokens),
+            ("rollout.kv_cache_tokens", kv_cache_tokens.unwrap_or(1)),
             ("train.mini_batch_prompts", self.train.mini_batch_prompts.unwrap_or(1)),
             ("train.micro_batch_size", self.train.micro_batch_size.unwrap_or(1)),
         ])?;
-        check_shared(&self.optim, &self.schedule, &self.checkpoint)?;
+        refuse_product(
+            "responses a step",
+            &[
+                ("rollout.num_prompts", num_prompts),
+                ("rollout.n", n),
+                ("rollout.max_rounds", max_rounds as usize),
+            ],
+        )?;
+        let response = ("rollout.max_new_tokens", max_new_tokens);
+        refuse_product("tokens at once", &[("rollout.max_sequences", max_sequences), response])?;
+        check_shared(&self.optim, &self.schedule, &self.checkpoint, &self.plan)?;
         self.check_device()?;
         refuse_outside(&[
             ("reward.lambda", self.reward.lambda, 0.0..=1.0),
@@ -270,7 +285,7 @@ impl Config {
         ])?;
         self.external_reward.as_ref().map_or(Ok(()), ExternalReward::check)?;
         if let Some(validation) = &self.validation {
-            refuse_zeros(&[
+            refuse_sizes(&[
                 ("validation.every", validation.every as usize),
                 ("validation.rollouts", validation.rollouts),
                 ("validation.num_problems", validation.num_problems.unwrap_or(1)),

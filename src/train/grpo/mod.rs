@@ -23,7 +23,7 @@ pub use reward_process::ExternalReward;
 use super::metrics::{Metrics, Row, mebibytes, row};
 use super::run::RunDir;
 use super::trainer::Trainer;
-use super::{resume_or_open, save_checkpoint, unusable};
+use super::{resume_or_open, save_checkpoint, stopped, unusable};
 use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress, rng};
 use crate::data::jsonl;
@@ -79,7 +79,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
                     metrics.sync()?;
                     save_checkpoint(run, &mut state.trainer, &state.cursor, &config.checkpoint)?;
                 }
-                return Err(e);
+                return Err(if e.is::<Interrupted>() { stopped(state.trainer.step) } else { e });
             }
         };
         let mut row = state.learn(config, rollouts)?;
@@ -98,7 +98,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
             save_checkpoint(run, &mut state.trainer, &state.cursor, &config.checkpoint)?;
         }
         if is_interrupted && !is_last {
-            return Err(Interrupted.into());
+            return Err(stopped(step));
         }
     }
     progress.finish();
