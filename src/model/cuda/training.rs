@@ -89,11 +89,6 @@ impl<'a> Training<'a> {
         Ok((training, phase))
     }
 
-    /// Where its work is queued.
-    pub fn stream(&self) -> &Stream {
-        self.stream
-    }
-
     /// Where it queues its work: to wait for that, or to profile it.
     pub fn stream(&self) -> &'a Stream {
         self.stream
