@@ -12,8 +12,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 sources=$root/kernels/emulation
 folder=${CARGO_TARGET_DIR:-$root/target}/emulated-gpu
-# Its own products, so that a sum is not contracted differently in kernels, where bits are promised.
-common=(-std=c++20 -O3 -fPIC -shared -Wall -Wno-unknown-pragmas -fno-strict-aliasing)
+common=(-std=c++20 -O3 -march=native -fPIC -shared -Wall -Wno-unknown-pragmas -fno-strict-aliasing)
 
 find_compiler() {
     for name in ${CXX:-} c++ g++ clang++; do
@@ -37,11 +36,12 @@ compiler=$(find_compiler)
 mkdir -p "$folder"
 exec 9> "$folder/lock"
 flock 9
-digest=$(cat "$root"/kernels/*.cu* "$sources"/* "$0" | sha256sum)
+digest=$({ cat "$root"/kernels/*.cu* "$sources"/* "$0"; grep -m1 -E '^(flags|Features)' /proc/cpuinfo; } | sha256sum)
 if [[ $(cat "$folder/digest" 2> /dev/null) != "$digest $compiler" ]]; then
     cd "$sources"
     build libcuda.so.1 driver.cpp fibers.cpp library.cpp -ffp-contract=off -fno-threadsafe-statics
     build libcublasLt.so.13 products.cpp "$folder/libcuda.so.1" -Wl,-rpath,'$ORIGIN'
+    build libnccl.so.2 collectives.cpp "$folder/libcuda.so.1" -Wl,-rpath,'$ORIGIN'
     ln -sf libcuda.so.1 "$folder/libcuda.so"
     ln -sf libcublasLt.so.13 "$folder/libcublasLt.so"
     echo "$digest $compiler" > "$folder/digest"

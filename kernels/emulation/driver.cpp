@@ -1,8 +1,9 @@
 // Stands in for NVIDIA's driver (libcuda.so.1) on a machine without a GPU: what src/cuda calls of it.
 //
-// Contract: a device's memory is the host's and starts as 0xff bytes (NaNs); a stream runs its work
-// when it is put there, in the caller's thread, so that events have nothing to wait for; a kernel is
-// the function of its name in library.cpp, whatever module it is asked of. A captured stream records
+// Contract: a device's memory is the host's and starts as 0xff bytes (NaNs). A stream runs its work as
+// late as it may: when it, or an event in it, is waited for, in the waiting thread; so that work which
+// no event orders behind another's comes too early and shows. A kernel is the function of its name in
+// library.cpp, whatever module it is asked of. A captured stream records
 // launches, with copies of their arguments, and copies. A failed kernel says why on stderr. It is
 // slow, and its times mean nothing. Environment:
 //   EMULATED_GPUS        how many devices there are (1)
@@ -19,9 +20,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sys/mman.h>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
@@ -36,6 +40,7 @@ enum Result {
     INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
     NOT_FOUND = 500,
+    NOT_READY = 600,
     LAUNCH_FAILED = 719,
     CAPTURE_UNSUPPORTED = 900,
 };
@@ -46,12 +51,49 @@ constexpr size_t MIB = 1 << 20;
 using Address = unsigned long long;
 using Recording = std::vector<Work>;
 
-struct Stream {
+// A queue of work. What is put has numbers from 1.
+struct Queue {
+    std::mutex lock;  // of `waiting`
+    std::deque<Work> waiting;
+    std::atomic<size_t> put = 0;
+    std::atomic<size_t> done = 0;
+    std::recursive_mutex running;
     std::unique_ptr<Recording> recording;  // while it is captured
+
+    // Runs everything up to number `end`.
+    void run_to(size_t end) {
+        if (done >= end) return;
+        std::lock_guard guard(running);
+        while (done < end) {
+            Work work;
+            {
+                std::lock_guard guard(lock);
+                work = std::move(waiting.front());
+                waiting.pop_front();
+            }
+            work();
+            done++;
+        }
+    }
 };
 
+// A stream's work outlives it in events.
+struct Stream {
+    size_t context;
+    std::shared_ptr<Queue> queue = std::make_shared<Queue>();
+};
+
+using Time = std::chrono::steady_clock::time_point;
+
 struct Event {
-    std::chrono::steady_clock::time_point time;
+    std::shared_ptr<Queue> queue;  // none before it is recorded
+    size_t number = 0;
+    std::shared_ptr<Time> time;
+
+    void synchronize() const {
+        if (queue) queue->run_to(number);
+    }
+    bool is_over() const { return queue && queue->done >= number; }
 };
 
 size_t number(const char* name, size_t otherwise) {
@@ -101,9 +143,23 @@ void* map_poison(size_t bytes) {
     return start;
 }
 
-Stream& stream_of(void* stream) {
-    static Stream default_stream;
-    return stream ? *static_cast<Stream*>(stream) : default_stream;
+std::set<Stream*> streams;  // all of them
+
+Queue& queue_of(void* stream) {
+    static Stream default_stream{0};
+    return *(stream ? static_cast<Stream*>(stream) : &default_stream)->queue;
+}
+
+// Runs everything on a device.
+void run_device(size_t context) {
+    std::vector<std::shared_ptr<Queue>> queues;
+    {
+        std::lock_guard guard(lock);
+        for (Stream* stream : streams) {
+            if (stream->context == context) queues.push_back(stream->queue);
+        }
+    }
+    for (auto& queue : queues) queue->run_to(queue->put);
 }
 
 // The first failure, which all later calls repeat, as a device's context does.
@@ -119,10 +175,20 @@ void run_kernel(const std::string& name, uint3 grid, unsigned block, const Work&
 }  // namespace
 
 int emulated_put(void* stream, Work work) {
-    Stream& to = stream_of(stream);
-    if (to.recording) to.recording->push_back(std::move(work));
-    else work();
+    Queue& queue = queue_of(stream);
+    std::lock_guard guard(queue.lock);
+    if (queue.recording) {
+        queue.recording->push_back(std::move(work));
+    } else {
+        queue.waiting.push_back(std::move(work));
+        queue.put++;
+    }
     return failure;
+}
+
+void emulated_run(void* stream) {
+    auto queue = stream ? static_cast<Stream*>(stream)->queue : nullptr;
+    if (queue) std::thread([queue, end = queue->put.load()] { queue->run_to(end); }).detach();
 }
 
 extern "C" {
@@ -138,6 +204,7 @@ int cuGetErrorString(int error, const char** text) {
     case INVALID_IMAGE: *text = "device kernel image is invalid"; break;
     case INVALID_CONTEXT: *text = "invalid device context"; break;
     case NOT_FOUND: *text = "named symbol not found"; break;
+    case NOT_READY: *text = "device not ready"; break;
     case LAUNCH_FAILED: *text = "unspecified launch failure"; break;
     case CAPTURE_UNSUPPORTED: *text = "operation not permitted when stream is capturing"; break;
     default: *text = "an error"; break;
@@ -197,6 +264,7 @@ int cuMemAlloc_v2(Address* to, size_t bytes) {
     return SUCCESS;
 }
 int cuMemFree_v2(Address at) {
+    run_device(current);
     std::lock_guard guard(lock);
     auto block = blocks.find(at);
     if (block == blocks.end()) return INVALID_VALUE;
@@ -225,26 +293,42 @@ int cuMemsetD8Async(Address to, unsigned char byte, size_t bytes, void* stream) 
     return emulated_put(stream, [=] { memset((void*)to, byte, bytes); });
 }
 
-int cuStreamCreate(void** stream, unsigned) { return *stream = new Stream, SUCCESS; }
-int cuStreamDestroy_v2(void* stream) { return delete static_cast<Stream*>(stream), SUCCESS; }
-int cuStreamSynchronize(void* stream) {
-    return stream_of(stream).recording ? CAPTURE_UNSUPPORTED : failure.load();
+int cuStreamCreate(void** out, unsigned) {
+    if (current == 0) return INVALID_CONTEXT;
+    auto stream = new Stream{current};
+    std::lock_guard guard(lock);
+    streams.insert(stream);
+    return *out = stream, SUCCESS;
 }
-int cuStreamWaitEvent(void* stream, void*, unsigned) {
-    return stream_of(stream).recording ? CAPTURE_UNSUPPORTED : SUCCESS;
+int cuStreamDestroy_v2(void* at) {
+    auto stream = static_cast<Stream*>(at);
+    stream->queue->run_to(stream->queue->put);
+    std::lock_guard guard(lock);
+    streams.erase(stream);
+    return delete stream, SUCCESS;
+}
+int cuStreamSynchronize(void* stream) {
+    Queue& queue = queue_of(stream);
+    if (queue.recording) return CAPTURE_UNSUPPORTED;
+    queue.run_to(queue.put);
+    return failure;
+}
+int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    if (queue_of(stream).recording) return CAPTURE_UNSUPPORTED;
+    return emulated_put(stream, [event = *static_cast<Event*>(event)] { event.synchronize(); });
 }
 int cuStreamBeginCapture_v2(void* stream, int) {
-    Stream& captured = stream_of(stream);
-    if (stream == nullptr || captured.recording) return CAPTURE_UNSUPPORTED;
-    captured.recording = std::make_unique<Recording>();
+    Queue& queue = queue_of(stream);
+    if (stream == nullptr || queue.recording) return CAPTURE_UNSUPPORTED;
+    queue.recording = std::make_unique<Recording>();
     return SUCCESS;
 }
 int cuStreamEndCapture(void* stream, void** graph) {
-    *graph = stream_of(stream).recording.release();
+    *graph = queue_of(stream).recording.release();
     return *graph ? SUCCESS : INVALID_VALUE;
 }
 int cuStreamIsCapturing(void* stream, int* status) {
-    return *status = stream_of(stream).recording ? 1 : 0, SUCCESS;
+    return *status = queue_of(stream).recording ? 1 : 0, SUCCESS;
 }
 
 // A graph is a recording, and what is launched is a copy of it.
@@ -264,16 +348,24 @@ int cuGraphLaunch(void* graph, void* stream) {
 
 int cuEventCreate(void** event, unsigned) { return *event = new Event, SUCCESS; }
 int cuEventDestroy_v2(void* event) { return delete static_cast<Event*>(event), SUCCESS; }
-int cuEventRecord(void* event, void* stream) {
-    return emulated_put(stream, [event] {
-        static_cast<Event*>(event)->time = std::chrono::steady_clock::now();
-    });
+int cuEventRecord(void* at, void* stream) {
+    if (stream == nullptr) return INVALID_VALUE;
+    if (queue_of(stream).recording) return CAPTURE_UNSUPPORTED;
+    Event& event = *static_cast<Event*>(at);
+    event.time = std::make_shared<Time>();
+    emulated_put(stream, [time = event.time] { *time = std::chrono::steady_clock::now(); });
+    event.queue = static_cast<Stream*>(stream)->queue;
+    event.number = event.queue->put;
+    return failure;
 }
-int cuEventSynchronize(void*) { return failure; }
-int cuEventQuery(void*) { return failure; }
+int cuEventSynchronize(void* event) {
+    static_cast<Event*>(event)->synchronize();
+    return failure;
+}
 int cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
-    auto time = static_cast<Event*>(end)->time - static_cast<Event*>(start)->time;
-    *milliseconds = std::chrono::duration<float, std::milli>(time).count();
+    auto &first = *static_cast<Event*>(start), &second = *static_cast<Event*>(end);
+    if (!first.is_over() || !second.is_over()) return NOT_READY;
+    *milliseconds = std::chrono::duration<float, std::milli>(*second.time - *first.time).count();
     return SUCCESS;
 }
 int cuEventElapsedTime(float* milliseconds, void* start, void* end) {

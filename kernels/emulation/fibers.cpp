@@ -2,14 +2,12 @@
 //
 // Contract: the fibers of a warp run in order until each waits or is done, then those of the next
 // warp; a switch is a jump from one fiber straight to the next, a few nanoseconds. Shared memory
-// starts a launch as NaNs. A barrier that not all threads reach is an error. Needs the built-in jumps
-// of GCC or clang, since those of the C library cost several times as much.
+// starts a launch as NaNs. A barrier that not all threads reach is an error.
 #include "fibers.h"
 
 #include <cstring>
 #include <mutex>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 extern "C" {
 uint3 emulated_thread, emulated_block, emulated_block_size, emulated_grid_size;
@@ -25,11 +23,14 @@ constexpr size_t STACK = 128 << 10;
 
 enum class State : unsigned char { Ready, AtBarrier, AtWarp, Done };
 
+// Where a fiber goes on, in the order of the compilers' built-in jumps.
+struct Place {
+    void *frame, *address, *stack, *rest[2];
+};
+
 struct Fiber {
-    void* at[5];  // where it goes on, as the built-in jumps keep it
-    ucontext_t first;
-    void* stack;
-    bool is_started;
+    Place at;
+    char* stack;
 };
 
 struct WarpState {
@@ -40,63 +41,73 @@ struct WarpState {
 Fiber fibers[MOST_THREADS];
 State states[MOST_THREADS];
 WarpState warps[MOST_THREADS / WARP];
-void* scheduler[5];
+Place scheduler;
 unsigned current, last;  // the thread at work, the last of its warp
 const std::function<void()>* running;
 
-__attribute__((noinline)) void jump(void** to) { __builtin_longjmp(to, 1); }
+// Goes on at `to` until something goes on at `from`.
+#ifdef __x86_64__
+// Inline, since a return after a switch is predicted wrongly.
+#ifdef __AVX512F__
+#define MORE_VECTORS                                                                              \
+    , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",   \
+        "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
+#else
+#define MORE_VECTORS
+#endif
+#define INLINE __attribute__((always_inline)) inline
+INLINE void go(Place& from, Place& to) {
+    Place *here = &from, *there = &to;
+    asm volatile(
+        "lea 1f(%%rip), %%rax\n\t"
+        "mov %%rbp, 0(%0)\n\tmov %%rax, 8(%0)\n\tmov %%rsp, 16(%0)\n\t"
+        "mov 0(%1), %%rbp\n\tmov 16(%1), %%rsp\n\tjmp *8(%1)\n"
+        "1:"
+        : "+D"(here), "+S"(there)
+        :
+        : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0",
+          "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
+          "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc" MORE_VECTORS);
+}
+#else
+#define INLINE
+__attribute__((noinline)) void jump(Place& to) { __builtin_longjmp(&to.frame, 1); }
+__attribute__((noinline)) void go(Place& from, Place& to) {
+    if (__builtin_setjmp(&from.frame) == 0) jump(to);
+}
+#endif
 
-void go_on(unsigned thread) {
-    current = thread;
-    emulated_thread = {thread, 0, 0};
-    Fiber& fiber = fibers[thread];
-    if (fiber.is_started) jump(fiber.at);
-    fiber.is_started = true;
-    setcontext(&fiber.first);
+// From the thread at work, or the scheduler, to the next one of the warp that can run.
+INLINE void go_to_next(Place& from, unsigned next) {
+    while (next <= last && states[next] != State::Ready) next++;
+    bool is_round_over = next > last;
+    current = next;
+    emulated_thread.x = next;
+    go(from, is_round_over ? scheduler : fibers[next].at);
 }
 
-// The next fiber of the warp that can run, else the scheduler.
-void go_to_next() {
-    for (unsigned thread = current + 1; thread <= last; thread++) {
-        if (states[thread] == State::Ready) go_on(thread);
-    }
-    jump(scheduler);
-}
-
-__attribute__((noinline)) void wait(State state) {
+INLINE void wait(State state) {
     states[current] = state;
-    if (__builtin_setjmp(fibers[current].at) == 0) go_to_next();
-}
-
-// Runs the fibers of a warp that can run, each until it waits.
-__attribute__((noinline)) void run_warp(unsigned first) {
-    last = first + WARP - 1;
-    for (unsigned thread = first; thread <= last; thread++) {
-        if (states[thread] != State::Ready) continue;
-        if (__builtin_setjmp(scheduler) == 0) go_on(thread);
-        return;
-    }
+    go_to_next(fibers[current].at, current + 1);
 }
 
 // A fiber lives on between blocks and launches: it runs one thread of each block.
-void live() {
+[[noreturn]] void live() {
     for (;;) {
         (*running)();
         wait(State::Done);
     }
 }
 
+// Lets it begin at `live` when it is next gone to.
 void prepare(Fiber& fiber) {
     if (fiber.stack == nullptr) {
-        fiber.stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        fiber.stack = (char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     }
-    getcontext(&fiber.first);
-    fiber.first.uc_stack.ss_sp = fiber.stack;
-    // Tops of stacks fall on different lines of the cache.
-    fiber.first.uc_stack.ss_size = STACK - size_t(&fiber - fibers) % 64 * 64;
-    makecontext(&fiber.first, live, 0);
-    fiber.is_started = false;
+    // Tops of stacks fall on different lines of the cache; as after a call, there is a return address.
+    char* top = fiber.stack + STACK - size_t(&fiber - fibers) % 64 * 64 - sizeof(void*);
+    fiber.at = {nullptr, (void*)live, top, {}};
 }
 
 unsigned count(unsigned first, unsigned threads, State state) {
@@ -108,7 +119,8 @@ unsigned count(unsigned first, unsigned threads, State state) {
 // Runs a warp until all its threads are done or at a barrier of the block; whether that came about.
 bool run_to_barrier(unsigned first) {
     for (;;) {
-        run_warp(first);
+        last = first + WARP - 1;
+        go_to_next(scheduler, first);
         unsigned waiting = count(first, WARP, State::AtWarp);
         if (waiting == 0) return true;
         if (waiting < WARP) return false;
@@ -147,14 +159,14 @@ std::string run_blocks(uint3 grid, unsigned block, const std::function<void()>& 
         memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
     }
     for (unsigned i = 0; i < block; i++) {
-        if (!fibers[i].is_started) prepare(fibers[i]);
+        if (fibers[i].stack == nullptr) prepare(fibers[i]);
     }
     for (unsigned z = 0; z < grid.z; z++) {
         for (unsigned y = 0; y < grid.y; y++) {
             for (unsigned x = 0; x < grid.x; x++) {
                 emulated_block = {x, y, z};
                 if (run_block(block)) continue;
-                for (Fiber& fiber : fibers) fiber.is_started = false;
+                for (unsigned i = 0; i < block; i++) prepare(fibers[i]);
                 return "a barrier that not all threads reach";
             }
         }

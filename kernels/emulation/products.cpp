@@ -11,12 +11,6 @@
 #include <cstdlib>
 #include <vector>
 
-#ifdef __x86_64__
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
-
 namespace {
 
 enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15, INTERNAL_ERROR = 14 };
@@ -71,7 +65,6 @@ void pack_columns(const Operand& b, size_t first, size_t columns, size_t k, floa
 typedef float Lanes __attribute__((vector_size(ROWS * sizeof(float) / 2)));
 
 // sums[column][row] over k of packed operands.
-FOR_EACH_PROCESSOR
 void multiply_packed(size_t k, const float* a, const float* b, float sums[COLUMNS][ROWS]) {
     Lanes low[COLUMNS] = {}, high[COLUMNS] = {};
     for (size_t i = 0; i < k; i++, a += ROWS, b += COLUMNS) {

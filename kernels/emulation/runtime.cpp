@@ -78,7 +78,7 @@ Fiber fibers[MOST_THREADS];
 WarpState warps[MOST_THREADS / WARP];
 jmp_buf scheduler;
 unsigned current, num_threads;
-std::function<void()> running;
+const std::function<void()>* running;
 uint32_t epoch = 1, launch_epoch, block_epoch;
 std::vector<Region> regions;
 size_t recent;  // the region of the access before
@@ -188,7 +188,7 @@ void wait(State state) {
 // A fiber lives on between blocks: it runs one thread of each.
 void live() {
     for (;;) {
-        running();
+        (*running)();
         wait(State::Done);
     }
 }
@@ -348,7 +348,8 @@ const char* emulate(const char* kernel, const unsigned grid[2], unsigned block, 
         size_t bytes = buffers[i].bytes;
         regions.push_back({(char*)buffers[i].start, bytes, false, std::vector<Cell>(bytes / GRAIN + 1)});
     }
-    running = found->second(arguments);
+    const std::function<void()> thread = found->second(arguments);
+    running = &thread;
     num_threads = block;
     emulated_block_size = {block, 1, 1};
     emulated_grid_size = {grid[0], grid[1], 1};

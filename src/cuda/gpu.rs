@@ -13,9 +13,9 @@ use super::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Bytes of a device that no arena takes by itself: for what libraries load on first use, and the
-/// channels of NCCL.
-const RESERVE: usize = 2 << 30;
+/// The share of a device's memory that no arena takes by itself, and the most bytes: for what libraries
+/// load on first use, and the channels of NCCL.
+const RESERVE: (usize, usize) = (32, 2 << 30);
 
 /// One GPU at work.
 #[derive(Debug)]
@@ -51,7 +51,10 @@ impl Gpu {
         let transfer = Transfer::new(&device)?;
         let bytes = match memory_bytes {
             Some(bytes) => bytes,
-            None => device.free_bytes()?.saturating_sub(RESERVE),
+            None => {
+                let free = device.free_bytes()?;
+                free - (free / RESERVE.0).min(RESERVE.1)
+            }
         };
         let mut arena = Arena::new(&device, bytes)?;
         let gemm = Gemm::new(&mut arena)?;

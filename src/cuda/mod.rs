@@ -27,4 +27,4 @@ pub use host::Transfer;
 pub use memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
 pub use module::{Function, Module};
 pub use report::report;
-pub use stream::{Event, Graph, Stream};
+pub use stream::{Event, Graph, OperationTime, Stream};

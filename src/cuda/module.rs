@@ -134,12 +134,14 @@ impl Function {
         let mut pointers: Vec<*mut c_void> =
             arguments.iter().map(|argument| argument.pointer().cast_mut()).collect();
         // SAFETY: the driver copies the arguments before it returns; the rest is the caller's promise.
-        unsafe {
+        stream.operation(self.name, || unsafe {
             result::launch_kernel(self.raw, grid, block, shared_bytes, stream.raw(), &mut pointers)
-        }
-        .with_context(|| {
-            let name = self.name;
-            format!("launching {name} with grid {grid:?}, block {block:?}, {shared_bytes} bytes")
+                .with_context(|| {
+                    let name = self.name;
+                    format!(
+                        "launching {name}: grid {grid:?}, block {block:?}, {shared_bytes} bytes"
+                    )
+                })
         })
     }
 

@@ -9,13 +9,34 @@ use anyhow::{Context, Result};
 use bytemuck::Pod;
 use cudarc::driver::result::{self, event, graph, stream};
 use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A queue of work for a device.
 #[derive(Debug)]
 pub struct Stream {
     raw: sys::CUstream,
     device: Arc<Device>,
+    is_profiled: AtomicBool,
+    profile: Mutex<Vec<Span>>,
+}
+
+/// An operation between two events.
+#[derive(Debug)]
+struct Span {
+    name: &'static str,
+    ends: [Event; 2],
+}
+
+/// What an operation took in a profile.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OperationTime {
+    /// The kernel's name, or what the library was asked for.
+    pub name: &'static str,
+    /// How often it ran.
+    pub calls: usize,
+    /// All its runs together.
+    pub milliseconds: f32,
 }
 
 // SAFETY: the driver's handles may be used from any thread.
@@ -28,7 +49,8 @@ impl Stream {
     pub fn new(device: &Arc<Device>) -> Result<Self> {
         device.bind()?;
         let raw = stream::create(stream::StreamKind::NonBlocking).context("creating a stream")?;
-        Ok(Self { raw, device: device.clone() })
+        let (is_profiled, profile) = (AtomicBool::new(false), Mutex::default());
+        Ok(Self { raw, device: device.clone(), is_profiled, profile })
     }
 
     /// Whose queue it is.
@@ -69,8 +91,10 @@ impl Stream {
         self.device.bind()?;
         let bytes = size_of::<T>() * from.len();
         // SAFETY: both slices are `bytes` long and in this device's memory.
-        unsafe { result::memcpy_dtod_async(to.address(), from.address(), bytes, self.raw) }
-            .context("copying in GPU memory")
+        self.operation("copy", || unsafe {
+            result::memcpy_dtod_async(to.address(), from.address(), bytes, self.raw)
+                .context("copying in GPU memory")
+        })
     }
 
     /// Sets every byte.
@@ -78,8 +102,52 @@ impl Stream {
         self.device.bind()?;
         let bytes = size_of::<T>() * to.len();
         // SAFETY: the slice is `bytes` long and any bytes make a `T`.
-        unsafe { result::memset_d8_async(to.address(), byte, bytes, self.raw) }
-            .context("filling GPU memory")
+        self.operation("fill", || unsafe {
+            result::memset_d8_async(to.address(), byte, bytes, self.raw)
+                .context("filling GPU memory")
+        })
+    }
+
+    /// Runs `queue`, waits for what it puts in this stream, and says what each operation took there, in
+    /// the order of first runs. Operations are a little slower while they are watched, and what the
+    /// device waits for is nobody's time.
+    pub fn profile(&self, queue: impl FnOnce() -> Result<()>) -> Result<Vec<OperationTime>> {
+        self.is_profiled.store(true, Ordering::Relaxed);
+        let queued = queue();
+        self.is_profiled.store(false, Ordering::Relaxed);
+        let spans =
+            std::mem::take(&mut *self.profile.lock().unwrap_or_else(PoisonError::into_inner));
+        queued?;
+        self.synchronize()?;
+        let mut times: Vec<OperationTime> = Vec::new();
+        for Span { name, ends: [start, end] } in &spans {
+            let milliseconds = end.milliseconds_since(start)?;
+            match times.iter_mut().find(|time| time.name == *name) {
+                Some(time) => {
+                    time.calls += 1;
+                    time.milliseconds += milliseconds;
+                }
+                None => times.push(OperationTime { name, calls: 1, milliseconds }),
+            }
+        }
+        Ok(times)
+    }
+
+    /// Queues an operation, which a profile calls `name`.
+    pub(super) fn operation(
+        &self,
+        name: &'static str,
+        queue: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if !self.is_profiled.load(Ordering::Relaxed) {
+            return queue();
+        }
+        let ends = [Event::timed(&self.device)?, Event::timed(&self.device)?];
+        ends[0].record(self)?;
+        queue()?;
+        ends[1].record(self)?;
+        self.profile.lock().unwrap_or_else(PoisonError::into_inner).push(Span { name, ends });
+        Ok(())
     }
 
     /// Records the work that `queue` puts in this stream, without running it.

@@ -22,7 +22,8 @@ pub(crate) fn preload(path: &Path) -> bool {
     library.map(std::mem::forget).is_ok()
 }
 
-/// The driver of this machine, or the emulated one, with its cuBLASLt; one for the process.
+/// The driver of this machine, or the emulated one with four devices, its cuBLASLt and NCCL; one for
+/// the process.
 /// `None` without a C++ compiler.
 pub(crate) fn driver() -> Option<Driver> {
     static DRIVER: OnceLock<Option<Driver>> = OnceLock::new();
@@ -31,7 +32,9 @@ pub(crate) fn driver() -> Option<Driver> {
             return Some(Driver::Real);
         }
         let folder = emulated_gpu()?;
-        let libraries = ["libcuda.so.1", "libcublasLt.so.13"];
+        // SAFETY: only the stand-in reads it, which is loaded below.
+        unsafe { std::env::set_var("EMULATED_GPUS", "4") };
+        let libraries = ["libcuda.so.1", "libcublasLt.so.13", "libnccl.so.2"];
         assert!(libraries.iter().all(|library| preload(&folder.join(library))), "{folder:?}");
         Some(Driver::StandIn)
     })

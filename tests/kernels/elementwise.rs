@@ -115,6 +115,56 @@ fn rope_turns_queries_and_keys_forth_and_back_and_leaves_values() {
 }
 
 #[test]
+fn rope_takes_queries_keys_and_values_apart_and_together_as_it_turns_them() {
+    for heads in HEADS {
+        let positions = [0u32, 1, 17, 3999, 2];
+        let rope = rope(heads, None);
+        let (cosines, sines) = rope.table();
+        let qkv = normal(12, positions.len() * heads.row(), 1.0);
+        on_every_order(
+            |gpu| {
+                let (cosines, sines) = (gpu.put(cosines), gpu.put(sines));
+                let positions = gpu.put(&positions);
+                let angles = Angles {
+                    cosines: cosines.slice(),
+                    sines: sines.slice(),
+                    positions: positions.slice(),
+                };
+                let (kernels, stream) = (&gpu.kernels.rope, &gpu.stream);
+                let [forward, backward] =
+                    [Direction::Forward, Direction::Backward].map(|direction| {
+                        let mut rows = gpu.put(&qkv);
+                        kernels.turn(stream, heads, angles, direction, rows.slice_mut()).unwrap();
+                        rows.get()
+                    });
+                let mut apart = gpu.poisoned(qkv.len());
+                kernels
+                    .split(stream, heads, angles, gpu.put(&qkv).slice(), apart.slice_mut())
+                    .unwrap();
+                let source = gpu.put(&parted(heads, &qkv));
+                let mut together = gpu.poisoned(qkv.len());
+                kernels.join(stream, heads, angles, source.slice(), together.slice_mut()).unwrap();
+                [forward, backward, apart.get(), together.get()]
+            },
+            |[forward, backward, apart, together]| {
+                assert!(apart == parted(heads, &forward), "queries, keys and values apart");
+                assert!(together == backward, "queries, keys and values together");
+            },
+        );
+    }
+}
+
+/// Rows of queries, keys and values as three tensors, one after another.
+fn parted(heads: Heads, qkv: &[bf16]) -> Vec<bf16> {
+    let (queries, keys) = (heads.queries * heads.dim, heads.keys * heads.dim);
+    let columns = [0..queries, queries..queries + keys, queries + keys..heads.row()];
+    let rows = |columns: std::ops::Range<usize>| {
+        qkv.chunks_exact(heads.row()).flat_map(move |row| row[columns.clone()].to_vec())
+    };
+    columns.into_iter().flat_map(rows).collect()
+}
+
+#[test]
 fn rope_writes_turned_keys_and_values_into_their_slots_alone() {
     for heads in HEADS {
         let (positions, slots) = ([40u32, 0, 31], [2 * 32 + 8u32, 0, 32 + 31]);

@@ -256,7 +256,9 @@ impl Attention {
         bindings.push((Role::Stats, stats.address()));
         let workspace = self.scratch(scratch)[4];
         // SAFETY: the lengths are checked above, the scratch is sized for this plan.
-        unsafe { self.forward.execute(self.backend, &self.handle, stream, &bindings, workspace) }
+        stream.operation("cuDNN attention", || unsafe {
+            self.forward.execute(self.backend, &self.handle, stream, &bindings, workspace)
+        })
     }
 
     /// `gradients` from the gradient of the output, the operands and results of the forward pass.
@@ -298,7 +300,9 @@ impl Attention {
             bindings.extend([(Role::KeyGradientHeads, d_key), (Role::ValueGradientHeads, d_value)]);
         }
         // SAFETY: the lengths are checked above, the scratch is sized for this plan.
-        unsafe { self.backward.execute(self.backend, &self.handle, stream, &bindings, workspace) }
+        stream.operation("cuDNN attention backward", || unsafe {
+            self.backward.execute(self.backend, &self.handle, stream, &bindings, workspace)
+        })
     }
 
     /// Where the parts of the scratch begin: row sums, the gradients of full heads by query, key and

@@ -204,8 +204,8 @@ impl Gemm {
         let pointer = |address: u64| address as *mut c_void;
         // SAFETY: the operands have the sizes of the plan (asserted by the callers), the workspace
         // the size given to the heuristic, and both scalars are read before the call returns.
-        unsafe {
-            result::matmul(
+        stream.operation("product", || unsafe {
+            Ok(result::matmul(
                 self.handle,
                 plan.operation.raw,
                 (&raw const one).cast(),
@@ -222,9 +222,8 @@ impl Gemm {
                 pointer(self.workspace.slice_mut().address()),
                 WORKSPACE,
                 stream.raw().cast(),
-            )
-        }?;
-        Ok(())
+            )?)
+        })
     }
 }
 

@@ -155,3 +155,17 @@ fn device_gradient(gradient: &HostGradient) -> ScoreGradient {
     let HostGradient { logp, entropy, mean_logp } = *gradient;
     ScoreGradient { logp, entropy, mean_logp }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_the_head_are_whole_tiles_and_no_larger_than_the_targets_need() {
+        assert_eq!(head_chunk(128_256, 5120), 2048);
+        assert_eq!(head_chunk(152_064, 5120), 1664);
+        assert_eq!(head_chunk(1536, 300), 384);
+        assert_eq!(head_chunk(1 << 24, 300), ROWS);
+        assert_eq!(head_chunk(1536, 0), ROWS);
+    }
+}

@@ -184,3 +184,38 @@ impl<'a, T: Pod> Matrix<'a, T> {
         self.data.slice_mut().into_range(0..len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelConfig;
+
+    /// Bytes beside a phase of training on one of eight ranks: parameters and gradients in bf16, and an
+    /// eighth of master weights, gradient sums and two moments in f32.
+    fn lasting(decoder: &Decoder) -> usize {
+        decoder.layout().len * (2 + 2 + 16 / 8)
+    }
+
+    fn decoder(text: &str) -> Decoder {
+        Decoder::new(ModelConfig::from_json(text).unwrap())
+    }
+
+    #[test]
+    fn models_of_8_and_7_billion_train_on_packs_of_5120_tokens_within_72_gb() {
+        let size = BatchSize { tokens: 5120, longest: 5120, targets: 5120 };
+        for model in [
+            r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8}"#,
+            r#"{"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584,
+            "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+            "num_key_value_heads": 4}"#,
+        ] {
+            let decoder = decoder(model);
+            let memory = TrainingMemory::new(&decoder, size, Recompute::Selective, true);
+            assert!(lasting(&decoder) + memory.total() < 72_000_000_000, "{memory:?}");
+            let less = TrainingMemory::new(&decoder, size, Recompute::Layer, true);
+            assert!(less.activations < memory.activations / 8, "{less:?}");
+        }
+    }
+}

@@ -173,3 +173,35 @@ fn heads(decoder: &Decoder) -> Heads {
     let config = decoder.config();
     Heads { queries: config.num_heads, keys: config.num_kv_heads, dim: config.head_dim }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+
+    #[test]
+    fn a_shape_without_kernels_is_a_mistake_that_names_its_key() {
+        let check = |key: &str, value: usize| {
+            let text = r#"{"model_type": "llama", "vocab_size": 96, "hidden_size": 64,
+                "intermediate_size": 80, "num_hidden_layers": 1, "num_attention_heads": 16,
+                "num_key_value_heads": 4, "head_dim": 32}"#;
+            let mut config: serde_json::Value = serde_json::from_str(text).unwrap();
+            config[key] = value.into();
+            DeviceModel::check(&ModelConfig::from_json(&config.to_string()).unwrap())
+        };
+        check("num_hidden_layers", 2).unwrap();
+        for (key, value, said) in [
+            ("head_dim", 40, "heads of 40 elements"),
+            ("num_key_value_heads", 1, "16 query heads on 1 key heads"),
+            ("hidden_size", 8200, "`hidden_size` 8200: at most 8192"),
+            ("hidden_size", 68, "`hidden_size` 68 is not a multiple of 8"),
+            ("intermediate_size", 81, "`intermediate_size` 81"),
+            ("vocab_size", 97, "`vocab_size` 97 is not"),
+            ("vocab_size", 300_000, "`vocab_size` 300000: at most"),
+        ] {
+            let refusal = check(key, value).unwrap_err();
+            assert!(format!("{refusal:#}").contains(said), "{refusal:#}");
+            assert_eq!(exit_code(&refusal), 2);
+        }
+    }
+}

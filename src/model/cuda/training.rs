@@ -8,7 +8,7 @@
 //! order.
 
 use super::attention::Attention;
-use super::batch::Batch;
+use super::batch::{Batch, ROWS};
 use super::head::Head;
 use super::layer::{LayerBuffers, Work};
 use super::memory::{Matrix, Shape, attention_sizes};
@@ -21,6 +21,9 @@ use crate::model::{
 use anyhow::{Result, ensure};
 use half::bf16;
 use std::ops::Range;
+
+/// Rows of a launch of SwiGLU, in whole tiles of products.
+const MOST_ROWS: usize = (1 << 16) - ROWS;
 
 /// Hears during a backward that the gradients in a range of the flat buffer are final once the stream
 /// gets to where it is now. Ranges are neighbours and come from the end of the buffer to its start
@@ -61,6 +64,7 @@ impl<'a> Training<'a> {
         );
         let DeviceModel { gpu, decoder, params, rope, plans } = model;
         let shape = Shape::new(decoder, size, recompute);
+        ensure!(shape.rows <= MOST_ROWS, "a batch of {} tokens: at most {MOST_ROWS}", size.tokens);
         let mut phase = gpu.arena.phase();
         let take = |phase: &mut _| Matrix::take(phase, "residual stream", shape.rows, shape.hidden);
         let inputs = (0..=shape.layers).map(|_| take(&mut phase)).collect::<Result<_>>()?;
@@ -81,6 +85,11 @@ impl<'a> Training<'a> {
             tools: &mut gpu.tools,
             shape,
         })
+    }
+
+    /// Where it queues its work: to wait for that, or to profile it.
+    pub fn stream(&self) -> &'a Stream {
+        self.stream
     }
 
     /// Whether attention is cuDNN's.
