@@ -16,7 +16,7 @@ use codeseq::train::MicroBatch;
 use codeseq::train::environment::{peak_resident_bytes, resident_bytes};
 use codeseq::train::plan::Plan;
 use codeseq::train::sft;
-use codeseq::train::trainer::{Execution, Trainer};
+use codeseq::train::trainer::Trainer;
 use serde_json::json;
 use std::path::Path;
 
@@ -70,8 +70,8 @@ fn the_plan_is_within_5_percent_of_the_memory_that_training_takes() {
     let params = layout::init(&shape, 1);
     let model = LanguageModel { params, decoder: Decoder::new(shape), tokenizer };
     let train = &config.train;
-    let execution = Execution { ranks: train.ranks, recompute: train.recompute, loss_scale: None };
-    let mut trainer = Trainer::new(model, config.optim, config.schedule, 2, execution).unwrap();
+    let mut trainer =
+        Trainer::new(model, config.optim, config.schedule, 2, train.execution()).unwrap();
     for step in 0..2 {
         let row = |i: usize| {
             let sample = Tokenized {

@@ -8,9 +8,6 @@
 mod support;
 
 use codeseq::base::rng;
-use codeseq::data::problem::Problem;
-use codeseq::data::prompt::GtgPrompt;
-use codeseq::tokenizer::bpe::{self, BpeOptions};
 use codeseq::tokenizer::{Message, Tokenizer};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -23,42 +20,15 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 use support::{
-    Place, assert_nothing_is_half_made, done, everything_below, interrupt, kill, lines, problem,
-    shape, start, stderr, train,
+    PROGRAMS, Place, VOCAB, assert_nothing_is_half_made, done, everything_below, inputs, interrupt,
+    kill, problem, shape, start, stderr, train,
 };
 
-const PROGRAMS: [&str; 2] = ["print(2 * int(input()))", "print(3 + int(input()))"];
 const SFT_STEPS: u64 = 60;
 const GRPO_STEPS: u64 = 4;
-const VOCAB: usize = 512;
 
-/// Inputs of all tests: tokenizer, model shape, samples, problems.
-static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("runs");
-    let _absent_at_first = fs::remove_dir_all(&dir);
-    fs::create_dir_all(dir.join("tmp")).unwrap();
-    let prompt = GtgPrompt::bundled().unwrap();
-    let problems: Vec<Value> = (0..4).map(problem).collect();
-    let samples: Vec<Vec<Message>> = problems
-        .iter()
-        .flat_map(|problem| {
-            let problem: Problem = serde_json::from_value(problem.clone()).unwrap();
-            let question = prompt.render(&problem).unwrap();
-            PROGRAMS.map(|program| {
-                let answer = format!("```python\n{program}\n```");
-                vec![Message::new("user", question.clone()), Message::new("assistant", answer)]
-            })
-        })
-        .collect();
-    let options = BpeOptions { vocab_size: VOCAB, max_token_length: 16 };
-    bpe::train(&samples, options, &dir.join("tokenizer")).unwrap();
-    fs::write(dir.join("problems.jsonl"), lines(&problems)).unwrap();
-    let samples: Vec<Value> =
-        samples.iter().map(|messages| json!({"messages": messages})).collect();
-    fs::write(dir.join("samples.jsonl"), lines(&samples)).unwrap();
-    fs::write(dir.join("model.json"), shape(VOCAB).to_string()).unwrap();
-    dir
-});
+/// Inputs of all tests.
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("runs", &shape(VOCAB)));
 
 /// A fine-tuning run that nothing disturbed.
 static SFT: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("sft", &sft_config()));
@@ -404,14 +374,29 @@ fn a_run_that_diverges_stops_with_a_diagnosis_and_keeps_its_weights() {
 }
 
 #[test]
-fn precisions_of_gpus_are_planned_but_refused_on_a_cpu() {
+fn a_run_on_gpus_is_planned_anywhere_and_a_cpu_refuses_their_numbers() {
     let place = Place::new();
     place.write("sft.toml", &sft_config());
-    let words = "sft --config @sft.toml --out @run --set train.precision=bf16";
-    place.mistake(words, &["train.precision is bf16", "f32"]);
-    assert!(!place.path("run").exists());
-    let plan = done(&mut place.train(&format!("{words} --dry-run --set plan.gpu_memory_gb=1e-6")));
+    let words = "sft --config @sft.toml --out @run --set train.";
+    place.mistake(&format!("{words}precision=bf16"), &["train.precision is bf16", "f32"]);
+    place.mistake(&format!("{words}device=gpu"), &["train.device", "`cpu` or `cuda`"]);
+    let small = "device=cuda --dry-run --set plan.gpu_memory_gb=1e-6";
+    let plan = done(&mut place.train(&format!("{words}{small}")));
     assert!(plan.contains("does not fit") && plan.contains("activations"), "{plan}");
+    assert!(plan.contains("device = \"cuda\"") && plan.contains("moments = \"f32\""), "{plan}");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_program_built_without_gpus_says_so() {
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    place.write("grpo.toml", &grpo_config());
+    for command in ["sft", "grpo"] {
+        let words =
+            format!("{command} --config @{command}.toml --out @run --set train.device=cuda");
+        place.mistake(&words, &["built without GPUs", "--features cuda"]);
+    }
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
 use crate::sandbox::{Judge, Options};
-use crate::train::environment::memory_bytes;
 use crate::train::{grpo, plan};
 use anyhow::Result;
 
@@ -19,8 +18,8 @@ pub fn run(args: Args) -> Result<()> {
     let resolved = grpo::Config::load(&args.config.config, &args.config.set)?;
     let config = &resolved.value;
     let plan = plan::Plan::of_grpo(config)?;
-    if !args.config.dry_run && plan.device == plan::Device::Cpu {
-        plan.check_fits(memory_bytes().unwrap_or(u64::MAX))?;
+    if !args.config.dry_run {
+        plan.check_machine()?;
     }
     launch(&args.config, &resolved, &plan, "runs/grpo", |run| {
         let limits = config.judge.clone();

@@ -5,7 +5,7 @@ use super::launch::{command_line, launch};
 use super::print;
 use crate::data::outlook::outlook;
 use crate::tokenizer::Tokenizer;
-use crate::train::environment::{memory_bytes, peak_resident_bytes, resident_bytes};
+use crate::train::environment::{peak_resident_bytes, resident_bytes};
 use crate::train::{plan, sft};
 use anyhow::Result;
 
@@ -22,8 +22,8 @@ pub fn run(args: Args) -> Result<()> {
     let config = &resolved.value;
     let plan = plan::Plan::of_sft(config)?;
     if !args.config.dry_run {
-        config.train.check_device()?;
-        plan.check_fits(memory_bytes().unwrap_or(u64::MAX))?;
+        config.train.check_computable()?;
+        plan.check_machine()?;
     }
     if args.config.dry_run {
         print(data_lines(config, &plan)?)?;
@@ -32,7 +32,9 @@ pub fn run(args: Args) -> Result<()> {
         run.write_environment(&command_line(), &())?;
         let before = resident_bytes();
         let model_dir = sft::train(config, run, "sft")?;
-        if let (Some(before), Some(peak)) = (before, peak_resident_bytes()) {
+        if plan.device == plan::Device::Cpu
+            && let (Some(before), Some(peak)) = (before, peak_resident_bytes())
+        {
             let [planned, taken] = [plan.total_bytes() as u64, peak.saturating_sub(before)];
             let [planned, taken] = [planned, taken].map(|bytes| bytes as f64 / 1e9);
             tracing::info!("memory: planned {planned:.3} GB, taken {taken:.3} GB at most");

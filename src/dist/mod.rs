@@ -4,9 +4,8 @@
 //! optimizer (ZeRO-1). All ranks make the same calls of [`Comm`] in the same order with buffers of
 //! the same length. Sums run in rank order, so equal runs of equal rank counts have equal bits. A
 //! rank that fails or panics makes the calls of all others fail: nobody waits for ever.
-//! Ranks on GPUs exchange through `cuda::nccl` instead; nodes meet by [`rendezvous`].
-//! Left out: exchanging a bucket while the backward
-//! still fills others, which pays where a device computes meanwhile.
+//! Ranks on GPUs exchange through `cuda::nccl` instead, bucket by bucket while the backward still fills
+//! others, which would not pay here; they are [`Member`]s all the same. Nodes meet by [`rendezvous`].
 
 pub mod rendezvous;
 mod shards;
@@ -14,19 +13,25 @@ mod threads;
 pub mod watch;
 
 use anyhow::{Result, anyhow};
-pub use shards::{Shards, piece};
+pub use shards::{Portion, Shards, piece};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use threads::Threads;
 
-/// What a rank can do together with the others.
-pub trait Comm: Send {
+/// One of several ranks, that starts and fails with the others.
+pub trait Member: Send {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 
     /// How many ranks there are.
     fn size(&self) -> usize;
 
+    /// Makes the waiting and future calls of all ranks fail.
+    fn abort(&self);
+}
+
+/// What a rank can do together with the others.
+pub trait Comm: Member {
     /// Sums `bucket` over the ranks: afterwards this rank's [`piece`] of it holds the sum, and the
     /// rest what it held before.
     fn reduce_scatter(&self, bucket: &mut [f32]) -> Result<()>;
@@ -39,9 +44,6 @@ pub trait Comm: Send {
 
     /// Waits for all ranks.
     fn barrier(&self) -> Result<()>;
-
-    /// Makes the waiting and future calls of all ranks fail.
-    fn abort(&self);
 }
 
 /// Why a call failed on a rank that is not itself the cause.
@@ -60,7 +62,7 @@ impl std::error::Error for Aborted {}
 #[derive(Debug, Default)]
 pub struct Single;
 
-impl Comm for Single {
+impl Member for Single {
     fn rank(&self) -> usize {
         0
     }
@@ -69,6 +71,10 @@ impl Comm for Single {
         1
     }
 
+    fn abort(&self) {}
+}
+
+impl Comm for Single {
     fn reduce_scatter(&self, _: &mut [f32]) -> Result<()> {
         Ok(())
     }
@@ -84,8 +90,6 @@ impl Comm for Single {
     fn barrier(&self) -> Result<()> {
         Ok(())
     }
-
-    fn abort(&self) {}
 }
 
 /// The ends of a group of `size` ranks in this process, by rank.
@@ -100,11 +104,11 @@ pub fn group(size: usize) -> Vec<Box<dyn Comm>> {
 /// returns the results by rank, or the error of the first rank that caused one.
 pub fn on_every_rank<R: Send, T: Send, C>(
     ranks: Vec<R>,
-    comm: C,
+    member: C,
     work: impl Fn(&mut R) -> Result<T> + Sync,
 ) -> Result<Vec<T>>
 where
-    C: Sync + Fn(&R) -> &dyn Comm,
+    C: Sync + Fn(&R) -> &dyn Member,
 {
     if ranks.len() == 1 {
         return ranks.into_iter().map(|mut rank| work(&mut rank)).collect();
@@ -113,9 +117,9 @@ where
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut rank)))
             .unwrap_or_else(|panic| Err(anyhow!("panicked: {}", message_of(&*panic))));
         if result.is_err() {
-            comm(&rank).abort();
+            member(&rank).abort();
         }
-        result.map_err(|e| e.context(format!("rank {}", comm(&rank).rank())))
+        result.map_err(|e| e.context(format!("rank {}", member(&rank).rank())))
     };
     let guarded = &guarded;
     let results: Vec<Result<T>> = std::thread::scope(|scope| {

@@ -15,6 +15,17 @@ pub fn piece(len: usize, size: usize, rank: usize) -> Range<usize> {
     (rank * width).min(len)..((rank + 1) * width).min(len)
 }
 
+/// A bucket and what one rank has of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Portion {
+    /// The bucket's place in the buffer.
+    pub bucket: Range<usize>,
+    /// The rank's piece in the buffer.
+    pub own: Range<usize>,
+    /// The same piece in the rank's shard.
+    pub in_shard: Range<usize>,
+}
+
 /// The division of a flat buffer among ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shards {
@@ -62,8 +73,42 @@ impl Shards {
         self.pieces(rank).iter().map(ExactSizeIterator::len).sum()
     }
 
+    /// Every bucket with what `rank` has of it, in order.
+    pub fn portions(self, rank: usize) -> Vec<Portion> {
+        let mut at = 0;
+        let portion = |bucket: Range<usize>| {
+            let own = piece(bucket.len(), self.size, rank);
+            let in_shard = at..at + own.len();
+            at = in_shard.end;
+            Portion { own: bucket.start + own.start..bucket.start + own.end, bucket, in_shard }
+        };
+        self.buckets().map(portion).collect()
+    }
+
+    /// The whole buffer as consecutive parts of the ranks' shards.
+    pub fn join<'a, T>(self, shards: &[&'a [T]]) -> Vec<&'a [T]> {
+        let mut rests = shards.to_vec();
+        let next = |(rank, len): (usize, usize)| rests[rank].split_off(..len);
+        self.order().filter_map(next).collect()
+    }
+
+    /// The same, to be written.
+    pub fn join_mut<T>(self, mut shards: Vec<&mut [T]>) -> Vec<&mut [T]> {
+        let next = |(rank, len): (usize, usize)| shards[rank].split_off_mut(..len);
+        self.order().filter_map(next).collect()
+    }
+
+    /// The pieces of every rank, in order, of a whole buffer.
+    pub fn split_mut<T>(self, mut whole: &mut [T]) -> Vec<Vec<&mut [T]>> {
+        let mut pieces: Vec<Vec<&mut [T]>> = (0..self.size).map(|_| Vec::new()).collect();
+        for (rank, len) in self.order() {
+            pieces[rank].extend(whole.split_off_mut(..len));
+        }
+        pieces
+    }
+
     /// The whole buffer as (rank, length of its next piece), in order.
-    pub fn order(self) -> impl Iterator<Item = (usize, usize)> {
+    fn order(self) -> impl Iterator<Item = (usize, usize)> {
         self.buckets().flat_map(move |bucket| {
             (0..self.size).map(move |rank| (rank, piece(bucket.len(), self.size, rank).len()))
         })
@@ -91,6 +136,19 @@ mod tests {
             }
             let order = shards.order().flat_map(|(rank, len)| std::iter::repeat_n(Some(rank), len));
             prop_assert_eq!(owners, order.collect::<Vec<_>>());
+
+            let mut whole: Vec<usize> = (0..len).collect();
+            let mut by_rank: Vec<Vec<usize>> =
+                shards.split_mut(&mut whole).into_iter().map(|pieces| pieces.concat()).collect();
+            for (rank, shard) in by_rank.iter().enumerate() {
+                for Portion { own, in_shard, .. } in shards.portions(rank) {
+                    prop_assert_eq!(shard[in_shard].to_vec(), own.collect::<Vec<_>>());
+                }
+            }
+            let views: Vec<&[usize]> = by_rank.iter().map(Vec::as_slice).collect();
+            prop_assert_eq!(shards.join(&views).concat(), whole.clone());
+            let views = by_rank.iter_mut().map(Vec::as_mut_slice).collect();
+            prop_assert_eq!(shards.join_mut(views).concat(), whole);
         }
     }
 

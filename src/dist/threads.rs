@@ -3,7 +3,7 @@
 //! Contract: as of [`Comm`]. Each rank copies what it brings to a buffer of its own and reads the
 //! others' between two meetings, so a call costs one copy of the bucket.
 
-use super::{Aborted, Comm, piece};
+use super::{Aborted, Comm, Member, piece};
 use anyhow::Result;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -85,7 +85,7 @@ impl Threads {
     }
 }
 
-impl Comm for Threads {
+impl Member for Threads {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -94,6 +94,13 @@ impl Comm for Threads {
         self.group.brought.len()
     }
 
+    fn abort(&self) {
+        self.lock().is_aborted = true;
+        self.group.changed.notify_all();
+    }
+}
+
+impl Comm for Threads {
     fn reduce_scatter(&self, bucket: &mut [f32]) -> Result<()> {
         let own = piece(bucket.len(), self.size(), self.rank);
         let (start, mut sum) = (own.start, vec![0.0; own.len()]);
@@ -135,10 +142,5 @@ impl Comm for Threads {
 
     fn barrier(&self) -> Result<()> {
         self.meet()
-    }
-
-    fn abort(&self) {
-        self.lock().is_aborted = true;
-        self.group.changed.notify_all();
     }
 }

@@ -7,7 +7,7 @@ use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::cuda::{Gpu, device};
 use crate::model::cuda::{Generation, GenerationSize};
-use crate::model::{BatchSize, Decoder, Packed, Recompute, Row, Target};
+use crate::model::{BatchSize, Decoder, ModelConfig, Packed, Recompute, Row, Target};
 use crate::ops::sample::{Draw, Policy};
 use anyhow::Result;
 
@@ -26,6 +26,11 @@ pub fn check(count: usize) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Refuses a model that the kernels do not compute.
+pub fn check_shape(shape: &ModelConfig) -> Result<()> {
+    DeviceModel::check(shape)
 }
 
 /// The parameters of a model on a GPU, all of whose memory is taken.

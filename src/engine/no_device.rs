@@ -3,7 +3,7 @@
 use super::{Engine, EngineConfig};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
-use crate::model::Decoder;
+use crate::model::{Decoder, ModelConfig};
 use anyhow::Result;
 
 /// A model on a GPU, of which there are none.
@@ -15,12 +15,18 @@ pub fn check(_count: usize) -> Result<()> {
     Err(refusal())
 }
 
+/// Refuses any model.
+pub fn check_shape(_shape: &ModelConfig) -> Result<()> {
+    Err(refusal())
+}
+
 /// Refuses any GPU.
 pub fn open(_ordinal: usize, _decoder: &Decoder, _params: &[f32]) -> Result<DeviceModel> {
     Err(refusal())
 }
 
-fn refusal() -> anyhow::Error {
+/// Why there are no GPUs.
+pub fn refusal() -> anyhow::Error {
     usage("this binary was built without GPUs: cargo build --release --features cuda")
 }
 

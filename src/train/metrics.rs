@@ -16,6 +16,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Bytes as metrics give them.
+pub(super) fn mebibytes(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 /// One step's numbers: `step` and `area/name` keys.
 pub type Row = serde_json::Map<String, Value>;
 

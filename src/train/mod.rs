@@ -1,9 +1,11 @@
 //! The loops, and what they share: where a model comes from and what is kept of it.
 
+pub mod device;
 pub mod environment;
 pub mod flops;
 pub mod grpo;
 pub mod metrics;
+mod micro_batch;
 pub mod plan;
 mod rank;
 pub mod rehearsal;
@@ -23,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-pub use rank::{Chunk, MicroBatch};
+pub use micro_batch::{Chunk, MicroBatch};
 
 /// What a run starts from: a model directory, or random weights of a given shape.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -162,7 +164,7 @@ fn resume_or_open(
 /// Writes the checkpoint of the trainer's step and removes those that are not kept.
 fn save_checkpoint<S: Serialize>(
     run: &run::RunDir,
-    trainer: &trainer::Trainer,
+    trainer: &mut trainer::Trainer,
     state: &S,
     config: &CheckpointConfig,
 ) -> Result<()> {

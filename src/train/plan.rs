@@ -1,15 +1,16 @@
 //! What a run will need, known before it starts: every buffer, work, and whether it fits.
 //!
 //! A run of reinforcement has two phases, sampling and updating, that take their memory in turn: the
-//! larger one decides. Needs the model's `config.json` and the configuration only, and touches no device. On a CPU the
-//! buffers are those that the program will allocate; a GPU's are those of mixed precision (weights,
-//! gradients and activations of two bytes, f32 master weights and moments, cuDNN attention).
+//! larger one decides. Needs the model's `config.json` and the configuration only, and touches no device:
+//! also runs on GPUs are planned anywhere. The buffers are those that the program will allocate.
 //! Left out: the data itself, the executable, what the allocator wastes.
 
+mod gpu;
 mod reinforcement;
 
-use super::flops::ModelFlops;
-use super::settings::{Precision, TrainConfig};
+use super::device::{self, DeviceKind, GpuConfig};
+use super::environment::memory_bytes;
+use super::settings::TrainConfig;
 use super::{ModelSource, Origin, sft};
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
@@ -30,6 +31,8 @@ pub struct PlanConfig {
 /// The plan of a training run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
+    #[serde(skip)]
+    shape: ModelConfig,
     /// Trained parameters.
     pub num_parameters: usize,
     /// Ranks that share the work.
@@ -99,11 +102,16 @@ pub enum Device {
     },
 }
 
-const GPU_FLOPS_PER_SEC: f64 = 0.40 * 989e12;
-/// Tokens whose logits exist at a time on a GPU.
-const GPU_HEAD_CHUNK: usize = 1024;
-/// CUDA context, cuBLAS workspaces and NCCL's own buffers.
-const GPU_RESERVE: usize = 2 << 30;
+impl Device {
+    fn new(kind: DeviceKind, config: &PlanConfig) -> Self {
+        match kind {
+            DeviceKind::Cpu => Self::Cpu,
+            DeviceKind::Cuda => {
+                Self::Gpu { memory_bytes: config.gpu_memory_gb.unwrap_or(80.0) * 1e9 }
+            }
+        }
+    }
+}
 
 impl Plan {
     /// The plan of a fine-tuning run.
@@ -111,13 +119,7 @@ impl Plan {
         config.check()?;
         let shape = shape(&config.model)?;
         let train = &config.train;
-        let device = match train.precision {
-            Precision::F32 => Device::Cpu,
-            Precision::Bf16 | Precision::Fp16 => {
-                let gigabytes = config.plan.gpu_memory_gb.unwrap_or(80.0);
-                Device::Gpu { memory_bytes: gigabytes * 1e9 }
-            }
-        };
+        let device = Device::new(train.device, &config.plan);
         let decoder = Decoder::new(shape);
         let mut plan = Self {
             device,
@@ -129,7 +131,7 @@ impl Plan {
                 .to_vec(),
             total_steps: train.total_steps,
             max_tokens_per_step: train.seq_len * train.rows_per_step(),
-            estimated_secs: estimated_secs(&decoder, train, device),
+            estimated_secs: gpu::estimated_secs(&decoder, train, device),
             ..Self::of_model(decoder.config())
         };
         plan.advice = plan.advice(&decoder, train);
@@ -140,6 +142,7 @@ impl Plan {
     fn of_model(shape: &ModelConfig) -> Self {
         let num_parameters = Layout::new(shape).len;
         Self {
+            shape: shape.clone(),
             num_parameters,
             ranks: 1,
             device: Device::Cpu,
@@ -164,8 +167,16 @@ impl Plan {
         self.phases.iter().max_by_key(|phase| phase.bytes())
     }
 
+    /// Refuses a run that this program cannot make on this machine.
+    pub fn check_machine(&self) -> Result<()> {
+        match self.device {
+            Device::Cpu => self.check_fits(memory_bytes().unwrap_or(u64::MAX)),
+            Device::Gpu { .. } => device::check_gpus(self.ranks, &self.shape),
+        }
+    }
+
     /// Refuses a run that needs more than `memory_bytes`.
-    pub fn check_fits(&self, memory_bytes: u64) -> Result<()> {
+    fn check_fits(&self, memory_bytes: u64) -> Result<()> {
         let least = |phase: &Phase| phase.bytes() - phase.elastic_bytes;
         let needed = bytes_in(&self.buffers) + self.phases.iter().map(least).max().unwrap_or(0);
         if needed as u64 <= memory_bytes {
@@ -198,7 +209,6 @@ impl Plan {
         let sharded = format!("train.ranks={ranks}");
         let changes = [
             ("train.micro_batch_size=1 and more gradient_accumulation".to_owned(), small.clone()),
-            (selective.to_owned(), with(Recompute::Selective, train.ranks)),
             (by_layer.to_owned(), with(Recompute::Layer, train.ranks)),
             (format!("{sharded} and {selective}"), with(Recompute::Selective, ranks)),
             (format!("{sharded} and {by_layer}"), layer),
@@ -274,18 +284,6 @@ fn state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
     ]
 }
 
-/// The same of one GPU in mixed precision, and what its libraries take.
-fn gpu_state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
-    [
-        ("parameters", 2 * num_parameters),
-        ("gradients", 2 * num_parameters),
-        ("master weights and moments, sharded", 12 * num_parameters.div_ceil(ranks)),
-        ("CUDA, cuBLAS and NCCL, assumed", GPU_RESERVE),
-    ]
-    .map(|(name, bytes)| PlannedBuffer { name, bytes })
-    .to_vec()
-}
-
 /// What a forward and backward is made for.
 #[derive(Clone, Copy)]
 struct Work {
@@ -293,6 +291,7 @@ struct Work {
     longest: usize,
     ranks: usize,
     recompute: Recompute,
+    gpu: GpuConfig,
 }
 
 impl From<&TrainConfig> for Work {
@@ -302,20 +301,25 @@ impl From<&TrainConfig> for Work {
             longest: train.seq_len,
             ranks: train.ranks,
             recompute: train.recompute,
+            gpu: train.gpu,
         }
     }
 }
 
 fn buffers(decoder: &Decoder, train: &TrainConfig, device: Device) -> Vec<PlannedBuffer> {
-    let num_parameters = decoder.layout().len;
-    let (mut state, work) = match device {
-        Device::Cpu => (state(num_parameters, train.ranks), cpu_work(decoder, train.into())),
-        Device::Gpu { .. } => {
-            (gpu_state(num_parameters, train.ranks), gpu_work(decoder, train.into()))
+    let work = Work::from(train);
+    match device {
+        Device::Cpu => {
+            let mut buffers = state(decoder.layout().len, work.ranks);
+            buffers.extend(cpu_work(decoder, work));
+            buffers
         }
-    };
-    state.extend(work);
-    state
+        Device::Gpu { .. } => {
+            let mut buffers = gpu::lasting(decoder, work);
+            buffers.extend(gpu::training(decoder, work));
+            buffers
+        }
+    }
 }
 
 fn bytes_of(decoder: &Decoder, train: &TrainConfig, device: Device) -> usize {
@@ -324,7 +328,7 @@ fn bytes_of(decoder: &Decoder, train: &TrainConfig, device: Device) -> usize {
 
 /// What the ranks allocate together for their forwards and backwards.
 fn cpu_work(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
-    let Work { tokens, longest, ranks, recompute } = work;
+    let Work { tokens, longest, ranks, recompute, .. } = work;
     let threads = (rayon::current_num_threads() / ranks).max(1);
     let batch = BatchSize { tokens, longest, targets: tokens };
     let memory = decoder.training_memory(batch, recompute, threads);
@@ -339,49 +343,6 @@ fn cpu_work(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
     ]
     .map(|(name, bytes)| PlannedBuffer { name, bytes: bytes * ranks })
     .to_vec()
-}
-
-/// What one GPU allocates for its forwards and backwards.
-fn gpu_work(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
-    let Work { tokens, ranks, recompute, .. } = work;
-    let config = decoder.config();
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let width = config.num_heads * config.head_dim;
-    let row = width + 2 * config.num_kv_heads * config.head_dim;
-    // Two bytes each, but four for the log-sum-exp of a head.
-    let input = 2 * hidden;
-    let layer = 2 * (row + width + hidden + 2 * inner) + 4 * config.num_heads;
-    let outputs = 2 * (2 * hidden + inner);
-    let layers = config.num_layers;
-    let activations = match recompute {
-        Recompute::None => layers * (input + layer + outputs),
-        Recompute::Selective => layers * (input + layer),
-        Recompute::Layer => layers * input + layer,
-    };
-    let backward = 2 * (3 * hidden + width + inner);
-    // cuDNN's backward: the query gradient and the keys' and values' of every query head in f32,
-    // and a sum for each head.
-    let attention = 4 * (3 * width + config.num_heads);
-    let chunk = tokens.min(GPU_HEAD_CHUNK);
-    let bucket = if ranks > 1 { 2 * 2 * decoder.layout().len.min(Shards::BUCKET) } else { 0 };
-    [
-        ("activations", activations * tokens),
-        ("gradients of activations", backward * tokens),
-        ("chunk of logits", 4 * chunk * config.vocab_size),
-        ("attention workspace", attention * tokens),
-        ("communication, two buckets", bucket),
-    ]
-    .map(|(name, bytes)| PlannedBuffer { name, bytes })
-    .to_vec()
-}
-
-/// Seconds of all updates on GPUs, with every row one sample; recomputed layers cost a forward more.
-fn estimated_secs(decoder: &Decoder, train: &TrainConfig, device: Device) -> Option<f64> {
-    let Device::Gpu { .. } = device else { return None };
-    let row = ModelFlops::new(decoder.config()).training(train.seq_len);
-    let forwards = if train.recompute == Recompute::Layer { 4.0 / 3.0 } else { 1.0 };
-    let rows = train.rows_per_step() as f64 * train.total_steps as f64;
-    Some(rows * row * forwards / (train.ranks as f64 * GPU_FLOPS_PER_SEC))
 }
 
 fn shape(model: &ModelSource) -> Result<ModelConfig> {
@@ -404,7 +365,7 @@ mod tests {
 
     fn train(more: &str) -> TrainConfig {
         let text = "total_steps = 1000\nseq_len = 5120\ngradient_accumulation = 16\nranks = 8\n\
-                    precision = 'bf16'\n";
+                    device = 'cuda'\n";
         toml::from_str(&format!("{text}{more}")).unwrap()
     }
 
@@ -420,18 +381,21 @@ mod tests {
         for (name, expected) in [
             ("parameters", 16.06),
             ("gradients", 16.06),
-            ("master weights", 12.05),
-            ("activations", 15.46),
-            ("attention", 0.252),
-            ("chunk of logits", 0.525),
+            ("master weights", 4.015),
+            ("moments", 8.03),
+            ("sums of gradients", 4.015),
+            ("activations", 15.50),
+            ("attention", 0.333),
+            ("chunk of logits", 1.610),
         ] {
             let planned = gigabytes(&buffers, name);
             assert!((planned - expected).abs() < 0.006 * expected, "{name}: {planned}");
         }
-        let all = of("recompute = 'none'");
-        assert!((gigabytes(&all, "activations") - 22.84).abs() < 0.02);
+        let small = of("gpu = { moments = 'bf16', gradient_sums = 'full' }");
+        assert!((gigabytes(&small, "moments") - 4.015).abs() < 0.01);
+        assert!((gigabytes(&small, "sums of gradients") - 32.12).abs() < 0.02);
         let inputs = of("recompute = 'layer'");
-        assert!((gigabytes(&inputs, "activations") - 1.783).abs() < 0.005);
+        assert!((gigabytes(&inputs, "activations") - 1.825).abs() < 0.005);
     }
 
     #[test]
@@ -445,7 +409,6 @@ mod tests {
             plan.advice(&decoder, &train)
         };
         assert_eq!(advice("", 80.0), None);
-        assert!(advice("recompute = 'none'", 70.0).unwrap().contains("selective"));
         assert!(advice("", 55.0).unwrap().contains("layer"));
         assert!(advice("micro_batch_size = 4", 80.0).unwrap().contains("micro_batch_size=1"));
         assert!(advice("", 10.0).unwrap().contains("more memory"));
@@ -465,9 +428,9 @@ mod tests {
         let (decoder, train) = (llama3_8b(), train(""));
         let device = Device::Gpu { memory_bytes: 80e9 };
         // 1000 steps of 16 micro-batches of 251.2 TFLOP.
-        let expected = 16_000.0 * 251.2e12 / GPU_FLOPS_PER_SEC;
-        let secs = estimated_secs(&decoder, &train, device).unwrap();
+        let expected = 16_000.0 * 251.2e12 / gpu::FLOPS_PER_SEC;
+        let secs = gpu::estimated_secs(&decoder, &train, device).unwrap();
         assert!((secs - expected).abs() < 0.001 * expected, "{secs}");
-        assert_eq!(estimated_secs(&decoder, &train, Device::Cpu), None);
+        assert_eq!(gpu::estimated_secs(&decoder, &train, Device::Cpu), None);
     }
 }

@@ -32,8 +32,12 @@ const CONFIG: &str = "config.toml";
 const SAMPLES: &str = "samples";
 
 /// Settings that say how a step is computed, but not what: a resumed run may change them.
-const LAYOUT: [&str; 7] = [
+const LAYOUT: [&str; 11] = [
     "train.ranks",
+    "train.device",
+    "train.precision",
+    "train.gpu.moments",
+    "train.gpu.gradient_sums",
     "train.gradient_accumulation",
     "train.micro_batch_size",
     "train.recompute",

@@ -2,8 +2,10 @@
 //!
 //! Left out: the optimizer (`[optim]`), the learning rate (`[schedule]`) and the data (`[data]`).
 
+use super::device::{DeviceKind, GpuConfig};
+use super::trainer::Execution;
 use crate::base::error::usage;
-use crate::model::Recompute;
+use crate::model::{BatchSize, Recompute};
 use crate::optim::LossScaleConfig;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -24,12 +26,19 @@ pub struct TrainConfig {
     /// Micro-batches of each rank in one update, as InternEvo counts them: 16 over 8 ranks are 128
     /// rows. For 16 rows in all, the other reading of the paper, divide by the ranks.
     pub gradient_accumulation: usize,
-    /// Ranks that share the work; the paper's is 8. A CPU runs them as threads.
+    /// Ranks that share the work; the paper's is 8. A CPU runs them as threads; GPUs are one each.
     #[serde(default = "one")]
     pub ranks: usize,
-    /// Numbers of weights and activations in the forward and backward.
+    /// What computes.
     #[serde(default)]
-    pub precision: Precision,
+    pub device: DeviceKind,
+    /// Numbers of weights and activations in the forward and backward; where not given, f32 on a CPU
+    /// and bf16 on GPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// What a GPU holds.
+    #[serde(default)]
+    pub gpu: GpuConfig,
     /// The loss scale, with fp16.
     #[serde(default)]
     pub loss_scale: LossScaleConfig,
@@ -42,10 +51,14 @@ pub struct TrainConfig {
     /// Steps in a row without a finite loss and gradient after which the run stops.
     #[serde(default = "five")]
     pub max_nonfinite_steps: u64,
-    /// What one rank's device could do at most, in TFLOP/s: MFU is logged where it is given.
+    /// What one rank's device could do at most, in TFLOP/s, which MFU is a share of; where not given, 989
+    /// on GPUs (H100 and H200 in bf16), and no MFU is logged on a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_tflops: Option<f64>,
 }
+
+/// Dense bf16 of an H100 or H200 (SXM), by NVIDIA's data sheet.
+pub(super) const H100_TFLOPS: f64 = 989.0;
 
 fn one() -> usize {
     1
@@ -56,15 +69,14 @@ fn five() -> u64 {
 }
 
 /// Numbers of weights and activations; moments and sums are f32 with each.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// Single precision: what a CPU computes with.
-    #[default]
     F32,
-    /// bfloat16 with f32 master weights, on a GPU.
+    /// bfloat16 with f32 master weights: what GPUs compute with.
     Bf16,
-    /// Half precision with f32 master weights and a loss scale, on a GPU.
+    /// Half precision with f32 master weights and a loss scale: planned, not computed.
     Fp16,
 }
 
@@ -95,22 +107,68 @@ impl TrainConfig {
                 self.label_smoothing
             )));
         }
-        match self.peak_tflops {
-            Some(peak) if peak.is_nan() || peak <= 0.0 => {
-                Err(usage(format!("train.peak_tflops is {peak}: it must be above 0")))
-            }
-            _ => self.loss_scale.check("train.loss_scale"),
+        if let Some(peak) = self.peak_tflops
+            && (peak.is_nan() || peak <= 0.0)
+        {
+            return Err(usage(format!("train.peak_tflops is {peak}: it must be above 0")));
+        }
+        self.check_precision()?;
+        self.loss_scale.check("train.loss_scale")
+    }
+
+    /// Refuses numbers that the device does not compute with.
+    fn check_precision(&self) -> Result<()> {
+        let precision = self.precision();
+        match (self.device, precision) {
+            (DeviceKind::Cpu, Precision::F32)
+            | (DeviceKind::Cuda, Precision::Bf16 | Precision::Fp16) => Ok(()),
+            (DeviceKind::Cpu, _) => Err(usage(format!(
+                "train.precision is {precision}: a CPU computes in f32; leave it out, or set \
+                 train.device=\"cuda\""
+            ))),
+            (DeviceKind::Cuda, Precision::F32) => Err(usage(
+                "train.precision is f32: GPUs compute in bf16 with f32 master weights; leave it out, or set \
+                 train.device=\"cpu\"",
+            )),
         }
     }
 
-    /// Refuses what this program cannot compute on this machine.
-    pub fn check_device(&self) -> Result<()> {
-        match self.precision {
-            Precision::F32 => Ok(()),
-            other => Err(usage(format!(
-                "train.precision is {other}: a CPU computes in f32; set train.precision=\"f32\" or \
-                 train on a GPU"
-            ))),
+    /// Refuses to compute what can only be planned.
+    pub fn check_computable(&self) -> Result<()> {
+        match self.precision() {
+            Precision::F32 | Precision::Bf16 => Ok(()),
+            Precision::Fp16 => Err(usage(
+                "train.precision is fp16: it can be planned (--dry-run), but GPUs compute in bf16, which \
+                 needs no loss scale",
+            )),
+        }
+    }
+
+    /// Numbers of weights and activations.
+    pub fn precision(&self) -> Precision {
+        self.precision.unwrap_or(match self.device {
+            DeviceKind::Cpu => Precision::F32,
+            DeviceKind::Cuda => Precision::Bf16,
+        })
+    }
+
+    /// What one rank's device could do at most, in TFLOP/s, as far as it is known.
+    pub fn peak_tflops(&self) -> Option<f64> {
+        self.peak_tflops.or(match self.device {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda => Some(H100_TFLOPS),
+        })
+    }
+
+    /// How the work is laid out.
+    pub fn execution(&self) -> Execution {
+        let tokens = self.seq_len * self.micro_batch_size;
+        let largest = BatchSize { tokens, longest: self.seq_len, targets: tokens };
+        Execution {
+            ranks: self.ranks,
+            recompute: self.recompute,
+            loss_scale: self.loss_scale(),
+            gpus: self.device.gpus(self.gpu, largest),
         }
     }
 
@@ -120,8 +178,8 @@ impl TrainConfig {
     }
 
     /// The loss scale that the precision needs.
-    pub fn loss_scale(&self) -> Option<LossScaleConfig> {
-        (self.precision == Precision::Fp16).then_some(self.loss_scale)
+    fn loss_scale(&self) -> Option<LossScaleConfig> {
+        (self.precision() == Precision::Fp16).then_some(self.loss_scale)
     }
 }
 
@@ -139,16 +197,23 @@ mod tests {
     fn defaults_are_one_rank_in_f32() {
         let config = config("");
         config.check().unwrap();
-        config.check_device().unwrap();
+        config.check_computable().unwrap();
         assert_eq!((config.rows_per_step(), config.loss_scale()), (4, None));
+        assert_eq!((config.precision(), config.peak_tflops()), (Precision::F32, None));
     }
 
     #[test]
-    fn a_precision_for_gpus_is_checked_only_where_it_would_run() {
-        let config = config("precision = 'fp16'\nloss_scale = { initial = 256.0 }");
-        config.check().unwrap();
-        assert_eq!(config.loss_scale().unwrap().initial, 256.0);
-        let error = config.check_device().unwrap_err();
+    fn gpus_compute_in_bf16_and_plan_fp16() {
+        let gpu = config("device = 'cuda'");
+        gpu.check().unwrap();
+        gpu.check_computable().unwrap();
+        assert_eq!((gpu.precision(), gpu.loss_scale()), (Precision::Bf16, None));
+        assert_eq!(gpu.peak_tflops(), Some(989.0));
+
+        let half = config("device = 'cuda'\nprecision = 'fp16'\nloss_scale = { initial = 256.0 }");
+        half.check().unwrap();
+        assert_eq!(half.loss_scale().unwrap().initial, 256.0);
+        let error = half.check_computable().unwrap_err();
         assert_eq!(exit_code(&error), 2);
         assert!(error.to_string().contains("train.precision is fp16"));
     }
@@ -162,6 +227,8 @@ mod tests {
             ("label_smoothing = 1.0", "train.label_smoothing"),
             ("peak_tflops = 0.0", "train.peak_tflops"),
             ("loss_scale = { hysteresis = 0 }", "train.loss_scale.hysteresis"),
+            ("precision = 'bf16'", "train.precision is bf16: a CPU"),
+            ("precision = 'f32'\ndevice = 'cuda'", "train.precision is f32: GPUs"),
         ] {
             let error = config(more).check().unwrap_err();
             assert!(error.to_string().contains(key), "{error}");

@@ -7,11 +7,11 @@
 
 use super::environment::resident_bytes;
 use super::flops::ModelFlops;
-use super::metrics::{Metrics, Row, row};
+use super::metrics::{Metrics, Row, mebibytes, row};
 use super::plan::PlanConfig;
 use super::run::RunDir;
 use super::settings::TrainConfig;
-use super::trainer::{Execution, Trainer, Update};
+use super::trainer::{Trainer, Update};
 use super::{CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint};
 use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress};
@@ -70,11 +70,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     let dataset = config.data.open(&model.tokenizer)?;
     model.decoder.config().check_length(dataset.longest())?;
     let flops = ModelFlops::new(model.decoder.config());
-    let execution = Execution {
-        ranks: config.train.ranks,
-        recompute: config.train.recompute,
-        loss_scale: config.train.loss_scale(),
-    };
+    let execution = config.train.execution();
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     let cursor = match resumed {
         Some(dir) => trainer.restore::<Cursor>(&dir)?,
@@ -97,7 +93,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
         let is_hopeless = trainer.skipped_in_a_row() >= config.train.max_nonfinite_steps;
         if is_last || is_interrupted || is_hopeless || config.checkpoint.is_due(trainer.step) {
             metrics.sync()?;
-            save_checkpoint(run, &trainer, &loader.cursor(), &config.checkpoint)?;
+            save_checkpoint(run, &mut trainer, &loader.cursor(), &config.checkpoint)?;
         }
         if let Some(diagnosis) = result.diagnosis(trainer.step) {
             tracing::warn!("{diagnosis}; no weight was changed");
@@ -145,6 +141,7 @@ struct StepResult {
     model_flops: f64,
     data_secs: f64,
     secs: f64,
+    gpu_peak_bytes: Option<usize>,
     update: Update,
 }
 
@@ -192,6 +189,7 @@ fn step(
         samples: rows.into_iter().flat_map(|row| row.samples).collect(),
         data_secs,
         secs: started.elapsed().as_secs_f64(),
+        gpu_peak_bytes: trainer.gpu_peak_bytes(),
         update,
     })
 }
@@ -234,10 +232,11 @@ impl StepResult {
             (
                 "time/mfu",
                 config
-                    .peak_tflops
+                    .peak_tflops()
                     .map(|peak| self.model_flops / self.secs / (peak * 1e12 * config.ranks as f64)),
             ),
-            ("time/resident_mib", resident_bytes().map(|b| b as f64 / f64::from(1 << 20))),
+            ("time/resident_mib", resident_bytes().map(|b| mebibytes(b as usize))),
+            ("time/gpu_peak_mib", self.gpu_peak_bytes.map(mebibytes)),
         ];
         metrics.extend(row(optional.into_iter().filter_map(|(key, v)| Some((key, v?)))));
         let by_source = self.by_source.iter();
@@ -271,6 +270,7 @@ mod tests {
     use crate::data::mixture::MixBy;
     use crate::model::{Decoder, ModelConfig, layout};
     use crate::tokenizer::{Tokenized, bpe};
+    use crate::train::trainer::Execution;
     use proptest::prelude::*;
 
     fn model() -> LanguageModel {
@@ -296,7 +296,7 @@ mod tests {
     fn one_step(config: &TrainConfig) -> (StepResult, Vec<f32>) {
         let samples = vec![sample(16), sample(30), sample(17)];
         let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
-        let execution = Execution { ranks: config.ranks, ..Execution::default() };
+        let execution = config.execution();
         let mut trainer = Trainer::new(model(), optim, Schedule::default(), 10, execution).unwrap();
         let mut loader = Loader::new(samples, config.seq_len, 1, Cursor::default()).unwrap();
         let flops = ModelFlops::new(trainer.model.decoder.config());

@@ -5,46 +5,46 @@
 //! names (the token count of the global batch): packing, micro-batching and the number of ranks
 //! never change the loss. A step whose loss or gradient is not finite changes no weight.
 
-use super::rank::{Chunk, MicroBatch, Rank, Reduced};
+use super::device::Gpus;
+use super::micro_batch::{Chunk, MicroBatch};
+use super::rank::{Ranks, Reduced};
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::state::{load_step, save_step};
-use crate::dist::{self, Shards};
+use crate::eval::generator::Generator;
 use crate::model::{Recompute, ScoreGradient, TensorSpec};
 use crate::ops::adamw::AdamW;
 use crate::optim::{AdamWConfig, DecayedParameters, LossScale, LossScaleConfig, Schedule};
 use anyhow::Result;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::ops::Range;
 use std::path::Path;
 
 /// How the work is laid out; none of it changes what is learnt.
 #[derive(Debug, Clone, Copy)]
 pub struct Execution {
-    /// Thread-ranks.
+    /// Threads, or GPUs.
     pub ranks: usize,
     /// What the backward computes again.
     pub recompute: Recompute,
     /// The loss scale of fp16; none with other precisions.
     pub loss_scale: Option<LossScaleConfig>,
+    /// The GPUs that compute; none where the CPU does.
+    pub gpus: Option<Gpus>,
 }
 
 impl Default for Execution {
     fn default() -> Self {
-        Self { ranks: 1, recompute: Recompute::default(), loss_scale: None }
+        Self { ranks: 1, recompute: Recompute::default(), loss_scale: None, gpus: None }
     }
 }
 
 /// What training owns besides the model.
 pub struct Trainer {
-    /// The model; its weights, which are the first rank's, change at every update.
+    /// The model. On a CPU its weights change at every update; on GPUs they are those of the last
+    /// [`Trainer::fetch_params`].
     pub model: LanguageModel,
     /// Steps done; the learning rate follows them.
     pub step: u64,
-    ranks: Vec<Rank>,
-    /// The parameters of the other ranks.
-    replicas: Vec<Vec<f32>>,
-    shards: Shards,
-    decayed: Vec<Range<usize>>,
+    ranks: Ranks,
     optim: AdamWConfig,
     schedule: Schedule,
     total_steps: u64,
@@ -103,9 +103,7 @@ impl Trainer {
         total_steps: u64,
         execution: Execution,
     ) -> Result<Self> {
-        let Execution { ranks, recompute, loss_scale } = execution;
-        let shards = Shards::new(model.params.len(), ranks, Shards::BUCKET);
-        let start = |comm| Rank::new(comm, shards, recompute);
+        let loss_scale = execution.loss_scale;
         let decays = |tensor: &TensorSpec| match optim.decayed {
             DecayedParameters::Matrices => tensor.decays(),
             DecayedParameters::MatricesWithoutEmbeddings => {
@@ -113,12 +111,10 @@ impl Trainer {
             }
             DecayedParameters::All => true,
         };
+        let decayed = model.decoder.layout().ranges(decays);
         Ok(Self {
             step: 0,
-            ranks: dist::group(ranks).into_iter().map(start).collect::<Result<_>>()?,
-            replicas: vec![model.params.clone(); ranks - 1],
-            shards,
-            decayed: model.decoder.layout().ranges(decays),
+            ranks: Ranks::start(&model, execution, decayed)?,
             optim,
             schedule,
             total_steps,
@@ -131,41 +127,41 @@ impl Trainer {
         })
     }
 
-    /// Continues where the checkpoint in `dir` stopped, whatever number of ranks wrote it; the
+    /// Continues where the checkpoint in `dir` stopped, whatever number and kind of ranks wrote it; the
     /// model has been read from it. Returns what the loop saved of its own.
     pub fn restore<S: DeserializeOwned>(&mut self, dir: &Path) -> Result<S> {
-        let mut whole: [Vec<&mut [f32]>; 2] = [Vec::new(), Vec::new()];
-        let mut rests: Vec<[&mut [f32]; 2]> = self
-            .ranks
-            .iter_mut()
-            .map(|rank| rank.moments.each_mut().map(Vec::as_mut_slice))
-            .collect();
-        for (rank, len) in self.shards.order() {
-            for (rest, whole) in rests[rank].iter_mut().zip(&mut whole) {
-                let (piece, tail) = std::mem::take(rest).split_at_mut(len);
-                whole.push(piece);
-                *rest = tail;
-            }
-        }
-        let saved: Saved<S> = load_step(dir, whole)?;
+        let shards = self.ranks.shards();
+        let saved: Saved<S> = self.ranks.fill_moments(|by_rank| {
+            let (first, second) =
+                by_rank.into_iter().map(|[first, second]| (first, second)).unzip();
+            load_step(dir, [first, second].map(|moments| shards.join_mut(moments)))
+        })?;
         self.step = saved.step;
         self.optimizer = saved.optimizer;
         Ok(saved.state)
     }
 
     /// Writes a checkpoint at `path`: the model, the moments, the step and the loop's own `state`.
-    pub fn save<S: Serialize>(&self, path: &Path, state: S) -> Result<()> {
-        let mut whole: [Vec<&[f32]>; 2] = [Vec::new(), Vec::new()];
-        let mut ends = vec![0; self.ranks.len()];
-        for (rank, len) in self.shards.order() {
-            let of_shard = ends[rank]..ends[rank] + len;
-            ends[rank] = of_shard.end;
-            for (moment, whole) in self.ranks[rank].moments.iter().zip(&mut whole) {
-                whole.push(&moment[of_shard.clone()]);
-            }
-        }
+    pub fn save<S: Serialize>(&mut self, path: &Path, state: S) -> Result<()> {
+        self.fetch_params()?;
+        let shards = self.ranks.shards();
+        let by_rank = self.ranks.moments()?;
+        let whole = [0, 1].map(|moment| {
+            let of_ranks: Vec<&[f32]> = by_rank.iter().map(|moments| &*moments[moment]).collect();
+            shards.join(&of_ranks)
+        });
         let saved = Saved { step: self.step, optimizer: self.optimizer, state };
         save_step(path, self.model.as_saved(), whole, &saved)
+    }
+
+    /// Brings the model's weights on the host up to date.
+    pub fn fetch_params(&mut self) -> Result<()> {
+        self.ranks.fetch_params(&mut self.model.params)
+    }
+
+    /// The most bytes that were ever taken at once of the memory of a GPU, where there are any.
+    pub fn gpu_peak_bytes(&mut self) -> Option<usize> {
+        self.ranks.gpu_peak_bytes()
     }
 
     /// Updates just before now that changed no weight and could not be answered by a smaller loss
@@ -174,9 +170,14 @@ impl Trainer {
         self.optimizer.skipped_in_a_row
     }
 
+    /// The model as it is being trained, to sample with between updates, where its ranks are.
+    pub fn generator(&mut self) -> Generator<'_> {
+        self.ranks.generator(&self.model)
+    }
+
     /// Gives back the memory that accumulating gradients took; the next time takes it again.
     pub fn release_memory(&mut self) {
-        self.ranks.iter_mut().for_each(Rank::release_memory);
+        self.ranks.release_memory();
     }
 
     /// Adds the gradients of micro-batches, which the ranks divide among themselves. `objective`
@@ -189,7 +190,6 @@ impl Trainer {
         temperature: f32,
         objective: impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M) + Sync,
     ) -> Result<Vec<M>> {
-        let share = batches.len().div_ceil(self.ranks.len());
         let scale = self.optimizer.loss_scale.map(|scale| scale.scale() as f32);
         let scaled = |chunk: Chunk<'_>, gradients: &mut [ScoreGradient], gathered: &mut M| {
             objective(chunk, gradients, gathered);
@@ -197,19 +197,12 @@ impl Trainer {
                 gradients.iter_mut().for_each(|gradient| *gradient = gradient.times(scale));
             }
         };
-        let decoder = &self.model.decoder;
-        let params = std::iter::once(&self.model.params).chain(&self.replicas);
-        let workers: Vec<_> = self.ranks.iter_mut().zip(params).collect();
-        let gathered = dist::on_every_rank(
-            workers,
-            |(rank, _)| &*rank.comm,
-            |(rank, params)| {
-                let first = (rank.comm.rank() * share).min(batches.len());
-                let own = &batches[first..batches.len().min(first + share)];
-                Ok(rank.accumulate(decoder, params, (first, own), temperature, &scaled))
-            },
-        )?;
-        Ok(gathered.into_iter().flatten().collect())
+        self.ranks.accumulate(&self.model, batches, temperature, &scaled)
+    }
+
+    /// Natural log-probabilities of the targets of each row under the weights as they are.
+    pub fn score(&mut self, rows: &[MicroBatch], temperature: f32) -> Result<Vec<Vec<f32>>> {
+        self.ranks.score(&self.model, rows, temperature)
     }
 
     /// Ends a step: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.
@@ -227,24 +220,13 @@ impl Trainer {
             gradient_scale: 0.0,
             step: self.optimizer.updates + 1,
         };
-        let (optim, shards, decayed) = (self.optim, self.shards, &self.decayed);
-        let layout = self.model.decoder.layout();
-        let params = std::iter::once(&mut self.model.params).chain(&mut self.replicas);
-        let workers: Vec<_> = self.ranks.iter_mut().zip(params).collect();
-        let reduced = dist::on_every_rank(
-            workers,
-            |(rank, _)| &*rank.comm,
-            |(rank, params)| {
-                let reduced = rank.reduce(shards, layout)?;
-                let norm = reduced.norm / denominator;
-                if norm.is_finite() && loss.is_finite() {
-                    let gradient_scale = (optim.clip_factor(norm) / denominator) as f32;
-                    rank.step(params, shards, AdamW { gradient_scale, ..adamw }, decayed)?;
-                }
-                rank.clear();
-                Ok(reduced)
-            },
-        )?;
+        let optim = self.optim;
+        let scale = |norm: f64| {
+            let norm = norm / denominator;
+            let is_finite = norm.is_finite() && loss.is_finite();
+            is_finite.then(|| (optim.clip_factor(norm) / denominator) as f32)
+        };
+        let reduced = self.ranks.update(&mut self.model, adamw, &scale)?;
         let grad_norm = reduced.first().map_or(0.0, |first| first.norm) / denominator;
         let is_finite = grad_norm.is_finite() && loss.is_finite();
         let skipped = (!is_finite).then(|| self.non_finite(loss, &reduced));
@@ -340,7 +322,7 @@ mod tests {
         trainer
     }
 
-    fn moments(trainer: &Trainer) -> Vec<u8> {
+    fn moments(trainer: &mut Trainer) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         trainer.save(&dir.path().join("step"), ()).unwrap();
         std::fs::read(dir.path().join("step/state/optimizer.safetensors")).unwrap()
@@ -350,14 +332,15 @@ mod tests {
     fn ranks_learn_what_one_rank_learns() {
         let one = trained(1);
         for ranks in [2, 3, 8] {
-            let several = trained(ranks);
+            let mut several = trained(ranks);
             for (a, b) in several.model.params.iter().zip(&one.model.params) {
                 assert!((a - b).abs() < 2e-5, "{ranks} ranks: {a} is not {b}");
             }
-            assert!(several.replicas.iter().all(|replica| *replica == several.model.params));
-            let again = trained(ranks);
+            let replicas = several.ranks.on_cpu().replicas();
+            assert!(replicas.iter().all(|replica| *replica == several.model.params));
+            let mut again = trained(ranks);
             assert_eq!(again.model.params, several.model.params, "{ranks} ranks");
-            assert_eq!(moments(&again), moments(&several), "{ranks} ranks");
+            assert_eq!(moments(&mut again), moments(&mut several), "{ranks} ranks");
         }
     }
 
@@ -365,12 +348,13 @@ mod tests {
     fn any_number_of_ranks_resumes_what_any_other_saved() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("step");
-        let three = trained(3);
+        let mut three = trained(3);
         three.save(&path, 7u32).unwrap();
         for ranks in [1, 2, 3, 8] {
             let mut resumed = on(ranks);
             assert_eq!(resumed.restore::<u32>(&path).unwrap(), 7);
-            assert_eq!((resumed.step, moments(&resumed)), (3, moments(&three)), "{ranks} ranks");
+            let moments = [&mut resumed, &mut three].map(moments);
+            assert_eq!((resumed.step, &moments[0]), (3, &moments[1]), "{ranks} ranks");
         }
     }
 

@@ -280,8 +280,8 @@ fn squares(gpu: &crate::emulation::Gpu, x: &[bf16]) -> [(f64, u32); 2] {
     let [of_short, of_long] = [true, false].map(|is_short| {
         let (partials, total_, flag_) = (partials.slice_mut(), total.slice_mut(), flag.slice_mut());
         match is_short {
-            true => flat.sum_of_squares(stream, short.slice(), partials, total_, flag_),
-            false => flat.sum_of_squares(stream, long.slice(), partials, total_, flag_),
+            true => flat.sum_of_squares(stream, [short.slice()], partials, total_, flag_),
+            false => flat.sum_of_squares(stream, [long.slice()], partials, total_, flag_),
         }
         .unwrap();
         (total.get()[0], flag.get()[0])

@@ -3,6 +3,10 @@
 
 #![allow(dead_code, reason = "no test needs all of it")]
 
+use codeseq::data::problem::Problem;
+use codeseq::data::prompt::GtgPrompt;
+use codeseq::tokenizer::Message;
+use codeseq::tokenizer::bpe::{self, BpeOptions};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -19,6 +23,39 @@ pub(crate) fn train(dir: &Path) -> Command {
     command.arg("--quiet").current_dir(dir).env("TMPDIR", dir.join("tmp"));
     command.env("RAYON_NUM_THREADS", "2").env_remove("RUST_LOG").stdin(Stdio::null());
     command
+}
+
+/// Programs that runs learn to answer with: a right and a wrong one.
+pub(crate) const PROGRAMS: [&str; 2] = ["print(2 * int(input()))", "print(3 + int(input()))"];
+pub(crate) const VOCAB: usize = 512;
+
+/// Makes what runs read, in a directory that the tests of a file share: tokenizer, model of `shape`,
+/// samples, problems.
+pub(crate) fn inputs(name: &str, shape: &Value) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _absent_at_first = fs::remove_dir_all(&dir);
+    fs::create_dir_all(dir.join("tmp")).unwrap();
+    let prompt = GtgPrompt::bundled().unwrap();
+    let problems: Vec<Value> = (0..4).map(problem).collect();
+    let samples: Vec<Vec<Message>> = problems
+        .iter()
+        .flat_map(|problem| {
+            let problem: Problem = serde_json::from_value(problem.clone()).unwrap();
+            let question = prompt.render(&problem).unwrap();
+            PROGRAMS.map(|program| {
+                let answer = format!("```python\n{program}\n```");
+                vec![Message::new("user", question.clone()), Message::new("assistant", answer)]
+            })
+        })
+        .collect();
+    let options = BpeOptions { vocab_size: VOCAB, max_token_length: 16 };
+    bpe::train(&samples, options, &dir.join("tokenizer")).unwrap();
+    fs::write(dir.join("problems.jsonl"), lines(&problems)).unwrap();
+    let samples: Vec<Value> =
+        samples.iter().map(|messages| json!({"messages": messages})).collect();
+    fs::write(dir.join("samples.jsonl"), lines(&samples)).unwrap();
+    fs::write(dir.join("model.json"), shape.to_string()).unwrap();
+    dir
 }
 
 /// Runs to the end and returns what is printed.

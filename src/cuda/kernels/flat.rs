@@ -46,28 +46,33 @@ impl Flat {
         len.div_ceil(PART)
     }
 
-    /// `total` = the sum of squares of `x`; `not_finite` = whether that is not a finite number.
-    /// `partials` has room for [`Self::square_parts`].
-    pub fn sum_of_squares<T: Float>(
+    /// `total` = the sum of squares of all of `parts`; `not_finite` = whether that is not a finite number.
+    /// `partials` has room for the [`Self::square_parts`] of each.
+    pub fn sum_of_squares<'p, T: Float>(
         &self,
         stream: &Stream,
-        x: DeviceSlice<'_, T>,
+        parts: impl IntoIterator<Item = DeviceSlice<'p, T>>,
         mut partials: DeviceSliceMut<'_, f64>,
         total: DeviceSliceMut<'_, f64>,
         not_finite: DeviceSliceMut<'_, u32>,
     ) -> Result<()> {
         assert_eq!((total.len(), not_finite.len()), (1, 1), "one sum, one flag");
-        let mut partials = partials.range(0..Self::square_parts(x.len()));
-        let (grid, len) = (blocks(partials.len()), x.len() as i64);
+        let mut count = 0;
+        for x in parts {
+            let first = count;
+            count += Self::square_parts(x.len());
+            let (grid, len) = (blocks(count - first), x.len() as i64);
+            let partials = partials.range(first..count);
+            // SAFETY: the kernel's parameters.
+            unsafe {
+                let arguments: [&dyn Argument; 3] = [&x, &len, &partials];
+                self.squares.of::<T>().launch(grid, 512, 0, stream, &arguments)
+            }?;
+        }
+        let (partials, count) = (partials.range(0..count), int(count));
         // SAFETY: the kernel's parameters.
         unsafe {
-            let arguments: [&dyn Argument; 3] = [&x, &len, &partials.reborrow()];
-            self.squares.of::<T>().launch(grid, 512, 0, stream, &arguments)
-        }?;
-        let parts = int(partials.len());
-        // SAFETY: the kernel's parameters.
-        unsafe {
-            let arguments: [&dyn Argument; 4] = [&partials.as_slice(), &parts, &total, &not_finite];
+            let arguments: [&dyn Argument; 4] = [&partials, &count, &total, &not_finite];
             self.sum.launch(1, 1024, 0, stream, &arguments)
         }
     }

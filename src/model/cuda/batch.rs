@@ -116,7 +116,8 @@ impl<'a> Batch<'a> {
         vocab: usize,
     ) -> Result<()> {
         let count = batch.tokens.len();
-        ensure!(batch.cu_families.is_empty(), "families of sequences are not computed on a GPU");
+        let are_alone = batch.cu_families.windows(2).all(|family| family[1] - family[0] == 1);
+        ensure!(are_alone, "families of several sequences are not computed on a GPU");
         ensure!(
             count <= self.size.tokens,
             "a batch of {count} tokens; {} were declared",

@@ -132,7 +132,18 @@ impl DeviceModel {
     /// Begins a phase of scoring and training on batches of at most `size`. What the arena lacks for
     /// it is an error; [`TrainingMemory::new`] says before what it takes.
     pub fn training(&mut self, size: BatchSize, recompute: Recompute) -> Result<Training<'_>> {
-        Training::new(self, size, recompute)
+        Training::new(self, size, recompute).map(|(training, _)| training)
+    }
+
+    /// The same, with room for the gradients of all parameters, which are undefined.
+    pub fn training_with_gradients(
+        &mut self,
+        size: BatchSize,
+        recompute: Recompute,
+    ) -> Result<(Training<'_>, DeviceBuffer<'_, bf16>)> {
+        let len = self.decoder.layout().len;
+        let (training, mut phase) = Training::new(self, size, recompute)?;
+        Ok((training, phase.take("gradients", len)?))
     }
 
     /// Begins a phase of generation, with passes of at most `size` and a cache as large as it, or

@@ -14,7 +14,7 @@ use super::layer::{LayerBuffers, Work};
 use super::memory::{Matrix, Shape, attention_sizes};
 use super::{DeviceModel, RopeTable, Weights, heads};
 use crate::cuda::kernels::column_sums::PARTS;
-use crate::cuda::{DeviceSliceMut, Stream, Tools};
+use crate::cuda::{DeviceSliceMut, Phase, Stream, Tools};
 use crate::model::{
     BatchSize, Decoder, Objective, Packed, Recompute, ScoreGradient, Target, TokenScores,
 };
@@ -51,11 +51,12 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
+    /// The buffers, and the phase that they are of, for what else it has to hold.
     pub(super) fn new(
         model: &'a mut DeviceModel,
         size: BatchSize,
         recompute: Recompute,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Phase<'a>)> {
         let positions = model.rope.positions;
         ensure!(
             size.longest <= positions,
@@ -71,7 +72,7 @@ impl<'a> Training<'a> {
         let layers = (0..shape.slots).map(|_| LayerBuffers::take(&mut phase, shape));
         let layers = layers.collect::<Result<_>>()?;
         let plans = plans.get(&gpu.stream, attention_sizes(decoder, shape.rows));
-        Ok(Self {
+        let training = Self {
             inputs,
             layers,
             work: Work::take(&mut phase, shape)?,
@@ -84,7 +85,8 @@ impl<'a> Training<'a> {
             stream: &gpu.stream,
             tools: &mut gpu.tools,
             shape,
-        })
+        };
+        Ok((training, phase))
     }
 
     /// Where it queues its work: to wait for that, or to profile it.

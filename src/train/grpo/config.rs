@@ -6,12 +6,14 @@
 use crate::base::error::usage;
 use crate::config::{self, Profile, Resolved};
 use crate::engine::EngineConfig;
-use crate::model::Recompute;
+use crate::model::{BatchSize, Recompute};
 use crate::objective::grpo::LossConfig;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::rewards::{Overlong, RewardConfig};
 use crate::sandbox::Limits;
+use crate::train::device::{DeviceKind, GpuConfig};
 use crate::train::plan::PlanConfig;
+use crate::train::trainer::Execution;
 use crate::train::{CheckpointConfig, ModelSource, check_shared, refuse_outside, refuse_zeros};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -66,7 +68,7 @@ pub struct Config {
     /// Scores on held-out problems on the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationConfig>,
-    /// What the plan is measured against: a GPU where its memory is given, or else the CPU.
+    /// What the plan is measured against.
     #[serde(default)]
     pub plan: PlanConfig,
 }
@@ -161,9 +163,15 @@ pub struct TrainConfig {
     /// Most responses in one packed row (verl's micro-batch size); as many as fit where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
-    /// Ranks that share rollouts and updates; threads on a CPU.
+    /// Ranks that share rollouts and updates; threads on a CPU, GPUs otherwise.
     #[serde(default = "one_rank")]
     pub ranks: usize,
+    /// What computes.
+    #[serde(default)]
+    pub device: DeviceKind,
+    /// What a GPU holds.
+    #[serde(default)]
+    pub gpu: GpuConfig,
     /// What the backward computes again instead of keeping it.
     #[serde(default)]
     pub recompute: Recompute,
@@ -228,6 +236,7 @@ impl Config {
             ("train.micro_batch_size", self.train.micro_batch_size.unwrap_or(1)),
         ])?;
         check_shared(&self.optim, &self.schedule, &self.checkpoint)?;
+        self.check_device()?;
         refuse_outside(&[
             ("reward.lambda", self.reward.lambda, 0.0..=1.0),
             ("reward.eps", self.reward.eps, f64::MIN_POSITIVE..=1.0),
@@ -283,6 +292,29 @@ impl Config {
         Ok(())
     }
 
+    /// Refuses what is computed on a CPU only.
+    fn check_device(&self) -> Result<()> {
+        let only_on_a_cpu = if self.train.share_prompts {
+            "train.share_prompts is true, which only a CPU computes: leave it out"
+        } else if self.policy.needs_reference() {
+            "policy.kl_coef or policy.log_kl asks for a reference model, which only a CPU holds: set them \
+             to 0 and false"
+        } else {
+            return Ok(());
+        };
+        match self.train.device {
+            DeviceKind::Cpu => Ok(()),
+            DeviceKind::Cuda => Err(usage(format!("{only_on_a_cpu}, or set train.device=\"cpu\""))),
+        }
+    }
+
+    /// How the work is laid out.
+    pub(super) fn execution(&self) -> Execution {
+        let TrainConfig { ranks, recompute, device, gpu, seq_len, .. } = self.train;
+        let largest = BatchSize { tokens: seq_len, longest: self.longest(), targets: seq_len };
+        Execution { ranks, recompute, loss_scale: None, gpus: device.gpus(gpu, largest) }
+    }
+
     /// Tokens of the longest prompt and response.
     pub(in crate::train) fn longest(&self) -> usize {
         self.data.max_prompt_tokens.saturating_add(self.rollout.max_new_tokens)
@@ -307,6 +339,21 @@ mod tests {
         let without = config::load::<Config>(&files, &["optim.decayed=all".to_owned()]).unwrap();
         assert_eq!(with.to_toml(), without.to_toml());
         assert_eq!(with.origin("policy.clip_dual").to_string(), "profile verl-0.9:12");
+    }
+
+    #[test]
+    fn what_only_a_cpu_computes_is_refused_on_gpus() {
+        let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
+        let check = |set: &str| {
+            let sets = ["train.device=cuda".to_owned(), set.to_owned()];
+            Config::load(std::slice::from_ref(&demo), &sets).unwrap().value.check()
+        };
+        check("policy.kl_coef=0.0").unwrap();
+        for set in ["train.share_prompts=true", "policy.kl_coef=0.1", "policy.log_kl=true"] {
+            let key = set.split('=').next().unwrap();
+            let text = check(set).unwrap_err().to_string();
+            assert!(text.contains(key) && text.contains("train.device=\"cpu\""), "{text}");
+        }
     }
 
     #[test]

@@ -17,9 +17,9 @@ pub use config::{
     ValidationConfig,
 };
 
-use super::metrics::{Metrics, Row, row};
+use super::metrics::{Metrics, Row, mebibytes, row};
 use super::run::RunDir;
-use super::trainer::{Execution, Trainer};
+use super::trainer::Trainer;
 use super::{resume_or_open, save_checkpoint};
 use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress, rng};
@@ -27,7 +27,6 @@ use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::eval::attempts::AttemptSettings;
-use crate::eval::generator::Generator;
 use crate::eval::gtg;
 use crate::sandbox::Judge;
 use anyhow::Result;
@@ -43,8 +42,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     config.check()?;
     let total_steps = config.train.total_steps;
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
-    let TrainConfig { ranks, recompute, .. } = config.train;
-    let execution = Execution { ranks, recompute, loss_scale: None };
+    let execution = config.execution();
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
     let cursor = match resumed {
         Some(dir) => trainer.restore::<Cursor>(&dir)?,
@@ -63,7 +61,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     if let Some(validation) = &validation
         && state.trainer.step == 0
     {
-        let score = validation.score(&state.trainer, judge)?;
+        let score = validation.score(&mut state.trainer, judge)?;
         tracing::info!("validation before training: pass@1 {:.3}", score["val/pass_at_1"]);
     }
     while state.trainer.step < total_steps {
@@ -73,7 +71,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
                 if let Some(validation) =
                     validation.as_ref().filter(|v| v.is_due(step, total_steps))
                 {
-                    row.extend(validation.score(&state.trainer, judge)?);
+                    row.extend(validation.score(&mut state.trainer, judge)?);
                 }
                 progress.set_message(describe(&row));
                 metrics.log(step, row)?;
@@ -88,7 +86,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
         let is_last = state.trainer.step == total_steps;
         if is_last || is_interrupted || config.checkpoint.is_due(state.trainer.step) {
             metrics.sync()?;
-            save_checkpoint(run, &state.trainer, &state.cursor, &config.checkpoint)?;
+            save_checkpoint(run, &mut state.trainer, &state.cursor, &config.checkpoint)?;
         }
         if is_interrupted && !is_last {
             return Err(Interrupted.into());
@@ -120,7 +118,7 @@ impl State {
         self.trainer.release_memory();
         // Only a whole step moves the cursor.
         let mut cursor = self.cursor;
-        let mut generator = Generator::on_threads(&self.trainer.model, config.train.ranks);
+        let mut generator = self.trainer.generator();
         let rollouts =
             collect(config, (&mut generator, judge), prompt, tasks, &mut cursor, &journal)?;
         let started = Instant::now();
@@ -132,6 +130,9 @@ impl State {
         row.extend(mismatch_metrics(&config.policy, &updates));
         row.extend(time_metrics(&rollouts.cost, started.elapsed().as_secs_f64()));
         row.insert("rollout/replaced_groups".into(), rollouts.replaced.len().into());
+        if let Some(bytes) = self.trainer.gpu_peak_bytes() {
+            row.insert("time/gpu_peak_mib".into(), mebibytes(bytes).into());
+        }
         Ok(row)
     }
 
@@ -149,7 +150,6 @@ fn describe(row: &Row) -> String {
 /// Held-out problems that are scored on the way.
 struct Validation {
     problems: Vec<Problem>,
-    ranks: usize,
     every: u64,
     settings: AttemptSettings,
 }
@@ -174,18 +174,17 @@ impl Validation {
             // The same draws every time: scores of different steps differ by the weights alone.
             key: rng::key(config.seed, &[VALIDATION]),
         };
-        let ranks = config.train.ranks;
-        Ok(Some(Self { problems, ranks, every: validation.every, settings }))
+        Ok(Some(Self { problems, every: validation.every, settings }))
     }
 
     fn is_due(&self, step: u64, total_steps: u64) -> bool {
         step.is_multiple_of(self.every) || step == total_steps
     }
 
-    fn score(&self, trainer: &Trainer, judge: &Judge) -> Result<Row> {
+    fn score(&self, trainer: &mut Trainer, judge: &Judge) -> Result<Row> {
         let started = Instant::now();
-        let mut generator = Generator::on_threads(&trainer.model, self.ranks);
-        let pass_at_1 = gtg::validate(&mut generator, judge, &self.problems, &self.settings)?;
+        let pass_at_1 =
+            gtg::validate(&mut trainer.generator(), judge, &self.problems, &self.settings)?;
         Ok(row([
             ("val/pass_at_1", pass_at_1),
             ("time/validation_secs", started.elapsed().as_secs_f64()),

@@ -1,7 +1,7 @@
 //! Ten steps of the real update code against plain PyTorch, on given responses and rewards
 //! (`scripts/golden/grpo.py` made the files and compares its loss with TRL's).
 
-use super::config::{Config, TrainConfig};
+use super::config::Config;
 use super::rollout::{Group, Task, tests::tasks};
 use super::update::{Reference, improve};
 use crate::checkpoint::LanguageModel;
@@ -11,7 +11,7 @@ use crate::objective::grpo::advantages;
 use crate::sandbox::VerdictKind;
 use crate::tokenizer::bpe;
 use crate::train::samples::tests::group;
-use crate::train::trainer::{Execution, Trainer};
+use crate::train::trainer::Trainer;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -92,10 +92,8 @@ fn sampled<'t>(config: &Config, trainer: &Trainer, task: &'t Task, given: &Given
 fn trainer(config: &Config, decoder: Decoder, params: Vec<f32>) -> Trainer {
     let dir = tempfile::tempdir().unwrap();
     let model = LanguageModel { decoder, params, tokenizer: bpe::tests::small(dir.path()) };
-    let TrainConfig { ranks, recompute, .. } = config.train;
-    let execution = Execution { ranks, recompute, loss_scale: None };
     let steps = config.train.total_steps;
-    Trainer::new(model, config.optim, config.schedule, steps, execution).unwrap()
+    Trainer::new(model, config.optim, config.schedule, steps, config.execution()).unwrap()
 }
 
 /// |actual - expected| over |expected|, of the worst tensor.

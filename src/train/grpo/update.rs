@@ -2,20 +2,20 @@
 //!
 //! A step's groups are cut into mini-batches of prompts, one update each, and gone over
 //! `train.epochs` times. Old log-probabilities are the sampler's, which on the CPU are the trainer's
-//! to the bit: the first update's ratios are exactly 1, and a run in which they are not is stopped.
-//! With `policy.importance_sampling_cap`, for devices on which the two differ, the trainer computes
-//! them itself before the first update.
+//! to the bit: the first update's ratios are exactly 1, and a run in which they are not is stopped. On
+//! GPUs the two differ by rounding. With `policy.importance_sampling_cap` the trainer computes them
+//! itself before the first update, and the loss corrects for the difference.
 
 use super::config::Config;
 use super::rollout::Group;
 use crate::data::pack::first_fit;
-use crate::model::Workspace;
 use crate::objective::grpo::{
     LossConfig, Metrics, Mismatch, Tokens, importance_weights, policy_loss,
 };
 use crate::objective::{Aggregation, Totals};
+use crate::train::device::DeviceKind;
 use crate::train::trainer::{Trainer, Update};
-use crate::train::{Chunk, MicroBatch};
+use crate::train::{Chunk, MicroBatch, rank};
 use anyhow::{Result, ensure};
 use std::ops::Range;
 
@@ -50,11 +50,9 @@ pub(super) fn improve(
         .chunks(config.mini_batch_prompts())
         .map(|groups| MiniBatch::new(config, groups))
         .collect();
-    let mut workspace = Workspace::new();
     for mini_batch in &mut mini_batches {
-        mini_batch.score(trainer, config, reference, &mut workspace);
+        mini_batch.score(trainer, config, reference)?;
     }
-    drop(workspace);
     let mut updates = Vec::new();
     for _ in 0..config.train.epochs {
         for mini_batch in &mini_batches {
@@ -62,17 +60,19 @@ pub(super) fn improve(
         }
     }
     if let Some(first) = updates.first() {
-        check_on_policy(&config.policy, first)?;
+        check_on_policy(config, first)?;
     }
     trainer.end_step();
     Ok(updates)
 }
 
-/// Refuses a sampler that is not the trainer, unless the loss corrects for it.
-fn check_on_policy(loss: &LossConfig, first: &Updated) -> Result<()> {
+/// Refuses a sampler that is not the trainer on a CPU, unless the loss corrects for it. On GPUs the two
+/// differ by rounding, which is logged.
+fn check_on_policy(config: &Config, first: &Updated) -> Result<()> {
     let Updated { metrics, mismatch, .. } = first;
     ensure!(
-        loss.importance_sampling_cap.is_some()
+        config.train.device == DeviceKind::Cuda
+            || config.policy.importance_sampling_cap.is_some()
             || (metrics.ratio_max_deviation == 0.0 && mismatch.max_distance == 0.0),
         "a token's log-probability is {:e} off between sampler and trainer, which must agree to the \
          bit on a CPU: please report this; policy.importance_sampling_cap corrects for differences",
@@ -140,24 +140,25 @@ impl MiniBatch {
     /// taken for the trainer's, under the trainer's before it changes them.
     fn score(
         &mut self,
-        trainer: &Trainer,
+        trainer: &mut Trainer,
         config: &Config,
         reference: Option<&Reference>,
-        workspace: &mut Workspace,
-    ) {
+    ) -> Result<()> {
         let temperature = config.rollout.temperature as f32;
-        let mut logp = |row: &MicroBatch, params: &[f32]| -> Vec<f32> {
-            let scores = row.score(&trainer.model.decoder, params, temperature, workspace);
-            scores.iter().map(|score| score.logp).collect()
-        };
-        for (row, known) in self.rows.iter().zip(&mut self.known) {
-            known.reference_logp = reference.map(|reference| logp(row, &reference.params));
-            if let Some(cap) = config.policy.importance_sampling_cap {
-                let own = logp(row, &trainer.model.params);
+        if let Some(Reference { params }) = reference {
+            let scores = rank::score(&trainer.model.decoder, params, &self.rows, temperature);
+            for (known, logp) in self.known.iter_mut().zip(scores) {
+                known.reference_logp = Some(logp);
+            }
+        }
+        if let Some(cap) = config.policy.importance_sampling_cap {
+            let scores = trainer.score(&self.rows, temperature)?;
+            for (known, own) in self.known.iter_mut().zip(scores) {
                 known.importance = Some(importance_weights(&own, &known.sampler_logp, cap));
                 known.trainer_logp = Some(own);
             }
         }
+        Ok(())
     }
 
     /// One update.

@@ -1,0 +1,80 @@
+//! Where a run computes: `train.device`, and `[train.gpu]`, what a GPU holds in which numbers.
+//!
+//! Shared by fine-tuning and reinforcement. Both are a matter of layout: a run that stopped on one device
+//! goes on on another, from the same files. Left out: which GPUs (the first `train.ranks` that
+//! `CUDA_VISIBLE_DEVICES` shows).
+
+use crate::engine::device;
+use crate::model::{BatchSize, ModelConfig};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+/// What computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The cores of this machine, in f32; ranks are threads.
+    #[default]
+    Cpu,
+    /// A GPU for each rank, in bf16 with f32 master weights.
+    Cuda,
+}
+
+/// What a GPU holds in which numbers; a CPU has everything in f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GpuConfig {
+    /// The moments of AdamW.
+    pub moments: Moments,
+    /// The sums of gradients over the micro-batches of an update.
+    pub gradient_sums: GradientSums,
+}
+
+/// Numbers of AdamW's moments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bfloat16 with stochastic rounding: half the memory.
+    Bf16,
+}
+
+/// Which sums of gradients a GPU keeps, in f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientSums {
+    /// Those of its shard: every micro-batch's gradients are summed over the ranks, in bf16, while its
+    /// backward goes on.
+    #[default]
+    Sharded,
+    /// All, summed over the ranks once an update, in f32: four bytes a parameter more, and less traffic.
+    Full,
+}
+
+/// What the GPUs of a run are started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gpus {
+    /// What they hold in which numbers.
+    pub config: GpuConfig,
+    /// The largest micro-batch that will come: what their memory is laid out for.
+    pub largest: BatchSize,
+}
+
+impl DeviceKind {
+    /// The GPUs of a run whose largest micro-batch is `largest`; none where the CPU computes.
+    pub(super) fn gpus(self, config: GpuConfig, largest: BatchSize) -> Option<Gpus> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda => Some(Gpus { config, largest }),
+        }
+    }
+}
+
+/// Refuses what this program and this machine do not have: GPUs for `ranks` ranks that compute the
+/// model of `shape`.
+pub(super) fn check_gpus(ranks: usize, shape: &ModelConfig) -> Result<()> {
+    device::check(ranks)?;
+    device::check_shape(shape)
+}

@@ -1,0 +1,273 @@
+//! Runs with `train.device = "cuda"` on emulated GPUs (`scripts/emulated-gpu.sh`), whose kernels are ours and
+//! whose products are plain loops: that the path works and computes what the CPU computes, as far as bf16 goes.
+//! Skipped, said loudly, where there is no C++ compiler.
+
+#![cfg(feature = "cuda")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+#![expect(clippy::print_stdout, reason = "says what was measured, and when it is skipped")]
+
+mod cuda_support;
+mod support;
+
+use cuda_support::emulated_gpu;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use support::{Place, VOCAB, done, expect_mistake, inputs, interrupt, shape, start, train};
+
+/// Updates of a run.
+const STEPS: usize = 10;
+
+/// A shape that the kernels compute.
+fn cuda_shape() -> Value {
+    let mut shape = shape(VOCAB);
+    let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 3,
+        "num_key_value_heads": 1, "head_dim": 32});
+    sizes.as_object().unwrap().iter().for_each(|(key, size)| shape[key] = size.clone());
+    shape
+}
+
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-train", &cuda_shape()));
+
+/// A run on the CPU.
+static CPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("cpu", ""));
+
+/// The same run on a GPU.
+static GPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("gpu", "--set train.device=cuda"));
+
+fn sft_config() -> String {
+    let inputs = INPUTS.display();
+    format!(
+        "seed = 3
+model = {{ init = '{inputs}/model.json', tokenizer = '{inputs}/tokenizer' }}
+data = {{ files = ['{inputs}/samples.jsonl'], max_length = 200 }}
+optim = {{ lr = 5e-3, betas = [0.9, 0.95] }}
+schedule = {{ kind = 'cosine', warmup = {{ steps = 2 }} }}
+[train]
+total_steps = {STEPS}
+seq_len = 200
+gradient_accumulation = 2
+[checkpoint]
+every = 4
+"
+    )
+}
+
+/// Puts emulated GPUs before whatever GPUs there are.
+fn emulated(command: &mut Command, gpus: usize) -> &mut Command {
+    let folder = emulated_gpu().unwrap();
+    command.env("LD_LIBRARY_PATH", folder).env("EMULATED_GPU_MEMORY", "4096");
+    command.env("EMULATED_GPUS", gpus.to_string())
+}
+
+/// Whether GPUs can be emulated.
+fn can_emulate() -> bool {
+    let can = emulated_gpu().is_some();
+    if !can {
+        println!("SKIPPED: no C++ compiler");
+    }
+    can
+}
+
+fn undisturbed(name: &str, more: &str) -> PathBuf {
+    let dir = &*INPUTS;
+    let (file, run) = (dir.join(format!("{name}.toml")), dir.join(name));
+    fs::write(&file, sft_config()).unwrap();
+    let mut command = train(dir);
+    command.args(["sft", "--config"]).arg(file).arg("--out").arg(&run);
+    done(emulated(command.args(more.split_whitespace()), 1));
+    run
+}
+
+fn column(run: &Path, key: &str) -> Vec<f64> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.map(|row| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"))).collect()
+}
+
+/// The bytes of a file of the last checkpoint.
+fn saved(run: &Path, file: &str) -> Vec<u8> {
+    fs::read(run.join(format!("checkpoints/step-{STEPS:06}")).join(file)).unwrap()
+}
+
+const FILES: [&str; 3] = ["model.safetensors", "state/optimizer.safetensors", "state/state.json"];
+
+fn assert_equal_runs(run: &Path, other: &Path) {
+    for key in ["loss/nll", "optim/grad_norm"] {
+        assert_eq!(column(run, key), column(other, key), "{key}");
+    }
+    for file in FILES {
+        assert!(saved(run, file) == saved(other, file), "{file} differs");
+    }
+}
+
+/// Largest relative distance between two curves.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| ((a - b) / b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn fine_tuning_on_a_gpu_follows_the_cpu_within_bf16() {
+    if !can_emulate() {
+        return;
+    }
+    let [cpu, gpu] = [&*CPU, &*GPU].map(|run| column(run, "loss/nll"));
+    assert!(cpu[STEPS - 1] < 0.8 * cpu[0], "too little is learnt to tell: {cpu:?}");
+    let losses = distance(&gpu, &cpu);
+    let norms = distance(&column(&GPU, "optim/grad_norm"), &column(&CPU, "optim/grad_norm"));
+    println!("over {STEPS} steps: losses {losses:.1e}, norms of gradients {norms:.1e} apart");
+    assert!(losses < 1e-2 && norms < 5e-2, "{gpu:?} is not {cpu:?}");
+}
+
+#[test]
+fn a_run_on_a_gpu_stopped_and_resumed_has_the_same_bits() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    for (name, more) in [("exact", ""), ("rounded", "--set train.gpu.moments=bf16")] {
+        let whole = match more {
+            "" => GPU.clone(),
+            _ => undisturbed(name, &format!("--set train.device=cuda {more}")),
+        };
+        let words = format!("sft --config @sft.toml --out @{name} --set train.device=cuda {more}");
+        let run = place.path(name);
+        let rows = || fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+        let stopped =
+            interrupt(start(emulated(&mut place.train(&words), 1), || rows().lines().count() >= 3));
+        assert!(rows().lines().count() < STEPS, "{stopped}");
+        done(emulated(&mut place.train(&format!("{words} --resume")), 1));
+        assert_equal_runs(&run, &whole);
+    }
+}
+
+#[test]
+fn a_cpu_goes_on_where_a_gpu_stopped_and_the_other_way_round() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    for (first, then) in [("cpu", "cuda"), ("cuda", "cpu")] {
+        let run = place.path(first);
+        let words = format!("sft --config @sft.toml --out @{first} --set train.device=");
+        let rows = || fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+        let mut command = place.train(&format!("{words}{first} --set checkpoint.every=1"));
+        interrupt(start(emulated(&mut command, 1), || rows().lines().count() >= 2));
+        done(emulated(
+            &mut place.train(&format!("{words}{then} --set checkpoint.every=1 --resume")),
+            1,
+        ));
+        let apart = distance(&column(&run, "loss/nll"), &column(&CPU, "loss/nll"));
+        assert!(apart < 1e-2, "{first}, then {then}: {apart:.1e}");
+    }
+}
+
+#[test]
+fn two_gpus_learn_what_one_does() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    let sums = ["sharded", "full"];
+    for (kept, again) in [(sums[0], false), (sums[0], true), (sums[1], false)] {
+        let out = format!("{kept}-{again}");
+        let words = format!(
+            "sft --config @sft.toml --out @{out} --set train.device=cuda --set train.ranks=2 --set \
+             train.gradient_accumulation=1 --set train.gpu.gradient_sums={kept}"
+        );
+        done(emulated(&mut place.train(&words), 2));
+        let apart = distance(&column(&place.path(&out), "loss/nll"), &column(&GPU, "loss/nll"));
+        println!("{kept} sums on two GPUs: losses {apart:.1e} apart");
+        assert!(apart < 1e-2, "{kept}: {apart}");
+    }
+    assert_equal_runs(&place.path("sharded-false"), &place.path("sharded-true"));
+}
+
+#[test]
+fn a_gpu_takes_the_memory_that_was_planned() {
+    if !can_emulate() {
+        return;
+    }
+    let plan: Value = serde_json::from_slice(&fs::read(GPU.join("plan.json")).unwrap()).unwrap();
+    let buffers = plan["buffers"].as_array().unwrap();
+    let bytes = |name: &str| {
+        let of_name = buffers.iter().filter(|b| b["name"].as_str().unwrap().starts_with(name));
+        of_name.map(|b| b["bytes"].as_u64().unwrap()).sum::<u64>()
+    };
+    // The emulation has no cuDNN, whose part of the plan goes beyond a number a head and row; nor are
+    // there libraries outside of the arena.
+    let own_attention = 4 * 256 * 3;
+    let planned = bytes("") - bytes("CUDA") - bytes("attention") + own_attention;
+    let taken = column(&GPU, "time/gpu_peak_mib");
+    let taken: Vec<u64> = taken.iter().map(|mib| (mib * f64::from(1 << 20)) as u64).collect();
+    assert_eq!(taken, vec![planned; STEPS]);
+    assert!(column(&GPU, "time/mfu").iter().all(|&mfu| mfu > 0.0));
+}
+
+#[test]
+fn what_a_machine_does_not_have_is_one_line() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    let words = "sft --config @sft.toml --out @run --set train.device=cuda";
+    let two = format!("{words} --set train.ranks=2");
+    expect_mistake(emulated(&mut place.train(&two), 1), &["2 ranks", "shows 1"]);
+    let model = place.write("odd.json", &shape(VOCAB).to_string());
+    let odd = format!("{words} --set model.init={:?}", model.display().to_string());
+    expect_mistake(emulated(&mut place.train(&odd), 1), &["heads of 8 elements"]);
+    assert!(!place.path("run").exists());
+    if std::env::var_os("LD_LIBRARY_PATH").is_none() && !codeseq_sees_a_driver() {
+        place.mistake(words, &["device cuda", "no NVIDIA driver"]);
+    }
+}
+
+/// Whether this machine has NVIDIA's driver.
+fn codeseq_sees_a_driver() -> bool {
+    codeseq::cuda::device::driver_version().is_ok()
+}
+
+#[test]
+fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config().replace(&format!("= {STEPS}"), "= 60"));
+    let model = done(&mut place.train("sft --config @sft.toml --out @sft"));
+    let inputs = INPUTS.display();
+    place.write(
+        "grpo.toml",
+        &format!(
+            "seed = 5
+model = {{ path = '{}' }}
+data = {{ files = ['{inputs}/problems.jsonl'], max_prompt_tokens = 160 }}
+rollout = {{ num_prompts = 2, n = 4, temperature = 0.9, max_new_tokens = 32, max_sequences = 8 }}
+optim = {{ lr = 1e-4, weight_decay = 0.0 }}
+schedule = {{ kind = 'constant' }}
+policy = {{ importance_sampling_cap = 2.0 }}
+train = {{ total_steps = 2, seq_len = 400, device = 'cuda' }}
+",
+            model.trim_end()
+        ),
+    );
+    let run = place.path("run");
+    done(emulated(&mut place.train("grpo --config @grpo.toml --out @run"), 1));
+    let [ratio, off] =
+        ["rollout/ratio_mean", "rollout/logprob_diff_max"].map(|key| column(&run, key));
+    println!("two steps: mean ratio {ratio:?}, log-probabilities at most {off:?} off");
+    assert_eq!(off.len(), 2);
+    assert!(off.iter().all(|&off| off < 0.1) && ratio.iter().all(|r| (r - 1.0).abs() < 0.02));
+    assert!(run.join("checkpoints/step-000002/model.safetensors").is_file());
+    place.mistake(
+        "grpo --config @grpo.toml --out @other --set train.share_prompts=true",
+        &["train.share_prompts", "CPU"],
+    );
+}
