@@ -6,7 +6,7 @@
 # With them the GPU path of this program runs on any machine with a C++ compiler: the kernels are
 # those of kernels/*.cu, on the CPU. For tests and development only: it is slow, and its times say
 # nothing about a GPU. EMULATED_GPUS is the number of devices (1), EMULATED_GPU_MEMORY the MiB of
-# each (2048). Builds when the sources changed. Exit code 3: no C++ compiler (CXX, c++, g++, clang++).
+# each (4096). Builds when the sources changed. Exit code 3: no C++ compiler (CXX, c++, g++, clang++).
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)

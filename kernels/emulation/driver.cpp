@@ -7,7 +7,7 @@
 // launches, with copies of their arguments, and copies. A failed kernel says why on stderr. It is
 // slow, and its times mean nothing. Environment:
 //   EMULATED_GPUS        how many devices there are (1)
-//   EMULATED_GPU_MEMORY  MiB of memory of each (2048), taken from the host as it is written
+//   EMULATED_GPU_MEMORY  MiB of memory of each (4096), taken from the host as it is written
 // Left out: everything that src/cuda does not call, dynamic shared memory, capture across streams.
 #include "driver.h"
 
@@ -107,7 +107,7 @@ int devices() {
 }
 
 size_t memory_bytes() {
-    static const size_t bytes = number("EMULATED_GPU_MEMORY", 2048) * MIB;
+    static const size_t bytes = number("EMULATED_GPU_MEMORY", 4096) * MIB;
     return bytes;
 }
 

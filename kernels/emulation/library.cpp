@@ -114,6 +114,8 @@ const std::map<std::string, Kernel>& kernels() {
         KERNEL(rms_norm, rms_norm),
         KERNEL(rms_norm, rms_norm_backward),
         KERNEL(rope, rope),
+        KERNEL(rope, rope_split),
+        KERNEL(rope, rope_join),
         KERNEL(rope, rope_write),
         KERNEL(sample, sample),
         KERNEL(sample, sample_truncated),
