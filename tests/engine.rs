@@ -220,8 +220,8 @@ fn shared(ranks: usize, config: &EngineConfig, requests: &[Request]) -> (Vec<Vec
     let mut note = |request: usize, sample: usize, rollout: Rollout| {
         assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
     };
-    let make = || LLAMA.engine(config.clone());
-    let stats = share(ranks, make, requests, &sampling(), &mut note).unwrap();
+    let makes = (0..ranks).map(|_| || Ok(LLAMA.engine(config.clone())));
+    let stats = share(makes.collect(), requests, &sampling(), &mut note).unwrap();
     let found = found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());
     (found.collect(), stats)
 }
@@ -231,8 +231,8 @@ fn what_one_rank_refuses_no_rank_does() {
     let requests = [request(9, 1, 1), request(100, 1, 1)];
     for ranks in [1, 2] {
         let mut nothing = |_: usize, _: usize, _: Rollout| unreachable!("refused");
-        let make = || LLAMA.engine(WIDE);
-        let error = share(ranks, make, &requests, &sampling(), &mut nothing).unwrap_err();
+        let makes = (0..ranks).map(|_| || Ok(LLAMA.engine(WIDE)));
+        let error = share(makes.collect(), &requests, &sampling(), &mut nothing).unwrap_err();
         assert!(error.to_string().contains("prompt 2"), "{error}");
     }
 }

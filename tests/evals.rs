@@ -13,6 +13,7 @@ use codeseq::data::jsonl;
 use codeseq::data::problem::Problem;
 use codeseq::data::prompt::GtgPrompt;
 use codeseq::eval::attempts::{AttemptSettings, Task, attempt, attempt_each};
+use codeseq::eval::generator::Generator;
 use codeseq::eval::gtg;
 use codeseq::sandbox::{Judge, Options};
 use codeseq::tokenizer::Message;
@@ -370,7 +371,7 @@ fn an_error_while_collecting_ends_sampling_and_judging() {
         problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();
     let mut num_done = 0;
     let error = attempt_each(
-        &model,
+        &mut Generator::on_threads(&model, 1),
         &judge(),
         &GtgPrompt::bundled().unwrap(),
         &tasks,
@@ -392,13 +393,15 @@ fn attempts_come_in_order_with_their_own_verdicts_and_validation_agrees() {
     let borrowed: Vec<&Problem> = problems.iter().collect();
     let (judge, prompt) = (judge(), GtgPrompt::bundled().unwrap());
     let hidden = Progress::hidden();
-    let (groups, cost) = attempt(&model, &judge, &prompt, &borrowed, &settings(), &hidden).unwrap();
+    let mut generator = Generator::on_threads(&model, 1);
+    let (groups, cost) =
+        attempt(&mut generator, &judge, &prompt, &borrowed, &settings(), &hidden).unwrap();
     for attempt in groups.iter().flat_map(|group| &group.attempts) {
         let is_right = attempt.parsed.code.as_deref() == Some("print(2 * int(input()))");
         assert_eq!(attempt.passed(), is_right, "{}", attempt.text);
     }
     assert!(cost.judging_cpu > Duration::ZERO && cost.generation > Duration::ZERO);
     let score = score();
-    let pass_at_1 = gtg::validate(&model, &judge, &problems, &settings()).unwrap();
+    let pass_at_1 = gtg::validate(&mut generator, &judge, &problems, &settings()).unwrap();
     assert_eq!(json!(pass_at_1), score["pass_at_1"]);
 }

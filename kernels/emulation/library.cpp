@@ -41,6 +41,9 @@ FAMILY(flat) {
 FAMILY(logprob) {
 #include "../logprob.cu"
 }
+FAMILY(repetition) {
+#include "../repetition.cu"
+}
 FAMILY(rms_norm) {
 #include "../rms_norm.cu"
 }
@@ -111,6 +114,7 @@ const std::map<std::string, Kernel>& kernels() {
         KERNEL(logprob, logprob_f32),
         KERNEL(logprob, logprob_backward_bf16),
         KERNEL(logprob, logprob_backward_f32),
+        KERNEL(repetition, penalize_repetition),
         KERNEL(rms_norm, rms_norm),
         KERNEL(rms_norm, rms_norm_backward),
         KERNEL(rope, rope),

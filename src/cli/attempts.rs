@@ -1,5 +1,6 @@
 //! The arguments of every command that has a model attempt problems, and what they prepare.
 
+use super::device::{Candidate, RankArgs};
 use super::judge::JudgeArgs;
 use crate::base::error::Interrupted;
 use crate::base::fs::check_writable;
@@ -36,9 +37,8 @@ pub struct AttemptArgs {
     /// Sequences that each rank generates at the same time
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_sequences: usize,
-    /// Ranks that share the problems, threads on a CPU; any number gives the same result
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    ranks: usize,
+    #[command(flatten)]
+    ranks: RankArgs,
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -53,8 +53,8 @@ pub struct AttemptArgs {
 pub struct Prepared {
     /// The problems.
     pub problems: Vec<Problem>,
-    /// The model.
-    pub model: LanguageModel,
+    /// The model, and where it generates.
+    pub candidate: Candidate,
     /// The judge of its programs.
     pub judge: Judge,
     /// How problems are attempted.
@@ -73,26 +73,29 @@ impl AttemptArgs {
         interrupt::install()?;
         let settings = self.settings();
         settings.check()?;
+        self.ranks.check()?;
         out.map_or(Ok(()), |out| check_writable(out, &[&self.data]))?;
         let problems: Vec<Problem> = jsonl::read(&self.data)?;
         check(&problems).map_err(|e| e.context(self.data.display().to_string()))?;
         let dir = hub::resolve(&self.model, Needs::Model)?;
-        let model = LanguageModel::open(&dir)?;
+        let mut candidate = self.ranks.place(LanguageModel::open(&dir)?)?;
         let prompt = GtgPrompt::bundled()?;
         let tasks: Vec<Task<'_>> =
             problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();
-        check_fit(&model, &prompt, &tasks, &settings)?;
+        let generator = candidate.generator();
+        check_fit(&generator, &prompt, &tasks, &settings)?;
         let options = self.judge.options();
         let judge = Judge::start(options.clone())?;
         // What is written into a device or a pipe leaves nothing to go on from.
         let journal = out
             .filter(|out| !out.exists() || out.is_file())
             .map(|out| {
-                let identity = Identity::new(&dir, &problems, &prompt, &settings, &options)?;
+                let asked = (&*problems, &prompt, &settings);
+                let identity = Identity::new((&dir, generator.device()), asked, &options)?;
                 Journal::open(Journal::path_for(out), &identity, self.resume)
             })
             .transpose()?;
-        Ok(Prepared { problems, model, judge, settings, journal })
+        Ok(Prepared { problems, candidate, judge, settings, journal })
     }
 
     fn settings(&self) -> AttemptSettings {
@@ -101,7 +104,6 @@ impl AttemptArgs {
             temperature: self.temperature,
             max_new_tokens: self.max_new_tokens,
             max_sequences: self.max_sequences,
-            ranks: self.ranks,
             kv_cache_tokens: None,
             key: self.seed,
         }

@@ -61,7 +61,7 @@ pub fn run(args: Args) -> Result<()> {
 fn gtg(args: &GtgArgs) -> Result<()> {
     let mut prepared = args.attempts.prepare(args.out.as_deref(), problems::check)?;
     let evaluation = gtg::evaluate(
-        &prepared.model,
+        &mut prepared.candidate.generator(),
         &prepared.judge,
         &prepared.problems,
         &prepared.settings,
@@ -77,7 +77,7 @@ fn gtg(args: &GtgArgs) -> Result<()> {
 fn cases(args: &CasesArgs) -> Result<()> {
     let mut prepared = args.attempts.prepare(args.out.as_deref(), problems::check_with_terms)?;
     let analysis = cases::analyse(
-        &prepared.model,
+        &mut prepared.candidate.generator(),
         &prepared.judge,
         &prepared.problems,
         &prepared.settings,

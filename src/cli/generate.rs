@@ -2,15 +2,18 @@
 //!
 //! Stop strings live here, where tokens become text; the engine only knows tokens.
 
+use super::device::Device;
 use super::print;
 use crate::base::error::usage;
 use crate::base::{interrupt, memory};
-use crate::checkpoint::InferenceModel;
+use crate::checkpoint::{InferenceModel, LanguageModel};
 use crate::data::jsonl;
 use crate::data::sample::Sample;
+use crate::engine::device;
 use crate::engine::{
     Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams,
 };
+use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::{Message, Tokenizer};
 use anyhow::Result;
 use serde::Serialize;
@@ -63,6 +66,9 @@ pub struct Args {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// What computes
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -83,32 +89,76 @@ struct Line {
 /// Samples and prints.
 pub fn run(args: Args) -> Result<()> {
     check(&args)?;
+    args.device.check(1)?;
     interrupt::install()?;
-    let model = InferenceModel::open(&args.model)?;
-    let requests: Vec<Request> = prompts(&args, &model)?
-        .into_iter()
-        .enumerate()
-        .map(|(i, prompt)| Request {
+    match args.device {
+        Device::Cpu => {
+            let model = InferenceModel::open(&args.model)?;
+            let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
+            work.check_memory(model.decoder.config())?;
+            let config = work.config.clone();
+            work.run(Engine::with_weights(&model.decoder, model.weights, config))
+        }
+        Device::Cuda => {
+            let model = LanguageModel::open(&args.model)?;
+            let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
+            let mut gpu = device::open(0, &model.decoder, &model.params)?;
+            work.run(Engine::on_gpu(&mut gpu, work.config.clone())?)
+        }
+    }
+}
+
+/// What is asked of an engine.
+struct Work<'a> {
+    args: &'a Args,
+    tokenizer: &'a Tokenizer,
+    requests: Vec<Request>,
+    sampling: SamplingParams,
+    config: EngineConfig,
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        args: &'a Args,
+        decoder: &Decoder,
+        tokenizer: &'a Tokenizer,
+        stop_ids: Vec<u32>,
+    ) -> Result<Self> {
+        let request = |(i, prompt): (u64, Vec<u32>)| Request {
             prompt,
             num_samples: args.num_samples,
-            key: crate::base::rng::key(args.seed, &[i as u64]),
-        })
-        .collect();
-    let config = engine_config(&args, &model, &requests)?;
-    let sampling = SamplingParams {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        repetition_penalty: args.repetition_penalty,
-        max_new_tokens: args.max_new_tokens,
-        stop_ids: model.stop_ids(),
-        vocab_size: model.tokenizer.vocab_size(),
-    };
-    let mut watch = Watch::new(&model.tokenizer, &args);
-    Engine::with_weights(&model.decoder, model.weights, config)
-        .generate(&requests, &sampling, &mut watch)?;
-    watch.into_result()
+            key: crate::base::rng::key(args.seed, &[i]),
+        };
+        let requests: Vec<Request> = (0..).zip(prompts(args, tokenizer)?).map(request).collect();
+        let sampling = SamplingParams {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            min_p: args.min_p,
+            repetition_penalty: args.repetition_penalty,
+            max_new_tokens: args.max_new_tokens,
+            stop_ids,
+            vocab_size: tokenizer.vocab_size(),
+        };
+        let config = engine_config(args, decoder.config(), &requests)?;
+        Ok(Self { args, tokenizer, requests, sampling, config })
+    }
+
+    /// Refuses a cache that the memory of this machine does not hold.
+    fn check_memory(&self, model: &ModelConfig) -> Result<()> {
+        let EngineConfig { max_sequences, max_length, .. } = self.config;
+        memory::check(
+            self.config.cache_bytes(model),
+            &format!("the key-value cache of {max_sequences} sequences of {max_length} tokens"),
+            "lower --max-new-tokens or --num-samples",
+        )
+    }
+
+    fn run(&self, mut engine: Engine<'_>) -> Result<()> {
+        let mut watch = Watch::new(self.tokenizer, self.args);
+        engine.generate(&self.requests, &self.sampling, &mut watch)?;
+        watch.into_result()
+    }
 }
 
 /// Watches responses for stop strings, and prints one as it grows.
@@ -230,14 +280,10 @@ fn check(args: &Args) -> Result<()> {
     }
 }
 
-/// Sizes that hold every request; refuses lengths that the model or the memory does not reach.
-fn engine_config(
-    args: &Args,
-    model: &InferenceModel,
-    requests: &[Request],
-) -> Result<EngineConfig> {
+/// Sizes that hold every request; refuses lengths that the model does not reach.
+fn engine_config(args: &Args, model: &ModelConfig, requests: &[Request]) -> Result<EngineConfig> {
     let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
-    let limit = model.decoder.config().max_position_embeddings;
+    let limit = model.max_position_embeddings;
     if args.max_new_tokens > limit.saturating_sub(longest) {
         return Err(usage(format!(
             "--max-new-tokens {}: the longest prompt has {longest} tokens and the model has {limit} \
@@ -247,20 +293,10 @@ fn engine_config(
         )));
     }
     let max_sequences = requests.len().saturating_mul(args.num_samples).clamp(1, 64);
-    let config = EngineConfig::roomy(max_sequences, longest + args.max_new_tokens);
-    memory::check(
-        config.cache_bytes(model.decoder.config()),
-        &format!(
-            "the key-value cache of {} sequences of {} tokens",
-            config.max_sequences, config.max_length
-        ),
-        "lower --max-new-tokens or --num-samples",
-    )?;
-    Ok(config)
+    Ok(EngineConfig::roomy(max_sequences, longest + args.max_new_tokens))
 }
 
-fn prompts(args: &Args, model: &InferenceModel) -> Result<Vec<Vec<u32>>> {
-    let tokenizer = &model.tokenizer;
+fn prompts(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     match (&args.prompt, &args.messages) {
         (Some(text), _) => Ok(vec![tokenizer.encode_with_special_tokens(text)?]),
         (None, Some(file)) => jsonl::read::<Sample>(file)?

@@ -10,6 +10,7 @@ pub mod completions;
 pub mod config;
 pub mod data;
 pub mod demo;
+pub mod device;
 pub mod doctor;
 pub mod eval;
 pub mod generate;

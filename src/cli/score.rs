@@ -1,16 +1,18 @@
 //! `train score`: log-probabilities of given tokens.
 
+use super::device::Device;
 use crate::base::error::usage;
 use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
-use crate::checkpoint::InferenceModel;
+use crate::checkpoint::{InferenceModel, LanguageModel};
 use crate::data::jsonl;
-use crate::engine::Scorer;
-use crate::tokenizer::Message;
+use crate::engine::{Scorer, device};
+use crate::model::Decoder;
+use crate::tokenizer::{Message, Tokenizer};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `train score`.
 #[derive(Debug, clap::Args)]
@@ -27,6 +29,9 @@ pub struct Args {
     /// Divides the logits; at 0 the log-probabilities are those of 1
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
+    /// What computes
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
 }
 
 /// A line of input, as it stands there. Not an untagged enum: its errors do not say what is wrong.
@@ -55,23 +60,33 @@ pub fn run(args: Args) -> Result<()> {
             args.temperature
         )));
     }
+    args.device.check(1)?;
     check_writable(&args.out, &[&args.data])?;
     let lines: Vec<(usize, Line)> = jsonl::numbered_rows(&args.data)?.collect::<Result<_>>()?;
     if lines.is_empty() {
         return Err(usage(format!("{}: no lines to score", args.data.display())));
     }
-    let model = InferenceModel::open(&args.model)?;
-    let mut sequences = Vec::with_capacity(lines.len());
-    for (number, line) in lines {
-        let place = || format!("{}:{number}", args.data.display());
-        sequences.push(tokens(&model, line).with_context(place)?);
-    }
-    let total: usize = sequences.iter().map(|tokens| tokens.len().saturating_sub(1)).sum();
-    let progress = Progress::new("score", total as u64, "tokens");
     let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
-    let scorer = Scorer::new(&model.decoder, &model.weights);
-    let scores = scorer.score(&sequences, temperature, &progress)?;
-    progress.finish();
+    let (sequences, scores) = match args.device {
+        Device::Cpu => {
+            let InferenceModel { decoder, weights, tokenizer } = InferenceModel::open(&args.model)?;
+            let sequences = sequences(&args.data, lines, &decoder, &tokenizer)?;
+            let progress = progress(&sequences);
+            let scores =
+                Scorer::new(&decoder, &weights).score(&sequences, temperature, &progress)?;
+            progress.finish();
+            (sequences, scores)
+        }
+        Device::Cuda => {
+            let LanguageModel { decoder, params, tokenizer } = LanguageModel::open(&args.model)?;
+            let sequences = sequences(&args.data, lines, &decoder, &tokenizer)?;
+            let progress = progress(&sequences);
+            let mut gpu = device::open(0, &decoder, &params)?;
+            let scores = device::score(&mut gpu, &sequences, temperature, &progress)?;
+            progress.finish();
+            (sequences, scores)
+        }
+    };
     let mut file = AtomicFile::create(&args.out)?;
     for (input_ids, scores) in sequences.into_iter().zip(scores) {
         let first = input_ids.first().map(|_| None);
@@ -82,9 +97,27 @@ pub fn run(args: Args) -> Result<()> {
     file.commit()
 }
 
+fn progress(sequences: &[Vec<u32>]) -> Progress {
+    let total: usize = sequences.iter().map(|tokens| tokens.len().saturating_sub(1)).sum();
+    Progress::new("score", total as u64, "tokens")
+}
+
+/// The tokens of every line.
+fn sequences(
+    data: &Path,
+    lines: Vec<(usize, Line)>,
+    decoder: &Decoder,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Vec<u32>>> {
+    let of_line = |(number, line)| {
+        let place = || format!("{}:{number}", data.display());
+        tokens(decoder, tokenizer, line).with_context(place)
+    };
+    lines.into_iter().map(of_line).collect()
+}
+
 /// The tokens of a line, each one known to the model.
-fn tokens(model: &InferenceModel, line: Line) -> Result<Vec<u32>> {
-    let tokenizer = &model.tokenizer;
+fn tokens(decoder: &Decoder, tokenizer: &Tokenizer, line: Line) -> Result<Vec<u32>> {
     let tokens = match line {
         Line { input_ids: Some(ids), prompt: None, completion: None, messages: None } => ids,
         Line { input_ids: None, prompt: Some(prompt), completion: Some(rest), messages: None } => {
@@ -95,7 +128,7 @@ fn tokens(model: &InferenceModel, line: Line) -> Result<Vec<u32>> {
         }
         _ => return Err(usage("give either input_ids, or prompt and completion, or messages")),
     };
-    let vocab = model.decoder.config().vocab_size;
+    let vocab = decoder.config().vocab_size;
     match tokens.iter().position(|&id| id as usize >= vocab) {
         Some(i) => Err(usage(format!(
             "token {i} is {}: it must be below the model's vocab_size {vocab}",

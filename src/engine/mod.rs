@@ -10,8 +10,11 @@
 //!
 //! Left out here: stop strings and anything else that needs text (an [`Observer`] decides).
 
+mod backend;
 mod blocks;
 mod config;
+#[cfg_attr(not(feature = "cuda"), path = "no_device.rs")]
+pub mod device;
 mod request;
 mod scheduler;
 mod scorer;

@@ -1,5 +1,6 @@
 //! What is asked of the engine and what it gives back.
 
+use crate::ops::sample::{Policy, Sampling};
 use serde::{Deserialize, Serialize};
 
 /// How tokens are drawn and when a rollout ends.
@@ -37,6 +38,15 @@ impl Default for SamplingParams {
             stop_ids: Vec::new(),
             vocab_size: usize::MAX,
         }
+    }
+}
+
+impl SamplingParams {
+    /// How each token is drawn.
+    pub(super) fn policy(&self) -> Policy {
+        let Self { temperature, top_k, top_p, min_p, repetition_penalty, vocab_size, .. } = *self;
+        let sampling = Sampling { temperature, top_k, top_p, min_p };
+        Policy { sampling, repetition_penalty, vocab_size }
     }
 }
 

@@ -5,6 +5,7 @@
 //! are younger than all of them: when blocks run out the youngest gives up its own and waits, so the
 //! oldest always gets on. None of this can change a token.
 
+use super::backend::{Backend, Host};
 use super::blocks::BlockPool;
 use super::config::{EngineConfig, Stats, max_prompts};
 use super::sequence::{Prompt, Sequence};
@@ -12,19 +13,16 @@ use super::share::Queue;
 use super::{FinishReason, Next, Observer, Request, SamplingParams};
 use crate::base::error::{Interrupted, usage};
 use crate::base::interrupt;
-use crate::model::{BLOCK_TOKENS, DecodeWorkspace, Decoder, KvCache, Row, Weights};
+use crate::model::{BLOCK_TOKENS, Decoder, KvCache, Row, Weights};
+use crate::ops::sample::Draw;
 use anyhow::Result;
-use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Generates with a trainer's weights, which must not change while it lives, or with its own.
 pub struct Engine<'m> {
-    decoder: &'m Decoder,
-    weights: Arc<Weights<'m>>,
-    cache: KvCache,
+    backend: Box<dyn Backend + 'm>,
     pool: BlockPool,
-    workspace: DecodeWorkspace,
     config: EngineConfig,
 }
 
@@ -44,10 +42,13 @@ struct Workload<'r> {
     stats: Stats,
 }
 
-/// Who wants the logits of a row.
-enum Wanted {
-    Running(usize),
-    Prompt(usize),
+/// The rows of a pass, and who gets the logits that they want, in order: first the running
+/// sequences, then the prompts.
+#[derive(Default)]
+struct Rows {
+    rows: Vec<Row>,
+    running: Vec<usize>,
+    prompts: Vec<usize>,
 }
 
 impl<'m> Engine<'m> {
@@ -63,14 +64,12 @@ impl<'m> Engine<'m> {
         weights: impl Into<Arc<Weights<'m>>>,
         config: EngineConfig,
     ) -> Self {
-        Self {
-            weights: weights.into(),
-            cache: KvCache::new(decoder.config(), config.cache_blocks),
-            pool: BlockPool::new(config.cache_blocks),
-            workspace: DecodeWorkspace::new(),
-            decoder,
-            config,
-        }
+        Self::on(Host::new(decoder, weights.into(), config.cache_blocks), config)
+    }
+
+    /// An engine on a backend whose cache has the blocks of `config`.
+    pub(super) fn on(backend: impl Backend + 'm, config: EngineConfig) -> Self {
+        Self { backend: Box::new(backend), pool: BlockPool::new(config.cache_blocks), config }
     }
 
     /// Blocks that sequences hold: 0 between workloads. Kept prompts do not count.
@@ -118,8 +117,8 @@ impl<'m> Engine<'m> {
             if work.is_done() {
                 break;
             }
-            self.pass(&mut work);
-            self.start_samples(&mut work);
+            self.pass(&mut work)?;
+            self.start_samples(&mut work)?;
             work.observe(observer, self.config.max_length);
         }
         let stats = &mut work.stats;
@@ -129,7 +128,7 @@ impl<'m> Engine<'m> {
 
     fn refuse_endless(&self, requests: &[Request], sampling: &SamplingParams) -> Result<()> {
         let EngineConfig { max_sequences, max_length, prefill_tokens, cache_blocks } = self.config;
-        self.decoder.config().check_length(max_length)?;
+        self.backend.decoder().config().check_length(max_length)?;
         let sizes = [
             ("max_sequences", max_sequences),
             ("prefill_tokens", prefill_tokens),
@@ -198,10 +197,10 @@ impl<'m> Engine<'m> {
     }
 
     /// One forward pass over the next rows, and a token for each running sequence that is up to date.
-    fn pass(&mut self, work: &mut Workload<'_>) {
-        let (rows, wanted) = self.next_rows(work);
+    fn pass(&mut self, work: &mut Workload<'_>) -> Result<()> {
+        let Rows { rows, running, prompts } = self.next_rows(work);
         if rows.is_empty() {
-            return;
+            return Ok(());
         }
         work.stats.passes += 1;
         work.stats.occupancy += work.running.len() as f64;
@@ -210,38 +209,28 @@ impl<'m> Engine<'m> {
         let of_running = work.running.iter().map(|sequence| sequence.table.numbers());
         let of_prompts = work.prompts.iter().map(|prompt| prompt.table.numbers());
         let tables: Vec<&[u32]> = of_running.chain(of_prompts).collect();
-        let logits = self.decoder.extend(
-            &self.weights,
-            (&mut self.cache, &tables),
-            &rows,
-            &mut self.workspace,
-        );
-        let mut drafts: Vec<_> =
-            work.running.iter_mut().map(|s| Some((s.request, &mut s.draft))).collect();
-        let mut advancing = Vec::new();
-        for (wanted, logits) in wanted.iter().zip(logits.chunks(self.decoder.config().vocab_size)) {
-            match *wanted {
-                Wanted::Running(index) => {
-                    advancing.extend(drafts[index].take().map(|draft| (draft, logits)));
-                }
-                Wanted::Prompt(index) => {
-                    let prompt = &mut work.prompts[index];
-                    prompt.logits = logits.to_vec();
-                    let tokens = &work.requests[prompt.request].prompt;
-                    self.pool.keep_prefix(tokens, prompt.table.blocks());
-                }
-            }
+        self.backend.extend(&tables, &rows)?;
+        for (place, &index) in prompts.iter().enumerate() {
+            let prompt = &mut work.prompts[index];
+            prompt.logits = self.backend.logits(running.len() + place)?;
+            self.pool.keep_prefix(&work.requests[prompt.request].prompt, prompt.table.blocks());
         }
-        let (requests, sampling) = (work.requests, work.sampling);
-        advancing.into_par_iter().for_each(|((request, draft), logits)| {
-            draft.advance(&requests[request].prompt, logits, sampling);
-        });
+        let next = |&index: &usize| {
+            let sequence = &work.running[index];
+            sequence.draft.next(&work.requests[sequence.request].prompt)
+        };
+        let draws: Vec<Draw<'_>> = running.iter().map(next).collect();
+        let drawn = self.backend.draw(&draws, &work.sampling.policy())?;
+        for (index, drawn) in running.into_iter().zip(drawn) {
+            work.running[index].draft.push(drawn, work.sampling);
+        }
+        Ok(())
     }
 
     /// The rows of the next pass, with blocks for all of them: one for each running sequence, then as
     /// many as the limit allows of those to be read, oldest first.
-    fn next_rows(&mut self, work: &mut Workload<'_>) -> (Vec<Row>, Vec<Wanted>) {
-        let (mut rows, mut wanted) = (Vec::new(), Vec::new());
+    fn next_rows(&mut self, work: &mut Workload<'_>) -> Rows {
+        let mut next = Rows::default();
         let mut budget = self.config.prefill_tokens;
         let mut index = 0;
         while index < work.running.len() {
@@ -262,8 +251,8 @@ impl<'m> Engine<'m> {
             sequence.num_cached = end;
             let request = &work.requests[sequence.request];
             work.stats.prompt_tokens += if is_read_again { end - start } else { 0 };
-            rows.extend(sequence.rows(request, index, start..end));
-            wanted.extend((end == len).then_some(Wanted::Running(index)));
+            next.rows.extend(sequence.rows(request, index, start..end));
+            next.running.extend((end == len).then_some(index));
             index += 1;
         }
         let first_prompt = work.running.len();
@@ -282,21 +271,22 @@ impl<'m> Engine<'m> {
             budget -= end - start;
             prompt.num_cached = end;
             work.stats.prompt_tokens += end - start;
-            rows.extend((start..end).map(|position| Row {
+            next.rows.extend((start..end).map(|position| Row {
                 token: tokens[position],
                 sequence: (first_prompt + index) as u32,
                 position: position as u32,
                 wants_logits: position + 1 == tokens.len(),
             }));
             let is_read = start < end && end == tokens.len();
-            wanted.extend(is_read.then_some(Wanted::Prompt(index)));
+            next.prompts.extend(is_read.then_some(index));
             index += 1;
         }
-        (rows, wanted)
+        next
     }
 
     /// Starts samples of the prompts that are read while there are places and blocks.
-    fn start_samples(&mut self, work: &mut Workload<'_>) {
+    fn start_samples(&mut self, work: &mut Workload<'_>) -> Result<()> {
+        let policy = work.sampling.policy();
         let mut index = 0;
         while index < work.prompts.len() && work.running.len() < self.config.max_sequences {
             let prompt = &mut work.prompts[index];
@@ -305,8 +295,10 @@ impl<'m> Engine<'m> {
                 index += 1;
                 continue;
             }
-            if let Some(mut sequence) = prompt.start(request, &mut self.pool, &mut self.cache) {
-                sequence.draft.advance(&request.prompt, &prompt.logits, work.sampling);
+            let started = prompt.start(request, &mut self.pool, &mut *self.backend)?;
+            if let Some(mut sequence) = started {
+                let drawn = sequence.draft.next(&request.prompt).draw(&prompt.logits, &policy);
+                sequence.draft.push(drawn, work.sampling);
                 let is_finished = prompt.num_started == request.num_samples;
                 work.running.push(sequence);
                 if is_finished {
@@ -319,6 +311,7 @@ impl<'m> Engine<'m> {
                 break;
             }
         }
+        Ok(())
     }
 }
 

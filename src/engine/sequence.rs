@@ -1,10 +1,12 @@
 //! A prompt being read and a rollout being sampled: what is cached of each, and its next rows.
 
+use super::backend::Backend;
 use super::blocks::{Block, BlockPool};
 use super::{FinishReason, Request, Rollout, SamplingParams};
 use crate::base::rng;
-use crate::model::{BLOCK_TOKENS, KvCache, Row};
-use crate::ops::sample::{Sampling, penalize_repetition, sample};
+use crate::model::{BLOCK_TOKENS, Row};
+use crate::ops::sample::Draw;
+use anyhow::Result;
 use std::ops::Range;
 
 /// The blocks of a sequence, in the order of positions.
@@ -77,8 +79,8 @@ impl Prompt {
         &mut self,
         request: &Request,
         pool: &mut BlockPool,
-        cache: &mut KvCache,
-    ) -> Option<Sequence> {
+        backend: &mut dyn Backend,
+    ) -> Result<Option<Sequence>> {
         let len = request.prompt.len();
         let is_last = self.num_started + 1 == request.num_samples;
         let table = if is_last {
@@ -86,19 +88,19 @@ impl Prompt {
         } else if len.is_multiple_of(BLOCK_TOKENS) {
             self.table.fork(len, None)
         } else {
-            let rest = pool.take()?;
-            cache.copy_block(self.table.numbers[len / BLOCK_TOKENS], rest.number());
+            let Some(rest) = pool.take() else { return Ok(None) };
+            backend.copy_block(self.table.numbers[len / BLOCK_TOKENS], rest.number())?;
             self.table.fork(len, Some(rest))
         };
         let sample = self.num_started;
         self.num_started += 1;
-        Some(Sequence {
+        Ok(Some(Sequence {
             request: self.request,
             sample,
             table,
             num_cached: len,
             draft: Draft::new(rng::key(request.key, &[sample as u64])),
-        })
+        }))
     }
 }
 
@@ -117,24 +119,13 @@ impl Draft {
         Self { key, rollout, has_new_token: false }
     }
 
-    /// Draws the next token from `logits`.
-    pub(super) fn advance(&mut self, prompt: &[u32], logits: &[f32], params: &SamplingParams) {
-        let uniform = rng::uniform(self.key, self.rollout.tokens.len() as u64);
-        let distribution = Sampling {
-            temperature: params.temperature,
-            top_k: params.top_k,
-            top_p: params.top_p,
-            min_p: params.min_p,
-        };
-        let (token, logprob) = if params.repetition_penalty == 1.0 {
-            sample(logits, params.vocab_size, distribution, uniform)
-        } else {
-            let mut penalized = logits.to_vec();
-            let seen = prompt.iter().chain(&self.rollout.tokens).copied();
-            penalize_repetition(&mut penalized, seen, params.repetition_penalty);
-            let (token, _) = sample(&penalized, params.vocab_size, distribution, uniform);
-            (token, distribution.logp(logits, token))
-        };
+    /// Its next token.
+    pub(super) fn next<'a>(&'a self, prompt: &'a [u32]) -> Draw<'a> {
+        Draw { key: self.key, prompt, response: &self.rollout.tokens }
+    }
+
+    /// Takes what was drawn.
+    pub(super) fn push(&mut self, (token, logprob): (u32, f32), params: &SamplingParams) {
         self.rollout.tokens.push(token);
         self.rollout.logprobs.push(logprob);
         self.has_new_token = true;

@@ -35,28 +35,33 @@ impl<'r> Queue<'r> {
     }
 }
 
-/// Samples every request on `ranks` engines, which `make` makes, each on a thread of its own with its
-/// part of the cores, and tells `observer`, one at a time. Errors are those of [`Engine::generate`].
-pub fn share<'m>(
-    ranks: usize,
-    make: impl Fn() -> Engine<'m> + Sync,
+/// Samples every request on engines that `ranks` make, one each on a thread of its own with its part
+/// of the cores, and tells `observer`, one at a time. Errors are those of making an engine and of
+/// [`Engine::generate`].
+pub fn share<'m, F: FnOnce() -> Result<Engine<'m>> + Send>(
+    mut ranks: Vec<F>,
     requests: &[Request],
     sampling: &SamplingParams,
     observer: &mut (impl Observer + Send),
 ) -> Result<Stats> {
-    if ranks == 1 {
-        return make().generate(requests, sampling, observer);
+    if ranks.len() == 1 {
+        let make = ranks.remove(0);
+        return make()?.generate(requests, sampling, observer);
     }
-    let pools: Vec<_> = (0..ranks).map(|_| threads::of_rank(ranks)).collect::<Result<_>>()?;
+    let pool = |_: &F| threads::of_rank(ranks.len());
+    let pools: Vec<_> = ranks.iter().map(pool).collect::<Result<_>>()?;
     let queue = Queue::new(requests);
     let observer = Mutex::new(observer);
-    let (make, queue, observer) = (&make, &queue, &observer);
+    let (queue, observer) = (&queue, &observer);
     let of_ranks: Vec<Result<Stats>> = std::thread::scope(|scope| {
-        let work = |pool: ThreadPool| {
-            pool.install(|| make().work_off(queue, sampling, &mut InTurn(observer)))
+        let work = |pool: ThreadPool, make: F| {
+            pool.install(|| make()?.work_off(queue, sampling, &mut InTurn(observer)))
         };
-        let threads: Vec<_> =
-            pools.into_iter().map(|pool| scope.spawn(move || work(pool))).collect();
+        let threads: Vec<_> = pools
+            .into_iter()
+            .zip(ranks)
+            .map(|(pool, make)| scope.spawn(move || work(pool, make)))
+            .collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
     let mut all = Stats::default();

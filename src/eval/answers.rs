@@ -1,9 +1,9 @@
 //! Answers: what of an attempt scores rest on, taken from a journal where an earlier run left them.
 
 use super::attempts::{Attempt, AttemptCost, AttemptSettings, ProblemAttempts, Task, attempt_each};
+use super::generator::Generator;
 use super::journal::{Journal, Place};
 use crate::base::progress::Progress;
-use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::rewards::{ParsedResponse, parse};
@@ -51,10 +51,9 @@ impl From<Attempt> for Answer {
 }
 
 /// Who answers and who judges.
-#[derive(Clone, Copy)]
-pub struct Exam<'a> {
+pub struct Exam<'a, 'g> {
     /// The model.
-    pub model: &'a LanguageModel,
+    pub generator: &'a mut Generator<'g>,
     /// The judge of its programs.
     pub judge: &'a Judge,
     /// How problems are shown.
@@ -67,7 +66,7 @@ pub struct Exam<'a> {
 /// those of the `round`-th time of asking, each with its problem's place. Progress is counted in
 /// responses.
 pub fn collect(
-    exam: Exam<'_>,
+    exam: Exam<'_, '_>,
     round: usize,
     tasks: &[(usize, Task<'_>)],
     progress: &Progress,
@@ -80,7 +79,7 @@ pub fn collect(
     let todo: Vec<usize> = (0..tasks.len()).filter(|&i| answers[i].is_none()).collect();
     progress.skip(answers.iter().flatten().map(Vec::len).sum::<usize>() as u64);
     let left: Vec<Task<'_>> = todo.iter().map(|&i| tasks[i].1).collect();
-    let Exam { model, judge, prompt, settings } = exam;
+    let Exam { generator, judge, prompt, settings } = exam;
     let mut on_done = |task: usize, group: ProblemAttempts| {
         let index = todo[task];
         let (problem, Task { problem: Problem { problem_id, .. }, .. }) = tasks[index];
@@ -94,7 +93,7 @@ pub fn collect(
     let cost = if left.is_empty() {
         AttemptCost::default()
     } else {
-        attempt_each(model, judge, prompt, &left, settings, progress, &mut on_done)?
+        attempt_each(generator, judge, prompt, &left, settings, progress, &mut on_done)?
     };
     tracing::debug!(
         "sampled {} tokens in {:.1} s ({} preemptions); judging took {:.1} s more, {:.1} s of CPU in all",

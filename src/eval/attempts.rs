@@ -4,19 +4,19 @@
 //! selection never disagree about what an attempt is worth. Programs are judged while other responses
 //! are still being sampled (`judging`); what comes out, and in which order, depends on neither's timing.
 
+use super::generator::Generator;
 use super::judging::{Collector, Desk};
 use crate::base::error::usage;
-use crate::base::{human, memory, progress::Progress, rng};
+use crate::base::{memory, progress::Progress, rng};
 use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
-use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats, share};
-use crate::model::{BLOCK_TOKENS, KvCache};
+use crate::engine::{EngineConfig, Request, Rollout, SamplingParams, Stats};
 use crate::rewards::{self, ParsedResponse};
 use crate::sandbox::{Judge, Verdict, VerdictKind};
 use crate::tokenizer::Message;
 use anyhow::{Context, Result};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Far more rollouts, tokens and sequences than anybody asks for.
@@ -33,8 +33,6 @@ pub struct AttemptSettings {
     pub max_new_tokens: usize,
     /// Sequences that each rank generates at the same time.
     pub max_sequences: usize,
-    /// Ranks that share the problems; threads on a CPU. Any number gives the same attempts.
-    pub ranks: usize,
     /// Positions in each rank's key-value cache; where not given, as many as `max_sequences` of the
     /// longest need, within half of the free memory.
     pub kv_cache_tokens: Option<usize>,
@@ -50,7 +48,6 @@ impl Default for AttemptSettings {
             temperature: 1.0,
             max_new_tokens: 10_240,
             max_sequences: 64,
-            ranks: 1,
             kv_cache_tokens: None,
             key: 0,
         }
@@ -64,7 +61,6 @@ impl AttemptSettings {
             ("num_samples (rollouts)", self.num_samples),
             ("max_new_tokens", self.max_new_tokens),
             ("max_sequences", self.max_sequences),
-            ("ranks", self.ranks),
         ];
         if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=MOST).contains(size)) {
             return Err(usage(format!("{name} is {size}: it must be from 1 to {MOST}")));
@@ -167,7 +163,7 @@ pub fn prompt_tokens(
 
 /// Samples `settings.num_samples` responses to each problem and judges them.
 pub fn attempt(
-    model: &LanguageModel,
+    generator: &mut Generator<'_>,
     judge: &Judge,
     prompt: &GtgPrompt,
     problems: &[&Problem],
@@ -178,7 +174,7 @@ pub fn attempt(
         problems.iter().enumerate().map(|(place, problem)| settings.task(place, problem)).collect();
     let mut groups = vec![None; tasks.len()];
     let cost =
-        attempt_each(model, judge, prompt, &tasks, settings, progress, &mut |task, group| {
+        attempt_each(generator, judge, prompt, &tasks, settings, progress, &mut |task, group| {
             groups[task] = Some(group);
             Ok(())
         })?;
@@ -191,7 +187,7 @@ pub fn attempt(
 ///
 /// Errors, also those of `on_done`, and an interrupt end sampling and judging.
 pub fn attempt_each(
-    model: &LanguageModel,
+    generator: &mut Generator<'_>,
     judge: &Judge,
     prompt: &GtgPrompt,
     tasks: &[Task<'_>],
@@ -199,8 +195,9 @@ pub fn attempt_each(
     progress: &Progress,
     on_done: &mut (dyn FnMut(usize, ProblemAttempts) -> Result<()> + Send),
 ) -> Result<AttemptCost> {
+    let model = generator.model();
     let requests = requests(model, prompt, tasks)?;
-    let config = engine_config(model, tasks, &requests, settings)?;
+    let config = engine_config(generator, tasks, &requests, settings)?;
     let sampling = SamplingParams {
         temperature: settings.temperature,
         max_new_tokens: settings.max_new_tokens,
@@ -214,9 +211,7 @@ pub fn attempt_each(
         let judged = desk.open(scope);
         let mut collector = Collector::new(&desk, &requests, (rollouts, judged), progress, on_done);
         let started = Instant::now();
-        let weights = Arc::new(model.decoder.pack(&model.params));
-        let engine = || Engine::with_weights(&model.decoder, Arc::clone(&weights), config.clone());
-        let sampled = share(settings.ranks, engine, &requests, &sampling, &mut collector);
+        let sampled = generator.generate(&config, &requests, &sampling, &mut collector);
         let generation = started.elapsed();
         let judged = collector.finish(sampled.is_ok());
         let judging = started.elapsed() - generation;
@@ -226,12 +221,13 @@ pub fn attempt_each(
 
 /// Refuses problems whose prompts the model, or responses the memory of this machine, cannot hold.
 pub fn check_fit(
-    model: &LanguageModel,
+    generator: &Generator<'_>,
     prompt: &GtgPrompt,
     tasks: &[Task<'_>],
     settings: &AttemptSettings,
 ) -> Result<()> {
-    engine_config(model, tasks, &requests(model, prompt, tasks)?, settings).map(|_| ())
+    let requests = requests(generator.model(), prompt, tasks)?;
+    engine_config(generator, tasks, &requests, settings).map(|_| ())
 }
 
 fn requests(model: &LanguageModel, prompt: &GtgPrompt, tasks: &[Task<'_>]) -> Result<Vec<Request>> {
@@ -245,17 +241,16 @@ fn requests(model: &LanguageModel, prompt: &GtgPrompt, tasks: &[Task<'_>]) -> Re
     tasks.iter().map(request).collect()
 }
 
-/// Sizes that fit the model and the free memory, half of which the cache may take. A smaller cache
-/// makes sequences wait; it never changes them.
+/// Sizes that fit the model and the free memory. A smaller cache makes sequences wait; it never changes
+/// them.
 fn engine_config(
-    model: &LanguageModel,
+    generator: &Generator<'_>,
     tasks: &[Task<'_>],
     requests: &[Request],
     settings: &AttemptSettings,
 ) -> Result<EngineConfig> {
     settings.check()?;
-    let shape = model.decoder.config();
-    let made_for = shape.max_position_embeddings;
+    let made_for = generator.model().decoder.config().max_position_embeddings;
     let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(1);
     let max_length = longest.saturating_add(settings.max_new_tokens).min(made_for);
     for (task, request) in tasks.iter().zip(requests) {
@@ -275,23 +270,8 @@ fn engine_config(
         "ask for fewer rollouts",
     )?;
     let config = EngineConfig::roomy(settings.max_sequences, max_length);
-    let config = match settings.kv_cache_tokens {
+    generator.fit(match settings.kv_cache_tokens {
         Some(tokens) => config.within(tokens),
         None => config,
-    };
-    let Some(free) = memory::available() else { return Ok(config) };
-    let of_rank = free / 2 / settings.ranks as u64;
-    let block_bytes = KvCache::bytes_for(shape, 1);
-    let least_tokens = EngineConfig::least_cache_tokens(max_length);
-    let most_tokens = (of_rank / block_bytes) as usize * BLOCK_TOKENS;
-    if most_tokens < least_tokens {
-        return Err(usage(format!(
-            "a sequence of {max_length} tokens needs {} of key-value cache, but half of the free memory is \
-             {}{}: lower max_new_tokens",
-            human::bytes((least_tokens / BLOCK_TOKENS) as u64 * block_bytes),
-            human::bytes(of_rank),
-            if settings.ranks > 1 { " for each rank" } else { "" }
-        )));
-    }
-    Ok(config.within(most_tokens))
+    })
 }

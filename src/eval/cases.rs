@@ -6,12 +6,12 @@
 
 use super::answers::{self, Answer, Exam};
 use super::attempts::{AttemptSettings, Task};
+use super::generator::Generator;
 use super::journal::Journal;
 use super::problems;
 use super::quadrants::Quadrants;
 use crate::base::progress::Progress;
 use crate::base::rng;
-use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::rewards::Reference;
@@ -45,7 +45,7 @@ const ASKED_AGAIN: u64 = 0x6167_6169;
 /// Asks for `settings.num_samples` responses with cases to each problem, each at most `max_tries`
 /// times. Problems need terms.
 pub fn analyse(
-    model: &LanguageModel,
+    generator: &mut Generator<'_>,
     judge: &Judge,
     problems: &[Problem],
     settings: &AttemptSettings,
@@ -54,7 +54,6 @@ pub fn analyse(
 ) -> Result<CaseAnalysis> {
     problems::check_with_terms(problems)?;
     let prompt = &GtgPrompt::bundled()?;
-    let exam = Exam { model, judge, prompt, settings };
     let references: Vec<Reference> =
         problems.iter().map(problems::reference).collect::<Result<_>>()?;
     let mut tally =
@@ -68,6 +67,7 @@ pub fn analyse(
         tally.num_asked.push(num_asked);
         let label = if round == 0 { "cases".to_owned() } else { format!("try {}", round + 1) };
         let progress = Progress::new(&label, num_asked as u64, "rollouts");
+        let exam = Exam { generator: &mut *generator, judge, prompt, settings };
         let (answers, _) =
             answers::collect(exam, round, &tasks, &progress, journal.as_deref_mut())?;
         progress.finish();

@@ -6,13 +6,13 @@
 
 use super::answers::{self, Answer, Exam};
 use super::attempts::{AttemptCost, AttemptSettings, Task};
+use super::generator::Generator;
 use super::journal::Journal;
 use super::problems;
 use super::quadrants::Quadrants;
 use super::stats::{Estimate, mean_with_interval, pass_at_k};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
-use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::sandbox::Judge;
@@ -101,7 +101,7 @@ impl ProblemScore {
 /// Attempts every problem, or takes what `journal` has of it, and scores the answers. Problems of
 /// equal order get equal randomness, so two models are compared on the same draws.
 pub fn evaluate(
-    model: &LanguageModel,
+    generator: &mut Generator<'_>,
     judge: &Judge,
     problems: &[Problem],
     settings: &AttemptSettings,
@@ -109,24 +109,24 @@ pub fn evaluate(
     journal: Option<&mut Journal>,
 ) -> Result<Evaluation> {
     let progress = Progress::new(label, (problems.len() * settings.num_samples) as u64, "rollouts");
-    let evaluation = run(model, judge, problems, settings, &progress, journal)?;
+    let evaluation = run(generator, judge, problems, settings, &progress, journal)?;
     progress.finish();
     Ok(evaluation)
 }
 
 /// pass@1 on problems kept for validation, for training loops: shows no progress.
 pub fn validate(
-    model: &LanguageModel,
+    generator: &mut Generator<'_>,
     judge: &Judge,
     problems: &[Problem],
     settings: &AttemptSettings,
 ) -> Result<f64> {
-    let evaluation = run(model, judge, problems, settings, &Progress::hidden(), None)?;
+    let evaluation = run(generator, judge, problems, settings, &Progress::hidden(), None)?;
     Ok(evaluation.score.pass_at_1)
 }
 
 fn run(
-    model: &LanguageModel,
+    generator: &mut Generator<'_>,
     judge: &Judge,
     problems: &[Problem],
     settings: &AttemptSettings,
@@ -135,7 +135,7 @@ fn run(
 ) -> Result<Evaluation> {
     problems::check(problems)?;
     let prompt = &GtgPrompt::bundled()?;
-    let exam = Exam { model, judge, prompt, settings };
+    let exam = Exam { generator, judge, prompt, settings };
     let tasks: Vec<(usize, Task<'_>)> = problems
         .iter()
         .enumerate()

@@ -28,10 +28,8 @@ impl Identity {
     /// Reads all files of the model; the weights too, since two checkpoints of a run differ in
     /// nothing else.
     pub fn new(
-        model_dir: &Path,
-        problems: &[Problem],
-        prompt: &GtgPrompt,
-        settings: &AttemptSettings,
+        (model_dir, device): (&Path, &str),
+        (problems, prompt, settings): (&[Problem], &GtgPrompt, &AttemptSettings),
         judge: &Options,
     ) -> Result<Self> {
         let limits = serde_json::to_string(&(&judge.limits, judge.profile));
@@ -39,6 +37,7 @@ impl Identity {
         let values = [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("model", hash_of_model(model_dir)?),
+            ("device", device.to_owned()),
             ("problems", hex(Sha256::digest(problems))),
             ("prompt", prompt.hash().to_owned()),
             ("rollouts", settings.num_samples.to_string()),

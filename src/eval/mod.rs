@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod attempts;
 pub mod cases;
+pub mod generator;
 pub mod gtg;
 pub mod journal;
 mod judging;

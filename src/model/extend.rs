@@ -123,7 +123,7 @@ impl SharedCache<'_> {
 }
 
 /// Blocks are written without locks: no two sequences may reach a block that a row writes.
-fn assert_writes_are_private(
+pub(super) fn assert_writes_are_private(
     num_blocks: usize,
     tables: &[&[u32]],
     rows: &[Row],
@@ -143,6 +143,12 @@ impl DecodeWorkspace {
     /// An empty workspace.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The logits of the last pass, as [`Decoder::extend`] returned them; what follows them means
+    /// nothing.
+    pub fn logits(&self) -> &[f32] {
+        self.logits.as_slice()
     }
 }
 

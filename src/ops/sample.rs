@@ -9,6 +9,7 @@
 
 use super::logprob::{Statistics, statistics};
 use super::simd::{LANES, Scalar, Simd, exp, load_partial, simd_fn, sum_lanes};
+use crate::base::rng;
 use std::cell::RefCell;
 
 /// The distribution that tokens are drawn from.
@@ -22,6 +23,53 @@ pub struct Sampling {
     pub top_p: f32,
     /// Then keeps those with at least this share of the largest probability; 0 keeps all.
     pub min_p: f32,
+}
+
+/// How the tokens of a text are drawn, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Policy {
+    /// The distribution.
+    pub sampling: Sampling,
+    /// Makes tokens that are already there less likely ([`penalize_repetition`]); 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Only tokens below this are drawn.
+    pub vocab_size: usize,
+}
+
+/// The next token of a text, to be drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// Key of the text's randomness.
+    pub key: u64,
+    /// What was given.
+    pub prompt: &'a [u32],
+    /// What was drawn before.
+    pub response: &'a [u32],
+}
+
+impl Draw<'_> {
+    /// Which number of its key a draw takes: one for each token.
+    pub fn index(&self) -> u64 {
+        self.response.len() as u64
+    }
+
+    /// Tokens that a penalty makes less likely; some more than once.
+    pub fn seen(&self) -> impl Iterator<Item = u32> {
+        self.prompt.iter().chain(self.response).copied()
+    }
+
+    /// The token, and its log-probability before truncation and penalty.
+    pub fn draw(&self, logits: &[f32], policy: &Policy) -> (u32, f32) {
+        let Policy { sampling, repetition_penalty, vocab_size } = *policy;
+        let uniform = rng::uniform(self.key, self.index());
+        if repetition_penalty == 1.0 {
+            return sample(logits, vocab_size, sampling, uniform);
+        }
+        let mut penalized = logits.to_vec();
+        penalize_repetition(&mut penalized, self.seen(), repetition_penalty);
+        let (token, _) = sample(&penalized, vocab_size, sampling, uniform);
+        (token, sampling.logp(logits, token))
+    }
 }
 
 /// Makes `seen` tokens less likely: divides their positive and multiplies their negative logits.

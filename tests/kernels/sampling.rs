@@ -1,6 +1,7 @@
 //! Sampled tokens.
 
 use crate::compare::{normal, on_every_order, widen};
+use crate::cuda::kernels::repetition::Seen;
 use crate::cuda::kernels::sample::{Rows, Sampling};
 use codeseq::base::rng;
 use codeseq::ops::sample;
@@ -125,4 +126,33 @@ fn truncated_tokens_are_those_of_the_cpu() {
     let large = Case::new(2, [128_256, 128_256, 128_000], 3.0);
     large.check(Sampling { temperature: 0.7, top_k: 50, top_p: 0.95, min_p: 0.0 });
     large.check(Sampling { top_p: 0.9, ..PLAIN });
+}
+
+#[test]
+fn a_repetition_penalty_makes_seen_tokens_as_unlikely_as_on_the_cpu() {
+    const STRIDE: usize = 1000;
+    let logits = widen(&normal(41, 3 * STRIDE, 3.0));
+    // No token of the first row, every third of the second, and more of the third than threads.
+    let seen = [Vec::new(), (0..STRIDE as u32).step_by(3).collect(), (5..705).collect::<Vec<_>>()];
+    let starts: Vec<u32> =
+        [0, 0, seen[1].len(), seen[1].len() + seen[2].len()].map(|n| n as u32).to_vec();
+    for penalty in [1.3, 0.7] {
+        on_every_order(
+            |gpu| {
+                let mut penalized = gpu.put(&logits);
+                let (starts, tokens) = (gpu.put(&starts), gpu.put(&seen.concat()));
+                let seen = Seen { starts: starts.slice(), tokens: tokens.slice() };
+                let (kernel, rows) = (&gpu.kernels.repetition, penalized.slice_mut());
+                kernel.penalize(&gpu.stream, penalty, seen, rows, STRIDE).unwrap();
+                (penalized.get(), ())
+            },
+            |(penalized, ())| {
+                let mut expected = logits.clone();
+                for (row, seen) in expected.chunks_exact_mut(STRIDE).zip(&seen) {
+                    sample::penalize_repetition(row, seen.iter().copied(), penalty);
+                }
+                assert_eq!(penalized, &expected, "penalty {penalty}");
+            },
+        );
+    }
 }

@@ -40,7 +40,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut prepared = args.attempts.prepare(Some(&args.out), problems::check)?;
     let evaluation = gtg::evaluate(
-        &prepared.model,
+        &mut prepared.candidate.generator(),
         &prepared.judge,
         &prepared.problems,
         &prepared.settings,

@@ -14,6 +14,7 @@ use crate::config::{self, Resolved};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::eval::attempts::AttemptSettings;
+use crate::eval::generator::Generator;
 use crate::eval::gtg::{self, Evaluation};
 use crate::sandbox::{Judge, Options};
 use crate::train::run::{Existing, RunDir};
@@ -120,7 +121,8 @@ impl Examination {
     fn score(&self, dir: &Path, out: &Path, rollouts: usize, label: &str) -> Result<Scores> {
         let model = LanguageModel::open(dir)?;
         let evaluate = |problems: &[Problem], rollouts, label: &str| {
-            gtg::evaluate(&model, &self.judge, problems, &settings(rollouts), label, None)
+            let mut generator = Generator::on_threads(&model, 1);
+            gtg::evaluate(&mut generator, &self.judge, problems, &settings(rollouts), label, None)
         };
         let test = evaluate(&self.test, rollouts, &format!("score {label}"))?;
         write_atomic(out, &serde_json::to_vec_pretty(&test.score)?)?;

@@ -14,6 +14,7 @@ pub mod decode;
 pub mod embedding;
 pub mod flat;
 pub mod logprob;
+pub mod repetition;
 pub mod rms_norm;
 pub mod rope;
 pub mod sample;
@@ -43,6 +44,8 @@ pub struct Kernels {
     pub flat: flat::Flat,
     /// Scores of targets.
     pub logprob: logprob::LogProb,
+    /// Repetition penalty.
+    pub repetition: repetition::Repetition,
     /// RMS norm.
     pub rms_norm: rms_norm::RmsNorm,
     /// Rotary positions.
@@ -64,6 +67,7 @@ impl Kernels {
             embedding: embedding::Embedding::load(device)?,
             flat: flat::Flat::load(device)?,
             logprob: logprob::LogProb::load(device)?,
+            repetition: repetition::Repetition::load(device)?,
             rms_norm: rms_norm::RmsNorm::load(device)?,
             rope: rope::RopeKernels::load(device)?,
             sample: sample::Sampler::load(device)?,

@@ -159,6 +159,11 @@ impl<'a, T: Pod> Matrix<'a, T> {
         Ok(Self { data: phase.take(name, rows * width)?, width })
     }
 
+    /// Elements of a row.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
     /// The first `rows` rows.
     pub(super) fn rows(&self, rows: usize) -> DeviceSlice<'_, T> {
         self.first(rows * self.width)

@@ -10,6 +10,8 @@
 
 mod attention;
 mod batch;
+mod cache;
+mod generation;
 mod head;
 mod layer;
 mod memory;
@@ -28,6 +30,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 use attention::PlanStore;
+pub use generation::{Generation, GenerationSize};
 pub use memory::TrainingMemory;
 pub use training::{Finished, Training};
 
@@ -130,6 +133,12 @@ impl DeviceModel {
     /// it is an error; [`TrainingMemory::new`] says before what it takes.
     pub fn training(&mut self, size: BatchSize, recompute: Recompute) -> Result<Training<'_>> {
         Training::new(self, size, recompute)
+    }
+
+    /// Begins a phase of generation, with passes of at most `size` and a cache as large as it, or
+    /// smaller where the arena has no room. What it lacks for the rest is an error.
+    pub fn generation(&mut self, size: GenerationSize) -> Result<Generation<'_>> {
+        Generation::new(self, size)
     }
 }
 

@@ -27,6 +27,7 @@ use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::eval::attempts::AttemptSettings;
+use crate::eval::generator::Generator;
 use crate::eval::gtg;
 use crate::sandbox::Judge;
 use anyhow::Result;
@@ -119,8 +120,9 @@ impl State {
         self.trainer.release_memory();
         // Only a whole step moves the cursor.
         let mut cursor = self.cursor;
+        let mut generator = Generator::on_threads(&self.trainer.model, config.train.ranks);
         let rollouts =
-            collect(config, (&self.trainer.model, judge), prompt, tasks, &mut cursor, &journal)?;
+            collect(config, (&mut generator, judge), prompt, tasks, &mut cursor, &journal)?;
         let started = Instant::now();
         let updates =
             improve(&mut self.trainer, config, &rollouts.groups, self.reference.as_ref())?;
@@ -147,6 +149,7 @@ fn describe(row: &Row) -> String {
 /// Held-out problems that are scored on the way.
 struct Validation {
     problems: Vec<Problem>,
+    ranks: usize,
     every: u64,
     settings: AttemptSettings,
 }
@@ -167,12 +170,12 @@ impl Validation {
             temperature: validation.temperature as f32,
             max_new_tokens: config.rollout.max_new_tokens,
             max_sequences: config.rollout.max_sequences,
-            ranks: config.train.ranks,
             kv_cache_tokens: config.rollout.kv_cache_tokens,
             // The same draws every time: scores of different steps differ by the weights alone.
             key: rng::key(config.seed, &[VALIDATION]),
         };
-        Ok(Some(Self { problems, every: validation.every, settings }))
+        let ranks = config.train.ranks;
+        Ok(Some(Self { problems, ranks, every: validation.every, settings }))
     }
 
     fn is_due(&self, step: u64, total_steps: u64) -> bool {
@@ -181,7 +184,8 @@ impl Validation {
 
     fn score(&self, trainer: &Trainer, judge: &Judge) -> Result<Row> {
         let started = Instant::now();
-        let pass_at_1 = gtg::validate(&trainer.model, judge, &self.problems, &self.settings)?;
+        let mut generator = Generator::on_threads(&trainer.model, self.ranks);
+        let pass_at_1 = gtg::validate(&mut generator, judge, &self.problems, &self.settings)?;
         Ok(row([
             ("val/pass_at_1", pass_at_1),
             ("time/validation_secs", started.elapsed().as_secs_f64()),

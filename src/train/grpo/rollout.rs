@@ -15,6 +15,7 @@ use crate::data::prompt::GtgPrompt;
 use crate::eval::attempts::{
     Attempt, AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens,
 };
+use crate::eval::generator::Generator;
 use crate::objective::grpo::{Advantages, advantages};
 use crate::rewards::{Breakdown, Reference, reward};
 use crate::sandbox::Judge;
@@ -121,7 +122,7 @@ const SAMPLING: u64 = 2;
 /// from there if this step was begun before.
 pub(super) fn collect<'t>(
     config: &Config,
-    (model, judge): (&LanguageModel, &Judge),
+    (generator, judge): (&mut Generator<'_>, &Judge),
     prompt: &GtgPrompt,
     tasks: &'t [Task],
     cursor: &mut Cursor,
@@ -136,13 +137,12 @@ pub(super) fn collect<'t>(
             temperature: config.rollout.temperature as f32,
             max_new_tokens: config.rollout.max_new_tokens,
             max_sequences: config.rollout.max_sequences,
-            ranks: config.train.ranks,
             kv_cache_tokens: config.rollout.kv_cache_tokens,
             key: rng::key(config.seed, &[SAMPLING, cursor.portion]),
         };
         cursor.portion += 1;
         let (mut attempts, cost) =
-            attempt(model, judge, prompt, &problems, &settings, &Progress::hidden())?;
+            attempt(generator, judge, prompt, &problems, &settings, &Progress::hidden())?;
         samples::replay(journal, &problems, &mut attempts)?;
         let groups: Vec<Group<'_>> = portion
             .into_iter()

@@ -1,0 +1,55 @@
+//! Launches `kernels/repetition.cu`.
+
+use super::{blocks, functions, int, rows_of};
+use crate::cuda::device::Device;
+use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
+use crate::cuda::module::{Function, cubin};
+use crate::cuda::stream::Stream;
+use anyhow::Result;
+use std::sync::Arc;
+
+/// The kernel.
+#[derive(Debug)]
+pub struct Repetition {
+    penalize: Function,
+}
+
+/// The tokens that each row's text already has.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Where the tokens of each row start in `tokens`, and the end of the last.
+    pub starts: DeviceSlice<'a, u32>,
+    /// Tokens of all rows; those of a row are different and below its width.
+    pub tokens: DeviceSlice<'a, u32>,
+}
+
+impl Repetition {
+    /// Loads the kernel.
+    pub fn load(device: &Arc<Device>) -> Result<Self> {
+        let [penalize] = functions(device, cubin!("repetition"), ["penalize_repetition"])?;
+        Ok(Self { penalize })
+    }
+
+    /// Makes the seen tokens of each row of `logits`, `[rows, stride]`, less likely.
+    pub fn penalize(
+        &self,
+        stream: &Stream,
+        penalty: f32,
+        seen: Seen<'_>,
+        logits: DeviceSliceMut<'_, f32>,
+        stride: usize,
+    ) -> Result<()> {
+        let rows = rows_of(logits.len(), stride);
+        assert_eq!(seen.starts.len(), rows + 1, "a start for each row, and an end");
+        // SAFETY: the kernel's parameters; tokens are within their rows.
+        unsafe {
+            self.penalize.launch(
+                blocks(rows),
+                256,
+                0,
+                stream,
+                &[&logits, &seen.starts, &seen.tokens, &penalty, &int(stride)],
+            )
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What an engine computes with: the passes of a decoder over a cache of blocks, and the draws from
+//! their logits.
+//!
+//! Contract: which rows are in a pass, and which blocks they have, is the engine's business; a backend
+//! only computes, and a row's result depends on its own sequence. Left out: who holds which block.
+
+use crate::model::{DecodeWorkspace, Decoder, KvCache, Row, Weights};
+use crate::ops::sample::{Draw, Policy};
+use anyhow::Result;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// A decoder at work on a cache.
+pub(super) trait Backend {
+    /// Whose passes these are.
+    fn decoder(&self) -> &Decoder;
+
+    /// Adds `rows` to the sequences whose blocks `tables` hold, as [`Decoder::extend`], and keeps the
+    /// logits of the rows that want them, in order, until the next time.
+    fn extend(&mut self, tables: &[&[u32]], rows: &[Row]) -> Result<()>;
+
+    /// A token and its log-probability for each of `draws` from the first logits that were kept.
+    fn draw(&mut self, draws: &[Draw<'_>], policy: &Policy) -> Result<Vec<(u32, f32)>>;
+
+    /// The logits that were kept at `place`.
+    fn logits(&mut self, place: usize) -> Result<Vec<f32>>;
+
+    /// Copies one block of the cache to another.
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
+}
+
+/// The threads of this machine.
+pub(super) struct Host<'m> {
+    decoder: &'m Decoder,
+    weights: Arc<Weights<'m>>,
+    cache: KvCache,
+    workspace: DecodeWorkspace,
+}
+
+impl<'m> Host<'m> {
+    /// A decoder with a cache of so many blocks.
+    pub(super) fn new(decoder: &'m Decoder, weights: Arc<Weights<'m>>, blocks: usize) -> Self {
+        let cache = KvCache::new(decoder.config(), blocks);
+        Self { decoder, weights, cache, workspace: DecodeWorkspace::new() }
+    }
+
+    fn vocab(&self) -> usize {
+        self.decoder.config().vocab_size
+    }
+}
+
+impl Backend for Host<'_> {
+    fn decoder(&self) -> &Decoder {
+        self.decoder
+    }
+
+    fn extend(&mut self, tables: &[&[u32]], rows: &[Row]) -> Result<()> {
+        let cache = (&mut self.cache, tables);
+        self.decoder.extend(&self.weights, cache, rows, &mut self.workspace);
+        Ok(())
+    }
+
+    fn draw(&mut self, draws: &[Draw<'_>], policy: &Policy) -> Result<Vec<(u32, f32)>> {
+        let rows = self.workspace.logits().par_chunks(self.vocab());
+        Ok(draws.par_iter().zip(rows).map(|(draw, logits)| draw.draw(logits, policy)).collect())
+    }
+
+    fn logits(&mut self, place: usize) -> Result<Vec<f32>> {
+        let vocab = self.vocab();
+        Ok(self.workspace.logits()[place * vocab..(place + 1) * vocab].to_vec())
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        self.cache.copy_block(from, to);
+        Ok(())
+    }
+}

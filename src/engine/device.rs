@@ -1,0 +1,136 @@
+//! The engine and the scorer on a GPU, and what there is of GPUs; `no_device.rs` stands in for it in a
+//! build without them.
+
+use super::backend::Backend;
+use super::{Engine, EngineConfig};
+use crate::base::error::usage;
+use crate::base::progress::Progress;
+use crate::cuda::{Gpu, device};
+use crate::model::cuda::{Generation, GenerationSize};
+use crate::model::{BatchSize, Decoder, Packed, Recompute, Row, Target};
+use crate::ops::sample::{Draw, Policy};
+use anyhow::Result;
+
+pub use crate::model::cuda::DeviceModel;
+
+/// Tokens that are scored at a time, where one sequence does not have more.
+const SCORED_TOKENS: usize = 8192;
+
+/// Refuses a machine that has fewer than `count` GPUs.
+pub fn check(count: usize) -> Result<()> {
+    let there = device::count().map_err(|e| usage(format!("device cuda: {e:#}")))?;
+    if there < count {
+        return Err(usage(format!(
+            "{count} ranks on device cuda are a GPU each, but this machine shows {there} (see \
+             CUDA_VISIBLE_DEVICES)"
+        )));
+    }
+    Ok(())
+}
+
+/// The parameters of a model on a GPU, all of whose memory is taken.
+pub fn open(ordinal: usize, decoder: &Decoder, params: &[f32]) -> Result<DeviceModel> {
+    DeviceModel::check(decoder.config())?;
+    let gpu = Gpu::open(ordinal, None)?;
+    let positions = decoder.config().max_position_embeddings;
+    let mut model = DeviceModel::new(gpu, decoder.clone(), positions)?;
+    model.upload(0, params)?;
+    Ok(model)
+}
+
+impl Backend for Generation<'_> {
+    fn decoder(&self) -> &Decoder {
+        self.decoder()
+    }
+
+    fn extend(&mut self, tables: &[&[u32]], rows: &[Row]) -> Result<()> {
+        self.extend(tables, rows)
+    }
+
+    fn draw(&mut self, draws: &[Draw<'_>], policy: &Policy) -> Result<Vec<(u32, f32)>> {
+        self.draw(draws, policy)
+    }
+
+    fn logits(&mut self, place: usize) -> Result<Vec<f32>> {
+        self.logits(place)
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        self.copy_block(from, to)
+    }
+}
+
+impl<'m> Engine<'m> {
+    /// An engine that reads the parameters on a GPU, and takes what memory is left there while it lives:
+    /// a cache of fewer blocks than `config` asks for where there is no room for more.
+    pub fn on_gpu(model: &'m mut DeviceModel, config: EngineConfig) -> Result<Self> {
+        let generation = model.generation(GenerationSize {
+            rows: config.max_sequences.saturating_add(config.prefill_tokens),
+            logits: config.max_logits(),
+            length: config.max_length,
+            blocks: config.cache_blocks,
+        })?;
+        let cache_blocks = generation.num_blocks();
+        Ok(Self::on(generation, EngineConfig { cache_blocks, ..config }))
+    }
+}
+
+/// What [`super::Scorer::score`] gives, by the training graph on a GPU.
+pub fn score(
+    model: &mut DeviceModel,
+    sequences: &[Vec<u32>],
+    temperature: f32,
+    progress: &Progress,
+) -> Result<Vec<Vec<f32>>> {
+    let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
+    model.decoder().config().check_length(longest)?;
+    let batches = batches(sequences, SCORED_TOKENS.max(longest));
+    let tokens = |batch: &&[Vec<u32>]| batch.iter().map(Vec::len).sum::<usize>();
+    let tokens = batches.iter().map(tokens).max().unwrap_or(0);
+    let size = BatchSize { tokens, longest, targets: tokens };
+    let mut training = model.training(size, Recompute::Layer)?;
+    let mut scores = Vec::with_capacity(sequences.len());
+    for batch in batches {
+        let packed = Packed::from_sequences(batch.iter().map(Vec::as_slice));
+        let of_sequence = |(sequence, &start): (&Vec<u32>, &usize)| {
+            let next = |(i, &token)| Target { row: start + i, token };
+            sequence.iter().skip(1).enumerate().map(next).collect::<Vec<_>>()
+        };
+        let targets: Vec<Target> =
+            batch.iter().zip(&packed.cu_seqlens).flat_map(of_sequence).collect();
+        let mut found = training.score(&packed, &targets, temperature)?.into_iter();
+        progress.inc(targets.len() as u64);
+        for sequence in batch {
+            let count = sequence.len().saturating_sub(1);
+            scores.push(found.by_ref().take(count).map(|score| score.logp).collect());
+        }
+    }
+    Ok(scores)
+}
+
+/// Neighbours with at most `most` tokens together, of sequences that have no more each.
+fn batches(sequences: &[Vec<u32>], most: usize) -> Vec<&[Vec<u32>]> {
+    let (mut batches, mut first, mut tokens) = (Vec::new(), 0, 0);
+    for (index, sequence) in sequences.iter().enumerate() {
+        if tokens + sequence.len() > most {
+            batches.push(&sequences[first..index]);
+            (first, tokens) = (index, 0);
+        }
+        tokens += sequence.len();
+    }
+    batches.push(&sequences[first..]);
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_keep_the_order_and_hold_no_more_than_they_may() {
+        let sequences = [3, 5, 2, 8, 1, 1].map(|len| vec![0; len]);
+        let lens: Vec<Vec<usize>> =
+            batches(&sequences, 8).iter().map(|b| b.iter().map(Vec::len).collect()).collect();
+        assert_eq!(lens, [vec![3, 5], vec![2], vec![8], vec![1, 1]]);
+    }
+}

@@ -1,0 +1,42 @@
+//! Stands in for `device.rs` in a build without GPUs: there are none.
+
+use super::{Engine, EngineConfig};
+use crate::base::error::usage;
+use crate::base::progress::Progress;
+use crate::model::Decoder;
+use anyhow::Result;
+
+/// A model on a GPU, of which there are none.
+#[derive(Debug)]
+pub enum DeviceModel {}
+
+/// Refuses any number of GPUs.
+pub fn check(_count: usize) -> Result<()> {
+    Err(refusal())
+}
+
+/// Refuses any GPU.
+pub fn open(_ordinal: usize, _decoder: &Decoder, _params: &[f32]) -> Result<DeviceModel> {
+    Err(refusal())
+}
+
+fn refusal() -> anyhow::Error {
+    usage("this binary was built without GPUs: cargo build --release --features cuda")
+}
+
+impl<'m> Engine<'m> {
+    /// Never called.
+    pub fn on_gpu(model: &'m mut DeviceModel, _config: EngineConfig) -> Result<Self> {
+        match *model {}
+    }
+}
+
+/// Never called.
+pub fn score(
+    model: &mut DeviceModel,
+    _sequences: &[Vec<u32>],
+    _temperature: f32,
+    _progress: &Progress,
+) -> Result<Vec<Vec<f32>>> {
+    match *model {}
+}

@@ -1,0 +1,100 @@
+//! A model and where it generates: ranks of threads on this machine, or GPUs that hold its parameters.
+//!
+//! Contract: any number of ranks of one kind gives the same responses; GPUs compute in bf16, and give
+//! others than threads do. Left out: what is asked of the model (`attempts`).
+
+use crate::base::error::usage;
+use crate::base::{human, memory};
+use crate::checkpoint::LanguageModel;
+use crate::engine::device::DeviceModel;
+use crate::engine::{Engine, EngineConfig, Observer, Request, SamplingParams, Stats, share};
+use crate::model::{BLOCK_TOKENS, KvCache};
+use anyhow::Result;
+use std::sync::Arc;
+
+/// A model that generates.
+pub struct Generator<'a> {
+    model: &'a LanguageModel,
+    ranks: Ranks<'a>,
+}
+
+/// Who share the prompts.
+enum Ranks<'a> {
+    /// So many parts of the pool's threads.
+    Threads(usize),
+    /// A GPU each.
+    Gpus(Vec<&'a mut DeviceModel>),
+}
+
+impl<'a> Generator<'a> {
+    /// Generates with the model's own weights, on at least one rank.
+    pub fn on_threads(model: &'a LanguageModel, ranks: usize) -> Self {
+        Self { model, ranks: Ranks::Threads(ranks) }
+    }
+
+    /// Generates with the parameters that each of `gpus`, at least one, has of the model.
+    pub fn on_gpus(model: &'a LanguageModel, gpus: Vec<&'a mut DeviceModel>) -> Self {
+        Self { model, ranks: Ranks::Gpus(gpus) }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a LanguageModel {
+        self.model
+    }
+
+    /// What computes, as the responses depend on it.
+    pub fn device(&self) -> &'static str {
+        match self.ranks {
+            Ranks::Threads(_) => "cpu",
+            Ranks::Gpus(_) => "cuda",
+        }
+    }
+
+    /// The sizes of each rank's engine with the cache that the memory of this machine has room for,
+    /// half of what is free; refuses where that holds no sequence. A GPU gives an engine what it has
+    /// left when the engine starts.
+    pub(super) fn fit(&self, config: EngineConfig) -> Result<EngineConfig> {
+        let (Ranks::Threads(ranks), Some(free)) = (&self.ranks, memory::available()) else {
+            return Ok(config);
+        };
+        let of_rank = free / 2 / *ranks as u64;
+        let block_bytes = KvCache::bytes_for(self.model.decoder.config(), 1);
+        let max_length = config.max_length;
+        let least_tokens = EngineConfig::least_cache_tokens(max_length);
+        let most_tokens = (of_rank / block_bytes) as usize * BLOCK_TOKENS;
+        if most_tokens < least_tokens {
+            return Err(usage(format!(
+                "a sequence of {max_length} tokens needs {} of key-value cache, but half of the free \
+                 memory is {}{}: lower max_new_tokens",
+                human::bytes((least_tokens / BLOCK_TOKENS) as u64 * block_bytes),
+                human::bytes(of_rank),
+                if *ranks > 1 { " for each rank" } else { "" }
+            )));
+        }
+        Ok(config.within(most_tokens))
+    }
+
+    /// Samples every request on all ranks; see [`share`].
+    pub(super) fn generate(
+        &mut self,
+        config: &EngineConfig,
+        requests: &[Request],
+        sampling: &SamplingParams,
+        observer: &mut (impl Observer + Send),
+    ) -> Result<Stats> {
+        match &mut self.ranks {
+            Ranks::Threads(ranks) => {
+                let decoder = &self.model.decoder;
+                let weights = Arc::new(decoder.pack(&self.model.params));
+                let engine =
+                    || Ok(Engine::with_weights(decoder, Arc::clone(&weights), config.clone()));
+                share(vec![engine; *ranks], requests, sampling, observer)
+            }
+            Ranks::Gpus(gpus) => {
+                let engines =
+                    gpus.iter_mut().map(|gpu| move || Engine::on_gpu(gpu, config.clone()));
+                share(engines.collect(), requests, sampling, observer)
+            }
+        }
+    }
+}

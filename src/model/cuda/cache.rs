@@ -1,0 +1,88 @@
+//! Keys and values of sequences being generated, in bf16 on a GPU: the twin of [`crate::model::KvCache`].
+//!
+//! Layout: `[layer][block][kv_head][32][head_dim]` for keys, and the same for values, as
+//! `kernels/rope.cu` writes them and `kernels/attention_decode.cu` reads them. One block more than was
+//! asked for takes what rows write that only fill a pass up.
+
+use crate::cuda::kernels::rope;
+use crate::cuda::memory::ALIGNMENT;
+use crate::cuda::{DeviceBuffer, DeviceSliceMut, Phase, Stream};
+use crate::model::{BLOCK_TOKENS, ModelConfig};
+use anyhow::Result;
+use half::bf16;
+
+const _: () = assert!(BLOCK_TOKENS == rope::BLOCK_TOKENS, "kernels have the engine's blocks");
+
+/// The blocks of all layers.
+pub(super) struct DeviceCache<'a> {
+    keys: DeviceBuffer<'a, bf16>,
+    values: DeviceBuffer<'a, bf16>,
+    shape: Shape,
+}
+
+/// Elements of keys, and as many of values.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// Of a block in one layer.
+    block: usize,
+    /// Of a layer.
+    layer: usize,
+    layers: usize,
+}
+
+impl Shape {
+    fn new(config: &ModelConfig, blocks: usize) -> Self {
+        let block = config.num_kv_heads * BLOCK_TOKENS * config.head_dim;
+        Self { block, layer: (blocks + 1) * block, layers: config.num_layers }
+    }
+
+    /// Bytes of one block, in all layers.
+    fn block_bytes(config: &ModelConfig) -> usize {
+        let Self { block, layers, .. } = Self::new(config, 0);
+        2 * layers * block * size_of::<bf16>()
+    }
+}
+
+impl<'a> DeviceCache<'a> {
+    /// Takes room for `most` blocks or as many as there is room for, and the one beside them.
+    pub(super) fn take(phase: &mut Phase<'a>, config: &ModelConfig, most: usize) -> Result<Self> {
+        let room = phase.free_bytes().saturating_sub(2 * ALIGNMENT) / Shape::block_bytes(config);
+        let shape = Shape::new(config, most.min(room.saturating_sub(1)));
+        let mut take = || phase.take("key-value cache", shape.layers * shape.layer);
+        Ok(Self { keys: take()?, values: take()?, shape })
+    }
+
+    /// The number of blocks that sequences may have; also that of the block beside them.
+    pub(super) fn num_blocks(&self) -> usize {
+        self.shape.layer / self.shape.block - 1
+    }
+
+    /// The keys and the values of a layer.
+    pub(super) fn layer(
+        &mut self,
+        layer: usize,
+    ) -> (DeviceSliceMut<'_, bf16>, DeviceSliceMut<'_, bf16>) {
+        let range = layer * self.shape.layer..(layer + 1) * self.shape.layer;
+        let (keys, values) = (self.keys.slice_mut(), self.values.slice_mut());
+        (keys.into_range(range.clone()), values.into_range(range))
+    }
+
+    /// Copies one block to another, in the order of `stream`.
+    pub(super) fn copy_block(&mut self, stream: &Stream, from: u32, to: u32) -> Result<()> {
+        let Shape { block, layers, .. } = self.shape;
+        let [low, high] = [from.min(to), from.max(to)].map(|number| number as usize * block);
+        for layer in 0..layers {
+            let (keys, values) = self.layer(layer);
+            for all in [keys, values] {
+                let (before, after) = all.split_at(high);
+                let (before, after) =
+                    (before.into_range(low..low + block), after.into_range(0..block));
+                match from < to {
+                    true => stream.copy(after, before.as_slice())?,
+                    false => stream.copy(before, after.as_slice())?,
+                }
+            }
+        }
+        Ok(())
+    }
+}

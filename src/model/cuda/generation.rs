@@ -1,0 +1,286 @@
+//! Cached generation on a GPU: new tokens of many sequences, prompts and single steps mixed.
+//!
+//! Contract: the twin of [`Decoder::extend`], in one phase of the arena. To attention every row is a
+//! sequence of its own, as long as its position says: all rows of a pass write their keys and values
+//! before any are read, so that a part of a prompt may be in a pass. Neither that nor any other kernel
+//! looks at the other rows, so a row's bits depend on its sequence, and on the algorithm that cuBLASLt
+//! chooses for a product of so many rows. Passes are filled up to one of a few numbers of rows
+//! ([`filled`]), which keeps these algorithms few; whether they agree is for a GPU to show. A pass in
+//! which every row wants logits, which is decoding, is recorded at the second time and then launched
+//! as one graph. Left out: reading a prompt by tiles; a row here reads all keys before it for itself.
+//! Not yet run on a GPU.
+
+mod draw;
+mod pass;
+
+use super::cache::DeviceCache;
+use super::memory::Matrix;
+use super::{DeviceModel, RopeTable, Weights, heads};
+use crate::base::error::usage;
+use crate::cuda::gemm::{Linear, Start};
+use crate::cuda::kernels::decode::Cache;
+use crate::cuda::kernels::rope::CacheWrite;
+use crate::cuda::{Graph, Phase, Stream, Tools};
+use crate::model::extend::assert_writes_are_private;
+use crate::model::{Decoder, KvCache, Row};
+use anyhow::{Result, ensure};
+use draw::Drawing;
+use pass::{Inputs, PassSize, filled};
+use std::collections::HashMap;
+
+/// Rows of a pass that every kernel has a grid for.
+const MOST_ROWS: usize = 1 << 15;
+
+/// The largest of everything that a phase of generation holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GenerationSize {
+    /// Rows of a pass.
+    pub rows: usize,
+    /// Rows of a pass that want logits.
+    pub logits: usize,
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Blocks of the cache.
+    pub blocks: usize,
+}
+
+/// A phase of generation: the cache and the buffers of passes, on a model's GPU.
+pub struct Generation<'a> {
+    decoder: &'a Decoder,
+    weights: Weights<'a>,
+    rope: &'a RopeTable,
+    stream: &'a Stream,
+    tools: &'a mut Tools,
+    inputs: Inputs<'a>,
+    buffers: Buffers<'a>,
+    drawing: Drawing<'a>,
+    cache: DeviceCache<'a>,
+    /// By number of rows; none yet where a pass has run once.
+    graphs: HashMap<usize, Option<Graph>>,
+    /// How many tables hold each block.
+    uses: Vec<u32>,
+}
+
+/// What a pass computes, for its largest number of rows.
+struct Buffers<'a> {
+    /// The residual stream.
+    x: Matrix<'a>,
+    normal: Matrix<'a>,
+    qkv: Matrix<'a>,
+    attended: Matrix<'a>,
+    /// Output of attention, then of the feed-forward network, before it joins the residual stream.
+    branch: Matrix<'a>,
+    gate_up: Matrix<'a>,
+    product: Matrix<'a>,
+    /// The rows that want logits, after the last norm.
+    wanted: Matrix<'a>,
+    logits: Matrix<'a, f32>,
+}
+
+impl<'a> Buffers<'a> {
+    fn take(phase: &mut Phase<'a>, decoder: &Decoder, rows: usize, logits: usize) -> Result<Self> {
+        let (config, qkv) = (decoder.config(), heads(decoder).row());
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            x: Matrix::take(phase, "residual stream", rows, hidden)?,
+            normal: Matrix::take(phase, "norm", rows, hidden)?,
+            qkv: Matrix::take(phase, "queries, keys and values", rows, qkv)?,
+            attended: Matrix::take(phase, "attention", rows, decoder.attention_width())?,
+            branch: Matrix::take(phase, "output of a block", rows, hidden)?,
+            gate_up: Matrix::take(phase, "gate and up", rows, 2 * inner)?,
+            product: Matrix::take(phase, "SwiGLU product", rows, inner)?,
+            wanted: Matrix::take(phase, "rows of logits", logits, hidden)?,
+            logits: Matrix::take(phase, "logits", logits, config.vocab_size)?,
+        })
+    }
+}
+
+impl<'a> Generation<'a> {
+    pub(super) fn new(model: &'a mut DeviceModel, size: GenerationSize) -> Result<Self> {
+        let GenerationSize { rows, logits, length, blocks } = size;
+        if rows > MOST_ROWS {
+            return Err(usage(format!(
+                "a pass of {rows} rows (max_sequences and the tokens of prompts): at most {MOST_ROWS} on a GPU"
+            )));
+        }
+        let positions = model.rope.positions;
+        ensure!(length <= positions, "{length} positions; the model was made for {positions}");
+        let DeviceModel { gpu, decoder, params, rope, .. } = model;
+        let mut phase = gpu.arena.phase();
+        let (rows, logits) = (filled(rows), filled(logits));
+        Ok(Self {
+            inputs: Inputs::take(&mut phase, rows, logits, KvCache::blocks_for(length))?,
+            buffers: Buffers::take(&mut phase, decoder, rows, logits)?,
+            drawing: Drawing::take(&mut phase, decoder, logits, length)?,
+            // What is left is the cache's.
+            cache: DeviceCache::take(&mut phase, decoder.config(), blocks)?,
+            weights: Weights { params: params.slice(), eps: decoder.config().rms_norm_eps },
+            decoder,
+            rope,
+            stream: &gpu.stream,
+            tools: &mut gpu.tools,
+            graphs: HashMap::new(),
+            uses: Vec::new(),
+        })
+    }
+
+    /// Whose passes these are.
+    pub fn decoder(&self) -> &Decoder {
+        self.decoder
+    }
+
+    /// Blocks of the cache: as many as were asked for, or fewer where memory is short.
+    pub fn num_blocks(&self) -> usize {
+        self.cache.num_blocks()
+    }
+
+    /// Adds `rows` to their sequences, as [`Decoder::extend`] says, and keeps the logits of the rows
+    /// that want them, in order, until the next time. Returns when all is queued.
+    pub fn extend(&mut self, tables: &[&[u32]], rows: &[Row]) -> Result<()> {
+        assert_writes_are_private(self.num_blocks(), tables, rows, &mut self.uses);
+        let beside = self.cache.num_blocks();
+        let transfer = &mut self.tools.transfer;
+        let pass = self.inputs.set((self.stream, transfer), (tables, beside), rows)?;
+        if pass.wanted < pass.rows {
+            return self.forward(pass);
+        }
+        match self.graphs.get(&pass.rows) {
+            // The first time libraries load what they need, which cannot be recorded.
+            None => {
+                self.graphs.insert(pass.rows, None);
+                return self.forward(pass);
+            }
+            Some(None) => {
+                let stream = self.stream;
+                let graph = stream.capture(|_| self.forward(pass))?;
+                self.graphs.insert(pass.rows, Some(graph));
+            }
+            Some(Some(_)) => {}
+        }
+        match &self.graphs[&pass.rows] {
+            // SAFETY: everything that a pass of this size reads and writes belongs to this phase and
+            // has one place in it.
+            Some(graph) => unsafe { graph.launch(self.stream) },
+            None => Ok(()),
+        }
+    }
+
+    /// The logits that were kept at `place`.
+    pub fn logits(&mut self, place: usize) -> Result<Vec<f32>> {
+        let vocab = self.decoder.config().vocab_size;
+        let mut logits = vec![0.0; vocab];
+        let row = self.buffers.logits.rows(place + 1).range(place * vocab..(place + 1) * vocab);
+        self.tools.transfer.download(self.stream, row, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// Copies one block of the cache to another.
+    pub fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        self.cache.copy_block(self.stream, from, to)
+    }
+
+    /// Queues a pass whose inputs are uploaded.
+    fn forward(&mut self, pass: PassSize) -> Result<()> {
+        let PassSize { rows, wanted } = pass;
+        let (hidden, vocab) = (self.decoder.config().hidden_size, self.decoder.config().vocab_size);
+        let ranges = &self.decoder.ranges;
+        let Self { weights, stream, tools, inputs, buffers, .. } = self;
+        let embedding = &tools.kernels.embedding;
+        let (table, x) = (weights.params.range(ranges.embedding.clone()), &mut buffers.x);
+        embedding.forward(stream, table, inputs.tokens(pass), hidden, x.rows_mut(rows))?;
+        let (norm, normal) = (weights.norm(&ranges.layers[0].input_norm), &mut buffers.normal);
+        tools.kernels.rms_norm.forward(stream, norm, x.rows(rows), normal.rows_mut(rows))?;
+        for layer in 0..ranges.layers.len() {
+            self.attention(layer, pass)?;
+            self.feed_forward(layer, rows)?;
+        }
+        if wanted == 0 {
+            return Ok(());
+        }
+        let Self { weights, stream, tools, inputs, buffers, .. } = self;
+        let (normal, chosen) = (buffers.normal.rows(rows), buffers.wanted.rows_mut(wanted));
+        let embedding = &tools.kernels.embedding;
+        embedding.forward(stream, normal, inputs.wanted(pass), hidden, chosen)?;
+        tools.gemm.forward(
+            stream,
+            Linear { rows: wanted, inputs: hidden, outputs: vocab },
+            buffers.wanted.rows(wanted),
+            weights.params.range(ranges.head.clone()),
+            Start::Zero,
+            buffers.logits.rows_mut(wanted),
+        )
+    }
+
+    /// The first half of a layer, from the norm of its input to that of the feed-forward network.
+    fn attention(&mut self, layer: usize, pass: PassSize) -> Result<()> {
+        let (rows, hidden) = (pass.rows, self.decoder.config().hidden_size);
+        let (heads, ranges) = (heads(self.decoder), &self.decoder.ranges.layers[layer]);
+        let width = self.decoder.attention_width();
+        let Self { weights, rope, stream, tools, inputs, buffers, cache, .. } = self;
+        let Tools { kernels, gemm, .. } = &mut **tools;
+        let bias = ranges.qkv_bias.clone().map(|range| weights.params.range(range));
+        gemm.forward(
+            stream,
+            Linear { rows, inputs: hidden, outputs: heads.row() },
+            buffers.normal.rows(rows),
+            weights.params.range(ranges.qkv.clone()),
+            bias.map_or(Start::Zero, Start::Bias),
+            buffers.qkv.rows_mut(rows),
+        )?;
+        let (keys, values) = cache.layer(layer);
+        let write = CacheWrite { keys, values, slots: inputs.slots(pass) };
+        let angles = rope.angles(inputs.positions(pass));
+        kernels.rope.write(stream, heads, angles, buffers.qkv.rows_mut(rows), &write)?;
+        let CacheWrite { keys, values, .. } = write;
+        let cached = Cache {
+            keys: keys.as_slice(),
+            values: values.as_slice(),
+            tables: inputs.tables(pass),
+            lengths: inputs.lengths(pass),
+        };
+        let attended = buffers.attended.rows_mut(rows);
+        kernels.decode.attend(stream, heads, buffers.qkv.rows(rows), cached, attended)?;
+        gemm.forward(
+            stream,
+            Linear { rows, inputs: width, outputs: hidden },
+            buffers.attended.rows(rows),
+            weights.params.range(ranges.output.clone()),
+            Start::Zero,
+            buffers.branch.rows_mut(rows),
+        )?;
+        let (x, normal) = (buffers.x.rows_mut(rows), buffers.normal.rows_mut(rows));
+        let (norm, branch) = (weights.norm(&ranges.post_norm), buffers.branch.rows(rows));
+        kernels.rms_norm.forward_add(stream, norm, x, branch, normal)
+    }
+
+    /// The rest, to the norm of what comes next.
+    fn feed_forward(&mut self, layer: usize, rows: usize) -> Result<()> {
+        let config = self.decoder.config();
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let ranges = &self.decoder.ranges;
+        let next = ranges.layers.get(layer + 1).map_or(&ranges.norm, |next| &next.input_norm);
+        let Self { weights, stream, tools, buffers, .. } = self;
+        let Tools { kernels, gemm, .. } = &mut **tools;
+        gemm.forward(
+            stream,
+            Linear { rows, inputs: hidden, outputs: 2 * inner },
+            buffers.normal.rows(rows),
+            weights.params.range(ranges.layers[layer].gate_up.clone()),
+            Start::Zero,
+            buffers.gate_up.rows_mut(rows),
+        )?;
+        let product = buffers.product.rows_mut(rows);
+        kernels.swiglu.forward(stream, buffers.gate_up.rows(rows), inner, product)?;
+        gemm.forward(
+            stream,
+            Linear { rows, inputs: inner, outputs: hidden },
+            buffers.product.rows(rows),
+            weights.params.range(ranges.layers[layer].down.clone()),
+            Start::Zero,
+            buffers.branch.rows_mut(rows),
+        )?;
+        let (x, normal) = (buffers.x.rows_mut(rows), buffers.normal.rows_mut(rows));
+        let (norm, branch) = (weights.norm(next), buffers.branch.rows(rows));
+        kernels.rms_norm.forward_add(stream, norm, x, branch, normal)
+    }
+}

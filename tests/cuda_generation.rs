@@ -1,0 +1,371 @@
+//! Generation on a GPU: against the CPU on the same bf16 weights, and against itself in other company.
+//! On a GPU where there is one, else on the emulated driver, whose products add up every sum in one
+//! order; what cuBLASLt does with passes of different sizes only a GPU shows.
+
+#![cfg(feature = "cuda")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+#![expect(clippy::print_stdout, reason = "says where it runs, and when it is skipped")]
+
+mod cuda_support;
+mod support;
+
+use codeseq::base::rng;
+use codeseq::cuda::Gpu;
+use codeseq::engine::{
+    Engine, EngineConfig, FinishReason, Request, Rollout, SamplingParams, Stats, share,
+};
+use codeseq::model::cuda::{DeviceModel, GenerationSize};
+use codeseq::model::layout::init;
+use codeseq::model::{Decoder, ModelConfig, Packed, Row, Target, Workspace};
+use cuda_support::{Driver, driver, emulated_gpu};
+use half::bf16;
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+use support::{Place, done, expect_mistake};
+
+const VOCAB: u32 = 96;
+
+const WIDE: EngineConfig =
+    EngineConfig { max_sequences: 64, max_length: 100, prefill_tokens: 256, cache_blocks: 400 };
+
+/// The fewest blocks in which a sequence of [`WIDE`]'s length fits.
+const LEAST_BLOCKS: usize = 5;
+
+struct Tiny {
+    decoder: Decoder,
+    /// In bf16, as the GPU has them.
+    params: Vec<f32>,
+}
+
+impl Tiny {
+    fn new(kind: &str, is_tied: bool) -> Self {
+        let text = format!(
+            r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": 64,
+            "intermediate_size": 104, "num_hidden_layers": 2, "num_attention_heads": 6,
+            "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.1,
+            "tie_word_embeddings": {is_tied}}}"#
+        );
+        let decoder = Decoder::new(ModelConfig::from_json(&text).unwrap());
+        let mut params = init(decoder.config(), 1);
+        for tensor in decoder.layout().tensors.iter().filter(|tensor| !tensor.decays()) {
+            for i in tensor.range.clone() {
+                params[i] += 0.3 * (rng::uniform(9, i as u64) - 0.5);
+            }
+        }
+        let params = params.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+        Self { decoder, params }
+    }
+
+    /// On the first GPU; `None`, said loudly, where there is none that this program runs on.
+    fn on_gpu(&self) -> Option<DeviceModel> {
+        match driver() {
+            Some(Driver::Real) => {}
+            Some(Driver::StandIn) => println!("on the emulated driver: no GPU here"),
+            None => {
+                println!("SKIPPED: neither an NVIDIA driver nor a C++ compiler");
+                return None;
+            }
+        }
+        let gpu = Gpu::open(0, Some(128 << 20));
+        let gpu = gpu.inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()?;
+        let mut model = DeviceModel::new(gpu, self.decoder.clone(), WIDE.max_length).unwrap();
+        model.upload(0, &self.params).unwrap();
+        Some(model)
+    }
+
+    /// What the CPU makes of `tokens` after `prompt`.
+    fn scores(&self, prompt: &[u32], tokens: &[u32], temperature: f32) -> Vec<f32> {
+        let sequence = [prompt, tokens].concat();
+        let targets: Vec<Target> = (prompt.len()..sequence.len())
+            .map(|i| Target { row: i - 1, token: sequence[i] })
+            .collect();
+        let packed = Packed::from_sequences([sequence.as_slice()]);
+        let workspace = &mut Workspace::new();
+        let scores = self.decoder.score(&self.params, &packed, &targets, temperature, workspace);
+        scores.iter().map(|score| score.logp).collect()
+    }
+}
+
+fn sampling() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.8,
+        max_new_tokens: 20,
+        stop_ids: vec![0, 1],
+        ..SamplingParams::default()
+    }
+}
+
+fn request(length: u32, num_samples: usize, key: u64) -> Request {
+    Request { prompt: (0..length).map(|i| (7 * i + length) % VOCAB).collect(), num_samples, key }
+}
+
+/// Prompts of many lengths with different numbers of samples.
+fn requests() -> Vec<Request> {
+    [(1, 3), (9, 1), (40, 5), (17, 2), (64, 4), (66, 3)]
+        .into_iter()
+        .zip(100..)
+        .map(|((length, num_samples), key)| request(length, num_samples, key))
+        .collect()
+}
+
+/// Runs a workload; every sample of every request must finish exactly once, and every block come back.
+fn collect(
+    mut engine: Engine<'_>,
+    requests: &[Request],
+    sampling: &SamplingParams,
+) -> (Vec<Vec<Rollout>>, Stats) {
+    let mut found: Vec<Vec<Option<Rollout>>> =
+        requests.iter().map(|request| vec![None; request.num_samples]).collect();
+    let mut note = |request: usize, sample: usize, rollout: Rollout| {
+        assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
+    };
+    let stats = engine.generate(requests, sampling, &mut note).unwrap();
+    assert_eq!(engine.blocks_in_use(), 0, "every block is given back");
+    let rollouts =
+        found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());
+    (rollouts.collect(), stats)
+}
+
+fn rollouts(
+    model: &mut DeviceModel,
+    requests: &[Request],
+    sampling: &SamplingParams,
+    config: EngineConfig,
+) -> Vec<Vec<Rollout>> {
+    collect(Engine::on_gpu(model, config).unwrap(), requests, sampling).0
+}
+
+/// Tokens, bits and reasons.
+fn bits(rollouts: &[Rollout]) -> Vec<(&[u32], Vec<u32>, FinishReason)> {
+    let bits_of = |r: &Rollout| r.logprobs.iter().map(|logp| logp.to_bits()).collect();
+    rollouts.iter().map(|r| (r.tokens.as_slice(), bits_of(r), r.finish_reason)).collect()
+}
+
+#[test]
+fn cuda_log_probabilities_are_the_cpus_within_the_error_of_bf16() {
+    let with =
+        |temperature, top_k, top_p| SamplingParams { temperature, top_k, top_p, ..sampling() };
+    let choosy = SamplingParams { min_p: 0.05, repetition_penalty: 1.3, ..sampling() };
+    let padded = SamplingParams { vocab_size: 90, ..sampling() };
+    for tiny in [Tiny::new("llama", true), Tiny::new("qwen2", false)] {
+        let Some(mut model) = tiny.on_gpu() else { return };
+        for sampling in [
+            with(1.0, 0, 1.0),
+            with(1.3, 5, 0.9),
+            with(0.0, 0, 1.0),
+            choosy.clone(),
+            padded.clone(),
+        ] {
+            let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
+            let found = rollouts(&mut model, &requests(), &sampling, WIDE);
+            let (mut sum, mut count) = (0.0f64, 0);
+            for (request, rollouts) in requests().iter().zip(&found) {
+                for rollout in rollouts {
+                    assert!(rollout.tokens.iter().all(|&t| (t as usize) < sampling.vocab_size));
+                    let scores = tiny.scores(&request.prompt, &rollout.tokens, temperature);
+                    for (a, b) in scores.iter().zip(&rollout.logprobs) {
+                        let error = f64::from((a - b).abs());
+                        assert!(error < 2e-2, "{a} {b} {sampling:?}");
+                        (sum, count) = (sum + error, count + 1);
+                    }
+                }
+            }
+            let mean = sum / f64::from(count);
+            println!("mean error of {count} log-probabilities: {mean:.1e}");
+            assert!(count > 100 && mean < 4e-3, "{mean} of {count} {sampling:?}");
+        }
+    }
+}
+
+#[test]
+fn cuda_greedy_tokens_are_almost_always_the_cpus() {
+    let tiny = Tiny::new("qwen2", false);
+    let Some(mut model) = tiny.on_gpu() else { return };
+    let greedy = SamplingParams { temperature: 0.0, stop_ids: Vec::new(), ..sampling() };
+    let found = rollouts(&mut model, &requests(), &greedy, WIDE);
+    // What the CPU takes next after each beginning of what the GPU took.
+    let (mut beginnings, mut taken) = (Vec::new(), Vec::new());
+    for (request, rollouts) in requests().iter().zip(&found) {
+        assert!(rollouts.iter().all(|rollout| rollout.tokens == rollouts[0].tokens));
+        for (i, &token) in rollouts[0].tokens.iter().enumerate() {
+            let prompt = [request.prompt.as_slice(), &rollouts[0].tokens[..i]].concat();
+            beginnings.push(Request { prompt, num_samples: 1, key: 0 });
+            taken.push(token);
+        }
+    }
+    let one = SamplingParams { max_new_tokens: 1, ..greedy };
+    let engine = Engine::new(&tiny.decoder, &tiny.params, WIDE);
+    let (of_cpu, _) = collect(engine, &beginnings, &one);
+    let same = of_cpu.iter().zip(&taken).filter(|(cpu, gpu)| cpu[0].tokens == [**gpu]).count();
+    println!("{same} of {} greedy tokens are the CPU's", taken.len());
+    assert!(same * 100 >= taken.len() * 95, "{same} of {}", taken.len());
+}
+
+#[test]
+fn cuda_rollouts_do_not_depend_on_sizes_company_or_preemption() {
+    let tiny = Tiny::new("llama", true);
+    let Some(mut model) = tiny.on_gpu() else { return };
+    let expected = rollouts(&mut model, &requests(), &sampling(), WIDE);
+    for (max_sequences, prefill_tokens, cache_blocks) in
+        [(1, 256, 400), (3, 7, 9), (64, 31, LEAST_BLOCKS), (64, 256, 13), (5, 1, 40)]
+    {
+        let config = EngineConfig { max_sequences, prefill_tokens, cache_blocks, ..WIDE };
+        let text = format!("{config:?}");
+        let (found, stats) =
+            collect(Engine::on_gpu(&mut model, config).unwrap(), &requests(), &sampling());
+        assert!(cache_blocks > LEAST_BLOCKS || stats.preemptions > 0, "{stats:?}");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(bits(found), bits(expected), "{text}");
+        }
+    }
+    let mut backwards = requests();
+    backwards.reverse();
+    let found = rollouts(&mut model, &backwards[1..], &sampling(), WIDE);
+    for (found, expected) in found.iter().zip(expected.iter().rev().skip(1)) {
+        assert_eq!(bits(found), bits(expected));
+    }
+    let penalized = SamplingParams { repetition_penalty: 1.2, ..sampling() };
+    let crowd = [request(20, 40, 7), request(33, 3, 8)];
+    let together = rollouts(&mut model, &crowd, &penalized, WIDE);
+    let narrow = EngineConfig { max_sequences: 2, ..WIDE };
+    for (a, b) in together.iter().zip(rollouts(&mut model, &crowd, &penalized, narrow)) {
+        assert_eq!(bits(a), bits(&b), "with a penalty");
+    }
+}
+
+#[test]
+fn cuda_two_gpus_share_a_workload_and_give_what_one_does() {
+    let tiny = Tiny::new("llama", true);
+    let (Some(mut one), Some(mut other)) = (tiny.on_gpu(), tiny.on_gpu()) else { return };
+    let expected = rollouts(&mut one, &requests(), &sampling(), WIDE);
+    let mut found: Vec<Vec<Option<Rollout>>> =
+        requests().iter().map(|request| vec![None; request.num_samples]).collect();
+    let mut note = |request: usize, sample: usize, rollout: Rollout| {
+        assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
+    };
+    let narrow = &EngineConfig { max_sequences: 2, ..WIDE };
+    let models = [&mut one, &mut other];
+    let engines = models.into_iter().map(|model| move || Engine::on_gpu(model, narrow.clone()));
+    share(engines.collect(), &requests(), &sampling(), &mut note).unwrap();
+    for (found, expected) in found.into_iter().zip(&expected) {
+        let found: Vec<Rollout> = found.into_iter().map(Option::unwrap).collect();
+        assert_eq!(bits(&found), bits(expected));
+    }
+}
+
+#[test]
+fn cuda_a_recorded_pass_computes_what_a_launched_one_does() {
+    let tiny = Tiny::new("qwen2", false);
+    let Some(mut model) = tiny.on_gpu() else { return };
+    let size = GenerationSize { rows: 40, logits: 8, length: 64, blocks: 8 };
+    let mut generation = model.generation(size).unwrap();
+    assert_eq!(generation.num_blocks(), 8);
+    let tables: [&[u32]; 3] = [&[5, 0], &[3], &[7]];
+    let row =
+        |sequence, position, token, wants_logits| Row { token, sequence, position, wants_logits };
+    let prompts: Vec<Row> = [(0, 35), (1, 3), (2, 1)]
+        .into_iter()
+        .flat_map(|(sequence, len)| (0..len).map(move |i| row(sequence, i, 3 * i + 1, false)))
+        .collect();
+    generation.extend(&tables, &prompts).unwrap();
+    // Two steps of three rows, filled up to four, take turns: one is launched, all others recorded.
+    let steps = [11, 23].map(|token| {
+        [(0, 35), (1, 3), (2, 1)].map(|(sequence, position)| row(sequence, position, token, true))
+    });
+    let mut found = Vec::new();
+    for turn in 0..5 {
+        generation.extend(&tables, &steps[turn % 2]).unwrap();
+        let logits: Vec<u32> =
+            (0..3).flat_map(|place| generation.logits(place).unwrap()).map(f32::to_bits).collect();
+        found.push(logits);
+    }
+    assert_eq!([&found[2], &found[4]], [&found[0]; 2]);
+    assert_eq!(found[3], found[1]);
+    assert_ne!(found[0], found[1]);
+}
+
+#[test]
+fn cuda_a_cache_shrinks_to_the_memory_that_is_left() {
+    let tiny = Tiny::new("llama", true);
+    let Some(mut model) = tiny.on_gpu() else { return };
+    let size = GenerationSize { rows: 8, logits: 8, length: 64, blocks: 1 << 30 };
+    let blocks = model.generation(size).unwrap().num_blocks();
+    // Keys and values of a block in bf16: 2 layers of 2 heads of 32 elements, at 32 positions.
+    let block_bytes = 2 * 2 * 2 * 2 * 32 * 32;
+    assert!(blocks > 1000 && blocks * block_bytes < 128 << 20, "{blocks}");
+    let least = EngineConfig { cache_blocks: LEAST_BLOCKS - 1, ..WIDE };
+    let refusal = Engine::on_gpu(&mut model, least)
+        .unwrap()
+        .generate(&[request(4, 1, 1)], &sampling(), &mut |_: usize, _: usize, _: Rollout| {})
+        .unwrap_err();
+    assert!(refusal.to_string().contains("needs 5"), "{refusal}");
+}
+
+/// The program where it finds an emulated GPU.
+fn train(place: &Place, words: &str) -> Option<Command> {
+    let mut command = place.train(words);
+    match driver()? {
+        Driver::Real => {}
+        Driver::StandIn => {
+            command.env("LD_LIBRARY_PATH", emulated_gpu()?);
+        }
+    }
+    Some(command)
+}
+
+#[test]
+fn cuda_commands_generate_score_and_evaluate_the_demos_model() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = root.join("data/demo/base").display().to_string();
+    let place = Place::new();
+    let problems = std::fs::read_to_string(root.join("data/demo/test.jsonl")).unwrap();
+    let first: Vec<&str> = problems.lines().take(2).collect();
+    place.write("problems.jsonl", &(first.join("\n") + "\n"));
+
+    let words = format!("generate --model {model} --max-new-tokens 12 -n 2 --json --prompt print(");
+    let Some(mut command) = train(&place, &format!("{words} --device cuda")) else { return };
+    let generated = done(&mut command);
+    let lines: Vec<Value> =
+        generated.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    let numbers = |line: &Value, key: &str| -> Vec<f64> {
+        line[key].as_array().unwrap().iter().filter_map(Value::as_f64).collect()
+    };
+
+    // What was generated is scored on both devices.
+    place.write(
+        "ids.jsonl",
+        &generated
+            .lines()
+            .map(|line| {
+                let line: Value = serde_json::from_str(line).unwrap();
+                format!("{}\n", serde_json::json!({"input_ids": line["output_ids"]}))
+            })
+            .collect::<String>(),
+    );
+    let score = |device: &str| {
+        let words =
+            format!("score --model {model} --data @ids.jsonl --out @{device} --device {device}");
+        done(&mut train(&place, &words).unwrap());
+        let text = std::fs::read_to_string(place.path(device)).unwrap();
+        let lines: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.iter().flat_map(|line| numbers(line, "logprobs")).collect::<Vec<f64>>()
+    };
+    let (cpu, cuda) = (score("cpu"), score("cuda"));
+    assert_eq!(cpu.len(), cuda.len());
+    let largest = cpu.iter().zip(&cuda).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    println!("largest error of {} scores: {largest:.1e}", cpu.len());
+    assert!(cpu.len() > 2 && largest < 0.1, "{largest}");
+
+    let words = format!(
+        "eval gtg --model {model} --data @problems.jsonl --rollouts 2 --max-new-tokens 16 --device cuda"
+    );
+    done(&mut train(&place, &format!("{words} --out @score.json")).unwrap());
+    let score: Value =
+        serde_json::from_str(&std::fs::read_to_string(place.path("score.json")).unwrap()).unwrap();
+    assert_eq!([&score["num_problems"], &score["num_rollouts"]], [2, 2]);
+    let too_many = &mut train(&place, &format!("{words} --ranks 9")).unwrap();
+    expect_mistake(too_many, &["9 ranks on device cuda", "CUDA_VISIBLE_DEVICES"]);
+}
