@@ -25,10 +25,14 @@ python=${PYTHON:-python3}
 mkdir "$out" || exit 2
 
 models=(llama3-8b qwen2.5-7b)
-sizes=()
+sizes=(--repeats 10)
+seq=(--seq 5120)
+decoded=(--batch 64,256 --context 1024,2048)
 if [[ -n $tiny ]]; then
     models=(tiny)
-    sizes=(--seq 64 --repeats 1)
+    sizes=(--repeats 1)
+    seq=(--seq 64)
+    decoded=(--batch 2 --context 33)
 fi
 
 failed=0
@@ -62,13 +66,17 @@ peer() {
 } | tee "$out/summary.txt"
 
 # The judge is no part of this, and doctor fails where it cannot start.
-peer doctor 30 "$train" doctor
-step correctness 120 "$train" gpu-check
+peer doctor 20 "$train" doctor
+step correctness 60 "$train" gpu-check
 for model in "${models[@]}"; do
-    step "ops-$model" 60 "$train" bench ops --model-config "$model" "${sizes[@]}" --json "$out/ops-$model.json"
-    step "step-$model" 60 "$train" bench step --model-config "$model" "${sizes[@]}" --json "$out/step-$model.json"
+    common=(--model-config "$model" "${sizes[@]}" --json)
+    step "ops-$model" 30 "$train" bench ops "${common[@]}" "$out/ops-$model.json" "${seq[@]}"
+    step "step-$model" 45 "$train" bench step "${common[@]}" "$out/step-$model.json" "${seq[@]}"
+    step "decode-$model" 45 "$train" bench decode "${common[@]}" "$out/decode-$model.json" "${decoded[@]}"
 done
-peer "peer-step-${models[0]}" 150 "$python" "$root/scripts/peers/gpu_step.py" --model "${models[0]}" "${sizes[@]}"
+peers=$root/scripts/peers
+peer "peer-step-${models[0]}" 90 "$python" "$peers/gpu_step.py" --model "${models[0]}" "${sizes[@]}" "${seq[@]}"
+peer "peer-decode-${models[0]}" 60 "$python" "$peers/gpu_decode.py" --model "${models[0]}" "${sizes[@]}" "${decoded[@]}"
 
 echo "results in $out, $SECONDS s in all" | tee -a "$out/summary.txt"
 exit $failed

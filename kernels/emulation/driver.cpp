@@ -188,7 +188,7 @@ int emulated_put(void* stream, Work work) {
 
 void emulated_run(void* stream) {
     auto queue = stream ? static_cast<Stream*>(stream)->queue : nullptr;
-    if (queue) std::thread([queue, end = queue->put] { queue->run_to(end); }).detach();
+    if (queue) std::thread([queue, end = queue->put.load()] { queue->run_to(end); }).detach();
 }
 
 extern "C" {

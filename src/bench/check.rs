@@ -77,7 +77,7 @@ fn objective(first: usize, gradients: &mut [ScoreGradient]) {
 
 fn batch() -> (Packed, Vec<Target>) {
     let token = |i: usize| (rng::uniform(4, i as u64) * VOCAB as f32) as u32;
-    let tokens: Vec<u32> = (0..LENGTHS.iter().sum()).map(token).collect();
+    let tokens: Vec<u32> = (0..LENGTHS.iter().sum::<usize>()).map(token).collect();
     let mut rest = tokens.as_slice();
     let sequences = LENGTHS.map(|len| {
         let (sequence, after) = rest.split_at(len);

@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod clock;
+pub mod decode;
 pub mod ops;
 pub mod report;
 pub mod shapes;

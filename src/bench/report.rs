@@ -1,7 +1,7 @@
 //! What a measurement says: where it ran, and a line for each thing measured.
 //!
 //! Contract: the same numbers as text and as JSON. The limit of a line is the larger of the time that
-//! its bytes take at the measured copy bandwidth and its operations at the best measured product;
+//! its bytes take at the bandwidth of a copy and its operations at the best rate of a product;
 //! its share is that over the time taken.
 
 use crate::base::table::Table;
@@ -27,7 +27,7 @@ pub struct Report {
     pub is_emulated: bool,
     /// Machine and program.
     pub environment: Environment,
-    /// What was measured about the device as a whole.
+    /// What bounds every line.
     pub limits: Option<Limits>,
     /// What was measured.
     pub lines: Vec<Line>,
@@ -35,13 +35,18 @@ pub struct Report {
     pub facts: Vec<(String, String)>,
 }
 
-/// Rates that bound all work on a device, measured.
+/// Rates that bound all work on a device.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Limits {
     /// Bytes read and written by a copy in a second.
     pub bytes_per_second: f64,
     /// Operations of the best product in a second.
     pub flops_per_second: f64,
+}
+
+impl Limits {
+    /// Those of an H100 SXM by its data sheet: where a command measures none.
+    pub const H100: Self = Self { bytes_per_second: 3.35e12, flops_per_second: 989.4e12 };
 }
 
 /// One thing that was measured.

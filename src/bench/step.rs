@@ -6,7 +6,7 @@
 //! dense bf16 that NVIDIA states for an H100.
 
 use super::clock::{Clock, Repeats, wall};
-use super::report::{Line, Report};
+use super::report::{Limits, Line, Report};
 use crate::base::human;
 use crate::base::rng;
 use crate::cuda::kernels::adamw::{AdamW, DecayRange, Shard, StepInputs};
@@ -18,8 +18,8 @@ use crate::train::flops::ModelFlops;
 use anyhow::Result;
 use half::bf16;
 
-/// Operations of dense bf16 in a second, of an H100 SXM (NVIDIA's data sheet).
-const PEAK: f64 = 989.4e12;
+/// Operations of dense bf16 in a second.
+const PEAK: f64 = Limits::H100.flops_per_second;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +89,7 @@ pub fn run(
     report.lines.push(line("scoring: forward", forward, flops / 3.0));
     let bytes = 40.0 * own.len() as f64;
     report.lines.push(Line { bytes, ..line("optimizer: accumulate and step", optimizer, 0.0) });
+    report.limits = Some(Limits::H100);
     let plan = TrainingMemory::new(model.decoder(), size, recompute, has_cudnn);
     let peak = model.split().1.arena.peak_bytes();
     report.fact("tokens of a micro-step", tokens);

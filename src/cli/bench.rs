@@ -4,7 +4,7 @@ use super::launch::command_line;
 use super::print;
 use crate::base::fs::{check_writable, write_atomic};
 use crate::bench::clock::Repeats;
-use crate::bench::{Report, ops, shapes, step};
+use crate::bench::{Report, decode, ops, shapes, step};
 use crate::cuda::{Device, Gpu};
 use crate::model::{ModelConfig, Recompute};
 use anyhow::{Context, Result};
@@ -17,6 +17,8 @@ pub enum Command {
     Ops(OpsArgs),
     /// The micro-step of training with a share of the optimizer: seconds, tokens per second, MFU
     Step(StepArgs),
+    /// One step of decoding, for batches and contexts: milliseconds, tokens per second
+    Decode(DecodeArgs),
 }
 
 /// What all have.
@@ -25,9 +27,6 @@ struct Common {
     /// llama3-8b, qwen2.5-7b, tiny, or the path of a config.json
     #[arg(long, value_name = "MODEL", default_value = "llama3-8b")]
     model_config: String,
-    /// Tokens of a batch, one sequence
-    #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
-    seq: usize,
     /// Runs of which the median counts, after some to warm up
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     repeats: usize,
@@ -44,6 +43,9 @@ struct Common {
 pub struct OpsArgs {
     #[command(flatten)]
     common: Common,
+    /// Tokens of a batch, one sequence
+    #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
+    seq: usize,
 }
 
 /// Arguments of `train bench step`.
@@ -51,6 +53,9 @@ pub struct OpsArgs {
 pub struct StepArgs {
     #[command(flatten)]
     common: Common,
+    /// Tokens of a batch, one sequence
+    #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
+    seq: usize,
     /// GPUs that would share the optimizer state
     #[arg(long, value_name = "GPUS", default_value_t = 8, value_parser = at_least_one)]
     zero_world: usize,
@@ -59,18 +64,38 @@ pub struct StepArgs {
     recompute_layers: bool,
 }
 
+/// Arguments of `train bench decode`.
+#[derive(Debug, clap::Args)]
+pub struct DecodeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Sequences of a step
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [64, 256],
+          value_parser = at_least_one)]
+    batch: Vec<usize>,
+    /// Tokens that each sequence has
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [1024, 2048],
+          value_parser = at_least_one)]
+    context: Vec<usize>,
+}
+
 /// Measures and prints.
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::Ops(OpsArgs { common }) => measure(&common, |mut gpu, config, report| {
-            let sizes = ops::Sizes::new(config, common.seq);
+        Command::Ops(OpsArgs { common, seq }) => measure(&common, |mut gpu, config, report| {
+            let sizes = ops::Sizes::new(config, seq);
             ops::run(&mut gpu, config, sizes, Repeats::new(common.repeats), report)
         }),
-        Command::Step(StepArgs { common, zero_world, recompute_layers }) => {
+        Command::Step(StepArgs { common, seq, zero_world, recompute_layers }) => {
             let recompute = if recompute_layers { Recompute::Layer } else { Recompute::Selective };
-            let sizes = step::Sizes { tokens: common.seq, world: zero_world, recompute };
+            let sizes = step::Sizes { tokens: seq, world: zero_world, recompute };
             measure(&common, |gpu, config, report| {
                 step::run(gpu, config, sizes, Repeats::new(common.repeats), report)
+            })
+        }
+        Command::Decode(DecodeArgs { common, batch, context }) => {
+            measure(&common, |gpu, config, report| {
+                decode::run(gpu, config, (&batch, &context), Repeats::new(common.repeats), report)
             })
         }
     }

@@ -1,0 +1,102 @@
+//! `bench decode`: one step of decoding, for batches and contexts.
+//!
+//! Contract: every sequence of a batch holds `context` tokens of arbitrary keys and values, and gets
+//! one more: a pass through the decoder, then a drawn token that comes to the host, which is what an
+//! engine waits for between two steps. Sequences share no blocks. The limit counts the weights, read
+//! once, and the cache. Weights are random.
+
+use super::clock::{Repeats, wall};
+use super::report::{Limits, Line, Report};
+use super::step::upload_random;
+use crate::base::human;
+use crate::cuda::Gpu;
+use crate::model::cuda::{DeviceModel, GenerationSize};
+use crate::model::{Decoder, KvCache, ModelConfig, Row};
+use crate::ops::sample::{Draw, Policy, Sampling};
+use anyhow::{Result, ensure};
+
+/// Measures every batch with every context on `gpu` and adds it to `report`.
+pub fn run(
+    gpu: Gpu,
+    config: &ModelConfig,
+    (batches, contexts): (&[usize], &[usize]),
+    repeats: Repeats,
+    report: &mut Report,
+) -> Result<()> {
+    let longest = contexts.iter().max().map_or(0, |context| context + 1);
+    let mut model = DeviceModel::new(gpu, Decoder::new(config.clone()), longest)?;
+    upload_random(&mut model)?;
+    report.limits = Some(Limits::H100);
+    for &batch in batches {
+        for &context in contexts {
+            let milliseconds = step(&mut model, batch, context, repeats)?;
+            let name = format!("batch {batch}, context {context}");
+            let tokens = batch as f64 / milliseconds * 1e3;
+            report.fact(&format!("{name}: tokens per second"), format!("{tokens:.0}"));
+            let (bytes, flops) = work(config, batch, context);
+            report.lines.push(Line { name, milliseconds, bytes, flops });
+        }
+    }
+    report.fact("limits", "of an H100's data sheet, not measured");
+    report.fact("peak memory", human::bytes(model.split().1.arena.peak_bytes() as u64));
+    Ok(())
+}
+
+/// Median milliseconds of one step.
+fn step(model: &mut DeviceModel, batch: usize, context: usize, repeats: Repeats) -> Result<f64> {
+    let vocab_size = model.decoder().config().vocab_size;
+    let each = KvCache::blocks_for(context + 1);
+    let size =
+        GenerationSize { rows: batch, logits: batch, length: context + 1, blocks: batch * each };
+    let mut generation = model.generation(size)?;
+    let blocks = generation.num_blocks();
+    ensure!(
+        blocks >= size.blocks,
+        "batch {batch} with context {context} needs {} blocks of cache; there is room for {blocks}",
+        size.blocks
+    );
+    let all: Vec<u32> = (0..size.blocks as u32).collect();
+    let tables: Vec<&[u32]> = all.chunks(each).collect();
+    let row = |sequence| Row {
+        token: sequence % vocab_size as u32,
+        sequence,
+        position: context as u32,
+        wants_logits: true,
+    };
+    let rows: Vec<Row> = (0..batch as u32).map(row).collect();
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+    let policy = Policy { sampling, repetition_penalty: 1.0, vocab_size };
+    let draws: Vec<Draw<'_>> =
+        (0..batch as u64).map(|key| Draw { key, prompt: &[], response: &[] }).collect();
+    wall(repeats, || {
+        generation.extend(&tables, &rows)?;
+        generation.draw(&draws, &policy).map(drop)
+    })
+}
+
+/// Bytes that a step reads at least, and its operations.
+fn work(config: &ModelConfig, batch: usize, context: usize) -> (f64, f64) {
+    let embedding = config.vocab_size * config.hidden_size;
+    let tied = if config.tie_word_embeddings { 0 } else { embedding };
+    let weights = (config.num_parameters() - tied) as f64;
+    let (batch, context) = (batch as f64, context as f64);
+    let layers = (config.num_layers * config.head_dim) as f64;
+    let cached = 2.0 * batch * context * layers * config.num_kv_heads as f64;
+    let attention = 4.0 * batch * context * layers * config.num_heads as f64;
+    (2.0 * weights + 2.0 * cached, 2.0 * batch * weights + attention)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::shapes;
+
+    #[test]
+    fn a_step_reads_the_weights_once_and_the_cache_of_every_sequence() {
+        let config = shapes::find("llama3-8b").unwrap();
+        let (bytes, flops) = work(&config, 64, 1024);
+        // 15.0 GB of weights, and 128 KiB of cache for each of 65,536 tokens.
+        assert!((bytes / 1e9 - 23.6).abs() < 0.1, "{bytes}");
+        assert!((flops / 1e12 - 0.995).abs() < 0.01, "{flops}");
+    }
+}
