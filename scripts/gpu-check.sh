@@ -28,17 +28,19 @@ models=(llama3-8b qwen2.5-7b)
 sizes=(--repeats 10)
 seq=(--seq 5120)
 decoded=(--batch 64,256 --context 1024,2048)
+patience=1
 if [[ -n $tiny ]]; then
     models=(tiny)
     sizes=(--repeats 1)
     seq=(--seq 64)
     decoded=(--batch 2 --context 33)
+    patience=10
 fi
 
 failed=0
 # step NAME SECONDS COMMAND...
 step() {
-    local name=$1 limit=$2 started=$SECONDS status=0
+    local name=$1 limit=$(($2 * patience)) started=$SECONDS status=0
     shift 2
     { echo "\$ $*"; timeout "$limit" "$@"; } > "$out/$name.txt" 2>&1 || status=$?
     local ended="went well"
