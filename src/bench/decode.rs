@@ -13,7 +13,7 @@ use crate::cuda::Gpu;
 use crate::model::cuda::{DeviceModel, GenerationSize};
 use crate::model::{Decoder, KvCache, ModelConfig, Row};
 use crate::ops::sample::{Draw, Policy, Sampling};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 /// Measures every batch with every context on `gpu` and adds it to `report`.
 pub fn run(
@@ -29,8 +29,11 @@ pub fn run(
     report.limits = Some(Limits::H100);
     for &batch in batches {
         for &context in contexts {
-            let milliseconds = step(&mut model, batch, context, repeats)?;
             let name = format!("batch {batch}, context {context}");
+            let Some(milliseconds) = step(&mut model, batch, context, repeats)? else {
+                report.fact(&name, "the cache has no room");
+                continue;
+            };
             let tokens = batch as f64 / milliseconds * 1e3;
             report.fact(&format!("{name}: tokens per second"), format!("{tokens:.0}"));
             let (bytes, flops) = work(config, batch, context);
@@ -42,19 +45,21 @@ pub fn run(
     Ok(())
 }
 
-/// Median milliseconds of one step.
-fn step(model: &mut DeviceModel, batch: usize, context: usize, repeats: Repeats) -> Result<f64> {
+/// Median milliseconds of one step; `None` if the cache has no room for it.
+fn step(
+    model: &mut DeviceModel,
+    batch: usize,
+    context: usize,
+    repeats: Repeats,
+) -> Result<Option<f64>> {
     let vocab_size = model.decoder().config().vocab_size;
     let each = KvCache::blocks_for(context + 1);
     let size =
         GenerationSize { rows: batch, logits: batch, length: context + 1, blocks: batch * each };
     let mut generation = model.generation(size)?;
-    let blocks = generation.num_blocks();
-    ensure!(
-        blocks >= size.blocks,
-        "batch {batch} with context {context} needs {} blocks of cache; there is room for {blocks}",
-        size.blocks
-    );
+    if generation.num_blocks() < size.blocks {
+        return Ok(None);
+    }
     let all: Vec<u32> = (0..size.blocks as u32).collect();
     let tables: Vec<&[u32]> = all.chunks(each).collect();
     let row = |sequence| Row {
@@ -68,10 +73,11 @@ fn step(model: &mut DeviceModel, batch: usize, context: usize, repeats: Repeats)
     let policy = Policy { sampling, repetition_penalty: 1.0, vocab_size };
     let draws: Vec<Draw<'_>> =
         (0..batch as u64).map(|key| Draw { key, prompt: &[], response: &[] }).collect();
-    wall(repeats, || {
+    let milliseconds = wall(repeats, || {
         generation.extend(&tables, &rows)?;
         generation.draw(&draws, &policy).map(drop)
-    })
+    })?;
+    Ok(Some(milliseconds))
 }
 
 /// Bytes that a step reads at least, and its operations.
