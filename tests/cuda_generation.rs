@@ -234,6 +234,10 @@ fn cuda_rollouts_do_not_depend_on_sizes_company_or_preemption() {
     }
 }
 
+fn narrow_on(model: &mut DeviceModel) -> impl FnOnce() -> anyhow::Result<Engine<'_>> + Send {
+    move || Engine::on_gpu(model, EngineConfig { max_sequences: 2, ..WIDE })
+}
+
 #[test]
 fn cuda_two_gpus_share_a_workload_and_give_what_one_does() {
     let tiny = Tiny::new("llama", true);
@@ -244,10 +248,8 @@ fn cuda_two_gpus_share_a_workload_and_give_what_one_does() {
     let mut note = |request: usize, sample: usize, rollout: Rollout| {
         assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
     };
-    let narrow = &EngineConfig { max_sequences: 2, ..WIDE };
-    let models = [&mut one, &mut other];
-    let engines = models.into_iter().map(|model| move || Engine::on_gpu(model, narrow.clone()));
-    share(engines.collect(), &requests(), &sampling(), &mut note).unwrap();
+    let engines = vec![narrow_on(&mut one), narrow_on(&mut other)];
+    share(engines, &requests(), &sampling(), &mut note).unwrap();
     for (found, expected) in found.into_iter().zip(&expected) {
         let found: Vec<Rollout> = found.into_iter().map(Option::unwrap).collect();
         assert_eq!(bits(&found), bits(expected));
@@ -266,7 +268,9 @@ fn cuda_a_recorded_pass_computes_what_a_launched_one_does() {
         |sequence, position, token, wants_logits| Row { token, sequence, position, wants_logits };
     let prompts: Vec<Row> = [(0, 35), (1, 3), (2, 1)]
         .into_iter()
-        .flat_map(|(sequence, len)| (0..len).map(move |i| row(sequence, i, 3 * i + 1, false)))
+        .flat_map(|(sequence, len)| {
+            (0..len).map(move |i| row(sequence, i, (3 * i + 1) % VOCAB, false))
+        })
         .collect();
     generation.extend(&tables, &prompts).unwrap();
     // Two steps of three rows, filled up to four, take turns: one is launched, all others recorded.

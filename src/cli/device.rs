@@ -5,7 +5,6 @@ use crate::checkpoint::LanguageModel;
 use crate::engine::device::{self, DeviceModel};
 use crate::eval::generator::Generator;
 use anyhow::Result;
-use std::fmt;
 
 /// Far more ranks than anybody has.
 const MOST_RANKS: usize = 1 << 10;
@@ -18,15 +17,6 @@ pub enum Device {
     Cpu,
     /// NVIDIA GPUs, in bf16
     Cuda,
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        })
-    }
 }
 
 /// Where a command that shares its work generates.

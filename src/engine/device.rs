@@ -93,7 +93,7 @@ pub fn score(
     for batch in batches {
         let packed = Packed::from_sequences(batch.iter().map(Vec::as_slice));
         let of_sequence = |(sequence, &start): (&Vec<u32>, &usize)| {
-            let next = |(i, &token)| Target { row: start + i, token };
+            let next = |(i, &token): (usize, &u32)| Target { row: start + i, token };
             sequence.iter().skip(1).enumerate().map(next).collect::<Vec<_>>()
         };
         let targets: Vec<Target> =

@@ -91,10 +91,17 @@ impl<'a> Generator<'a> {
                 share(vec![engine; *ranks], requests, sampling, observer)
             }
             Ranks::Gpus(gpus) => {
-                let engines =
-                    gpus.iter_mut().map(|gpu| move || Engine::on_gpu(gpu, config.clone()));
+                let engines = gpus.iter_mut().map(|gpu| engine_on(gpu, config.clone()));
                 share(engines.collect(), requests, sampling, observer)
             }
         }
     }
+}
+
+/// Makes an engine on the thread of its rank.
+fn engine_on<'m>(
+    gpu: &'m mut DeviceModel,
+    config: EngineConfig,
+) -> impl FnOnce() -> Result<Engine<'m>> + Send {
+    move || Engine::on_gpu(gpu, config)
 }
