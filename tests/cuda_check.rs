@@ -1,8 +1,6 @@
 //! `train gpu-check` and `train bench` on the emulated driver: what runs first on a GPU has run before.
 
 #![cfg(feature = "cuda")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
-#![expect(clippy::print_stdout, reason = "says when it is skipped")]
 
 mod cuda_support;
 
