@@ -45,7 +45,7 @@ pub fn run(ordinal: usize) -> Result<Vec<Check>> {
         let text = format!(
             r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": {hidden},
             "intermediate_size": 168, "num_hidden_layers": 2, "num_attention_heads": 6,
-            "num_key_value_heads": 2, "head_dim": {dim}, "initializer_range": 0.1,
+            "num_key_value_heads": 2, "head_dim": {dim}, "initializer_range": 0.04,
             "tie_word_embeddings": {is_tied}}}"#
         );
         let decoder = Decoder::new(ModelConfig::from_json(&text)?);

@@ -1,8 +1,8 @@
 //! `bench decode`: one step of decoding, for batches and contexts.
 //!
-//! Contract: every sequence of a batch holds `context` tokens of arbitrary keys and values, and gets
+//! Contract: every sequence of a batch holds the same `context` tokens in blocks of its own, and gets
 //! one more: a pass through the decoder, then a drawn token that comes to the host, which is what an
-//! engine waits for between two steps. Sequences share no blocks. The limit counts the weights, read
+//! engine waits for between two steps. The limit counts the weights, read
 //! once, and the cache. Weights are random.
 
 use super::clock::{Repeats, wall};
@@ -14,6 +14,9 @@ use crate::model::cuda::{DeviceModel, GenerationSize};
 use crate::model::{Decoder, KvCache, ModelConfig, Row};
 use crate::ops::sample::{Draw, Policy, Sampling};
 use anyhow::Result;
+
+/// Tokens of a prompt that are read at a time.
+const PROMPT: usize = 512;
 
 /// Measures every batch with every context on `gpu` and adds it to `report`.
 pub fn run(
@@ -54,21 +57,32 @@ fn step(
 ) -> Result<Option<f64>> {
     let vocab_size = model.decoder().config().vocab_size;
     let each = KvCache::blocks_for(context + 1);
-    let size =
-        GenerationSize { rows: batch, logits: batch, length: context + 1, blocks: batch * each };
+    let size = GenerationSize {
+        rows: batch.max(PROMPT),
+        logits: batch,
+        length: context + 1,
+        blocks: batch * each,
+    };
     let mut generation = model.generation(size)?;
     if generation.num_blocks() < size.blocks {
         return Ok(None);
     }
     let all: Vec<u32> = (0..size.blocks as u32).collect();
     let tables: Vec<&[u32]> = all.chunks(each).collect();
-    let row = |sequence| Row {
-        token: sequence % vocab_size as u32,
+    let row = |sequence, position: usize| Row {
+        token: (position % vocab_size) as u32,
         sequence,
-        position: context as u32,
-        wants_logits: true,
+        position: position as u32,
+        wants_logits: position == context,
     };
-    let rows: Vec<Row> = (0..batch as u32).map(row).collect();
+    let prompt: Vec<Row> = (0..context).map(|position| row(0, position)).collect();
+    for rows in prompt.chunks(PROMPT) {
+        generation.extend(&tables, rows)?;
+    }
+    for (from, to) in (each..all.len()).map(|block| (block % each, block)) {
+        generation.copy_block(from as u32, to as u32)?;
+    }
+    let rows: Vec<Row> = (0..batch as u32).map(|sequence| row(sequence, context)).collect();
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
     let policy = Policy { sampling, repetition_penalty: 1.0, vocab_size };
     let draws: Vec<Draw<'_>> =
