@@ -165,6 +165,12 @@ __device__ __forceinline__ void draw_token(const float* logits, int choices, flo
     }
 }
 
+// What was drawn. Logits that are no numbers have no order and may draw nothing: then it is the first
+// token, with a log-probability that is no number either.
+__device__ __forceinline__ unsigned inside(unsigned token, int choices) {
+    return token < unsigned(choices) ? token : 0;
+}
+
 // tokens[row] and its log-probability; the first most likely one where is_greedy, at temperature 1.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 sample(const float* logits, const unsigned long long* keys, const unsigned long long* indices,
@@ -186,8 +192,9 @@ sample(const float* logits, const unsigned long long* keys, const unsigned long 
         most_likely(row, choices, max, draw.token);
     }
     if (threadIdx.x > 0) return;
-    tokens[blockIdx.x] = draw.token;
-    logp[blockIdx.x] = log_probability(found, inverse_temperature, row[draw.token]);
+    unsigned token = inside(draw.token, choices);
+    tokens[blockIdx.x] = token;
+    logp[blockIdx.x] = log_probability(found, inverse_temperature, row[token]);
 }
 
 // A weight as an integer: 1, the weight of the most likely token, is 2^40.
@@ -338,6 +345,7 @@ sample_truncated(const float* logits, const unsigned long long* keys, const unsi
     unsigned long long need = (unsigned long long)(u * double(cut.weight)) + 1;
     Place drawn = descend(choices, false, need < cut.weight ? need : cut.weight, descent);
     if (threadIdx.x > 0) return;
-    tokens[blockIdx.x] = drawn.token;
-    logp[blockIdx.x] = log_probability(found, inverse_temperature, row[drawn.token]);
+    unsigned token = inside(drawn.token, num_choices);
+    tokens[blockIdx.x] = token;
+    logp[blockIdx.x] = log_probability(found, inverse_temperature, row[token]);
 }

@@ -6,7 +6,8 @@
 # With them the GPU path of this program runs on any machine with a C++ compiler: the kernels are
 # those of kernels/*.cu, on the CPU. For tests and development only: it is slow, and its times say
 # nothing about a GPU. EMULATED_GPUS is the number of devices (1), EMULATED_GPU_MEMORY the MiB of
-# each (4096). Builds when the sources changed. Exit code 3: no C++ compiler (CXX, c++, g++, clang++).
+# each (4096). Builds when the sources changed. Exit code 3: no C++ compiler (CXX, c++, g++, clang++), or
+# a processor that is not x86-64.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -32,6 +33,10 @@ build() {
     mv "$library.new" "$library"
 }
 
+if [[ $(uname -m) != x86_64 ]]; then
+    echo "emulated-gpu.sh: for x86-64 alone" >&2
+    exit 3
+fi
 compiler=$(find_compiler)
 mkdir -p "$folder"
 exec 9> "$folder/lock"

@@ -5,6 +5,8 @@
 
 pub mod cli;
 
+#[cfg(feature = "cuda")]
+pub mod bench;
 pub mod eval;
 pub mod pipeline;
 pub mod report;

@@ -11,11 +11,12 @@ const ROWS: [&[&str]; 7] = [
     &["config", "data", "model", "objective", "optim", "sandbox"],
     &["checkpoint", "engine", "rewards"],
     &["eval"],
-    &["train", "pipeline", "report"],
+    &["bench", "train", "pipeline", "report"],
     &["cli"],
 ];
 
-const SAME_ROW: [(&str, &str); 3] = [("cuda", "dist"), ("sandbox", "data"), ("report", "train")];
+const SAME_ROW: [(&str, &str); 4] =
+    [("cuda", "dist"), ("sandbox", "data"), ("report", "train"), ("bench", "train")];
 
 fn source_files() -> Vec<PathBuf> {
     fn walk(dir: &Path, files: &mut Vec<PathBuf>) {

@@ -2,7 +2,7 @@
 //
 // Contract: the fibers of a warp run in order until each waits or is done, then those of the next
 // warp; a switch is a jump from one fiber straight to the next, a few nanoseconds. Shared memory
-// starts a launch as NaNs. A barrier that not all threads reach is an error.
+// starts a launch as NaNs. A barrier that not all threads reach is an error. For x86-64.
 #include "fibers.h"
 
 #include <cstring>
@@ -23,9 +23,9 @@ constexpr size_t STACK = 128 << 10;
 
 enum class State : unsigned char { Ready, AtBarrier, AtWarp, Done };
 
-// Where a fiber goes on, in the order of the compilers' built-in jumps.
+// Where a fiber goes on.
 struct Place {
-    void *frame, *address, *stack, *rest[2];
+    void *frame, *address, *stack;
 };
 
 struct Fiber {
@@ -45,9 +45,7 @@ Place scheduler;
 unsigned current, last;  // the thread at work, the last of its warp
 const std::function<void()>* running;
 
-// Goes on at `to` until something goes on at `from`.
-#ifdef __x86_64__
-// Inline, since a return after a switch is predicted wrongly.
+// The vector registers that not all processors have.
 #ifdef __AVX512F__
 #define MORE_VECTORS                                                                              \
     , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",   \
@@ -55,6 +53,8 @@ const std::function<void()>* running;
 #else
 #define MORE_VECTORS
 #endif
+// Goes on at `to` until something goes on at `from`. Inline, since a return after a switch is
+// predicted wrongly.
 #define INLINE __attribute__((always_inline)) inline
 INLINE void go(Place& from, Place& to) {
     Place *here = &from, *there = &to;
@@ -69,13 +69,6 @@ INLINE void go(Place& from, Place& to) {
           "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
           "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc" MORE_VECTORS);
 }
-#else
-#define INLINE
-__attribute__((noinline)) void jump(Place& to) { __builtin_longjmp(&to.frame, 1); }
-__attribute__((noinline)) void go(Place& from, Place& to) {
-    if (__builtin_setjmp(&from.frame) == 0) jump(to);
-}
-#endif
 
 // From the thread at work, or the scheduler, to the next one of the warp that can run.
 INLINE void go_to_next(Place& from, unsigned next) {
@@ -107,7 +100,7 @@ void prepare(Fiber& fiber) {
     }
     // Tops of stacks fall on different lines of the cache; as after a call, there is a return address.
     char* top = fiber.stack + STACK - size_t(&fiber - fibers) % 64 * 64 - sizeof(void*);
-    fiber.at = {nullptr, (void*)live, top, {}};
+    fiber.at = {nullptr, (void*)live, top};
 }
 
 unsigned count(unsigned first, unsigned threads, State state) {

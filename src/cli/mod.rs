@@ -4,6 +4,8 @@
 //! 2 wrong use, 130 interrupted after a clean checkpoint.
 
 pub mod attempts;
+#[cfg(feature = "cuda")]
+pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod data;
@@ -12,6 +14,8 @@ pub mod device;
 pub mod doctor;
 pub mod eval;
 pub mod generate;
+#[cfg(feature = "cuda")]
+pub mod gpu_check;
 pub mod grpo;
 pub mod judge;
 pub mod launch;
@@ -77,8 +81,28 @@ pub enum Command {
     Report(report::Args),
     /// Say what this machine offers and which protections are in force
     Doctor(doctor::Args),
+    /// Measure this program on a GPU
+    #[cfg(feature = "cuda")]
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Measure this program on a GPU (not in this build)
+    #[cfg(not(feature = "cuda"))]
+    Bench(NoGpu),
+    /// Compare a GPU with the CPU
+    #[cfg(feature = "cuda")]
+    #[command(hide = true)]
+    GpuCheck(gpu_check::Args),
     /// Print a shell completion script
     Completions(completions::Args),
+}
+
+/// Arguments of a command that a build without GPUs knows only by name.
+#[cfg(not(feature = "cuda"))]
+#[derive(Debug, clap::Args)]
+pub struct NoGpu {
+    /// Whatever the command takes
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub rest: Vec<String>,
 }
 
 impl Command {
@@ -104,6 +128,14 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Data(command) => data::run(command),
         Command::Report(args) => report::run(args),
         Command::Doctor(args) => doctor::run(args),
+        #[cfg(feature = "cuda")]
+        Command::Bench(command) => bench::run(command),
+        #[cfg(not(feature = "cuda"))]
+        Command::Bench(NoGpu { .. }) => Err(crate::base::error::usage(
+            "this binary was built without GPUs: cargo build --release --features cuda",
+        )),
+        #[cfg(feature = "cuda")]
+        Command::GpuCheck(args) => gpu_check::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

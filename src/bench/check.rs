@@ -1,0 +1,234 @@
+//! `gpu-check`: whether a GPU computes what the CPU does, in one binary that can be carried to it.
+//!
+//! Contract: tiny models of every family, with random weights that bf16 has: log-probabilities and the
+//! gradient of every tensor against the CPU's decoder; sampled tokens against the CPU's rules; and each
+//! pass twice, bit for bit. Tolerances are those of bf16: 2e-2 for a log-probability and 4e-3 for their
+//! mean, 3e-2 for a gradient relative to its norm. Left out: kernels one by one, which `tests/kernels`
+//! compares without a GPU, and speed.
+
+use crate::base::rng;
+use crate::cuda::Gpu;
+use crate::cuda::kernels::sample::{Rows, Sampling};
+use crate::model::cuda::DeviceModel;
+use crate::model::layout::init;
+use crate::model::{
+    BatchSize, Decoder, ModelConfig, Packed, Recompute, ScoreGradient, Target, TokenScores,
+    Workspace,
+};
+use crate::ops::sample;
+use anyhow::Result;
+use half::bf16;
+use serde::Serialize;
+
+/// What one check found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What was compared.
+    pub name: String,
+    /// How far it is off, in words.
+    pub found: String,
+    /// Whether that is as it should be.
+    pub is_right: bool,
+}
+
+/// Lengths of packed sequences: one token, fewer and more than a tile of attention.
+const LENGTHS: [usize; 4] = [37, 1, 150, 64];
+const LONGEST: usize = 150;
+const TEMPERATURE: f32 = 0.8;
+const VOCAB: usize = 96;
+
+/// Runs all checks on device `ordinal`, with a little memory.
+pub fn run(ordinal: usize) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    let families = [("llama", true, 64, 32), ("qwen2", false, 232, 64), ("llama", false, 136, 128)];
+    for (kind, is_tied, hidden, dim) in families {
+        let text = format!(
+            r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": {hidden},
+            "intermediate_size": 168, "num_hidden_layers": 2, "num_attention_heads": 6,
+            "num_key_value_heads": 2, "head_dim": {dim}, "initializer_range": 0.04,
+            "tie_word_embeddings": {is_tied}}}"#
+        );
+        let decoder = Decoder::new(ModelConfig::from_json(&text)?);
+        let gpu = Gpu::open(ordinal, Some(256 << 20))?;
+        model(&format!("{kind}, heads of {dim}"), gpu, decoder, &mut checks)?;
+    }
+    sampling(Gpu::open(ordinal, Some(256 << 20))?, &mut checks)?;
+    Ok(checks)
+}
+
+/// Scores and gradients of one pass.
+#[derive(PartialEq)]
+struct Pass<G> {
+    scores: Vec<TokenScores>,
+    gradients: Vec<G>,
+}
+
+/// The loss has a weight on each score of each target.
+fn objective(first: usize, gradients: &mut [ScoreGradient]) {
+    for (index, gradient) in (first..).zip(gradients) {
+        let index = index as f32;
+        *gradient = ScoreGradient {
+            logp: (index * 0.7).sin() + 0.5,
+            entropy: 0.2 * (index * 0.3).cos(),
+            mean_logp: 0.1 * (index * 1.1).sin(),
+        };
+    }
+}
+
+fn batch() -> (Packed, Vec<Target>) {
+    let token = |i: usize| (rng::uniform(4, i as u64) * VOCAB as f32) as u32;
+    let tokens: Vec<u32> = (0..LENGTHS.iter().sum::<usize>()).map(token).collect();
+    let mut rest = tokens.as_slice();
+    let sequences = LENGTHS.map(|len| {
+        let (sequence, after) = rest.split_at(len);
+        rest = after;
+        sequence
+    });
+    let packed = Packed::from_sequences(sequences);
+    let rows = packed.cu_seqlens.windows(2).flat_map(|ends| ends[0]..ends[1] - 1);
+    let targets = rows.map(|row| Target { row, token: tokens[row + 1] }).collect();
+    (packed, targets)
+}
+
+fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Result<()> {
+    let params: Vec<f32> =
+        init(decoder.config(), 1).iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+    let (packed, targets) = batch();
+    let expected = cpu_pass(&decoder, &params, &packed, &targets);
+    let mut model = DeviceModel::new(gpu, decoder, LONGEST)?;
+    model.upload(0, &params)?;
+    let first = device_pass(&mut model, &packed, &targets)?;
+    let second = device_pass(&mut model, &packed, &targets)?;
+
+    let errors = first.scores.iter().zip(&expected.scores).map(|(a, e)| (a.logp - e.logp).abs());
+    let (worst, sum) = errors.fold((0.0f32, 0.0), |(worst, sum), x| (worst.max(x), sum + x));
+    let mean = sum / targets.len() as f32;
+    // Comparisons that are false for NaNs.
+    checks.push(Check {
+        name: format!("{name}: log-probabilities"),
+        found: format!("off by at most {worst:.1e}, on average {mean:.1e}"),
+        is_right: worst < 2e-2 && mean < 4e-3,
+    });
+    let gradients: Vec<f32> = first.gradients.iter().map(|x| x.to_f32()).collect();
+    let tensors = &model.decoder().layout().tensors;
+    let errors = tensors.iter().map(|tensor| {
+        let range = tensor.range.clone();
+        (relative_error(&gradients[range.clone()], &expected.gradients[range]), &tensor.name)
+    });
+    let worst = errors.max_by(|a, b| a.0.total_cmp(&b.0));
+    let (error, tensor) = worst.map_or((f32::NAN, ""), |(error, name)| (error, name.as_str()));
+    checks.push(Check {
+        name: format!("{name}: gradients"),
+        found: format!("relative error at most {error:.1e}, of {tensor}"),
+        is_right: error < 3e-2,
+    });
+    let is_equal = first == second;
+    checks.push(Check {
+        name: format!("{name}: the same pass twice"),
+        found: if is_equal { "the same bits" } else { "other bits" }.to_owned(),
+        is_right: is_equal,
+    });
+    Ok(())
+}
+
+fn cpu_pass(decoder: &Decoder, params: &[f32], packed: &Packed, targets: &[Target]) -> Pass<f32> {
+    let mut scores = vec![TokenScores::default(); targets.len()];
+    let mut gradients = vec![0.0; params.len()];
+    let mut keep = |first: usize, chunk: &[TokenScores], gradients: &mut [ScoreGradient]| {
+        scores[first..first + chunk.len()].copy_from_slice(chunk);
+        objective(first, gradients);
+    };
+    let (temperature, mut workspace) = (TEMPERATURE, Workspace::default());
+    decoder.forward_backward(
+        params,
+        packed,
+        targets,
+        temperature,
+        &mut keep,
+        &mut gradients,
+        &mut workspace,
+    );
+    Pass { scores, gradients }
+}
+
+fn device_pass(model: &mut DeviceModel, packed: &Packed, targets: &[Target]) -> Result<Pass<bf16>> {
+    let len = model.decoder().layout().len;
+    let tokens = packed.tokens.len();
+    let size = BatchSize { tokens, longest: LONGEST, targets: targets.len() };
+    let gpu = model.split().1;
+    let mut grads = gpu.arena.lasting::<bf16>("gradients", len)?;
+    gpu.stream.fill(grads.slice_mut(), 0xff)?;
+    let mut scores = vec![TokenScores::default(); targets.len()];
+    let mut keep = |first: usize, chunk: &[TokenScores], gradients: &mut [ScoreGradient]| {
+        scores[first..first + chunk.len()].copy_from_slice(chunk);
+        objective(first, gradients);
+    };
+    let mut training = model.training(size, Recompute::Selective)?;
+    training.forward_backward(
+        packed,
+        targets,
+        TEMPERATURE,
+        &mut keep,
+        grads.slice_mut(),
+        &mut |_, _, _| Ok(()),
+    )?;
+    drop(training);
+    let mut gradients = vec![bf16::ZERO; len];
+    let gpu = model.split().1;
+    gpu.tools.transfer.download(&gpu.stream, grads.slice(), &mut gradients)?;
+    Ok(Pass { scores, gradients })
+}
+
+/// The norm of the difference over that of what is expected; NaN where either has one.
+fn relative_error(actual: &[f32], expected: &[f32]) -> f32 {
+    let difference: f64 = actual.iter().zip(expected).map(|(a, e)| f64::from(a - e).powi(2)).sum();
+    let norm: f64 = expected.iter().map(|&e| f64::from(e).powi(2)).sum();
+    (difference / norm.max(f64::MIN_POSITIVE)).sqrt() as f32
+}
+
+/// The sampler draws the CPU's tokens, at every setting.
+fn sampling(mut gpu: Gpu, checks: &mut Vec<Check>) -> Result<()> {
+    const ROWS: usize = 16;
+    let settings =
+        [("greedy", 0.0, 0, 1.0), ("plain", 1.0, 0, 1.0), ("top_k, top_p", 0.7, 20, 0.9)];
+    let logits: Vec<f32> =
+        (0..(ROWS * VOCAB) as u64).map(|i| 8.0 * rng::uniform(5, i) - 4.0).collect();
+    let keys: Vec<u64> = (0..ROWS as u64).map(|row| rng::key(6, &[row])).collect();
+    let indices: Vec<u64> = (0..ROWS as u64).collect();
+    let Gpu { stream, arena, tools, .. } = &mut gpu;
+    let mut device_logits = arena.lasting("logits", logits.len())?;
+    let mut device_keys = arena.lasting("keys", ROWS)?;
+    let mut device_indices = arena.lasting("indices", ROWS)?;
+    let mut tokens = arena.lasting::<u32>("tokens", ROWS)?;
+    let mut logp = arena.lasting::<f32>("scores", ROWS)?;
+    tools.transfer.upload(stream, &logits, device_logits.slice_mut())?;
+    tools.transfer.upload(stream, &keys, device_keys.slice_mut())?;
+    tools.transfer.upload(stream, &indices, device_indices.slice_mut())?;
+    for (name, temperature, top_k, top_p) in settings {
+        let rows = Rows {
+            logits: device_logits.slice(),
+            stride: VOCAB,
+            vocab: VOCAB,
+            choices: VOCAB,
+            keys: device_keys.slice(),
+            indices: device_indices.slice(),
+        };
+        let sampling = Sampling { temperature, top_k, top_p, min_p: 0.0 };
+        let (to, scores) = (tokens.slice_mut(), logp.slice_mut());
+        tools.kernels.sample.sample(stream, sampling, rows, to, scores)?;
+        let mut drawn = vec![0; ROWS];
+        tools.transfer.download(stream, tokens.slice(), &mut drawn)?;
+        let settings = sample::Sampling { temperature, top_k, top_p, min_p: 0.0 };
+        let is_wrong = |row: &usize| {
+            let u = rng::uniform(keys[*row], indices[*row]);
+            drawn[*row] != sample::sample(&logits[row * VOCAB..][..VOCAB], VOCAB, settings, u).0
+        };
+        let wrong = (0..ROWS).filter(is_wrong).count();
+        checks.push(Check {
+            name: format!("sampling, {name}"),
+            found: format!("{wrong} of {ROWS} tokens are not the CPU's"),
+            is_right: wrong == 0,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! `train gpu-check`: whether a GPU computes what the CPU does. Exit code 1 if not.
+
+use super::print;
+use crate::bench::check;
+use anyhow::{Context, Result, ensure};
+
+/// Arguments of this command.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which GPU
+    #[arg(long, value_name = "ORDINAL", default_value_t = 0)]
+    gpu: usize,
+    /// Print one JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs all checks and prints what each found.
+pub fn run(args: Args) -> Result<()> {
+    let checks = check::run(args.gpu)?;
+    if args.json {
+        print(serde_json::to_string_pretty(&checks).context("encoding the checks")? + "\n")?;
+    } else {
+        for check in &checks {
+            let verdict = if check.is_right { "right" } else { "WRONG" };
+            print(format!("{verdict}  {:<44}{}\n", check.name, check.found))?;
+        }
+    }
+    let wrong = checks.iter().filter(|check| !check.is_right).count();
+    ensure!(wrong == 0, "{wrong} of {} checks are wrong on this GPU", checks.len());
+    Ok(())
+}
