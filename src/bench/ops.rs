@@ -328,7 +328,7 @@ impl Bench<'_> {
         let squares = self.clock.time(stream, || {
             let (partials, total) = (partials.slice_mut(), total.slice_mut());
             let flag = flag.slice_mut();
-            kernels.flat.sum_of_squares(stream, sum.slice(), partials, total, flag)
+            kernels.flat.sum_of_squares(stream, [sum.slice()], partials, total, flag)
         })?;
         let adamw = AdamW {
             learning_rate: 1e-6,
