@@ -151,7 +151,7 @@ fn a_repetition_penalty_makes_seen_tokens_as_unlikely_as_on_the_cpu() {
                 for (row, seen) in expected.chunks_exact_mut(STRIDE).zip(&seen) {
                     sample::penalize_repetition(row, seen.iter().copied(), penalty);
                 }
-                assert_eq!(penalized, &expected, "penalty {penalty}");
+                assert_eq!(penalized, expected, "penalty {penalty}");
             },
         );
     }
