@@ -1,8 +1,9 @@
 //! Entry point: parse, set up logging, dispatch, and turn an error into one clear line and an exit
 //! code.
 
+use anyhow::Result;
 use clap::Parser;
-use codeseq::base::{error, log};
+use codeseq::base::{error, log, threads};
 use codeseq::cli;
 use codeseq::sandbox::launcher;
 use std::process::ExitCode;
@@ -11,9 +12,7 @@ fn main() -> ExitCode {
     if launcher::run_if_asked() {
         return ExitCode::SUCCESS;
     }
-    let cli = cli::Cli::parse();
-    log::init(cli.verbosity());
-    match cli::run(cli) {
+    match threads::check_stack().and_then(|()| run()) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads stdout has seen enough, as `head` does.
         Err(e) if e.downcast_ref::<cli::OutputClosed>().is_some() => ExitCode::SUCCESS,
@@ -22,4 +21,10 @@ fn main() -> ExitCode {
             ExitCode::from(error::exit_code(&e))
         }
     }
+}
+
+fn run() -> Result<()> {
+    let cli = cli::Cli::parse();
+    log::init(cli.verbosity());
+    cli::run(cli)
 }

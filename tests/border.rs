@@ -149,6 +149,14 @@ fn a_line_that_cannot_be_scored_is_named_with_what_is_wrong() {
     }
     place.write("lines.jsonl", "\n");
     place.mistake("score --model base --data lines.jsonl --out s.jsonl", &["no lines"]);
+    place.mistake(
+        "generate --model base --messages lines.jsonl",
+        &["lines.jsonl", "no conversation"],
+    );
+    let long = json!({"input_ids": vec![5; 1025]});
+    place.write("lines.jsonl", &lines(&[json!({"input_ids": vec![5; 1024]}), long]));
+    let too_long = ["lines.jsonl:2:", "1025 tokens", "1024 positions", "max_position_embeddings"];
+    place.mistake("score --model base --data lines.jsonl --out s.jsonl", &too_long);
 }
 
 #[test]
@@ -187,6 +195,19 @@ fn limits_of_the_process_that_are_too_low_are_named() {
         assert!(String::from_utf8_lossy(&doctor.stdout).contains(name));
     }
     assert!(!place.path("verdicts.jsonl").exists());
+}
+
+#[test]
+fn a_stack_that_is_too_small_is_named_and_a_low_soft_limit_raised() {
+    let place = place();
+    let mut doctor = limited(&place, "doctor", Resource::RLIMIT_STACK, 64 << 10);
+    expect_mistake(&mut doctor, &["ulimit -s", "64 kB", "raise it"]);
+    let mut doctor = place.train("doctor");
+    // SAFETY: a system call that a new process may make before it starts.
+    unsafe {
+        doctor.pre_exec(|| Ok(setrlimit(Resource::RLIMIT_STACK, 64 << 10, 64 << 20)?));
+    }
+    done(&mut doctor);
 }
 
 #[test]

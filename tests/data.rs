@@ -97,7 +97,38 @@ fn questions_that_cannot_be_asked_are_the_users_mistake() {
     fs::write(place.path("bad.txt"), "{{ nonsense }}").unwrap();
     fs::write(place.path("a.jsonl"), samples(&["one"])).unwrap();
     let error = place.mistake(&format!("{ask} --prompt @bad.txt"));
+    assert!(error.contains("bad.txt") && error.contains("`messages`"), "{error}");
+    fs::write(place.path("bad.txt"), "{{ messages[0].content }} {{ nonsense }}").unwrap();
+    let error = place.mistake(&format!("{ask} --prompt @bad.txt"));
     assert!(error.contains("sample one"), "{error}");
+    fs::write(place.path("bad.txt"), "one\n{{ messages[ }}\nthree").unwrap();
+    let error = place.mistake(&format!("{ask} --prompt @bad.txt"));
+    assert!(error.contains("bad.txt") && error.lines().count() == 1, "{error}");
+    assert!(!place.path("answers.jsonl").exists());
+}
+
+#[test]
+fn a_question_longer_than_the_models_positions_is_too_long_to_ask() {
+    let place = Place::new();
+    fs::write(place.path("ask.txt"), "{{ messages[0].content }}").unwrap();
+    let long = samples(&["long"]).replace("\"q\"", &format!("\"{}\"", "17 ".repeat(600)));
+    fs::write(place.path("a.jsonl"), long + &samples(&["short"])).unwrap();
+    let asked = place.done(&format!(
+        "data classify --model {MODEL} --data @a.jsonl --out @new/answers.jsonl --prompt @ask.txt"
+    ));
+    assert!(asked.contains("1  too long"), "{asked}");
+    assert_eq!(ids(&place.path("new/answers.jsonl")), ["long", "short"]);
+}
+
+#[test]
+fn all_files_of_a_directory_are_counted() {
+    let place = Place::new();
+    fs::create_dir(place.path("all")).unwrap();
+    fs::write(place.path("all/a.jsonl"), samples(&["one", "two"])).unwrap();
+    fs::write(place.path("all/b.jsonl"), samples(&["three"])).unwrap();
+    let stats = place.done("data stats @all");
+    assert!(stats.contains("all/a.jsonl\n  rows        2"), "{stats}");
+    assert!(stats.contains("all/b.jsonl\n  rows        1"), "{stats}");
 }
 
 #[test]

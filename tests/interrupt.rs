@@ -1,6 +1,9 @@
 //! The first signal asks to stop; it does not stop the process.
 
+use codeseq::base::error::exit_code;
 use codeseq::base::interrupt;
+use codeseq::pipeline::families;
+use codeseq::pipeline::procedural::split::{Wanted, split};
 use nix::sys::signal::{Signal, raise};
 
 #[test]
@@ -9,4 +12,8 @@ fn the_first_signal_only_asks() {
     assert!(!interrupt::requested());
     raise(Signal::SIGTERM).unwrap();
     assert!(interrupt::requested());
+    // Loops notice.
+    let wanted = Wanted { sft: 1, rl: 0, test: 0, unseen: 0 };
+    let error = split(&families::all(), wanted, 1).err().unwrap();
+    assert_eq!(exit_code(&error), 130);
 }

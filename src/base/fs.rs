@@ -10,6 +10,7 @@
 use super::error::usage;
 use anyhow::{Context, Result};
 use nix::unistd::{AccessFlags, access};
+use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::fd::{BorrowedFd, RawFd};
@@ -34,6 +35,14 @@ pub fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(content).with_context(|| format!("writing {}", path.display()))?;
     file.commit()
+}
+
+/// Replaces `path` with `value` as JSON for people, in one step.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text =
+        serde_json::to_vec_pretty(value).with_context(|| format!("encoding {}", path.display()))?;
+    text.push(b'\n');
+    write_atomic(path, &text)
 }
 
 /// Says before any work is done, and without a trace, that `path` cannot become an output file: it is
@@ -268,6 +277,14 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path().join("sub")).unwrap().count(), 0);
         write_atomic(&path, b"whole").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn json_ends_with_a_line_break() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write_json(&path, &[1]).unwrap();
+        assert_eq!(read_text(&path).unwrap(), "[\n  1\n]\n");
     }
 
     #[test]

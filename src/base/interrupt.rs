@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-const NOTICE: &[u8] = b"\nstopping after this step; once more to stop at once\n";
+const NOTICE: &[u8] = b"\nstopping in an orderly way; once more to stop at once\n";
 const EXIT_CODE: libc::c_int = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);

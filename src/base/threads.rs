@@ -1,8 +1,29 @@
-//! The pool of threads that compute (rayon's), whole or divided among ranks.
+//! The threads of this process: the stack of the first, and the pool of those that compute (rayon's),
+//! whole or divided among ranks.
 
 use super::error::usage;
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// What the first thread needs of stack: as much as Rust gives to others.
+const STACK_BYTES: u64 = 2 << 20;
+
+/// Raises a soft limit on the first thread's stack that is too low; refuses a hard one.
+pub fn check_stack() -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_STACK)?;
+    if hard < STACK_BYTES {
+        return Err(usage(format!(
+            "the limit on the stack (ulimit -s) is {} kB, but {} kB are needed: raise it",
+            hard >> 10,
+            STACK_BYTES >> 10
+        )));
+    }
+    if soft < STACK_BYTES {
+        setrlimit(Resource::RLIMIT_STACK, STACK_BYTES, hard)?;
+    }
+    Ok(())
+}
 
 /// Starts the threads, as many as cores or `RAYON_NUM_THREADS`; without this the first computation would,
 /// and could only panic where the system has no threads to give.

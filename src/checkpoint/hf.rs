@@ -12,7 +12,7 @@ use crate::model::TensorSpec;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use rayon::prelude::*;
-use safetensors::{Dtype, View};
+use safetensors::{Dtype, SafeTensorError, View};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
@@ -50,14 +50,16 @@ struct Piece<'a> {
 pub fn load_weights(dir: &Path, specs: &[TensorSpec], weights: &mut [f32]) -> Result<()> {
     let shards = Shards::open(dir, specs)?;
     let loading = Loading::of(&shards);
-    pieces(specs, weights).into_par_iter().for_each(|Piece { spec, first, values }| {
+    pieces(specs, weights).into_par_iter().try_for_each(|Piece { spec, first, values }| {
         let start = spec.order.file_row(first) * spec.row_len();
         let part = shards.tensor(spec).slice(start, values.len());
         shards.prepare(spec, part);
+        shards.check_finite(spec, part)?;
         part.widen(values);
         shards.release(spec, part);
         loading.add(part.bytes.len());
-    });
+        anyhow::Ok(())
+    })?;
     loading.finish();
     Ok(())
 }
@@ -125,7 +127,13 @@ fn write_tensors<'a>(
     let writing = || format!("writing {}", path.display());
     // transformers refuses files that do not say so.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path).with_context(writing)?;
+    safetensors::serialize_to_file(tensors, Some(metadata), path)
+        .map_err(|e| match e {
+            // Its text repeats that of the error in it.
+            SafeTensorError::IoError(e) => e.into(),
+            e => anyhow::Error::from(e),
+        })
+        .with_context(writing)?;
     let file = File::open(path).with_context(writing)?;
     // The library makes it readable for its owner only.
     file.set_permissions(Permissions::from_mode(0o644)).with_context(writing)?;
@@ -276,6 +284,27 @@ mod tests {
         let message = refusal(dir.path(), &turned);
         assert!(message.contains("tensor b has shape [2, 3]"), "{message}");
         assert!(message.contains("model.safetensors"), "{message}");
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_refused_by_tensor() {
+        let dir = sharded();
+        for (dtype, bytes) in [
+            (Dtype::F32, f32::NAN.to_le_bytes().to_vec()),
+            (Dtype::F32, f32::NEG_INFINITY.to_le_bytes().to_vec()),
+            (Dtype::BF16, bf16::INFINITY.to_le_bytes().to_vec()),
+            (Dtype::F16, f16::NAN.to_le_bytes().to_vec()),
+        ] {
+            let data = [vec![0; 3 * bytes.len()], bytes].concat();
+            write_shard(dir.path(), "a", &[("a", dtype, vec![4], data)]);
+            let message = refusal(dir.path(), &specs());
+            assert!(message.contains("a.safetensors: tensor a"), "{message}");
+            assert!(message.contains("NaN or infinite"), "{message}");
+        }
+        let largest = [f16::MAX, f16::MIN, f16::ZERO, f16::MIN_POSITIVE];
+        let data = largest.iter().flat_map(|x| x.to_le_bytes()).collect();
+        write_shard(dir.path(), "a", &[("a", Dtype::F16, vec![4], data)]);
+        load_weights(dir.path(), &specs(), &mut [0.0; 10]).unwrap();
     }
 
     #[test]

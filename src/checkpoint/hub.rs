@@ -8,7 +8,7 @@ use super::shards::{INDEX, WEIGHTS, has_weights, shard_names};
 use crate::base::error::usage;
 use crate::base::hub::{Download, Extent, Hub, Kind, Repo};
 use crate::tokenizer;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
@@ -40,7 +40,17 @@ pub fn resolve(model: &Path, needs: Needs) -> Result<PathBuf> {
 }
 
 fn find(hub: &Hub, repo: &Repo, needs: Needs) -> Result<PathBuf> {
-    hub.directory(repo, |snapshot| is_complete(snapshot, needs), |download| fetch(download, needs))
+    let found = hub.directory(
+        repo,
+        |snapshot| is_complete(snapshot, needs),
+        |download| fetch(download, needs),
+    );
+    match needs {
+        Needs::Config => found.context(
+            "planning, for which a directory with config.json is enough (--set model.path=DIR)",
+        ),
+        _ => found,
+    }
 }
 
 fn fetch(download: &Download<'_>, needs: Needs) -> Result<Extent> {
@@ -122,6 +132,8 @@ mod tests {
         let error = find(&hub, &repo("owner/name"), Needs::Model).unwrap_err();
         assert_eq!(exit_code(&error), 2);
         assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+        let error = find(&hub, &repo("owner/other"), Needs::Config).unwrap_err();
+        assert!(error.to_string().contains("a directory with config.json"), "{error}");
     }
 
     #[test]

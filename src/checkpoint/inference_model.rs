@@ -12,6 +12,7 @@ use crate::model::{Decoder, ModelConfig, TensorSpec, Weights};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Everything that turns messages into tokens and tokens into probabilities.
 pub struct InferenceModel {
@@ -33,7 +34,7 @@ impl InferenceModel {
         tokenizer.check_fits(decoder.config().vocab_size)?;
         let what = dir.display().to_string();
         memory::check(shards.bytes(), &what, "choose a smaller model")?;
-        let weights = load(&shards, &decoder);
+        let weights = load(&shards, &decoder)?;
         Ok(Self { decoder, weights, tokenizer })
     }
 
@@ -43,12 +44,16 @@ impl InferenceModel {
     }
 }
 
-/// Packs every tensor and gives its pages back.
-fn load(shards: &Shards, decoder: &Decoder) -> Weights<'static> {
+/// Packs every tensor and gives its pages back; refuses weights that are not finite.
+fn load(shards: &Shards, decoder: &Decoder) -> Result<Weights<'static>> {
     let loading = Loading::of(shards);
+    let failure = OnceLock::new();
     let tensor = |spec| {
         let tensor = shards.tensor(spec);
         shards.prepare(spec, tensor);
+        if let Err(e) = shards.check_finite(spec, tensor) {
+            failure.get_or_init(|| e);
+        }
         tensor
     };
     let done = |spec: &TensorSpec| {
@@ -58,5 +63,5 @@ fn load(shards: &Shards, decoder: &Decoder) -> Weights<'static> {
     };
     let weights = decoder.pack_stored(tensor, done);
     loading.finish();
-    weights
+    failure.into_inner().map_or(Ok(weights), Err)
 }

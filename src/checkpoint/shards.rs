@@ -3,8 +3,8 @@
 //! Contract: [`Shards::open`] reads headers only and refuses, by name, a file that is missing or cut
 //! short, an index that disagrees with its files, and a tensor that is there twice, is missing, does
 //! not belong to the model or has another shape. Afterwards every tensor of the model is at hand as
-//! a part of a map; [`Shards::release`] gives the pages of a used part back, so that a model is never
-//! held twice.
+//! a part of a map: [`Shards::check_finite`] refuses its numbers while they are in memory, and
+//! [`Shards::release`] gives the pages of a used part back, so that a model is never held twice.
 
 use crate::base::error::usage;
 use crate::base::fs::read_text;
@@ -149,6 +149,19 @@ impl Shards {
         let _ = unsafe {
             map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
+    }
+
+    /// Refuses numbers of a tensor, a part or all, with which nothing can be computed.
+    pub(super) fn check_finite(&self, spec: &TensorSpec, part: Elements<'_>) -> Result<()> {
+        if part.is_finite() {
+            return Ok(());
+        }
+        Err(usage(format!(
+            "{}: tensor {} has numbers that are NaN or infinite: the file is damaged, or its training \
+             diverged; take another checkpoint",
+            self.path_of(&self.places[&spec.name]).display(),
+            spec.name
+        )))
     }
 
     /// The map that a part of a tensor lies in, and where.

@@ -7,7 +7,7 @@
 
 use super::hf::{self, Tensors};
 use crate::base::error::usage;
-use crate::base::fs::{AtomicFile, read_text, write_atomic, write_dir_atomic};
+use crate::base::fs::{AtomicFile, read_text, write_dir_atomic, write_json};
 use crate::model::TensorSpec;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
@@ -53,8 +53,7 @@ pub fn save_step(
         let dir = dir.join(DIR);
         std::fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
         write_moments(&dir.join(MOMENTS), &moments)?;
-        let text = serde_json::to_string_pretty(state).context("encoding the state")?;
-        write_atomic(&dir.join(STATE), text.as_bytes())
+        write_json(&dir.join(STATE), state)
     })
 }
 

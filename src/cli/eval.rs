@@ -2,7 +2,7 @@
 
 use super::attempts::AttemptArgs;
 use super::print;
-use crate::base::fs::write_atomic;
+use crate::base::fs::write_json;
 use crate::base::table::Table;
 use crate::eval::cases::{self, CaseAnalysis};
 use crate::eval::gtg::{self, GtgScore};
@@ -92,7 +92,7 @@ fn cases(args: &CasesArgs) -> Result<()> {
 
 fn write(out: Option<&Path>, result: &impl Serialize) -> Result<()> {
     match out {
-        Some(path) => write_atomic(path, &serde_json::to_vec_pretty(result)?),
+        Some(path) => write_json(path, result),
         None => Ok(()),
     }
 }

@@ -14,7 +14,7 @@ use crate::engine::{
     Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams,
 };
 use crate::model::{Decoder, ModelConfig};
-use crate::tokenizer::{Message, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -299,13 +299,13 @@ fn engine_config(args: &Args, model: &ModelConfig, requests: &[Request]) -> Resu
 fn prompts(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     match (&args.prompt, &args.messages) {
         (Some(text), _) => Ok(vec![tokenizer.encode_with_special_tokens(text)?]),
-        (None, Some(file)) => jsonl::read::<Sample>(file)?
-            .iter()
-            .map(|sample: &Sample| {
-                let messages: &[Message] = &sample.messages;
-                tokenizer.encode_prompt(messages)
-            })
-            .collect(),
+        (None, Some(file)) => {
+            let samples: Vec<Sample> = jsonl::read(file)?;
+            if samples.is_empty() {
+                return Err(usage(format!("{}: no conversation to answer", file.display())));
+            }
+            samples.iter().map(|sample| tokenizer.encode_prompt(&sample.messages)).collect()
+        }
         (None, None) => Ok(Vec::new()),
     }
 }

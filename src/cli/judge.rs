@@ -206,7 +206,13 @@ fn watched(judge: &Judge, jobs: &[Job<'_>]) -> Result<Vec<Verdict>> {
     let programs = jobs.iter().filter(|job| job.code.is_some()).count();
     let bar = Progress::new("judge", programs as u64, "programs");
     let shown = Cell::new(0);
-    let advance = |done: usize| bar.inc((done - shown.replace(done)) as u64);
+    let advance = |done: usize| {
+        let more = done - shown.replace(done);
+        // Programs that were given up count as done.
+        if !interrupt::requested() {
+            bar.inc(more as u64);
+        }
+    };
     let watch = Watch { progress: Some(&advance), cancel: Some(&interrupt::requested) };
     let verdicts = verdicts_with(judge, jobs, watch);
     bar.finish();

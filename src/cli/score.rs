@@ -7,7 +7,7 @@ use crate::base::progress::Progress;
 use crate::checkpoint::{InferenceModel, LanguageModel};
 use crate::data::jsonl;
 use crate::engine::{Scorer, device};
-use crate::model::Decoder;
+use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::{Message, Tokenizer};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,7 @@ fn sequences(
     lines.into_iter().map(of_line).collect()
 }
 
-/// The tokens of a line, each one known to the model.
+/// The tokens of a line, each one known to the model and at one of its positions.
 fn tokens(decoder: &Decoder, tokenizer: &Tokenizer, line: Line) -> Result<Vec<u32>> {
     let tokens = match line {
         Line { input_ids: Some(ids), prompt: None, completion: None, messages: None } => ids,
@@ -128,7 +128,14 @@ fn tokens(decoder: &Decoder, tokenizer: &Tokenizer, line: Line) -> Result<Vec<u3
         }
         _ => return Err(usage("give either input_ids, or prompt and completion, or messages")),
     };
-    let vocab = decoder.config().vocab_size;
+    let ModelConfig { vocab_size: vocab, max_position_embeddings: positions, .. } =
+        *decoder.config();
+    if tokens.len() > positions {
+        return Err(usage(format!(
+            "{} tokens: the model has {positions} positions (max_position_embeddings)",
+            tokens.len()
+        )));
+    }
     match tokens.iter().position(|&id| id as usize >= vocab) {
         Some(i) => Err(usage(format!(
             "token {i} is {}: it must be below the model's vocab_size {vocab}",

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Answers that were given before.
@@ -51,29 +51,47 @@ impl CodeAnswers {
 
 /// A file of answers that grows.
 pub struct AnswerFile {
-    file: File,
+    /// None before the first answer of all.
+    file: Option<File>,
     path: PathBuf,
 }
 
 impl AnswerFile {
-    /// Opens a file to go on with it, or makes it; also gives the answers that it holds.
+    /// Opens a file to go on with it, if there is one; also gives the answers that it holds. It is made
+    /// with the first answer.
     pub fn open(path: &Path) -> Result<(Self, CodeAnswers)> {
         let unusable = |e| usage(format!("cannot write {}: {e}", path.display()));
-        let mut options = File::options();
-        let mut file = options.read(true).append(true).create(true).open(path).map_err(unusable)?;
+        let mut file = match File::options().read(true).append(true).open(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Ok((Self { file: None, path: path.to_owned() }, CodeAnswers::default()));
+            }
+            opened => opened.map_err(unusable)?,
+        };
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(unusable)?;
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         file.set_len(whole as u64).map_err(unusable)?;
-        Ok((Self { file, path: path.to_owned() }, CodeAnswers::read(path)?))
+        Ok((Self { file: Some(file), path: path.to_owned() }, CodeAnswers::read(path)?))
+    }
+
+    fn made(&mut self) -> std::io::Result<&mut File> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            none => {
+                if let Some(dir) = self.path.parent() {
+                    std::fs::create_dir_all(dir)?;
+                }
+                Ok(none.insert(File::options().append(true).create(true).open(&self.path)?))
+            }
+        }
     }
 
     /// Adds an answer.
     pub fn add(&mut self, id: &str, is_code: bool, answer: &str) -> Result<()> {
         let answer = Answer { id: Some(id.to_owned()), is_code, answer: answer.to_owned() };
         let line = serde_json::to_string(&answer).context("encoding an answer")? + "\n";
-        let writing = || format!("writing {}", self.path.display());
-        self.file.write_all(line.as_bytes()).with_context(writing)
+        let written = self.made().and_then(|file| file.write_all(line.as_bytes()));
+        written.with_context(|| format!("writing {}", self.path.display()))
     }
 }
 
@@ -86,7 +104,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("answers.jsonl");
         let (mut file, before) = AnswerFile::open(&path).unwrap();
-        assert!(!before.has("a"));
+        assert!(!before.has("a") && !path.exists());
         file.add("a", true, "Yes.").unwrap();
         file.add("7", false, "no").unwrap();
         let whole = std::fs::read(&path).unwrap();

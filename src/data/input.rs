@@ -52,6 +52,11 @@ impl InputFile {
         &self.path
     }
 
+    /// Whether it is Parquet, which holds conversations only; otherwise it is JSON Lines.
+    pub fn is_parquet(&self) -> bool {
+        self.is_parquet
+    }
+
     /// Its rows, in order.
     pub fn rows(&self) -> Result<Rows> {
         Ok(if self.is_parquet {
@@ -116,8 +121,14 @@ fn local(place: &str) -> Result<Option<Vec<InputFile>>> {
     if path.is_dir() {
         return files_below(path).map(Some);
     }
-    if !path.is_file() {
+    if !path.exists() {
         return Ok(None);
+    }
+    if !path.is_file() {
+        return Err(usage(format!(
+            "{place}: neither a file nor a directory; samples are read more than once, so put them into \
+             a .jsonl file first"
+        )));
     }
     let file = InputFile::of(path).ok_or_else(|| {
         usage(format!("{place}: unknown kind of file; samples lie in .jsonl or .parquet"))
@@ -270,6 +281,15 @@ mod tests {
         std::fs::remove_file(dir.join("data").join(parts[0])).unwrap();
         let error = find(&offline, &name).unwrap_err().to_string();
         assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_twice_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo.jsonl");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = resolve(fifo.to_str().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("fifo.jsonl: neither a file nor a directory"), "{error}");
     }
 
     #[test]

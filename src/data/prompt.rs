@@ -8,6 +8,7 @@ use crate::base::error::usage;
 use crate::base::fs::read_text;
 use crate::data::problem::Problem;
 use crate::data::sample::Sample;
+use crate::tokenizer::{FUEL, one_line};
 use anyhow::Result;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, UndefinedBehavior, context};
@@ -26,10 +27,17 @@ impl Template {
     fn parse(source: &str, place: &str) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment
-            .add_template_owned(NAME, source.trim_end().to_owned())
-            .map_err(|e| usage(format!("{place}: the prompt template is malformed: {e:#}")))?;
+        environment.set_fuel(Some(FUEL));
+        environment.add_template_owned(NAME, source.trim_end().to_owned()).map_err(|e| {
+            usage(format!("{place}: the prompt template is malformed: {}", one_line(&e)))
+        })?;
         Ok(Self(environment))
+    }
+
+    /// Whether it uses the variable `name` or something of it.
+    fn uses(&self, name: &str) -> bool {
+        let template = self.0.get_template(NAME).expect("invariant: added on construction");
+        template.undeclared_variables(false).contains(name)
     }
 
     /// Whether it uses the field `name` of `whole`, or `whole` as it is.
@@ -41,9 +49,9 @@ impl Template {
 
     fn render(&self, context: Value, what: impl FnOnce() -> String) -> Result<String> {
         let template = self.0.get_template(NAME).expect("invariant: added on construction");
-        template
-            .render(context)
-            .map_err(|e| usage(format!("the prompt template fails on {}: {e:#}", what())))
+        template.render(context).map_err(|e| {
+            usage(format!("the prompt template fails on {}: {}", what(), one_line(&e)))
+        })
     }
 }
 
@@ -93,13 +101,22 @@ pub struct CodePrompt(Template);
 impl CodePrompt {
     /// The question that comes with the program.
     pub fn bundled() -> Result<Self> {
-        let source = include_str!("../../data/prompts/is_code.txt");
-        Template::parse(source, "data/prompts/is_code.txt").map(Self)
+        Self::parse(include_str!("../../data/prompts/is_code.txt"), "data/prompts/is_code.txt")
     }
 
     /// A question of the user's own.
     pub fn from_file(path: &Path) -> Result<Self> {
-        Template::parse(&read_text(path)?, &path.display().to_string()).map(Self)
+        Self::parse(&read_text(path)?, &path.display().to_string())
+    }
+
+    fn parse(source: &str, place: &str) -> Result<Self> {
+        let template = Template::parse(source, place)?;
+        if !template.uses("messages") {
+            return Err(usage(format!(
+                "{place}: the prompt template does not use `messages`: every question would be the same"
+            )));
+        }
+        Ok(Self(template))
     }
 
     /// The text that the user's turn holds for `sample`.
@@ -163,7 +180,24 @@ mod tests {
         let prompt = GtgPrompt::parse("{{ problem }} {{ problem.nonsense }}", "p.txt").unwrap();
         let error = prompt.render(&problem()).unwrap_err();
         assert_eq!(crate::base::error::exit_code(&error), 2);
-        assert!(GtgPrompt::parse("{% for %}", "p.txt").is_err());
+    }
+
+    #[test]
+    fn a_template_that_does_not_compile_is_named_in_one_line() {
+        let errors = [
+            GtgPrompt::parse("a\n{% for %}\nb", "p.txt").err().unwrap().to_string(),
+            CodePrompt::parse("a\n{{ messages[ }}\nb", "p.txt").err().unwrap().to_string(),
+        ];
+        for error in errors {
+            assert!(error.starts_with("p.txt: the prompt template is malformed"), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_question_that_does_not_show_the_conversation_is_refused() {
+        let error = CodePrompt::parse("Is this code?", "p.txt").err().unwrap().to_string();
+        assert!(error.contains("p.txt") && error.contains("`messages`"), "{error}");
     }
 
     #[test]

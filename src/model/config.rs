@@ -278,11 +278,27 @@ mod tests {
                 r#""use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1"#,
                 "use_sliding_window",
             ),
+            (r#""rope_scaling": null"#, r#""rope_scaling": 5"#, "`rope_scaling` is 5"),
+            (r#""rope_scaling": null"#, r#""rope_scaling": []"#, "`rope_scaling` is []"),
+            (
+                r#""rope_scaling": null"#,
+                r#""partial_rotary_factor": 0.5"#,
+                "`partial_rotary_factor` is 0.5",
+            ),
+            (
+                r#""rope_scaling": null"#,
+                r#""quantization_config": {"bits": 4}"#,
+                "quantization_config",
+            ),
             (r#""rope_scaling": null"#, r#""hidden_act": "gelu""#, "hidden_act"),
             (r#""rope_scaling": null"#, r#""attention_bias": true"#, "attention_bias"),
             (r#""vocab_size": 32"#, r#""vocab_size": "many""#, "vocab_size"),
             (r#""vocab_size": 32,"#, "", "vocab_size"),
-            ("LlamaForCausalLM", "MambaForCausalLM", "MambaForCausalLM"),
+            (
+                "LlamaForCausalLM",
+                "MambaForCausalLM",
+                "`architectures` is \"MambaForCausalLM\" and `model_type` is missing",
+            ),
         ];
         for (from, to, name) in cases {
             let text = LLAMA.replace(from, to).replace("\"model_type\": \"llama\",", "");

@@ -95,8 +95,10 @@ impl<'a> Keys<'a> {
         });
         found.map(|&(architecture, ..)| architecture).ok_or_else(|| {
             let supported = known.map(|(_, class, model_type)| format!("{class} ({model_type})"));
+            let [class, model_type] = [class, model_type]
+                .map(|text| text.map_or("missing".to_owned(), |text| format!("\"{text}\"")));
             usage(format!(
-                "`architectures` is {class:?} and `model_type` {model_type:?}; supported are {}",
+                "`architectures` is {class} and `model_type` is {model_type}; supported are {}",
                 supported.join(", ")
             ))
         })
@@ -111,6 +113,7 @@ impl<'a> Keys<'a> {
     /// Positions in the older layout (`rope_theta`, `rope_scaling`) or the newer one.
     pub(super) fn rope(&self) -> Result<RopeKeys> {
         let dicts = ["rope_scaling", "rope_parameters"];
+        refuse_partial("partial_rotary_factor", self.get("partial_rotary_factor"))?;
         let theta = dicts
             .iter()
             .find_map(|name| Some((*name, self.get(name)?.get("rope_theta")?)))
@@ -121,11 +124,13 @@ impl<'a> Keys<'a> {
         else {
             return Ok(keys);
         };
-        if let Some(partial) = rope.get("partial_rotary_factor")
-            && partial.as_f64() != Some(1.0)
-        {
-            return unsupported(&format!("{name}.partial_rotary_factor"), partial, "1.0");
+        if !rope.is_object() {
+            return Err(wrong(name, "an object or null", rope));
         }
+        refuse_partial(
+            &format!("{name}.partial_rotary_factor"),
+            rope.get("partial_rotary_factor"),
+        )?;
         let default = Value::from("default");
         let kind = rope.get("rope_type").or_else(|| rope.get("type")).unwrap_or(&default);
         match kind.as_str() {
@@ -179,6 +184,12 @@ impl<'a> Keys<'a> {
         {
             return unsupported("hidden_act", value, "\"silu\"");
         }
+        if self.get("quantization_config").is_some() {
+            return Err(usage(
+                "`quantization_config` says that the weights are quantized, which is not supported: take \
+                 the model in bf16, f16 or f32",
+            ));
+        }
         for key in ["attention_bias", "mlp_bias", "bias"] {
             if let Some(value) = self.get(key)
                 && value != false
@@ -204,6 +215,14 @@ impl<'a> Keys<'a> {
             );
         }
         Ok(())
+    }
+}
+
+/// Refuses rotary positions on a part of each head.
+fn refuse_partial(key: &str, factor: Option<&Value>) -> Result<()> {
+    match factor {
+        Some(factor) if factor.as_f64() != Some(1.0) => unsupported(key, factor, "1.0"),
+        _ => Ok(()),
     }
 }
 

@@ -59,6 +59,15 @@ impl<'a> Elements<'a> {
         Self { dtype: self.dtype, bytes: &self.bytes[first * size..(first + len) * size] }
     }
 
+    /// Whether none of them is NaN or infinite, which is when an exponent is all ones.
+    pub fn is_finite(&self) -> bool {
+        match self.dtype {
+            Dtype::F32 => none(self.bytes, |x| u32::from_le_bytes(x) << 1 >= 0xff00_0000),
+            Dtype::Bf16 => none(self.bytes, |x| u16::from_le_bytes(x) << 1 >= 0xff00),
+            Dtype::F16 => none(self.bytes, |x| u16::from_le_bytes(x) << 1 >= 0xf800),
+        }
+    }
+
     /// All of them as f32; `out` is as long.
     pub fn widen(&self, out: &mut [f32]) {
         assert_eq!(self.len(), out.len(), "as many places as numbers");
@@ -68,6 +77,13 @@ impl<'a> Elements<'a> {
             Dtype::F16 => widen_f16(self.bytes, out),
         }
     }
+}
+
+/// Whether `is` holds for no number of `N` bytes.
+fn none<const N: usize>(bytes: &[u8], is: impl Fn([u8; N]) -> bool) -> bool {
+    // Only a loop that looks at all of its numbers becomes vector instructions.
+    let some = |block: &[u8]| block.as_chunks().0.iter().fold(false, |some, &x| some | is(x));
+    !bytes.chunks(1 << 12).any(some)
 }
 
 /// A number that the kernels widen as they load it.

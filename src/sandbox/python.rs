@@ -5,13 +5,20 @@
 //! all that the sandbox lets Python read.
 
 use crate::base::error::usage;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The lowest version that works.
 pub(super) const LOWEST_VERSION: (u32, u32) = (3, 9);
+
+/// How long an interpreter may take to say what it is.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Modules that programs may import; each also brings what it imports itself.
 pub(super) const MODULES: &[&str] = &[
@@ -170,16 +177,20 @@ pub(super) fn find(given: Option<&Path>) -> Result<PythonInfo> {
 }
 
 fn probe(path: &Path) -> Result<PythonInfo> {
-    let output = Command::new(path)
+    let child = Command::new(path)
         .args(["-E", "-s", "-S", "-B", "-c", PROBE])
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
         .context("cannot be started")?;
+    let output = output_within(child, PATIENCE)?;
     let text = String::from_utf8_lossy(&output.stdout);
     let Ok(info) = serde_json::from_str::<PythonInfo>(text.trim()) else {
         let complaint = String::from_utf8_lossy(&output.stderr);
         let last = complaint.lines().last().unwrap_or("it said nothing").to_owned();
-        anyhow::bail!("does not work ({last})");
+        bail!("does not work ({last})");
     };
     let mut numbers = info.version.split('.').map_while(|n| n.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -191,4 +202,38 @@ fn probe(path: &Path) -> Result<PythonInfo> {
         LOWEST_VERSION.1
     );
     Ok(info)
+}
+
+/// What a child, the leader of a process group, prints until it ends; the group is killed where that takes
+/// too long, as also for one that prints more than a pipe holds.
+fn output_within(mut child: Child, patience: Duration) -> Result<Output> {
+    let started = Instant::now();
+    while child.try_wait()?.is_none() {
+        if started.elapsed() >= patience {
+            killpg(Pid::from_raw(child.id().try_into()?), Signal::SIGKILL)?;
+            child.wait()?;
+            bail!("gave no answer within {} s", patience.as_secs_f64());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(child.wait_with_output()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_python_that_hangs_is_given_up() {
+        let child = Command::new("sh").args(["-c", "sleep 1000; true"]).process_group(0).spawn();
+        let error = output_within(child.unwrap(), Duration::from_millis(50)).unwrap_err();
+        assert!(error.to_string().contains("no answer within 0.05 s"), "{error}");
+    }
+
+    #[test]
+    fn what_a_child_says_in_time_is_its_output() {
+        let child =
+            Command::new("echo").arg("3").process_group(0).stdout(Stdio::piped()).spawn().unwrap();
+        assert_eq!(output_within(child, PATIENCE).unwrap().stdout, b"3\n");
+    }
 }

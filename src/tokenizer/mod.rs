@@ -15,6 +15,7 @@ mod template;
 
 pub use chat::{Message, Tokenized};
 pub use template::ChatTemplate;
+pub(crate) use template::{FUEL, one_line};
 
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_atomic};

@@ -32,6 +32,10 @@ const NAME: &str = "chat_template";
 const OPEN: &str = "codeseq_open";
 const CLOSE: &str = "codeseq_close";
 
+/// Instructions that a template may take for one text: a second's work, where long conversations take
+/// some hundred thousand.
+pub(crate) const FUEL: u64 = 1 << 24;
+
 impl ChatTemplate {
     /// The template beside a tokenizer: `chat_template.jinja`, else the config's key.
     pub(super) fn load(
@@ -135,13 +139,15 @@ impl ChatTemplate {
     }
 }
 
-fn one_line(error: &Error) -> String {
+/// What is wrong with a template, in one line.
+pub(crate) fn one_line(error: &Error) -> String {
     error.to_string().replace('\n', " ")
 }
 
 /// Jinja as transformers sets it up for chat templates.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -249,5 +255,14 @@ mod tests {
         assert!(error.to_string().contains("t.jinja: the chat template failed"), "{error}");
         assert!(error.to_string().contains("no such role"), "{error}");
         assert!(template("{% if %}").err().unwrap().to_string().contains("t.jinja"));
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_refused() {
+        let rounds = "{% for i in range(99999) %}".repeat(3) + &"{% endfor %}".repeat(3);
+        let template = ChatTemplate::new(&rounds, Vec::new(), Vec::new(), "t.jinja".into());
+        let error = template.unwrap().render(&[], true).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("fuel"), "{error}");
     }
 }

@@ -11,13 +11,14 @@
 //!
 //! Contract: two processes never work in one run directory, and nothing is replaced unless the user
 //! says so. A directory in which a run stopped before its first step counts as unused: it goes with its
-//! owner, and one that a killed process left may be used. Resuming requires the same configuration: other settings are another run. Only how the work is laid out
-//! may change ([`LAYOUT`]), as long as the global batch stays.
+//! owner, and one that a killed process left may be used. Resuming requires the same configuration: other
+//! settings are another run. Only how the work is laid out and what is kept of it may change ([`LAYOUT`]),
+//! as long as the global batch stays.
 
 use super::environment::Environment;
 use super::metrics;
 use crate::base::error::usage;
-use crate::base::fs::{read_text, write_atomic};
+use crate::base::fs::{read_text, write_atomic, write_json};
 use crate::base::log;
 use crate::config;
 use anyhow::{Context, Result};
@@ -33,8 +34,9 @@ const SAMPLES: &str = "samples";
 /// What `--overwrite` replaces, until the new run has come to the end of a step.
 const REPLACED: &str = "codeseq-replaced";
 
-/// Settings that say how a step is computed, but not what: a resumed run may change them.
-const LAYOUT: [&str; 11] = [
+/// Settings that say how a step is computed and what is kept, but not what comes out: a resumed run may
+/// change them.
+const LAYOUT: [&str; 15] = [
     "train.ranks",
     "train.device",
     "train.precision",
@@ -46,6 +48,10 @@ const LAYOUT: [&str; 11] = [
     "train.peak_tflops",
     "rollout.kv_cache_tokens",
     "plan.gpu_memory_gb",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
+    "data.cache_dir",
 ];
 
 /// What to do with a run that is already in the directory.
@@ -112,10 +118,21 @@ impl RunDir {
             _ => {}
         }
         let missing = path.ancestors().take_while(|dir| *dir != Path::new("") && !dir.exists());
-        let made = missing.map(Path::to_owned).collect();
+        let made: Vec<PathBuf> = missing.map(Path::to_owned).collect();
         fs::create_dir_all(path)
             .map_err(|e| usage(format!("cannot make the run directory {name}: {e}")))?;
-        let lock = lock(path)?;
+        let lock = lock(path).inspect_err(|_| {
+            let _ = made.iter().try_for_each(fs::remove_dir);
+        })?;
+        // From here on a failure leaves nothing: what was made goes with it.
+        let run = Self { path: path.to_owned(), made, _lock: lock };
+        run.begin(config_toml, existing)?;
+        Ok(run)
+    }
+
+    /// Clears the way, and records the configuration and that there was an attempt.
+    fn begin(&self, config_toml: &str, existing: Existing) -> Result<()> {
+        let path = &self.path;
         remove_unfinished(path)?;
         if existing == Existing::Overwrite {
             set_aside(path)?;
@@ -125,8 +142,7 @@ impl RunDir {
         fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
         let attempts = (1u32..).map(|n| logs.join(format!("attempt-{n}.log")));
         let unused = attempts.into_iter().find(|log| !log.exists());
-        log::also_to(&unused.expect("invariant: some attempt number is unused"))?;
-        Ok(Self { path: path.to_owned(), made, _lock: lock })
+        log::also_to(&unused.expect("invariant: some attempt number is unused"))
     }
 
     /// Deletes what this run replaced: it has come to the end of a step.
@@ -166,10 +182,7 @@ impl RunDir {
 
     /// Writes a JSON file in the directory, whole or not at all.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        let mut text =
-            serde_json::to_vec_pretty(value).with_context(|| format!("encoding {name}"))?;
-        text.push(b'\n');
-        write_atomic(&self.file(name), &text)
+        write_json(&self.file(name), value)
     }
 
     /// Where the samples of a step belong.
@@ -514,6 +527,16 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_cannot_begin_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs/run");
+        fs::create_dir_all(path.join(CONFIG)).unwrap();
+        fs::write(path.join(LOCK), "").unwrap();
+        assert!(create(&path, Existing::Refuse).is_err());
+        assert!(children(&path).unwrap().is_empty());
+    }
+
+    #[test]
     fn a_directory_of_something_else_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         write_atomic(&dir.path().join("thesis.tex"), b"x").unwrap();
@@ -542,6 +565,17 @@ mod tests {
         let path = used(dir.path());
         let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
         assert!(text.contains("seed was 1, is 2"), "{text}");
+    }
+
+    #[test]
+    fn resuming_may_keep_other_checkpoints_and_cache_data_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = used(dir.path());
+        let config = format!(
+            "{CONFIG_TOML}[checkpoint]\nevery = 5\nkeep_last = 2\nkeep_every = 10\n\
+             [data]\ncache_dir = \"elsewhere\"\n"
+        );
+        RunDir::create(&path, &config, Existing::Resume).unwrap();
     }
 
     #[test]

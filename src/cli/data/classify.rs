@@ -37,7 +37,7 @@ pub struct Args {
     /// What the model is asked, a template over `messages` [default: data/prompts/is_code.txt]
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
-    /// Longest question, in tokens
+    /// Longest question, in tokens; never more than the model's positions leave room for an answer
     #[arg(long, value_name = "N", default_value_t = 2048)]
     max_prompt_tokens: usize,
     /// Longest answer, in tokens
@@ -64,7 +64,9 @@ pub fn run(args: Args) -> Result<()> {
     let (file, before) = AnswerFile::open(&args.out)?;
     let engine = Engine::with_weights(&decoder, weights, config);
     let counts = Counts::default();
-    let max_tokens = args.max_prompt_tokens;
+    // A question leaves room for an answer.
+    let positions = decoder.config().max_position_embeddings;
+    let max_tokens = args.max_prompt_tokens.min(positions - 1);
     let mut asker =
         Asker { engine, tokenizer: &tokenizer, prompt, sampling, max_tokens, file, counts };
     let progress = Progress::new("classify", total, "samples");

@@ -4,25 +4,28 @@
 use super::stats_mixture;
 use crate::base::error::usage;
 use crate::cli::print;
+use crate::data::input::{self, InputFile};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::data::sample::Sample;
+use crate::data::tokenized::Line;
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Files of samples or of problems, JSON Lines
-    #[arg(value_name = "FILE", required_unless_present = "config")]
-    files: Vec<PathBuf>,
+    /// Samples or problems: a .jsonl file, one of samples in .parquet, a directory of them, or the name
+    /// of a data set on the Hub
+    #[arg(value_name = "PLACE", required_unless_present = "config")]
+    places: Vec<String>,
     /// A configuration of `train sft`: its sources, what is left out and why, and how rows fill
-    #[arg(long, value_name = "FILE", conflicts_with = "files")]
+    #[arg(long, value_name = "FILE", conflicts_with = "places")]
     config: Vec<PathBuf>,
     /// Override one value of the configuration
     #[arg(long, value_name = "KEY=VALUE", requires = "config")]
@@ -45,9 +48,11 @@ pub fn run(args: Args) -> Result<()> {
         None => GtgPrompt::bundled()?,
     };
     let mut text = String::new();
-    for path in &args.files {
-        let stats = Stats::read(path, &prompt)?;
-        let _ = writeln!(text, "{}\n{}", path.display(), stats.text());
+    for place in &args.places {
+        for file in input::resolve(place)? {
+            let stats = Stats::read(&file, &prompt)?;
+            let _ = writeln!(text, "{}\n{}", file.path().display(), stats.text());
+        }
     }
     print(text)
 }
@@ -74,7 +79,11 @@ struct Stats {
 }
 
 impl Stats {
-    fn read(path: &Path, prompt: &GtgPrompt) -> Result<Self> {
+    fn read(file: &InputFile, prompt: &GtgPrompt) -> Result<Self> {
+        let path = file.path();
+        if file.is_parquet() {
+            return Self::of_samples(file);
+        }
         let probes: Vec<Probe> = jsonl::read(path)?;
         let mut stats = Self { rows: probes.len(), ..Self::default() };
         if probes.iter().all(|p| p.messages.is_some()) {
@@ -90,6 +99,17 @@ impl Stats {
                 "{}: every line must be a sample (messages) or every line a problem (tests)",
                 path.display()
             )));
+        }
+        Ok(stats)
+    }
+
+    fn of_samples(file: &InputFile) -> Result<Self> {
+        let mut stats = Self::default();
+        for line in file.rows()? {
+            if let Line::Sample(sample) = line? {
+                stats.rows += 1;
+                stats.add_sample(sample);
+            }
         }
         Ok(stats)
     }

@@ -7,7 +7,7 @@ mod page;
 
 use super::print;
 use crate::base::error::usage;
-use crate::base::fs::write_atomic;
+use crate::base::fs::{write_atomic, write_json};
 use crate::base::{human, interrupt};
 use crate::checkpoint::LanguageModel;
 use crate::config::{self, Resolved};
@@ -125,7 +125,7 @@ impl Examination {
             gtg::evaluate(&mut generator, &self.judge, problems, &settings(rollouts), label, None)
         };
         let test = evaluate(&self.test, rollouts, &format!("score {label}"))?;
-        write_atomic(out, &serde_json::to_vec_pretty(&test.score)?)?;
+        write_json(out, &test.score)?;
         let unseen = match self.unseen.len() {
             0 => None,
             _ => Some(evaluate(
@@ -221,7 +221,7 @@ pub fn run(args: Args) -> Result<()> {
         seconds: clock.seconds,
     })?;
     write_atomic(&out("report.html"), report.html().as_bytes())?;
-    write_atomic(&out("summary.json"), &serde_json::to_vec_pretty(&report.summary())?)?;
+    write_json(&out("summary.json"), &report.summary())?;
     print(format_args!(
         "{}\nDone in {}. The page: {}\n",
         report.text(),

@@ -2,7 +2,7 @@
 
 use super::family::{Family, Pattern};
 use super::{Config, Dataset, Splits, split};
-use crate::base::fs::{write_atomic, write_dir_atomic};
+use crate::base::fs::{write_atomic, write_dir_atomic, write_json};
 use crate::data::jsonl;
 use crate::data::prompt::GtgPrompt;
 use crate::data::sample::Sample;
@@ -172,8 +172,7 @@ pub fn write(dataset: &Dataset, out: &Path) -> Result<Card> {
                 std::fs::read(dir.join(&name)).with_context(|| format!("reading back {name}"))?;
             card.files.insert(name, format!("{:x}", Sha256::digest(bytes)));
         }
-        let manifest = serde_json::to_string_pretty(&card).context("encoding the manifest")?;
-        write_atomic(&dir.join("manifest.json"), format!("{manifest}\n").as_bytes())?;
+        write_json(&dir.join("manifest.json"), &card)?;
         write_atomic(&dir.join("DATA_CARD.md"), card.text().as_bytes())
     })?;
     Ok(card)

@@ -7,7 +7,8 @@
 use super::family::{Family, Pattern};
 use super::keys::stream;
 use super::story;
-use crate::base::error::usage;
+use crate::base::error::{Interrupted, usage};
+use crate::base::interrupt;
 use anyhow::Result;
 use num_bigint::BigInt;
 use rand::seq::SliceRandom;
@@ -58,7 +59,7 @@ pub struct Splits<'f> {
 
 /// Enumerates the patterns of `families` and splits them.
 pub fn split<'f>(families: &'f [Family], wanted: Wanted, seed: u64) -> Result<Splits<'f>> {
-    let patterns = distinct_patterns(families, seed);
+    let patterns = distinct_patterns(families, seed)?;
     let distinct = patterns.len();
     let (unseen, known): (Vec<_>, Vec<_>) = patterns.into_iter().partition(|p| p.family.unseen);
     let unseen: Vec<Pattern> =
@@ -99,11 +100,14 @@ fn check_enough(what: &str, flag: &str, wanted: usize, got: usize) -> Result<()>
     Ok(())
 }
 
-/// Every pattern whose early terms can carry a problem, each sequence once.
-fn distinct_patterns<'f>(families: &'f [Family], seed: u64) -> Vec<Pattern<'f>> {
+/// Every pattern whose early terms can carry a problem, each sequence once; unless the user interrupts.
+fn distinct_patterns<'f>(families: &'f [Family], seed: u64) -> Result<Vec<Pattern<'f>>> {
     let mut seen = HashSet::new();
     let mut patterns = Vec::new();
     for family in families {
+        if interrupt::requested() {
+            return Err(Interrupted.into());
+        }
         let mut random = stream(seed, "choices", family.name, 0);
         for numbers in family.choices(PATTERNS_PER_FAMILY, &mut random) {
             let pattern = Pattern::new(family, numbers);
@@ -113,7 +117,7 @@ fn distinct_patterns<'f>(families: &'f [Family], seed: u64) -> Vec<Pattern<'f>> 
             }
         }
     }
-    patterns
+    Ok(patterns)
 }
 
 /// Orders patterns so that every prefix has each family in proportion.
@@ -184,7 +188,7 @@ mod tests {
     fn there_are_enough_families_and_patterns() {
         let families = families::all();
         assert!(families.len() >= 80);
-        let distinct = distinct_patterns(&families, 0).len();
+        let distinct = distinct_patterns(&families, 0).unwrap().len();
         assert!(distinct >= 3000, "{distinct}");
     }
 
