@@ -380,7 +380,7 @@ fn a_run_on_gpus_is_planned_anywhere_and_a_cpu_refuses_their_numbers() {
     let words = "sft --config @sft.toml --out @run --set train.";
     place.mistake(&format!("{words}precision=bf16"), &["train.precision is bf16", "f32"]);
     place.mistake(&format!("{words}device=gpu"), &["train.device=gpu", "unknown value"]);
-    let small = "device=cuda --dry-run --set plan.gpu_memory_gb=1e-6";
+    let small = "device=cuda --dry-run --set plan.gpu_memory_gb=1e-3";
     let plan = done(&mut place.train(&format!("{words}{small}")));
     assert!(plan.contains("does not fit") && plan.contains("activations"), "{plan}");
     assert!(plan.contains("device = \"cuda\"") && plan.contains("moments = \"f32\""), "{plan}");
