@@ -298,7 +298,7 @@ for number, line in enumerate(sys.stdin):
     answer(line)
     if number == 1: {end}"
             );
-            assert_eq!(rewards_of(&program, 2.0).unwrap(), [0.0, 0.1, 0.2, 0.3, 0.4], "{end}");
+            assert_eq!(rewards_of(&program, 5.0).unwrap(), [0.0, 0.1, 0.2, 0.3, 0.4], "{end}");
         }
     }
 
