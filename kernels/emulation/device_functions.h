@@ -1,0 +1,54 @@
+// What kernels call on a device, as cuda.h declares it, in terms of whatever schedules their threads.
+//
+// Contract: included once, at the end of a scheduler, which has defined WARP, State, `current` (the
+// thread at work), `warps` (with `words` and `turn`, see below) and wait(State), which returns when all
+// threads of the warp, or of the block, have come to it.
+//
+// Words of a warp take turns between two places, so that a lane that runs ahead to the next function
+// leaves alone what the others have yet to read.
+#pragma once
+
+extern "C" {
+
+void emulated_syncthreads() { wait(State::AtBarrier); }
+void emulated_syncwarp() { wait(State::AtWarp); }
+
+uint64_t emulated_shuffle(uint64_t value, unsigned source_lane) {
+    WarpState& warp = warps[current / WARP];
+    unsigned turn = warp.turn[current % WARP]++ % 2;
+    warp.words[turn][current % WARP] = value;
+    wait(State::AtWarp);
+    return warp.words[turn][source_lane];
+}
+
+unsigned emulated_ballot(int predicate) {
+    WarpState& warp = warps[current / WARP];
+    unsigned turn = warp.turn[current % WARP]++ % 2;
+    warp.words[turn][current % WARP] = predicate != 0;
+    wait(State::AtWarp);
+    unsigned ballot = 0;
+    for (unsigned lane = 0; lane < WARP; lane++) ballot |= unsigned(warp.words[turn][lane]) << lane;
+    return ballot;
+}
+
+unsigned emulated_atomic_add_u32(unsigned* address, unsigned value) {
+    unsigned old = *address;
+    *address += value;
+    return old;
+}
+uint64_t emulated_atomic_add_u64(unsigned long long* address, uint64_t value) {
+    uint64_t old = *address;
+    *address += value;
+    return old;
+}
+unsigned emulated_atomic_max_u32(unsigned* address, unsigned value) {
+    unsigned old = *address;
+    if (value > old) *address = value;
+    return old;
+}
+unsigned emulated_atomic_min_u32(unsigned* address, unsigned value) {
+    unsigned old = *address;
+    if (value < old) *address = value;
+    return old;
+}
+}
