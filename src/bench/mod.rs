@@ -14,3 +14,16 @@ pub mod shapes;
 pub mod step;
 
 pub use report::Report;
+
+use crate::cuda::kernels::adamw::AdamW;
+
+/// The optimizer of every measurement.
+const ADAMW: AdamW = AdamW {
+    learning_rate: 1e-6,
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weight_decay: 0.1,
+    gradient_scale: 1.0,
+    step: 1,
+};

@@ -5,11 +5,12 @@
 //! Inputs are random, since a multiplier of constants draws less power and runs faster. Left out:
 //! cuDNN's attention, which `bench step` has within.
 
+use super::ADAMW;
 use super::clock::{Clock, Repeats};
 use super::report::{Limits, Line, Report};
 use crate::base::rng;
 use crate::cuda::gemm::{Linear, Start};
-use crate::cuda::kernels::adamw::{AdamW, DecayRange, Shard, StepInputs};
+use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
 use crate::cuda::kernels::column_sums::PARTS;
 use crate::cuda::kernels::decode::Cache;
@@ -330,15 +331,6 @@ impl Bench<'_> {
             let flag = flag.slice_mut();
             kernels.flat.sum_of_squares(stream, [sum.slice()], partials, total, flag)
         })?;
-        let adamw = AdamW {
-            learning_rate: 1e-6,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            gradient_scale: 1.0,
-            step: 1,
-        };
         let step = self.clock.time(stream, || {
             let mut shard = Shard {
                 start: 0,
@@ -349,7 +341,7 @@ impl Bench<'_> {
             };
             let (gradients, decays) = (sum.slice(), decays.slice());
             let inputs = StepInputs { gradients, decays, not_finite: flag.slice() };
-            kernels.adamw.step(stream, adamw, &mut shard, inputs, 0)
+            kernels.adamw.step(stream, ADAMW, &mut shard, inputs, 0)
         })?;
         self.line("accumulate gradients", accumulate, 10 * len, 0.0);
         self.line("sum of squares", squares, 4 * len, 0.0);

@@ -5,11 +5,12 @@
 //! is exchanged. Weights are random. MFU is model FLOPs (`train::flops`) over time and the peak of
 //! dense bf16 that NVIDIA states for an H100.
 
+use super::ADAMW;
 use super::clock::{Clock, Repeats, wall};
 use super::report::{Limits, Line, Report};
 use crate::base::human;
 use crate::base::rng;
-use crate::cuda::kernels::adamw::{AdamW, DecayRange, Shard, StepInputs};
+use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
 use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Event, Gpu};
 use crate::dist::piece;
 use crate::model::cuda::{DeviceModel, TrainingMemory};
@@ -146,15 +147,6 @@ impl State {
 
     /// One step of AdamW with the gradients in `sum`.
     fn step(&mut self, gpu: &Gpu, parameters: DeviceSliceMut<'_, bf16>) -> Result<()> {
-        let adamw = AdamW {
-            learning_rate: 1e-6,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            gradient_scale: 1.0,
-            step: 1,
-        };
         let mut shard = Shard {
             start: 0,
             master: self.master.slice_mut(),
@@ -167,7 +159,7 @@ impl State {
             decays: self.decays.slice(),
             not_finite: self.not_finite.slice(),
         };
-        gpu.tools.kernels.adamw.step(&gpu.stream, adamw, &mut shard, inputs, 0)
+        gpu.tools.kernels.adamw.step(&gpu.stream, ADAMW, &mut shard, inputs, 0)
     }
 }
 
