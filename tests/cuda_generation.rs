@@ -7,17 +7,17 @@
 #![expect(clippy::print_stdout, reason = "says where it runs, and when it is skipped")]
 
 mod cuda_support;
+mod engine_support;
 mod support;
 
 use codeseq::base::rng;
 use codeseq::cuda::Gpu;
-use codeseq::engine::{
-    Engine, EngineConfig, FinishReason, Request, Rollout, SamplingParams, Stats, share,
-};
+use codeseq::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, share};
 use codeseq::model::cuda::{DeviceModel, GenerationSize};
 use codeseq::model::layout::init;
-use codeseq::model::{Decoder, ModelConfig, Packed, Row, Target, Workspace};
+use codeseq::model::{Decoder, ModelConfig, Row};
 use cuda_support::{Driver, driver, emulated_gpu};
+use engine_support::{LEAST_BLOCKS, WIDE, bits, collect, scores};
 use half::bf16;
 use serde_json::Value;
 use std::path::Path;
@@ -25,12 +25,6 @@ use std::process::Command;
 use support::{Place, done, expect_mistake};
 
 const VOCAB: u32 = 96;
-
-const WIDE: EngineConfig =
-    EngineConfig { max_sequences: 64, max_length: 100, prefill_tokens: 256, cache_blocks: 400 };
-
-/// The fewest blocks in which a sequence of [`WIDE`]'s length fits.
-const LEAST_BLOCKS: usize = 5;
 
 struct Tiny {
     decoder: Decoder,
@@ -82,14 +76,7 @@ impl Tiny {
 
     /// What the CPU makes of `tokens` after `prompt`.
     fn scores(&self, prompt: &[u32], tokens: &[u32], temperature: f32) -> Vec<f32> {
-        let sequence = [prompt, tokens].concat();
-        let targets: Vec<Target> = (prompt.len()..sequence.len())
-            .map(|i| Target { row: i - 1, token: sequence[i] })
-            .collect();
-        let packed = Packed::from_sequences([sequence.as_slice()]);
-        let workspace = &mut Workspace::new();
-        let scores = self.decoder.score(&self.params, &packed, &targets, temperature, workspace);
-        scores.iter().map(|score| score.logp).collect()
+        scores((&self.decoder, &self.params), prompt, tokens, temperature)
     }
 }
 
@@ -115,37 +102,13 @@ fn requests() -> Vec<Request> {
         .collect()
 }
 
-/// Runs a workload; every sample of every request must finish exactly once, and every block come back.
-fn collect(
-    mut engine: Engine<'_>,
-    requests: &[Request],
-    sampling: &SamplingParams,
-) -> (Vec<Vec<Rollout>>, Stats) {
-    let mut found: Vec<Vec<Option<Rollout>>> =
-        requests.iter().map(|request| vec![None; request.num_samples]).collect();
-    let mut note = |request: usize, sample: usize, rollout: Rollout| {
-        assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
-    };
-    let stats = engine.generate(requests, sampling, &mut note).unwrap();
-    assert_eq!(engine.blocks_in_use(), 0, "every block is given back");
-    let rollouts =
-        found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());
-    (rollouts.collect(), stats)
-}
-
 fn rollouts(
     model: &mut DeviceModel,
     requests: &[Request],
     sampling: &SamplingParams,
     config: EngineConfig,
 ) -> Vec<Vec<Rollout>> {
-    collect(Engine::on_gpu(model, config).unwrap(), requests, sampling).0
-}
-
-/// Tokens, bits and reasons.
-fn bits(rollouts: &[Rollout]) -> Vec<(&[u32], Vec<u32>, FinishReason)> {
-    let bits_of = |r: &Rollout| r.logprobs.iter().map(|logp| logp.to_bits()).collect();
-    rollouts.iter().map(|r| (r.tokens.as_slice(), bits_of(r), r.finish_reason)).collect()
+    collect(&mut Engine::on_gpu(model, config).unwrap(), requests, sampling).0
 }
 
 #[test]
@@ -201,8 +164,8 @@ fn cuda_greedy_tokens_are_almost_always_the_cpus() {
         }
     }
     let one = SamplingParams { max_new_tokens: 1, ..greedy };
-    let engine = Engine::new(&tiny.decoder, &tiny.params, WIDE);
-    let (of_cpu, _) = collect(engine, &beginnings, &one);
+    let mut engine = Engine::new(&tiny.decoder, &tiny.params, WIDE);
+    let (of_cpu, _) = collect(&mut engine, &beginnings, &one);
     let same = of_cpu.iter().zip(&taken).filter(|(cpu, gpu)| cpu[0].tokens == [**gpu]).count();
     println!("{same} of {} greedy tokens are the CPU's", taken.len());
     assert!(same * 100 >= taken.len() * 95, "{same} of {}", taken.len());
@@ -219,7 +182,7 @@ fn cuda_rollouts_do_not_depend_on_sizes_company_or_preemption() {
         let config = EngineConfig { max_sequences, prefill_tokens, cache_blocks, ..WIDE };
         let text = format!("{config:?}");
         let (found, stats) =
-            collect(Engine::on_gpu(&mut model, config).unwrap(), &requests(), &sampling());
+            collect(&mut Engine::on_gpu(&mut model, config).unwrap(), &requests(), &sampling());
         assert!(cache_blocks > LEAST_BLOCKS || stats.preemptions > 0, "{stats:?}");
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(bits(found), bits(expected), "{text}");

@@ -2,13 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
+mod engine_support;
+
 use codeseq::base::error::exit_code;
 use codeseq::engine::{
     Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams, Stats,
     share,
 };
 use codeseq::model::layout::init;
-use codeseq::model::{Decoder, ModelConfig, Packed, Target, Workspace};
+use codeseq::model::{Decoder, ModelConfig};
+use engine_support::{LEAST_BLOCKS, WIDE, bits, collect, scores};
 use proptest::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::LazyLock;
@@ -30,12 +33,6 @@ static POOLS: LazyLock<[ThreadPool; 2]> =
 /// What [`requests`] give under [`SAMPLING`] in one go.
 static REFERENCE: LazyLock<Vec<Vec<Rollout>>> =
     LazyLock::new(|| LLAMA.rollouts(&requests(), &sampling(), WIDE));
-
-const WIDE: EngineConfig =
-    EngineConfig { max_sequences: 64, max_length: 100, prefill_tokens: 256, cache_blocks: 400 };
-
-/// The fewest blocks in which a sequence of [`WIDE`]'s length fits.
-const LEAST_BLOCKS: usize = 5;
 
 impl Tiny {
     fn new(kind: &str, tied: bool) -> Self {
@@ -64,34 +61,8 @@ impl Tiny {
 
     /// Log-probabilities of `tokens` after `prompt` as training computes them.
     fn scores(&self, prompt: &[u32], tokens: &[u32], temperature: f32) -> Vec<f32> {
-        let sequence = [prompt, tokens].concat();
-        let targets: Vec<Target> = (prompt.len()..sequence.len())
-            .map(|i| Target { row: i - 1, token: sequence[i] })
-            .collect();
-        let packed = Packed::from_sequences([sequence.as_slice()]);
-        let workspace = &mut Workspace::new();
-        let scores = self.decoder.score(&self.params, &packed, &targets, temperature, workspace);
-        scores.iter().map(|score| score.logp).collect()
+        scores((&self.decoder, &self.params), prompt, tokens, temperature)
     }
-}
-
-/// Runs a workload; every sample of every request must finish exactly once.
-fn collect(
-    engine: &mut Engine<'_>,
-    requests: &[Request],
-    sampling: &SamplingParams,
-) -> (Vec<Vec<Rollout>>, Stats) {
-    let mut found: Vec<Vec<Option<Rollout>>> =
-        requests.iter().map(|request| vec![None; request.num_samples]).collect();
-    let stats = engine
-        .generate(requests, sampling, &mut |request: usize, sample: usize, rollout: Rollout| {
-            assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
-        })
-        .unwrap();
-    assert_eq!(engine.blocks_in_use(), 0, "every block is given back");
-    let rollouts =
-        found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());
-    (rollouts.collect(), stats)
 }
 
 fn sampling() -> SamplingParams {
@@ -114,12 +85,6 @@ fn requests() -> Vec<Request> {
 
 fn request(length: u32, num_samples: usize, key: u64) -> Request {
     Request { prompt: (0..length).map(|i| (7 * i + length) % VOCAB).collect(), num_samples, key }
-}
-
-/// Tokens, bits and reasons.
-fn bits(rollouts: &[Rollout]) -> Vec<(&[u32], Vec<u32>, FinishReason)> {
-    let bits_of = |r: &Rollout| r.logprobs.iter().map(|logp| logp.to_bits()).collect();
-    rollouts.iter().map(|r| (r.tokens.as_slice(), bits_of(r), r.finish_reason)).collect()
 }
 
 #[test]

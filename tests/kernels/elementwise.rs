@@ -3,6 +3,7 @@
 use crate::compare::{assert_close, assert_close_narrow, narrow, normal, on_every_order, widen};
 use crate::cuda::kernels::embedding::{DeviceTokenRows, TokenRows};
 use crate::cuda::kernels::rope::{Angles, BLOCK_TOKENS, CacheWrite, Direction, Heads};
+use crate::emulation::{Buffer, Gpu};
 use codeseq::ops;
 use codeseq::ops::rope::{Llama3Scaling, Rope};
 use half::bf16;
@@ -66,6 +67,26 @@ fn rope(heads: Heads, scaling: Option<Llama3Scaling>) -> Rope {
     rope
 }
 
+/// A table and positions in it, on the device.
+struct Turning {
+    cosines: Buffer<f32>,
+    sines: Buffer<f32>,
+    positions: Buffer<u32>,
+}
+
+impl Turning {
+    fn put(gpu: &Gpu, rope: &Rope, positions: &[u32]) -> Self {
+        let (cosines, sines) = rope.table();
+        let (cosines, sines) = (gpu.put(cosines), gpu.put(sines));
+        Self { cosines, sines, positions: gpu.put(positions) }
+    }
+
+    fn angles(&self) -> Angles<'_> {
+        let Self { cosines, sines, positions } = self;
+        Angles { cosines: cosines.slice(), sines: sines.slice(), positions: positions.slice() }
+    }
+}
+
 const SCALING: Llama3Scaling = Llama3Scaling {
     factor: 8.0,
     low_freq_factor: 1.0,
@@ -78,18 +99,12 @@ fn rope_turns_queries_and_keys_forth_and_back_and_leaves_values() {
     for (heads, scaling) in HEADS.into_iter().zip([None, Some(SCALING), None, Some(SCALING)]) {
         let positions = [0u32, 1, 17, 3999, 2];
         let rope = rope(heads, scaling);
-        let (cosines, sines) = rope.table();
         let qkv = normal(4, positions.len() * heads.row(), 1.0);
         for direction in [Direction::Forward, Direction::Backward] {
             on_every_order(
                 |gpu| {
-                    let (cosines, sines) = (gpu.put(cosines), gpu.put(sines));
-                    let positions = gpu.put(&positions);
-                    let angles = Angles {
-                        cosines: cosines.slice(),
-                        sines: sines.slice(),
-                        positions: positions.slice(),
-                    };
+                    let turning = Turning::put(gpu, &rope, &positions);
+                    let angles = turning.angles();
                     let mut rows = gpu.put(&qkv);
                     let kernels = &gpu.kernels.rope;
                     kernels.turn(&gpu.stream, heads, angles, direction, rows.slice_mut()).unwrap();
@@ -119,17 +134,11 @@ fn rope_takes_queries_keys_and_values_apart_and_together_as_it_turns_them() {
     for heads in HEADS {
         let positions = [0u32, 1, 17, 3999, 2];
         let rope = rope(heads, None);
-        let (cosines, sines) = rope.table();
         let qkv = normal(12, positions.len() * heads.row(), 1.0);
         on_every_order(
             |gpu| {
-                let (cosines, sines) = (gpu.put(cosines), gpu.put(sines));
-                let positions = gpu.put(&positions);
-                let angles = Angles {
-                    cosines: cosines.slice(),
-                    sines: sines.slice(),
-                    positions: positions.slice(),
-                };
+                let turning = Turning::put(gpu, &rope, &positions);
+                let angles = turning.angles();
                 let (kernels, stream) = (&gpu.kernels.rope, &gpu.stream);
                 let [forward, backward] =
                     [Direction::Forward, Direction::Backward].map(|direction| {
@@ -169,18 +178,12 @@ fn rope_writes_turned_keys_and_values_into_their_slots_alone() {
     for heads in HEADS {
         let (positions, slots) = ([40u32, 0, 31], [2 * 32 + 8u32, 0, 32 + 31]);
         let rope = rope(heads, None);
-        let (cosines, sines) = rope.table();
         let qkv = normal(5, positions.len() * heads.row(), 1.0);
         let cache_len = 3 * heads.keys * BLOCK_TOKENS * heads.dim;
         on_every_order(
             |gpu| {
-                let (cosines, sines) = (gpu.put(cosines), gpu.put(sines));
-                let (positions, slots) = (gpu.put(&positions), gpu.put(&slots));
-                let angles = Angles {
-                    cosines: cosines.slice(),
-                    sines: sines.slice(),
-                    positions: positions.slice(),
-                };
+                let turning = Turning::put(gpu, &rope, &positions);
+                let (angles, slots) = (turning.angles(), gpu.put(&slots));
                 let mut rows = gpu.put(&qkv);
                 let [mut keys, mut values] = [(); 2].map(|()| gpu.put(&vec![bf16::ONE; cache_len]));
                 let cache = CacheWrite {
