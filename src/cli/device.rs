@@ -4,27 +4,18 @@ use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
 use crate::engine::device::{self, DeviceModel};
 use crate::eval::generator::Generator;
+use crate::train::device::DeviceKind;
 use anyhow::Result;
 
 /// Far more ranks than anybody has.
 const MOST_RANKS: usize = 1 << 10;
-
-/// What computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Device {
-    /// The threads of this machine, in f32
-    #[default]
-    Cpu,
-    /// NVIDIA GPUs, in bf16
-    Cuda,
-}
 
 /// Where a command that shares its work generates.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct RankArgs {
     /// What computes
     #[arg(long, value_enum, default_value_t)]
-    pub device: Device,
+    pub device: DeviceKind,
     /// Ranks that share the problems, threads on a CPU and GPUs otherwise; any number gives the same
     /// result
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -54,8 +45,8 @@ impl RankArgs {
     /// Puts the model where it generates.
     pub fn place(self, model: LanguageModel) -> Result<Candidate> {
         let gpus = match self.device {
-            Device::Cpu => Vec::new(),
-            Device::Cuda => {
+            DeviceKind::Cpu => Vec::new(),
+            DeviceKind::Cuda => {
                 let open = |ordinal| device::open(ordinal, &model.decoder, &model.params);
                 (0..self.ranks).map(open).collect::<Result<_>>()?
             }
@@ -70,16 +61,6 @@ impl Candidate {
         match self.gpus.is_empty() {
             true => Generator::on_threads(&self.model, self.ranks),
             false => Generator::on_gpus(&self.model, self.gpus.iter_mut().collect()),
-        }
-    }
-}
-
-impl Device {
-    /// Refuses a device of which this program or this machine does not have `count`.
-    pub fn check(self, count: usize) -> Result<()> {
-        match self {
-            Self::Cpu => Ok(()),
-            Self::Cuda => device::check(count),
         }
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Stop strings live here, where tokens become text; the engine only knows tokens.
 
-use super::device::Device;
 use super::print;
 use crate::base::error::usage;
 use crate::base::{interrupt, memory};
@@ -15,6 +14,7 @@ use crate::engine::{
 };
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::Tokenizer;
+use crate::train::device::DeviceKind;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ pub struct Args {
     seed: u64,
     /// What computes
     #[arg(long, value_enum, default_value_t)]
-    device: Device,
+    device: DeviceKind,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -92,14 +92,14 @@ pub fn run(args: Args) -> Result<()> {
     args.device.check(1)?;
     interrupt::install()?;
     match args.device {
-        Device::Cpu => {
+        DeviceKind::Cpu => {
             let model = InferenceModel::open(&args.model)?;
             let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
             work.check_memory(model.decoder.config())?;
             let config = work.config.clone();
             work.run(Engine::with_weights(&model.decoder, model.weights, config))
         }
-        Device::Cuda => {
+        DeviceKind::Cuda => {
             let model = LanguageModel::open(&args.model)?;
             let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
             let mut gpu = device::open(0, &model.decoder, &model.params)?;

@@ -1,6 +1,5 @@
 //! `train score`: log-probabilities of given tokens.
 
-use super::device::Device;
 use crate::base::error::usage;
 use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
@@ -9,6 +8,7 @@ use crate::data::jsonl;
 use crate::engine::{Scorer, device};
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::{Message, Tokenizer};
+use crate::train::device::DeviceKind;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -31,7 +31,7 @@ pub struct Args {
     temperature: f32,
     /// What computes
     #[arg(long, value_enum, default_value_t)]
-    device: Device,
+    device: DeviceKind,
 }
 
 /// A line of input, as it stands there. Not an untagged enum: its errors do not say what is wrong.
@@ -68,7 +68,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
     let (sequences, scores) = match args.device {
-        Device::Cpu => {
+        DeviceKind::Cpu => {
             let InferenceModel { decoder, weights, tokenizer } = InferenceModel::open(&args.model)?;
             let sequences = sequences(&args.data, lines, &decoder, &tokenizer)?;
             let progress = progress(&sequences);
@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
             progress.finish();
             (sequences, scores)
         }
-        Device::Cuda => {
+        DeviceKind::Cuda => {
             let LanguageModel { decoder, params, tokenizer } = LanguageModel::open(&args.model)?;
             let sequences = sequences(&args.data, lines, &decoder, &tokenizer)?;
             let progress = progress(&sequences);

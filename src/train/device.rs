@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 /// What computes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// The cores of this machine, in f32; ranks are threads.
@@ -63,6 +63,14 @@ pub struct Gpus {
 }
 
 impl DeviceKind {
+    /// Refuses a device of which this program or this machine does not have `count`.
+    pub fn check(self, count: usize) -> Result<()> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Cuda => device::check(count),
+        }
+    }
+
     /// The GPUs of a run whose largest micro-batch is `largest`; none where the CPU computes.
     pub(super) fn gpus(self, config: GpuConfig, largest: BatchSize) -> Option<Gpus> {
         match self {
