@@ -130,11 +130,11 @@ impl Trainer {
     /// Continues where the checkpoint in `dir` stopped, whatever number and kind of ranks wrote it; the
     /// model has been read from it. Returns what the loop saved of its own.
     pub fn restore<S: DeserializeOwned>(&mut self, dir: &Path) -> Result<S> {
-        let shards = self.ranks.shards();
+        let (shards, weights) = (self.ranks.shards(), &self.model.params);
         let saved: Saved<S> = self.ranks.fill_moments(|by_rank| {
             let (first, second) =
                 by_rank.into_iter().map(|[first, second]| (first, second)).unzip();
-            load_step(dir, [first, second].map(|moments| shards.join_mut(moments)))
+            load_step(dir, weights, [first, second].map(|moments| shards.join_mut(moments)))
         })?;
         self.step = saved.step;
         self.optimizer = saved.optimizer;
