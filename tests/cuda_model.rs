@@ -190,8 +190,8 @@ fn closeness(a: &[f32], b: &[f32]) -> (f64, f64) {
     (product / (of_a * of_b).sqrt(), (of_difference / of_b).sqrt())
 }
 
-/// Compares a model's scores and gradients with the CPU's. Bounds: of a score and of the mean of scores,
-/// and of a tensor's gradient.
+/// Compares a model's scores and gradients with the CPU's. Bounds are those of a score's error, of the mean
+/// of them, and of the error of a tensor's gradient relative to its length.
 fn assert_close(format: HalfFormat, kind: (&str, bool, usize), bounds: (f32, f32, f64)) {
     let decoder = decoder(kind);
     let params = parameters_in(format, &decoder);
@@ -205,13 +205,11 @@ fn assert_close(format: HalfFormat, kind: (&str, bool, usize), bounds: (f32, f32
         |score: &TokenScores| score.mean_logp,
     ] {
         let (largest, mean) = differences(&actual.scores, &scores, score);
-        println!("{format:?} {kind:?}: {largest:.1e}, mean {mean:.1e}");
         assert!(largest < bounds.0 && mean < bounds.1, "{kind:?}: {largest}, mean {mean}");
     }
     for tensor in &decoder.layout().tensors {
         let range = tensor.range.clone();
         let (cosine, error) = closeness(&actual.gradients[range.clone()], &gradients[range]);
-        println!("{format:?} {kind:?}: {} {cosine}, {error:.1e}", tensor.name);
         assert!(
             cosine > 0.999 && error < bounds.2,
             "{kind:?}: {} has cosine {cosine}, error {error}",
@@ -228,9 +226,9 @@ fn cuda_scores_and_every_gradient_are_those_of_the_cpu_within_the_error_of_bf16(
 }
 
 #[test]
-fn cuda_scores_and_every_gradient_in_fp16_are_closer_still() {
+fn cuda_scores_and_every_gradient_in_fp16_are_eight_times_closer() {
     for kind in MODELS {
-        assert_close(HalfFormat::Fp16, kind, (2e-2, 4e-3, 3e-2));
+        assert_close(HalfFormat::Fp16, kind, (2.5e-3, 6e-4, 2.5e-3));
     }
 }
 
