@@ -234,19 +234,20 @@ fn codeseq_sees_a_driver() -> bool {
     codeseq::cuda::device::driver_version().is_ok()
 }
 
-#[test]
-fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() {
-    if !can_emulate() {
-        return;
-    }
-    let place = Place::new();
-    place.write("sft.toml", &sft_config().replace(&format!("= {STEPS}"), "= 60"));
-    let model = done(&mut place.train("sft --config @sft.toml --out @sft"));
+/// A model that has learnt some, to be reinforced.
+static TRAINED: LazyLock<String> = LazyLock::new(|| {
+    let dir = &*INPUTS;
+    fs::write(dir.join("trained.toml"), sft_config().replace(&format!("= {STEPS}"), "= 60"))
+        .unwrap();
+    let words = "sft --config trained.toml --out trained";
+    done(train(dir).args(words.split_whitespace())).trim_end().to_owned()
+});
+
+fn grpo_config() -> String {
     let inputs = INPUTS.display();
-    place.write(
-        "grpo.toml",
-        &format!(
-            "seed = 5
+    let model = INPUTS.join(&*TRAINED);
+    format!(
+        "seed = 5
 model = {{ path = '{}' }}
 data = {{ files = ['{inputs}/problems.jsonl'], max_prompt_tokens = 160 }}
 rollout = {{ num_prompts = 2, n = 4, temperature = 0.9, max_new_tokens = 32, max_sequences = 8 }}
@@ -255,9 +256,17 @@ schedule = {{ kind = 'constant' }}
 policy = {{ importance_sampling_cap = 2.0 }}
 train = {{ total_steps = 2, seq_len = 400, device = 'cuda' }}
 ",
-            model.trim_end()
-        ),
-    );
+        model.display()
+    )
+}
+
+#[test]
+fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
     let run = place.path("run");
     done(emulated(&mut place.train("grpo --config @grpo.toml --out @run"), 1));
     let [ratio, off] =
@@ -270,4 +279,36 @@ train = {{ total_steps = 2, seq_len = 400, device = 'cuda' }}
         "grpo --config @grpo.toml --out @other --set train.share_prompts=true",
         &["train.share_prompts", "CPU"],
     );
+}
+
+#[test]
+fn reinforcement_held_to_a_reference_resumes_to_the_same_bits_in_the_memory_of_one_without() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    let sets = "--set optim.lr=1e-3 --set checkpoint.every=1";
+    let words =
+        |out: &str, more: &str| format!("grpo --config @grpo.toml --out @{out} {sets} {more}");
+    let run = |words: &str| done(emulated(&mut place.train(words), 1));
+    run(&words("without", "--set train.total_steps=1"));
+    run(&words("whole", "--set policy.kl_coef=0.1"));
+    let (whole, stopped) = (place.path("whole"), place.path("stopped"));
+    let rows = || fs::read_to_string(stopped.join("metrics.jsonl")).unwrap_or_default();
+    let mut command = place.train(&words("stopped", "--set policy.kl_coef=0.1"));
+    interrupt(start(emulated(&mut command, 1), || rows().lines().count() >= 1));
+    run(&words("stopped", "--set policy.kl_coef=0.1 --resume"));
+    let kl = column(&whole, "policy/reference_kl");
+    assert!(kl[0] < 1e-3 && kl[1] > kl[0], "{kl:?}");
+    for key in ["policy/reference_kl", "loss/policy", "optim/grad_norm"] {
+        assert_eq!(column(&whole, key), column(&stopped, key), "{key}");
+    }
+    for file in FILES {
+        let of = |run: &Path| fs::read(run.join("checkpoints/step-000002").join(file)).unwrap();
+        assert!(of(&whole) == of(&stopped), "{file} differs");
+    }
+    let [with, without] =
+        [&whole, &place.path("without")].map(|run| column(run, "time/gpu_peak_mib"));
+    assert_eq!(with[0], without[0]);
 }

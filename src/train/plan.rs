@@ -41,6 +41,9 @@ pub struct Plan {
     pub device: Device,
     /// The buffers of all CPU ranks together, or of one GPU, that exist all the time.
     pub buffers: Vec<PlannedBuffer>,
+    /// Of a run on GPUs, what all ranks together hold all the time on the host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host: Vec<PlannedBuffer>,
     /// What comes and goes beside them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<Phase>,
@@ -125,6 +128,7 @@ impl Plan {
             device,
             ranks: train.ranks,
             buffers: buffers(&decoder, train, device),
+            host: gpu::host(&decoder, device, false),
             by_recompute: [Recompute::None, Recompute::Selective, Recompute::Layer]
                 .map(|recompute| TrainConfig { recompute, ..train.clone() })
                 .map(|train| (train.recompute, bytes_of(&decoder, &train, device)))
@@ -147,6 +151,7 @@ impl Plan {
             ranks: 1,
             device: Device::Cpu,
             buffers: state(num_parameters, 1),
+            host: Vec::new(),
             phases: Vec::new(),
             by_recompute: Vec::new(),
             total_steps: 0,
@@ -240,6 +245,10 @@ impl Plan {
         lines.push((format!("  in all{peak}"), gigabytes(self.total_bytes() as f64)));
         if let Device::Gpu { memory_bytes } = self.device {
             lines.push(("  of".to_owned(), gigabytes(memory_bytes)));
+        }
+        if !self.host.is_empty() {
+            lines.push(("memory of the host".to_owned(), String::new()));
+            lines.extend(self.host.iter().map(line));
         }
         lines.extend(self.by_recompute.iter().map(|(recompute, bytes)| {
             let mode = format!("{recompute:?}").to_lowercase();

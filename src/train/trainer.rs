@@ -205,6 +205,20 @@ impl Trainer {
         self.ranks.score(&self.model, rows, temperature)
     }
 
+    /// Keeps the parameters of a reference model, in the layout of the model's.
+    pub fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        self.ranks.keep_reference(params)
+    }
+
+    /// What [`Trainer::score`] gives, under the reference model that is kept.
+    pub fn score_reference(
+        &mut self,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.ranks.score_reference(&self.model, rows, temperature)
+    }
+
     /// Ends a step: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.
     /// Where the gradient or `loss` is not finite, no weight changes.
     pub fn update(&mut self, denominator: f64, loss: f64) -> Result<Update> {

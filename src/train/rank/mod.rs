@@ -17,7 +17,6 @@ use crate::eval::generator::Generator;
 use crate::model::ScoreGradient;
 use crate::ops::adamw::AdamW;
 use anyhow::Result;
-pub(super) use cpu::score;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -106,6 +105,21 @@ impl Ranks {
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>> {
         with!(self, ranks => ranks.score(model, rows, temperature))
+    }
+
+    /// Keeps the parameters of a reference model, in the layout of the model's.
+    pub(super) fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        with!(self, ranks => ranks.keep_reference(params))
+    }
+
+    /// Natural log-probabilities of the targets of each row under the reference model that is kept.
+    pub(super) fn score_reference(
+        &mut self,
+        model: &LanguageModel,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        with!(self, ranks => ranks.score_reference(model, rows, temperature))
     }
 
     /// The model, generating where its ranks are.

@@ -17,15 +17,16 @@ use crate::checkpoint::LanguageModel;
 use crate::cuda::Gpu;
 use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
-use crate::dist::{self, Comm, Member, Shards};
+use crate::dist::{self, Comm, Member, Portion, Shards};
 use crate::eval::generator::Generator;
-use crate::model::cuda::DeviceModel;
+use crate::model::cuda::{DeviceModel, Training};
 use crate::model::{Layout, ScoreGradient};
 use crate::ops::adamw::AdamW;
 use crate::train::device::Gpus;
 use crate::train::trainer::Execution;
 use anyhow::Result;
 use exchange::Exchange;
+use half::bf16;
 use shard::Shard;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -41,6 +42,8 @@ struct Rank {
     model: DeviceModel,
     shard: Shard,
     exchange: Exchange,
+    /// Its pieces of the reference model's parameters, on the host; empty where none is kept.
+    reference: Vec<bf16>,
     execution: Execution,
     gpus: Gpus,
 }
@@ -67,7 +70,7 @@ impl Ranks {
             // Joining cannot be called off, so nobody begins before everybody can.
             comm.barrier()?;
             let exchange = Exchange::join(&device, id, (rank, size))?;
-            Ok(Rank { model: on_gpu, shard, exchange, execution, gpus })
+            Ok(Rank { model: on_gpu, shard, exchange, reference: Vec::new(), execution, gpus })
         };
         let mut ranks = dist::on_every_rank(dist::group(size), |comm| &**comm, start)?;
         Exchange::tie(ranks.iter_mut().map(|rank| &mut rank.exchange));
@@ -114,6 +117,30 @@ impl Ranks {
         let scores = self.on_every(|rank| {
             let (_, own) = share(rows, rank.exchange.rank(), rank.exchange.size());
             rank.score(own, temperature)
+        })?;
+        Ok(scores.into_iter().flatten().collect())
+    }
+
+    /// Each rank keeps its pieces.
+    pub(super) fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        for rank in &mut self.ranks {
+            let own = self.shards.portions(rank.exchange.rank());
+            let own = own.iter().flat_map(|portion| &params[portion.own.clone()]);
+            rank.reference = own.map(|&x| bf16::from_f32(x)).collect();
+        }
+        Ok(())
+    }
+
+    pub(super) fn score_reference(
+        &mut self,
+        _: &LanguageModel,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        let shards = self.shards;
+        let scores = self.on_every(|rank| {
+            let (_, own) = share(rows, rank.exchange.rank(), rank.exchange.size());
+            rank.score_reference(shards, own, temperature)
         })?;
         Ok(scores.into_iter().flatten().collect())
     }
@@ -182,7 +209,7 @@ impl Rank {
         temperature: f32,
         objective: &impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M),
     ) -> Result<Vec<M>> {
-        let Self { model, shard, exchange, execution, gpus } = self;
+        let Self { model, shard, exchange, execution, gpus, .. } = self;
         let mut of_batches = Vec::new();
         let (mut training, mut gradients) =
             model.training_with_gradients(gpus.largest, execution.recompute)?;
@@ -231,13 +258,44 @@ impl Rank {
 
     /// Log-probabilities of the targets of each row.
     fn score(&mut self, rows: &[MicroBatch], temperature: f32) -> Result<Vec<Vec<f32>>> {
-        let mut training = self.model.training(self.gpus.largest, self.execution.recompute)?;
-        let mut of_row = |row: &MicroBatch| {
-            let scores = training.score(&row.packed, &row.targets, temperature)?;
-            Ok(scores.iter().map(|score| score.logp).collect())
-        };
-        rows.iter().map(&mut of_row).collect()
+        let training = self.model.training(self.gpus.largest, self.execution.recompute)?;
+        score(training, rows, temperature)
     }
+
+    /// The same under the reference model, whose parameters all ranks bring together where gradients are
+    /// otherwise.
+    fn score_reference(
+        &mut self,
+        shards: Shards,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        let Self { model, exchange, reference, execution, gpus, .. } = self;
+        let (mut training, mut params) =
+            model.training_with_gradients(gpus.largest, execution.recompute)?;
+        for Portion { own, in_shard, .. } in shards.portions(exchange.rank()) {
+            training.upload(&reference[in_shard], params.slice_mut().into_range(own))?;
+        }
+        exchange.follow(training.stream())?;
+        for bucket in shards.buckets() {
+            let bucket = params.slice_mut().into_range(bucket);
+            exchange.communicator().all_gather(exchange.stream(), bucket)?;
+        }
+        exchange.precede(training.stream())?;
+        score(training.with_params(params.slice()), rows, temperature)
+    }
+}
+
+fn score(
+    mut training: Training<'_>,
+    rows: &[MicroBatch],
+    temperature: f32,
+) -> Result<Vec<Vec<f32>>> {
+    let mut of_row = |row: &MicroBatch| {
+        let scores = training.score(&row.packed, &row.targets, temperature)?;
+        Ok(scores.iter().map(|score| score.logp).collect())
+    };
+    rows.iter().map(&mut of_row).collect()
 }
 
 fn on_device(adamw: AdamW) -> DeviceAdamW {
