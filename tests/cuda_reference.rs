@@ -18,22 +18,15 @@ use codeseq::tokenizer::Tokenized;
 use codeseq::train::device::{GpuConfig, Gpus};
 use codeseq::train::trainer::{Execution, Trainer};
 use codeseq::train::{Chunk, MicroBatch};
-use serde_json::json;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
-use support::{VOCAB, inputs};
+use support::{VOCAB, gpu_shape, inputs};
 
 /// Responses, of as many tokens each, behind prompts of four.
 const RESPONSES: usize = 6;
 const LENGTH: usize = 20;
 
-static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| {
-    let mut shape = support::shape(VOCAB);
-    let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 3,
-        "num_key_value_heads": 1, "head_dim": 32});
-    sizes.as_object().unwrap().iter().for_each(|(key, size)| shape[key] = size.clone());
-    inputs("cuda-reference", &shape)
-});
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-reference", &gpu_shape()));
 
 /// A trainer that keeps the model it starts from as its reference, on GPUs or on the CPU.
 fn trainer(gpus: usize) -> Trainer {

@@ -9,27 +9,19 @@
 mod cuda_support;
 mod support;
 
-use cuda_support::emulated_gpu;
-use serde_json::{Value, json};
+use cuda_support::{can_emulate, emulated};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::LazyLock;
-use support::{Place, VOCAB, done, expect_mistake, inputs, interrupt, shape, start, train};
+use support::{
+    Place, VOCAB, column, done, expect_mistake, gpu_shape, inputs, interrupt, shape, start, train,
+};
 
 /// Updates of a run.
 const STEPS: usize = 10;
 
-/// A shape that the kernels compute.
-fn cuda_shape() -> Value {
-    let mut shape = shape(VOCAB);
-    let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 3,
-        "num_key_value_heads": 1, "head_dim": 32});
-    sizes.as_object().unwrap().iter().for_each(|(key, size)| shape[key] = size.clone());
-    shape
-}
-
-static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-train", &cuda_shape()));
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-train", &gpu_shape()));
 
 /// A run on the CPU.
 static CPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("cpu", ""));
@@ -55,22 +47,6 @@ every = 4
     )
 }
 
-/// Puts emulated GPUs before whatever GPUs there are.
-fn emulated(command: &mut Command, gpus: usize) -> &mut Command {
-    let folder = emulated_gpu().unwrap();
-    command.env("LD_LIBRARY_PATH", folder).env("EMULATED_GPU_MEMORY", "4096");
-    command.env("EMULATED_GPUS", gpus.to_string())
-}
-
-/// Whether GPUs can be emulated.
-fn can_emulate() -> bool {
-    let can = emulated_gpu().is_some();
-    if !can {
-        println!("SKIPPED: no C++ compiler");
-    }
-    can
-}
-
 fn undisturbed(name: &str, more: &str) -> PathBuf {
     let dir = &*INPUTS;
     let (file, run) = (dir.join(format!("{name}.toml")), dir.join(name));
@@ -79,12 +55,6 @@ fn undisturbed(name: &str, more: &str) -> PathBuf {
     command.args(["sft", "--config"]).arg(file).arg("--out").arg(&run);
     done(emulated(command.args(more.split_whitespace()), 1));
     run
-}
-
-fn column(run: &Path, key: &str) -> Vec<f64> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    rows.map(|row| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"))).collect()
 }
 
 /// The bytes of a file of the last checkpoint.

@@ -23,7 +23,6 @@ pub fn run(args: Args) -> Result<()> {
     let plan = plan::Plan::of_sft(config)?;
     if !args.config.dry_run {
         config.train.check_computable()?;
-        plan.check_machine()?;
     }
     if args.config.dry_run {
         print(data_lines(config, &plan)?)?;

@@ -15,6 +15,7 @@ use super::{ModelSource, Origin, sft};
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
 use crate::dist::Shards;
+use crate::dist::rendezvous::Nodes;
 use crate::model::{BatchSize, Decoder, Layout, ModelConfig, Recompute};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -172,11 +173,16 @@ impl Plan {
         self.phases.iter().max_by_key(|phase| phase.bytes())
     }
 
-    /// Refuses a run that this program cannot make on this machine.
-    pub fn check_machine(&self) -> Result<()> {
+    /// Refuses a run that this program cannot make on this machine and the other `nodes`.
+    pub fn check_machine(&self, nodes: &Nodes) -> Result<()> {
         match self.device {
+            Device::Cpu if nodes.count > 1 => Err(usage(format!(
+                "this is one of {} nodes (NNODES or SLURM_NNODES), but only GPUs work over several: set \
+                 train.device=\"cuda\", or NNODES=1",
+                nodes.count
+            ))),
             Device::Cpu => self.check_fits(memory_bytes().unwrap_or(u64::MAX)),
-            Device::Gpu { .. } => device::check_gpus(self.ranks, &self.shape),
+            Device::Gpu { .. } => device::check_gpus(nodes.share(self.ranks)?, &self.shape),
         }
     }
 

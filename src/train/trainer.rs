@@ -160,7 +160,7 @@ impl Trainer {
     }
 
     /// The most bytes that were ever taken at once of the memory of a GPU, where there are any.
-    pub fn gpu_peak_bytes(&mut self) -> Option<usize> {
+    pub fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
         self.ranks.gpu_peak_bytes()
     }
 

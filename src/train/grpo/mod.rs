@@ -144,7 +144,7 @@ impl State {
         row.extend(mismatch_metrics(&config.policy, &updates));
         row.extend(time_metrics(&rollouts.cost, started.elapsed().as_secs_f64()));
         row.insert("rollout/replaced_groups".into(), rollouts.replaced.len().into());
-        if let Some(bytes) = self.trainer.gpu_peak_bytes() {
+        if let Some(bytes) = self.trainer.gpu_peak_bytes()? {
             row.insert("time/gpu_peak_mib".into(), mebibytes(bytes).into());
         }
         Ok(row)

@@ -7,7 +7,7 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-pub(super) mod cuda;
+mod cuda;
 
 use super::micro_batch::{Chunk, MicroBatch};
 use super::trainer::Execution;
@@ -17,6 +17,8 @@ use crate::eval::generator::Generator;
 use crate::model::ScoreGradient;
 use crate::ops::adamw::AdamW;
 use anyhow::Result;
+#[cfg(feature = "cuda")]
+pub(super) use cuda::serve;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -63,7 +65,7 @@ impl Ranks {
         match execution.gpus {
             None => Ok(Self::Cpu(cpu::Ranks::start(model, execution, decayed)?)),
             #[cfg(feature = "cuda")]
-            Some(gpus) => Ok(Self::Cuda(cuda::Ranks::start(model, execution, gpus, &decayed)?)),
+            Some(gpus) => Ok(Self::Cuda(cuda::Ranks::start(model, execution, gpus, decayed)?)),
             #[cfg(not(feature = "cuda"))]
             Some(_) => Err(crate::engine::device::refusal()),
         }
@@ -133,11 +135,11 @@ impl Ranks {
     }
 
     /// The most bytes that were ever taken at once of the memory of a GPU.
-    pub(super) fn gpu_peak_bytes(&mut self) -> Option<usize> {
+    pub(super) fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
         match self {
-            Self::Cpu(_) => None,
+            Self::Cpu(_) => Ok(None),
             #[cfg(feature = "cuda")]
-            Self::Cuda(ranks) => Some(ranks.peak_bytes()),
+            Self::Cuda(ranks) => ranks.peak_bytes().map(Some),
         }
     }
 
