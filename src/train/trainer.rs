@@ -173,7 +173,7 @@ impl Trainer {
     }
 
     /// The most bytes that were ever taken at once of the memory of a GPU, where there are any.
-    pub fn gpu_peak_bytes(&mut self) -> Option<usize> {
+    pub fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
         self.ranks.gpu_peak_bytes()
     }
 
@@ -216,6 +216,20 @@ impl Trainer {
     /// Natural log-probabilities of the targets of each row under the weights as they are.
     pub fn score(&mut self, rows: &[MicroBatch], temperature: f32) -> Result<Vec<Vec<f32>>> {
         self.ranks.score(&self.model, rows, temperature)
+    }
+
+    /// Keeps the parameters of a reference model, in the layout of the model's.
+    pub fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        self.ranks.keep_reference(params)
+    }
+
+    /// What [`Trainer::score`] gives, under the reference model that is kept.
+    pub fn score_reference(
+        &mut self,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.ranks.score_reference(&self.model, rows, temperature)
     }
 
     /// Ends a step: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.
