@@ -16,6 +16,7 @@ use codeseq::objective::grpo::{LossConfig, Metrics, Tokens, policy_loss};
 use codeseq::optim::Schedule;
 use codeseq::tokenizer::Tokenized;
 use codeseq::train::device::{GpuConfig, Gpus};
+use codeseq::train::settings::Precision;
 use codeseq::train::trainer::{Execution, Trainer};
 use codeseq::train::{Chunk, MicroBatch};
 use std::path::PathBuf;
@@ -36,7 +37,11 @@ fn trainer(gpus: usize) -> Trainer {
     let largest = BatchSize { tokens, longest: tokens, targets: tokens };
     let execution = Execution {
         ranks: gpus.max(1),
-        gpus: (gpus > 0).then_some(Gpus { config: GpuConfig::default(), largest }),
+        gpus: (gpus > 0).then_some(Gpus {
+            config: GpuConfig::default(),
+            precision: Precision::Bf16,
+            largest,
+        }),
         ..Execution::default()
     };
     let optim = toml::from_str("lr = 3e-3\nweight_decay = 0.0").unwrap();

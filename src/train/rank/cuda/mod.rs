@@ -212,7 +212,7 @@ impl Ranks {
             Rank::Local(local) => Some(&mut local.model),
             Rank::Remote(_) => None,
         });
-        Generator::on_gpus(model, here.collect())
+        Generator::on_gpus(&model.decoder, &model.tokenizer, here.collect())
     }
 
     pub(super) fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {
