@@ -103,7 +103,9 @@ impl Nodes {
             None if count == 1 => "localhost".to_owned(),
             None => return Err(usage("MASTER_ADDR is not set: the address of node 0")),
         };
-        let port = number(&["MASTER_PORT"], 29_500)?;
+        // Where torchrun keeps a store of its own it listens there itself.
+        let is_taken = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|used| used == "True");
+        let port = number(&["MASTER_PORT"], 29_500)? + usize::from(is_taken);
         let port = u16::try_from(port).map_err(|_| usage(format!("MASTER_PORT is {port}")))?;
         Ok(Self { rank, count, master, port })
     }
@@ -383,6 +385,8 @@ pub(super) mod tests {
         let torchrun = [("GROUP_WORLD_SIZE", "2"), ("GROUP_RANK", "1"), ("LOCAL_WORLD_SIZE", "1")];
         let address = [("MASTER_ADDR", "a"), ("MASTER_PORT", "7")];
         assert_eq!(parse(&[&torchrun[..], &address].concat()).unwrap(), expected);
+        let store = [("TORCHELASTIC_USE_AGENT_STORE", "True")];
+        assert_eq!(parse(&[&torchrun[..], &address, &store].concat()).unwrap().port, 8);
         let slurm = [("SLURM_NNODES", "2"), ("SLURM_NODEID", "1"), ("MASTER_PORT", "7")];
         let list = [("SLURM_JOB_NODELIST", "a,b")];
         assert_eq!(parse(&[&slurm[..], &list].concat()).unwrap(), expected);
