@@ -1,5 +1,5 @@
 //! Runs with `train.device = "cuda"` on emulated GPUs (`scripts/emulated-gpu.sh`), whose kernels are ours and
-//! whose products are plain loops: that the path works and computes what the CPU computes, as far as bf16 goes.
+//! whose products are plain loops: that the path works and computes what the CPU computes, as far as 16 bits go.
 //! Skipped, said loudly, where there is no C++ compiler.
 
 #![cfg(feature = "cuda")]
@@ -9,33 +9,35 @@
 mod cuda_support;
 mod support;
 
-use cuda_support::emulated_gpu;
-use serde_json::{Value, json};
+use cuda_support::{can_emulate, emulated};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::LazyLock;
-use support::{Place, VOCAB, done, expect_mistake, inputs, interrupt, shape, start, train};
+use support::{
+    Place, VOCAB, column, done, expect_mistake, gpu_shape, inputs, interrupt, shape, start, train,
+};
 
 /// Updates of a run.
 const STEPS: usize = 10;
 
-/// A shape that the kernels compute.
-fn cuda_shape() -> Value {
-    let mut shape = shape(VOCAB);
-    let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 3,
-        "num_key_value_heads": 1, "head_dim": 32});
-    sizes.as_object().unwrap().iter().for_each(|(key, size)| shape[key] = size.clone());
-    shape
-}
-
-static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-train", &cuda_shape()));
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-train", &gpu_shape()));
 
 /// A run on the CPU.
 static CPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("cpu", ""));
 
 /// The same run on a GPU.
 static GPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("gpu", "--set train.device=cuda"));
+
+const FP16: &str = "--set train.precision=fp16";
+
+/// A loss scale with which gradients overflow at first.
+const TOO_LARGE: &str = "--set train.precision=fp16 --set train.loss_scale.initial=16777216 --set \
+                         train.loss_scale.hysteresis=1";
+
+/// A run that begins with it.
+static OVERFLOWING: LazyLock<PathBuf> =
+    LazyLock::new(|| undisturbed("overflowing", &format!("--set train.device=cuda {TOO_LARGE}")));
 
 fn sft_config() -> String {
     let inputs = INPUTS.display();
@@ -55,22 +57,6 @@ every = 4
     )
 }
 
-/// Puts emulated GPUs before whatever GPUs there are.
-fn emulated(command: &mut Command, gpus: usize) -> &mut Command {
-    let folder = emulated_gpu().unwrap();
-    command.env("LD_LIBRARY_PATH", folder).env("EMULATED_GPU_MEMORY", "4096");
-    command.env("EMULATED_GPUS", gpus.to_string())
-}
-
-/// Whether GPUs can be emulated.
-fn can_emulate() -> bool {
-    let can = emulated_gpu().is_some();
-    if !can {
-        println!("SKIPPED: no C++ compiler");
-    }
-    can
-}
-
 fn undisturbed(name: &str, more: &str) -> PathBuf {
     let dir = &*INPUTS;
     let (file, run) = (dir.join(format!("{name}.toml")), dir.join(name));
@@ -79,12 +65,6 @@ fn undisturbed(name: &str, more: &str) -> PathBuf {
     command.args(["sft", "--config"]).arg(file).arg("--out").arg(&run);
     done(emulated(command.args(more.split_whitespace()), 1));
     run
-}
-
-fn column(run: &Path, key: &str) -> Vec<f64> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    rows.map(|row| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"))).collect()
 }
 
 /// The bytes of a file of the last checkpoint.
@@ -123,15 +103,42 @@ fn fine_tuning_on_a_gpu_follows_the_cpu_within_bf16() {
 }
 
 #[test]
+fn fine_tuning_in_fp16_follows_the_cpu_closer_and_skips_nothing() {
+    if !can_emulate() {
+        return;
+    }
+    let run = undisturbed("fp16", &format!("--set train.device=cuda {FP16}"));
+    let losses = distance(&column(&run, "loss/nll"), &column(&CPU, "loss/nll"));
+    let norms = distance(&column(&run, "optim/grad_norm"), &column(&CPU, "optim/grad_norm"));
+    println!("over {STEPS} steps: losses {losses:.1e}, norms of gradients {norms:.1e} apart");
+    assert!(losses < 1e-3 && norms < 5e-3);
+    assert_eq!(column(&run, "optim/skipped"), [0.0; STEPS]);
+    assert_eq!(column(&run, "optim/loss_scale"), [16_384.0; STEPS]);
+}
+
+#[test]
+fn a_loss_scale_too_large_for_fp16_falls_until_gradients_fit() {
+    if !can_emulate() {
+        return;
+    }
+    let run = &*OVERFLOWING;
+    let (scales, skipped) = (column(run, "optim/loss_scale"), column(run, "optim/skipped"));
+    println!("{scales:?} {skipped:?}");
+}
+
+#[test]
 fn a_run_on_a_gpu_stopped_and_resumed_has_the_same_bits() {
     if !can_emulate() {
         return;
     }
     let place = Place::new();
     place.write("sft.toml", &sft_config());
-    for (name, more) in [("exact", ""), ("rounded", "--set train.gpu.moments=bf16")] {
+    for (name, more) in
+        [("exact", ""), ("rounded", "--set train.gpu.moments=bf16"), ("overflowing", TOO_LARGE)]
+    {
         let whole = match more {
             "" => GPU.clone(),
+            TOO_LARGE => OVERFLOWING.clone(),
             _ => undisturbed(name, &format!("--set train.device=cuda {more}")),
         };
         let words = format!("sft --config @sft.toml --out @{name} --set train.device=cuda {more}");
@@ -234,19 +241,20 @@ fn codeseq_sees_a_driver() -> bool {
     codeseq::cuda::device::driver_version().is_ok()
 }
 
-#[test]
-fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() {
-    if !can_emulate() {
-        return;
-    }
-    let place = Place::new();
-    place.write("sft.toml", &sft_config().replace(&format!("= {STEPS}"), "= 60"));
-    let model = done(&mut place.train("sft --config @sft.toml --out @sft"));
+/// A model that has learnt some, to be reinforced.
+static TRAINED: LazyLock<String> = LazyLock::new(|| {
+    let dir = &*INPUTS;
+    fs::write(dir.join("trained.toml"), sft_config().replace(&format!("= {STEPS}"), "= 60"))
+        .unwrap();
+    let words = "sft --config trained.toml --out trained";
+    done(train(dir).args(words.split_whitespace())).trim_end().to_owned()
+});
+
+fn grpo_config() -> String {
     let inputs = INPUTS.display();
-    place.write(
-        "grpo.toml",
-        &format!(
-            "seed = 5
+    let model = INPUTS.join(&*TRAINED);
+    format!(
+        "seed = 5
 model = {{ path = '{}' }}
 data = {{ files = ['{inputs}/problems.jsonl'], max_prompt_tokens = 160 }}
 rollout = {{ num_prompts = 2, n = 4, temperature = 0.9, max_new_tokens = 32, max_sequences = 8 }}
@@ -255,9 +263,17 @@ schedule = {{ kind = 'constant' }}
 policy = {{ importance_sampling_cap = 2.0 }}
 train = {{ total_steps = 2, seq_len = 400, device = 'cuda' }}
 ",
-            model.trim_end()
-        ),
-    );
+        model.display()
+    )
+}
+
+#[test]
+fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
     let run = place.path("run");
     done(emulated(&mut place.train("grpo --config @grpo.toml --out @run"), 1));
     let [ratio, off] =
@@ -270,4 +286,36 @@ train = {{ total_steps = 2, seq_len = 400, device = 'cuda' }}
         "grpo --config @grpo.toml --out @other --set train.share_prompts=true",
         &["train.share_prompts", "CPU"],
     );
+}
+
+#[test]
+fn reinforcement_held_to_a_reference_resumes_to_the_same_bits_in_the_memory_of_one_without() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    let sets = "--set optim.lr=1e-3 --set checkpoint.every=1";
+    let words =
+        |out: &str, more: &str| format!("grpo --config @grpo.toml --out @{out} {sets} {more}");
+    let run = |words: &str| done(emulated(&mut place.train(words), 1));
+    run(&words("without", "--set train.total_steps=1"));
+    run(&words("whole", "--set policy.kl_coef=0.1"));
+    let (whole, stopped) = (place.path("whole"), place.path("stopped"));
+    let rows = || fs::read_to_string(stopped.join("metrics.jsonl")).unwrap_or_default();
+    let mut command = place.train(&words("stopped", "--set policy.kl_coef=0.1"));
+    interrupt(start(emulated(&mut command, 1), || rows().lines().count() >= 1));
+    run(&words("stopped", "--set policy.kl_coef=0.1 --resume"));
+    let kl = column(&whole, "policy/reference_kl");
+    assert!(kl[0] < 1e-3 && kl[1] > kl[0], "{kl:?}");
+    for key in ["policy/reference_kl", "loss/policy", "optim/grad_norm"] {
+        assert_eq!(column(&whole, key), column(&stopped, key), "{key}");
+    }
+    for file in FILES {
+        let of = |run: &Path| fs::read(run.join("checkpoints/step-000002").join(file)).unwrap();
+        assert!(of(&whole) == of(&stopped), "{file} differs");
+    }
+    let [with, without] =
+        [&whole, &place.path("without")].map(|run| column(run, "time/gpu_peak_mib"));
+    assert_eq!(with[0], without[0]);
 }
