@@ -110,17 +110,17 @@ fn fill(
         stored.widen(values);
         shards.release(spec, stored);
         loading.add(stored.bytes.len());
-        Ok(())
+        anyhow::Ok(())
     })
 }
 
 /// Cuts tensors into pieces, large ones into several.
-fn pieces(specs: &[TensorSpec]) -> Vec<Piece<'_>> {
+fn pieces<'a>(specs: &'a [TensorSpec]) -> Vec<Piece<'a>> {
     let mut ordered: Vec<&TensorSpec> = specs.iter().collect();
     ordered.sort_by_key(|spec| spec.range.start);
-    let cut = |spec| {
+    let cut = |spec: &'a TensorSpec| {
         let TensorSpec { order, range, .. } = spec;
-        let row_len = TensorSpec::row_len(spec).max(1);
+        let row_len = spec.row_len().max(1);
         let rows = order.run().unwrap_or((PIECE / row_len).max(1));
         range.clone().step_by(rows * row_len).enumerate().map(move |(i, start)| Piece {
             spec,
