@@ -3,7 +3,7 @@
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
 use crate::engine::device::{self, DeviceModel};
-use crate::eval::generator::Generator;
+use crate::eval::generator::{Generator, GpuRank};
 use crate::train::device::DeviceKind;
 use anyhow::Result;
 
@@ -60,7 +60,9 @@ impl Candidate {
     pub fn generator(&mut self) -> Generator<'_> {
         match self.gpus.is_empty() {
             true => Generator::on_threads(&self.model, self.ranks),
-            false => Generator::on_gpus(&self.model, self.gpus.iter_mut().collect()),
+            false => {
+                Generator::on_gpus(&self.model, self.gpus.iter_mut().map(GpuRank::Here).collect())
+            }
         }
     }
 }

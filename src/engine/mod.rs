@@ -25,4 +25,4 @@ pub use config::{EngineConfig, Stats};
 pub use request::{FinishReason, Next, Observer, Request, Rollout, SamplingParams};
 pub use scheduler::Engine;
 pub use scorer::Scorer;
-pub use share::share;
+pub use share::{Elsewhere, Queue, Worker, share};
