@@ -7,8 +7,8 @@
 //! compares without a GPU, and speed.
 
 use crate::base::rng;
-use crate::cuda::Gpu;
 use crate::cuda::kernels::sample::{Rows, Sampling};
+use crate::cuda::{Gpu, Half, HalfFormat};
 use crate::model::cuda::DeviceModel;
 use crate::model::layout::init;
 use crate::model::{
@@ -17,7 +17,6 @@ use crate::model::{
 };
 use crate::ops::sample;
 use anyhow::Result;
-use half::bf16;
 use serde::Serialize;
 
 /// What one check found.
@@ -36,6 +35,7 @@ const LENGTHS: [usize; 4] = [37, 1, 150, 64];
 const LONGEST: usize = 150;
 const TEMPERATURE: f32 = 0.8;
 const VOCAB: usize = 96;
+const FORMAT: HalfFormat = HalfFormat::Bf16;
 
 /// Runs all checks on device `ordinal`, with a little memory.
 pub fn run(ordinal: usize) -> Result<Vec<Check>> {
@@ -49,10 +49,10 @@ pub fn run(ordinal: usize) -> Result<Vec<Check>> {
             "tie_word_embeddings": {is_tied}}}"#
         );
         let decoder = Decoder::new(ModelConfig::from_json(&text)?);
-        let gpu = Gpu::open(ordinal, Some(256 << 20))?;
+        let gpu = Gpu::open(ordinal, FORMAT, Some(256 << 20))?;
         model(&format!("{kind}, heads of {dim}"), gpu, decoder, &mut checks)?;
     }
-    sampling(Gpu::open(ordinal, Some(256 << 20))?, &mut checks)?;
+    sampling(Gpu::open(ordinal, FORMAT, Some(256 << 20))?, &mut checks)?;
     Ok(checks)
 }
 
@@ -92,7 +92,7 @@ fn batch() -> (Packed, Vec<Target>) {
 
 fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Result<()> {
     let params: Vec<f32> =
-        init(decoder.config(), 1).iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+        init(decoder.config(), 1).iter().map(|&x| FORMAT.widen(FORMAT.narrow(x))).collect();
     let (packed, targets) = batch();
     let expected = cpu_pass(&decoder, &params, &packed, &targets);
     let mut model = DeviceModel::new(gpu, decoder, LONGEST)?;
@@ -109,7 +109,7 @@ fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Res
         found: format!("off by at most {worst:.1e}, on average {mean:.1e}"),
         is_right: worst < 2e-2 && mean < 4e-3,
     });
-    let gradients: Vec<f32> = first.gradients.iter().map(|x| x.to_f32()).collect();
+    let gradients: Vec<f32> = first.gradients.iter().map(|&x| FORMAT.widen(x)).collect();
     let tensors = &model.decoder().layout().tensors;
     let errors = tensors.iter().map(|tensor| {
         let range = tensor.range.clone();
@@ -151,12 +151,12 @@ fn cpu_pass(decoder: &Decoder, params: &[f32], packed: &Packed, targets: &[Targe
     Pass { scores, gradients }
 }
 
-fn device_pass(model: &mut DeviceModel, packed: &Packed, targets: &[Target]) -> Result<Pass<bf16>> {
+fn device_pass(model: &mut DeviceModel, packed: &Packed, targets: &[Target]) -> Result<Pass<Half>> {
     let len = model.decoder().layout().len;
     let tokens = packed.tokens.len();
     let size = BatchSize { tokens, longest: LONGEST, targets: targets.len() };
     let gpu = model.split().1;
-    let mut grads = gpu.arena.lasting::<bf16>("gradients", len)?;
+    let mut grads = gpu.arena.lasting::<Half>("gradients", len)?;
     gpu.stream.fill(grads.slice_mut(), 0xff)?;
     let mut scores = vec![TokenScores::default(); targets.len()];
     let mut keep = |first: usize, chunk: &[TokenScores], gradients: &mut [ScoreGradient]| {
@@ -173,7 +173,7 @@ fn device_pass(model: &mut DeviceModel, packed: &Packed, targets: &[Target]) -> 
         &mut |_, _, _| Ok(()),
     )?;
     drop(training);
-    let mut gradients = vec![bf16::ZERO; len];
+    let mut gradients = vec![Half::ZERO; len];
     let gpu = model.split().1;
     gpu.tools.transfer.download(&gpu.stream, grads.slice(), &mut gradients)?;
     Ok(Pass { scores, gradients })

@@ -19,11 +19,10 @@ use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
 use crate::cuda::kernels::rms_norm::Norm;
 use crate::cuda::kernels::rope::{Angles, BLOCK_TOKENS, Direction, Heads};
 use crate::cuda::kernels::sample::{Rows, Sampling};
-use crate::cuda::{DeviceBuffer, Gpu, Phase, Stream, Tools};
+use crate::cuda::{DeviceBuffer, Gpu, Half, Phase, Stream, Tools};
 use crate::model::ModelConfig;
 use anyhow::Result;
 use bytemuck::Pod;
-use half::bf16;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -112,11 +111,12 @@ impl Bench<'_> {
     }
 
     /// Numbers of a normal distribution's size.
-    fn random<'p>(&mut self, phase: &mut Phase<'p>, len: usize) -> Result<DeviceBuffer<'p, bf16>> {
+    fn random<'p>(&mut self, phase: &mut Phase<'p>, len: usize) -> Result<DeviceBuffer<'p, Half>> {
         const CHUNK: usize = 1 << 16;
-        let number = |i| bf16::from_f32(2.0 * rng::uniform(7, i) - 1.0);
-        let numbers: Vec<bf16> = (0..len.min(CHUNK) as u64).map(number).collect();
-        let mut buffer = phase.take::<bf16>("random numbers", len)?;
+        let format = self.stream.device().half_format();
+        let number = |i| format.narrow(2.0 * rng::uniform(7, i) - 1.0);
+        let numbers: Vec<Half> = (0..len.min(CHUNK) as u64).map(number).collect();
+        let mut buffer = phase.take::<Half>("random numbers", len)?;
         for start in (0..len).step_by(CHUNK) {
             let end = len.min(start + CHUNK);
             let to = buffer.slice_mut().into_range(start..end);
@@ -138,7 +138,7 @@ impl Bench<'_> {
     fn copy(&mut self, phase: &mut Phase<'_>) -> Result<()> {
         let bytes = self.sizes.copy_bytes;
         let from = self.random(phase, bytes / 2)?;
-        let mut to = phase.take::<bf16>("a copy", bytes / 2)?;
+        let mut to = phase.take::<Half>("a copy", bytes / 2)?;
         let queue = || self.stream.copy(to.slice_mut(), from.slice());
         let time = self.clock.time(self.stream, queue)?;
         self.line("copy", time, 2 * bytes, 0.0);
@@ -164,7 +164,7 @@ impl Bench<'_> {
         let weight = self.random(phase, most(|(_, _, inputs, outputs)| inputs * outputs))?;
         let dy = self.random(phase, most(|(_, rows, _, outputs)| rows * outputs))?;
         let lens = [x.len(), weight.len(), dy.len()];
-        let mut out = phase.take::<bf16>("a product", lens.into_iter().max().unwrap_or(0))?;
+        let mut out = phase.take::<Half>("a product", lens.into_iter().max().unwrap_or(0))?;
         for (name, rows, inputs, outputs) in layers {
             let sizes = Linear { rows, inputs, outputs };
             let (x, weight) = (x.slice().range(0..rows * inputs), weight.slice());
@@ -203,7 +203,7 @@ impl Bench<'_> {
         let (len, qkv_len) = (rows * hidden, rows * heads.row());
         let (x, weight) = (self.random(phase, len)?, self.random(phase, hidden)?);
         let norm = Norm { weight: weight.slice(), eps: 1e-5 };
-        let (mut sum, mut y) = (phase.take::<bf16>("sum", len)?, phase.take::<bf16>("y", len)?);
+        let (mut sum, mut y) = (phase.take::<Half>("sum", len)?, phase.take::<Half>("y", len)?);
         let (stream, kernels) = (self.stream, &self.tools.kernels);
         let forward = self.clock.time(stream, || {
             let (sum, y) = (sum.slice_mut(), y.slice_mut());
@@ -233,7 +233,7 @@ impl Bench<'_> {
         self.line("rope", rope, 2 * 2 * rows * (heads.queries + heads.keys) * heads.dim, 0.0);
 
         let mut gate_up = self.random(phase, 2 * rows * inner)?;
-        let mut product = phase.take::<bf16>("product", rows * inner)?;
+        let mut product = phase.take::<Half>("product", rows * inner)?;
         let (stream, kernels) = (self.stream, &self.tools.kernels);
         let forward = self.clock.time(stream, || {
             kernels.swiglu.forward(stream, gate_up.slice(), inner, product.slice_mut())
@@ -254,7 +254,7 @@ impl Bench<'_> {
         let d_out = self.random(phase, rows * width)?;
         let forward_tiles = self.put(phase, &tiles(&[0, rows], FORWARD_ROWS))?;
         let backward_tiles = self.put(phase, &tiles(&[0, rows], BACKWARD_ROWS))?;
-        let mut out = phase.take::<bf16>("out", rows * width)?;
+        let mut out = phase.take::<Half>("out", rows * width)?;
         let mut lse = phase.take::<f32>("log-sum-exp", rows * heads.queries)?;
         let (stream, kernels) = (self.stream, &self.tools.kernels);
         let forward = self.clock.time(stream, || {
@@ -263,7 +263,7 @@ impl Bench<'_> {
             kernels.attention.forward(stream, heads, qkv.slice(), tiles, out, lse)
         })?;
         let mut delta = phase.take::<f32>("delta", rows * heads.queries)?;
-        let mut d_qkv = phase.take::<bf16>("gradient", rows * heads.row())?;
+        let mut d_qkv = phase.take::<Half>("gradient", rows * heads.row())?;
         let inputs =
             Forward { qkv: qkv.slice(), out: out.slice(), lse: lse.slice(), d_out: d_out.slice() };
         let backward = self.clock.time(stream, || {
@@ -313,7 +313,7 @@ impl Bench<'_> {
         let mut floats = || phase.take::<f32>("shard", len);
         let (mut master, mut first, mut second) = (floats()?, floats()?, floats()?);
         let mut sum = floats()?;
-        let mut parameters = phase.take::<bf16>("parameters", len)?;
+        let mut parameters = phase.take::<Half>("parameters", len)?;
         let mut partials = phase.take::<f64>("partial sums", Flat::square_parts(len))?;
         let (mut total, mut flag) = (phase.take::<f64>("sum", 1)?, phase.take::<u32>("flag", 1)?);
         let decays = [DecayRange { start: 0, end: len as u64 }];
@@ -361,7 +361,7 @@ impl Bench<'_> {
         let tables: Vec<u32> = (0..(batch * blocks) as u32).collect();
         let (tables, lengths) =
             (self.put(phase, &tables)?, self.put(phase, &vec![context as u32; batch])?);
-        let mut out = phase.take::<bf16>("out", batch * heads.queries * heads.dim)?;
+        let mut out = phase.take::<Half>("out", batch * heads.queries * heads.dim)?;
         let cache = Cache {
             keys: keys.slice(),
             values: values.slice(),

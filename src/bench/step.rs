@@ -11,13 +11,12 @@ use super::report::{Limits, Line, Report};
 use crate::base::human;
 use crate::base::rng;
 use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
-use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Event, Gpu};
+use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Event, Gpu, Half};
 use crate::dist::piece;
 use crate::model::cuda::{DeviceModel, TrainingMemory};
 use crate::model::{BatchSize, Decoder, ModelConfig, Packed, Recompute, Target};
 use crate::train::flops::ModelFlops;
 use anyhow::Result;
-use half::bf16;
 
 /// Operations of dense bf16 in a second.
 const PEAK: f64 = Limits::H100.flops_per_second;
@@ -46,7 +45,7 @@ pub fn run(
     let len = decoder.layout().len;
     let mut state = State::new(&mut gpu.arena, len, world)?;
     state.clear(&mut gpu)?;
-    let mut grads = gpu.arena.lasting::<bf16>("gradients", len)?;
+    let mut grads = gpu.arena.lasting::<Half>("gradients", len)?;
     let clock = Clock::new(&gpu.device, repeats)?;
     let done = Event::new(&gpu.device)?;
     let size = BatchSize { tokens, longest: tokens, targets: tokens };
@@ -146,7 +145,7 @@ impl State {
     }
 
     /// One step of AdamW with the gradients in `sum`.
-    fn step(&mut self, gpu: &Gpu, parameters: DeviceSliceMut<'_, bf16>) -> Result<()> {
+    fn step(&mut self, gpu: &Gpu, parameters: DeviceSliceMut<'_, Half>) -> Result<()> {
         let mut shard = Shard {
             start: 0,
             master: self.master.slice_mut(),

@@ -5,7 +5,7 @@ use super::print;
 use crate::base::fs::{check_writable, write_atomic};
 use crate::bench::clock::Repeats;
 use crate::bench::{Report, decode, ops, shapes, step};
-use crate::cuda::{Device, Gpu};
+use crate::cuda::{Device, Gpu, HalfFormat};
 use crate::model::{ModelConfig, Recompute};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
@@ -110,8 +110,9 @@ fn measure(
     if let Some(file) = &common.json {
         check_writable(file, &[])?;
     }
-    let mut report = Report::new(command_line(), Device::open(common.gpu)?.properties())?;
-    work(Gpu::open(common.gpu, None)?, &config, &mut report)?;
+    let mut report =
+        Report::new(command_line(), Device::open(common.gpu, HalfFormat::Bf16)?.properties())?;
+    work(Gpu::open(common.gpu, HalfFormat::Bf16, None)?, &config, &mut report)?;
     if let Some(file) = &common.json {
         let text = serde_json::to_string_pretty(&report).context("encoding the report")?;
         write_atomic(file, format!("{text}\n").as_bytes())?;

@@ -7,10 +7,9 @@
 
 use super::ties::Ties;
 use crate::cuda::nccl::{Communicator, UniqueId};
-use crate::cuda::{Device, DeviceSliceMut, Event, Stream};
+use crate::cuda::{Device, DeviceSliceMut, Event, Half, Stream};
 use crate::dist::{Member, Shards};
 use anyhow::Result;
-use half::bf16;
 use std::sync::Arc;
 
 /// One rank's end.
@@ -67,7 +66,7 @@ impl Exchange {
     pub(super) fn gather(
         &self,
         shards: Shards,
-        mut params: DeviceSliceMut<'_, bf16>,
+        mut params: DeviceSliceMut<'_, Half>,
         computation: &Stream,
     ) -> Result<()> {
         self.follow(computation)?;

@@ -5,18 +5,18 @@
 use super::exchange::Exchange;
 use super::shard::Shard;
 use super::ties::Ties;
-use crate::cuda::Gpu;
 use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
+use crate::cuda::{Gpu, Half, HalfFormat};
 use crate::dist::{Member, Portion, Shards};
 use crate::model::cuda::{DeviceModel, Training};
 use crate::model::{Decoder, Layout, ModelConfig, Recompute, ScoreGradient};
 use crate::ops::adamw::AdamW;
 use crate::train::device::Gpus;
 use crate::train::rank::{GPU_BUCKET, Reduced};
+use crate::train::settings::Precision;
 use crate::train::{Chunk, MicroBatch};
 use anyhow::Result;
-use half::bf16;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub(super) struct Local {
     shard: Shard,
     exchange: Exchange,
     /// Its pieces of the reference model's parameters, on the host; empty where none is kept.
-    reference: Vec<bf16>,
+    reference: Vec<Half>,
     layout: Layout,
     shards: Shards,
     spec: Spec,
@@ -70,7 +70,7 @@ impl Local {
         let decoder = spec.decoder()?;
         let layout = decoder.layout().clone();
         let shards = spec.shards(&layout);
-        let mut gpu = Gpu::open(ordinal, None)?;
+        let mut gpu = Gpu::open(ordinal, half_format(spec.gpus.precision), None)?;
         let (config, decayed) = (spec.gpus.config, &spec.decayed);
         let shard = Shard::new(&mut gpu, (shards, rank), config, (&layout, pieces), decayed)?;
         let device = gpu.device.clone();
@@ -159,7 +159,8 @@ impl Local {
 
     /// Keeps its `pieces` of a reference model's parameters.
     pub(super) fn keep_reference(&mut self, pieces: &[f32]) {
-        self.reference = pieces.iter().map(|&x| bf16::from_f32(x)).collect();
+        let format = half_format(self.spec.gpus.precision);
+        self.reference = pieces.iter().map(|&x| format.narrow(x)).collect();
     }
 
     /// Log-probabilities under the reference model, whose parameters all ranks bring together where
@@ -222,6 +223,14 @@ fn score(
         Ok(scores.iter().map(|score| score.logp).collect())
     };
     rows.iter().map(&mut of_row).collect()
+}
+
+fn half_format(precision: Precision) -> HalfFormat {
+    match precision {
+        Precision::Fp16 => HalfFormat::Fp16,
+        // f32 is refused where settings enter.
+        Precision::Bf16 | Precision::F32 => HalfFormat::Bf16,
+    }
 }
 
 fn on_device(adamw: AdamW) -> DeviceAdamW {

@@ -1,7 +1,7 @@
 //! Ranks on GPUs: one each, of this process and of one process on every other node.
 //!
-//! Contract: parameters, activations and gradients are bf16; master weights and sums of gradients f32,
-//! moments as the configuration says. A gradient is summed over the ranks bucket by bucket while the
+//! Contract: parameters, activations and gradients are bf16 or fp16, master weights and sums of gradients
+//! f32, moments as the configuration says. A gradient is summed over the ranks bucket by bucket while the
 //! backward goes on ([`GradientSums`]). Equal runs are equal to the bit, on however many nodes. All memory is
 //! taken when the ranks start, of which activations are laid out for the largest micro-batch that was
 //! announced. Node 0 alone runs the loop, draws data and writes files; the others' ranks do what it asks
@@ -216,7 +216,7 @@ impl Ranks {
             Rank::Local(local) => GpuRank::Here(&mut local.model),
             Rank::Remote(remote) => GpuRank::Elsewhere(remote),
         });
-        Generator::on_gpus(model, gpus.collect())
+        Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.collect())
     }
 
     pub(super) fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {
