@@ -115,10 +115,10 @@ fn fill(
 }
 
 /// Cuts tensors into pieces, large ones into several.
-fn pieces(specs: &[TensorSpec]) -> Vec<Piece<'_>> {
+fn pieces<'a>(specs: &'a [TensorSpec]) -> Vec<Piece<'a>> {
     let mut ordered: Vec<&TensorSpec> = specs.iter().collect();
     ordered.sort_by_key(|spec| spec.range.start);
-    let cut = |spec| {
+    let cut = |spec: &'a TensorSpec| {
         let TensorSpec { order, range, .. } = spec;
         let row_len = TensorSpec::row_len(spec).max(1);
         let rows = order.run().unwrap_or((PIECE / row_len).max(1));
