@@ -1,10 +1,11 @@
 //! The sizes of an engine, and what a workload took of them.
 
 use crate::model::{BLOCK_TOKENS, KvCache, ModelConfig};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Sizes of the engine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EngineConfig {
     /// Sequences that generate at the same time.
     pub max_sequences: usize,
@@ -53,7 +54,7 @@ pub(super) fn max_prompts(max_sequences: usize) -> usize {
 }
 
 /// What a workload took.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Stats {
     /// Sampled tokens.
     pub generated_tokens: usize,

@@ -27,4 +27,4 @@ pub use request::{
 };
 pub use scheduler::Engine;
 pub use scorer::Scorer;
-pub use share::share;
+pub use share::{Elsewhere, Queue, Worker, share};

@@ -19,7 +19,7 @@ pub fn check_temperature(name: &str, temperature: f32) -> Result<()> {
 }
 
 /// How tokens are drawn and when a rollout ends.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token.
     pub temperature: f32,
@@ -66,7 +66,7 @@ impl SamplingParams {
 }
 
 /// A prompt and the samples wanted of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -103,7 +103,7 @@ pub struct Rollout {
 }
 
 /// What becomes of a rollout after a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
     /// It goes on.
     Continue,

@@ -177,7 +177,7 @@ pub struct TrainConfig {
     /// Most responses in one packed row (verl's micro-batch size); as many as fit where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
-    /// Ranks that share rollouts and updates; threads on a CPU, GPUs otherwise.
+    /// Ranks that share rollouts and updates, those of all nodes together; threads on a CPU, GPUs otherwise.
     #[serde(default = "one_rank")]
     pub ranks: usize,
     /// What computes.
