@@ -1,5 +1,6 @@
 //! With the feature `cuda`: compiles `kernels/*.cu` to `$OUT_DIR/NAME.cubin` for compute capability
-//! 9.0. What the assembler says about registers and spills is kept beside it, as `NAME.ptxas`.
+//! 9.0. What the assembler says about registers and spills is kept beside it, as `NAME.ptxas`. A file with
+//! numbers of 16 bits is compiled once more with these in half precision, to `NAME.fp16.cubin`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +20,16 @@ const OPTIONS: [&str; 9] = [
     "-v",
 ];
 
+/// What a source calls numbers of 16 bits, and the macro that makes them half precision.
+const HALF: (&str, &str) = ("Half", "-DHALF_IS_FP16");
+
+/// One run of the compiler.
+struct Compilation<'a> {
+    source: &'a Path,
+    cubin: PathBuf,
+    is_fp16: bool,
+}
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
@@ -34,8 +45,21 @@ fn main() {
 fn compile_kernels() -> Result<(), String> {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let files = list("kernels")?;
-    let sources: Vec<_> =
-        files.iter().filter(|f| f.extension().is_some_and(|e| e == "cu")).collect();
+    let mut compilations = Vec::new();
+    for source in files.iter().filter(|f| f.extension().is_some_and(|e| e == "cu")) {
+        let text = std::fs::read_to_string(source);
+        let text = text.map_err(|e| format!("{}: {e}", source.display()))?;
+        let cubin = out.join(source.file_stem().unwrap_or_default());
+        compilations.push(Compilation {
+            source,
+            cubin: cubin.with_extension("cubin"),
+            is_fp16: false,
+        });
+        if text.contains(HALF.0) {
+            let cubin = cubin.with_extension("fp16.cubin");
+            compilations.push(Compilation { source, cubin, is_fp16: true });
+        }
+    }
     let headers = files.iter().filter(|f| f.extension().is_some_and(|e| e == "cuh"));
     let shared = headers.cloned().chain([PathBuf::from("build.rs")]).map(|f| changed(&f));
     let shared = shared.max().flatten();
@@ -43,8 +67,8 @@ fn compile_kernels() -> Result<(), String> {
     let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let next = AtomicUsize::new(0);
     let work = || {
-        while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-            compile(&nvcc, source, &out, shared)?;
+        while let Some(compilation) = compilations.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compilation.run(&nvcc, shared)?;
         }
         Ok(())
     };
@@ -77,25 +101,22 @@ fn find_nvcc() -> Result<PathBuf, String> {
     })
 }
 
-/// Compiles `source` unless its cubin is newer than it and than `shared`, what all depend on.
-fn compile(
-    nvcc: &Path,
-    source: &Path,
-    out: &Path,
-    shared: Option<SystemTime>,
-) -> Result<(), String> {
-    let name = source.file_stem().unwrap_or_default();
-    let cubin = out.join(name).with_extension("cubin");
-    if changed(&cubin).is_some_and(|made| Some(made) > changed(source) && Some(made) > shared) {
-        return Ok(());
+impl Compilation<'_> {
+    /// Compiles unless the cubin is newer than the source and than `shared`, what all depend on.
+    fn run(&self, nvcc: &Path, shared: Option<SystemTime>) -> Result<(), String> {
+        let Self { source, cubin, is_fp16 } = self;
+        if changed(cubin).is_some_and(|made| Some(made) > changed(source) && Some(made) > shared) {
+            return Ok(());
+        }
+        let mut command = Command::new(nvcc);
+        command.args(OPTIONS).args(is_fp16.then_some(HALF.1)).arg("-o").arg(cubin).arg(source);
+        let output = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let said = said.trim().replace('\n', "\ncargo::error=");
+            return Err(format!("{} does not compile:\ncargo::error={said}", source.display()));
+        }
+        let report = cubin.with_extension("ptxas");
+        std::fs::write(&report, &*said).map_err(|e| format!("{}: {e}", report.display()))
     }
-    let output = Command::new(nvcc).args(OPTIONS).arg("-o").arg(&cubin).arg(source).output();
-    let output = output.map_err(|e| format!("{}: {e}", nvcc.display()))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        let said = said.trim().replace('\n', "\ncargo::error=");
-        return Err(format!("{} does not compile:\ncargo::error={said}", source.display()));
-    }
-    let report = cubin.with_extension("ptxas");
-    std::fs::write(&report, &*said).map_err(|e| format!("{}: {e}", report.display()))
 }

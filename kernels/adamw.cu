@@ -1,7 +1,8 @@
 // AdamW over flat shards, in one pass. Twin of src/ops/adamw.rs.
 //
-// Layout: master weights fp32, moments fp32 or bf16, gradients bf16 or fp32, parameters bf16: all of
-// one shard's elements, of any number; buffers start on sixteen bytes.
+// Layout: master weights fp32, moments fp32 or bf16 (whatever Half is: squares of gradients would vanish in
+// fp16), gradients Half or fp32, parameters Half: all of one shard's elements, of any number; buffers
+// start on sixteen bytes.
 // Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (ICLR 2019); stochastic
 // rounding as in Gupta et al., "Deep learning with limited numerical precision" (ICML 2015).
 // Contract: PyTorch's update, the gradient multiplied by `gradient_scale` first; the parameter is the
@@ -50,7 +51,7 @@ __device__ __forceinline__ float round_at_random(float x, unsigned bits) {
 }
 
 template <class G, class M>
-__device__ __forceinline__ void update(float* master, bf16* parameters, M* first_moments, M* second_moments,
+__device__ __forceinline__ void update(float* master, Half* parameters, M* first_moments, M* second_moments,
                                        const G* gradients, long long count, unsigned long long shard_start,
                                        const Range* decays, int num_decays, Step step,
                                        const unsigned* not_finite, unsigned long long key) {
@@ -92,13 +93,13 @@ __device__ __forceinline__ void update(float* master, bf16* parameters, M* first
 
 #define ADAMW(NAME, G, M)                                                                                  \
     extern "C" __global__ void __launch_bounds__(256)                                                      \
-    NAME(float* master, bf16* parameters, M* first_moments, M* second_moments, const G* gradients,         \
+    NAME(float* master, Half* parameters, M* first_moments, M* second_moments, const G* gradients,         \
          long long count, unsigned long long shard_start, const Range* decays, int num_decays, Step step,  \
          const unsigned* not_finite, unsigned long long key) {                                             \
         update(master, parameters, first_moments, second_moments, gradients, count, shard_start, decays,   \
                num_decays, step, not_finite, key);                                                         \
     }
-ADAMW(adamw_bf16, bf16, float)
+ADAMW(adamw_half, Half, float)
 ADAMW(adamw_f32, float, float)
-ADAMW(adamw_bf16_rounded, bf16, bf16)
+ADAMW(adamw_half_rounded, Half, bf16)
 ADAMW(adamw_f32_rounded, float, bf16)

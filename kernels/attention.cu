@@ -28,12 +28,12 @@ struct Shape {
 // Rows of a tile in shared memory, a vector apart so that columns spread over the banks.
 template <int DIM, int ROWS>
 struct Rows {
-    bf16 at[ROWS][DIM + 8];
+    Half at[ROWS][DIM + 8];
 };
 
 // Rows of one head from position `first` on; rows beyond the sequence are zeros.
 template <int DIM, int ROWS>
-__device__ __forceinline__ void load_rows(const bf16* head, size_t row_width, unsigned first, unsigned length,
+__device__ __forceinline__ void load_rows(const Half* head, size_t row_width, unsigned first, unsigned length,
                                           Rows<DIM, ROWS>& rows) {
     constexpr int VECTORS = DIM / 8;
     for (int i = threadIdx.x; i < ROWS * VECTORS; i += THREADS) {
@@ -48,27 +48,27 @@ __device__ __forceinline__ void load_rows(const bf16* head, size_t row_width, un
 
 // `COUNT` neighbours, an even number.
 template <int COUNT>
-__device__ __forceinline__ void load_columns(const bf16* from, float out[COUNT]) {
+__device__ __forceinline__ void load_columns(const Half* from, float out[COUNT]) {
     if (COUNT % 8 == 0) {
 #pragma unroll
         for (int i = 0; i < COUNT; i += 8) load_eight(from + i, out + i);
     } else {
 #pragma unroll
         for (int i = 0; i < COUNT; i += 2) {
-            unsigned word = *reinterpret_cast<const unsigned*>(from + i);
-            out[i] = low_half(word), out[i + 1] = high_half(word);
+            float2 pair = unpack<Half>(*reinterpret_cast<const unsigned*>(from + i));
+            out[i] = pair.x, out[i + 1] = pair.y;
         }
     }
 }
 
 template <int COUNT>
-__device__ __forceinline__ void store_columns(const float x[COUNT], bf16* to) {
+__device__ __forceinline__ void store_columns(const float x[COUNT], Half* to) {
     if (COUNT % 8 == 0) {
 #pragma unroll
         for (int i = 0; i < COUNT; i += 8) store_eight(x + i, to + i);
     } else {
 #pragma unroll
-        for (int i = 0; i < COUNT; i += 2) *reinterpret_cast<unsigned*>(to + i) = halves(x[i], x[i + 1]);
+        for (int i = 0; i < COUNT; i += 2) *reinterpret_cast<unsigned*>(to + i) = pack<Half>(x[i], x[i + 1]);
     }
 }
 
@@ -81,15 +81,15 @@ struct ForwardShared {
 
 // Half a warp keeps four queries: a thread two of each step's keys, and a sixteenth of the columns.
 template <int DIM>
-__device__ __forceinline__ void forward_tile(const bf16* qkv, const Tile* tiles, bf16* out, float* lse,
+__device__ __forceinline__ void forward_tile(const Half* qkv, const Tile* tiles, Half* out, float* lse,
                                              Shape shape, ForwardShared<DIM>& shared) {
     constexpr int COLUMNS = DIM / 16, OWN = 4;
     Tile tile = tiles[blockIdx.x];
     int head = blockIdx.y, kv_head = head / (shape.heads / shape.kv_heads);
     size_t row_width = size_t(shape.heads + 2 * shape.kv_heads) * DIM;
-    const bf16* sequence = qkv + tile.start * row_width;
-    const bf16* key_head = sequence + (shape.heads + kv_head) * DIM;
-    const bf16* value_head = key_head + shape.kv_heads * DIM;
+    const Half* sequence = qkv + tile.start * row_width;
+    const Half* key_head = sequence + (shape.heads + kv_head) * DIM;
+    const Half* value_head = key_head + shape.kv_heads * DIM;
     float scale = 1.0f / sqrtf(float(DIM));
     int own = threadIdx.x / 16 * OWN, column = threadIdx.x % 16;
     float sums[OWN][COLUMNS] = {}, max[OWN], sum[OWN];
@@ -169,7 +169,7 @@ __device__ __forceinline__ void forward_tile(const bf16* qkv, const Tile* tiles,
 
 // delta = the sum over a head of d_out * out; a warp takes a head of a row.
 extern "C" __global__ void __launch_bounds__(THREADS)
-attention_delta(const bf16* out, const bf16* d_out, float* delta, int count, int dim) {
+attention_delta(const Half* out, const Half* d_out, float* delta, int count, int dim) {
     int index = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (index >= count) return;
     float sum = 0;
@@ -232,22 +232,22 @@ __device__ __forceinline__ void weigh_again(Tile tile, unsigned first_query, uns
 // The gradients of a tile of keys and values, from all queries of the group that see them. A thread
 // keeps an eighth of the columns of a key and of its value.
 template <int DIM>
-__device__ __forceinline__ void backward_keys(const bf16* qkv, const Tile* tiles, const bf16* d_out,
-                                              const float* lse, const float* delta, bf16* d_qkv,
+__device__ __forceinline__ void backward_keys(const Half* qkv, const Tile* tiles, const Half* d_out,
+                                              const float* lse, const float* delta, Half* d_qkv,
                                               Shape shape, BackwardShared<DIM>& shared) {
     constexpr int COLUMNS = DIM / 8;
     Tile tile = tiles[blockIdx.x];
     int kv_head = blockIdx.y, group = shape.heads / shape.kv_heads;
     size_t row_width = size_t(shape.heads + 2 * shape.kv_heads) * DIM;
     size_t out_width = size_t(shape.heads) * DIM;
-    const bf16* sequence = qkv + tile.start * row_width;
-    const bf16* key_head = sequence + (shape.heads + kv_head) * DIM;
+    const Half* sequence = qkv + tile.start * row_width;
+    const Half* key_head = sequence + (shape.heads + kv_head) * DIM;
     load_rows<DIM, KEYS>(key_head, row_width, tile.first, tile.length, shared.keys);
     load_rows<DIM, KEYS>(key_head + shape.kv_heads * DIM, row_width, tile.first, tile.length, shared.values);
     int key = threadIdx.x / 8, column = threadIdx.x % 8 * COLUMNS;
     float d_key[COLUMNS] = {}, d_value[COLUMNS] = {};
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        const bf16* d_out_head = d_out + tile.start * out_width + head * DIM;
+        const Half* d_out_head = d_out + tile.start * out_width + head * DIM;
         for (unsigned first = tile.first; first < tile.length; first += BACK_QUERIES) {
             __syncthreads();
             load_rows<DIM, BACK_QUERIES>(sequence + head * DIM, row_width, first, tile.length, shared.queries);
@@ -269,24 +269,24 @@ __device__ __forceinline__ void backward_keys(const bf16* qkv, const Tile* tiles
         }
     }
     if (tile.first + key >= tile.length) return;
-    bf16* d_row = d_qkv + (tile.start + tile.first + key) * row_width + (shape.heads + kv_head) * DIM + column;
+    Half* d_row = d_qkv + (tile.start + tile.first + key) * row_width + (shape.heads + kv_head) * DIM + column;
     store_columns<COLUMNS>(d_key, d_row);
     store_columns<COLUMNS>(d_value, d_row + shape.kv_heads * DIM);
 }
 
 // The gradients of a tile of queries of one head, from all keys that they see.
 template <int DIM>
-__device__ __forceinline__ void backward_queries(const bf16* qkv, const Tile* tiles, const bf16* d_out,
-                                                 const float* lse, const float* delta, bf16* d_qkv,
+__device__ __forceinline__ void backward_queries(const Half* qkv, const Tile* tiles, const Half* d_out,
+                                                 const float* lse, const float* delta, Half* d_qkv,
                                                  Shape shape, BackwardShared<DIM>& shared) {
     constexpr int COLUMNS = DIM / 8;
     Tile tile = tiles[blockIdx.x];
     int head = blockIdx.y, kv_head = head / (shape.heads / shape.kv_heads);
     size_t row_width = size_t(shape.heads + 2 * shape.kv_heads) * DIM;
     size_t out_width = size_t(shape.heads) * DIM;
-    const bf16* sequence = qkv + tile.start * row_width;
-    const bf16* key_head = sequence + (shape.heads + kv_head) * DIM;
-    const bf16* d_out_head = d_out + tile.start * out_width + head * DIM;
+    const Half* sequence = qkv + tile.start * row_width;
+    const Half* key_head = sequence + (shape.heads + kv_head) * DIM;
+    const Half* d_out_head = d_out + tile.start * out_width + head * DIM;
     load_rows<DIM, BACK_QUERIES>(sequence + head * DIM, row_width, tile.first, tile.length, shared.queries);
     load_rows<DIM, BACK_QUERIES>(d_out_head, out_width, tile.first, tile.length, shared.d_outs);
     int query = threadIdx.x / 8, column = threadIdx.x % 8 * COLUMNS;
@@ -308,25 +308,25 @@ __device__ __forceinline__ void backward_queries(const bf16* qkv, const Tile* ti
         }
     }
     if (tile.first + query >= tile.length) return;
-    bf16* d_row = d_qkv + (tile.start + tile.first + query) * row_width + head * DIM + column;
+    Half* d_row = d_qkv + (tile.start + tile.first + query) * row_width + head * DIM + column;
     store_columns<COLUMNS>(d_query, d_row);
 }
 
 #define ATTENTION(DIM)                                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                   \
-    attention_##DIM(const bf16* qkv, const Tile* tiles, bf16* out, float* lse, Shape shape) {               \
+    attention_##DIM(const Half* qkv, const Tile* tiles, Half* out, float* lse, Shape shape) {               \
         __shared__ ForwardShared<DIM> shared;                                                               \
         forward_tile<DIM>(qkv, tiles, out, lse, shape, shared);                                             \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                \
-    attention_backward_keys_##DIM(const bf16* qkv, const Tile* tiles, const bf16* d_out, const float* lse,  \
-                                  const float* delta, bf16* d_qkv, Shape shape) {                           \
+    attention_backward_keys_##DIM(const Half* qkv, const Tile* tiles, const Half* d_out, const float* lse,  \
+                                  const float* delta, Half* d_qkv, Shape shape) {                           \
         __shared__ BackwardShared<DIM> shared;                                                              \
         backward_keys<DIM>(qkv, tiles, d_out, lse, delta, d_qkv, shape, shared);                            \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                \
-    attention_backward_queries_##DIM(const bf16* qkv, const Tile* tiles, const bf16* d_out,                 \
-                                     const float* lse, const float* delta, bf16* d_qkv, Shape shape) {      \
+    attention_backward_queries_##DIM(const Half* qkv, const Tile* tiles, const Half* d_out,                 \
+                                     const float* lse, const float* delta, Half* d_qkv, Shape shape) {      \
         __shared__ BackwardShared<DIM> shared;                                                              \
         backward_queries<DIM>(qkv, tiles, d_out, lse, delta, d_qkv, shape, shared);                         \
     }

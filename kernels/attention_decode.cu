@@ -25,8 +25,8 @@ struct DecodeShared {
 };
 
 template <int DIM, int GROUP>
-__device__ __forceinline__ void attend_one(const bf16* qkv, const bf16* keys, const bf16* values,
-                                           const unsigned* tables, const unsigned* lengths, bf16* out,
+__device__ __forceinline__ void attend_one(const Half* qkv, const Half* keys, const Half* values,
+                                           const unsigned* tables, const unsigned* lengths, Half* out,
                                            int heads, int kv_heads, int table_width,
                                            DecodeShared<DIM, GROUP>& shared) {
     constexpr int KEY_VECTORS = DIM / 32;        // of a thread: four threads share a key
@@ -39,7 +39,7 @@ __device__ __forceinline__ void attend_one(const bf16* qkv, const bf16* keys, co
     int length = int(lengths[sequence]);
     const unsigned* table = tables + size_t(sequence) * table_width;
 
-    const bf16* query = qkv + (size_t(sequence) * (heads + 2 * kv_heads) + kv_head * group) * DIM;
+    const Half* query = qkv + (size_t(sequence) * (heads + 2 * kv_heads) + kv_head * group) * DIM;
     float scale = 1.0f / sqrtf(float(DIM));
     for (int i = threadIdx.x; i < GROUP * DIM; i += THREADS) {
         int member = i / DIM;
@@ -78,7 +78,7 @@ __device__ __forceinline__ void attend_one(const bf16* qkv, const bf16* keys, co
 #pragma unroll
         for (int i = 0; i < KEY_VECTORS; i++) {
             float k[8], q[8];
-            widen_eight(key[i], k);
+            widen_eight<Half>(key[i], k);
 #pragma unroll
             for (int member = 0; member < GROUP; member++) {
                 load_eight(&shared.queries[member][(quarter + 4 * i) * 8], q);
@@ -117,7 +117,7 @@ __device__ __forceinline__ void attend_one(const bf16* qkv, const bf16* keys, co
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             float v[8];
-            widen_eight(value[i], v);
+            widen_eight<Half>(value[i], v);
 #pragma unroll
             for (int member = 0; member < GROUP; member++) {
                 float weight = shared.weights[turn][member][first_value + i * VALUE_STEP];
@@ -144,7 +144,7 @@ __device__ __forceinline__ void attend_one(const bf16* qkv, const bf16* keys, co
         if (lane == 0) shared.sums[warp + i * WARPS] = sum[i];
     }
     __syncthreads();
-    bf16* target = out + (size_t(sequence) * heads + kv_head * group) * DIM;
+    Half* target = out + (size_t(sequence) * heads + kv_head * group) * DIM;
     for (int i = threadIdx.x; i < group * COLUMNS; i += THREADS) {
         int member = i / COLUMNS, at = i % COLUMNS * 8;
         float total = shared.sums[member], inverse = total > 0.0f ? 1.0f / total : 0.0f, result[8];
@@ -162,8 +162,8 @@ __device__ __forceinline__ void attend_one(const bf16* qkv, const bf16* keys, co
 // Groups of up to four, or up to eight, query heads.
 #define ATTENTION_DECODE(NAME, DIM, GROUP)                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
-    NAME(const bf16* qkv, const bf16* keys, const bf16* values, const unsigned* tables,                   \
-         const unsigned* lengths, bf16* out, int heads, int kv_heads, int table_width) {                  \
+    NAME(const Half* qkv, const Half* keys, const Half* values, const unsigned* tables,                   \
+         const unsigned* lengths, Half* out, int heads, int kv_heads, int table_width) {                  \
         __shared__ DecodeShared<DIM, GROUP> shared;                                                       \
         attend_one<DIM, GROUP>(qkv, keys, values, tables, lengths, out, heads, kv_heads, table_width,     \
                                shared);                                                                   \

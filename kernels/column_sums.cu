@@ -7,7 +7,7 @@
 
 // Row blockIdx.y of partials gets the sum of rows blockIdx.y, blockIdx.y + gridDim.y, ... of x.
 extern "C" __global__ void __launch_bounds__(128)
-column_partials(const bf16* x, float* partials, int rows, int width) {
+column_partials(const Half* x, float* partials, int rows, int width) {
     int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (column >= width) return;
     float sum[8] = {}, row[8];
@@ -42,7 +42,7 @@ __device__ __forceinline__ void add_columns(const float* partials, G* gradient, 
 
 // gradient += the sum of the rows of partials.
 extern "C" __global__ void __launch_bounds__(256)
-add_column_sums_bf16(const float* partials, bf16* gradient, int parts, int width) {
+add_column_sums_half(const float* partials, Half* gradient, int parts, int width) {
     __shared__ float sums[LANES][WARP];
     add_columns(partials, gradient, parts, width, sums);
 }

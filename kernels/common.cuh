@@ -1,45 +1,88 @@
-// What all kernels share: vector access to bf16 and fp32, reductions over warps and blocks, Philox.
+// What all kernels share: numbers of 16 bits, vector access to them and to fp32, reductions over warps
+// and blocks, Philox.
 //
-// Contract: memory is read and written in sixteen-byte vectors, so pointers and row widths are
-// multiples of eight elements unless a kernel says otherwise; arithmetic is fp32. Reductions have a
-// fixed order, so a result depends on nothing but its inputs and the size of the block.
+// Contract: weights and activations are `Half`, bfloat16 or, where HALF_IS_FP16 is defined, IEEE half
+// precision: build.rs compiles every file that has them twice. Memory is read and written in
+// sixteen-byte vectors, so pointers and row widths are multiples of eight elements unless a kernel says
+// otherwise; arithmetic is fp32, and a result too large for half precision becomes infinite. Reductions
+// have a fixed order, so a result depends on nothing but its inputs and the size of the block.
 #pragma once
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <stdint.h>
 #else
 #include "emulation/cuda.h"
 #endif
 
 typedef __nv_bfloat16 bf16;
+typedef __half fp16;
+
+#ifdef HALF_IS_FP16
+typedef fp16 Half;
+#ifdef __CUDACC__
+// Tells the two cubins of a file apart, whose kernels have the same names.
+extern "C" __device__ unsigned char half_is_fp16 = 1;
+#endif
+#else
+typedef bf16 Half;
+#endif
 
 constexpr unsigned WARP = 32;
 constexpr unsigned ALL_LANES = ~0u;
 constexpr float LOWEST = -3.402823466e38f;
 
-// Two bf16 numbers in a word, the first in the lower half.
-__device__ __forceinline__ float low_half(unsigned word) { return __uint_as_float(word << 16); }
-__device__ __forceinline__ float high_half(unsigned word) { return __uint_as_float(word & 0xffff0000u); }
-__device__ __forceinline__ unsigned halves(float low, float high) {
+// Two numbers of 16 bits in a word, the first in the lower half.
+template <class T>
+__device__ float2 unpack(unsigned word);
+template <class T>
+__device__ unsigned pack(float low, float high);
+
+template <>
+__device__ __forceinline__ float2 unpack<bf16>(unsigned word) {
+    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+}
+template <>
+__device__ __forceinline__ unsigned pack<bf16>(float low, float high) {
     __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return unsigned(__bfloat16_as_ushort(pair.x)) | unsigned(__bfloat16_as_ushort(pair.y)) << 16;
 }
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(bf16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
-__device__ __forceinline__ void narrow(float x, bf16& out) { out = __float2bfloat16_rn(x); }
-
-__device__ __forceinline__ void widen_eight(uint4 words, float out[8]) {
-    out[0] = low_half(words.x), out[1] = high_half(words.x);
-    out[2] = low_half(words.y), out[3] = high_half(words.y);
-    out[4] = low_half(words.z), out[5] = high_half(words.z);
-    out[6] = low_half(words.w), out[7] = high_half(words.w);
+template <>
+__device__ __forceinline__ float2 unpack<fp16>(unsigned word) {
+    return make_float2(__half2float(__ushort_as_half(word & 0xffff)), __half2float(__ushort_as_half(word >> 16)));
+}
+template <>
+__device__ __forceinline__ unsigned pack<fp16>(float low, float high) {
+    __half2 pair = __floats2half2_rn(low, high);
+    return unsigned(__half_as_ushort(pair.x)) | unsigned(__half_as_ushort(pair.y)) << 16;
 }
 
-__device__ __forceinline__ void load_eight(const bf16* from, float out[8]) {
-    widen_eight(*reinterpret_cast<const uint4*>(from), out);
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float widen(fp16 x) { return __half2float(x); }
+__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
+__device__ __forceinline__ void narrow(float x, bf16& out) { out = __float2bfloat16_rn(x); }
+__device__ __forceinline__ void narrow(float x, fp16& out) { out = __float2half_rn(x); }
+
+// The nearest number that Half has.
+__device__ __forceinline__ float rounded(float x) {
+    Half nearest;
+    narrow(x, nearest);
+    return widen(nearest);
+}
+
+template <class T>
+__device__ __forceinline__ void widen_eight(uint4 words, float out[8]) {
+    float2 a = unpack<T>(words.x), b = unpack<T>(words.y), c = unpack<T>(words.z), d = unpack<T>(words.w);
+    out[0] = a.x, out[1] = a.y, out[2] = b.x, out[3] = b.y;
+    out[4] = c.x, out[5] = c.y, out[6] = d.x, out[7] = d.y;
+}
+
+template <class T>
+__device__ __forceinline__ void load_eight(const T* from, float out[8]) {
+    widen_eight<T>(*reinterpret_cast<const uint4*>(from), out);
 }
 
 __device__ __forceinline__ void load_eight(const float* from, float out[8]) {
@@ -49,9 +92,10 @@ __device__ __forceinline__ void load_eight(const float* from, float out[8]) {
     out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
 }
 
-__device__ __forceinline__ void store_eight(const float x[8], bf16* to) {
+template <class T>
+__device__ __forceinline__ void store_eight(const float x[8], T* to) {
     *reinterpret_cast<uint4*>(to) =
-        make_uint4(halves(x[0], x[1]), halves(x[2], x[3]), halves(x[4], x[5]), halves(x[6], x[7]));
+        make_uint4(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7]));
 }
 
 __device__ __forceinline__ void store_eight(const float x[8], float* to) {

@@ -8,7 +8,7 @@
 
 // Copies the row of `table` of token blockIdx.x.
 extern "C" __global__ void __launch_bounds__(256)
-embedding(const bf16* table, const unsigned* tokens, bf16* out, int width) {
+embedding(const Half* table, const unsigned* tokens, Half* out, int width) {
     const uint4* from = reinterpret_cast<const uint4*>(table + size_t(tokens[blockIdx.x]) * width);
     uint4* to = reinterpret_cast<uint4*>(out + size_t(blockIdx.x) * width);
     for (int i = threadIdx.x; i < width / 8; i += blockDim.x) to[i] = from[i];
@@ -17,7 +17,7 @@ embedding(const bf16* table, const unsigned* tokens, bf16* out, int width) {
 // Adds to the gradient row of the distinct token blockIdx.x the rows of dy numbered
 // rows[starts[blockIdx.x]..starts[blockIdx.x + 1]]; blockIdx.y takes its part of the columns.
 template <class G>
-__device__ __forceinline__ void add_rows(const bf16* dy, const unsigned* tokens, const unsigned* starts,
+__device__ __forceinline__ void add_rows(const Half* dy, const unsigned* tokens, const unsigned* starts,
                                          const unsigned* rows, G* gradient, int width) {
     int column = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
     if (column >= width) return;
@@ -35,13 +35,13 @@ __device__ __forceinline__ void add_rows(const bf16* dy, const unsigned* tokens,
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-embedding_backward_bf16(const bf16* dy, const unsigned* tokens, const unsigned* starts,
-                        const unsigned* rows, bf16* gradient, int width) {
+embedding_backward_half(const Half* dy, const unsigned* tokens, const unsigned* starts,
+                        const unsigned* rows, Half* gradient, int width) {
     add_rows(dy, tokens, starts, rows, gradient, width);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-embedding_backward_f32(const bf16* dy, const unsigned* tokens, const unsigned* starts,
+embedding_backward_f32(const Half* dy, const unsigned* tokens, const unsigned* starts,
                        const unsigned* rows, float* gradient, int width) {
     add_rows(dy, tokens, starts, rows, gradient, width);
 }

@@ -1,5 +1,5 @@
 // Passes over whole flat buffers: the sum of squares of the gradients, conversions between fp32 and
-// bf16, and the accumulation of a bucket. Twin of src/ops/reduce.rs.
+// Half, and the accumulation of a bucket. Twin of src/ops/reduce.rs.
 //
 // Layout: any number of elements; buffers start on sixteen bytes.
 // Contract: the sum runs over fixed parts whose sums are added in a fixed order in double precision;
@@ -27,7 +27,7 @@ __device__ __forceinline__ void square_part(const T* x, long long count, double*
 }
 
 extern "C" __global__ void __launch_bounds__(512)
-square_partials_bf16(const bf16* x, long long count, double* partials) {
+square_partials_half(const Half* x, long long count, double* partials) {
     __shared__ double scratch[WARP];
     square_part(x, count, partials, scratch);
 }
@@ -67,14 +67,14 @@ __device__ __forceinline__ void convert(const From* x, To* out, long long count)
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-widen_bf16(const bf16* x, float* out, long long count) { convert(x, out, count); }
+widen_half(const Half* x, float* out, long long count) { convert(x, out, count); }
 
 extern "C" __global__ void __launch_bounds__(256)
-narrow_to_bf16(const float* x, bf16* out, long long count) { convert(x, out, count); }
+narrow_to_half(const float* x, Half* out, long long count) { convert(x, out, count); }
 
 // sum += x.
 extern "C" __global__ void __launch_bounds__(256)
-accumulate(const bf16* x, float* sum, long long count) {
+accumulate(const Half* x, float* sum, long long count) {
     long long at = first_of_thread();
     if (at >= count) return;
     float v[8], s[8];

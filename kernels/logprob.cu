@@ -19,7 +19,7 @@ __device__ __forceinline__ void score_row(const T* logits, const unsigned* targe
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-logprob_bf16(const bf16* logits, const unsigned* targets, Statistics* rows, float* logp, int vocab, int stride,
+logprob_half(const Half* logits, const unsigned* targets, Statistics* rows, float* logp, int vocab, int stride,
              float inverse_temperature) {
     __shared__ float scratch[WARP];
     score_row(logits, targets, rows, logp, vocab, stride, inverse_temperature, scratch);
@@ -61,15 +61,15 @@ __device__ __forceinline__ void gradient_row(const T* logits, const unsigned* ta
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-logprob_backward_bf16(const bf16* logits, const unsigned* targets, const Statistics* rows,
-                      const float* gradients, bf16* d_logits, int vocab, int stride,
+logprob_backward_half(const Half* logits, const unsigned* targets, const Statistics* rows,
+                      const float* gradients, Half* d_logits, int vocab, int stride,
                       float inverse_temperature) {
     gradient_row(logits, targets, rows, gradients, d_logits, vocab, stride, inverse_temperature);
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 logprob_backward_f32(const float* logits, const unsigned* targets, const Statistics* rows,
-                     const float* gradients, bf16* d_logits, int vocab, int stride,
+                     const float* gradients, Half* d_logits, int vocab, int stride,
                      float inverse_temperature) {
     gradient_row(logits, targets, rows, gradients, d_logits, vocab, stride, inverse_temperature);
 }

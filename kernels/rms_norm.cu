@@ -10,7 +10,7 @@
 
 // sum = x + residual (where there is one; `sum` may be `x`), y = sum * rsqrt(mean(sum²) + eps) * weight.
 extern "C" __global__ void __launch_bounds__(1024)
-rms_norm(const bf16* x, const bf16* residual, const bf16* weight, float eps, bf16* sum, bf16* y, int width) {
+rms_norm(const Half* x, const Half* residual, const Half* weight, float eps, Half* sum, Half* y, int width) {
     __shared__ float scratch[WARP];
     int column = threadIdx.x * 8;
     bool is_inside = column < width;
@@ -22,7 +22,7 @@ rms_norm(const bf16* x, const bf16* residual, const bf16* weight, float eps, bf1
             float r[8];
             load_eight(residual + at, r);
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = widen(__float2bfloat16_rn(v[i] + r[i]));
+            for (int i = 0; i < 8; i++) v[i] = rounded(v[i] + r[i]);
             store_eight(v, sum + at);
         }
     }
@@ -42,7 +42,7 @@ rms_norm(const bf16* x, const bf16* residual, const bf16* weight, float eps, bf1
 // output, which is then overwritten with the output. Block b takes rows b, b + gridDim.x, ... and
 // writes its share of the weight's gradient to row b of partials [gridDim.x, width].
 extern "C" __global__ void __launch_bounds__(1024)
-rms_norm_backward(const bf16* x, const bf16* weight, float eps, bf16* dy, const bf16* d_sum, bf16* dx,
+rms_norm_backward(const Half* x, const Half* weight, float eps, Half* dy, const Half* d_sum, Half* dx,
                   float* partials, int rows, int width) {
     __shared__ float scratch[WARP];
     int column = threadIdx.x * 8;

@@ -12,7 +12,7 @@
 constexpr unsigned BLOCK_TOKENS = 32;
 
 // Turns eight pairs at `from` and `from + half` to `to` and `to + half`; the results also in l and h.
-__device__ __forceinline__ void turn_eight(const bf16* from, bf16* to, int half, const float* cosines,
+__device__ __forceinline__ void turn_eight(const Half* from, Half* to, int half, const float* cosines,
                                            const float* sines, float direction, float l[8], float h[8]) {
     float c[8], s[8];
     load_eight(from, l);
@@ -31,15 +31,15 @@ __device__ __forceinline__ void turn_eight(const bf16* from, bf16* to, int half,
 
 // Turns the first `turned` heads of each row (a block) by its position.
 extern "C" __global__ void __launch_bounds__(256)
-rope(bf16* qkv, const float* cosines, const float* sines, const unsigned* positions, int turned, int half,
+rope(Half* qkv, const float* cosines, const float* sines, const unsigned* positions, int turned, int half,
      int row_width, float direction) {
-    bf16* row = qkv + size_t(blockIdx.x) * row_width;
+    Half* row = qkv + size_t(blockIdx.x) * row_width;
     size_t angle = size_t(positions[blockIdx.x]) * half;
     int vectors = half / 8;
     float l[8], h[8];
     for (int item = threadIdx.x; item < turned * vectors; item += blockDim.x) {
         int head = item / vectors, within = item % vectors * 8;
-        bf16* low = row + head * 2 * half + within;
+        Half* low = row + head * 2 * half + within;
         turn_eight(low, low, half, cosines + angle + within, sines + angle + within, direction, l, h);
     }
 }
@@ -56,7 +56,7 @@ __device__ __forceinline__ size_t place_apart(int head, int heads, int kv_heads,
 // Moves a row (a block) of queries, keys and values from rows to tensors apart, or back, and turns
 // queries and keys by its position.
 template <bool IS_SPLIT>
-__device__ __forceinline__ void move_row(const bf16* from, bf16* to, const float* cosines, const float* sines,
+__device__ __forceinline__ void move_row(const Half* from, Half* to, const float* cosines, const float* sines,
                                          const unsigned* positions, int heads, int kv_heads, int half) {
     int all = heads + 2 * kv_heads, dim = 2 * half, vectors = half / 8;
     size_t row = size_t(blockIdx.x) * all * dim, angle = size_t(positions[blockIdx.x]) * half;
@@ -64,8 +64,8 @@ __device__ __forceinline__ void move_row(const bf16* from, bf16* to, const float
     for (int item = threadIdx.x; item < all * vectors; item += blockDim.x) {
         int head = item / vectors, within = item % vectors * 8;
         size_t in_row = row + head * dim + within, apart = place_apart(head, heads, kv_heads, dim) + within;
-        const bf16* source = from + (IS_SPLIT ? in_row : apart);
-        bf16* target = to + (IS_SPLIT ? apart : in_row);
+        const Half* source = from + (IS_SPLIT ? in_row : apart);
+        Half* target = to + (IS_SPLIT ? apart : in_row);
         if (head < heads + kv_heads) {
             turn_eight(source, target, half, cosines + angle + within, sines + angle + within,
                        IS_SPLIT ? 1.0f : -1.0f, l, h);
@@ -79,13 +79,13 @@ __device__ __forceinline__ void move_row(const bf16* from, bf16* to, const float
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-rope_split(const bf16* rows, bf16* apart, const float* cosines, const float* sines, const unsigned* positions,
+rope_split(const Half* rows, Half* apart, const float* cosines, const float* sines, const unsigned* positions,
            int heads, int kv_heads, int half) {
     move_row<true>(rows, apart, cosines, sines, positions, heads, kv_heads, half);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-rope_join(const bf16* apart, bf16* rows, const float* cosines, const float* sines, const unsigned* positions,
+rope_join(const Half* apart, Half* rows, const float* cosines, const float* sines, const unsigned* positions,
           int heads, int kv_heads, int half) {
     move_row<false>(apart, rows, cosines, sines, positions, heads, kv_heads, half);
 }
@@ -93,10 +93,10 @@ rope_join(const bf16* apart, bf16* rows, const float* cosines, const float* sine
 // The same in place for rows of queries, keys and values, whose keys (turned) and values also go into their
 // slot of the cache.
 extern "C" __global__ void __launch_bounds__(256)
-rope_write(bf16* qkv, const float* cosines, const float* sines, const unsigned* positions,
-           const unsigned* slots, bf16* keys, bf16* values, int heads, int kv_heads, int half) {
+rope_write(Half* qkv, const float* cosines, const float* sines, const unsigned* positions,
+           const unsigned* slots, Half* keys, Half* values, int heads, int kv_heads, int half) {
     int dim = 2 * half, vectors = half / 8;
-    bf16* row = qkv + size_t(blockIdx.x) * (heads + 2 * kv_heads) * dim;
+    Half* row = qkv + size_t(blockIdx.x) * (heads + 2 * kv_heads) * dim;
     size_t angle = size_t(positions[blockIdx.x]) * half;
     unsigned slot = slots[blockIdx.x];
     size_t block = size_t(slot / BLOCK_TOKENS) * kv_heads;
@@ -104,7 +104,7 @@ rope_write(bf16* qkv, const float* cosines, const float* sines, const unsigned* 
     float l[8], h[8];
     for (int item = threadIdx.x; item < (heads + 2 * kv_heads) * vectors; item += blockDim.x) {
         int head = item / vectors, within = item % vectors * 8;
-        bf16* low = row + head * dim + within;
+        Half* low = row + head * dim + within;
         if (head < heads + kv_heads) {
             turn_eight(low, low, half, cosines + angle + within, sines + angle + within, 1.0f, l, h);
         } else {
@@ -114,7 +114,7 @@ rope_write(bf16* qkv, const float* cosines, const float* sines, const unsigned* 
         if (head < heads) continue;
         bool is_key = head < heads + kv_heads;
         int kv_head = head - heads - (is_key ? 0 : kv_heads);
-        bf16* cached = (is_key ? keys : values) + ((block + kv_head) * BLOCK_TOKENS + token) * dim + within;
+        Half* cached = (is_key ? keys : values) + ((block + kv_head) * BLOCK_TOKENS + token) * dim + within;
         store_eight(l, cached);
         store_eight(h, cached + half);
     }

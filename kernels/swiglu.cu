@@ -9,10 +9,10 @@
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 extern "C" __global__ void __launch_bounds__(256)
-swiglu(const bf16* gate_up, bf16* out, int inner) {
+swiglu(const Half* gate_up, Half* out, int inner) {
     int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (column >= inner) return;
-    const bf16* gate = gate_up + size_t(blockIdx.y) * 2 * inner + column;
+    const Half* gate = gate_up + size_t(blockIdx.y) * 2 * inner + column;
     float g[8], u[8];
     load_eight(gate, g);
     load_eight(gate + inner, u);
@@ -22,11 +22,11 @@ swiglu(const bf16* gate_up, bf16* out, int inner) {
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-swiglu_backward(bf16* gate_up, bf16* dy, int inner) {
+swiglu_backward(Half* gate_up, Half* dy, int inner) {
     int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (column >= inner) return;
-    bf16* gate = gate_up + size_t(blockIdx.y) * 2 * inner + column;
-    bf16* product = dy + size_t(blockIdx.y) * inner + column;
+    Half* gate = gate_up + size_t(blockIdx.y) * 2 * inner + column;
+    Half* product = dy + size_t(blockIdx.y) * inner + column;
     float g[8], u[8], d[8];
     load_eight(gate, g);
     load_eight(gate + inner, u);

@@ -44,7 +44,7 @@ flock 9
 digest=$({ cat "$root"/kernels/*.cu* "$sources"/* "$0"; grep -m1 -E '^(flags|Features)' /proc/cpuinfo; } | sha256sum)
 if [[ $(cat "$folder/digest" 2> /dev/null) != "$digest $compiler" ]]; then
     cd "$sources"
-    build libcuda.so.1 driver.cpp fibers.cpp library.cpp -ffp-contract=off
+    build libcuda.so.1 driver.cpp fibers.cpp library.cpp library_fp16.cpp -ffp-contract=off
     build libcublasLt.so.13 products.cpp "$folder/libcuda.so.1" -Wl,-rpath,'$ORIGIN'
     build libnccl.so.2 collectives.cpp "$folder/libcuda.so.1" -Wl,-rpath,'$ORIGIN'
     ln -sf libcuda.so.1 "$folder/libcuda.so"

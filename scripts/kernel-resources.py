@@ -4,8 +4,8 @@
     scripts/kernel-resources.py [--out benches/results/kernels-DATE.txt]
 
 Compiles kernels/*.cu for Hopper with the nvcc of CUDA_HOME, of the path, or of .toolkit
-(scripts/cuda-toolkit.sh), as build.rs does. No GPU is needed. Fails if a kernel spills registers
-or uses a stack.
+(scripts/cuda-toolkit.sh), as build.rs does: a file with numbers of 16 bits twice, with bfloat16 and with
+half precision (NAME.fp16). No GPU is needed. Fails if a kernel spills registers or uses a stack.
 """
 
 import argparse
@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # As build.rs.
 OPTIONS = ["-cubin", "-gencode=arch=compute_90a,code=sm_90a", "-std=c++17", "-O3", "-lineinfo",
            "-Werror", "all-warnings", "-Xptxas", "-v"]
+HALF, FP16 = "Half", "-DHALF_IS_FP16"
 # Of a multiprocessor of compute capability 9.0.
 REGISTERS, SHARED_BYTES, THREADS, BLOCKS = 65536, 227 * 1024, 2048, 32
 
@@ -34,11 +35,18 @@ def find_nvcc():
     return shutil.which("nvcc") or sys.exit("no nvcc: run scripts/cuda-toolkit.sh or set CUDA_HOME")
 
 
-def compile_report(nvcc, source):
+def cubins_of(source):
+    """Names of the cubins of a file and the options that make them."""
+    yield source.stem, []
+    if HALF in source.read_text():
+        yield source.stem + ".fp16", [FP16]
+
+
+def compile_report(nvcc, source, options):
     """What the assembler says about a file."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(pathlib.Path(folder) / "kernels.cubin")
-        done = subprocess.run([nvcc, *OPTIONS, "-o", out, str(source)], capture_output=True, text=True)
+        done = subprocess.run([nvcc, *OPTIONS, *options, "-o", out, str(source)], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{source}: {done.stderr}")
     return done.stderr
@@ -85,16 +93,18 @@ def main():
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout.strip().splitlines()
     lines = ["# Kernels compiled for sm_90a; not yet run on a GPU.", f"# {version[-1]}",
              "# scripts/kernel-resources.py",
-             f"{'file':18}{'kernel':36}{'threads':>8}{'registers':>10}{'shared':>8}{'warps/SM':>9}{'spilled':>8}"]
+             f"{'file':24}{'kernel':36}{'threads':>8}{'registers':>10}{'shared':>8}{'warps/SM':>9}{'spilled':>8}"]
     spilled = []
     for source in sorted((ROOT / "kernels").glob("*.cu")):
         bounds = block_sizes(source)
-        for name, registers, shared, stack, spills in sorted(kernels_of(compile_report(nvcc, source))):
-            threads = threads_of(name, bounds)
-            warps = resident_warps(threads, registers, shared)
-            lines.append(f"{source.stem:18}{name:36}{threads:8}{registers:10}{shared:8}{warps:9}{spills:8}")
-            if spills or stack:
-                spilled.append(name)
+        for cubin, options in cubins_of(source):
+            found = kernels_of(compile_report(nvcc, source, options))
+            for name, registers, shared, stack, spills in sorted(found):
+                threads = threads_of(name, bounds)
+                warps = resident_warps(threads, registers, shared)
+                lines.append(f"{cubin:24}{name:36}{threads:8}{registers:10}{shared:8}{warps:9}{spills:8}")
+                if spills or stack:
+                    spilled.append(f"{name} ({cubin})")
     text = "\n".join(lines) + "\n"
     print(text, end="")
     if arguments.out:

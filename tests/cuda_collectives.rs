@@ -8,9 +8,8 @@ mod cuda_support;
 
 use bytemuck::Pod;
 use codeseq::cuda::nccl::{self, Communicator, UniqueId};
-use codeseq::cuda::{Arena, Device, DeviceBuffer, Stream, Transfer, device};
+use codeseq::cuda::{Arena, Device, DeviceBuffer, Half, HalfFormat, Stream, Transfer, device};
 use codeseq::dist::piece;
-use half::bf16;
 use std::sync::Barrier;
 
 const RANKS: usize = 3;
@@ -25,8 +24,8 @@ struct Rank {
 }
 
 impl Rank {
-    fn join(id: UniqueId, number: usize) -> Self {
-        let device = Device::open(number).unwrap();
+    fn join(id: UniqueId, number: usize, format: HalfFormat) -> Self {
+        let device = Device::open(number, format).unwrap();
         Self {
             number,
             group: Communicator::join(&device, id, number, RANKS).unwrap(),
@@ -50,7 +49,7 @@ impl Rank {
 }
 
 /// Runs `work` on every rank of a group; does nothing, said loudly, where there are too few GPUs.
-fn on_every_rank(work: impl Fn(Rank) + Sync) {
+fn on_every_rank(format: HalfFormat, work: impl Fn(Rank) + Sync) {
     let found = cuda_support::driver().map(|_| device::count().unwrap_or(0));
     if found.is_none_or(|count| count < RANKS) {
         return println!("SKIPPED: {found:?} GPUs, {RANKS} needed");
@@ -62,12 +61,12 @@ fn on_every_rank(work: impl Fn(Rank) + Sync) {
     std::thread::scope(|scope| {
         for number in 0..RANKS {
             let work = &work;
-            scope.spawn(move || work(Rank::join(id, number)));
+            scope.spawn(move || work(Rank::join(id, number, format)));
         }
     });
 }
 
-/// What rank `rank` brings: whole numbers that bf16 has.
+/// What rank `rank` brings: whole numbers that every format has.
 fn numbers(rank: usize, len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 3 + rank * 5) % 17) as f32 - 8.0).collect()
 }
@@ -77,27 +76,28 @@ fn sums(len: usize) -> Vec<f32> {
     (0..len).map(|i| all.iter().map(|numbers| numbers[i]).sum()).collect()
 }
 
-fn narrow(numbers: &[f32]) -> Vec<bf16> {
-    numbers.iter().copied().map(bf16::from_f32).collect()
-}
-
 #[test]
 fn cuda_a_bucket_is_summed_and_its_pieces_gathered_whatever_its_length() {
-    on_every_rank(|mut rank| {
-        for len in [3 * 40, 100, 2] {
-            let mut bucket = rank.put(&narrow(&numbers(rank.number, len)));
-            rank.group.reduce_scatter(&rank.stream, bucket.slice_mut()).unwrap();
-            let own = piece(len, RANKS, rank.number);
-            assert_eq!(rank.get(&bucket)[own.clone()], narrow(&sums(len))[own]);
-            rank.group.all_gather(&rank.stream, bucket.slice_mut()).unwrap();
-            assert_eq!(rank.get(&bucket), narrow(&sums(len)));
-        }
-    });
+    for format in [HalfFormat::Bf16, HalfFormat::Fp16] {
+        let narrow = |numbers: Vec<f32>| -> Vec<Half> {
+            numbers.into_iter().map(|x| format.narrow(x)).collect()
+        };
+        on_every_rank(format, |mut rank| {
+            for len in [3 * 40, 100, 2] {
+                let mut bucket = rank.put(&narrow(numbers(rank.number, len)));
+                rank.group.reduce_scatter(&rank.stream, bucket.slice_mut()).unwrap();
+                let own = piece(len, RANKS, rank.number);
+                assert_eq!(rank.get(&bucket)[own.clone()], narrow(sums(len))[own]);
+                rank.group.all_gather(&rank.stream, bucket.slice_mut()).unwrap();
+                assert_eq!(rank.get(&bucket), narrow(sums(len)));
+            }
+        });
+    }
 }
 
 #[test]
 fn cuda_values_are_summed_on_every_rank() {
-    on_every_rank(|mut rank| {
+    on_every_rank(HalfFormat::Bf16, |mut rank| {
         let mut values = rank.put(&numbers(rank.number, 50));
         rank.group.all_reduce(&rank.stream, values.slice_mut()).unwrap();
         assert_eq!(rank.get(&values), sums(50));
@@ -110,7 +110,7 @@ fn cuda_values_are_summed_on_every_rank() {
 #[test]
 fn cuda_a_rank_that_its_peers_left_comes_back_when_it_aborts() {
     let left = Barrier::new(RANKS);
-    on_every_rank(|mut rank| {
+    on_every_rank(HalfFormat::Bf16, |mut rank| {
         let mut values = rank.put(&[1.0f32; 8]);
         if rank.number == 0 {
             rank.group.all_reduce(&rank.stream, values.slice_mut()).unwrap();

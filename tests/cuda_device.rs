@@ -8,20 +8,26 @@ mod cuda_support;
 
 use codeseq::cuda::gemm::{Gemm, Linear, Start};
 use codeseq::cuda::kernels::Kernels;
-use codeseq::cuda::{Arena, Device, Event, Stream, Transfer, device, report};
+use codeseq::cuda::{Arena, Device, Event, Half, HalfFormat, Stream, Transfer, device, report};
 use cuda_support::Driver;
-use half::bf16;
 use std::sync::Arc;
+
+const BF16: HalfFormat = HalfFormat::Bf16;
 
 /// The first device; `None`, said loudly, where there is none that this program runs on.
 fn first_device() -> Option<Arc<Device>> {
+    device_with(BF16)
+}
+
+/// The same with numbers of 16 bits in this format.
+fn device_with(format: HalfFormat) -> Option<Arc<Device>> {
     match cuda_support::driver() {
         Some(Driver::Real) => {
-            Device::open(0).inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()
+            Device::open(0, format).inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()
         }
         Some(Driver::StandIn) => {
             println!("emulated: no GPU here");
-            Some(Device::open(0).unwrap())
+            Some(Device::open(0, format).unwrap())
         }
         None => {
             println!("SKIPPED: neither an NVIDIA driver nor a C++ compiler");
@@ -96,7 +102,7 @@ fn cuda_a_device_that_is_not_there_is_refused() {
         return;
     }
     let count = device::count().unwrap();
-    let text = format!("{:#}", Device::open(count).unwrap_err());
+    let text = format!("{:#}", Device::open(count, BF16).unwrap_err());
     assert!(text.contains(&format!("no GPU {count}: this machine shows {count}")), "{text}");
 }
 
@@ -139,10 +145,10 @@ fn cuda_a_graph_repeats_what_was_queued_with_the_arguments_of_then() {
     let (kernels, mut transfer) =
         (Kernels::load(&device).unwrap(), Transfer::new(&device).unwrap());
     let mut arena = Arena::new(&device, 1 << 20).unwrap();
-    let mut narrow = arena.lasting::<bf16>("narrow", 1000).unwrap();
+    let mut narrow = arena.lasting::<Half>("narrow", 1000).unwrap();
     let mut wide = arena.lasting::<f32>("wide", 1000).unwrap();
-    let numbers = |start: usize| -> Vec<bf16> {
-        (start..start + 1000).map(|i| bf16::from_f32(i as f32)).collect()
+    let numbers = |start: usize| -> Vec<Half> {
+        (start..start + 1000).map(|i| BF16.narrow(i as f32)).collect()
     };
     transfer.upload(&stream, &numbers(0), narrow.slice_mut()).unwrap();
     let graph = stream
@@ -156,13 +162,13 @@ fn cuda_a_graph_repeats_what_was_queued_with_the_arguments_of_then() {
         unsafe { graph.launch(&stream) }.unwrap();
         let mut back = vec![0.0; 1000];
         transfer.download(&stream, wide.slice(), &mut back).unwrap();
-        assert!(back.iter().zip(&expected).all(|(&a, &e)| a == f32::from(e)));
+        assert!(back.iter().zip(&expected).all(|(&a, &e)| a == BF16.widen(e)));
     }
 }
 
 /// Small whole numbers, of which sums are exact.
-fn whole(len: usize, seed: usize) -> Vec<bf16> {
-    (0..len).map(|i| bf16::from_f32(((i * 7 + seed) % 11) as f32 - 5.0)).collect()
+fn whole(len: usize, seed: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7 + seed) % 11) as f32 - 5.0).collect()
 }
 
 /// `[rows, columns]` of sums of `depth` products.
@@ -176,60 +182,64 @@ fn sums(
 
 #[test]
 fn cuda_products_of_a_linear_layer_are_those_of_its_definition() {
-    let Some(device) = first_device() else { return };
-    let (stream, mut transfer) = (Stream::new(&device).unwrap(), Transfer::new(&device).unwrap());
-    let mut arena = Arena::new(&device, 64 << 20).unwrap();
-    let mut gemm = match Gemm::new(&mut arena) {
-        Ok(gemm) => gemm,
-        Err(absent) => return println!("SKIPPED: {absent:#}"),
-    };
-    let sizes = Linear { rows: 19, inputs: 40, outputs: 24 };
-    let Linear { rows, inputs, outputs } = sizes;
-    let (x, w) = (whole(rows * inputs, 1), whole(outputs * inputs, 2));
-    let (dy, bias) = (whole(rows * outputs, 3), whole(outputs, 4));
-    let mut put = |name: &str, numbers: &[bf16]| {
-        let mut buffer = arena.lasting::<bf16>(name, numbers.len()).unwrap();
-        transfer.upload(&stream, numbers, buffer.slice_mut()).unwrap();
-        buffer
-    };
-    let device_numbers = [put("x", &x), put("w", &w), put("dy", &dy), put("bias", &bias)];
-    let [own_x, own_w, own_dy, own_bias] = &device_numbers;
-    let mut y = put("y", &vec![bf16::NAN; rows * outputs]);
-    let mut dx = put("dx", &vec![bf16::NAN; rows * inputs]);
-    let mut dw = arena.lasting::<f32>("dw", outputs * inputs).unwrap();
+    for format in [BF16, HalfFormat::Fp16] {
+        let Some(device) = device_with(format) else { return };
+        let (stream, mut transfer) =
+            (Stream::new(&device).unwrap(), Transfer::new(&device).unwrap());
+        let mut arena = Arena::new(&device, 64 << 20).unwrap();
+        let mut gemm = match Gemm::new(&mut arena) {
+            Ok(gemm) => gemm,
+            Err(absent) => return println!("SKIPPED: {absent:#}"),
+        };
+        let sizes = Linear { rows: 19, inputs: 40, outputs: 24 };
+        let Linear { rows, inputs, outputs } = sizes;
+        let (x, w) = (whole(rows * inputs, 1), whole(outputs * inputs, 2));
+        let (dy, bias) = (whole(rows * outputs, 3), whole(outputs, 4));
+        let narrow =
+            |numbers: &[f32]| -> Vec<Half> { numbers.iter().map(|&x| format.narrow(x)).collect() };
+        let mut put = |name: &str, numbers: &[f32]| {
+            let mut buffer = arena.lasting::<Half>(name, numbers.len()).unwrap();
+            transfer.upload(&stream, &narrow(numbers), buffer.slice_mut()).unwrap();
+            buffer
+        };
+        let device_numbers = [put("x", &x), put("w", &w), put("dy", &dy), put("bias", &bias)];
+        let [own_x, own_w, own_dy, own_bias] = &device_numbers;
+        let mut y = put("y", &vec![f32::NAN; rows * outputs]);
+        let mut dx = put("dx", &vec![f32::NAN; rows * inputs]);
+        let mut dw = arena.lasting::<f32>("dw", outputs * inputs).unwrap();
 
-    let start = Start::Bias(own_bias.slice());
-    gemm.forward(&stream, sizes, own_x.slice(), own_w.slice(), start, y.slice_mut()).unwrap();
-    let (own_dy, own_w) = (own_dy.slice(), own_w.slice());
-    gemm.input_gradient(&stream, sizes, own_dy, own_w, Start::Zero, dx.slice_mut()).unwrap();
-    for start in [Start::Zero, Start::Accumulate] {
-        gemm.weight_gradient(&stream, sizes, own_dy, own_x.slice(), start, dw.slice_mut()).unwrap();
+        let start = Start::Bias(own_bias.slice());
+        gemm.forward(&stream, sizes, own_x.slice(), own_w.slice(), start, y.slice_mut()).unwrap();
+        let (own_dy, own_w) = (own_dy.slice(), own_w.slice());
+        gemm.input_gradient(&stream, sizes, own_dy, own_w, Start::Zero, dx.slice_mut()).unwrap();
+        for start in [Start::Zero, Start::Accumulate] {
+            gemm.weight_gradient(&stream, sizes, own_dy, own_x.slice(), start, dw.slice_mut())
+                .unwrap();
+        }
+
+        let number = |numbers: &[f32], columns: usize, row: usize, column: usize| {
+            numbers[row * columns + column]
+        };
+        let expected_y = sums([rows, outputs, inputs], |row, column, i| {
+            number(&x, inputs, row, i) * number(&w, inputs, column, i)
+        });
+        let with_bias = expected_y.iter().enumerate().map(|(i, y)| y + bias[i % outputs]);
+        let mut back = vec![Half::ZERO; rows * outputs];
+        transfer.download(&stream, y.slice(), &mut back).unwrap();
+        assert_eq!(back, narrow(&with_bias.collect::<Vec<_>>()));
+
+        let expected_dx = sums([rows, inputs, outputs], |row, column, i| {
+            number(&dy, outputs, row, i) * number(&w, inputs, i, column)
+        });
+        let mut back = vec![Half::ZERO; rows * inputs];
+        transfer.download(&stream, dx.slice(), &mut back).unwrap();
+        assert_eq!(back, narrow(&expected_dx));
+
+        let expected_dw = sums([outputs, inputs, rows], |row, column, i| {
+            2.0 * number(&dy, outputs, i, row) * number(&x, inputs, i, column)
+        });
+        let mut back = vec![0.0; outputs * inputs];
+        transfer.download(&stream, dw.slice(), &mut back).unwrap();
+        assert_eq!(back, expected_dw);
     }
-
-    let number = |numbers: &[bf16], columns: usize, row: usize, column: usize| {
-        f32::from(numbers[row * columns + column])
-    };
-    let rounded =
-        |numbers: Vec<f32>| -> Vec<bf16> { numbers.into_iter().map(bf16::from_f32).collect() };
-    let expected_y = sums([rows, outputs, inputs], |row, column, i| {
-        number(&x, inputs, row, i) * number(&w, inputs, column, i)
-    });
-    let with_bias = expected_y.iter().enumerate().map(|(i, y)| y + f32::from(bias[i % outputs]));
-    let mut back = vec![bf16::ZERO; rows * outputs];
-    transfer.download(&stream, y.slice(), &mut back).unwrap();
-    assert_eq!(back, rounded(with_bias.collect()));
-
-    let expected_dx = sums([rows, inputs, outputs], |row, column, i| {
-        number(&dy, outputs, row, i) * number(&w, inputs, i, column)
-    });
-    let mut back = vec![bf16::ZERO; rows * inputs];
-    transfer.download(&stream, dx.slice(), &mut back).unwrap();
-    assert_eq!(back, rounded(expected_dx));
-
-    let expected_dw = sums([outputs, inputs, rows], |row, column, i| {
-        2.0 * number(&dy, outputs, i, row) * number(&x, inputs, i, column)
-    });
-    let mut back = vec![0.0; outputs * inputs];
-    transfer.download(&stream, dw.slice(), &mut back).unwrap();
-    assert_eq!(back, expected_dw);
 }

@@ -11,7 +11,7 @@ mod engine_support;
 mod support;
 
 use codeseq::base::rng;
-use codeseq::cuda::Gpu;
+use codeseq::cuda::{Gpu, HalfFormat};
 use codeseq::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, share};
 use codeseq::model::cuda::{DeviceModel, GenerationSize};
 use codeseq::model::layout::init;
@@ -55,7 +55,7 @@ impl Tiny {
     /// On the first GPU; `None`, said loudly, where there is none that this program runs on.
     fn on_gpu(&self) -> Option<DeviceModel> {
         let driver = driver();
-        let gpu = Gpu::open(0, Some(128 << 20));
+        let gpu = Gpu::open(0, HalfFormat::Bf16, Some(128 << 20));
         let gpu = match driver {
             Some(Driver::Real) => {
                 gpu.inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()?

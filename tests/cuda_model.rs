@@ -1,5 +1,5 @@
-//! The decoder on a GPU against the decoder on the CPU, on the same bf16 weights: on a GPU where there is
-//! one, else on the emulated driver.
+//! The decoder on a GPU against the decoder on the CPU, on the same weights of 16 bits: on a GPU where
+//! there is one, else on the emulated driver.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -8,7 +8,7 @@
 mod cuda_support;
 
 use codeseq::base::rng;
-use codeseq::cuda::{DeviceSliceMut, Gpu};
+use codeseq::cuda::{DeviceSliceMut, Gpu, Half, HalfFormat};
 use codeseq::model::cuda::{DeviceModel, TrainingMemory};
 use codeseq::model::layout::init;
 use codeseq::model::{
@@ -16,10 +16,10 @@ use codeseq::model::{
     Workspace,
 };
 use cuda_support::{Driver, driver};
-use half::bf16;
 use rand::RngCore;
 
 const VOCAB: usize = 96;
+const BF16: HalfFormat = HalfFormat::Bf16;
 
 /// Sequences of one token, of none, longer than a tile of attention, and of no whole tiles.
 const LENGTHS: [usize; 6] = [37, 1, 0, 150, 3, 64];
@@ -45,13 +45,18 @@ fn decoder((kind, is_tied, hidden): (&str, bool, usize)) -> Decoder {
 
 /// Fresh parameters in bf16, with norms and biases that are not all alike.
 fn parameters(decoder: &Decoder) -> Vec<f32> {
+    parameters_in(BF16, decoder)
+}
+
+/// The same in another format.
+fn parameters_in(format: HalfFormat, decoder: &Decoder) -> Vec<f32> {
     let mut params = init(decoder.config(), 1);
     for tensor in decoder.layout().tensors.iter().filter(|tensor| !tensor.decays()) {
         for i in tensor.range.clone() {
             params[i] += 0.3 * (rng::uniform(9, i as u64) - 0.5);
         }
     }
-    params.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()
+    params.iter().map(|&x| format.widen(format.narrow(x))).collect()
 }
 
 /// Sequences of the given lengths with a target in all rows but each last.
@@ -80,8 +85,13 @@ fn objective(first: usize, scores: &[TokenScores], gradients: &mut [ScoreGradien
     }
 }
 
-/// A model on the first GPU; `None`, said loudly, where there is none that this program runs on.
+/// A model on the first GPU, in bf16; `None`, said loudly, where there is none that this program runs on.
 fn model(decoder: &Decoder, params: &[f32]) -> Option<DeviceModel> {
+    model_in(BF16, decoder, params)
+}
+
+/// The same in another format.
+fn model_in(format: HalfFormat, decoder: &Decoder, params: &[f32]) -> Option<DeviceModel> {
     match driver() {
         Some(Driver::Real) => {}
         Some(Driver::StandIn) => println!("on the emulated driver: no GPU here"),
@@ -90,7 +100,7 @@ fn model(decoder: &Decoder, params: &[f32]) -> Option<DeviceModel> {
             return None;
         }
     }
-    let gpu = Gpu::open(0, Some(256 << 20));
+    let gpu = Gpu::open(0, format, Some(256 << 20));
     let gpu = gpu.inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()?;
     let mut model = DeviceModel::new(gpu, decoder.clone(), 160).unwrap();
     model.upload(0, params).unwrap();
@@ -101,7 +111,7 @@ fn model(decoder: &Decoder, params: &[f32]) -> Option<DeviceModel> {
 #[derive(PartialEq)]
 struct Pass {
     scores: Vec<TokenScores>,
-    gradients: Vec<bf16>,
+    gradients: Vec<f32>,
 }
 
 /// A pass over a batch in a new phase, in memory that was NaNs before. Ranges have to come from the end
@@ -113,7 +123,7 @@ fn pass(
 ) -> Pass {
     let len = model.decoder().layout().len;
     let (_, gpu) = model.split();
-    let mut grads = gpu.arena.lasting::<bf16>("gradients", len).unwrap();
+    let mut grads = gpu.arena.lasting::<Half>("gradients", len).unwrap();
     gpu.stream.fill(grads.slice_mut(), 0xff).unwrap();
     let mut phase = gpu.arena.phase();
     let mut all = phase.take::<u8>("everything", phase.free_bytes() / 256 * 256).unwrap();
@@ -134,10 +144,11 @@ fn pass(
         .unwrap();
     assert_eq!(next_end, 0, "everything is final");
     drop(training);
-    let mut gradients = vec![bf16::ZERO; len];
+    let mut gradients = vec![Half::ZERO; len];
     let (_, gpu) = model.split();
     gpu.tools.transfer.download(&gpu.stream, grads.slice(), &mut gradients).unwrap();
-    Pass { scores, gradients }
+    let format = gpu.device.half_format();
+    Pass { scores, gradients: gradients.into_iter().map(|x| format.widen(x)).collect() }
 }
 
 /// The same on the CPU, which wants sequences with tokens.
@@ -167,10 +178,10 @@ fn differences(a: &[TokenScores], b: &[TokenScores], score: fn(&TokenScores) -> 
 }
 
 /// Cosine between two vectors, and the length of their difference relative to the second.
-fn closeness(a: &[bf16], b: &[f32]) -> (f64, f64) {
+fn closeness(a: &[f32], b: &[f32]) -> (f64, f64) {
     let mut sums = [0.0f64; 4];
-    for (a, &b) in a.iter().zip(b) {
-        let (a, b) = (f64::from(a.to_f32()), f64::from(b));
+    for (&a, &b) in a.iter().zip(b) {
+        let (a, b) = (f64::from(a), f64::from(b));
         for (sum, term) in sums.iter_mut().zip([a * b, a * a, b * b, (a - b) * (a - b)]) {
             *sum += term;
         }
@@ -179,32 +190,45 @@ fn closeness(a: &[bf16], b: &[f32]) -> (f64, f64) {
     (product / (of_a * of_b).sqrt(), (of_difference / of_b).sqrt())
 }
 
+/// Compares a model's scores and gradients with the CPU's. Bounds are those of a score's error, of the mean
+/// of them, and of the error of a tensor's gradient relative to its length.
+fn assert_close(format: HalfFormat, kind: (&str, bool, usize), bounds: (f32, f32, f64)) {
+    let decoder = decoder(kind);
+    let params = parameters_in(format, &decoder);
+    let Some(mut model) = model_in(format, &decoder, &params) else { return };
+    let batch = batch(&LENGTHS);
+    let actual = pass(&mut model, (SIZE, Recompute::Selective), &batch);
+    let (scores, gradients) = expected(&decoder, &params, &batch);
+    for score in [
+        |score: &TokenScores| score.logp,
+        |score: &TokenScores| score.entropy,
+        |score: &TokenScores| score.mean_logp,
+    ] {
+        let (largest, mean) = differences(&actual.scores, &scores, score);
+        assert!(largest < bounds.0 && mean < bounds.1, "{kind:?}: {largest}, mean {mean}");
+    }
+    for tensor in &decoder.layout().tensors {
+        let range = tensor.range.clone();
+        let (cosine, error) = closeness(&actual.gradients[range.clone()], &gradients[range]);
+        assert!(
+            cosine > 0.999 && error < bounds.2,
+            "{kind:?}: {} has cosine {cosine}, error {error}",
+            tensor.name
+        );
+    }
+}
+
 #[test]
 fn cuda_scores_and_every_gradient_are_those_of_the_cpu_within_the_error_of_bf16() {
     for kind in MODELS {
-        let decoder = decoder(kind);
-        let params = parameters(&decoder);
-        let Some(mut model) = model(&decoder, &params) else { return };
-        let batch = batch(&LENGTHS);
-        let actual = pass(&mut model, (SIZE, Recompute::Selective), &batch);
-        let (scores, gradients) = expected(&decoder, &params, &batch);
-        for score in [
-            |score: &TokenScores| score.logp,
-            |score: &TokenScores| score.entropy,
-            |score: &TokenScores| score.mean_logp,
-        ] {
-            let (largest, mean) = differences(&actual.scores, &scores, score);
-            assert!(largest < 2e-2 && mean < 4e-3, "{kind:?}: {largest}, mean {mean}");
-        }
-        for tensor in &decoder.layout().tensors {
-            let range = tensor.range.clone();
-            let (cosine, error) = closeness(&actual.gradients[range.clone()], &gradients[range]);
-            assert!(
-                cosine > 0.999 && error < 3e-2,
-                "{kind:?}: {} has cosine {cosine}, error {error}",
-                tensor.name
-            );
-        }
+        assert_close(BF16, kind, (2e-2, 4e-3, 3e-2));
+    }
+}
+
+#[test]
+fn cuda_scores_and_every_gradient_in_fp16_are_eight_times_closer() {
+    for kind in MODELS {
+        assert_close(HalfFormat::Fp16, kind, (2.5e-3, 6e-4, 2.5e-3));
     }
 }
 
@@ -248,8 +272,7 @@ fn cuda_targets_in_two_chunks_of_the_head_give_the_same_scores_and_nearly_the_sa
         let chunked = pass(&mut model, (size, Recompute::Selective), &batch);
         let largest = differences(&whole.scores, &chunked.scores, |score| score.logp).0;
         assert!(largest < 1e-5, "{largest}");
-        let whole: Vec<f32> = whole.gradients.iter().map(|x| x.to_f32()).collect();
-        let (cosine, error) = closeness(&chunked.gradients, &whole);
+        let (cosine, error) = closeness(&chunked.gradients, &whole.gradients);
         assert!(cosine > 0.9999 && error < 1e-2, "cosine {cosine}, error {error}");
     }
 }
@@ -261,7 +284,7 @@ fn cuda_a_batch_without_targets_or_tokens_has_gradients_of_zero() {
     let Some(mut model) = model(&decoder, &params) else { return };
     for lengths in [&[1, 1][..], &[]] {
         let pass = pass(&mut model, (SIZE, Recompute::Selective), &batch(lengths));
-        assert!(pass.gradients.iter().all(|&gradient| gradient == bf16::ZERO), "{lengths:?}");
+        assert!(pass.gradients.iter().all(|&gradient| gradient == 0.0), "{lengths:?}");
     }
 }
 
@@ -280,7 +303,7 @@ fn cuda_every_parameter_gets_a_gradient() {
             let gradients = &pass.gradients[tensor.range.clone()];
             let rows = gradients.chunks(tensor.row_len());
             assert!(
-                rows.into_iter().all(|row| row.iter().any(|&gradient| gradient != bf16::ZERO)),
+                rows.into_iter().all(|row| row.iter().any(|&gradient| gradient != 0.0)),
                 "{kind:?}: a row of {} has no gradient",
                 tensor.name
             );
@@ -313,7 +336,7 @@ fn cuda_a_profile_of_a_pass_counts_what_the_graph_says() {
     let params = parameters(&decoder);
     let Some(mut model) = model(&decoder, &params) else { return };
     let (_, gpu) = model.split();
-    let mut grads = gpu.arena.lasting::<bf16>("gradients", params.len()).unwrap();
+    let mut grads = gpu.arena.lasting::<Half>("gradients", params.len()).unwrap();
     let (packed, targets) = batch(&LENGTHS);
     let mut training = model.training(SIZE, Recompute::Selective).unwrap();
     let stream = training.stream();

@@ -7,6 +7,7 @@
 
 mod cuda_support;
 
+use codeseq::cuda::HalfFormat;
 use codeseq::cuda::attention::{PlanReport, Sizes, check_plans, version};
 use cuda_support::{driver_or, preload};
 use std::path::{Path, PathBuf};
@@ -40,17 +41,21 @@ fn cuda_attention_of_both_models_compiles_for_an_h100() {
     }
     let (version, file) = version().unwrap();
     println!("cuDNN {version} at {file:?}");
-    for (name, sizes) in [("llama3-8b", LLAMA3_8B), ("qwen2.5-7b", QWEN25_7B)] {
-        let plans = check_plans(&sizes, H100, false).unwrap();
+    for (name, sizes, format) in [
+        ("llama3-8b", LLAMA3_8B, HalfFormat::Bf16),
+        ("qwen2.5-7b", QWEN25_7B, HalfFormat::Bf16),
+        ("llama3-8b in fp16", LLAMA3_8B, HalfFormat::Fp16),
+    ] {
+        let plans = check_plans(&sizes, format, H100, false).unwrap();
         println!("{name}: {plans:?}");
         assert_eq!(plans.map(|plan| plan.engine), HOPPER_ENGINES);
         assert!(plans.iter().all(is_small), "{plans:?}");
         if version >= 92_500 {
-            let plans = check_plans(&sizes, H100, true).unwrap();
+            let plans = check_plans(&sizes, format, H100, true).unwrap();
             println!("{name}, deterministic: {plans:?}");
             assert!(plans.iter().all(is_small), "{plans:?}");
         } else {
-            let refusal = check_plans(&sizes, H100, true).unwrap_err();
+            let refusal = check_plans(&sizes, format, H100, true).unwrap_err();
             assert!(format!("{refusal:#}").contains("no deterministic backward"), "{refusal:#}");
         }
     }

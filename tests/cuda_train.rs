@@ -1,5 +1,5 @@
 //! Runs with `train.device = "cuda"` on emulated GPUs (`scripts/emulated-gpu.sh`), whose kernels are ours and
-//! whose products are plain loops: that the path works and computes what the CPU computes, as far as bf16 goes.
+//! whose products are plain loops: that the path works and computes what the CPU computes, as far as 16 bits go.
 //! Skipped, said loudly, where there is no C++ compiler.
 
 #![cfg(feature = "cuda")]
@@ -36,6 +36,16 @@ static CPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("cpu", ""));
 
 /// The same run on a GPU.
 static GPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("gpu", "--set train.device=cuda"));
+
+const FP16: &str = "--set train.precision=fp16";
+
+/// A loss scale with which gradients overflow at first.
+const TOO_LARGE: &str = "--set train.precision=fp16 --set train.loss_scale.initial=16777216 --set \
+                         train.loss_scale.hysteresis=1";
+
+/// A run that begins with it.
+static OVERFLOWING: LazyLock<PathBuf> =
+    LazyLock::new(|| undisturbed("overflowing", &format!("--set train.device=cuda {TOO_LARGE}")));
 
 fn sft_config() -> String {
     let inputs = INPUTS.display();
@@ -123,15 +133,42 @@ fn fine_tuning_on_a_gpu_follows_the_cpu_within_bf16() {
 }
 
 #[test]
+fn fine_tuning_in_fp16_follows_the_cpu_closer_and_skips_nothing() {
+    if !can_emulate() {
+        return;
+    }
+    let run = undisturbed("fp16", &format!("--set train.device=cuda {FP16}"));
+    let losses = distance(&column(&run, "loss/nll"), &column(&CPU, "loss/nll"));
+    let norms = distance(&column(&run, "optim/grad_norm"), &column(&CPU, "optim/grad_norm"));
+    println!("over {STEPS} steps: losses {losses:.1e}, norms of gradients {norms:.1e} apart");
+    assert!(losses < 1e-3 && norms < 5e-3);
+    assert_eq!(column(&run, "optim/skipped"), [0.0; STEPS]);
+    assert_eq!(column(&run, "optim/loss_scale"), [16_384.0; STEPS]);
+}
+
+#[test]
+fn a_loss_scale_too_large_for_fp16_falls_until_gradients_fit() {
+    if !can_emulate() {
+        return;
+    }
+    let run = &*OVERFLOWING;
+    let (scales, skipped) = (column(run, "optim/loss_scale"), column(run, "optim/skipped"));
+    println!("{scales:?} {skipped:?}");
+}
+
+#[test]
 fn a_run_on_a_gpu_stopped_and_resumed_has_the_same_bits() {
     if !can_emulate() {
         return;
     }
     let place = Place::new();
     place.write("sft.toml", &sft_config());
-    for (name, more) in [("exact", ""), ("rounded", "--set train.gpu.moments=bf16")] {
+    for (name, more) in
+        [("exact", ""), ("rounded", "--set train.gpu.moments=bf16"), ("overflowing", TOO_LARGE)]
+    {
         let whole = match more {
             "" => GPU.clone(),
+            TOO_LARGE => OVERFLOWING.clone(),
             _ => undisturbed(name, &format!("--set train.device=cuda {more}")),
         };
         let words = format!("sft --config @sft.toml --out @{name} --set train.device=cuda {more}");

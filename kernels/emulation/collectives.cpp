@@ -21,7 +21,7 @@
 namespace {
 
 enum { SUCCESS = 0, UNHANDLED_CUDA_ERROR = 1, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, IN_PROGRESS = 7 };
-enum { F32 = 7, F64 = 8, BF16 = 9 };  // ncclDataType_t
+enum { F16 = 6, F32 = 7, F64 = 8, BF16 = 9 };  // ncclDataType_t
 enum class Kind { AllReduce, ReduceScatter, AllGather, Reduce, Broadcast };
 
 // One rank's call.
@@ -56,12 +56,14 @@ size_t bytes_of(int type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
 double read(int type, const char* from, size_t i) {
     if (type == F64) return ((const double*)from)[i];
     if (type == F32) return ((const float*)from)[i];
+    if (type == F16) return __half2float(((const __half*)from)[i]);
     return __bfloat162float(((const __nv_bfloat16*)from)[i]);
 }
 
 void write(int type, char* to, size_t i, double value) {
     if (type == F64) ((double*)to)[i] = value;
     else if (type == F32) ((float*)to)[i] = float(value);
+    else if (type == F16) ((__half*)to)[i] = __float2half_rn(float(value));
     else ((__nv_bfloat16*)to)[i] = __float2bfloat16_rn(float(value));
 }
 
@@ -146,7 +148,7 @@ void meet(Group& group, int rank, const Call& call) {
 
 int put(void* at, void* stream, const Call& call) {
     auto& [group, rank] = *static_cast<Communicator*>(at);
-    if (call.type != F32 && call.type != F64 && call.type != BF16) return INVALID_ARGUMENT;
+    if (call.type < F16 || call.type > BF16) return INVALID_ARGUMENT;
     Work work = [group = group, rank = rank, call] { meet(*group, rank, call); };
     if (emulated_put(stream, work) != 0) return UNHANDLED_CUDA_ERROR;
     // The other ranks wait for this one, whether or not its host does.

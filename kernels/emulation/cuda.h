@@ -10,7 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
-#define __global__
+// Ends `extern "C"`, so that a kernel may be there in several formats.
+#define __global__ struct emulated_kernel; static
 #define __device__
 #define __host__
 #define __forceinline__ inline
@@ -29,6 +30,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 
 struct alignas(2) __nv_bfloat16 { uint16_t bits; };
 struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct alignas(2) __half { uint16_t bits; };
+struct alignas(4) __half2 { __half x, y; };
 
 // The scheduler sets these before it resumes a fiber.
 extern "C" uint3 emulated_thread, emulated_block, emulated_block_size, emulated_grid_size;
@@ -100,3 +103,26 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
     return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
+
+inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
+inline uint16_t __half_as_ushort(__half x) { return x.bits; }
+inline float __half2float(__half x) {
+    unsigned sign = unsigned(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+    if (rest >= 0x7c00) return __uint_as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+    // Read as fp32 the number is 2^-112 times what it is, subnormal ones included.
+    return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
+}
+// To nearest, ties to even; what is too large becomes infinite.
+inline __half __float2half_rn(float x) {
+    if (x != x) return {0x7fff};
+    unsigned bits = __float_as_uint(x), rest = bits & 0x7fffffff;
+    uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+    if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // 65520, half-way from 65504 to 2^16
+    if (rest < 0x38800000) {                                    // below 2^-14
+        // Adding 1/2 leaves multiples of 2^-24, the smallest number, in the lower bits.
+        unsigned sum = __float_as_uint(fabsf(x) + 0.5f);
+        return {uint16_t(sign | (sum - __float_as_uint(0.5f)))};
+    }
+    return {uint16_t(sign | (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13)};
+}
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }

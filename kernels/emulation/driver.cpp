@@ -3,7 +3,7 @@
 // Contract: a device's memory is the host's and starts as 0xff bytes (NaNs). A stream runs its work as
 // late as it may: when it, or an event in it, is waited for, in the waiting thread; so that work which
 // no event orders behind another's comes too early and shows. A kernel is the function of its name in
-// library.cpp, whatever module it is asked of. A captured stream records
+// library.cpp, with the numbers of the module that it is asked of. A captured stream records
 // launches, with copies of their arguments, and copies. A failed kernel says why on stderr. It is
 // slow, and its times mean nothing. Environment:
 //   EMULATED_GPUS        how many devices there are (1)
@@ -170,6 +170,14 @@ void run_kernel(const std::string& name, uint3 grid, unsigned block, const Work&
     if (error.empty()) return;
     fprintf(stderr, "emulated GPU: %s: %s\n", name.c_str(), error.c_str());
     failure = LAUNCH_FAILED;
+}
+
+// Whether a cubin was compiled for half precision: common.cuh puts a symbol into those that were.
+bool is_fp16(const void* image) {
+    size_t end;  // e_shoff of the ELF header: the section headers, behind all names
+    memcpy(&end, (const char*)image + 40, sizeof end);
+    const char symbol[] = "half_is_fp16";
+    return memmem(image, end, symbol, sizeof symbol) != nullptr;
 }
 
 }  // namespace
@@ -374,13 +382,14 @@ int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
 
 int cuModuleLoadData(void** module, const void* image) {
     if (memcmp(image, "\x7f" "ELF", 4) != 0) return INVALID_IMAGE;
-    return *module = (void*)1, SUCCESS;
+    return *module = (void*)(is_fp16(image) ? &fp16_kernels() : &bf16_kernels()), SUCCESS;
 }
 int cuModuleUnload(void*) { return SUCCESS; }
 // A function is a pair of a name and a kernel.
-int cuModuleGetFunction(void** function, void*, const char* name) {
-    auto found = kernels().find(name);
-    if (found == kernels().end()) return NOT_FOUND;
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+    auto& kernels = *static_cast<const Kernels*>(module);
+    auto found = kernels.find(name);
+    if (found == kernels.end()) return NOT_FOUND;
     return *function = (void*)&*found, SUCCESS;
 }
 int cuFuncSetAttribute(void*, int, int) { return SUCCESS; }

@@ -9,5 +9,8 @@
 /// one thread of the kernel does with them.
 using Kernel = std::function<void()> (*)(void** arguments);
 
-/// All of them.
-const std::map<std::string, Kernel>& kernels();
+using Kernels = std::map<std::string, Kernel>;
+
+/// All of them, with `Half` as bfloat16 and as half precision.
+const Kernels& bf16_kernels();
+const Kernels& fp16_kernels();

@@ -1,18 +1,18 @@
 // All kernels in one library for the CPU, by name: for tests with -fsanitize=thread,alignment (see
 // runtime.cpp), for the emulated driver (driver.cpp) as fast as they get.
 //
-// Each source has a namespace of its own, as on the device each is a module of its own.
+// Each source has a namespace of its own, as on the device each is a module of its own; nothing of them is
+// seen from outside, because library_fp16.cpp has it all again.
 #include "cuda.h"
-
-#include "../common.cuh"
-#include "../statistics.cuh"
-
 #include "kernels.h"
 
 #include <tuple>
 #include <utility>
 
 namespace {
+#include "../common.cuh"
+#include "../statistics.cuh"
+
 #define FAMILY(name) namespace name##_family
 FAMILY(adamw) {
 #include "../adamw.cu"
@@ -73,27 +73,31 @@ std::function<void()> entry(void** arguments) {
 }
 }  // namespace
 
-const std::map<std::string, Kernel>& kernels() {
+#ifdef HALF_IS_FP16
+const Kernels& fp16_kernels() {
+#else
+const Kernels& bf16_kernels() {
+#endif
 #define KERNEL(family, name) {#name, entry<family##_family::name>}
 #define ATTENTION_KERNELS(dim)                                                                  \
     KERNEL(attention, attention_##dim), KERNEL(attention, attention_backward_keys_##dim),       \
         KERNEL(attention, attention_backward_queries_##dim),                                    \
         KERNEL(attention_decode, attention_decode_##dim##_4),                                   \
         KERNEL(attention_decode, attention_decode_##dim##_8)
-    static const std::map<std::string, Kernel> all = {
-        KERNEL(adamw, adamw_bf16),
+    static const Kernels all = {
+        KERNEL(adamw, adamw_half),
         KERNEL(adamw, adamw_f32),
-        KERNEL(adamw, adamw_bf16_rounded),
+        KERNEL(adamw, adamw_half_rounded),
         KERNEL(adamw, adamw_f32_rounded),
         KERNEL(attention, attention_delta),
         ATTENTION_KERNELS(32),
         ATTENTION_KERNELS(64),
         ATTENTION_KERNELS(128),
         KERNEL(column_sums, column_partials),
-        KERNEL(column_sums, add_column_sums_bf16),
+        KERNEL(column_sums, add_column_sums_half),
         KERNEL(column_sums, add_column_sums_f32),
         KERNEL(embedding, embedding),
-        KERNEL(embedding, embedding_backward_bf16),
+        KERNEL(embedding, embedding_backward_half),
         KERNEL(embedding, embedding_backward_f32),
         KERNEL(faulty, faulty_barrier),
         KERNEL(faulty, faulty_warp),
@@ -104,15 +108,15 @@ const std::map<std::string, Kernel>& kernels() {
         KERNEL(faulty, faulty_divergence),
         KERNEL(faulty, faultless),
         KERNEL(fill, fill_with_index),
-        KERNEL(flat, square_partials_bf16),
+        KERNEL(flat, square_partials_half),
         KERNEL(flat, square_partials_f32),
         KERNEL(flat, sum_of_squares),
-        KERNEL(flat, widen_bf16),
-        KERNEL(flat, narrow_to_bf16),
+        KERNEL(flat, widen_half),
+        KERNEL(flat, narrow_to_half),
         KERNEL(flat, accumulate),
-        KERNEL(logprob, logprob_bf16),
+        KERNEL(logprob, logprob_half),
         KERNEL(logprob, logprob_f32),
-        KERNEL(logprob, logprob_backward_bf16),
+        KERNEL(logprob, logprob_backward_half),
         KERNEL(logprob, logprob_backward_f32),
         KERNEL(repetition, penalize_repetition),
         KERNEL(rms_norm, rms_norm),

@@ -1,7 +1,7 @@
 // Stands in for cuBLASLt (libcublasLt.so.13) on the emulated driver: what src/cuda/gemm calls of it.
 //
-// Contract: D = op(A) op(B) (+ bias) or D += op(A) op(B), column-major, dense, bf16 in, bf16 or f32
-// out; a sum runs over k in order in f32 and is rounded once, so a column does not depend on the
+// Contract: D = op(A) op(B) (+ bias) or D += op(A) op(B), column-major, dense, bf16 or fp16 in, the same or
+// f32 out; a sum runs over k in order in f32 and is rounded once, so a column does not depend on the
 // others. Addresses that are no multiples of 16 bytes are refused, as the library may do. Left out:
 // everything else.
 #include "cuda.h"
@@ -14,7 +14,7 @@
 namespace {
 
 enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15, INTERNAL_ERROR = 14 };
-enum { F32 = 0, BF16 = 14 };                                             // cudaDataType
+enum { F32 = 0, F16 = 2, BF16 = 14 };                                    // cudaDataType
 enum { TRANSPOSE_A = 3, TRANSPOSE_B = 4, EPILOGUE = 7, BIAS_POINTER = 8, BIAS_TYPE = 26 };
 enum { PARTS = 2, REDUCTION_SCHEME = 3 };                                // of an algorithm
 
@@ -29,18 +29,25 @@ struct Layout {
     size_t rows, columns, stride;  // stride from one column to the next
 };
 
+float read(const void* from, int type, size_t i) {
+    switch (type) {
+    case F32: return static_cast<const float*>(from)[i];
+    case F16: return __half2float(static_cast<const __half*>(from)[i]);
+    default: return __bfloat162float(static_cast<const __nv_bfloat16*>(from)[i]);
+    }
+}
+
 // A matrix in memory, or its transpose: element (row, column).
 struct Operand {
-    const __nv_bfloat16* start;
+    const void* start;
+    int type;
     size_t row_step, column_step;
-    float at(size_t row, size_t column) const {
-        return __bfloat162float(start[row * row_step + column * column_step]);
-    }
+    float at(size_t row, size_t column) const { return read(start, type, row * row_step + column * column_step); }
 };
 
-Operand operand(const void* start, size_t stride, int transposed) {
-    auto numbers = static_cast<const __nv_bfloat16*>(start);
-    return transposed ? Operand{numbers, stride, 1} : Operand{numbers, 1, stride};
+Operand operand(const void* start, const Layout& layout, int transposed) {
+    size_t stride = layout.stride;
+    return transposed ? Operand{start, layout.type, stride, 1} : Operand{start, layout.type, 1, stride};
 }
 
 constexpr size_t ROWS = 16, COLUMNS = 6;  // of D that one pass over k makes
@@ -92,18 +99,16 @@ struct Product {
     float alpha, beta;
 };
 
-float read(const void* from, int type, size_t i) {
-    if (type == F32) return static_cast<const float*>(from)[i];
-    return __bfloat162float(static_cast<const __nv_bfloat16*>(from)[i]);
-}
-
 void write(const Product& product, size_t row, size_t column, float sum) {
     size_t at = column * product.stride + row;
     float value = product.alpha * sum;
     if (product.beta != 0) value += product.beta * read(product.d, product.type, at);
     if (product.bias) value += read(product.bias, product.bias_type, row);
-    if (product.type == F32) static_cast<float*>(product.d)[at] = value;
-    else static_cast<__nv_bfloat16*>(product.d)[at] = __float2bfloat16_rn(value);
+    switch (product.type) {
+    case F32: static_cast<float*>(product.d)[at] = value; break;
+    case F16: static_cast<__half*>(product.d)[at] = __float2half_rn(value); break;
+    default: static_cast<__nv_bfloat16*>(product.d)[at] = __float2bfloat16_rn(value);
+    }
 }
 
 void multiply(const Product& product) {
@@ -200,12 +205,13 @@ int cublasLtMatmul(void*, void* operation, const float* alpha, const void* a, vo
     bool fits = (how.transpose_a ? left.columns : left.rows) == out.rows &&
                 (how.transpose_b ? right.rows : right.columns) == out.columns &&
                 (how.transpose_b ? right.columns : right.rows) == k;
-    bool is_known = left.type == BF16 && right.type == BF16 && (out.type == BF16 || out.type == F32);
+    bool is_known = (left.type == BF16 || left.type == F16) && right.type == left.type &&
+                    (out.type == left.type || out.type == F32);
     if (!is_known || c != d) return NOT_SUPPORTED;
     if (!fits || !is_aligned(a) || !is_aligned(b) || !is_aligned(d)) return INVALID_VALUE;
     const void* bias = how.epilogue == 4 ? how.bias : nullptr;
-    Product product{out.rows, out.columns, k, operand(a, left.stride, how.transpose_a),
-                    operand(b, right.stride, how.transpose_b), d, out.stride, out.type, how.bias_type, bias, *alpha, *beta};
+    Product product{out.rows, out.columns, k, operand(a, left, how.transpose_a),
+                    operand(b, right, how.transpose_b), d, out.stride, out.type, how.bias_type, bias, *alpha, *beta};
     return emulated_put(stream, [product] { multiply(product); }) == 0 ? SUCCESS : INTERNAL_ERROR;
 }
 }

@@ -288,14 +288,15 @@ struct EmulatedBuffer {
     size_t bytes;
 };
 
-/// Runs `kernel` with `arguments` (the address of each, as cuLaunchKernel takes them). `order` 0
-/// runs threads and blocks forwards, 1 backwards, others in a shuffled order of that number. Returns
-/// null, or what went wrong; the text lives until the next call.
-const char* emulate(const char* kernel, const unsigned grid[2], unsigned block, void** arguments,
+/// Runs `kernel`, with Half in half precision or bfloat16, and with `arguments` (the address of each, as
+/// cuLaunchKernel takes them). `order` 0 runs threads and blocks forwards, 1 backwards, others in a
+/// shuffled order of that number. Returns null, or what went wrong; the text lives until the next call.
+const char* emulate(const char* kernel, bool is_fp16, const unsigned grid[2], unsigned block, void** arguments,
                     const EmulatedBuffer* buffers, size_t count, unsigned order) {
     failure.clear();
-    auto found = kernels().find(kernel);
-    if (found == kernels().end()) return (failure = std::string("no kernel ") + kernel).c_str();
+    const Kernels& kernels = is_fp16 ? fp16_kernels() : bf16_kernels();
+    auto found = kernels.find(kernel);
+    if (found == kernels.end()) return (failure = std::string("no kernel ") + kernel).c_str();
     if (block == 0 || block > MOST_THREADS || block % WARP != 0) {
         return (failure = "a block is whole warps of at most 1024 threads").c_str();
     }

@@ -4,10 +4,9 @@ use super::clock::Clock;
 use super::report::{Limits, Line};
 use crate::base::rng;
 use crate::cuda::gemm::{Linear, Start};
-use crate::cuda::{DeviceBuffer, Gpu, Phase, Stream, Tools, Transfer};
+use crate::cuda::{DeviceBuffer, Gpu, Half, Phase, Stream, Tools, Transfer};
 use crate::model::ModelConfig;
 use anyhow::Result;
-use half::bf16;
 
 /// How much is copied and multiplied.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +58,7 @@ fn copy(
     bytes: usize,
 ) -> Result<Line> {
     let from = random(phase, (stream, &mut tools.transfer), bytes / 2)?;
-    let mut to = phase.take::<bf16>("a copy", bytes / 2)?;
+    let mut to = phase.take::<Half>("a copy", bytes / 2)?;
     let milliseconds = clock.time(stream, || stream.copy(to.slice_mut(), from.slice()))?;
     Ok(Line { name: "copy".to_owned(), milliseconds, bytes: 2.0 * bytes as f64, flops: 0.0 })
 }
@@ -73,7 +72,7 @@ fn product(
     let len = size * size;
     let x = random(phase, (stream, &mut tools.transfer), len)?;
     let weight = random(phase, (stream, &mut tools.transfer), len)?;
-    let mut y = phase.take::<bf16>("a product", len)?;
+    let mut y = phase.take::<Half>("a product", len)?;
     let sizes = Linear { rows: size, inputs: size, outputs: size };
     let milliseconds = clock.time(stream, || {
         tools.gemm.forward(stream, sizes, x.slice(), weight.slice(), Start::Zero, y.slice_mut())
@@ -88,11 +87,12 @@ pub(super) fn random<'p>(
     phase: &mut Phase<'p>,
     (stream, transfer): (&Stream, &mut Transfer),
     len: usize,
-) -> Result<DeviceBuffer<'p, bf16>> {
+) -> Result<DeviceBuffer<'p, Half>> {
     const CHUNK: usize = 1 << 16;
-    let number = |i| bf16::from_f32(2.0 * rng::uniform(7, i) - 1.0);
-    let numbers: Vec<bf16> = (0..len.min(CHUNK) as u64).map(number).collect();
-    let mut buffer = phase.take::<bf16>("random numbers", len)?;
+    let format = stream.device().half_format();
+    let number = |i| format.narrow(2.0 * rng::uniform(7, i) - 1.0);
+    let numbers: Vec<Half> = (0..len.min(CHUNK) as u64).map(number).collect();
+    let mut buffer = phase.take::<Half>("random numbers", len)?;
     for start in (0..len).step_by(CHUNK) {
         let end = len.min(start + CHUNK);
         let to = buffer.slice_mut().into_range(start..end);

@@ -20,11 +20,10 @@ use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
 use crate::cuda::kernels::rms_norm::Norm;
 use crate::cuda::kernels::rope::{Angles, BLOCK_TOKENS, Direction, Heads};
 use crate::cuda::kernels::sample::{Rows, Sampling};
-use crate::cuda::{DeviceBuffer, Gpu, Phase, Stream, Tools};
+use crate::cuda::{DeviceBuffer, Gpu, Half, Phase, Stream, Tools};
 use crate::model::ModelConfig;
 use anyhow::Result;
 use bytemuck::Pod;
-use half::bf16;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +105,7 @@ impl Bench<'_> {
         self.lines.push(Line { name, milliseconds, bytes, flops });
     }
 
-    fn random<'p>(&mut self, phase: &mut Phase<'p>, len: usize) -> Result<DeviceBuffer<'p, bf16>> {
+    fn random<'p>(&mut self, phase: &mut Phase<'p>, len: usize) -> Result<DeviceBuffer<'p, Half>> {
         limits::random(phase, (self.stream, &mut self.tools.transfer), len)
     }
 
@@ -138,7 +137,7 @@ impl Bench<'_> {
         let weight = self.random(phase, most(|(_, _, inputs, outputs)| inputs * outputs))?;
         let dy = self.random(phase, most(|(_, rows, _, outputs)| rows * outputs))?;
         let lens = [x.len(), weight.len(), dy.len()];
-        let mut out = phase.take::<bf16>("a product", lens.into_iter().max().unwrap_or(0))?;
+        let mut out = phase.take::<Half>("a product", lens.into_iter().max().unwrap_or(0))?;
         for (name, rows, inputs, outputs) in layers {
             let sizes = Linear { rows, inputs, outputs };
             let (x, weight) = (x.slice().range(0..rows * inputs), weight.slice());
@@ -177,7 +176,7 @@ impl Bench<'_> {
         let (len, qkv_len) = (rows * hidden, rows * heads.row());
         let (x, weight) = (self.random(phase, len)?, self.random(phase, hidden)?);
         let norm = Norm { weight: weight.slice(), eps: 1e-5 };
-        let (mut sum, mut y) = (phase.take::<bf16>("sum", len)?, phase.take::<bf16>("y", len)?);
+        let (mut sum, mut y) = (phase.take::<Half>("sum", len)?, phase.take::<Half>("y", len)?);
         let (stream, kernels) = (self.stream, &self.tools.kernels);
         let forward = self.clock.time(stream, || {
             let (sum, y) = (sum.slice_mut(), y.slice_mut());
@@ -207,7 +206,7 @@ impl Bench<'_> {
         self.line("rope", rope, 2 * 2 * rows * (heads.queries + heads.keys) * heads.dim, 0.0);
 
         let mut gate_up = self.random(phase, 2 * rows * inner)?;
-        let mut product = phase.take::<bf16>("product", rows * inner)?;
+        let mut product = phase.take::<Half>("product", rows * inner)?;
         let (stream, kernels) = (self.stream, &self.tools.kernels);
         let forward = self.clock.time(stream, || {
             kernels.swiglu.forward(stream, gate_up.slice(), inner, product.slice_mut())
@@ -228,7 +227,7 @@ impl Bench<'_> {
         let d_out = self.random(phase, rows * width)?;
         let forward_tiles = self.put(phase, &tiles(&[0, rows], FORWARD_ROWS))?;
         let backward_tiles = self.put(phase, &tiles(&[0, rows], BACKWARD_ROWS))?;
-        let mut out = phase.take::<bf16>("out", rows * width)?;
+        let mut out = phase.take::<Half>("out", rows * width)?;
         let mut lse = phase.take::<f32>("log-sum-exp", rows * heads.queries)?;
         let (stream, kernels) = (self.stream, &self.tools.kernels);
         let forward = self.clock.time(stream, || {
@@ -237,7 +236,7 @@ impl Bench<'_> {
             kernels.attention.forward(stream, heads, qkv.slice(), tiles, out, lse)
         })?;
         let mut delta = phase.take::<f32>("delta", rows * heads.queries)?;
-        let mut d_qkv = phase.take::<bf16>("gradient", rows * heads.row())?;
+        let mut d_qkv = phase.take::<Half>("gradient", rows * heads.row())?;
         let inputs =
             Forward { qkv: qkv.slice(), out: out.slice(), lse: lse.slice(), d_out: d_out.slice() };
         let backward = self.clock.time(stream, || {
@@ -287,7 +286,7 @@ impl Bench<'_> {
         let mut floats = || phase.take::<f32>("shard", len);
         let (mut master, mut first, mut second) = (floats()?, floats()?, floats()?);
         let mut sum = floats()?;
-        let mut parameters = phase.take::<bf16>("parameters", len)?;
+        let mut parameters = phase.take::<Half>("parameters", len)?;
         let mut partials = phase.take::<f64>("partial sums", Flat::square_parts(len))?;
         let (mut total, mut flag) = (phase.take::<f64>("sum", 1)?, phase.take::<u32>("flag", 1)?);
         let decays = [DecayRange { start: 0, end: len as u64 }];
@@ -335,7 +334,7 @@ impl Bench<'_> {
         let tables: Vec<u32> = (0..(batch * blocks) as u32).collect();
         let (tables, lengths) =
             (self.put(phase, &tables)?, self.put(phase, &vec![context as u32; batch])?);
-        let mut out = phase.take::<bf16>("out", batch * heads.queries * heads.dim)?;
+        let mut out = phase.take::<Half>("out", batch * heads.queries * heads.dim)?;
         let cache = Cache {
             keys: keys.slice(),
             values: values.slice(),

@@ -6,10 +6,9 @@
 
 use crate::cuda::kernels::adamw::{AdamW, DecayRange, Shard, StepInputs};
 use crate::cuda::kernels::flat::Flat;
-use crate::cuda::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Stream};
+use crate::cuda::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Half, Stream};
 use crate::dist::piece;
 use anyhow::Result;
-use half::bf16;
 use std::ops::Range;
 
 /// The optimizer of every measurement.
@@ -75,7 +74,7 @@ impl Share {
     }
 
     /// Adds its part of the `gradients` of all parameters to the sums.
-    pub(super) fn add(&mut self, stream: &Stream, gradients: DeviceSlice<'_, bf16>) -> Result<()> {
+    pub(super) fn add(&mut self, stream: &Stream, gradients: DeviceSlice<'_, Half>) -> Result<()> {
         self.flat.accumulate(stream, gradients.range(self.own.clone()), self.sums.slice_mut())
     }
 
@@ -83,7 +82,7 @@ impl Share {
     pub(super) fn step(
         &mut self,
         gpu: &Gpu,
-        mut parameters: DeviceSliceMut<'_, bf16>,
+        mut parameters: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         self.flat.sum_of_squares(
             &gpu.stream,

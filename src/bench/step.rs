@@ -12,12 +12,11 @@ use super::optimizer::Share;
 use super::random::{batch, upload_weights};
 use super::report::{Breakdown, Limits, Line, Report};
 use crate::base::human;
-use crate::cuda::{DeviceSlice, DeviceSliceMut, Event, Gpu};
+use crate::cuda::{DeviceSlice, DeviceSliceMut, Event, Gpu, Half};
 use crate::model::cuda::{DeviceModel, TrainingMemory};
 use crate::model::{BatchSize, Decoder, ModelConfig, Recompute};
 use crate::train::flops::ModelFlops;
 use anyhow::Result;
-use half::bf16;
 
 /// Operations of dense bf16 in a second.
 pub(super) const PEAK: f64 = Limits::H100.flops_per_second;
@@ -49,7 +48,7 @@ pub fn run(
     report.limits = Some(Limits::measured(&copy, [&product]));
     report.lines.extend([copy, product]);
     let mut share = Share::new(&mut gpu, len, world)?;
-    let mut grads = gpu.arena.lasting::<bf16>("gradients", len)?;
+    let mut grads = gpu.arena.lasting::<Half>("gradients", len)?;
     let mut model = DeviceModel::new(gpu, decoder, tokens)?;
     upload_weights(&mut model)?;
     let lasting: usize = model.split().1.arena.taken().map(|(_, bytes)| bytes).sum();
@@ -66,7 +65,7 @@ pub fn run(
 /// Forward and backward, and the forward alone. Returns whether attention is cuDNN's.
 fn micro_step(
     model: &mut DeviceModel,
-    mut grads: DeviceSliceMut<'_, bf16>,
+    mut grads: DeviceSliceMut<'_, Half>,
     sizes: Sizes,
     repeats: Repeats,
     report: &mut Report,
@@ -115,7 +114,7 @@ fn micro_step(
 /// Adding a micro-step's gradients to their sums, and the update with these.
 fn optimizer(
     model: &mut DeviceModel,
-    grads: DeviceSlice<'_, bf16>,
+    grads: DeviceSlice<'_, Half>,
     share: &mut Share,
     clock: &Clock,
     report: &mut Report,

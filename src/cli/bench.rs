@@ -5,7 +5,7 @@ use super::print;
 use crate::base::fs::{check_writable, write_atomic};
 use crate::bench::clock::Repeats;
 use crate::bench::{Report, decode, grpo_step, ops, shapes, step};
-use crate::cuda::{Device, Gpu};
+use crate::cuda::{Device, Gpu, HalfFormat};
 use crate::model::{ModelConfig, Recompute};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
@@ -179,8 +179,10 @@ fn measure(
     if let Some(file) = &common.json {
         check_writable(file, &[])?;
     }
-    let mut report = Report::new(command_line(), Device::open(common.gpu)?.properties())?;
-    work(Gpu::open(common.gpu, None)?, &config, &mut report)?;
+    let format = HalfFormat::Bf16;
+    let device = Device::open(common.gpu, format)?;
+    let mut report = Report::new(command_line(), device.properties())?;
+    work(Gpu::open(common.gpu, format, None)?, &config, &mut report)?;
     if let Some(file) = &common.json {
         let text = serde_json::to_string_pretty(&report).context("encoding the report")?;
         write_atomic(file, format!("{text}\n").as_bytes())?;

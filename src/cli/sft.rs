@@ -22,7 +22,6 @@ pub fn run(args: Args) -> Result<()> {
     let config = &resolved.value;
     let plan = plan::Plan::of_sft(config)?;
     if !args.config.dry_run {
-        config.train.check_computable()?;
         plan.check_machine()?;
     }
     if args.config.dry_run {

@@ -4,6 +4,7 @@
 //! never a panic. A [`Device`] holds the primary context of a GPU; every call of this module makes
 //! it current to the calling thread, so devices may move between threads.
 
+use super::half::HalfFormat;
 use anyhow::{Context, Result, bail};
 use cudarc::driver::result::{self, ctx, device};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -35,10 +36,11 @@ pub struct Properties {
     pub l2_bytes: usize,
 }
 
-/// A GPU and its primary context.
+/// A GPU, its primary context, and the format of the numbers of 16 bits that it computes with.
 #[derive(Debug)]
 pub struct Device {
     properties: Properties,
+    half_format: HalfFormat,
     raw: sys::CUdevice,
     context: sys::CUcontext,
 }
@@ -119,7 +121,7 @@ fn find(ordinal: usize) -> Result<sys::CUdevice> {
 
 impl Device {
     /// Opens device `ordinal`, which has to be able to run the kernels of this program.
-    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+    pub fn open(ordinal: usize, half_format: HalfFormat) -> Result<Arc<Self>> {
         let raw = find(ordinal)?;
         let driver = driver_version()?;
         if driver < MINIMUM_DRIVER {
@@ -138,12 +140,17 @@ impl Device {
         // SAFETY: `raw` came from the driver; released when dropped.
         let context = unsafe { result::primary_ctx::retain(raw) }
             .with_context(|| format!("creating a context on GPU {ordinal}"))?;
-        Ok(Arc::new(Self { properties, raw, context }))
+        Ok(Arc::new(Self { properties, half_format, raw, context }))
     }
 
     /// What this GPU is.
     pub fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    /// What a [`Half`](super::Half) is on it.
+    pub fn half_format(&self) -> HalfFormat {
+        self.half_format
     }
 
     /// Bytes of its memory that nobody has taken yet.
@@ -181,7 +188,7 @@ mod tests {
             Err(e) => {
                 let text = format!("{e:#}");
                 assert!(text.contains("driver") && !text.contains('\n'), "{text}");
-                assert_eq!(format!("{:#}", Device::open(0).unwrap_err()), text);
+                assert_eq!(format!("{:#}", Device::open(0, HalfFormat::Bf16).unwrap_err()), text);
             }
         }
     }

@@ -6,6 +6,7 @@
 
 use super::device::Device;
 use super::gemm::Gemm;
+use super::half::HalfFormat;
 use super::host::Transfer;
 use super::kernels::Kernels;
 use super::memory::Arena;
@@ -42,10 +43,14 @@ pub struct Tools {
 }
 
 impl Gpu {
-    /// Opens device `ordinal` and takes `memory_bytes` of its memory; without a number, all that is
-    /// free but a reserve for libraries.
-    pub fn open(ordinal: usize, memory_bytes: Option<usize>) -> Result<Self> {
-        let device = Device::open(ordinal)?;
+    /// Opens device `ordinal`, to compute with numbers of 16 bits in `half_format`, and takes
+    /// `memory_bytes` of its memory; without a number, all that is free but a reserve for libraries.
+    pub fn open(
+        ordinal: usize,
+        half_format: HalfFormat,
+        memory_bytes: Option<usize>,
+    ) -> Result<Self> {
+        let device = Device::open(ordinal, half_format)?;
         let stream = Stream::new(&device)?;
         let kernels = Kernels::load(&device)?;
         let transfer = Transfer::new(&device)?;

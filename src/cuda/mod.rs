@@ -11,6 +11,7 @@ pub mod attention;
 pub mod device;
 pub mod gemm;
 pub mod gpu;
+pub mod half;
 pub mod host;
 pub mod kernels;
 pub mod library;
@@ -20,6 +21,7 @@ pub mod nccl;
 pub mod report;
 pub mod stream;
 
+pub use self::half::{Half, HalfFormat};
 pub use device::Device;
 pub use gemm::Gemm;
 pub use gpu::{Gpu, Tools};

@@ -1,6 +1,7 @@
 //! Compiled kernels: a file of `kernels/` as a module, its functions, and their launch.
 //!
-//! `build.rs` compiles `kernels/NAME.cu` to a cubin that `cubin!("NAME")` embeds. Kernels are declared
+//! `build.rs` compiles `kernels/NAME.cu` to a cubin that `cubin!("NAME")` embeds; one with numbers of 16
+//! bits to two, of which `cubin!("NAME", format)` is one. Kernels are declared
 //! `extern "C" __global__`, so that their names are what the source says:
 //!
 //! ```ignore
@@ -21,12 +22,24 @@ use std::ffi::{CString, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The compiled `kernels/NAME.cu`, for [`Module::load`].
+/// The compiled `kernels/NAME.cu`, for [`Module::load`]; with a [`HalfFormat`](super::HalfFormat), that
+/// for numbers of 16 bits of this format.
 macro_rules! cubin {
     ($name:literal) => {
+        $crate::cuda::module::cubin!($name of ".cubin")
+    };
+    ($name:literal, $format:expr) => {
+        match $format {
+            $crate::cuda::half::HalfFormat::Bf16 => $crate::cuda::module::cubin!($name of ".cubin"),
+            $crate::cuda::half::HalfFormat::Fp16 => {
+                $crate::cuda::module::cubin!($name of ".fp16.cubin")
+            }
+        }
+    };
+    ($name:literal of $extension:literal) => {
         $crate::cuda::module::Cubin {
             name: $name,
-            image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".cubin")),
+            image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, $extension)),
         }
     };
 }

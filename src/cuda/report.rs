@@ -3,6 +3,7 @@
 //! Contract: nothing that is absent is an error here; it is part of the report.
 
 use super::device::{self, Device, Properties};
+use super::half::HalfFormat;
 use super::library::file_of;
 use super::memory::Arena;
 use super::module::{Module, cubin};
@@ -124,7 +125,7 @@ fn gpu(ordinal: usize) -> Option<Gpu> {
 /// Runs `kernels/fill.cu` on a GPU and looks at what it wrote.
 fn run_kernel(ordinal: usize) -> Result<Runs> {
     const LEN: usize = 1000;
-    let device = Device::open(ordinal)?;
+    let device = Device::open(ordinal, HalfFormat::Bf16)?;
     let free_bytes = device.free_bytes()?;
     let fill = Module::load(&device, cubin!("fill"))?.function("fill_with_index")?;
     let stream = Stream::new(&device)?;

@@ -5,7 +5,7 @@ use super::backend::Backend;
 use super::{Engine, EngineConfig};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
-use crate::cuda::{Gpu, device};
+use crate::cuda::{Gpu, HalfFormat, device};
 use crate::model::cuda::{Generation, GenerationSize};
 use crate::model::{BatchSize, Decoder, ModelConfig, Packed, Recompute, Row, Target};
 use crate::ops::sample::{Draw, Policy};
@@ -33,10 +33,10 @@ pub fn check_shape(shape: &ModelConfig) -> Result<()> {
     DeviceModel::check(shape)
 }
 
-/// The parameters of a model on a GPU, all of whose memory is taken.
+/// The parameters of a model on a GPU, in bf16; all of its memory is taken.
 pub fn open(ordinal: usize, decoder: &Decoder, params: &[f32]) -> Result<DeviceModel> {
     DeviceModel::check(decoder.config())?;
-    let gpu = Gpu::open(ordinal, None)?;
+    let gpu = Gpu::open(ordinal, HalfFormat::Bf16, None)?;
     let positions = decoder.config().max_position_embeddings;
     let mut model = DeviceModel::new(gpu, decoder.clone(), positions)?;
     model.upload(0, params)?;

@@ -4,6 +4,7 @@
 //! goes on on another, from the same files. Left out: which GPUs (the first `train.ranks` that
 //! `CUDA_VISIBLE_DEVICES` shows).
 
+use super::settings::Precision;
 use crate::engine::device;
 use crate::model::{BatchSize, ModelConfig};
 use anyhow::Result;
@@ -16,7 +17,7 @@ pub enum DeviceKind {
     /// The cores of this machine, in f32; ranks are threads.
     #[default]
     Cpu,
-    /// A GPU for each rank, in bf16 with f32 master weights.
+    /// A GPU for each rank, in bf16 or fp16 with f32 master weights.
     Cuda,
 }
 
@@ -58,6 +59,8 @@ pub enum GradientSums {
 pub struct Gpus {
     /// What they hold in which numbers.
     pub config: GpuConfig,
+    /// Numbers of weights and activations: bf16 or fp16.
+    pub precision: Precision,
     /// The largest micro-batch that will come: what their memory is laid out for.
     pub largest: BatchSize,
 }
@@ -72,10 +75,15 @@ impl DeviceKind {
     }
 
     /// The GPUs of a run whose largest micro-batch is `largest`; none where the CPU computes.
-    pub(super) fn gpus(self, config: GpuConfig, largest: BatchSize) -> Option<Gpus> {
+    pub(super) fn gpus(
+        self,
+        config: GpuConfig,
+        precision: Precision,
+        largest: BatchSize,
+    ) -> Option<Gpus> {
         match self {
             Self::Cpu => None,
-            Self::Cuda => Some(Gpus { config, largest }),
+            Self::Cuda => Some(Gpus { config, precision, largest }),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Left out: the optimizer (`[optim]`), the learning rate (`[schedule]`) and the data (`[data]`).
 
 use super::device::{DeviceKind, GpuConfig};
-use super::trainer::Execution;
+use super::trainer::{Execution, LossScaling};
 use crate::base::error::usage;
 use crate::model::{BatchSize, Recompute};
 use crate::optim::LossScaleConfig;
@@ -39,7 +39,7 @@ pub struct TrainConfig {
     /// What a GPU holds.
     #[serde(default)]
     pub gpu: GpuConfig,
-    /// The loss scale, with fp16.
+    /// The loss scale, with fp16: of the mean loss over the tokens of a rank's update, as InternEvo has it.
     #[serde(default)]
     pub loss_scale: LossScaleConfig,
     /// What the backward computes again instead of keeping it.
@@ -74,9 +74,9 @@ fn five() -> u64 {
 pub enum Precision {
     /// Single precision: what a CPU computes with.
     F32,
-    /// bfloat16 with f32 master weights: what GPUs compute with.
+    /// bfloat16 with f32 master weights: what GPUs compute with by default.
     Bf16,
-    /// Half precision with f32 master weights and a loss scale: planned, not computed.
+    /// Half precision with f32 master weights and a loss scale, on GPUs.
     Fp16,
 }
 
@@ -136,19 +136,8 @@ impl TrainConfig {
                  train.device=\"cuda\""
             ))),
             (DeviceKind::Cuda, Precision::F32) => Err(usage(
-                "train.precision is f32: GPUs compute in bf16 with f32 master weights; leave it out, or set \
+                "train.precision is f32: GPUs compute in bf16 or fp16 with f32 master weights; leave it out, or set \
                  train.device=\"cpu\"",
-            )),
-        }
-    }
-
-    /// Refuses to compute what can only be planned.
-    pub fn check_computable(&self) -> Result<()> {
-        match self.precision() {
-            Precision::F32 | Precision::Bf16 => Ok(()),
-            Precision::Fp16 => Err(usage(
-                "train.precision is fp16: it can be planned (--dry-run), but GPUs compute in bf16, which \
-                 needs no loss scale",
             )),
         }
     }
@@ -177,7 +166,7 @@ impl TrainConfig {
             ranks: self.ranks,
             recompute: self.recompute,
             loss_scale: self.loss_scale(),
-            gpus: self.device.gpus(self.gpu, largest),
+            gpus: self.device.gpus(self.gpu, self.precision(), largest),
         }
     }
 
@@ -187,15 +176,16 @@ impl TrainConfig {
     }
 
     /// The loss scale that the precision needs.
-    fn loss_scale(&self) -> Option<LossScaleConfig> {
-        (self.precision() == Precision::Fp16).then_some(self.loss_scale)
+    fn loss_scale(&self) -> Option<LossScaling> {
+        let tokens = self.seq_len * self.micro_batch_size * self.gradient_accumulation;
+        let scaling = LossScaling { config: self.loss_scale, tokens };
+        (self.precision() == Precision::Fp16).then_some(scaling)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::error::exit_code;
 
     fn config(more: &str) -> TrainConfig {
         let text = format!("total_steps = 9\nseq_len = 64\ngradient_accumulation = 4\n{more}");
@@ -206,25 +196,21 @@ mod tests {
     fn defaults_are_one_rank_in_f32() {
         let config = config("");
         config.check().unwrap();
-        config.check_computable().unwrap();
         assert_eq!((config.rows_per_step(), config.loss_scale()), (4, None));
         assert_eq!((config.precision(), config.peak_tflops()), (Precision::F32, None));
     }
 
     #[test]
-    fn gpus_compute_in_bf16_and_plan_fp16() {
+    fn gpus_compute_in_bf16_or_in_fp16_with_a_loss_scale() {
         let gpu = config("device = 'cuda'");
         gpu.check().unwrap();
-        gpu.check_computable().unwrap();
         assert_eq!((gpu.precision(), gpu.loss_scale()), (Precision::Bf16, None));
         assert_eq!(gpu.peak_tflops(), Some(989.0));
 
         let half = config("device = 'cuda'\nprecision = 'fp16'\nloss_scale = { initial = 256.0 }");
         half.check().unwrap();
-        assert_eq!(half.loss_scale().unwrap().initial, 256.0);
-        let error = half.check_computable().unwrap_err();
-        assert_eq!(exit_code(&error), 2);
-        assert!(error.to_string().contains("train.precision is fp16"));
+        let LossScaling { config, tokens } = half.loss_scale().unwrap();
+        assert_eq!((config.initial, tokens), (256.0, 4 * 64));
     }
 
     #[test]

@@ -26,9 +26,19 @@ pub struct Execution {
     /// What the backward computes again.
     pub recompute: Recompute,
     /// The loss scale of fp16; none with other precisions.
-    pub loss_scale: Option<LossScaleConfig>,
+    pub loss_scale: Option<LossScaling>,
     /// The GPUs that compute; none where the CPU does.
     pub gpus: Option<Gpus>,
+}
+
+/// How the loss of fp16 is scaled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScaling {
+    /// How the scale moves.
+    pub config: LossScaleConfig,
+    /// Tokens of a rank in one update: the scale is that of the mean over them, although gradients are
+    /// sums. Rounded up to a power of two, so that scaling changes no bit.
+    pub tokens: usize,
 }
 
 impl Default for Execution {
@@ -48,7 +58,7 @@ pub struct Trainer {
     optim: AdamWConfig,
     schedule: Schedule,
     total_steps: u64,
-    loss_scale: Option<LossScaleConfig>,
+    loss_scaling: Option<LossScaling>,
     optimizer: OptimizerState,
 }
 
@@ -103,7 +113,7 @@ impl Trainer {
         total_steps: u64,
         execution: Execution,
     ) -> Result<Self> {
-        let loss_scale = execution.loss_scale;
+        let loss_scaling = execution.loss_scale;
         let decays = |tensor: &TensorSpec| match optim.decayed {
             DecayedParameters::Matrices => tensor.decays(),
             DecayedParameters::MatricesWithoutEmbeddings => {
@@ -118,9 +128,9 @@ impl Trainer {
             optim,
             schedule,
             total_steps,
-            loss_scale,
+            loss_scaling,
             optimizer: OptimizerState {
-                loss_scale: loss_scale.as_ref().map(LossScale::new),
+                loss_scale: loss_scaling.map(|scaling| LossScale::new(&scaling.config)),
                 ..OptimizerState::default()
             },
             model,
@@ -137,7 +147,10 @@ impl Trainer {
             load_step(dir, [first, second].map(|moments| shards.join_mut(moments)))
         })?;
         self.step = saved.step;
-        self.optimizer = saved.optimizer;
+        // Another precision may have written it.
+        let fresh = self.optimizer.loss_scale;
+        let loss_scale = fresh.map(|fresh| saved.optimizer.loss_scale.unwrap_or(fresh));
+        self.optimizer = OptimizerState { loss_scale, ..saved.optimizer };
         Ok(saved.state)
     }
 
@@ -190,7 +203,7 @@ impl Trainer {
         temperature: f32,
         objective: impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M) + Sync,
     ) -> Result<Vec<M>> {
-        let scale = self.optimizer.loss_scale.map(|scale| scale.scale() as f32);
+        let scale = self.loss_factor().map(|factor| factor as f32);
         let scaled = |chunk: Chunk<'_>, gradients: &mut [ScoreGradient], gathered: &mut M| {
             objective(chunk, gradients, gathered);
             if let Some(scale) = scale {
@@ -210,7 +223,7 @@ impl Trainer {
     pub fn update(&mut self, denominator: f64, loss: f64) -> Result<Update> {
         let lr = self.optim.lr * self.schedule.factor(self.step, self.total_steps);
         let loss_scale = self.optimizer.loss_scale.map(|scale| scale.scale());
-        let denominator = denominator * loss_scale.unwrap_or(1.0);
+        let denominator = denominator * self.loss_factor().unwrap_or(1.0);
         let adamw = AdamW {
             learning_rate: lr as f32,
             beta1: self.optim.betas.0 as f32,
@@ -234,6 +247,12 @@ impl Trainer {
         Ok(Update { grad_norm, lr, loss_scale, skipped })
     }
 
+    /// What the summed loss is multiplied by, with fp16.
+    fn loss_factor(&self) -> Option<f64> {
+        let (scaling, scale) = self.loss_scaling.zip(self.optimizer.loss_scale)?;
+        Some(scale.scale() / scaling.tokens.next_power_of_two() as f64)
+    }
+
     fn non_finite(&self, loss: f64, reduced: &[Reduced]) -> NonFinite {
         let mut indices: Vec<usize> = reduced.iter().flat_map(|r| &r.culprits).copied().collect();
         indices.sort_unstable();
@@ -252,7 +271,7 @@ impl Trainer {
         let OptimizerState { updates, skipped_in_a_row, loss_scale } = &mut self.optimizer;
         *updates += u64::from(is_finite);
         let mut is_answered = false;
-        if let (Some(scale), Some(config)) = (loss_scale, &self.loss_scale) {
+        if let (Some(scale), Some(LossScaling { config, .. })) = (loss_scale, &self.loss_scaling) {
             is_answered = !scale.is_at_minimum(config);
             scale.update(config, !is_finite);
         }
@@ -387,7 +406,8 @@ mod tests {
     #[test]
     fn a_loss_scale_changes_no_bit_and_falls_where_gradients_overflow() {
         let config = LossScaleConfig { initial: 2.0, hysteresis: 1, ..LossScaleConfig::default() };
-        let mut scaled = trainer(Execution { loss_scale: Some(config), ..Execution::default() });
+        let loss_scale = Some(LossScaling { config, tokens: 300 });
+        let mut scaled = trainer(Execution { loss_scale, ..Execution::default() });
         let mut plain = on(1);
         assert_eq!(step(&mut scaled, 0, 1.0).loss_scale, Some(2.0));
         step(&mut plain, 0, 1.0);
@@ -399,9 +419,17 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         scaled.save(&dir.path().join("step"), ()).unwrap();
-        let mut resumed = trainer(Execution { loss_scale: Some(config), ..Execution::default() });
+        let mut resumed = trainer(Execution { loss_scale, ..Execution::default() });
         resumed.restore::<()>(&dir.path().join("step")).unwrap();
         assert_eq!(resumed.skipped_in_a_row(), 1);
         assert_eq!(step(&mut resumed, 3, 1.0).loss_scale, Some(1.0));
+
+        let mut other = on(1);
+        other.restore::<()>(&dir.path().join("step")).unwrap();
+        assert_eq!(step(&mut other, 3, 1.0).loss_scale, None, "another precision goes on");
+        other.save(&dir.path().join("other"), ()).unwrap();
+        let mut back = trainer(Execution { loss_scale, ..Execution::default() });
+        back.restore::<()>(&dir.path().join("other")).unwrap();
+        assert_eq!(step(&mut back, 4, 1.0).loss_scale, Some(2.0));
     }
 }

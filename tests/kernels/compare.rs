@@ -1,53 +1,64 @@
 //! Random inputs, and what it means that outputs agree.
 
+use crate::cuda::half::{Half, HalfFormat};
 use crate::emulation::{Gpu, Library, ORDERS};
 use codeseq::base::rng;
-use half::bf16;
 
-/// The largest relative error of bf16 outputs.
-pub(crate) const NARROW: f64 = 1e-2;
+/// What numbers of 16 bits are.
+pub(crate) const FORMATS: [HalfFormat; 2] = [HalfFormat::Bf16, HalfFormat::Fp16];
+
 /// The largest relative error of fp32 outputs.
 pub(crate) const WIDE: f64 = 1e-5;
 
-/// Runs `test` with threads in every order, has the bits agree, and gives the outputs to `check`;
-/// does nothing without a compiler.
-pub(crate) fn on_every_order<T: PartialEq>(test: impl Fn(&Gpu) -> T, check: impl Fn(T)) {
+/// Runs `test` with threads in every order (in one where `format` is not the first, since an order does
+/// not depend on it), has the bits agree, and gives the outputs to `check`; does nothing without a
+/// compiler.
+pub(crate) fn on_every_order<T: PartialEq>(
+    format: HalfFormat,
+    test: impl Fn(&Gpu) -> T,
+    check: impl Fn(T),
+) {
     let Some(library) = Library::get() else { return };
-    let outputs = ORDERS.map(|order| test(&Gpu::new(library, order)));
-    for (order, output) in ORDERS.iter().zip(&outputs) {
-        assert!(*output == outputs[0], "other bits with order {order}");
+    let orders = if format == FORMATS[0] { &ORDERS[..] } else { &ORDERS[..1] };
+    let output = |&order: &u32| test(&Gpu::new(library, format, order));
+    let first = output(&orders[0]);
+    for order in &orders[1..] {
+        assert!(output(order) == first, "other bits with order {order}");
     }
-    let [first, ..] = outputs;
     check(first);
 }
 
-/// Numbers of a standard normal distribution times `scale`, rounded to bf16.
-pub(crate) fn normal(seed: u64, len: usize, scale: f32) -> Vec<bf16> {
-    let uniform = |index: usize| rng::uniform(seed, index as u64);
-    let number = |i: usize| {
-        let (a, b) = (1.0 - uniform(2 * i), uniform(2 * i + 1));
-        (-2.0 * a.ln()).sqrt() * (std::f32::consts::TAU * b).cos()
-    };
-    (0..len).map(|i| bf16::from_f32(number(i) * scale)).collect()
-}
+impl HalfFormat {
+    /// Numbers of a standard normal distribution times `scale`, rounded.
+    pub(crate) fn normal(self, seed: u64, len: usize, scale: f32) -> Vec<Half> {
+        let uniform = |index: usize| rng::uniform(seed, index as u64);
+        let number = |i: usize| {
+            let (a, b) = (1.0 - uniform(2 * i), uniform(2 * i + 1));
+            (-2.0 * a.ln()).sqrt() * (std::f32::consts::TAU * b).cos()
+        };
+        (0..len).map(|i| self.narrow(number(i) * scale)).collect()
+    }
 
-/// The same as f32.
-pub(crate) fn widen(x: &[bf16]) -> Vec<f32> {
-    x.iter().map(|x| x.to_f32()).collect()
-}
+    /// The same as f32.
+    pub(crate) fn widen_all(self, x: &[Half]) -> Vec<f32> {
+        x.iter().map(|&x| self.widen(x)).collect()
+    }
 
-/// The nearest bf16 of each.
-pub(crate) fn narrow(x: &[f32]) -> Vec<bf16> {
-    x.iter().map(|&x| bf16::from_f32(x)).collect()
+    /// The nearest number of each.
+    pub(crate) fn narrow_all(self, x: &[f32]) -> Vec<Half> {
+        x.iter().map(|&x| self.narrow(x)).collect()
+    }
+
+    /// As [`assert_close`], as far as the format goes.
+    #[track_caller]
+    pub(crate) fn assert_close(self, what: &str, actual: &[Half], expected: &[f32]) {
+        let tolerance = if self == HalfFormat::Bf16 { 1e-2 } else { 2e-3 };
+        assert_close(what, &self.widen_all(actual), expected, tolerance);
+    }
 }
 
 /// The bits, which unlike the numbers are equal to themselves.
 pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|x| x.to_bits()).collect()
-}
-
-/// The bits of each.
-pub(crate) fn short_bits(x: &[bf16]) -> Vec<u16> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
@@ -63,10 +74,4 @@ pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f32], toleran
         let error = (a - e).abs();
         assert!(error <= tolerance * e.abs().max(floor), "{what}[{i}] is {a}, not {e}");
     }
-}
-
-/// The same for bf16.
-#[track_caller]
-pub(crate) fn assert_close_narrow(what: &str, actual: &[bf16], expected: &[f32]) {
-    assert_close(what, &widen(actual), expected, NARROW);
 }

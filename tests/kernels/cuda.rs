@@ -2,15 +2,25 @@
 //! launchers themselves, compiled from their own files.
 #![allow(dead_code, unreachable_pub, reason = "the launchers are written for the library")]
 
+#[path = "../../src/cuda/half.rs"]
+pub mod half;
 #[path = "../../src/cuda/kernels/mod.rs"]
 pub mod kernels;
 
 pub mod device {
     //! No device.
 
+    use super::half::HalfFormat;
+
     /// The emulation.
     #[derive(Debug)]
-    pub struct Device;
+    pub struct Device(pub HalfFormat);
+
+    impl Device {
+        pub fn half_format(&self) -> HalfFormat {
+            self.0
+        }
+    }
 }
 
 pub mod stream {
@@ -89,6 +99,7 @@ pub mod module {
     //! Kernels by name.
 
     use super::device::Device;
+    use super::half::HalfFormat;
     use super::memory::{DeviceSlice, DeviceSliceMut};
     use super::stream::Stream;
     use crate::emulation::Library;
@@ -98,29 +109,33 @@ pub mod module {
 
     macro_rules! cubin {
         ($name:literal) => {
-            $crate::cuda::module::Cubin
+            $crate::cuda::module::Cubin($crate::cuda::half::HalfFormat::Bf16)
+        };
+        ($name:literal, $format:expr) => {
+            $crate::cuda::module::Cubin($format)
         };
     }
     pub(crate) use cubin;
 
     #[derive(Clone, Copy, Debug)]
-    pub struct Cubin;
+    pub struct Cubin(pub HalfFormat);
 
     #[derive(Debug)]
-    pub struct Module;
+    pub struct Module(HalfFormat);
 
     impl Module {
-        pub fn load(_: &Arc<Device>, _: Cubin) -> Result<Self> {
-            Ok(Self)
+        pub fn load(_: &Arc<Device>, cubin: Cubin) -> Result<Self> {
+            Ok(Self(cubin.0))
         }
         pub fn function(&self, name: &'static str) -> Result<Function> {
-            Ok(Function { name })
+            Ok(Function { name, format: self.0 })
         }
     }
 
     #[derive(Debug)]
     pub struct Function {
         pub name: &'static str,
+        format: HalfFormat,
     }
 
     impl Function {
@@ -139,7 +154,8 @@ pub mod module {
             }
             let pointers = arguments.iter().map(|argument| argument.pointer().cast_mut()).collect();
             let library = Library::get().expect("loaded before");
-            library.launch(self.name, [columns, rows], threads, pointers, stream.order)
+            let kernel = (self.name, self.format);
+            library.launch(kernel, [columns, rows], threads, pointers, stream.order)
         }
     }
 

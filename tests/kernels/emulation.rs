@@ -1,6 +1,7 @@
 //! Builds `kernels/emulation` into a library, loads it, and gives it memory that it can watch.
 
 use crate::cuda::device::Device;
+use crate::cuda::half::HalfFormat;
 use crate::cuda::kernels::Kernels;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::Argument;
@@ -21,11 +22,12 @@ pub(crate) const ORDERS: [u32; 3] = [0, 1, 20_617];
 
 /// Bytes before and after a buffer that no kernel may touch, as `runtime.cpp` knows them.
 const GUARD: usize = 256;
-/// What a buffer starts with: NaNs in bf16, f32 and f64.
+/// What a buffer starts with: NaNs in every format.
 const POISON: u8 = 0xff;
 
 type Emulate = unsafe extern "C" fn(
     *const c_char,
+    bool,
     *const [u32; 2],
     u32,
     *mut *mut c_void,
@@ -55,7 +57,7 @@ impl Library {
     /// Runs a kernel over the buffers of this thread.
     pub(crate) fn launch(
         &self,
-        name: &str,
+        (name, format): (&str, HalfFormat),
         grid: [u32; 2],
         block: u32,
         mut arguments: Vec<*mut c_void>,
@@ -70,6 +72,7 @@ impl Library {
             let (count, buffers) = (buffers.len(), buffers.as_ptr());
             let error = emulate(
                 kernel.as_ptr(),
+                format == HalfFormat::Fp16,
                 &grid,
                 block,
                 arguments.as_mut_ptr(),
@@ -122,7 +125,9 @@ fn build() -> Option<PathBuf> {
     };
     // Unfinished files have names of this process alone.
     let own = |name: &str| folder.join(format!("{name}.{}", std::process::id()));
-    let (objects, unfinished) = (own("kernels.o"), own("libkernels.so"));
+    let sources = ["library.cpp", "library_fp16.cpp"];
+    let (objects, unfinished) =
+        (sources.map(|source| own(&format!("{source}.o"))), own("libkernels.so"));
     // The instrumented accesses end in runtime.cpp, not in a sanitizer's library.
     let instrumented = [
         "-c",
@@ -132,9 +137,14 @@ fn build() -> Option<PathBuf> {
         "-fno-threadsafe-statics",
         "-Wno-unknown-pragmas",
     ];
-    run(&instrumented, "library.cpp", &objects);
-    run(&["-shared", objects.to_str().unwrap()], "runtime.cpp", &unfinished);
-    std::fs::remove_file(objects).unwrap();
+    std::thread::scope(|scope| {
+        for (source, object) in sources.iter().zip(&objects) {
+            scope.spawn(move || run(&instrumented, source, object));
+        }
+    });
+    let linked = objects.each_ref().map(|object| object.to_str().unwrap());
+    run(&["-shared", linked[0], linked[1]], "runtime.cpp", &unfinished);
+    objects.iter().for_each(|object| std::fs::remove_file(object).unwrap());
     std::fs::rename(unfinished, &library).unwrap();
     Some(library)
 }
@@ -161,8 +171,8 @@ pub(crate) struct Gpu {
 
 impl Gpu {
     /// All kernels.
-    pub(crate) fn new(library: &'static Library, order: u32) -> Self {
-        let kernels = Kernels::load(&Arc::new(Device)).unwrap();
+    pub(crate) fn new(library: &'static Library, format: HalfFormat, order: u32) -> Self {
+        let kernels = Kernels::load(&Arc::new(Device(format))).unwrap();
         Self { kernels, stream: Stream { order }, library }
     }
 
@@ -175,7 +185,7 @@ impl Gpu {
         arguments: &[&dyn Argument],
     ) -> Result<()> {
         let pointers = arguments.iter().map(|argument| argument.pointer().cast_mut()).collect();
-        self.library.launch(name, [grid, 1], block, pointers, self.stream.order)
+        self.library.launch((name, HalfFormat::Bf16), [grid, 1], block, pointers, self.stream.order)
     }
 
     /// A buffer of these elements.

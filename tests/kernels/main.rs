@@ -3,9 +3,9 @@
 //!
 //! Contract: inputs are random and rounded to bf16, outputs start as NaNs, and each test runs with
 //! the threads of a block forwards, backwards and in random order; the bits have to agree, and every
-//! access to memory is checked for races, bounds and alignment. Errors relative to the larger of a
-//! number and the root mean square of all stay under 1e-2 for bf16 and 1e-5 for fp32. Where there is
-//! no C++ compiler nothing is tested, and one line says so.
+//! access to memory is checked for races, bounds and alignment. The same then with fp16, in one order.
+//! Errors relative to the larger of a number and the root mean square of all stay under 1e-2 for bf16,
+//! 2e-3 for fp16 and 1e-5 for fp32. Where there is no C++ compiler nothing is tested, and one line says so.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 mod attention;
@@ -17,6 +17,7 @@ mod optimizer;
 mod rows;
 mod sampling;
 
+use cuda::half::HalfFormat;
 use emulation::{Gpu, Library};
 use std::path::Path;
 
@@ -25,7 +26,7 @@ fn the_emulation_finds_the_usual_mistakes() {
     let Some(library) = Library::get() else { return };
     for order in emulation::ORDERS {
         let run = |name| {
-            let gpu = Gpu::new(library, order);
+            let gpu = Gpu::new(library, HalfFormat::Bf16, order);
             let mut out = gpu.poisoned::<u32>(2 * 64);
             gpu.launch(name, 2, 64, &[&out.slice_mut()]).map_err(|error| error.to_string())
         };

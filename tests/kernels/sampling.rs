@@ -1,10 +1,14 @@
 //! Sampled tokens.
 
-use crate::compare::{normal, on_every_order, widen};
+use crate::compare::on_every_order;
+use crate::cuda::half::HalfFormat;
 use crate::cuda::kernels::repetition::Seen;
 use crate::cuda::kernels::sample::{Rows, Sampling};
 use codeseq::base::rng;
 use codeseq::ops::sample;
+
+/// Logits are fp32, so that one format is enough.
+const FORMAT: HalfFormat = HalfFormat::Bf16;
 
 const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
@@ -19,7 +23,7 @@ struct Case {
 
 impl Case {
     fn new(rows: usize, [stride, vocab, choices]: [usize; 3], scale: f32) -> Self {
-        let mut logits = widen(&normal(40, rows * stride, scale));
+        let mut logits = FORMAT.widen_all(&FORMAT.normal(40, rows * stride, scale));
         for row in logits.chunks_exact_mut(stride) {
             // Not bf16, so that weights are all different; padding that must not count.
             row.iter_mut().enumerate().for_each(|(i, x)| *x += (i as f32 * 0.7).sin() * 0.01);
@@ -38,6 +42,7 @@ impl Case {
         let key = |row: usize| rng::key(7, &[row as u64]);
         let index = |row: usize| row as u64 * 3;
         on_every_order(
+            FORMAT,
             |gpu| {
                 let logits = gpu.put(&self.logits);
                 let (keys, indices): (Vec<u64>, Vec<u64>) =
@@ -131,13 +136,14 @@ fn truncated_tokens_are_those_of_the_cpu() {
 #[test]
 fn a_repetition_penalty_makes_seen_tokens_as_unlikely_as_on_the_cpu() {
     const STRIDE: usize = 1000;
-    let logits = widen(&normal(41, 3 * STRIDE, 3.0));
+    let logits = FORMAT.widen_all(&FORMAT.normal(41, 3 * STRIDE, 3.0));
     // No token of the first row, every third of the second, and more of the third than threads.
     let seen = [Vec::new(), (0..STRIDE as u32).step_by(3).collect(), (5..705).collect::<Vec<_>>()];
     let starts: Vec<u32> =
         [0, 0, seen[1].len(), seen[1].len() + seen[2].len()].map(|n| n as u32).to_vec();
     for penalty in [1.3, 0.7] {
         on_every_order(
+            FORMAT,
             |gpu| {
                 let mut penalized = gpu.put(&logits);
                 let (starts, tokens) = (gpu.put(&starts), gpu.put(&seen.concat()));

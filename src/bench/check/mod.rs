@@ -8,7 +8,7 @@
 mod models;
 mod operations;
 
-use crate::cuda::{Gpu, attention};
+use crate::cuda::{Gpu, HalfFormat, attention};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -50,12 +50,16 @@ impl Shapes {
     }
 }
 
-/// Runs all checks on device `ordinal`, with a little of its memory.
+/// Runs all checks on device `ordinal`, with a little of its memory: in bf16, and in fp16, whose kernels
+/// are the same sources, at odd shapes alone.
 pub fn run(ordinal: usize, shapes: Shapes) -> Result<Vec<Check>> {
-    let mut gpu = Gpu::open(ordinal, Some(shapes.memory()))?;
-    let mut checks = operations::check(&mut gpu, shapes)?;
-    drop(gpu);
-    models::check(ordinal, &mut checks)?;
+    let mut checks = Vec::new();
+    for (format, shapes) in [(HalfFormat::Bf16, shapes), (HalfFormat::Fp16, Shapes::Small)] {
+        let mut gpu = Gpu::open(ordinal, format, Some(shapes.memory()))?;
+        checks.extend(operations::check(&mut gpu, shapes)?);
+        drop(gpu);
+        models::check(ordinal, format, &mut checks)?;
+    }
     Ok(checks)
 }
 

@@ -1,12 +1,12 @@
 //! Whole models: log-probabilities and the gradient of every tensor against the CPU's decoder.
 //!
-//! Contract: tiny models of every family, with random weights that bf16 has, and each pass twice, bit for
+//! Contract: tiny models of every family, with random weights that the GPU has, and each pass twice, bit for
 //! bit. Tolerances are those of bf16: 2e-2 for a log-probability and 4e-3 for their mean, 3e-2 for a
 //! gradient relative to its norm.
 
 use super::{Check, deterministic};
 use crate::base::rng;
-use crate::cuda::Gpu;
+use crate::cuda::{Gpu, Half, HalfFormat};
 use crate::model::cuda::DeviceModel;
 use crate::model::layout::init;
 use crate::model::{
@@ -14,7 +14,6 @@ use crate::model::{
     Workspace,
 };
 use anyhow::Result;
-use half::bf16;
 
 /// Lengths of packed sequences: one token, fewer and more than a tile of attention.
 const LENGTHS: [usize; 4] = [37, 1, 150, 64];
@@ -23,7 +22,7 @@ const TEMPERATURE: f32 = 0.8;
 const VOCAB: usize = 96;
 
 /// Compares all of them on device `ordinal`, with a little memory.
-pub(super) fn check(ordinal: usize, checks: &mut Vec<Check>) -> Result<()> {
+pub(super) fn check(ordinal: usize, format: HalfFormat, checks: &mut Vec<Check>) -> Result<()> {
     let families = [("llama", true, 64, 32), ("qwen2", false, 232, 64), ("llama", false, 136, 128)];
     for (kind, is_tied, hidden, dim) in families {
         let text = format!(
@@ -33,8 +32,8 @@ pub(super) fn check(ordinal: usize, checks: &mut Vec<Check>) -> Result<()> {
             "tie_word_embeddings": {is_tied}}}"#
         );
         let decoder = Decoder::new(ModelConfig::from_json(&text)?);
-        let gpu = Gpu::open(ordinal, Some(256 << 20))?;
-        model(&format!("{kind}, heads of {dim}"), gpu, decoder, checks)?;
+        let gpu = Gpu::open(ordinal, format, Some(256 << 20))?;
+        model(&format!("{kind}, heads of {dim}, {format:?}"), gpu, decoder, checks)?;
     }
     Ok(())
 }
@@ -74,8 +73,9 @@ fn batch() -> (Packed, Vec<Target>) {
 }
 
 fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Result<()> {
+    let format = gpu.device.half_format();
     let params: Vec<f32> =
-        init(decoder.config(), 1).iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+        init(decoder.config(), 1).iter().map(|&x| format.widen(format.narrow(x))).collect();
     let (packed, targets) = batch();
     let expected = cpu_pass(&decoder, &params, &packed, &targets);
     let mut model = DeviceModel::new(gpu, decoder, LONGEST)?;
@@ -92,7 +92,7 @@ fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Res
         found: format!("off by at most {worst:.1e}, on average {mean:.1e}"),
         is_right: worst < 2e-2 && mean < 4e-3,
     });
-    let gradients: Vec<f32> = first.gradients.iter().map(|x| x.to_f32()).collect();
+    let gradients: Vec<f32> = first.gradients.iter().map(|&x| format.widen(x)).collect();
     let tensors = &model.decoder().layout().tensors;
     let errors = tensors.iter().map(|tensor| {
         let range = tensor.range.clone();
@@ -139,12 +139,12 @@ fn device_pass(
     model: &mut DeviceModel,
     packed: &Packed,
     targets: &[Target],
-) -> Result<(Pass<bf16>, bool)> {
+) -> Result<(Pass<Half>, bool)> {
     let len = model.decoder().layout().len;
     let tokens = packed.tokens.len();
     let size = BatchSize { tokens, longest: LONGEST, targets: targets.len() };
     let gpu = model.split().1;
-    let mut grads = gpu.arena.lasting::<bf16>("gradients", len)?;
+    let mut grads = gpu.arena.lasting::<Half>("gradients", len)?;
     gpu.stream.fill(grads.slice_mut(), 0xff)?;
     let mut scores = vec![TokenScores::default(); targets.len()];
     let mut keep = |first: usize, chunk: &[TokenScores], gradients: &mut [ScoreGradient]| {
@@ -162,7 +162,7 @@ fn device_pass(
     )?;
     let has_cudnn = training.has_cudnn();
     drop(training);
-    let mut gradients = vec![bf16::ZERO; len];
+    let mut gradients = vec![Half::ZERO; len];
     let gpu = model.split().1;
     gpu.tools.transfer.download(&gpu.stream, grads.slice(), &mut gradients)?;
     Ok((Pass { scores, gradients }, has_cudnn))

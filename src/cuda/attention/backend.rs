@@ -92,6 +92,7 @@ pub(super) mod attribute {
 #[repr(i32)]
 pub(super) enum DataType {
     Float = 0,
+    Half = 2,
     Int32 = 4,
     BFloat16 = 9,
     Boolean = 11,

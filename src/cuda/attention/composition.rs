@@ -6,6 +6,7 @@
 use super::Sizes;
 use super::backend::{Backend, DataType, PointwiseMode, ReductionOperator, attribute};
 use super::graph::{Graph, Packed, Role, Shape, Tensor};
+use crate::cuda::half::HalfFormat;
 use anyhow::Result;
 
 impl Graph {
@@ -25,7 +26,7 @@ impl Graph {
     }
 
     /// What both directions read.
-    fn inputs(&mut self, sizes: &Sizes) -> Result<Inputs> {
+    fn inputs(&mut self, sizes: &Sizes, format: HalfFormat) -> Result<Inputs> {
         let segments = sizes.segments as i64;
         Ok(Inputs {
             query_offsets: self.integers(Role::QueryOffsets, segments + 1)?,
@@ -34,15 +35,20 @@ impl Graph {
             query_lengths: self.integers(Role::QueryLengths, segments)?,
             key_lengths: self.integers(Role::KeyLengths, segments)?,
             scale: self.scalar(sizes.scale())?,
+            half: half_type(format),
         })
     }
 
     /// `output = softmax(scale · query · keyᵀ) · value` and `stats`, the log-sum-exp of each row.
-    pub(super) fn forward(backend: &'static Backend, sizes: &Sizes) -> Result<Self> {
+    pub(super) fn forward(
+        backend: &'static Backend,
+        sizes: &Sizes,
+        format: HalfFormat,
+    ) -> Result<Self> {
         use PointwiseMode::{Add, Div, Exp, Log, Mul, Sub};
         let mut graph = Self::new(backend);
         let g = &mut graph;
-        let inputs = g.inputs(sizes)?;
+        let inputs = g.inputs(sizes, format)?;
         let query = g.packed(sizes, &inputs.query(Role::Query, sizes))?;
         let key = g.packed_transposed(sizes, &inputs.key(Role::Key, sizes))?;
         let value = g.packed(sizes, &inputs.key(Role::Value, sizes))?;
@@ -64,18 +70,22 @@ impl Graph {
         let sum = g.reduce(ReductionOperator::Add, exponentials, sum)?;
         let log_sum = g.unary(Log, sum)?;
         g.binary_to(Add, DataType::Float, [largest, log_sum, stats])?;
-        let weights = g.inside_like(DataType::BFloat16, exponentials)?;
+        let weights = g.inside_like(inputs.half, exponentials)?;
         let weights = g.binary_to(Div, DataType::Float, [exponentials, sum, weights])?;
         g.matmul([weights, value, output], inputs.rows_and_depth())?;
         Ok(graph)
     }
 
     /// The gradients of query, key and value from that of the output.
-    pub(super) fn backward(backend: &'static Backend, sizes: &Sizes) -> Result<Self> {
+    pub(super) fn backward(
+        backend: &'static Backend,
+        sizes: &Sizes,
+        format: HalfFormat,
+    ) -> Result<Self> {
         use PointwiseMode::{Exp, Identity, Mul, Sub};
         let mut graph = Self::new(backend);
         let g = &mut graph;
-        let inputs = g.inputs(sizes)?;
+        let inputs = g.inputs(sizes, format)?;
         let query = g.packed(sizes, &inputs.query(Role::Query, sizes))?;
         let key = g.packed_transposed(sizes, &inputs.key(Role::Key, sizes))?;
         let value = g.packed_transposed(sizes, &inputs.key(Role::Value, sizes))?;
@@ -103,7 +113,7 @@ impl Graph {
         let scores = g.binary(Sub, scores, stats)?;
         let scores = g.mask(scores, &inputs)?;
         let weights = g.unary(Exp, scores)?;
-        let turned = g.inside(DataType::BFloat16, sizes.score_dims(), sizes.turned_strides())?;
+        let turned = g.inside(inputs.half, sizes.score_dims(), sizes.turned_strides())?;
         let turned = g.reshape(weights, turned)?;
         g.gradient_by_head([turned, d_output, d_value], Role::ValueGradientHeads, sizes, &inputs)?;
 
@@ -113,7 +123,7 @@ impl Graph {
         let centred = g.binary(Sub, d_weights, row_sums)?;
         let d_scores = g.binary(Mul, centred, weights)?;
         let d_scores = g.binary(Mul, d_scores, inputs.scale)?;
-        let turned = g.inside(DataType::BFloat16, sizes.score_dims(), sizes.turned_strides())?;
+        let turned = g.inside(inputs.half, sizes.score_dims(), sizes.turned_strides())?;
         let turned = g.reshape(d_scores, turned)?;
         g.gradient_by_head([turned, query, d_key], Role::KeyGradientHeads, sizes, &inputs)?;
 
@@ -148,6 +158,13 @@ impl Graph {
     }
 }
 
+fn half_type(format: HalfFormat) -> DataType {
+    match format {
+        HalfFormat::Bf16 => DataType::BFloat16,
+        HalfFormat::Fp16 => DataType::Half,
+    }
+}
+
 /// What both directions read besides their tensors.
 struct Inputs {
     query_offsets: Tensor,
@@ -156,19 +173,21 @@ struct Inputs {
     query_lengths: Tensor,
     key_lengths: Tensor,
     scale: Tensor,
+    /// The type of numbers of 16 bits.
+    half: DataType,
 }
 
 impl Inputs {
     /// A tensor with a vector for every token and query head.
     fn query(&self, role: Role, sizes: &Sizes) -> Packed {
         let (heads, width) = (sizes.heads as i64, sizes.head_dim as i64);
-        Packed { role, data_type: DataType::BFloat16, heads, width, offsets: self.query_offsets }
+        Packed { role, data_type: self.half, heads, width, offsets: self.query_offsets }
     }
 
     /// A tensor with a vector for every token and key head.
     fn key(&self, role: Role, sizes: &Sizes) -> Packed {
         let (heads, width) = (sizes.kv_heads as i64, sizes.head_dim as i64);
-        Packed { role, data_type: DataType::BFloat16, heads, width, offsets: self.key_offsets }
+        Packed { role, data_type: self.half, heads, width, offsets: self.key_offsets }
     }
 
     /// A tensor with a number for every token and query head. Its order is token-major: backward

@@ -2,7 +2,7 @@
 //! grouped-query heads.
 //!
 //! Contract: tensors are row-major and packed: `query`, `output` and their gradients
-//! `[tokens, heads, head_dim]`, `key`, `value` and theirs `[tokens, kv_heads, head_dim]` in bf16,
+//! `[tokens, heads, head_dim]`, `key`, `value` and theirs `[tokens, kv_heads, head_dim]` in 16 bits,
 //! `stats` (the natural logarithm of each row's sum of exponentials) `[tokens, heads]` in f32. A token
 //! sees itself and what comes before it in its segment. Gradients are overwritten. The sizes of a pack
 //! are declared once ([`Sizes`]), so that a run compiles two kernels; a pack with fewer segments fills
@@ -18,13 +18,13 @@ mod composition;
 mod graph;
 mod plan;
 
+use super::half::{Half, HalfFormat};
 use super::host::Transfer;
 use super::memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
 use super::stream::Stream;
 use anyhow::{Context, Result, ensure};
 use backend::{Backend, Descriptor, Handle, Kind, Knob, attribute};
 use graph::{Graph, Role};
-use half::bf16;
 use plan::{Engine, Plan, Target};
 use std::path::PathBuf;
 
@@ -92,7 +92,7 @@ impl Sizes {
     }
 
     /// Bytes of a gradient of every query head: f32 as in NVIDIA's front end, also of keys and values,
-    /// which are stored in bf16.
+    /// which are stored in 16 bits.
     fn full_head_bytes(&self) -> usize {
         (self.query_len() * size_of::<f32>()).next_multiple_of(256)
     }
@@ -187,18 +187,18 @@ pub struct Attention {
 #[derive(Clone, Copy, Debug)]
 pub struct Operands<'a> {
     /// `[tokens, heads, head_dim]`.
-    pub query: DeviceSlice<'a, bf16>,
+    pub query: DeviceSlice<'a, Half>,
     /// `[tokens, kv_heads, head_dim]`.
-    pub key: DeviceSlice<'a, bf16>,
+    pub key: DeviceSlice<'a, Half>,
     /// As `key`.
-    pub value: DeviceSlice<'a, bf16>,
+    pub value: DeviceSlice<'a, Half>,
 }
 
 /// What the forward pass wrote, to be read by the backward.
 #[derive(Clone, Copy, Debug)]
 pub struct Results<'a> {
     /// `[tokens, heads, head_dim]`.
-    pub output: DeviceSlice<'a, bf16>,
+    pub output: DeviceSlice<'a, Half>,
     /// `[tokens, heads]`.
     pub stats: DeviceSlice<'a, f32>,
 }
@@ -207,11 +207,11 @@ pub struct Results<'a> {
 #[derive(Debug)]
 pub struct Gradients<'a> {
     /// `[tokens, heads, head_dim]`.
-    pub query: DeviceSliceMut<'a, bf16>,
+    pub query: DeviceSliceMut<'a, Half>,
     /// `[tokens, kv_heads, head_dim]`.
-    pub key: DeviceSliceMut<'a, bf16>,
+    pub key: DeviceSliceMut<'a, Half>,
     /// As `key`.
-    pub value: DeviceSliceMut<'a, bf16>,
+    pub value: DeviceSliceMut<'a, Half>,
 }
 
 impl Attention {
@@ -221,8 +221,9 @@ impl Attention {
         stream.device().bind()?;
         let handle = Handle::new(backend)?;
         let is_deterministic = backend.version() >= DETERMINISTIC_SINCE;
+        let format = stream.device().half_format();
         let [forward, backward] =
-            plans(backend, &sizes, &Target::Device(&handle), is_deterministic)?;
+            plans(backend, (&sizes, format), &Target::Device(&handle), is_deterministic)?;
         let needed = forward.workspace_bytes().max(backward.workspace_bytes());
         ensure!(needed <= WORKSPACE, "cuDNN's attention wants a workspace of {needed} bytes");
         Ok(Self { sizes, backend, handle, forward, backward })
@@ -242,7 +243,7 @@ impl Attention {
         stream: &Stream,
         segments: &Segments<'_>,
         operands: Operands<'_>,
-        (mut output, mut stats): (DeviceSliceMut<'_, bf16>, DeviceSliceMut<'_, f32>),
+        (mut output, mut stats): (DeviceSliceMut<'_, Half>, DeviceSliceMut<'_, f32>),
         scratch: DeviceSliceMut<'_, u8>,
     ) -> Result<()> {
         self.check(segments, operands, output.len(), stats.len());
@@ -267,7 +268,7 @@ impl Attention {
         stream: &Stream,
         segments: &Segments<'_>,
         (operands, results): (Operands<'_>, Results<'_>),
-        output_gradient: DeviceSlice<'_, bf16>,
+        output_gradient: DeviceSlice<'_, Half>,
         gradients: Gradients<'_>,
         scratch: DeviceSliceMut<'_, u8>,
     ) -> Result<()> {
@@ -341,7 +342,7 @@ impl Operands<'_> {
 /// Forward and backward.
 fn plans(
     backend: &'static Backend,
-    sizes: &Sizes,
+    (sizes, format): (&Sizes, HalfFormat),
     target: &Target<'_>,
     is_deterministic: bool,
 ) -> Result<[Plan; 2]> {
@@ -351,8 +352,9 @@ fn plans(
         "cuDNN {version} has no deterministic backward; {DETERMINISTIC_SINCE} has"
     );
     let asked = is_deterministic.then_some(&DETERMINISTIC);
-    let forward = Graph::forward(backend, sizes).context("describing attention")?;
-    let backward = Graph::backward(backend, sizes).context("describing attention's backward")?;
+    let forward = Graph::forward(backend, sizes, format).context("describing attention")?;
+    let backward =
+        Graph::backward(backend, sizes, format).context("describing attention's backward")?;
     Ok([
         Plan::new(backend, forward, target, None).context("attention")?,
         Plan::new(backend, backward, target, asked).context("attention's backward")?,
@@ -372,6 +374,7 @@ pub struct PlanReport {
 /// cuDNN's documentation of deviceless compilation has it), which needs no GPU.
 pub fn check_plans(
     sizes: &Sizes,
+    format: HalfFormat,
     properties: &str,
     is_deterministic: bool,
 ) -> Result<[PlanReport; 2]> {
@@ -379,7 +382,7 @@ pub fn check_plans(
     let device = Descriptor::new(backend, Kind::DeviceProperties)?;
     device.set(attribute::DEVICEPROP_JSON_REPRESENTATION, properties.as_bytes())?;
     let device = device.finalize().context("describing a device")?;
-    let plans = plans(backend, sizes, &Target::Described(&device), is_deterministic)?;
+    let plans = plans(backend, (sizes, format), &Target::Described(&device), is_deterministic)?;
     Ok(plans
         .map(|plan| PlanReport { engine: plan.engine(), workspace_bytes: plan.workspace_bytes() }))
 }

@@ -1,4 +1,4 @@
-//! The products of a linear layer through cuBLASLt, in bf16 with f32 accumulation.
+//! The products of a linear layer through cuBLASLt, of numbers of 16 bits with f32 accumulation.
 //!
 //! All matrices are row-major, as everywhere in this crate:
 //!
@@ -18,13 +18,13 @@
 
 mod plan;
 
+use super::half::Half;
+use super::kernels::Float;
 use super::library::{Absent, Library};
 use super::memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut};
 use super::stream::Stream;
 use anyhow::{Context, Result};
-use bytemuck::Pod;
 use cudarc::cublaslt::{result, sys};
-use half::bf16;
 use plan::{Plan, Product};
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -54,20 +54,6 @@ pub enum Start<'a, T> {
     Accumulate,
     /// One value per column.
     Bias(DeviceSlice<'a, T>),
-}
-
-/// A number format of results.
-pub trait Output: Pod {
-    /// What cuBLASLt calls it.
-    const TYPE: sys::cudaDataType;
-}
-
-impl Output for bf16 {
-    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
-}
-
-impl Output for f32 {
-    const TYPE: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
 }
 
 /// Products on one stream at a time.
@@ -118,55 +104,55 @@ impl Gemm {
     ///
     /// # Panics
     /// Here and below, when a length does not follow from `sizes`.
-    pub fn forward<Y: Output>(
+    pub fn forward<Y: Float>(
         &mut self,
         stream: &Stream,
         sizes: Linear,
-        x: DeviceSlice<'_, bf16>,
-        weight: DeviceSlice<'_, bf16>,
+        x: DeviceSlice<'_, Half>,
+        weight: DeviceSlice<'_, Half>,
         start: Start<'_, Y>,
         y: DeviceSliceMut<'_, Y>,
     ) -> Result<()> {
         check(sizes, x.len(), weight.len(), y.len());
-        let product = sizes.forward(Y::TYPE);
+        let product = sizes.forward::<Y>();
         self.multiply(stream, product, (weight, x), start, y)
     }
 
     /// `dx = dy · W`, added to `start`.
-    pub fn input_gradient<X: Output>(
+    pub fn input_gradient<X: Float>(
         &mut self,
         stream: &Stream,
         sizes: Linear,
-        dy: DeviceSlice<'_, bf16>,
-        weight: DeviceSlice<'_, bf16>,
+        dy: DeviceSlice<'_, Half>,
+        weight: DeviceSlice<'_, Half>,
         start: Start<'_, X>,
         dx: DeviceSliceMut<'_, X>,
     ) -> Result<()> {
         check(sizes, dx.len(), weight.len(), dy.len());
-        let product = sizes.input_gradient(X::TYPE);
+        let product = sizes.input_gradient::<X>();
         self.multiply(stream, product, (weight, dy), start, dx)
     }
 
     /// `dW = dyᵀ · x`, added to `start`.
-    pub fn weight_gradient<W: Output>(
+    pub fn weight_gradient<W: Float>(
         &mut self,
         stream: &Stream,
         sizes: Linear,
-        dy: DeviceSlice<'_, bf16>,
-        x: DeviceSlice<'_, bf16>,
+        dy: DeviceSlice<'_, Half>,
+        x: DeviceSlice<'_, Half>,
         start: Start<'_, W>,
         d_weight: DeviceSliceMut<'_, W>,
     ) -> Result<()> {
         check(sizes, x.len(), d_weight.len(), dy.len());
-        let product = sizes.weight_gradient(W::TYPE);
+        let product = sizes.weight_gradient::<W>();
         self.multiply(stream, product, (x, dy), start, d_weight)
     }
 
-    fn multiply<T: Output>(
+    fn multiply<T: Float>(
         &mut self,
         stream: &Stream,
         product: Product,
-        (a, b): (DeviceSlice<'_, bf16>, DeviceSlice<'_, bf16>),
+        (a, b): (DeviceSlice<'_, Half>, DeviceSlice<'_, Half>),
         start: Start<'_, T>,
         mut d: DeviceSliceMut<'_, T>,
     ) -> Result<()> {
@@ -193,7 +179,7 @@ impl Gemm {
     fn run(&mut self, stream: &Stream, product: Product, operands: &Operands) -> Result<()> {
         stream.device().bind()?;
         if !self.plans.contains_key(&product) {
-            let plan = Plan::new(self.handle, product)?;
+            let plan = Plan::new(self.handle, stream.device().half_format(), product)?;
             self.plans.insert(product, plan);
         }
         let plan = &self.plans[&product];

@@ -1,15 +1,19 @@
 //! A product as cuBLASLt sees it, and the algorithm that is chosen for it.
 
-use super::{Linear, Output, WORKSPACE};
+use super::{Linear, WORKSPACE};
+use crate::cuda::half::HalfFormat;
+use crate::cuda::kernels::Float;
 use anyhow::{Result, anyhow};
 use cudarc::cublaslt::{result, sys};
-use half::bf16;
 use sys::cublasLtMatmulAlgoConfigAttributes_t as AlgoAttribute;
 use sys::cublasLtMatmulDescAttributes_t as DescAttribute;
 use sys::cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute;
 
 /// Addresses are multiples of this many bytes.
 const ALIGNMENT: u32 = 16;
+
+/// What cuBLASLt calls f32.
+const WIDE: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
 
 /// How many algorithms are looked at for one that does not split its sums.
 const CANDIDATES: usize = 32;
@@ -22,7 +26,8 @@ pub(super) struct Product {
     pub(super) k: usize,
     pub(super) transpose_a: bool,
     pub(super) transpose_b: bool,
-    pub(super) output: sys::cudaDataType,
+    /// Whether D is fp32, not 16 bits as A and B.
+    pub(super) is_wide: bool,
     pub(super) has_bias: bool,
 }
 
@@ -40,22 +45,46 @@ impl Linear {
     // yᵀ = W · xᵀ, dxᵀ = Wᵀ · dyᵀ, dWᵀ = xᵀ · dy, where each right-hand side is written with what
     // lies in memory read by columns: W as [inputs, outputs], x as [inputs, rows] and so on.
 
-    pub(super) fn forward(self, output: sys::cudaDataType) -> Product {
+    pub(super) fn forward<Y: Float>(self) -> Product {
         let Self { rows, inputs, outputs } = self;
         let (m, n, k) = (outputs, rows, inputs);
-        Product { m, n, k, transpose_a: true, transpose_b: false, output, has_bias: false }
+        Product {
+            m,
+            n,
+            k,
+            transpose_a: true,
+            transpose_b: false,
+            is_wide: Y::IS_WIDE,
+            has_bias: false,
+        }
     }
 
-    pub(super) fn input_gradient(self, output: sys::cudaDataType) -> Product {
+    pub(super) fn input_gradient<X: Float>(self) -> Product {
         let Self { rows, inputs, outputs } = self;
         let (m, n, k) = (inputs, rows, outputs);
-        Product { m, n, k, transpose_a: false, transpose_b: false, output, has_bias: false }
+        Product {
+            m,
+            n,
+            k,
+            transpose_a: false,
+            transpose_b: false,
+            is_wide: X::IS_WIDE,
+            has_bias: false,
+        }
     }
 
-    pub(super) fn weight_gradient(self, output: sys::cudaDataType) -> Product {
+    pub(super) fn weight_gradient<W: Float>(self) -> Product {
         let Self { rows, inputs, outputs } = self;
         let (m, n, k) = (inputs, outputs, rows);
-        Product { m, n, k, transpose_a: false, transpose_b: true, output, has_bias: false }
+        Product {
+            m,
+            n,
+            k,
+            transpose_a: false,
+            transpose_b: true,
+            is_wide: W::IS_WIDE,
+            has_bias: false,
+        }
     }
 }
 
@@ -71,12 +100,26 @@ impl Product {
     }
 }
 
+/// What cuBLASLt calls numbers of 16 bits.
+fn half_type(format: HalfFormat) -> sys::cudaDataType {
+    match format {
+        HalfFormat::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        HalfFormat::Fp16 => sys::cudaDataType::CUDA_R_16F,
+    }
+}
+
 impl Plan {
-    pub(super) fn new(handle: sys::cublasLtHandle_t, product: Product) -> Result<Self> {
-        let operation = Descriptor::operation(product)?;
-        let a = Descriptor::layout(bf16::TYPE, product.a())?;
-        let b = Descriptor::layout(bf16::TYPE, product.b())?;
-        let d = Descriptor::layout(product.output, (product.m, product.n))?;
+    pub(super) fn new(
+        handle: sys::cublasLtHandle_t,
+        format: HalfFormat,
+        product: Product,
+    ) -> Result<Self> {
+        let half = half_type(format);
+        let output = if product.is_wide { WIDE } else { half };
+        let operation = Descriptor::operation(product, output)?;
+        let a = Descriptor::layout(half, product.a())?;
+        let b = Descriptor::layout(half, product.b())?;
+        let d = Descriptor::layout(output, (product.m, product.n))?;
         let algorithm = choose(handle, &operation, [a.raw, b.raw, d.raw])?;
         Ok(Self { operation, a, b, d, algorithm })
     }
@@ -156,9 +199,9 @@ impl<D: Copy> Drop for Descriptor<D> {
 
 impl Descriptor<sys::cublasLtMatmulDesc_t> {
     /// `product` with sums in f32.
-    fn operation(product: Product) -> Result<Self> {
+    fn operation(product: Product, output: sys::cudaDataType) -> Result<Self> {
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let raw = result::create_matmul_desc(compute, f32::TYPE)?;
+        let raw = result::create_matmul_desc(compute, WIDE)?;
         let operation = Self { raw, destroy: result::destroy_matmul_desc };
         // cublasOperation_t: CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
         let (a, b) = (i32::from(product.transpose_a), i32::from(product.transpose_b));
@@ -168,7 +211,7 @@ impl Descriptor<sys::cublasLtMatmulDesc_t> {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
             let kind = DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE;
-            operation.set(kind, product.output)?;
+            operation.set(kind, output)?;
         }
         Ok(operation)
     }
@@ -223,6 +266,7 @@ impl Descriptor<sys::cublasLtMatmulPreference_t> {
 mod tests {
     use super::super::library;
     use super::*;
+    use crate::cuda::half::Half;
 
     /// `D = op(A) · op(B)` on column-major operands, as cuBLASLt is asked to.
     fn multiply(product: Product, a: &[f64], b: &[f64]) -> Vec<f64> {
@@ -259,7 +303,7 @@ mod tests {
     #[test]
     fn the_forward_product_is_x_times_the_transposed_weight() {
         let (x, weight) = (numbers(12, 1), numbers(20, 2));
-        let y = multiply(SIZES.forward(f32::TYPE), &weight, &x);
+        let y = multiply(SIZES.forward::<f32>(), &weight, &x);
         for (row, column) in (0..3).flat_map(|row| (0..5).map(move |column| (row, column))) {
             let expected: f64 =
                 (0..4).map(|i| element(&x, 4, row, i) * element(&weight, 4, column, i)).sum();
@@ -270,7 +314,7 @@ mod tests {
     #[test]
     fn the_input_gradient_is_dy_times_the_weight() {
         let (dy, weight) = (numbers(15, 3), numbers(20, 4));
-        let dx = multiply(SIZES.input_gradient(f32::TYPE), &weight, &dy);
+        let dx = multiply(SIZES.input_gradient::<f32>(), &weight, &dy);
         for (row, column) in (0..3).flat_map(|row| (0..4).map(move |column| (row, column))) {
             let expected: f64 =
                 (0..5).map(|i| element(&dy, 5, row, i) * element(&weight, 4, i, column)).sum();
@@ -281,7 +325,7 @@ mod tests {
     #[test]
     fn the_weight_gradient_is_transposed_dy_times_x() {
         let (dy, x) = (numbers(15, 5), numbers(12, 6));
-        let d_weight = multiply(SIZES.weight_gradient(f32::TYPE), &x, &dy);
+        let d_weight = multiply(SIZES.weight_gradient::<f32>(), &x, &dy);
         for (row, column) in (0..5).flat_map(|row| (0..4).map(move |column| (row, column))) {
             let expected: f64 =
                 (0..3).map(|i| element(&dy, 5, i, row) * element(&x, 4, i, column)).sum();
@@ -296,15 +340,18 @@ mod tests {
             return;
         }
         let uses = [
-            SIZES.forward(bf16::TYPE),
-            SIZES.input_gradient(bf16::TYPE),
-            SIZES.weight_gradient(f32::TYPE),
-            Product { has_bias: true, ..SIZES.forward(bf16::TYPE) },
+            SIZES.forward::<Half>(),
+            SIZES.input_gradient::<Half>(),
+            SIZES.weight_gradient::<f32>(),
+            Product { has_bias: true, ..SIZES.forward::<Half>() },
         ];
-        for product in uses {
-            Descriptor::operation(product).unwrap();
+        for (product, format) in uses.into_iter().flat_map(|product| {
+            [HalfFormat::Bf16, HalfFormat::Fp16].map(|format| (product, format))
+        }) {
+            let output = if product.is_wide { WIDE } else { half_type(format) };
+            Descriptor::operation(product, output).unwrap();
             for (rows, columns) in [product.a(), product.b(), (product.m, product.n)] {
-                Descriptor::layout(product.output, (rows, columns)).unwrap();
+                Descriptor::layout(output, (rows, columns)).unwrap();
             }
         }
         Descriptor::preference().unwrap();

@@ -2,6 +2,7 @@
 
 use super::{Float, VECTOR, blocks, functions, int};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
@@ -11,11 +12,25 @@ use half::bf16;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// The kernels: by moments (fp32, bf16), by gradients (bf16, fp32).
+/// The kernels: by moments (fp32, bf16), by gradients (16 bits, fp32).
 #[derive(Debug)]
 pub struct AdamWKernels {
     exact: super::ByFloat,
     rounded: super::ByFloat,
+}
+
+/// A number format of moments.
+pub trait Moment: Pod {
+    /// Whether it is fp32, not bf16.
+    const IS_EXACT: bool;
+}
+
+impl Moment for f32 {
+    const IS_EXACT: bool = true;
+}
+
+impl Moment for bf16 {
+    const IS_EXACT: bool = false;
 }
 
 /// The settings of one step, as `ops::adamw::AdamW`.
@@ -78,8 +93,8 @@ pub struct Shard<'a, M> {
     pub first_moments: DeviceSliceMut<'a, M>,
     /// Second moments.
     pub second_moments: DeviceSliceMut<'a, M>,
-    /// The bf16 parameters of the shard.
-    pub parameters: DeviceSliceMut<'a, bf16>,
+    /// The parameters of the shard.
+    pub parameters: DeviceSliceMut<'a, Half>,
 }
 
 /// What a step reads of the device besides the shard.
@@ -96,9 +111,9 @@ pub struct StepInputs<'a, G> {
 impl AdamWKernels {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
-        let names = ["adamw_bf16", "adamw_f32", "adamw_bf16_rounded", "adamw_f32_rounded"];
+        let names = ["adamw_half", "adamw_f32", "adamw_half_rounded", "adamw_f32_rounded"];
         let [narrow, wide, rounded_narrow, rounded_wide] =
-            functions(device, cubin!("adamw"), names)?;
+            functions(device, cubin!("adamw", device.half_format()), names)?;
         Ok(Self {
             exact: super::ByFloat { narrow, wide },
             rounded: super::ByFloat { narrow: rounded_narrow, wide: rounded_wide },
@@ -106,7 +121,7 @@ impl AdamWKernels {
     }
 
     /// Updates a shard. `key` is of the run and the step; it decides how bf16 moments are rounded.
-    pub fn step<G: Float, M: Float>(
+    pub fn step<G: Float, M: Moment>(
         &self,
         stream: &Stream,
         adamw: AdamW,
@@ -126,7 +141,7 @@ impl AdamWKernels {
         let grid = blocks(count.div_ceil(THREADS * VECTOR));
         let (count, num_decays) = (count as i64, int(decays.len()));
         let kernel: &Function =
-            if M::IS_WIDE { self.exact.of::<G>() } else { self.rounded.of::<G>() };
+            if M::IS_EXACT { self.exact.of::<G>() } else { self.rounded.of::<G>() };
         // SAFETY: the kernel's parameters.
         unsafe {
             kernel.launch(

@@ -4,12 +4,12 @@ use super::decode::index_of;
 use super::rope::Heads;
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
-use half::bf16;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -55,13 +55,13 @@ pub struct Attention {
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
     /// Turned rows of queries, keys and values.
-    pub qkv: DeviceSlice<'a, bf16>,
+    pub qkv: DeviceSlice<'a, Half>,
     /// `[tokens, queries * dim]`.
-    pub out: DeviceSlice<'a, bf16>,
+    pub out: DeviceSlice<'a, Half>,
     /// `[tokens, queries]`.
     pub lse: DeviceSlice<'a, f32>,
     /// As `out`.
-    pub d_out: DeviceSlice<'a, bf16>,
+    pub d_out: DeviceSlice<'a, Half>,
 }
 
 /// The kernel's numbers of heads.
@@ -94,7 +94,8 @@ impl Attention {
             "attention_backward_queries_64",
             "attention_backward_queries_128",
         ];
-        let [a, b, c, delta, d, e, f, g, h, i] = functions(device, cubin!("attention"), names)?;
+        let [a, b, c, delta, d, e, f, g, h, i] =
+            functions(device, cubin!("attention", device.half_format()), names)?;
         Ok(Self { forward: [a, b, c], delta, keys: [d, e, f], queries: [g, h, i] })
     }
 
@@ -104,9 +105,9 @@ impl Attention {
         &self,
         stream: &Stream,
         heads: Heads,
-        qkv: DeviceSlice<'_, bf16>,
+        qkv: DeviceSlice<'_, Half>,
         tiles: DeviceSlice<'_, Tile>,
-        out: DeviceSliceMut<'_, bf16>,
+        out: DeviceSliceMut<'_, Half>,
         lse: DeviceSliceMut<'_, f32>,
     ) -> Result<()> {
         let tokens = rows_of(qkv.len(), heads.row());
@@ -127,7 +128,7 @@ impl Attention {
         forward: Forward<'_>,
         tiles: DeviceSlice<'_, Tile>,
         delta: DeviceSliceMut<'_, f32>,
-        mut d_qkv: DeviceSliceMut<'_, bf16>,
+        mut d_qkv: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         const WARPS: usize = 8;
         let Forward { qkv, out, lse, d_out } = forward;

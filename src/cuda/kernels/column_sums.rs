@@ -2,11 +2,11 @@
 
 use super::{ByFloat, Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
-use half::bf16;
 use std::sync::Arc;
 
 /// Most partial sums of a column: part of the order of the sums, so the same on every device. Two
@@ -28,8 +28,9 @@ pub struct ColumnSums {
 impl ColumnSums {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
-        let names = ["column_partials", "add_column_sums_bf16", "add_column_sums_f32"];
-        let [partials, narrow, wide] = functions(device, cubin!("column_sums"), names)?;
+        let names = ["column_partials", "add_column_sums_half", "add_column_sums_f32"];
+        let [partials, narrow, wide] =
+            functions(device, cubin!("column_sums", device.half_format()), names)?;
         Ok(Self { partials, add: ByFloat { narrow, wide } })
     }
 
@@ -38,7 +39,7 @@ impl ColumnSums {
     pub fn add_sums_of<G: Float>(
         &self,
         stream: &Stream,
-        x: DeviceSlice<'_, bf16>,
+        x: DeviceSlice<'_, Half>,
         mut partials: DeviceSliceMut<'_, f32>,
         gradient: DeviceSliceMut<'_, G>,
     ) -> Result<()> {

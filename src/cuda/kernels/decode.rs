@@ -3,11 +3,11 @@
 use super::rope::{BLOCK_TOKENS, Heads};
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
-use half::bf16;
 use std::sync::Arc;
 
 /// Head sizes that kernels exist for.
@@ -25,9 +25,9 @@ pub struct DecodeAttention {
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
     /// Keys, those of the new tokens included.
-    pub keys: DeviceSlice<'a, bf16>,
+    pub keys: DeviceSlice<'a, Half>,
     /// Values.
-    pub values: DeviceSlice<'a, bf16>,
+    pub values: DeviceSlice<'a, Half>,
     /// Block numbers, `[sequences, table_width]`.
     pub tables: DeviceSlice<'a, u32>,
     /// Tokens of each sequence, the new one included; at most 32 * table_width.
@@ -45,7 +45,8 @@ impl DecodeAttention {
             "attention_decode_128_4",
             "attention_decode_128_8",
         ];
-        let [a, b, c, d, e, f] = functions(device, cubin!("attention_decode"), names)?;
+        let [a, b, c, d, e, f] =
+            functions(device, cubin!("attention_decode", device.half_format()), names)?;
         Ok(Self { kernels: [[a, b], [c, d], [e, f]] })
     }
 
@@ -55,9 +56,9 @@ impl DecodeAttention {
         &self,
         stream: &Stream,
         heads: Heads,
-        qkv: DeviceSlice<'_, bf16>,
+        qkv: DeviceSlice<'_, Half>,
         cache: Cache<'_>,
-        out: DeviceSliceMut<'_, bf16>,
+        out: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let sequences = rows_of(qkv.len(), heads.row());
         let Cache { keys, values, tables, lengths } = cache;

@@ -2,11 +2,11 @@
 
 use super::{ByFloat, Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
-use half::bf16;
 use std::sync::Arc;
 
 /// The kernels.
@@ -59,8 +59,9 @@ pub struct DeviceTokenRows<'a> {
 impl Embedding {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
-        let names = ["embedding", "embedding_backward_bf16", "embedding_backward_f32"];
-        let [forward, narrow, wide] = functions(device, cubin!("embedding"), names)?;
+        let names = ["embedding", "embedding_backward_half", "embedding_backward_f32"];
+        let [forward, narrow, wide] =
+            functions(device, cubin!("embedding", device.half_format()), names)?;
         Ok(Self { forward, backward: ByFloat { narrow, wide } })
     }
 
@@ -69,10 +70,10 @@ impl Embedding {
     pub fn forward(
         &self,
         stream: &Stream,
-        table: DeviceSlice<'_, bf16>,
+        table: DeviceSlice<'_, Half>,
         tokens: DeviceSlice<'_, u32>,
         width: usize,
-        out: DeviceSliceMut<'_, bf16>,
+        out: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         rows_of(table.len(), width);
         assert_eq!(rows_of(out.len(), width), tokens.len(), "a row for each token");
@@ -95,7 +96,7 @@ impl Embedding {
     pub fn backward<G: Float>(
         &self,
         stream: &Stream,
-        dy: DeviceSlice<'_, bf16>,
+        dy: DeviceSlice<'_, Half>,
         list: DeviceTokenRows<'_>,
         width: usize,
         gradient: DeviceSliceMut<'_, G>,

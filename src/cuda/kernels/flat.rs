@@ -2,11 +2,11 @@
 
 use super::{ByFloat, Float, VECTOR, blocks, functions, int};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
-use half::bf16;
 use std::sync::Arc;
 
 /// Elements whose squares one block sums: part of the order of the sums.
@@ -28,15 +28,15 @@ impl Flat {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = [
-            "square_partials_bf16",
+            "square_partials_half",
             "square_partials_f32",
             "sum_of_squares",
-            "widen_bf16",
-            "narrow_to_bf16",
+            "widen_half",
+            "narrow_to_half",
             "accumulate",
         ];
         let [narrow_squares, wide_squares, sum, widen, narrow, accumulate] =
-            functions(device, cubin!("flat"), names)?;
+            functions(device, cubin!("flat", device.half_format()), names)?;
         let squares = ByFloat { narrow: narrow_squares, wide: wide_squares };
         Ok(Self { squares, sum, widen, narrow, accumulate })
     }
@@ -81,7 +81,7 @@ impl Flat {
     pub fn widen(
         &self,
         stream: &Stream,
-        x: DeviceSlice<'_, bf16>,
+        x: DeviceSlice<'_, Half>,
         out: DeviceSliceMut<'_, f32>,
     ) -> Result<()> {
         pass(&self.widen, stream, &x, x.len(), &out, out.len())
@@ -92,7 +92,7 @@ impl Flat {
         &self,
         stream: &Stream,
         x: DeviceSlice<'_, f32>,
-        out: DeviceSliceMut<'_, bf16>,
+        out: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         pass(&self.narrow, stream, &x, x.len(), &out, out.len())
     }
@@ -101,7 +101,7 @@ impl Flat {
     pub fn accumulate(
         &self,
         stream: &Stream,
-        x: DeviceSlice<'_, bf16>,
+        x: DeviceSlice<'_, Half>,
         sum: DeviceSliceMut<'_, f32>,
     ) -> Result<()> {
         pass(&self.accumulate, stream, &x, x.len(), &sum, sum.len())

@@ -2,12 +2,12 @@
 
 use super::{ByFloat, Float, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
-use half::bf16;
 use std::sync::Arc;
 
 /// The kernels.
@@ -58,8 +58,9 @@ impl LogProb {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names =
-            ["logprob_bf16", "logprob_f32", "logprob_backward_bf16", "logprob_backward_f32"];
-        let [narrow, wide, back_narrow, back_wide] = functions(device, cubin!("logprob"), names)?;
+            ["logprob_half", "logprob_f32", "logprob_backward_half", "logprob_backward_f32"];
+        let [narrow, wide, back_narrow, back_wide] =
+            functions(device, cubin!("logprob", device.half_format()), names)?;
         Ok(Self {
             forward: ByFloat { narrow, wide },
             backward: ByFloat { narrow: back_narrow, wide: back_wide },
@@ -84,12 +85,12 @@ impl LogProb {
         unsafe { shape.launch(self.forward.of::<T>(), rows, stream, &parts) }
     }
 
-    /// Overwrites bf16 logits with the gradients of the loss by them.
+    /// Overwrites logits of 16 bits with the gradients of the loss by them.
     pub fn backward_in_place(
         &self,
         stream: &Stream,
         shape: Shape,
-        logits: DeviceSliceMut<'_, bf16>,
+        logits: DeviceSliceMut<'_, Half>,
         targets: DeviceSlice<'_, u32>,
         statistics: DeviceSlice<'_, Statistics>,
         gradients: DeviceSlice<'_, ScoreGradient>,
@@ -102,12 +103,12 @@ impl LogProb {
         unsafe { shape.launch(&self.backward.narrow, rows, stream, &parts) }
     }
 
-    /// Writes the gradients of the loss by the logits, as bf16, to `d_logits`.
+    /// Writes the gradients of the loss by the logits, in 16 bits, to `d_logits`.
     pub fn backward<T: Float>(
         &self,
         stream: &Stream,
         shape: Shape,
-        (logits, d_logits): (DeviceSlice<'_, T>, DeviceSliceMut<'_, bf16>),
+        (logits, d_logits): (DeviceSlice<'_, T>, DeviceSliceMut<'_, Half>),
         targets: DeviceSlice<'_, u32>,
         statistics: DeviceSlice<'_, Statistics>,
         gradients: DeviceSlice<'_, ScoreGradient>,

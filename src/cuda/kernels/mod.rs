@@ -21,10 +21,10 @@ pub mod sample;
 pub mod swiglu;
 
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::module::{Cubin, Function, Module};
 use anyhow::Result;
 use bytemuck::Pod;
-use half::bf16;
 use std::sync::Arc;
 
 /// All kernels, loaded on one device.
@@ -88,13 +88,13 @@ fn functions<const N: usize>(
     functions.try_into().map_err(|_| anyhow::Error::msg("as many functions as names"))
 }
 
-/// A number format of gradients and logits that some kernels exist in.
+/// A number format of gradients, logits and products that some kernels exist in.
 pub trait Float: Pod {
-    /// Whether it is fp32, not bf16.
+    /// Whether it is fp32, not 16 bits.
     const IS_WIDE: bool;
 }
 
-impl Float for bf16 {
+impl Float for Half {
     const IS_WIDE: bool = false;
 }
 
@@ -102,7 +102,7 @@ impl Float for f32 {
     const IS_WIDE: bool = true;
 }
 
-/// A kernel that exists for bf16 and for fp32.
+/// A kernel that exists for numbers of 16 bits and for fp32.
 #[derive(Debug)]
 struct ByFloat {
     narrow: Function,

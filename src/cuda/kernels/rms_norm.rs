@@ -3,11 +3,11 @@
 use super::column_sums::{ColumnSums, parts};
 use super::{Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
-use half::bf16;
 use std::sync::Arc;
 
 /// The widest row: a block of 1024 threads, eight elements each.
@@ -24,7 +24,7 @@ pub struct RmsNorm {
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
     /// `[width]`.
-    pub weight: DeviceSlice<'a, bf16>,
+    pub weight: DeviceSlice<'a, Half>,
     /// Added to the mean square.
     pub eps: f32,
 }
@@ -42,7 +42,8 @@ impl RmsNorm {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["rms_norm", "rms_norm_backward"];
-        let [forward, backward] = functions(device, cubin!("rms_norm"), names)?;
+        let [forward, backward] =
+            functions(device, cubin!("rms_norm", device.half_format()), names)?;
         Ok(Self { forward, backward })
     }
 
@@ -51,12 +52,12 @@ impl RmsNorm {
         &self,
         stream: &Stream,
         norm: Norm<'_>,
-        x: DeviceSlice<'_, bf16>,
-        y: DeviceSliceMut<'_, bf16>,
+        x: DeviceSlice<'_, Half>,
+        y: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (rows, width) = (rows_of(x.len(), norm.weight.len()), int(norm.weight.len()));
         assert_eq!(x.len(), y.len(), "outputs are as wide as inputs");
-        let none = None::<DeviceSlice<'_, bf16>>;
+        let none = None::<DeviceSlice<'_, Half>>;
         // SAFETY: the kernel's parameters; without a residual it writes no sum.
         unsafe {
             self.forward.launch(
@@ -74,9 +75,9 @@ impl RmsNorm {
         &self,
         stream: &Stream,
         norm: Norm<'_>,
-        (x, residual): (DeviceSlice<'_, bf16>, DeviceSlice<'_, bf16>),
-        sum: DeviceSliceMut<'_, bf16>,
-        y: DeviceSliceMut<'_, bf16>,
+        (x, residual): (DeviceSlice<'_, Half>, DeviceSlice<'_, Half>),
+        sum: DeviceSliceMut<'_, Half>,
+        y: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (rows, width) = (rows_of(x.len(), norm.weight.len()), int(norm.weight.len()));
         let lens = [residual.len(), sum.len(), y.len()];
@@ -98,9 +99,9 @@ impl RmsNorm {
         &self,
         stream: &Stream,
         norm: Norm<'_>,
-        x: DeviceSliceMut<'_, bf16>,
-        residual: DeviceSlice<'_, bf16>,
-        y: DeviceSliceMut<'_, bf16>,
+        x: DeviceSliceMut<'_, Half>,
+        residual: DeviceSlice<'_, Half>,
+        y: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (rows, width) = (rows_of(x.len(), norm.weight.len()), int(norm.weight.len()));
         assert_eq!(
@@ -127,9 +128,9 @@ impl RmsNorm {
         &self,
         stream: &Stream,
         norm: Norm<'_>,
-        x: DeviceSlice<'_, bf16>,
-        dy: DeviceSliceMut<'_, bf16>,
-        (dx, adds): (DeviceSliceMut<'_, bf16>, bool),
+        x: DeviceSlice<'_, Half>,
+        dy: DeviceSliceMut<'_, Half>,
+        (dx, adds): (DeviceSliceMut<'_, Half>, bool),
         mut partials: DeviceSliceMut<'_, f32>,
         (sums, gradient): (&ColumnSums, DeviceSliceMut<'_, G>),
     ) -> Result<()> {

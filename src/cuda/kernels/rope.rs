@@ -2,11 +2,11 @@
 
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
-use half::bf16;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -73,9 +73,9 @@ pub const BLOCK_TOKENS: usize = 32;
 #[derive(Debug)]
 pub struct CacheWrite<'a> {
     /// Keys of one layer.
-    pub keys: DeviceSliceMut<'a, bf16>,
+    pub keys: DeviceSliceMut<'a, Half>,
     /// Values of one layer.
-    pub values: DeviceSliceMut<'a, bf16>,
+    pub values: DeviceSliceMut<'a, Half>,
     /// A row's slot; no two rows have the same.
     pub slots: DeviceSlice<'a, u32>,
 }
@@ -84,7 +84,8 @@ impl RopeKernels {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["rope", "rope_split", "rope_join", "rope_write"];
-        let [turn, split, join, write] = functions(device, cubin!("rope"), names)?;
+        let [turn, split, join, write] =
+            functions(device, cubin!("rope", device.half_format()), names)?;
         Ok(Self { turn, split, join, write })
     }
 
@@ -95,7 +96,7 @@ impl RopeKernels {
         heads: Heads,
         angles: Angles<'_>,
         direction: Direction,
-        qkv: DeviceSliceMut<'_, bf16>,
+        qkv: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let rows = check(heads, angles, qkv.len());
         let (turned, half) = (int(heads.queries + heads.keys), int(heads.dim / 2));
@@ -129,8 +130,8 @@ impl RopeKernels {
         stream: &Stream,
         heads: Heads,
         angles: Angles<'_>,
-        qkv: DeviceSlice<'_, bf16>,
-        apart: DeviceSliceMut<'_, bf16>,
+        qkv: DeviceSlice<'_, Half>,
+        apart: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         assert_eq!(qkv.len(), apart.len(), "as many elements apart as in rows");
         // SAFETY: the kernel moves `qkv` to `apart`, which has as many elements.
@@ -144,8 +145,8 @@ impl RopeKernels {
         stream: &Stream,
         heads: Heads,
         angles: Angles<'_>,
-        apart: DeviceSlice<'_, bf16>,
-        qkv: DeviceSliceMut<'_, bf16>,
+        apart: DeviceSlice<'_, Half>,
+        qkv: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         assert_eq!(qkv.len(), apart.len(), "as many elements in rows as apart");
         // SAFETY: the kernel moves `apart` to `qkv`, which has as many elements.
@@ -158,7 +159,7 @@ impl RopeKernels {
         stream: &Stream,
         heads: Heads,
         angles: Angles<'_>,
-        qkv: DeviceSliceMut<'_, bf16>,
+        qkv: DeviceSliceMut<'_, Half>,
         cache: &CacheWrite<'_>,
     ) -> Result<()> {
         let rows = check(heads, angles, qkv.len());

@@ -2,11 +2,11 @@
 
 use super::{VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
+use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
-use half::bf16;
 use std::sync::Arc;
 
 /// Threads of a block.
@@ -23,7 +23,7 @@ impl SwiGlu {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["swiglu", "swiglu_backward"];
-        let [forward, backward] = functions(device, cubin!("swiglu"), names)?;
+        let [forward, backward] = functions(device, cubin!("swiglu", device.half_format()), names)?;
         Ok(Self { forward, backward })
     }
 
@@ -31,9 +31,9 @@ impl SwiGlu {
     pub fn forward(
         &self,
         stream: &Stream,
-        gate_up: DeviceSlice<'_, bf16>,
+        gate_up: DeviceSlice<'_, Half>,
         inner: usize,
-        out: DeviceSliceMut<'_, bf16>,
+        out: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let grid = grid(gate_up.len(), out.len(), inner);
         // SAFETY: the kernel's parameters.
@@ -47,9 +47,9 @@ impl SwiGlu {
     pub fn backward(
         &self,
         stream: &Stream,
-        gate_up: DeviceSliceMut<'_, bf16>,
+        gate_up: DeviceSliceMut<'_, Half>,
         inner: usize,
-        dy: DeviceSliceMut<'_, bf16>,
+        dy: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let grid = grid(gate_up.len(), dy.len(), inner);
         // SAFETY: the kernel's parameters.

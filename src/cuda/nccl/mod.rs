@@ -11,6 +11,7 @@
 mod api;
 
 use super::device::Device;
+use super::half::{Half, HalfFormat};
 use super::memory::DeviceSliceMut;
 use super::stream::Stream;
 use crate::dist::rendezvous::Meeting;
@@ -18,7 +19,6 @@ use crate::dist::watch::Watch;
 use crate::dist::{Aborted, piece};
 use anyhow::{Context, Result, anyhow};
 use api::{Api, Config, RawCommunicator, SUCCESS, SUM};
-use half::bf16;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -71,20 +71,29 @@ impl UniqueId {
 
 /// A number format that NCCL sums.
 pub trait Number: bytemuck::Pod {
-    /// `ncclDataType_t`.
-    const TYPE: c_int;
+    /// `ncclDataType_t`, where numbers of 16 bits have a format.
+    fn data_type(half_format: HalfFormat) -> c_int;
 }
 
 impl Number for f32 {
-    const TYPE: c_int = 7;
+    fn data_type(_: HalfFormat) -> c_int {
+        7
+    }
 }
 
 impl Number for f64 {
-    const TYPE: c_int = 8;
+    fn data_type(_: HalfFormat) -> c_int {
+        8
+    }
 }
 
-impl Number for bf16 {
-    const TYPE: c_int = 9;
+impl Number for Half {
+    fn data_type(half_format: HalfFormat) -> c_int {
+        match half_format {
+            HalfFormat::Fp16 => 6,
+            HalfFormat::Bf16 => 9,
+        }
+    }
 }
 
 /// One rank's end of a group of GPUs.
@@ -159,7 +168,7 @@ impl Communicator {
                     start as *const c_void,
                     at(self.rank),
                     count,
-                    T::TYPE,
+                    self.data_type::<T>(),
                     SUM,
                     raw,
                     stream.raw().cast(),
@@ -169,7 +178,18 @@ impl Communicator {
                 let count = piece(len, self.size, root).len();
                 let (to, root) = (at(root), root as c_int);
                 // SAFETY: as above.
-                unsafe { (api.reduce)(to, to, count, T::TYPE, SUM, root, raw, stream.raw().cast()) }
+                unsafe {
+                    (api.reduce)(
+                        to,
+                        to,
+                        count,
+                        self.data_type::<T>(),
+                        SUM,
+                        root,
+                        raw,
+                        stream.raw().cast(),
+                    )
+                }
             }),
         })
     }
@@ -189,7 +209,7 @@ impl Communicator {
                     at(self.rank),
                     start as *mut c_void,
                     count,
-                    T::TYPE,
+                    self.data_type::<T>(),
                     raw,
                     stream.raw().cast(),
                 )
@@ -198,7 +218,17 @@ impl Communicator {
                 let count = piece(len, self.size, root).len();
                 let (to, root) = (at(root), root as c_int);
                 // SAFETY: as above.
-                unsafe { (api.broadcast)(to, to, count, T::TYPE, root, raw, stream.raw().cast()) }
+                unsafe {
+                    (api.broadcast)(
+                        to,
+                        to,
+                        count,
+                        self.data_type::<T>(),
+                        root,
+                        raw,
+                        stream.raw().cast(),
+                    )
+                }
             }),
         })
     }
@@ -213,7 +243,7 @@ impl Communicator {
         self.call(|api, raw| {
             // SAFETY: as in `reduce_scatter`.
             api.check(unsafe {
-                (api.all_reduce)(at, at, len, T::TYPE, SUM, raw, stream.raw().cast())
+                (api.all_reduce)(at, at, len, self.data_type::<T>(), SUM, raw, stream.raw().cast())
             })
         })
     }
@@ -226,6 +256,10 @@ impl Communicator {
             // SAFETY: the handle is taken, so nobody uses it any more.
             let _ = unsafe { (api.abort)(raw) };
         }
+    }
+
+    fn data_type<T: Number>(&self) -> c_int {
+        T::data_type(self.device.half_format())
     }
 
     /// The length of every piece of `len` elements, if all are the same.

@@ -11,15 +11,14 @@ use crate::cuda::attention::{Attention as Plans, Gradients, Operands, Results, S
 use crate::cuda::kernels::Kernels;
 use crate::cuda::kernels::attention::Forward;
 use crate::cuda::kernels::rope::{Angles, Direction, Heads};
-use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase, Stream, Transfer};
+use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Half, Phase, Stream, Transfer};
 use anyhow::Result;
-use half::bf16;
 
 /// Sequences of a batch that cuDNN's plans are made for: empty ones cost time too.
 pub(super) const SEGMENTS: usize = 32;
 
 /// Queries, keys and values of a pass, and what came of them: `qkv`, output and log-sum-exp.
-pub(super) type Kept<'k> = (DeviceSlice<'k, bf16>, DeviceSlice<'k, bf16>, DeviceSlice<'k, f32>);
+pub(super) type Kept<'k> = (DeviceSlice<'k, Half>, DeviceSlice<'k, Half>, DeviceSlice<'k, f32>);
 
 /// Attention over the batch at work.
 pub(super) struct Attention<'a> {
@@ -90,8 +89,8 @@ impl<'a> Attention<'a> {
         (stream, kernels): (&Stream, &Kernels),
         batch: &Batch<'_>,
         angles: Angles<'_>,
-        (projected, mut qkv): (DeviceSlice<'_, bf16>, DeviceSliceMut<'_, bf16>),
-        (out, lse): (DeviceSliceMut<'_, bf16>, DeviceSliceMut<'_, f32>),
+        (projected, mut qkv): (DeviceSlice<'_, Half>, DeviceSliceMut<'_, Half>),
+        (out, lse): (DeviceSliceMut<'_, Half>, DeviceSliceMut<'_, f32>),
     ) -> Result<()> {
         let heads = self.heads;
         let Some(cudnn) = self.cudnn.as_mut().filter(|cudnn| cudnn.takes_batch) else {
@@ -112,8 +111,8 @@ impl<'a> Attention<'a> {
         batch: &Batch<'_>,
         angles: Angles<'_>,
         (qkv, out, lse): Kept<'_>,
-        d_out: DeviceSlice<'_, bf16>,
-        mut d_qkv: DeviceSliceMut<'_, bf16>,
+        d_out: DeviceSlice<'_, Half>,
+        mut d_qkv: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (heads, rows) = (self.heads, batch.rows());
         let Some(cudnn) = self.cudnn.as_mut().filter(|cudnn| cudnn.takes_batch) else {
@@ -135,7 +134,7 @@ impl<'a> Attention<'a> {
 }
 
 /// Queries, keys and values that lie one after another.
-fn operands(heads: Heads, qkv: DeviceSlice<'_, bf16>) -> Operands<'_> {
+fn operands(heads: Heads, qkv: DeviceSlice<'_, Half>) -> Operands<'_> {
     let [query, key, value] = heads.parts(qkv.len() / heads.row());
     Operands { query: qkv.range(query), key: qkv.range(key), value: qkv.range(value) }
 }

@@ -1,4 +1,5 @@
-//! Keys and values of sequences being generated, in bf16 on a GPU: the twin of [`crate::model::KvCache`].
+//! Keys and values of sequences being generated, in 16 bits on a GPU: the twin of
+//! [`crate::model::KvCache`].
 //!
 //! Layout: `[layer][block][kv_head][32][head_dim]` for keys, and the same for values, as
 //! `kernels/rope.cu` writes them and `kernels/attention_decode.cu` reads them. One block more than was
@@ -6,17 +7,16 @@
 
 use crate::cuda::kernels::rope;
 use crate::cuda::memory::ALIGNMENT;
-use crate::cuda::{DeviceBuffer, DeviceSliceMut, Phase, Stream};
+use crate::cuda::{DeviceBuffer, DeviceSliceMut, Half, Phase, Stream};
 use crate::model::{BLOCK_TOKENS, ModelConfig};
 use anyhow::Result;
-use half::bf16;
 
 const _: () = assert!(BLOCK_TOKENS == rope::BLOCK_TOKENS, "kernels have the engine's blocks");
 
 /// The blocks of all layers.
 pub(super) struct DeviceCache<'a> {
-    keys: DeviceBuffer<'a, bf16>,
-    values: DeviceBuffer<'a, bf16>,
+    keys: DeviceBuffer<'a, Half>,
+    values: DeviceBuffer<'a, Half>,
     shape: Shape,
 }
 
@@ -39,7 +39,7 @@ impl Shape {
     /// Bytes of one block, in all layers.
     fn block_bytes(config: &ModelConfig) -> usize {
         let Self { block, layers, .. } = Self::new(config, 0);
-        2 * layers * block * size_of::<bf16>()
+        2 * layers * block * size_of::<Half>()
     }
 }
 
@@ -61,7 +61,7 @@ impl<'a> DeviceCache<'a> {
     pub(super) fn layer(
         &mut self,
         layer: usize,
-    ) -> (DeviceSliceMut<'_, bf16>, DeviceSliceMut<'_, bf16>) {
+    ) -> (DeviceSliceMut<'_, Half>, DeviceSliceMut<'_, Half>) {
         let range = layer * self.shape.layer..(layer + 1) * self.shape.layer;
         let (keys, values) = (self.keys.slice_mut(), self.values.slice_mut());
         (keys.into_range(range.clone()), values.into_range(range))

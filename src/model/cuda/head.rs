@@ -1,6 +1,6 @@
 //! The head of the training graph on a GPU: scores of a chunk of targets, and their gradients.
 //!
-//! Contract: logits are f32 and exist for one chunk of targets at a time, their gradients bf16. Chunks
+//! Contract: logits are f32 and exist for one chunk of targets at a time, their gradients in 16 bits. Chunks
 //! are padded to whole tiles of a product by targets without a gradient. The last norm is taken of all
 //! rows before (`work.normal`), and its backward after all chunks, from the gradients of its output
 //! that they add up in `work.branch`. Only scores and their gradients cross to the host, once a chunk.
@@ -10,11 +10,10 @@ use super::batch::{List, ROWS, RowList, padded};
 use super::memory::{Matrix, Shape};
 use crate::cuda::gemm::{Linear, Start};
 use crate::cuda::kernels::logprob::{self, ScoreGradient, Statistics};
-use crate::cuda::{DeviceSliceMut, Phase, Stream, Tools, Transfer};
+use crate::cuda::{DeviceSliceMut, Half, Phase, Stream, Tools, Transfer};
 use crate::model::{Target, TokenScores};
 use crate::ops::logprob::ScoreGradient as HostGradient;
 use anyhow::Result;
-use half::bf16;
 
 /// Most logits of a head chunk: with their gradients 1.5 GiB.
 const HEAD_LOGITS: usize = 1 << 28;
@@ -94,7 +93,7 @@ impl Training<'_> {
         is_first: bool,
         temperature: f32,
         by_scores: &[HostGradient],
-        d_head: DeviceSliceMut<'_, bf16>,
+        d_head: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (Shape { hidden, vocab, .. }, count) = (self.shape, by_scores.len());
         let rows = padded(count);

@@ -11,10 +11,9 @@ use crate::cuda::gemm::{Linear, Start};
 use crate::cuda::kernels::Kernels;
 use crate::cuda::kernels::column_sums::PARTS;
 use crate::cuda::kernels::rms_norm::Norm;
-use crate::cuda::{DeviceSlice, DeviceSliceMut, Phase, Stream};
+use crate::cuda::{DeviceSlice, DeviceSliceMut, Half, Phase, Stream};
 use crate::model::layout::LayerRanges;
 use anyhow::Result;
-use half::bf16;
 
 /// What one layer keeps for its backward, beside its input.
 pub(super) struct LayerBuffers<'a> {
@@ -75,9 +74,9 @@ impl<'a> Work<'a> {
         &mut self,
         (stream, kernels): (&Stream, &Kernels),
         norm: Norm<'_>,
-        x: DeviceSlice<'_, bf16>,
+        x: DeviceSlice<'_, Half>,
         rows: usize,
-        mut gradient: DeviceSliceMut<'_, bf16>,
+        mut gradient: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         stream.fill(gradient.reborrow(), 0)?;
         let d_x = (self.d_x.rows_mut(rows), true);
@@ -176,7 +175,7 @@ impl Training<'_> {
     pub(super) fn layer_backward(
         &mut self,
         layer: usize,
-        grads: &mut DeviceSliceMut<'_, bf16>,
+        grads: &mut DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         self.feed_forward_backward(layer, grads)?;
         self.attention_backward(layer, grads)
@@ -185,7 +184,7 @@ impl Training<'_> {
     fn feed_forward_backward(
         &mut self,
         layer: usize,
-        grads: &mut DeviceSliceMut<'_, bf16>,
+        grads: &mut DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
         let Shape { hidden, inner, .. } = self.shape;
@@ -224,7 +223,7 @@ impl Training<'_> {
     fn attention_backward(
         &mut self,
         layer: usize,
-        grads: &mut DeviceSliceMut<'_, bf16>,
+        grads: &mut DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
         let Shape { hidden, width, qkv: qkv_width, .. } = self.shape;

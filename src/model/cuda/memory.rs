@@ -12,11 +12,10 @@ use crate::cuda::kernels::attention::Tile;
 use crate::cuda::kernels::column_sums::PARTS;
 use crate::cuda::kernels::logprob::{ScoreGradient, Statistics};
 use crate::cuda::memory::ALIGNMENT;
-use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
+use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Half, Phase};
 use crate::model::{BatchSize, Decoder, Recompute};
 use anyhow::Result;
 use bytemuck::Pod;
-use half::bf16;
 
 /// Bytes of a phase of training by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,7 +87,7 @@ impl TrainingMemory {
     pub fn new(decoder: &Decoder, size: BatchSize, recompute: Recompute, has_cudnn: bool) -> Self {
         let shape = Shape::new(decoder, size, recompute);
         let Shape { rows, chunk, hidden, inner, vocab, heads, width, qkv, .. } = shape;
-        let matrix = |rows: usize, width: usize| bytes::<bf16>(rows * width);
+        let matrix = |rows: usize, width: usize| bytes::<Half>(rows * width);
         let residual = matrix(rows, hidden);
         let layer = matrix(rows, qkv)
             + matrix(rows, width)
@@ -144,7 +143,7 @@ fn bytes<T>(len: usize) -> usize {
 }
 
 /// Rows of numbers, in room for the largest batch.
-pub(super) struct Matrix<'a, T = bf16> {
+pub(super) struct Matrix<'a, T = Half> {
     data: DeviceBuffer<'a, T>,
     width: usize,
 }
@@ -190,7 +189,7 @@ mod tests {
     use super::*;
     use crate::model::ModelConfig;
 
-    /// Bytes beside a phase of training on one of eight ranks: parameters and gradients in bf16, and an
+    /// Bytes beside a phase of training on one of eight ranks: parameters and gradients in 16 bits, and an
     /// eighth of master weights, gradient sums and two moments in f32.
     fn lasting(decoder: &Decoder) -> usize {
         decoder.layout().len * (2 + 2 + 16 / 8)

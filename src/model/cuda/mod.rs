@@ -1,7 +1,7 @@
-//! The decoder on a GPU: its bf16 parameters, and the phases that compute with them.
+//! The decoder on a GPU: its parameters in 16 bits, and the phases that compute with them.
 //!
 //! Contract: the twin of [`Decoder`] and its workspaces, in the same flat layout. Parameters,
-//! activations and their gradients are bf16, sums and statistics f32. What lasts (parameters, rotary
+//! activations and their gradients are [`Half`], sums and statistics f32. What lasts (parameters, rotary
 //! table) is taken when a model is made; a phase ([`Training`]) takes the rest of the arena in turn with
 //! others, so only one of them exists at a time, and nothing is allocated while it works. All work is
 //! queued on the model's stream. The same inputs give the same bits. Left out: families of sequences
@@ -23,9 +23,8 @@ use crate::cuda::kernels::decode::{DIMS, MOST_GROUP};
 use crate::cuda::kernels::rms_norm::{MOST_WIDTH, Norm};
 use crate::cuda::kernels::rope::{Angles, Heads};
 use crate::cuda::kernels::sample::MOST_CHOICES;
-use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
+use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Half};
 use anyhow::Result;
-use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -40,11 +39,11 @@ const VECTOR: usize = 8;
 /// Parameters that are converted at a time on their way to the device.
 const UPLOAD: usize = 8 << 20;
 
-/// A decoder with its bf16 parameters on one GPU.
+/// A decoder with its parameters on one GPU.
 pub struct DeviceModel {
     gpu: Gpu,
     decoder: Decoder,
-    params: DeviceBuffer<'static, bf16>,
+    params: DeviceBuffer<'static, Half>,
     rope: RopeTable,
     plans: PlanStore,
 }
@@ -59,7 +58,7 @@ struct RopeTable {
 /// The parameters as operations read them.
 #[derive(Clone, Copy)]
 struct Weights<'a> {
-    params: DeviceSlice<'a, bf16>,
+    params: DeviceSlice<'a, Half>,
     /// Of every norm.
     eps: f32,
 }
@@ -104,13 +103,14 @@ impl DeviceModel {
         Ok(Self { gpu, decoder, params, rope, plans: PlanStore::default() })
     }
 
-    /// Replaces the parameters from element `at` of the layout on, rounded to bf16.
+    /// Replaces the parameters from element `at` of the layout on, rounded to the GPU's format.
     pub fn upload(&mut self, at: usize, params: &[f32]) -> Result<()> {
-        let mut rounded = vec![bf16::ZERO; params.len().min(UPLOAD)];
+        let format = self.gpu.device.half_format();
+        let mut rounded = vec![Half::ZERO; params.len().min(UPLOAD)];
         for (index, params) in params.chunks(UPLOAD).enumerate() {
             let start = at + index * UPLOAD;
             let rounded = &mut rounded[..params.len()];
-            rounded.par_iter_mut().zip(params).for_each(|(to, &from)| *to = bf16::from_f32(from));
+            rounded.par_iter_mut().zip(params).for_each(|(to, &from)| *to = format.narrow(from));
             let mut target = self.params.slice_mut();
             let target = target.range(start..start + params.len());
             self.gpu.tools.transfer.upload(&self.gpu.stream, rounded, target)?;
@@ -125,7 +125,7 @@ impl DeviceModel {
 
     /// The parameters, flat in the layout, and the GPU they are on: for the optimizer, and to take
     /// what else lasts.
-    pub fn split(&mut self) -> (DeviceSliceMut<'_, bf16>, &mut Gpu) {
+    pub fn split(&mut self) -> (DeviceSliceMut<'_, Half>, &mut Gpu) {
         (self.params.slice_mut(), &mut self.gpu)
     }
 
@@ -140,7 +140,7 @@ impl DeviceModel {
         &mut self,
         size: BatchSize,
         recompute: Recompute,
-    ) -> Result<(Training<'_>, DeviceBuffer<'_, bf16>)> {
+    ) -> Result<(Training<'_>, DeviceBuffer<'_, Half>)> {
         let len = self.decoder.layout().len;
         let (training, mut phase) = Training::new(self, size, recompute)?;
         Ok((training, phase.take("gradients", len)?))

@@ -14,12 +14,11 @@ use super::layer::{LayerBuffers, Work};
 use super::memory::{Matrix, Shape, attention_sizes};
 use super::{DeviceModel, RopeTable, Weights, heads};
 use crate::cuda::kernels::column_sums::PARTS;
-use crate::cuda::{DeviceSliceMut, Phase, Stream, Tools};
+use crate::cuda::{DeviceSliceMut, Half, Phase, Stream, Tools};
 use crate::model::{
     BatchSize, Decoder, Objective, Packed, Recompute, ScoreGradient, Target, TokenScores,
 };
 use anyhow::{Result, ensure};
-use half::bf16;
 use std::ops::Range;
 
 /// Rows of a launch of SwiGLU, in whole tiles of products.
@@ -30,7 +29,7 @@ const MOST_ROWS: usize = (1 << 16) - ROWS;
 /// (head, norm, last layer, ..., first layer, embedding). It gets the whole buffer, and may use what is
 /// final, also on another stream that it lets wait for an event recorded on this one.
 pub type Finished<'a> =
-    dyn FnMut(Range<usize>, DeviceSliceMut<'_, bf16>, &Stream) -> Result<()> + 'a;
+    dyn FnMut(Range<usize>, DeviceSliceMut<'_, Half>, &Stream) -> Result<()> + 'a;
 
 /// A phase of scoring and training: the buffers of both, on a model's GPU.
 pub struct Training<'a> {
@@ -124,7 +123,7 @@ impl<'a> Training<'a> {
         targets: &[Target],
         temperature: f32,
         objective: &mut Objective<'_>,
-        mut grads: DeviceSliceMut<'_, bf16>,
+        mut grads: DeviceSliceMut<'_, Half>,
         finished: &mut Finished<'_>,
     ) -> Result<()> {
         assert_eq!(grads.len(), self.weights.params.len(), "gradients in the layout");
@@ -184,7 +183,7 @@ impl<'a> Training<'a> {
         targets: &[Target],
         temperature: f32,
         objective: &mut Objective<'_>,
-        grads: &mut DeviceSliceMut<'_, bf16>,
+        grads: &mut DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let range = &self.decoder.ranges.head;
         let len = self.batch.rows() * self.shape.hidden;
@@ -204,7 +203,7 @@ impl<'a> Training<'a> {
 
     /// From the gradient of the last norm's output in `work.branch` to that of the residual stream in
     /// `work.d_x`, which it overwrites.
-    fn last_norm_backward(&mut self, grads: &mut DeviceSliceMut<'_, bf16>) -> Result<()> {
+    fn last_norm_backward(&mut self, grads: &mut DeviceSliceMut<'_, Half>) -> Result<()> {
         let (rows, range) = (self.batch.rows(), &self.decoder.ranges.norm);
         let Shape { hidden, layers, .. } = self.shape;
         let (norm, kernels) = (self.weights.norm(range), &self.tools.kernels);
@@ -222,7 +221,7 @@ impl<'a> Training<'a> {
 
     /// Adds the rows of `work.d_x` to the gradient of the embedding, which is the head's where they are
     /// one matrix.
-    fn embedding_backward(&mut self, grads: &mut DeviceSliceMut<'_, bf16>) -> Result<()> {
+    fn embedding_backward(&mut self, grads: &mut DeviceSliceMut<'_, Half>) -> Result<()> {
         let ranges = &self.decoder.ranges;
         let mut gradient = grads.range(ranges.embedding.clone());
         if ranges.head != ranges.embedding {

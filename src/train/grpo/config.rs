@@ -14,6 +14,7 @@ use crate::rewards::{Overlong, RewardConfig, RewardKind};
 use crate::sandbox::Limits;
 use crate::train::device::{DeviceKind, GpuConfig};
 use crate::train::plan::PlanConfig;
+use crate::train::settings::Precision;
 use crate::train::trainer::Execution;
 use crate::train::{
     CheckpointConfig, ModelSource, check_shared, refuse_outside, refuse_product, refuse_sizes,
@@ -342,7 +343,8 @@ impl Config {
     pub(super) fn execution(&self) -> Execution {
         let TrainConfig { ranks, recompute, device, gpu, seq_len, .. } = self.train;
         let largest = BatchSize { tokens: seq_len, longest: self.longest(), targets: seq_len };
-        Execution { ranks, recompute, loss_scale: None, gpus: device.gpus(gpu, largest) }
+        let gpus = device.gpus(gpu, Precision::Bf16, largest);
+        Execution { ranks, recompute, loss_scale: None, gpus }
     }
 
     /// Tokens of the longest prompt and response.

@@ -21,7 +21,7 @@ pub(super) use cpu::score;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Elements of a bucket on GPUs: 32 MiB of bf16, large enough for the full speed of NVLink.
+/// Elements of a bucket on GPUs: 32 MiB of 16 bits each, large enough for the full speed of NVLink.
 pub(super) const GPU_BUCKET: usize = 16 << 20;
 
 /// All ranks of one kind.

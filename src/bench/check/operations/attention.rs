@@ -2,12 +2,13 @@
 //! paged cache.
 
 use super::elementwise::parted;
-use super::rig::{Buffer, Narrow, Rig, narrow, normal, widen};
-use super::{Comparison, Expected, NARROW, SUMS, deterministic, expected};
+use super::rig::{Buffer, Numbers, Rig};
+use super::{Comparison, Expected, SUMS, deterministic, expected};
 use crate::cuda::attention::{Attention, Gradients, Operands, Results, Segments, Sizes};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
 use crate::cuda::kernels::decode::Cache;
 use crate::cuda::kernels::rope::{BLOCK_TOKENS, Heads};
+use crate::cuda::{Half, HalfFormat};
 use crate::ops::attention as cpu;
 use anyhow::Result;
 use std::cell::RefCell;
@@ -33,7 +34,8 @@ const LONG: &[&[usize]] = &[&[0, 5120], &[0, 1, 18, 18, 1042, 1043, 3600, 5120]]
 pub(super) fn check(to: &mut Comparison<'_>) -> Result<()> {
     let odd: Vec<_> = HEADS.into_iter().zip(PACKS).collect();
     for (heads, packs) in to.shapes.of(&odd, &MODELS.map(|heads| (heads, LONG))) {
-        let packs: Vec<_> = packs.iter().map(|ends| Pack::new(heads, ends)).collect();
+        let pack = |ends: &&'static [usize]| Pack::new(to.format, heads, ends);
+        let packs: Vec<_> = packs.iter().map(pack).collect();
         packs.iter().try_for_each(|pack| own(to, pack))?;
         if heads.dim == 128 {
             cudnn(to, &packs)?;
@@ -46,23 +48,24 @@ pub(super) fn check(to: &mut Comparison<'_>) -> Result<()> {
 
 /// Packed sequences with everything that the CPU says of them.
 struct Pack<'e> {
+    format: HalfFormat,
     heads: Heads,
     ends: &'e [usize],
-    qkv: Vec<Narrow>,
-    d_out: Vec<Narrow>,
+    qkv: Vec<Half>,
+    d_out: Vec<Half>,
     out: Vec<f32>,
     lse: Vec<f32>,
     d_qkv: Vec<f32>,
 }
 
 impl<'e> Pack<'e> {
-    fn new(heads: Heads, ends: &'e [usize]) -> Self {
+    fn new(format: HalfFormat, heads: Heads, ends: &'e [usize]) -> Self {
         let Heads { queries, keys, dim } = heads;
         let tokens = ends.last().copied().unwrap_or(0);
-        let qkv = normal(50, tokens * heads.row(), 1.5);
-        let d_out = normal(51, tokens * queries * dim, 1.0);
+        let qkv = format.normal(50, tokens * heads.row(), 1.5);
+        let d_out = format.normal(51, tokens * queries * dim, 1.0);
         let (mut out, mut lse) = (vec![0.0; d_out.len()], vec![0.0; tokens * queries]);
-        let mut d_qkv = widen(&qkv);
+        let mut d_qkv = format.widen_all(&qkv);
         // The CPU takes no empty sequences.
         let mut own_ends = ends.to_vec();
         own_ends.dedup();
@@ -70,10 +73,10 @@ impl<'e> Pack<'e> {
         let mut scratch: Vec<_> = (0..threads).map(|_| cpu::AttentionScratch::default()).collect();
         let of_cpu = cpu::Heads { queries, keys, dim };
         cpu::attention(of_cpu, &d_qkv, &own_ends, &mut out, &mut lse, &mut scratch);
-        let rounded = widen(&narrow(&out));
-        let forward = (&rounded[..], &lse[..], &widen(&d_out)[..]);
+        let rounded = format.widen_all(&format.narrow_all(&out));
+        let forward = (&rounded[..], &lse[..], &format.widen_all(&d_out)[..]);
         cpu::attention_backward(of_cpu, &mut d_qkv, &own_ends, forward, &mut scratch);
-        Self { heads, ends, qkv, d_out, out, lse, d_qkv }
+        Self { format, heads, ends, qkv, d_out, out, lse, d_qkv }
     }
 
     fn tokens(&self) -> usize {
@@ -88,13 +91,14 @@ impl<'e> Pack<'e> {
 
     /// Output and log-sum-exp, then the gradients, whose errors are apart as their sizes are.
     fn expected(&self) -> Vec<Expected> {
-        let parts = self.heads.parts(self.tokens());
+        let (format, parts) = (self.format, self.heads.parts(self.tokens()));
         let gradients = parted(self.heads, &self.d_qkv);
-        let gradient =
-            |(what, part): (_, Range<usize>)| expected(what, gradients[part].to_vec(), NARROW);
+        let gradient = |(what, part): (_, Range<usize>)| {
+            expected(what, gradients[part].to_vec(), format.tolerance())
+        };
         let names = ["d queries", "d keys", "d values"];
         let forward = [
-            expected("out", self.out.clone(), NARROW),
+            expected("out", self.out.clone(), format.tolerance()),
             expected("log-sum-exp", self.lse.clone(), SUMS),
         ];
         forward.into_iter().chain(names.into_iter().zip(parts).map(gradient)).collect()
@@ -108,7 +112,7 @@ impl<'e> Pack<'e> {
     /// What the backward reads of the forward: the CPU's.
     fn forward<'g>(&self, rig: &Rig<'g>) -> Result<Kept<'g>> {
         Ok(Kept {
-            out: rig.put(&narrow(&self.out))?,
+            out: rig.put(&self.format.narrow_all(&self.out))?,
             lse: rig.put(&self.lse)?,
             d_out: rig.put(&self.d_out)?,
         })
@@ -116,9 +120,9 @@ impl<'e> Pack<'e> {
 }
 
 struct Kept<'g> {
-    out: Buffer<'g, Narrow>,
+    out: Buffer<'g, Half>,
     lse: Buffer<'g, f32>,
-    d_out: Buffer<'g, Narrow>,
+    d_out: Buffer<'g, Half>,
 }
 
 /// Our kernels.
@@ -191,7 +195,7 @@ fn by_cudnn(plans: &mut Attention, rig: &Rig<'_>, pack: &Pack<'_>) -> Result<Vec
     plans.forward(stream, &segments, operands, results, scratch.slice_mut())?;
     let kept = pack.forward(rig)?;
     let results = Results { output: kept.out.slice(), stats: kept.lse.slice() };
-    let mut gradients = rig.poisoned::<Narrow>(pack.qkv.len())?;
+    let mut gradients = rig.poisoned::<Half>(pack.qkv.len())?;
     let (query, rest) = gradients.slice_mut().split_at(parts[0].end);
     let (key, value) = rest.split_at(parts[1].len());
     let to = Gradients { query, key, value };
@@ -204,12 +208,13 @@ fn by_cudnn(plans: &mut Attention, rig: &Rig<'_>, pack: &Pack<'_>) -> Result<Vec
 /// New tokens of sequences whose blocks lie scattered between NaNs.
 fn decode(to: &mut Comparison<'_>, heads: Heads, lengths: &[usize]) -> Result<()> {
     let Heads { queries, keys: kv_heads, dim } = heads;
-    let cached = Cached::new(heads, lengths);
+    let format = to.format;
+    let cached = Cached::new(format, heads, lengths);
     let out = (0..lengths.len()).flat_map(|sequence| cached.attend(sequence)).collect();
     let longest = lengths.iter().max().copied().unwrap_or(0);
     let name = format!("decoding {} to {longest} x ({queries}, {kv_heads}) x {dim}", lengths.len());
     let lengths: Vec<u32> = lengths.iter().map(|&length| length as u32).collect();
-    to.compare(name, &[expected("out", out, NARROW)], |rig| {
+    to.compare(name, &[expected("out", out, format.tolerance())], |rig| {
         let (keys, values) = (rig.put(&cached.keys)?, rig.put(&cached.values)?);
         let (tables, lengths) = (rig.put(&cached.tables)?, rig.put(&lengths)?);
         let cache = Cache {
@@ -219,7 +224,7 @@ fn decode(to: &mut Comparison<'_>, heads: Heads, lengths: &[usize]) -> Result<()
             lengths: lengths.slice(),
         };
         let qkv = rig.put(&cached.rows)?;
-        let mut out = rig.poisoned::<Narrow>(lengths.slice().len() * queries * dim)?;
+        let mut out = rig.poisoned::<Half>(lengths.slice().len() * queries * dim)?;
         let kernels = &rig.kernels.decode;
         kernels.attend(rig.stream, heads, qkv.slice(), cache, out.slice_mut())?;
         Ok(vec![rig.read(&out)?])
@@ -228,24 +233,25 @@ fn decode(to: &mut Comparison<'_>, heads: Heads, lengths: &[usize]) -> Result<()
 
 /// The cached keys and values of some sequences, and the row of each one's new token.
 struct Cached {
+    format: HalfFormat,
     heads: Heads,
     lengths: Vec<usize>,
     table_width: usize,
     tables: Vec<u32>,
-    keys: Vec<Narrow>,
-    values: Vec<Narrow>,
-    rows: Vec<Narrow>,
+    keys: Vec<Half>,
+    values: Vec<Half>,
+    rows: Vec<Half>,
 }
 
 impl Cached {
-    fn new(heads: Heads, lengths: &[usize]) -> Self {
+    fn new(format: HalfFormat, heads: Heads, lengths: &[usize]) -> Self {
         let blocks = |length: usize| length.div_ceil(BLOCK_TOKENS);
         let table_width = lengths.iter().map(|&length| blocks(length)).max().unwrap_or(0) + 1;
         let total = lengths.len() * table_width;
         let mut tables = vec![u32::MAX; total];
         let len = total * heads.keys * BLOCK_TOKENS * heads.dim;
-        let numbers = [normal(60, len, 1.5), normal(61, len, 1.5)];
-        let [mut keys, mut values] = [(); 2].map(|()| vec![Narrow::NAN; len]);
+        let numbers = [format.normal(60, len, 1.5), format.normal(61, len, 1.5)];
+        let [mut keys, mut values] = [(); 2].map(|()| vec![format.narrow(f32::NAN); len]);
         for (sequence, &length) in lengths.iter().enumerate() {
             for position in 0..length {
                 let entry = sequence * table_width + position / BLOCK_TOKENS;
@@ -261,23 +267,24 @@ impl Cached {
                 }
             }
         }
-        let rows = normal(62, lengths.len() * heads.row(), 1.5);
-        Self { heads, lengths: lengths.to_vec(), table_width, tables, keys, values, rows }
+        let rows = format.normal(62, lengths.len() * heads.row(), 1.5);
+        Self { format, heads, lengths: lengths.to_vec(), table_width, tables, keys, values, rows }
     }
 
     /// The output of a sequence, of all query heads, in f64.
     fn attend(&self, sequence: usize) -> Vec<f32> {
         let Heads { queries, keys: kv_heads, dim } = self.heads;
         let row = &self.rows[sequence * self.heads.row()..];
+        let widen = |number: &Half| f64::from(self.format.widen(*number));
         let head = |query: usize| {
             let place = |position: usize| {
                 let entry = sequence * self.table_width + position / BLOCK_TOKENS;
                 let block = self.tables[entry] as usize * kv_heads + query * kv_heads / queries;
                 (block * BLOCK_TOKENS + position % BLOCK_TOKENS) * dim
             };
-            let dot = |key: &[Narrow]| -> f64 {
+            let dot = |key: &[Half]| -> f64 {
                 let products = row[query * dim..][..dim].iter().zip(key);
-                products.map(|(q, k)| q.to_f64() * k.to_f64()).sum::<f64>() / (dim as f64).sqrt()
+                products.map(|(q, k)| widen(q) * widen(k)).sum::<f64>() / (dim as f64).sqrt()
             };
             let scores: Vec<f64> = (0..self.lengths[sequence])
                 .map(|position| dot(&self.keys[place(position)..][..dim]))
@@ -288,7 +295,7 @@ impl Cached {
                 let weight = (score - most).exp();
                 sum += weight;
                 let value = &self.values[place(position)..][..dim];
-                out.iter_mut().zip(value).for_each(|(out, v)| *out += weight * v.to_f64());
+                out.iter_mut().zip(value).for_each(|(out, v)| *out += weight * widen(v));
             }
             let mean = move |out: f64| if sum > 0.0 { (out / sum) as f32 } else { 0.0 };
             out.into_iter().map(mean).collect::<Vec<f32>>()

@@ -1,7 +1,8 @@
 //! Embedding, rotary positions and SwiGLU.
 
-use super::rig::{Buffer, Narrow, Rig, narrow, normal, widen};
-use super::{Comparison, EXACT, NARROW, expected};
+use super::rig::{Buffer, Numbers, Rig};
+use super::{Comparison, EXACT, expected};
+use crate::cuda::Half;
 use crate::cuda::kernels::embedding::{DeviceTokenRows, TokenRows};
 use crate::cuda::kernels::rope::{Angles, BLOCK_TOKENS, CacheWrite, Direction, Heads};
 use crate::ops;
@@ -42,15 +43,16 @@ pub(super) fn check(to: &mut Comparison<'_>) -> Result<()> {
 
 /// Rows of tokens of which some occur often, and their gradients.
 fn embedding(to: &mut Comparison<'_>, width: usize, vocab: usize, count: usize) -> Result<()> {
+    let format = to.format;
     let tokens: Vec<u32> = (0..count).map(|i| ((i * i + 3) % vocab) as u32).collect();
-    let table = normal(1, vocab * width, 1.0);
-    let (dy, before) = (normal(2, count * width, 1.0), normal(3, vocab * width, 1.0));
-    let (mut out, mut gradient) = (vec![0.0; count * width], widen(&before));
-    ops::embedding::embedding(&widen(&table), width, &tokens, &mut out);
-    ops::embedding::embedding_backward(&widen(&dy), width, &tokens, &mut gradient);
+    let table = format.normal(1, vocab * width, 1.0);
+    let (dy, before) = (format.normal(2, count * width, 1.0), format.normal(3, vocab * width, 1.0));
+    let (mut out, mut gradient) = (vec![0.0; count * width], format.widen_all(&before));
+    ops::embedding::embedding(&format.widen_all(&table), width, &tokens, &mut out);
+    ops::embedding::embedding_backward(&format.widen_all(&dy), width, &tokens, &mut gradient);
     let outputs = [
         expected("rows", out, EXACT),
-        expected("gradient", widen(&narrow(&gradient)), EXACT),
+        expected("gradient", format.widen_all(&format.narrow_all(&gradient)), EXACT),
         expected("in f32", gradient, EXACT),
     ];
     let list = TokenRows::new(&tokens);
@@ -61,9 +63,9 @@ fn embedding(to: &mut Comparison<'_>, width: usize, vocab: usize, count: usize) 
         let list = DeviceTokenRows { tokens: of, starts, rows };
         let (kernels, stream) = (&rig.kernels.embedding, rig.stream);
         let (table, tokens, dy) = (rig.put(&table)?, rig.put(&tokens)?, rig.put(&dy)?);
-        let mut out = rig.poisoned::<Narrow>(count * width)?;
+        let mut out = rig.poisoned::<Half>(count * width)?;
         kernels.forward(stream, table.slice(), tokens.slice(), width, out.slice_mut())?;
-        let (mut short, mut long) = (rig.put(&before)?, rig.put(&widen(&before))?);
+        let (mut short, mut long) = (rig.put(&before)?, rig.put(&format.widen_all(&before))?);
         kernels.backward(stream, dy.slice(), list, width, short.slice_mut())?;
         kernels.backward(stream, dy.slice(), list, width, long.slice_mut())?;
         Ok(vec![rig.read(&out)?, rig.read(&short)?, rig.read(&long)?])
@@ -105,8 +107,7 @@ impl<'g> Turning<'g> {
 }
 
 /// Rows turned on the CPU.
-fn turned(heads: Heads, rope: &Rope, qkv: &[Narrow], direction: Direction) -> Vec<f32> {
-    let mut rows = widen(qkv);
+fn turned(heads: Heads, rope: &Rope, mut rows: Vec<f32>, direction: Direction) -> Vec<f32> {
     for (row, qkv) in rows.chunks_exact_mut(heads.row()).enumerate() {
         let count = heads.queries + heads.keys;
         match direction {
@@ -129,15 +130,16 @@ pub(super) fn parted<T: Copy>(heads: Heads, qkv: &[T]) -> Vec<T> {
 
 /// Rows turned where they are, both ways; taken apart on the way forth, put together on the way back.
 fn rope(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()> {
+    let format = to.format;
     let rope = table(heads);
-    let qkv = normal(4, rows * heads.row(), 1.0);
-    let forth = turned(heads, &rope, &qkv, Direction::Forward);
-    let back = turned(heads, &rope, &qkv, Direction::Backward);
+    let qkv = format.normal(4, rows * heads.row(), 1.0);
+    let forth = turned(heads, &rope, format.widen_all(&qkv), Direction::Forward);
+    let back = turned(heads, &rope, format.widen_all(&qkv), Direction::Backward);
     let outputs = [
-        expected("forth", forth.clone(), NARROW),
-        expected("back", back.clone(), NARROW),
-        expected("apart", parted(heads, &forth), NARROW),
-        expected("together", back, NARROW),
+        expected("forth", forth.clone(), format.tolerance()),
+        expected("back", back.clone(), format.tolerance()),
+        expected("apart", parted(heads, &forth), format.tolerance()),
+        expected("together", back, format.tolerance()),
     ];
     let Heads { queries, keys, dim } = heads;
     to.compare(format!("rope {rows} x ({queries}, {keys}) x {dim}"), &outputs, |rig| {
@@ -156,10 +158,11 @@ fn rope(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()> {
 
 /// Turned keys, and values, in their slots of a cache, and nothing elsewhere.
 fn cache_write(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()> {
+    let format = to.format;
     let Heads { queries, keys: kv_heads, dim } = heads;
     let rope = table(heads);
-    let qkv = normal(5, rows * heads.row(), 1.0);
-    let turned = turned(heads, &rope, &qkv, Direction::Forward);
+    let qkv = format.normal(5, rows * heads.row(), 1.0);
+    let turned = turned(heads, &rope, format.widen_all(&qkv), Direction::Forward);
     let blocks = rows.div_ceil(BLOCK_TOKENS) + 1;
     // Slots from the last one on downwards.
     let slots: Vec<u32> = (0..rows).map(|row| (blocks * BLOCK_TOKENS - 1 - row) as u32).collect();
@@ -175,15 +178,15 @@ fn cache_write(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()>
         }
     }
     let outputs = [
-        expected("rows", turned, NARROW),
-        expected("keys", keys, NARROW),
+        expected("rows", turned, format.tolerance()),
+        expected("keys", keys, format.tolerance()),
         expected("values", values, EXACT),
     ];
     let name = format!("rope into a cache {rows} x ({queries}, {kv_heads}) x {dim}");
     to.compare(name, &outputs, |rig| {
         let turning = Turning::put(rig, &rope, rows)?;
         let (slots, mut qkv) = (rig.put(&slots)?, rig.put(&qkv)?);
-        let ones = narrow(&vec![1.0; len]);
+        let ones = format.narrow_all(&vec![1.0; len]);
         let (mut keys, mut values) = (rig.put(&ones)?, rig.put(&ones)?);
         let (to_keys, to_values) = (keys.slice_mut(), values.slice_mut());
         let cache = CacheWrite { keys: to_keys, values: to_values, slots: slots.slice() };
@@ -194,18 +197,20 @@ fn cache_write(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()>
 }
 
 fn swiglu(to: &mut Comparison<'_>, inner: usize, rows: usize) -> Result<()> {
-    let (gate_up, dy) = (normal(6, rows * 2 * inner, 3.0), normal(7, rows * inner, 1.0));
-    let (mut gradients, mut product) = (widen(&gate_up), widen(&dy));
+    let format = to.format;
+    let (gate_up, dy) =
+        (format.normal(6, rows * 2 * inner, 3.0), format.normal(7, rows * inner, 1.0));
+    let (mut gradients, mut product) = (format.widen_all(&gate_up), format.widen_all(&dy));
     ops::swiglu::swiglu_backward(&mut gradients, inner, &mut product);
     let outputs = [
-        expected("product", product.clone(), NARROW),
-        expected("again", product, NARROW),
-        expected("gradients", gradients, NARROW),
+        expected("product", product.clone(), format.tolerance()),
+        expected("again", product, format.tolerance()),
+        expected("gradients", gradients, format.tolerance()),
     ];
     to.compare(format!("swiglu {rows} x {inner}"), &outputs, |rig| {
         let (kernels, stream) = (&rig.kernels.swiglu, rig.stream);
         let (mut gate_up, mut dy) = (rig.put(&gate_up)?, rig.put(&dy)?);
-        let mut out = rig.poisoned::<Narrow>(rows * inner)?;
+        let mut out = rig.poisoned::<Half>(rows * inner)?;
         kernels.forward(stream, gate_up.slice(), inner, out.slice_mut())?;
         kernels.backward(stream, gate_up.slice_mut(), inner, dy.slice_mut())?;
         Ok(vec![rig.read(&out)?, rig.read(&dy)?, rig.read(&gate_up)?])

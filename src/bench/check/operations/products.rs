@@ -1,7 +1,8 @@
 //! The products of linear layers.
 
-use super::rig::{Narrow, normal, widen};
-use super::{Comparison, EXACT, Expected, NARROW, SUMS, expected};
+use super::rig::Numbers;
+use super::{Comparison, EXACT, Expected, SUMS, expected};
+use crate::cuda::Half;
 use crate::cuda::gemm::{Linear, Start};
 use anyhow::Result;
 use rayon::prelude::*;
@@ -26,26 +27,29 @@ pub(super) fn check(to: &mut Comparison<'_>) -> Result<()> {
 }
 
 fn products(to: &mut Comparison<'_>, sizes: Linear) -> Result<()> {
+    let format = to.format;
     let Linear { rows, inputs, outputs } = sizes;
-    let (x, weight) = (normal(70, rows * inputs, 1.0), normal(71, outputs * inputs, 0.5));
-    let (dy, bias) = (normal(72, rows * outputs, 1.0), normal(73, outputs, 2.0));
-    let before = normal(74, rows * outputs, 3.0);
-    let y = Product { a: &x, b: &weight, depth: inputs }.numbers();
-    let with_bias = y.chunks_exact(outputs).flat_map(|row| sum(row, &bias)).collect();
-    let of_columns = transposed(&weight, inputs);
-    let dx = Product { a: &dy, b: &of_columns, depth: outputs }.numbers();
-    let (dy_columns, x_columns) = (transposed(&dy, outputs), transposed(&x, inputs));
-    let dw = Product { a: &dy_columns, b: &x_columns, depth: rows }.numbers();
-    let narrow = |what, numbers| expected(what, numbers, NARROW);
+    let (x, weight) =
+        (format.normal(70, rows * inputs, 1.0), format.normal(71, outputs * inputs, 0.5));
+    let (dy, bias) = (format.normal(72, rows * outputs, 1.0), format.normal(73, outputs, 2.0));
+    let before = format.normal(74, rows * outputs, 3.0);
+    let (x_wide, weight_wide) = (format.widen_all(&x), format.widen_all(&weight));
+    let dy_wide = format.widen_all(&dy);
+    let y = product(&x_wide, &weight_wide, inputs);
+    let bias_wide = format.widen_all(&bias);
+    let with_bias = y.chunks_exact(outputs).flat_map(|row| sum(row, &bias_wide)).collect();
+    let dx = product(&dy_wide, &transposed(&weight_wide, inputs), outputs);
+    let dw = product(&transposed(&dy_wide, outputs), &transposed(&x_wide, inputs), rows);
+    let short = |what, numbers| expected(what, numbers, format.tolerance());
     let wide = |what, numbers: &[f32]| -> Expected { expected(what, numbers.to_vec(), SUMS) };
     let all = [
-        narrow("y", y.clone()),
+        short("y", y.clone()),
         wide("in f32", &y),
-        narrow("with bias", with_bias),
-        narrow("added", sum(&y, &before)),
-        narrow("dx", dx.clone()),
+        short("with bias", with_bias),
+        short("added", sum(&y, &format.widen_all(&before))),
+        short("dx", dx.clone()),
         wide("in f32", &dx),
-        narrow("dw", dw.clone()),
+        short("dw", dw.clone()),
         wide("in f32", &dw),
         expected("depth 0", vec![0.0; rows * outputs], EXACT),
     ];
@@ -53,7 +57,7 @@ fn products(to: &mut Comparison<'_>, sizes: Linear) -> Result<()> {
         let (mut gemm, stream) = (rig.gemm(), rig.stream);
         let (x, weight, dy) = (rig.put(&x)?, rig.put(&weight)?, rig.put(&dy)?);
         let (bias, mut added) = (rig.put(&bias)?, rig.put(&before)?);
-        let take = |len| rig.poisoned::<Narrow>(len);
+        let take = |len| rig.poisoned::<Half>(len);
         let take_wide = |len| rig.poisoned::<f32>(len);
         let (mut y, mut y_wide) = (take(rows * outputs)?, take_wide(rows * outputs)?);
         let (mut with_bias, mut empty) = (take(rows * outputs)?, take(rows * outputs)?);
@@ -87,19 +91,9 @@ fn products(to: &mut Comparison<'_>, sizes: Linear) -> Result<()> {
 }
 
 /// `a · bᵀ` of rows of `depth` numbers.
-struct Product<'n> {
-    a: &'n [Narrow],
-    b: &'n [Narrow],
-    depth: usize,
-}
-
-impl Product<'_> {
-    fn numbers(&self) -> Vec<f32> {
-        let (a, b) = (widen(self.a), widen(self.b));
-        let rows = a.par_chunks_exact(self.depth);
-        let row = |a| b.chunks_exact(self.depth).map(move |b| dot(a, b)).collect::<Vec<f32>>();
-        rows.flat_map(row).collect()
-    }
+fn product(a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+    let row = |a| b.chunks_exact(depth).map(move |b| dot(a, b)).collect::<Vec<f32>>();
+    a.par_chunks_exact(depth).flat_map(row).collect()
 }
 
 /// In f64, in several sums, so that the compiler may take them side by side.
@@ -116,11 +110,11 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// The columns of rows of `width` numbers.
-fn transposed(rows: &[Narrow], width: usize) -> Vec<Narrow> {
+fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
     let count = rows.len() / width;
     (0..rows.len()).into_par_iter().map(|i| rows[i % count * width + i / count]).collect()
 }
 
-fn sum(numbers: &[f32], others: &[Narrow]) -> Vec<f32> {
-    numbers.iter().zip(others).map(|(number, other)| number + other.to_f32()).collect()
+fn sum(numbers: &[f32], others: &[f32]) -> Vec<f32> {
+    numbers.iter().zip(others).map(|(number, other)| number + other).collect()
 }

@@ -3,15 +3,13 @@
 use crate::base::rng;
 use crate::cuda::kernels::Kernels;
 use crate::cuda::{
-    DeviceBuffer, DeviceSlice, DeviceSliceMut, Gemm, Gpu, Phase, Stream, Tools, Transfer,
+    DeviceBuffer, DeviceSlice, DeviceSliceMut, Gemm, Gpu, Half, HalfFormat, Phase, Stream, Tools,
+    Transfer,
 };
 use anyhow::{Result, ensure};
 use bytemuck::Pod;
 use rayon::prelude::*;
 use std::cell::{RefCell, RefMut};
-
-/// The 16-bit numbers of the GPU.
-pub(super) type Narrow = half::bf16;
 
 /// What outputs begin with, and what lies behind a buffer: NaNs in every format.
 const POISON: u8 = 0xff;
@@ -72,7 +70,8 @@ impl<'g> Rig<'g> {
 
     /// The same as numbers.
     pub(super) fn read<T: Number>(&self, buffer: &Buffer<'_, T>) -> Result<Vec<f32>> {
-        Ok(self.get(buffer)?.into_iter().map(T::number).collect())
+        let format = self.stream.device().half_format();
+        Ok(self.get(buffer)?.into_iter().map(|number| number.number(format)).collect())
     }
 
     /// Products of matrices.
@@ -103,43 +102,67 @@ impl<T: Pod> Buffer<'_, T> {
 
 /// A kind of number that operations put out.
 pub(super) trait Number: Pod {
-    /// As f32.
-    fn number(self) -> f32;
+    /// As f32, from a GPU with 16-bit numbers of this format.
+    fn number(self, format: HalfFormat) -> f32;
 }
 
-impl Number for Narrow {
-    fn number(self) -> f32 {
+impl Number for Half {
+    fn number(self, format: HalfFormat) -> f32 {
+        format.widen(self)
+    }
+}
+
+impl Number for half::bf16 {
+    fn number(self, _: HalfFormat) -> f32 {
         self.to_f32()
     }
 }
 
 impl Number for f32 {
-    fn number(self) -> f32 {
+    fn number(self, _: HalfFormat) -> f32 {
         self
     }
 }
 
 impl Number for u32 {
-    fn number(self) -> f32 {
+    fn number(self, _: HalfFormat) -> f32 {
         self as f32
     }
 }
 
-/// Numbers of a standard normal distribution times `scale`, as the GPU has them.
-pub(super) fn normal(seed: u64, len: usize, scale: f32) -> Vec<Narrow> {
-    let number = |i: u64| {
-        let (a, b) = (1.0 - rng::uniform(seed, 2 * i), rng::uniform(seed, 2 * i + 1));
-        (-2.0 * a.ln()).sqrt() * (std::f32::consts::TAU * b).cos()
-    };
-    (0..len as u64).into_par_iter().map(|i| Narrow::from_f32(number(i) * scale)).collect()
+/// Many numbers of a format.
+pub(super) trait Numbers {
+    /// Of a standard normal distribution times `scale`, rounded.
+    fn normal(self, seed: u64, len: usize, scale: f32) -> Vec<Half>;
+    /// The same as f32.
+    fn widen_all(self, numbers: &[Half]) -> Vec<f32>;
+    /// The nearest to each.
+    fn narrow_all(self, numbers: &[f32]) -> Vec<Half>;
+    /// The largest relative error of an operation's outputs.
+    fn tolerance(self) -> f64;
 }
 
-/// The same as f32.
-pub(super) fn widen(numbers: &[Narrow]) -> Vec<f32> {
-    numbers.iter().map(|number| number.to_f32()).collect()
-}
+impl Numbers for HalfFormat {
+    fn normal(self, seed: u64, len: usize, scale: f32) -> Vec<Half> {
+        let number = |i: u64| {
+            let (a, b) = (1.0 - rng::uniform(seed, 2 * i), rng::uniform(seed, 2 * i + 1));
+            (-2.0 * a.ln()).sqrt() * (std::f32::consts::TAU * b).cos()
+        };
+        (0..len as u64).into_par_iter().map(|i| self.narrow(number(i) * scale)).collect()
+    }
 
-/// The nearest of the GPU's numbers to each.
-pub(super) fn narrow(numbers: &[f32]) -> Vec<Narrow> {
-    numbers.iter().map(|&number| Narrow::from_f32(number)).collect()
+    fn widen_all(self, numbers: &[Half]) -> Vec<f32> {
+        numbers.iter().map(|&number| self.widen(number)).collect()
+    }
+
+    fn narrow_all(self, numbers: &[f32]) -> Vec<Half> {
+        numbers.iter().map(|&number| self.narrow(number)).collect()
+    }
+
+    fn tolerance(self) -> f64 {
+        match self {
+            Self::Bf16 => 1e-2,
+            Self::Fp16 => 2e-3,
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Norms, sums over rows, and the scores of rows of logits.
 
-use super::rig::{Narrow, narrow, normal, widen};
-use super::{Comparison, EXACT, NARROW, WIDE, expected};
+use super::rig::Numbers;
+use super::{Comparison, EXACT, WIDE, expected};
+use crate::cuda::Half;
 use crate::cuda::kernels::column_sums::{PARTS, parts};
 use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
 use crate::cuda::kernels::rms_norm::Norm;
@@ -38,29 +39,32 @@ pub(super) fn check(to: &mut Comparison<'_>) -> Result<()> {
 
 /// A norm alone, and of a sum, which is rounded as it is stored, apart and in place.
 fn norm(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {
-    let (x, residual) = (normal(11, rows * width, 2.0), normal(12, rows * width, 1.0));
-    let weight = normal(13, width, 1.0);
-    let sum: Vec<f32> = x.iter().zip(&residual).map(|(x, r)| x.to_f32() + r.to_f32()).collect();
-    let sum = widen(&narrow(&sum));
+    let format = to.format;
+    let (x, residual) =
+        (format.normal(11, rows * width, 2.0), format.normal(12, rows * width, 1.0));
+    let weight = format.normal(13, width, 1.0);
+    let sum: Vec<f32> =
+        x.iter().zip(&residual).map(|(&x, &r)| format.widen(x) + format.widen(r)).collect();
+    let sum = format.widen_all(&format.narrow_all(&sum));
     let norm_of = |x: &[f32]| {
         let mut y = vec![0.0; x.len()];
-        ops::rms_norm::rms_norm(x, &widen(&weight), EPS, &mut y);
+        ops::rms_norm::rms_norm(x, &format.widen_all(&weight), EPS, &mut y);
         y
     };
-    let (plain, of_sum) = (norm_of(&widen(&x)), norm_of(&sum));
+    let (plain, of_sum) = (norm_of(&format.widen_all(&x)), norm_of(&sum));
     let outputs = [
-        expected("y", plain, NARROW),
+        expected("y", plain, format.tolerance()),
         expected("sum", sum.clone(), EXACT),
-        expected("of the sum", of_sum.clone(), NARROW),
+        expected("of the sum", of_sum.clone(), format.tolerance()),
         expected("sum in place", sum, EXACT),
-        expected("of it", of_sum, NARROW),
+        expected("of it", of_sum, format.tolerance()),
     ];
     to.compare(format!("rms_norm {rows} x {width}"), &outputs, |rig| {
         let (kernels, stream) = (&rig.kernels.rms_norm, rig.stream);
         let weight = rig.put(&weight)?;
         let norm = Norm { weight: weight.slice(), eps: EPS };
         let (mut source, residual) = (rig.put(&x)?, rig.put(&residual)?);
-        let take = || rig.poisoned::<Narrow>(rows * width);
+        let take = || rig.poisoned::<Half>(rows * width);
         let (mut plain, mut sum, mut y, mut again) = (take()?, take()?, take()?, take()?);
         kernels.forward(stream, norm, source.slice(), plain.slice_mut())?;
         let pair = (source.slice(), residual.slice());
@@ -73,19 +77,20 @@ fn norm(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {
 
 /// Both gradients and the output, with and without a gradient that is there before.
 fn norm_backward(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {
-    let (x, dy) = (normal(14, rows * width, 2.0), normal(15, rows * width, 1.0));
-    let (weight, before) = (normal(16, width, 1.0), normal(17, rows * width, 1.0));
-    let of_weight = normal(18, width, 1.0);
+    let format = to.format;
+    let (x, dy) = (format.normal(14, rows * width, 2.0), format.normal(15, rows * width, 1.0));
+    let (weight, before) = (format.normal(16, width, 1.0), format.normal(17, rows * width, 1.0));
+    let of_weight = format.normal(18, width, 1.0);
     for adds in [true, false] {
-        let (mut y, mut gradient) = (widen(&dy), widen(&of_weight));
-        let mut dx = if adds { widen(&before) } else { vec![0.0; rows * width] };
-        let weights = widen(&weight);
-        let x_wide = widen(&x);
+        let (mut y, mut gradient) = (format.widen_all(&dy), format.widen_all(&of_weight));
+        let mut dx = if adds { format.widen_all(&before) } else { vec![0.0; rows * width] };
+        let weights = format.widen_all(&weight);
+        let x_wide = format.widen_all(&x);
         ops::rms_norm::rms_norm_backward(&x_wide, &weights, EPS, &mut y, &mut dx, &mut gradient);
         let outputs = [
-            expected("y", y, NARROW),
-            expected("dx", dx, NARROW),
-            expected("d weight", gradient.clone(), NARROW),
+            expected("y", y, format.tolerance()),
+            expected("dx", dx, format.tolerance()),
+            expected("d weight", gradient.clone(), format.tolerance()),
             expected("in f32", gradient, WIDE),
         ];
         let name = if adds { "rms_norm backward, added" } else { "rms_norm backward" };
@@ -94,7 +99,8 @@ fn norm_backward(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<(
             let (stream, x, weight) = (rig.stream, rig.put(&x)?, rig.put(&weight)?);
             let norm = Norm { weight: weight.slice(), eps: EPS };
             let mut partials = rig.poisoned(PARTS * width)?;
-            let (mut short, mut long) = (rig.put(&of_weight)?, rig.put(&widen(&of_weight))?);
+            let (mut short, mut long) =
+                (rig.put(&of_weight)?, rig.put(&format.widen_all(&of_weight))?);
             let take = || if adds { rig.put(&before) } else { rig.poisoned(rows * width) };
             let (mut y, mut dx) = (rig.put(&dy)?, take()?);
             let (of_rows, to) = (y.slice_mut(), (dx.slice_mut(), adds));
@@ -127,14 +133,16 @@ fn norm_backward(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<(
 }
 
 fn column_sums(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {
-    let (x, before) = (normal(19, rows * width, 1.0), normal(20, width, 1.0));
-    let mut sums = widen(&before);
-    ops::reduce::add_rows(&widen(&x), &mut sums);
-    let outputs = [expected("sums", sums.clone(), NARROW), expected("in f32", sums, WIDE)];
+    let format = to.format;
+    let (x, before) = (format.normal(19, rows * width, 1.0), format.normal(20, width, 1.0));
+    let mut sums = format.widen_all(&before);
+    ops::reduce::add_rows(&format.widen_all(&x), &mut sums);
+    let outputs =
+        [expected("sums", sums.clone(), format.tolerance()), expected("in f32", sums, WIDE)];
     to.compare(format!("sums over rows {rows} x {width}"), &outputs, |rig| {
         let (sums, stream, x) = (&rig.kernels.column_sums, rig.stream, rig.put(&x)?);
         let mut partials = rig.poisoned(parts(rows) * width)?;
-        let (mut short, mut long) = (rig.put(&before)?, rig.put(&widen(&before))?);
+        let (mut short, mut long) = (rig.put(&before)?, rig.put(&format.widen_all(&before))?);
         sums.add_sums_of(stream, x.slice(), partials.slice_mut(), short.slice_mut())?;
         sums.add_sums_of(stream, x.slice(), partials.slice_mut(), long.slice_mut())?;
         Ok(vec![rig.read(&short)?, rig.read(&long)?])
@@ -143,10 +151,11 @@ fn column_sums(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()>
 
 /// Scores of logits in both formats, and the gradients; what lies behind a row must not count.
 fn scores(to: &mut Comparison<'_>, shape: Shape, rows: usize, scale: f32) -> Result<()> {
+    let format = to.format;
     let Shape { vocab, stride, temperature } = shape;
-    let mut logits = normal(21, rows * stride, scale);
+    let mut logits = format.normal(21, rows * stride, scale);
     for row in logits.chunks_exact_mut(stride) {
-        row[vocab..].fill(Narrow::from_f32(1000.0));
+        row[vocab..].fill(format.narrow(1000.0));
     }
     let targets: Vec<u32> = (0..rows).map(|i| ((i * 7919 + 5) % vocab) as u32).collect();
     let gradient =
@@ -155,7 +164,7 @@ fn scores(to: &mut Comparison<'_>, shape: Shape, rows: usize, scale: f32) -> Res
     let (mut by_row, mut d_logits) = (Vec::new(), vec![0.0; rows * stride]);
     for (row, d_logits) in d_logits.chunks_exact_mut(stride).enumerate() {
         let own = &mut d_logits[..vocab];
-        own.copy_from_slice(&widen(&logits[row * stride..][..vocab]));
+        own.copy_from_slice(&format.widen_all(&logits[row * stride..][..vocab]));
         let statistics = ops::logprob::statistics(own, temperature);
         let logp = statistics.logp(own[targets[row] as usize]);
         by_row.push([statistics.log_sum, statistics.entropy, statistics.mean_logp, logp]);
@@ -170,13 +179,13 @@ fn scores(to: &mut Comparison<'_>, shape: Shape, rows: usize, scale: f32) -> Res
         expected("mean", column(2), WIDE),
         expected("logp", column(3), WIDE),
         expected("of 16 bits", column(3), WIDE),
-        expected("d logits", d_logits.clone(), NARROW),
-        expected("in place", d_logits, NARROW),
+        expected("d logits", d_logits.clone(), format.tolerance()),
+        expected("in place", d_logits, format.tolerance()),
     ];
     let name = format!("logprob {rows} x {vocab} of {stride}, temperature {temperature}");
     to.compare(name, &outputs, |rig| {
         let (kernels, stream) = (&rig.kernels.logprob, rig.stream);
-        let (mut short, long) = (rig.put(&logits)?, rig.put(&widen(&logits))?);
+        let (mut short, long) = (rig.put(&logits)?, rig.put(&format.widen_all(&logits))?);
         let (targets, gradients) = (rig.put(&targets)?, rig.put(&gradients)?);
         let (targets, gradients) = (targets.slice(), gradients.slice());
         let mut statistics = rig.poisoned::<Statistics>(rows)?;
@@ -185,7 +194,7 @@ fn scores(to: &mut Comparison<'_>, shape: Shape, rows: usize, scale: f32) -> Res
         kernels.forward(stream, shape, short.slice(), targets, to, logp)?;
         let (to, logp) = (statistics.slice_mut(), of_long.slice_mut());
         kernels.forward(stream, shape, long.slice(), targets, to, logp)?;
-        let mut d_logits = rig.poisoned::<Narrow>(rows * stride)?;
+        let mut d_logits = rig.poisoned::<Half>(rows * stride)?;
         let (pair, by_row) = ((long.slice(), d_logits.slice_mut()), statistics.slice());
         kernels.backward(stream, shape, pair, targets, by_row, gradients)?;
         let own = short.slice_mut();

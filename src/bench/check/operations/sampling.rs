@@ -1,8 +1,9 @@
 //! Sampled tokens, and the repetition penalty.
 
-use super::rig::{Rig, normal, widen};
+use super::rig::{Numbers, Rig};
 use super::{Comparison, EXACT, WIDE, expected};
 use crate::base::rng;
+use crate::cuda::HalfFormat;
 use crate::cuda::kernels::repetition::Seen;
 use crate::cuda::kernels::sample::{Rows, Sampling};
 use crate::ops::logprob::statistics;
@@ -32,6 +33,11 @@ pub(super) fn check(to: &mut Comparison<'_>) -> Result<()> {
     penalty(to)
 }
 
+/// Random logits.
+fn numbers(seed: u64, len: usize, scale: f32) -> Vec<f32> {
+    HalfFormat::Bf16.widen_all(&HalfFormat::Bf16.normal(seed, len, scale))
+}
+
 /// Logits and the key and number of each row's draw.
 struct Draws {
     vocab: usize,
@@ -44,7 +50,7 @@ impl Draws {
     fn new(vocab: usize) -> Self {
         Self {
             vocab,
-            logits: widen(&normal(90, ROWS * vocab, 2.0)),
+            logits: numbers(90, ROWS * vocab, 2.0),
             keys: (0..ROWS as u64).map(|row| rng::key(6, &[row])).collect(),
             indices: (0..ROWS as u64).map(|row| 3 * row).collect(),
         }
@@ -115,7 +121,7 @@ fn shares(to: &mut Comparison<'_>, vocab: usize) -> Result<()> {
 /// No token of the first row, every third of the second, and more of the third than threads.
 fn penalty(to: &mut Comparison<'_>) -> Result<()> {
     const STRIDE: usize = 1000;
-    let logits = widen(&normal(91, 3 * STRIDE, 3.0));
+    let logits = numbers(91, 3 * STRIDE, 3.0);
     let seen = [Vec::new(), (0..STRIDE as u32).step_by(3).collect(), (5..705).collect::<Vec<_>>()];
     let ends = seen.iter().scan(0, |end, seen| {
         *end += seen.len() as u32;

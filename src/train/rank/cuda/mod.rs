@@ -1,7 +1,7 @@
 //! Ranks on GPUs: one each, in one process.
 //!
-//! Contract: parameters, activations and gradients are bf16; master weights and sums of gradients f32,
-//! moments as the configuration says. A gradient is summed over the ranks bucket by bucket while the
+//! Contract: parameters, activations and gradients are bf16 or fp16, master weights and sums of gradients
+//! f32, moments as the configuration says. A gradient is summed over the ranks bucket by bucket while the
 //! backward goes on ([`GradientSums`]). Equal runs are equal to the bit. All memory is taken when the ranks
 //! start, of which activations are laid out for the largest micro-batch that was announced. A rank that
 //! fails makes the others fail. Left out: several nodes, for which `dist::rendezvous` and
@@ -14,15 +14,16 @@ mod shard;
 
 use super::{Chunk, GPU_BUCKET, MicroBatch, Moments, Reduced, share, within};
 use crate::checkpoint::LanguageModel;
-use crate::cuda::Gpu;
 use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
+use crate::cuda::{Gpu, HalfFormat};
 use crate::dist::{self, Comm, Member, Shards};
 use crate::eval::generator::Generator;
 use crate::model::cuda::DeviceModel;
 use crate::model::{Layout, ScoreGradient};
 use crate::ops::adamw::AdamW;
 use crate::train::device::Gpus;
+use crate::train::settings::Precision;
 use crate::train::trainer::Execution;
 use anyhow::Result;
 use exchange::Exchange;
@@ -57,7 +58,7 @@ impl Ranks {
         let id = (size > 1).then(UniqueId::new).transpose()?;
         let start = |comm: &mut Box<dyn Comm>| -> Result<Rank> {
             let rank = comm.rank();
-            let mut gpu = Gpu::open(rank, None)?;
+            let mut gpu = Gpu::open(rank, half_format(gpus.precision), None)?;
             let of_rank = (shards, rank);
             let shard = Shard::new(&mut gpu, of_rank, gpus.config, model, decayed)?;
             let device = gpu.device.clone();
@@ -237,6 +238,14 @@ impl Rank {
             Ok(scores.iter().map(|score| score.logp).collect())
         };
         rows.iter().map(&mut of_row).collect()
+    }
+}
+
+fn half_format(precision: Precision) -> HalfFormat {
+    match precision {
+        Precision::Fp16 => HalfFormat::Fp16,
+        // f32 is refused where settings enter.
+        Precision::Bf16 | Precision::F32 => HalfFormat::Bf16,
     }
 }
 

@@ -1,6 +1,6 @@
 //! A rank's shard of the optimizer on its GPU: master weights, moments, and the sums of gradients.
 //!
-//! Contract: gradients come in bf16, micro-batch by micro-batch, from the end of the flat buffer to its
+//! Contract: gradients come in 16 bits, micro-batch by micro-batch, from the end of the flat buffer to its
 //! start, and are added to f32 sums bucket by bucket while the backward goes on. All work is queued on
 //! the stream of the [`Exchange`]. Moments in bf16 are rounded at random, keyed by the update, so that
 //! equal runs, resumed ones among them, are equal to the bit. Left out: overlapping the gathering of
@@ -10,10 +10,11 @@ use super::exchange::Exchange;
 use super::within;
 use crate::base::rng;
 use crate::checkpoint::LanguageModel;
-use crate::cuda::kernels::Float;
-use crate::cuda::kernels::adamw::{AdamW, AdamWKernels, DecayRange, Shard as Elements, StepInputs};
+use crate::cuda::kernels::adamw::{
+    AdamW, AdamWKernels, DecayRange, Moment, Shard as Elements, StepInputs,
+};
 use crate::cuda::kernels::flat::Flat;
-use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Gpu, Stream, Transfer};
+use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Gpu, Half, Stream, Transfer};
 use crate::dist::{Portion, Shards};
 use crate::model::Layout;
 use crate::train::device::{GpuConfig, GradientSums, Moments};
@@ -109,7 +110,7 @@ impl Shard {
         &mut self,
         exchange: &Exchange,
         range: Range<usize>,
-        mut gradients: DeviceSliceMut<'_, bf16>,
+        mut gradients: DeviceSliceMut<'_, Half>,
         computation: &Stream,
     ) -> Result<()> {
         let Self { portions, sums, kept, flat, buckets_left, .. } = self;
@@ -172,7 +173,7 @@ impl Shard {
         exchange: &Exchange,
         kernels: &AdamWKernels,
         adamw: AdamW,
-        mut params: DeviceSliceMut<'_, bf16>,
+        mut params: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         for index in 0..self.portions.len() {
             let bucket = self.portions[index].bucket.clone();
@@ -188,7 +189,7 @@ impl Shard {
         kernels: &AdamWKernels,
         adamw: AdamW,
         index: usize,
-        mut params: DeviceSliceMut<'_, bf16>,
+        mut params: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let Portion { own, in_shard, .. } = self.portions[index].clone();
         let kept = self.place(&self.portions[index], &own);
@@ -318,22 +319,22 @@ impl Shard {
     }
 }
 
-fn both<M: Float>(arena: &mut Arena, len: usize) -> Result<[DeviceBuffer<'static, M>; 2]> {
+fn both<M: Moment>(arena: &mut Arena, len: usize) -> Result<[DeviceBuffer<'static, M>; 2]> {
     Ok([arena.lasting("first moments", len)?, arena.lasting("second moments", len)?])
 }
 
-fn clear<M: Float>(stream: &Stream, both: &mut [DeviceBuffer<'static, M>; 2]) -> Result<()> {
+fn clear<M: Moment>(stream: &Stream, both: &mut [DeviceBuffer<'static, M>; 2]) -> Result<()> {
     both.iter_mut().try_for_each(|moments| stream.fill(moments.slice_mut(), 0))
 }
 
-fn parts<'b, M: Float>(
+fn parts<'b, M: Moment>(
     both: &'b mut [DeviceBuffer<'static, M>; 2],
     range: &Range<usize>,
 ) -> [DeviceSliceMut<'b, M>; 2] {
     both.each_mut().map(|moments| moments.slice_mut().into_range(range.clone()))
 }
 
-fn download<M: Float>(
+fn download<M: Moment>(
     stream: &Stream,
     transfer: &mut Transfer,
     both: &[DeviceBuffer<'static, M>; 2],
