@@ -1,8 +1,8 @@
 //! Whole models: log-probabilities and the gradient of every tensor against the CPU's decoder.
 //!
 //! Contract: tiny models of every family, with random weights that the GPU has, and each pass twice, bit for
-//! bit. Tolerances are those of bf16: 2e-2 for a log-probability and 4e-3 for their mean, 3e-2 for a
-//! gradient relative to its norm.
+//! bit. Tolerances are those of bf16, the coarser format: 2e-2 for a log-probability and 4e-3 for their
+//! mean, 3e-2 for a gradient relative to its norm.
 
 use super::{Check, deterministic};
 use crate::base::rng;
