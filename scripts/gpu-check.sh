@@ -112,7 +112,7 @@ sanitize() {
 
 # The judge is no part of this, and doctor fails where it cannot start.
 peer doctor 10 "$train" doctor
-step correctness 60 "$train" gpu-check --shapes $shapes
+step correctness 90 "$train" gpu-check --shapes $shapes
 first=${models[0]}
 bench "$first" ops 20 "${sizes[@]}" "${seq[@]}"
 bench "$first" step 30 "${sizes[@]}" "${seq[@]}"

@@ -20,6 +20,7 @@ use super::{Check, Shapes, deterministic};
 use crate::bench::report::is_emulated;
 use crate::cuda::{Gpu, HalfFormat};
 use anyhow::{Context, Result};
+use rayon::prelude::*;
 use rig::Rig;
 
 /// The largest error of f32 outputs.
@@ -86,7 +87,8 @@ impl Comparison<'_> {
         let name = format!("{}, {:?}", name.into(), self.format);
         let mut run = || operation(&Rig::on(self.gpu)).with_context(|| name.clone());
         let (first, second) = (run()?, run()?);
-        let is_same = first.iter().map(|x| bits(x)).eq(second.iter().map(|x| bits(x)));
+        let is_same =
+            first.iter().zip(&second).all(|(first, second)| have_same_bits(first, second));
         let (mut is_right, mut found) = (first.len() == expected.len(), Vec::new());
         for (Expected { what, numbers, tolerance }, actual) in expected.iter().zip(&first) {
             let error = error(actual, numbers);
@@ -116,7 +118,7 @@ fn error(actual: &[f32], expected: &[f32]) -> f64 {
     if actual.len() != expected.len() {
         return f64::INFINITY;
     }
-    let squares: f64 = expected.iter().map(|&x| f64::from(x).powi(2)).sum();
+    let squares: f64 = expected.par_iter().map(|&x| f64::from(x).powi(2)).sum();
     let floor = (squares / expected.len().max(1) as f64).sqrt();
     let of_one = |(&actual, &expected): (&f32, &f32)| {
         let (actual, expected) = (f64::from(actual), f64::from(expected));
@@ -127,12 +129,13 @@ fn error(actual: &[f32], expected: &[f32]) -> f64 {
             _ => error / expected.abs().max(floor),
         }
     };
-    actual.iter().zip(expected).map(of_one).fold(0.0, f64::max)
+    actual.par_iter().zip(expected).map(of_one).reduce(|| 0.0, f64::max)
 }
 
-/// The bits, which unlike the numbers are equal to themselves.
-fn bits(numbers: &[f32]) -> Vec<u32> {
-    numbers.iter().map(|number| number.to_bits()).collect()
+/// Unlike the numbers, the bits of a NaN are equal to themselves.
+fn have_same_bits(first: &[f32], second: &[f32]) -> bool {
+    let is_same = |(first, second): (&f32, &f32)| first.to_bits() == second.to_bits();
+    first.len() == second.len() && first.par_iter().zip(second).all(is_same)
 }
 
 #[cfg(test)]

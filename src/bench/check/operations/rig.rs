@@ -71,7 +71,7 @@ impl<'g> Rig<'g> {
     /// The same as numbers.
     pub(super) fn read<T: Number>(&self, buffer: &Buffer<'_, T>) -> Result<Vec<f32>> {
         let format = self.stream.device().half_format();
-        Ok(self.get(buffer)?.into_iter().map(|number| number.number(format)).collect())
+        Ok(self.get(buffer)?.into_par_iter().map(|number| number.number(format)).collect())
     }
 
     /// Products of matrices.
@@ -101,7 +101,7 @@ impl<T: Pod> Buffer<'_, T> {
 }
 
 /// A kind of number that operations put out.
-pub(super) trait Number: Pod {
+pub(super) trait Number: Pod + Send {
     /// As f32, from a GPU with 16-bit numbers of this format.
     fn number(self, format: HalfFormat) -> f32;
 }
@@ -152,11 +152,11 @@ impl Numbers for HalfFormat {
     }
 
     fn widen_all(self, numbers: &[Half]) -> Vec<f32> {
-        numbers.iter().map(|&number| self.widen(number)).collect()
+        numbers.par_iter().map(|&number| self.widen(number)).collect()
     }
 
     fn narrow_all(self, numbers: &[f32]) -> Vec<Half> {
-        numbers.iter().map(|&number| self.narrow(number)).collect()
+        numbers.par_iter().map(|&number| self.narrow(number)).collect()
     }
 
     fn tolerance(self) -> f64 {
