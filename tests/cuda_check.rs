@@ -1,6 +1,11 @@
 //! `train gpu-check` and `train bench` on the emulated driver: what runs first on a GPU has run before.
 
 #![cfg(feature = "cuda")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests may panic, and say so"
+)]
 
 mod cuda_support;
 
