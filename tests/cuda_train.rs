@@ -9,27 +9,19 @@
 mod cuda_support;
 mod support;
 
-use cuda_support::emulated_gpu;
-use serde_json::{Value, json};
+use cuda_support::{can_emulate, emulated};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::LazyLock;
-use support::{Place, VOCAB, done, expect_mistake, inputs, interrupt, shape, start, train};
+use support::{
+    Place, VOCAB, column, done, expect_mistake, gpu_shape, inputs, interrupt, shape, start, train,
+};
 
 /// Updates of a run.
 const STEPS: usize = 10;
 
-/// A shape that the kernels compute.
-fn cuda_shape() -> Value {
-    let mut shape = shape(VOCAB);
-    let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 3,
-        "num_key_value_heads": 1, "head_dim": 32});
-    sizes.as_object().unwrap().iter().for_each(|(key, size)| shape[key] = size.clone());
-    shape
-}
-
-static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-train", &cuda_shape()));
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-train", &gpu_shape()));
 
 /// A run on the CPU.
 static CPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("cpu", ""));
@@ -65,22 +57,6 @@ every = 4
     )
 }
 
-/// Puts emulated GPUs before whatever GPUs there are.
-fn emulated(command: &mut Command, gpus: usize) -> &mut Command {
-    let folder = emulated_gpu().unwrap();
-    command.env("LD_LIBRARY_PATH", folder).env("EMULATED_GPU_MEMORY", "4096");
-    command.env("EMULATED_GPUS", gpus.to_string())
-}
-
-/// Whether GPUs can be emulated.
-fn can_emulate() -> bool {
-    let can = emulated_gpu().is_some();
-    if !can {
-        println!("SKIPPED: no C++ compiler");
-    }
-    can
-}
-
 fn undisturbed(name: &str, more: &str) -> PathBuf {
     let dir = &*INPUTS;
     let (file, run) = (dir.join(format!("{name}.toml")), dir.join(name));
@@ -89,12 +65,6 @@ fn undisturbed(name: &str, more: &str) -> PathBuf {
     command.args(["sft", "--config"]).arg(file).arg("--out").arg(&run);
     done(emulated(command.args(more.split_whitespace()), 1));
     run
-}
-
-fn column(run: &Path, key: &str) -> Vec<f64> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    rows.map(|row| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"))).collect()
 }
 
 /// The bytes of a file of the last checkpoint.
@@ -271,19 +241,20 @@ fn codeseq_sees_a_driver() -> bool {
     codeseq::cuda::device::driver_version().is_ok()
 }
 
-#[test]
-fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() {
-    if !can_emulate() {
-        return;
-    }
-    let place = Place::new();
-    place.write("sft.toml", &sft_config().replace(&format!("= {STEPS}"), "= 60"));
-    let model = done(&mut place.train("sft --config @sft.toml --out @sft"));
+/// A model that has learnt some, to be reinforced.
+static TRAINED: LazyLock<String> = LazyLock::new(|| {
+    let dir = &*INPUTS;
+    fs::write(dir.join("trained.toml"), sft_config().replace(&format!("= {STEPS}"), "= 60"))
+        .unwrap();
+    let words = "sft --config trained.toml --out trained";
+    done(train(dir).args(words.split_whitespace())).trim_end().to_owned()
+});
+
+fn grpo_config() -> String {
     let inputs = INPUTS.display();
-    place.write(
-        "grpo.toml",
-        &format!(
-            "seed = 5
+    let model = INPUTS.join(&*TRAINED);
+    format!(
+        "seed = 5
 model = {{ path = '{}' }}
 data = {{ files = ['{inputs}/problems.jsonl'], max_prompt_tokens = 160 }}
 rollout = {{ num_prompts = 2, n = 4, temperature = 0.9, max_new_tokens = 32, max_sequences = 8 }}
@@ -292,9 +263,17 @@ schedule = {{ kind = 'constant' }}
 policy = {{ importance_sampling_cap = 2.0 }}
 train = {{ total_steps = 2, seq_len = 400, device = 'cuda' }}
 ",
-            model.trim_end()
-        ),
-    );
+        model.display()
+    )
+}
+
+#[test]
+fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
     let run = place.path("run");
     done(emulated(&mut place.train("grpo --config @grpo.toml --out @run"), 1));
     let [ratio, off] =
@@ -307,4 +286,36 @@ train = {{ total_steps = 2, seq_len = 400, device = 'cuda' }}
         "grpo --config @grpo.toml --out @other --set train.share_prompts=true",
         &["train.share_prompts", "CPU"],
     );
+}
+
+#[test]
+fn reinforcement_held_to_a_reference_resumes_to_the_same_bits_in_the_memory_of_one_without() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    let sets = "--set optim.lr=1e-3 --set checkpoint.every=1";
+    let words =
+        |out: &str, more: &str| format!("grpo --config @grpo.toml --out @{out} {sets} {more}");
+    let run = |words: &str| done(emulated(&mut place.train(words), 1));
+    run(&words("without", "--set train.total_steps=1"));
+    run(&words("whole", "--set policy.kl_coef=0.1"));
+    let (whole, stopped) = (place.path("whole"), place.path("stopped"));
+    let rows = || fs::read_to_string(stopped.join("metrics.jsonl")).unwrap_or_default();
+    let mut command = place.train(&words("stopped", "--set policy.kl_coef=0.1"));
+    interrupt(start(emulated(&mut command, 1), || rows().lines().count() >= 1));
+    run(&words("stopped", "--set policy.kl_coef=0.1 --resume"));
+    let kl = column(&whole, "policy/reference_kl");
+    assert!(kl[0] < 1e-3 && kl[1] > kl[0], "{kl:?}");
+    for key in ["policy/reference_kl", "loss/policy", "optim/grad_norm"] {
+        assert_eq!(column(&whole, key), column(&stopped, key), "{key}");
+    }
+    for file in FILES {
+        let of = |run: &Path| fs::read(run.join("checkpoints/step-000002").join(file)).unwrap();
+        assert!(of(&whole) == of(&stopped), "{file} differs");
+    }
+    let [with, without] =
+        [&whole, &place.path("without")].map(|run| column(run, "time/gpu_peak_mib"));
+    assert_eq!(with[0], without[0]);
 }

@@ -1,20 +1,25 @@
 // Stands in for NCCL (libnccl.so.2) between emulated GPUs: what src/cuda/nccl calls of it.
 //
-// Contract: the ranks of a group are threads of one process. A collective is work of a stream that
-// waits until all ranks of the group have come to theirs; the last to come does it for all. Sums are
+// Contract: the ranks of a group are threads of one process or of several on this machine, which meet in a
+// file of /tmp that their identifier names. A collective is work of a stream that waits until all ranks of
+// the group have come to theirs; each then takes what it needs of the others' numbers. Sums are
 // in f32 (f64 for f64), in the order of the ranks, rounded once. Ranks whose calls do not fit together
 // get an error. An aborted rank waits no more; others wait for it until they are aborted too. Left
-// out: several processes, captured streams, everything that src/cuda does not call.
+// out: captured streams, everything that src/cuda does not call.
 #include "cuda.h"
 #include "driver.h"
 
 #include <atomic>
-#include <condition_variable>
+#include <cerrno>
+#include <chrono>
 #include <cstdio>
-#include <map>
+#include <cstring>
+#include <fcntl.h>
 #include <memory>
-#include <mutex>
 #include <string>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
@@ -23,6 +28,10 @@ namespace {
 enum { SUCCESS = 0, UNHANDLED_CUDA_ERROR = 1, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, IN_PROGRESS = 7 };
 enum { F16 = 6, F32 = 7, F64 = 8, BF16 = 9 };  // ncclDataType_t
 enum class Kind { AllReduce, ReduceScatter, AllGather, Reduce, Broadcast };
+
+constexpr int MOST_RANKS = 16;
+// Bytes that a rank can bring to a collective: a bucket of f32. What nobody writes takes no memory.
+constexpr size_t MOST_BYTES = size_t(64) << 20;
 
 // One rank's call.
 struct Call {
@@ -33,23 +42,27 @@ struct Call {
     char* to;
 };
 
+// What the ranks share; all zeros at first.
 struct Group {
-    explicit Group(int size) : size(size), calls(size), is_aborted(size) {}
-
-    const int size;
-    std::mutex lock;
-    std::condition_variable change;
-    int joined = 0, arrived = 0;
-    size_t finished = 0;  // collectives so far
-    bool is_misused = false;
-    std::vector<Call> calls;  // of the collective under way, by rank
-    std::vector<bool> is_aborted;
+    std::atomic<int> size, joined;
+    std::atomic<bool> is_misused;
+    // How many ranks have brought their numbers to a collective, and taken others', since the first.
+    std::atomic<size_t> arrived, left;
+    Call calls[MOST_RANKS];  // of the collective under way, by rank
+    char numbers[MOST_RANKS][MOST_BYTES];
 };
 
-struct Communicator {
-    std::shared_ptr<Group> group;
+// One rank's end, which its work keeps.
+struct End {
+    Group* group;
     int rank;
+    size_t finished = 0;  // collectives so far
+    std::atomic<bool> is_aborted = false;
+
+    ~End() { munmap(group, sizeof *group); }
 };
+
+using Communicator = std::shared_ptr<End>;
 
 size_t bytes_of(int type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
 
@@ -68,23 +81,21 @@ void write(int type, char* to, size_t i, double value) {
 }
 
 // The sum over the ranks of `count` numbers, `skip` of them on.
-std::vector<char> sum(const std::vector<Call>& calls, size_t skip) {
-    auto [type, count] = std::pair(calls[0].type, calls[0].count);
-    std::vector<char> sums(count * bytes_of(type));
-    for (size_t i = 0; i < count; i++) {
+void sum(const Group& group, const Call& call, size_t skip) {
+    for (size_t i = 0; i < call.count; i++) {
         double sum = 0;
-        for (const Call& call : calls) {
-            double next = sum + read(type, call.from, skip + i);
-            sum = type == F64 ? next : float(next);
+        for (int rank = 0; rank < group.size; rank++) {
+            double next = sum + read(call.type, group.numbers[rank], skip + i);
+            sum = call.type == F64 ? next : float(next);
         }
-        write(type, sums.data(), i, sum);
+        write(call.type, call.to, i, sum);
     }
-    return sums;
 }
 
-bool fit_together(const std::vector<Call>& calls) {
-    const Call& first = calls[0];
-    for (const Call& call : calls) {
+bool fit_together(const Group& group) {
+    const Call& first = group.calls[0];
+    for (int rank = 1; rank < group.size; rank++) {
+        const Call& call = group.calls[rank];
         if (call.kind != first.kind || call.type != first.type || call.root != first.root ||
             call.count != first.count) {
             return false;
@@ -93,63 +104,55 @@ bool fit_together(const std::vector<Call>& calls) {
     return true;
 }
 
-void perform(const std::vector<Call>& calls) {
-    const Call& first = calls[0];
-    size_t bytes = first.count * bytes_of(first.type);
-    switch (first.kind) {
-    case Kind::AllReduce: {
-        auto sums = sum(calls, 0);
-        for (const Call& call : calls) memcpy(call.to, sums.data(), bytes);
-        break;
-    }
-    case Kind::ReduceScatter: {
-        // All sums before any result, which may lie where another sum begins.
-        std::vector<std::vector<char>> pieces;
-        for (size_t rank = 0; rank < calls.size(); rank++) pieces.push_back(sum(calls, rank * first.count));
-        for (size_t rank = 0; rank < calls.size(); rank++) memcpy(calls[rank].to, pieces[rank].data(), bytes);
-        break;
-    }
+// Elements that a rank brings.
+size_t brought(const Group& group, int rank, const Call& call) {
+    if (call.kind == Kind::ReduceScatter) return call.count * group.size;
+    return call.kind == Kind::Broadcast && rank != call.root ? 0 : call.count;
+}
+
+void take(const Group& group, int rank, const Call& call) {
+    size_t bytes = call.count * bytes_of(call.type);
+    switch (call.kind) {
+    case Kind::AllReduce: return sum(group, call, 0);
+    case Kind::ReduceScatter: return sum(group, call, rank * call.count);
     case Kind::AllGather:
-        for (const Call& call : calls) {
-            for (size_t rank = 0; rank < calls.size(); rank++) {
-                memmove(call.to + rank * bytes, calls[rank].from, bytes);
-            }
-        }
-        break;
-    case Kind::Reduce: {
-        auto sums = sum(calls, 0);
-        memcpy(calls[first.root].to, sums.data(), bytes);
-        break;
+        for (int from = 0; from < group.size; from++) memcpy(call.to + from * bytes, group.numbers[from], bytes);
+        return;
+    case Kind::Reduce:
+        if (rank == call.root) sum(group, call, 0);
+        return;
+    case Kind::Broadcast: memcpy(call.to, group.numbers[call.root], bytes); return;
     }
-    case Kind::Broadcast:
-        for (const Call& call : calls) memmove(call.to, calls[first.root].from, bytes);
-        break;
-    }
+}
+
+// Waits until `count` is at least `least`: whether it is, and the rank was not aborted.
+bool wait_for(const End& end, const std::atomic<size_t>& count, size_t least) {
+    while (count < least && !end.is_aborted) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    return !end.is_aborted;
 }
 
 // Meets the other ranks in a collective.
-void meet(Group& group, int rank, const Call& call) {
-    std::unique_lock guard(group.lock);
-    if (group.is_misused || group.is_aborted[rank]) return;
-    group.calls[rank] = call;
-    size_t number = group.finished;
-    if (++group.arrived < group.size) {
-        group.change.wait(guard, [&] { return group.finished > number || group.is_aborted[rank]; });
-        if (group.finished == number) group.arrived--;
-        return;
+void meet(End& end, const Call& call) {
+    Group& group = *end.group;
+    if (group.is_misused || !wait_for(end, group.left, end.finished * group.size)) return;
+    group.calls[end.rank] = call;
+    memcpy(group.numbers[end.rank], call.from, brought(group, end.rank, call) * bytes_of(call.type));
+    end.finished++;
+    group.arrived++;
+    if (!wait_for(end, group.arrived, end.finished * group.size)) return;
+    if (fit_together(group)) {
+        take(group, end.rank, call);
+    } else if (!group.is_misused.exchange(true)) {
+        fprintf(stderr, "emulated NCCL: the calls of the ranks do not fit together\n");
     }
-    group.is_misused = !fit_together(group.calls);
-    if (group.is_misused) fprintf(stderr, "emulated NCCL: the calls of the ranks do not fit together\n");
-    else perform(group.calls);
-    group.arrived = 0;
-    group.finished++;
-    group.change.notify_all();
+    group.left++;
 }
 
 int put(void* at, void* stream, const Call& call) {
-    auto& [group, rank] = *static_cast<Communicator*>(at);
+    Communicator end = *static_cast<Communicator*>(at);
     if (call.type < F16 || call.type > BF16) return INVALID_ARGUMENT;
-    Work work = [group = group, rank = rank, call] { meet(*group, rank, call); };
+    if (brought(*end->group, end->rank, call) * bytes_of(call.type) > MOST_BYTES) return INVALID_ARGUMENT;
+    Work work = [end, call] { meet(*end, call); };
     if (emulated_put(stream, work) != 0) return UNHANDLED_CUDA_ERROR;
     // The other ranks wait for this one, whether or not its host does.
     return emulated_run(stream), SUCCESS;
@@ -168,8 +171,11 @@ int ncclGetVersion(int* version) { return *version = 22703, SUCCESS; }
 int ncclGetUniqueId(UniqueId* id) {
     static std::atomic<int> count;
     *id = {};
-    snprintf(id->bytes, sizeof id->bytes, "emulated %d %d", int(getpid()), ++count);
-    return SUCCESS;
+    snprintf(id->bytes, sizeof id->bytes, "/tmp/emulated-nccl-%d-%d", int(getpid()), ++count);
+    int file = open(id->bytes, O_RDWR | O_CREAT | O_EXCL, 0600);
+    bool is_made = file >= 0 && ftruncate(file, sizeof(Group)) == 0;
+    close(file);
+    return is_made ? SUCCESS : UNHANDLED_CUDA_ERROR;
 }
 
 const char* ncclGetErrorString(int error) {
@@ -183,33 +189,30 @@ const char* ncclGetErrorString(int error) {
 }
 
 int ncclCommInitRankConfig(void** communicator, int size, UniqueId id, int rank, void*) {
-    static std::mutex lock;
-    static std::map<std::string, std::weak_ptr<Group>> groups;
-    if (rank < 0 || rank >= size) return INVALID_ARGUMENT;
-    std::lock_guard guard(lock);
-    auto& known = groups[std::string(id.bytes, sizeof id.bytes)];
-    auto group = known.lock();
-    if (!group) known = group = std::make_shared<Group>(size);
-    if (group->size != size) return INVALID_ARGUMENT;
-    std::lock_guard group_guard(group->lock);
-    group->joined++;
-    return *communicator = new Communicator{group, rank}, IN_PROGRESS;
+    if (size > MOST_RANKS || rank < 0 || rank >= size) return INVALID_ARGUMENT;
+    int file = open(id.bytes, O_RDWR);
+    void* start = mmap(nullptr, sizeof(Group), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (start == MAP_FAILED) return INVALID_ARGUMENT;
+    auto group = static_cast<Group*>(start);
+    int expected = 0;
+    bool is_first = group->size.compare_exchange_strong(expected, size);
+    if (!is_first && expected != size) return munmap(start, sizeof(Group)), INVALID_ARGUMENT;
+    *communicator = new Communicator(new End{group, rank});
+    // Nobody has to find it any more.
+    if (++group->joined == size) unlink(id.bytes);
+    return IN_PROGRESS;
 }
 
 int ncclCommGetAsyncError(void* communicator, int* error) {
-    Group& group = *static_cast<Communicator*>(communicator)->group;
-    std::lock_guard guard(group.lock);
+    const Group& group = *(*static_cast<Communicator*>(communicator))->group;
     *error = group.is_misused ? INVALID_USAGE : group.joined < group.size ? IN_PROGRESS : SUCCESS;
     return SUCCESS;
 }
 
 int ncclCommAbort(void* at) {
     auto communicator = static_cast<Communicator*>(at);
-    {
-        std::lock_guard guard(communicator->group->lock);
-        communicator->group->is_aborted[communicator->rank] = true;
-        communicator->group->change.notify_all();
-    }
+    (*communicator)->is_aborted = true;
     return delete communicator, SUCCESS;
 }
 int ncclCommDestroy(void* communicator) {

@@ -17,6 +17,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -53,26 +54,34 @@ using Recording = std::vector<Work>;
 
 // A queue of work. What is put has numbers from 1.
 struct Queue {
-    std::mutex lock;  // of `waiting`
+    std::mutex lock;  // of `waiting` and `runner`
     std::deque<Work> waiting;
     std::atomic<size_t> put = 0;
     std::atomic<size_t> done = 0;
-    std::recursive_mutex running;
+    std::thread::id runner;  // who runs something now
+    std::condition_variable change;
     std::unique_ptr<Recording> recording;  // while it is captured
 
-    // Runs everything up to number `end`.
+    // Runs everything up to number `end`, or waits while another thread does: no longer than that, since
+    // what comes after may wait for what this thread runs.
     void run_to(size_t end) {
-        if (done >= end) return;
-        std::lock_guard guard(running);
+        const auto nobody = std::thread::id(), self = std::this_thread::get_id();
+        std::unique_lock guard(lock);
         while (done < end) {
-            Work work;
-            {
-                std::lock_guard guard(lock);
-                work = std::move(waiting.front());
-                waiting.pop_front();
+            auto before = runner;
+            if (before != nobody && before != self) {
+                change.wait(guard);
+                continue;
             }
+            Work work = std::move(waiting.front());
+            waiting.pop_front();
+            runner = self;
+            guard.unlock();
             work();
+            guard.lock();
+            runner = before;
             done++;
+            change.notify_all();
         }
     }
 };

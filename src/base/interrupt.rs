@@ -28,6 +28,16 @@ pub fn install() -> Result<()> {
     Ok(())
 }
 
+/// Ignores both for the rest of the process: another one asks this to stop.
+pub fn leave_to_another() -> Result<()> {
+    let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: nothing runs on the signal.
+        unsafe { sigaction(signal, &action) }.context("ignoring signals")?;
+    }
+    Ok(())
+}
+
 extern "C" fn on_signal(_: libc::c_int) {
     if REQUESTED.swap(true, Ordering::Relaxed) {
         // SAFETY: `_exit` is async-signal-safe and does not return.

@@ -16,11 +16,15 @@ use safetensors::{Dtype, SafeTensorError, View};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Elements that one work item converts.
 const PIECE: usize = 1 << 21;
+
+/// Elements that [`read_weights`] has at a time: 128 MiB, work for some threads.
+pub(super) const PART: usize = 1 << 25;
 
 /// Writes a model directory's files into `dir`, which exists.
 pub fn save_model(
@@ -38,51 +42,93 @@ pub fn save_model(
     tokenizer.copy_files(dir)
 }
 
-/// A run of rows that lies in one piece both in the file and in the buffer.
+/// A run of rows that lies in one piece both in the file and in the flat buffer.
 struct Piece<'a> {
     spec: &'a TensorSpec,
     /// Row of the buffer's tensor.
     first: usize,
-    values: &'a mut [f32],
+    /// Its place in the buffer.
+    range: Range<usize>,
 }
 
 /// Fills `weights` with a model directory's tensors, each at its range.
 pub fn load_weights(dir: &Path, specs: &[TensorSpec], weights: &mut [f32]) -> Result<()> {
     let shards = Shards::open(dir, specs)?;
     let loading = Loading::of(&shards);
-    pieces(specs, weights).into_par_iter().try_for_each(|Piece { spec, first, values }| {
-        let start = spec.order.file_row(first) * spec.row_len();
-        let part = shards.tensor(spec).slice(start, values.len());
-        shards.prepare(spec, part);
-        shards.check_finite(spec, part)?;
-        part.widen(values);
-        shards.release(spec, part);
-        loading.add(part.bytes.len());
-        anyhow::Ok(())
-    })?;
+    fill(&shards, &loading, &pieces(specs), 0, weights)?;
     loading.finish();
     Ok(())
 }
 
-/// Cuts the parts of the buffer that tensors own into pieces, large tensors into several.
-fn pieces<'a>(specs: &'a [TensorSpec], mut weights: &'a mut [f32]) -> Vec<Piece<'a>> {
+/// Gives the tensors of `shards` to `take`, in the order of their ranges: parts of the flat buffer of at
+/// most `most` elements, if its pieces are no longer, with the element that each begins at.
+pub(super) fn read_weights(
+    shards: &Shards,
+    specs: &[TensorSpec],
+    most: usize,
+    mut take: impl FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let loading = Loading::of(shards);
+    let pieces = pieces(specs);
+    let (mut rest, mut part) = (&pieces[..], Vec::new());
+    while let [Piece { range, .. }, others @ ..] = rest {
+        let (start, mut end, mut count) = (range.start, range.end, 1);
+        let fitting = others.iter().take_while(|piece| piece.range.end - start <= most);
+        for piece in fitting {
+            (end, count) = (piece.range.end, count + 1);
+        }
+        part.clear();
+        part.resize(end - start, 0.0);
+        fill(shards, &loading, &rest[..count], start, &mut part)?;
+        take(start, &part)?;
+        rest = &rest[count..];
+    }
+    loading.finish();
+    Ok(())
+}
+
+/// Fills what `pieces` are of a part of the flat buffer that begins at element `start`.
+fn fill(
+    shards: &Shards,
+    loading: &Loading,
+    pieces: &[Piece<'_>],
+    start: usize,
+    mut part: &mut [f32],
+) -> Result<()> {
+    let (mut at, mut places) = (start, Vec::with_capacity(pieces.len()));
+    for Piece { range, .. } in pieces {
+        let (_, rest) = part.split_at_mut(range.start - at);
+        let (place, rest) = rest.split_at_mut(range.len());
+        places.push(place);
+        (part, at) = (rest, range.end);
+    }
+    pieces.par_iter().zip(places).try_for_each(|(&Piece { spec, first, .. }, values)| {
+        let start = spec.order.file_row(first) * spec.row_len();
+        let stored = shards.tensor(spec).slice(start, values.len());
+        shards.prepare(spec, stored);
+        shards.check_finite(spec, stored)?;
+        stored.widen(values);
+        shards.release(spec, stored);
+        loading.add(stored.bytes.len());
+        Ok(())
+    })
+}
+
+/// Cuts tensors into pieces, large ones into several.
+fn pieces(specs: &[TensorSpec]) -> Vec<Piece<'_>> {
     let mut ordered: Vec<&TensorSpec> = specs.iter().collect();
     ordered.sort_by_key(|spec| spec.range.start);
-    let mut at = 0;
-    let mut pieces = Vec::new();
-    for spec in ordered {
-        let (_, rest) = weights.split_at_mut(spec.range.start - at);
-        let (tensor, rest) = rest.split_at_mut(spec.range.len());
-        (weights, at) = (rest, spec.range.end);
-        let row_len = spec.row_len().max(1);
-        let rows = spec.order.run().unwrap_or((PIECE / row_len).max(1));
-        pieces.extend(tensor.chunks_mut(rows * row_len).enumerate().map(|(i, values)| Piece {
+    let cut = |spec| {
+        let TensorSpec { order, range, .. } = spec;
+        let row_len = TensorSpec::row_len(spec).max(1);
+        let rows = order.run().unwrap_or((PIECE / row_len).max(1));
+        range.clone().step_by(rows * row_len).enumerate().map(move |(i, start)| Piece {
             spec,
             first: i * rows,
-            values,
-        }));
-    }
-    pieces
+            range: start..range.end.min(start + rows * row_len),
+        })
+    };
+    ordered.into_iter().flat_map(cut).collect()
 }
 
 /// A tensor of a model as it is written: in f32, its rows in the file's order.
@@ -223,6 +269,22 @@ mod tests {
         let mut loaded = vec![0.0; 10];
         load_weights(dir.path(), &specs(), &mut loaded).unwrap();
         assert_eq!(loaded, weights());
+    }
+
+    #[test]
+    fn weights_are_read_in_parts_as_they_are_loaded_whole() {
+        let dir = sharded();
+        let shards = Shards::open(dir.path(), &specs()).unwrap();
+        for (most, expected) in [(1, vec![0..4, 4..10]), (10, vec![0..10])] {
+            let (mut read, mut parts) = (Vec::new(), Vec::new());
+            let take = |start: usize, part: &[f32]| {
+                parts.push(start..start + part.len());
+                read.extend_from_slice(part);
+                Ok(())
+            };
+            read_weights(&shards, &specs(), most, take).unwrap();
+            assert_eq!((read, parts), (weights(), expected));
+        }
     }
 
     #[test]

@@ -4,11 +4,11 @@
 //! maps, tensor by tensor, and the pages are given back. Left out: training, which needs flat f32
 //! ([`super::LanguageModel`]).
 
-use super::hub::{self, Needs};
+use super::StoredModel;
 use super::language_model::stop_ids;
 use super::shards::{Loading, Shards};
 use crate::base::memory;
-use crate::model::{Decoder, ModelConfig, TensorSpec, Weights};
+use crate::model::{Decoder, TensorSpec, Weights};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::path::Path;
@@ -27,13 +27,8 @@ pub struct InferenceModel {
 impl InferenceModel {
     /// Opens a directory in Hugging Face layout, or a model by its name ([`super::hub`]).
     pub fn open(model: &Path) -> Result<Self> {
-        let dir = &hub::resolve(model, Needs::Model)?;
-        let decoder = Decoder::new(ModelConfig::from_dir(dir)?);
-        let shards = Shards::open(dir, &decoder.layout().tensors)?;
-        let tokenizer = Tokenizer::load(dir)?;
-        tokenizer.check_fits(decoder.config().vocab_size)?;
-        let what = dir.display().to_string();
-        memory::check(shards.bytes(), &what, "choose a smaller model")?;
+        let StoredModel { decoder, tokenizer, shards } = StoredModel::open(model)?;
+        memory::check(shards.bytes(), &model.display().to_string(), "choose a smaller model")?;
         let weights = load(&shards, &decoder)?;
         Ok(Self { decoder, weights, tokenizer })
     }

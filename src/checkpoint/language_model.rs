@@ -70,7 +70,8 @@ impl LanguageModel {
     }
 }
 
-pub(super) fn stop_ids(config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
+/// Ids that end a response: those of a model's config and of its generation config.
+pub fn stop_ids(config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
     let mut ids = config.eos_token_ids.clone();
     ids.extend_from_slice(tokenizer.eos_ids());
     ids.sort_unstable();

@@ -10,6 +10,8 @@ mod inference_model;
 mod language_model;
 mod shards;
 pub mod state;
+mod stored_model;
 
 pub use inference_model::InferenceModel;
-pub use language_model::LanguageModel;
+pub use language_model::{LanguageModel, stop_ids};
+pub use stored_model::StoredModel;

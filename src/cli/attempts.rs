@@ -5,7 +5,6 @@ use super::judge::JudgeArgs;
 use crate::base::error::Interrupted;
 use crate::base::fs::check_writable;
 use crate::base::interrupt;
-use crate::checkpoint::LanguageModel;
 use crate::checkpoint::hub::{self, Needs};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
@@ -78,7 +77,7 @@ impl AttemptArgs {
         let problems: Vec<Problem> = jsonl::read(&self.data)?;
         check(&problems).map_err(|e| e.context(self.data.display().to_string()))?;
         let dir = hub::resolve(&self.model, Needs::Model)?;
-        let mut candidate = self.ranks.place(LanguageModel::open(&dir)?)?;
+        let mut candidate = self.ranks.open(&dir)?;
         let prompt = GtgPrompt::bundled()?;
         let tasks: Vec<Task<'_>> =
             problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();

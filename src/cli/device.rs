@@ -1,11 +1,12 @@
 //! `--device` and `--ranks`: where a command generates.
 
 use crate::base::error::usage;
-use crate::checkpoint::LanguageModel;
+use crate::checkpoint::{LanguageModel, StoredModel};
 use crate::engine::device::{self, DeviceModel};
 use crate::eval::generator::Generator;
 use crate::train::device::DeviceKind;
 use anyhow::Result;
+use std::path::Path;
 
 /// Far more ranks than anybody has.
 const MOST_RANKS: usize = 1 << 10;
@@ -23,11 +24,11 @@ pub struct RankArgs {
 }
 
 /// A model opened to generate where the arguments say.
-pub struct Candidate {
-    /// The model.
-    pub model: LanguageModel,
-    gpus: Vec<DeviceModel>,
-    ranks: usize,
+pub enum Candidate {
+    /// On so many ranks of threads.
+    Threads(LanguageModel, usize),
+    /// On GPUs that have its weights.
+    Gpus(StoredModel, Vec<DeviceModel>),
 }
 
 impl RankArgs {
@@ -42,25 +43,31 @@ impl RankArgs {
         self.device.check(self.ranks)
     }
 
-    /// Puts the model where it generates.
-    pub fn place(self, model: LanguageModel) -> Result<Candidate> {
-        let gpus = match self.device {
-            DeviceKind::Cpu => Vec::new(),
+    /// Opens a model where it generates.
+    pub fn open(self, model: &Path) -> Result<Candidate> {
+        match self.device {
+            DeviceKind::Cpu => Ok(Candidate::Threads(LanguageModel::open(model)?, self.ranks)),
             DeviceKind::Cuda => {
-                let open = |ordinal| device::open(ordinal, &model.decoder, &model.params);
-                (0..self.ranks).map(open).collect::<Result<_>>()?
+                let model = StoredModel::open(model)?;
+                let gpus = (0..self.ranks).map(|ordinal| device::open(ordinal, &model.decoder));
+                let mut gpus = gpus.collect::<Result<Vec<_>>>()?;
+                model.read(|at, params| {
+                    gpus.iter_mut().try_for_each(|gpu| gpu.upload(at, params))
+                })?;
+                Ok(Candidate::Gpus(model, gpus))
             }
-        };
-        Ok(Candidate { model, gpus, ranks: self.ranks })
+        }
     }
 }
 
 impl Candidate {
     /// The model where it generates.
     pub fn generator(&mut self) -> Generator<'_> {
-        match self.gpus.is_empty() {
-            true => Generator::on_threads(&self.model, self.ranks),
-            false => Generator::on_gpus(&self.model, self.gpus.iter_mut().collect()),
+        match self {
+            Self::Threads(model, ranks) => Generator::on_threads(model, *ranks),
+            Self::Gpus(model, gpus) => {
+                Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.iter_mut().collect())
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 use super::print;
 use crate::base::error::usage;
 use crate::base::{interrupt, memory};
-use crate::checkpoint::{InferenceModel, LanguageModel};
+use crate::checkpoint::{InferenceModel, StoredModel};
 use crate::data::jsonl;
 use crate::data::sample::Sample;
 use crate::engine::device;
@@ -100,9 +100,10 @@ pub fn run(args: Args) -> Result<()> {
             work.run(Engine::with_weights(&model.decoder, model.weights, config))
         }
         DeviceKind::Cuda => {
-            let model = LanguageModel::open(&args.model)?;
+            let model = StoredModel::open(&args.model)?;
             let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
-            let mut gpu = device::open(0, &model.decoder, &model.params)?;
+            let mut gpu = device::open(0, &model.decoder)?;
+            model.read(|at, params| gpu.upload(at, params))?;
             work.run(Engine::on_gpu(&mut gpu, work.config.clone())?)
         }
     }

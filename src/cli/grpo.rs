@@ -18,9 +18,6 @@ pub fn run(args: Args) -> Result<()> {
     let resolved = grpo::Config::load(&args.config.config, &args.config.set)?;
     let config = &resolved.value;
     let plan = plan::Plan::of_grpo(config)?;
-    if !args.config.dry_run {
-        plan.check_machine()?;
-    }
     launch(&args.config, &resolved, &plan, "runs/grpo", |run| {
         let limits = config.judge.clone();
         let judge = Judge::start(Options { limits, ..Options::default() })?;

@@ -4,13 +4,16 @@ use super::config::ConfigArgs;
 use super::print;
 use crate::base::interrupt;
 use crate::config::Resolved;
+use crate::dist::rendezvous::Nodes;
 use crate::train::plan::Plan;
 use crate::train::run::RunDir;
+use crate::train::serve;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
 /// Prints the plan and settings for `--dry-run`; otherwise takes the run directory (`default_out`
-/// where none is given), trains in it, and prints the trained model's directory.
+/// where none is given), trains in it, and prints the trained model's directory. A node other than node 0
+/// does what that asks for instead.
 pub fn launch<T>(
     args: &ConfigArgs,
     resolved: &Resolved<T>,
@@ -21,6 +24,11 @@ pub fn launch<T>(
     if args.dry_run {
         let lines = plan.lines().into_iter().map(|(label, value)| format!("{label:<40}{value}\n"));
         return print(format!("{}\n{}", lines.collect::<String>(), resolved.render_with_origins()));
+    }
+    let nodes = Nodes::from_env()?;
+    plan.check_machine(&nodes)?;
+    if nodes.rank > 0 {
+        return serve(&nodes, plan.ranks);
     }
     interrupt::install()?;
     let out = args.out.as_deref().unwrap_or(Path::new(default_out));

@@ -3,7 +3,7 @@
 use crate::base::error::usage;
 use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
-use crate::checkpoint::{InferenceModel, LanguageModel};
+use crate::checkpoint::{InferenceModel, StoredModel};
 use crate::data::jsonl;
 use crate::engine::{Scorer, device};
 use crate::model::{Decoder, ModelConfig};
@@ -78,10 +78,11 @@ pub fn run(args: Args) -> Result<()> {
             (sequences, scores)
         }
         DeviceKind::Cuda => {
-            let LanguageModel { decoder, params, tokenizer } = LanguageModel::open(&args.model)?;
-            let sequences = sequences(&args.data, lines, &decoder, &tokenizer)?;
+            let model = StoredModel::open(&args.model)?;
+            let sequences = sequences(&args.data, lines, &model.decoder, &model.tokenizer)?;
+            let mut gpu = device::open(0, &model.decoder)?;
+            model.read(|at, params| gpu.upload(at, params))?;
             let progress = progress(&sequences);
-            let mut gpu = device::open(0, &decoder, &params)?;
             let scores = device::score(&mut gpu, &sequences, temperature, &progress)?;
             progress.finish();
             (sequences, scores)

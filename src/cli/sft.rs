@@ -21,9 +21,6 @@ pub fn run(args: Args) -> Result<()> {
     let resolved = args.config.load::<sft::Config>()?;
     let config = &resolved.value;
     let plan = plan::Plan::of_sft(config)?;
-    if !args.config.dry_run {
-        plan.check_machine()?;
-    }
     if args.config.dry_run {
         print(data_lines(config, &plan)?)?;
     }

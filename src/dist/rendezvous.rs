@@ -1,17 +1,21 @@
 //! How the nodes of a run find each other.
 //!
-//! Contract: one process per node. Node 0 listens, the others connect to it, and all learn every
-//! node's number of ranks and a message of node 0 (the identifier of a communicator). The connections
-//! stay open for [`Meeting::watch`]. A run on one node opens no connection.
+//! Contract: one process per node. Node 0 listens, the others connect to it, once for [`Meeting::watch`]
+//! and once for each of their ranks, and all learn every node's number of ranks and a message of node 0
+//! (the identifier of a communicator). A run on one node opens no connection. Left out: protection from
+//! processes that mean harm: the network of the nodes is trusted.
 
-use crate::base::error::usage;
+use super::Lane;
+use crate::base::error::{Interrupted, usage};
+use crate::base::interrupt;
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// First bytes of a connection: what it is for, and the version of what follows.
-const GREETING: [u8; 8] = *b"codeseq1";
+const GREETING: [u8; 8] = *b"codeseq2";
 
 /// The longest message of node 0.
 const LONGEST_MESSAGE: usize = 1 << 16;
@@ -53,6 +57,9 @@ pub struct Meeting {
     pub world: usize,
     /// What node 0 told all.
     pub message: Vec<u8>,
+    /// On node 0 one to every rank of the other nodes, on those one to node 0 for every rank of theirs; by
+    /// rank.
+    pub lanes: Vec<Lane>,
     pub(super) links: Vec<Link>,
     pub(super) pace: Pace,
 }
@@ -96,13 +103,27 @@ impl Nodes {
             None if count == 1 => "localhost".to_owned(),
             None => return Err(usage("MASTER_ADDR is not set: the address of node 0")),
         };
-        let port = number(&["MASTER_PORT"], 29_500)?;
+        // Where torchrun keeps a store of its own it listens there itself.
+        let is_taken = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|used| used == "True");
+        let port = number(&["MASTER_PORT"], 29_500)? + usize::from(is_taken);
         let port = u16::try_from(port).map_err(|_| usage(format!("MASTER_PORT is {port}")))?;
         Ok(Self { rank, count, master, port })
     }
 
+    /// How many of `ranks` ranks are on this node.
+    pub fn share(&self, ranks: usize) -> Result<usize> {
+        match ranks.is_multiple_of(self.count) {
+            true => Ok(ranks / self.count),
+            false => Err(usage(format!(
+                "train.ranks is {ranks}, for all nodes together: it must be a multiple of the {} nodes \
+                 (NNODES)",
+                self.count
+            ))),
+        }
+    }
+
     /// Meets the other nodes. `ranks` is how many this node brings, `message` what it tells the
-    /// others, which counts only on node 0. Waits for all nodes up to `timeout`.
+    /// others, which counts only on node 0. Waits for all nodes up to `timeout`, or an interrupt.
     pub fn meet(
         &self,
         ranks: usize,
@@ -111,7 +132,8 @@ impl Nodes {
         timeout: Duration,
     ) -> Result<Meeting> {
         if self.count == 1 {
-            return Ok(Meeting { first_rank: 0, world: ranks, message, links: Vec::new(), pace });
+            let (lanes, links) = (Vec::new(), Vec::new());
+            return Ok(Meeting { first_rank: 0, world: ranks, message, lanes, links, pace });
         }
         let deadline = Instant::now() + timeout;
         match self.rank {
@@ -136,67 +158,98 @@ impl Nodes {
         listener.set_nonblocking(true).context("listening for the nodes")?;
         let mut ranks_by_node = vec![0; self.count];
         ranks_by_node[0] = ranks;
-        let mut links = Vec::new();
-        while links.len() + 1 < self.count {
+        // By node and connection: those of ranks are numbered from 1.
+        let mut arrived = BTreeMap::new();
+        let is_there = |node: usize, arrived: &BTreeMap<(usize, usize), _>, brought: usize| {
+            brought > 0 && arrived.range((node, 0)..=(node, brought)).count() == brought + 1
+        };
+        loop {
+            let is_missing = |&node: &usize| !is_there(node, &arrived, ranks_by_node[node]);
+            let missing: Vec<usize> = (1..self.count).filter(is_missing).collect();
+            if missing.is_empty() {
+                break;
+            }
             let (stream, address) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(e) if e.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(20));
+                    wait(Duration::from_millis(20))?;
                     continue;
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    let missing: Vec<_> =
-                        (0..self.count).filter(|&node| ranks_by_node[node] == 0).collect();
                     bail!("nodes {missing:?} of {} have not come", self.count);
                 }
                 Err(e) => return Err(e).context("accepting a node"),
             };
             // Whoever does not speak as a node is no node: port scanners come by.
-            let Ok((node, brought)) = read_hello(&stream, pace) else { continue };
-            if node == 0 || node >= self.count || ranks_by_node[node] != 0 || brought == 0 {
+            let Ok([node, brought, connection]) = read_hello(&stream, pace) else { continue };
+            let is_known = (1..self.count).contains(&node)
+                && (ranks_by_node[node] == 0 || ranks_by_node[node] == brought)
+                && connection <= brought
+                && !arrived.contains_key(&(node, connection));
+            if !is_known || brought == 0 {
                 bail!("a process at {address} says that it is node {node} of {}", self.count);
             }
             ranks_by_node[node] = brought;
-            links.push(Link { peer: format!("node {node} ({})", address.ip()), stream });
+            arrived.insert((node, connection), (format!("node {node} ({})", address.ip()), stream));
+        }
+        let (mut links, mut lanes) = (Vec::new(), Vec::new());
+        for ((_, connection), (peer, stream)) in arrived {
+            match connection {
+                0 => links.push(Link { peer, stream }),
+                _ => lanes.push(Lane::new(peer, stream)?),
+            }
         }
         for link in &mut links {
             let telling = || format!("telling {} about the others", link.peer);
             write_roster(&link.stream, &ranks_by_node, &message).with_context(telling)?;
         }
         let world = ranks_by_node.iter().sum();
-        Ok(Meeting { first_rank: 0, world, message, links, pace })
+        Ok(Meeting { first_rank: 0, world, message, lanes, links, pace })
     }
 
     /// The other nodes' part of [`Nodes::meet`].
     fn join(&self, ranks: usize, pace: Pace, deadline: Instant) -> Result<Meeting> {
-        let place = format!("{}:{}", self.master, self.port);
-        let stream = loop {
-            match TcpStream::connect((self.master.as_str(), self.port)) {
-                Ok(stream) => break stream,
-                Err(e) if Instant::now() > deadline => {
-                    return Err(e).with_context(|| format!("connecting to node 0 at {place}"));
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
-            }
-        };
-        let meet = || -> Result<(Vec<usize>, Vec<u8>)> {
-            let mut hello = GREETING.to_vec();
-            hello.extend((self.rank as u32).to_le_bytes());
-            hello.extend((ranks as u32).to_le_bytes());
-            (&stream).write_all(&hello)?;
-            let patience = deadline.saturating_duration_since(Instant::now()) + pace.patience;
+        let peer = format!("node 0 ({}:{})", self.master, self.port);
+        let stream = self.connect([ranks, 0], deadline)?;
+        let lanes = (1..=ranks).map(|connection| {
+            Lane::new(peer.clone(), self.connect([ranks, connection], deadline)?)
+        });
+        let lanes = lanes.collect::<Result<_>>()?;
+        let patience = deadline.saturating_duration_since(Instant::now()) + pace.patience;
+        let roster = || {
             stream.set_read_timeout(Some(patience))?;
             read_roster(&stream, self.count)
         };
-        let (ranks_by_node, message) =
-            meet().with_context(|| format!("meeting the nodes at {place}"))?;
+        let (ranks_by_node, message) = roster().with_context(|| format!("meeting {peer}"))?;
         Ok(Meeting {
             first_rank: ranks_by_node[..self.rank].iter().sum(),
             world: ranks_by_node.iter().sum(),
             message,
-            links: vec![Link { peer: format!("node 0 ({place})"), stream }],
+            lanes,
+            links: vec![Link { peer, stream }],
             pace,
         })
+    }
+
+    /// A connection to node 0, which learns how many ranks this node brings and which connection it is.
+    fn connect(&self, ranks_and_connection: [usize; 2], deadline: Instant) -> Result<TcpStream> {
+        let mut hello = GREETING.to_vec();
+        for number in [self.rank].iter().chain(&ranks_and_connection) {
+            hello.extend((*number as u32).to_le_bytes());
+        }
+        loop {
+            match TcpStream::connect((self.master.as_str(), self.port)) {
+                Ok(mut stream) => {
+                    stream.write_all(&hello).context("greeting node 0")?;
+                    return Ok(stream);
+                }
+                Err(e) if Instant::now() > deadline => {
+                    let place = format!("{}:{}", self.master, self.port);
+                    return Err(e).with_context(|| format!("connecting to node 0 at {place}"));
+                }
+                Err(_) => wait(Duration::from_millis(100))?,
+            }
+        }
     }
 }
 
@@ -212,14 +265,23 @@ fn first_host(list: &str) -> String {
     format!("{prefix}{digits}")
 }
 
+/// Sleeps, unless the user asks to stop.
+fn wait(duration: Duration) -> Result<()> {
+    if interrupt::requested() {
+        return Err(Interrupted.into());
+    }
+    std::thread::sleep(duration);
+    Ok(())
+}
+
 fn read_number(mut stream: &TcpStream) -> std::io::Result<usize> {
     let mut bytes = [0; 4];
     stream.read_exact(&mut bytes)?;
     Ok(u32::from_le_bytes(bytes) as usize)
 }
 
-/// A node's rank and how many ranks it brings.
-fn read_hello(mut stream: &TcpStream, pace: Pace) -> Result<(usize, usize)> {
+/// A node's rank, how many ranks it brings, and which of its connections this is.
+fn read_hello(mut stream: &TcpStream, pace: Pace) -> Result<[usize; 3]> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(pace.patience))?;
     let mut greeting = [0; GREETING.len()];
@@ -227,7 +289,7 @@ fn read_hello(mut stream: &TcpStream, pace: Pace) -> Result<(usize, usize)> {
     if greeting != GREETING {
         bail!("not a node of this program");
     }
-    Ok((read_number(stream)?, read_number(stream)?))
+    Ok([read_number(stream)?, read_number(stream)?, read_number(stream)?])
 }
 
 fn write_roster(mut stream: &TcpStream, ranks_by_node: &[usize], message: &[u8]) -> Result<()> {
@@ -298,6 +360,15 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn ranks_are_divided_evenly_among_nodes() {
+        let nodes = parse(&[("NNODES", "4"), ("MASTER_ADDR", "a")]).unwrap();
+        assert_eq!(nodes.share(32).unwrap(), 8);
+        let error = nodes.share(6).unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("train.ranks is 6"), "{error}");
+    }
+
+    #[test]
     fn a_missing_node_is_named() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let nodes = Nodes { rank: 0, count: 2, master: "127.0.0.1".to_owned(), port: 0 };
@@ -314,6 +385,8 @@ pub(super) mod tests {
         let torchrun = [("GROUP_WORLD_SIZE", "2"), ("GROUP_RANK", "1"), ("LOCAL_WORLD_SIZE", "1")];
         let address = [("MASTER_ADDR", "a"), ("MASTER_PORT", "7")];
         assert_eq!(parse(&[&torchrun[..], &address].concat()).unwrap(), expected);
+        let store = [("TORCHELASTIC_USE_AGENT_STORE", "True")];
+        assert_eq!(parse(&[&torchrun[..], &address, &store].concat()).unwrap().port, 8);
         let slurm = [("SLURM_NNODES", "2"), ("SLURM_NODEID", "1"), ("MASTER_PORT", "7")];
         let list = [("SLURM_JOB_NODELIST", "a,b")];
         assert_eq!(parse(&[&slurm[..], &list].concat()).unwrap(), expected);

@@ -88,6 +88,14 @@ fn says_goodbye(mut stream: &TcpStream) -> bool {
     }
 }
 
+impl Watch {
+    /// Ends the run on all other nodes: this one will not be able to go on.
+    pub fn abandon(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.links.iter().for_each(|link| drop(link.stream.shutdown(Shutdown::Both)));
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         let was_over = self.is_over.swap(true, Ordering::SeqCst);
@@ -123,9 +131,8 @@ mod tests {
                 meeting.watch(move |lost| tell.send((node, lost.to_owned())).unwrap()).unwrap()
             })
             .collect();
-        // Death without a goodbye: the connection ends.
-        watches[2].is_over.store(true, Ordering::SeqCst);
-        watches[2].links[0].stream.shutdown(Shutdown::Both).unwrap();
+        // Its connection ends without a goodbye.
+        watches[2].abandon();
         let mut losses = [told.recv_timeout(TIMEOUT).unwrap(), told.recv_timeout(TIMEOUT).unwrap()];
         losses.sort();
         assert!(losses[0].0 == 0 && losses[0].1.starts_with("node 2"), "{losses:?}");

@@ -33,14 +33,12 @@ pub fn check_shape(shape: &ModelConfig) -> Result<()> {
     DeviceModel::check(shape)
 }
 
-/// The parameters of a model on a GPU, in bf16; all of its memory is taken.
-pub fn open(ordinal: usize, decoder: &Decoder, params: &[f32]) -> Result<DeviceModel> {
+/// A model on a GPU, in bf16, whose parameters have yet to be uploaded; all of the GPU's memory is taken.
+pub fn open(ordinal: usize, decoder: &Decoder) -> Result<DeviceModel> {
     DeviceModel::check(decoder.config())?;
     let gpu = Gpu::open(ordinal, HalfFormat::Bf16, None)?;
     let positions = decoder.config().max_position_embeddings;
-    let mut model = DeviceModel::new(gpu, decoder.clone(), positions)?;
-    model.upload(0, params)?;
-    Ok(model)
+    DeviceModel::new(gpu, decoder.clone(), positions)
 }
 
 impl Backend for Generation<'_> {

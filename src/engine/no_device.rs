@@ -21,8 +21,15 @@ pub fn check_shape(_shape: &ModelConfig) -> Result<()> {
 }
 
 /// Refuses any GPU.
-pub fn open(_ordinal: usize, _decoder: &Decoder, _params: &[f32]) -> Result<DeviceModel> {
+pub fn open(_ordinal: usize, _decoder: &Decoder) -> Result<DeviceModel> {
     Err(refusal())
+}
+
+impl DeviceModel {
+    /// Never called.
+    pub fn upload(&mut self, _at: usize, _params: &[f32]) -> Result<()> {
+        match *self {}
+    }
 }
 
 /// Why there are no GPUs.

@@ -8,13 +8,12 @@ use super::generator::Generator;
 use super::judging::{Collector, Desk};
 use crate::base::error::usage;
 use crate::base::{memory, progress::Progress, rng};
-use crate::checkpoint::LanguageModel;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::engine::{EngineConfig, Request, Rollout, SamplingParams, Stats};
 use crate::rewards::{self, ParsedResponse};
 use crate::sandbox::{Judge, Verdict, VerdictKind};
-use crate::tokenizer::Message;
+use crate::tokenizer::{Message, Tokenizer};
 use anyhow::{Context, Result};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -150,13 +149,12 @@ pub struct AttemptCost {
 
 /// The prompt of `problem` in tokens: the GTG prompt as the user's turn, the assistant's opened.
 pub fn prompt_tokens(
-    model: &LanguageModel,
+    tokenizer: &Tokenizer,
     prompt: &GtgPrompt,
     problem: &Problem,
 ) -> Result<Vec<u32>> {
     let content = prompt.render(problem)?;
-    model
-        .tokenizer
+    tokenizer
         .encode_prompt(&[Message::new("user", content)])
         .with_context(|| format!("rendering problem {}", problem.problem_id))
 }
@@ -195,18 +193,18 @@ pub fn attempt_each(
     progress: &Progress,
     on_done: &mut (dyn FnMut(usize, ProblemAttempts) -> Result<()> + Send),
 ) -> Result<AttemptCost> {
-    let model = generator.model();
-    let requests = requests(model, prompt, tasks)?;
+    let tokenizer = generator.tokenizer();
+    let requests = requests(tokenizer, prompt, tasks)?;
     let config = engine_config(generator, tasks, &requests, settings)?;
     let sampling = SamplingParams {
         temperature: settings.temperature,
         max_new_tokens: settings.max_new_tokens,
-        stop_ids: model.stop_ids(),
-        vocab_size: model.tokenizer.vocab_size(),
+        stop_ids: generator.stop_ids(),
+        vocab_size: tokenizer.vocab_size(),
         ..SamplingParams::default()
     };
     let (rollouts, inbox) = mpsc::channel();
-    let desk = Desk::new(judge, &model.tokenizer, tasks, inbox);
+    let desk = Desk::new(judge, tokenizer, tasks, inbox);
     std::thread::scope(|scope| {
         let judged = desk.open(scope);
         let mut collector = Collector::new(&desk, &requests, (rollouts, judged), progress, on_done);
@@ -226,14 +224,14 @@ pub fn check_fit(
     tasks: &[Task<'_>],
     settings: &AttemptSettings,
 ) -> Result<()> {
-    let requests = requests(generator.model(), prompt, tasks)?;
+    let requests = requests(generator.tokenizer(), prompt, tasks)?;
     engine_config(generator, tasks, &requests, settings).map(|_| ())
 }
 
-fn requests(model: &LanguageModel, prompt: &GtgPrompt, tasks: &[Task<'_>]) -> Result<Vec<Request>> {
+fn requests(tokenizer: &Tokenizer, prompt: &GtgPrompt, tasks: &[Task<'_>]) -> Result<Vec<Request>> {
     let request = |task: &Task<'_>| {
         Ok(Request {
-            prompt: prompt_tokens(model, prompt, task.problem)?,
+            prompt: prompt_tokens(tokenizer, prompt, task.problem)?,
             num_samples: task.num_samples,
             key: task.key,
         })
@@ -250,7 +248,7 @@ fn engine_config(
     settings: &AttemptSettings,
 ) -> Result<EngineConfig> {
     settings.check()?;
-    let made_for = generator.model().decoder.config().max_position_embeddings;
+    let made_for = generator.config().max_position_embeddings;
     let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(1);
     let max_length = longest.saturating_add(settings.max_new_tokens).min(made_for);
     for (task, request) in tasks.iter().zip(requests) {

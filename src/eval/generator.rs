@@ -5,23 +5,25 @@
 
 use crate::base::error::usage;
 use crate::base::{human, memory};
-use crate::checkpoint::LanguageModel;
+use crate::checkpoint::{LanguageModel, stop_ids};
 use crate::engine::device::DeviceModel;
 use crate::engine::{Engine, EngineConfig, Observer, Request, SamplingParams, Stats, share};
-use crate::model::{BLOCK_TOKENS, KvCache};
+use crate::model::{BLOCK_TOKENS, Decoder, KvCache, ModelConfig};
+use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::sync::Arc;
 
 /// A model that generates.
 pub struct Generator<'a> {
-    model: &'a LanguageModel,
+    decoder: &'a Decoder,
+    tokenizer: &'a Tokenizer,
     ranks: Ranks<'a>,
 }
 
 /// Who share the prompts.
 enum Ranks<'a> {
-    /// So many parts of the pool's threads.
-    Threads(usize),
+    /// So many parts of the pool's threads, which read these parameters.
+    Threads(usize, &'a [f32]),
     /// A GPU each.
     Gpus(Vec<&'a mut DeviceModel>),
 }
@@ -29,23 +31,38 @@ enum Ranks<'a> {
 impl<'a> Generator<'a> {
     /// Generates with the model's own weights, on at least one rank.
     pub fn on_threads(model: &'a LanguageModel, ranks: usize) -> Self {
-        Self { model, ranks: Ranks::Threads(ranks) }
+        let LanguageModel { decoder, params, tokenizer } = model;
+        Self { decoder, tokenizer, ranks: Ranks::Threads(ranks, params) }
     }
 
     /// Generates with the parameters that each of `gpus`, at least one, has of the model.
-    pub fn on_gpus(model: &'a LanguageModel, gpus: Vec<&'a mut DeviceModel>) -> Self {
-        Self { model, ranks: Ranks::Gpus(gpus) }
+    pub fn on_gpus(
+        decoder: &'a Decoder,
+        tokenizer: &'a Tokenizer,
+        gpus: Vec<&'a mut DeviceModel>,
+    ) -> Self {
+        Self { decoder, tokenizer, ranks: Ranks::Gpus(gpus) }
     }
 
-    /// The model.
-    pub fn model(&self) -> &'a LanguageModel {
-        self.model
+    /// The shape of the model.
+    pub(super) fn config(&self) -> &'a ModelConfig {
+        self.decoder.config()
+    }
+
+    /// Its tokenizer.
+    pub(super) fn tokenizer(&self) -> &'a Tokenizer {
+        self.tokenizer
+    }
+
+    /// Ids that end its responses.
+    pub(super) fn stop_ids(&self) -> Vec<u32> {
+        stop_ids(self.config(), self.tokenizer)
     }
 
     /// What computes, as the responses depend on it.
     pub fn device(&self) -> &'static str {
         match self.ranks {
-            Ranks::Threads(_) => "cpu",
+            Ranks::Threads(..) => "cpu",
             Ranks::Gpus(_) => "cuda",
         }
     }
@@ -54,11 +71,11 @@ impl<'a> Generator<'a> {
     /// half of what is free; refuses where that holds no sequence. A GPU gives an engine what it has
     /// left when the engine starts.
     pub(super) fn fit(&self, config: EngineConfig) -> Result<EngineConfig> {
-        let (Ranks::Threads(ranks), Some(free)) = (&self.ranks, memory::available()) else {
+        let (Ranks::Threads(ranks, _), Some(free)) = (&self.ranks, memory::available()) else {
             return Ok(config);
         };
         let of_rank = free / 2 / *ranks as u64;
-        let block_bytes = KvCache::bytes_for(self.model.decoder.config(), 1);
+        let block_bytes = KvCache::bytes_for(self.config(), 1);
         let max_length = config.max_length;
         let least_tokens = EngineConfig::least_cache_tokens(max_length);
         let most_tokens = (of_rank / block_bytes) as usize * BLOCK_TOKENS;
@@ -83,9 +100,9 @@ impl<'a> Generator<'a> {
         observer: &mut (impl Observer + Send),
     ) -> Result<Stats> {
         match &mut self.ranks {
-            Ranks::Threads(ranks) => {
-                let decoder = &self.model.decoder;
-                let weights = Arc::new(decoder.pack(&self.model.params));
+            Ranks::Threads(ranks, params) => {
+                let decoder = self.decoder;
+                let weights = Arc::new(decoder.pack(params));
                 let engine =
                     || Ok(Engine::with_weights(decoder, Arc::clone(&weights), config.clone()));
                 share(vec![engine; *ranks], requests, sampling, observer)

@@ -14,10 +14,11 @@ use crate::ops::matmul::{Start, TILE, matmul_by_columns};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::Rope;
 use crate::ops::swiglu::swiglu;
+use serde::{Deserialize, Serialize};
 
 /// Sequences of any lengths, one after another; attention stays within each and positions restart,
 /// but for those that continue the first of their family.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packed {
     /// Tokens of all sequences.
     pub tokens: Vec<u32>,
@@ -46,7 +47,7 @@ impl Packed {
 }
 
 /// A token whose score is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Row of the packed batch whose hidden state predicts it.
     pub row: usize,

@@ -6,10 +6,11 @@
 
 use super::simd::{LANES, Simd, load_partial, simd_fn, store_partial};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// The settings of one step.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamW {
     /// Learning rate of this step.
     pub learning_rate: f32,

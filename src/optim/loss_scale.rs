@@ -1,8 +1,8 @@
 //! The dynamic loss scale of fp16 training, as a state machine.
 //!
-//! The loss is multiplied by the scale before the backward, so that small gradients do not vanish
-//! in half precision, and the gradients are divided by it before they are used. Contract: pure; the
-//! state is part of a checkpoint. With hysteresis 1 it moves as `torch.amp.GradScaler`; with more,
+//! The loss, the mean over a rank's tokens, is multiplied by the scale before the backward, so that small
+//! gradients do not vanish in half precision, and the gradients are divided by it before they are used.
+//! Contract: pure; the state is part of a checkpoint. With hysteresis 1 it moves as `torch.amp.GradScaler`; with more,
 //! as InternEvo's `DynamicGradScaler`, with which the paper was trained.
 
 use crate::base::error::usage;

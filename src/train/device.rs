@@ -1,8 +1,8 @@
 //! Where a run computes: `train.device`, and `[train.gpu]`, what a GPU holds in which numbers.
 //!
 //! Shared by fine-tuning and reinforcement. Both are a matter of layout: a run that stopped on one device
-//! goes on on another, from the same files. Left out: which GPUs (the first `train.ranks` that
-//! `CUDA_VISIBLE_DEVICES` shows).
+//! goes on on another, from the same files. Left out: which GPUs (the first that `CUDA_VISIBLE_DEVICES`
+//! shows, as many as this node has of `train.ranks`).
 
 use super::settings::Precision;
 use crate::engine::device;
@@ -46,7 +46,7 @@ pub enum Moments {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientSums {
-    /// Those of its shard: every micro-batch's gradients are summed over the ranks, in bf16, while its
+    /// Those of its shard: every micro-batch's gradients are summed over the ranks, in 16 bits, while its
     /// backward goes on.
     #[default]
     Sharded,
@@ -55,7 +55,7 @@ pub enum GradientSums {
 }
 
 /// What the GPUs of a run are started with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gpus {
     /// What they hold in which numbers.
     pub config: GpuConfig,

@@ -2,9 +2,10 @@
 
 use crate::data::pack::Batch;
 use crate::model::{Packed, Target, TokenScores};
+use serde::{Deserialize, Serialize};
 
 /// Rows of samples that go through the model together.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MicroBatch {
     pub(crate) packed: Packed,
     pub(crate) targets: Vec<Target>,

@@ -19,6 +19,7 @@ pub mod trainer;
 use crate::base::error::{Interrupted, usage};
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::hub::{self, Needs};
+use crate::dist::rendezvous::Nodes;
 use crate::optim::{AdamWConfig, Schedule, Warmup};
 use anyhow::{Context, Result};
 use plan::PlanConfig;
@@ -27,6 +28,14 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 pub use micro_batch::{Chunk, MicroBatch};
+
+/// Lends the GPUs of this node, other than node 0, to a run of `ranks` ranks on all nodes, to its end.
+pub fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    return rank::serve(nodes, nodes.share(ranks)?);
+    #[cfg(not(feature = "cuda"))]
+    Err(crate::engine::device::refusal().context(format!("{ranks} ranks on {} nodes", nodes.count)))
+}
 
 /// What a run starts from: a model directory, or random weights of a given shape.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use super::{ModelSource, Origin, sft};
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
 use crate::dist::Shards;
+use crate::dist::rendezvous::Nodes;
 use crate::model::{BatchSize, Decoder, Layout, ModelConfig, Recompute};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct Plan {
     pub device: Device,
     /// The buffers of all CPU ranks together, or of one GPU, that exist all the time.
     pub buffers: Vec<PlannedBuffer>,
+    /// Of a run on GPUs, what all ranks together hold all the time on the host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host: Vec<PlannedBuffer>,
     /// What comes and goes beside them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<Phase>,
@@ -125,6 +129,7 @@ impl Plan {
             device,
             ranks: train.ranks,
             buffers: buffers(&decoder, train, device),
+            host: gpu::host(&decoder, device, false),
             by_recompute: [Recompute::None, Recompute::Selective, Recompute::Layer]
                 .map(|recompute| TrainConfig { recompute, ..train.clone() })
                 .map(|train| (train.recompute, bytes_of(&decoder, &train, device)))
@@ -147,6 +152,7 @@ impl Plan {
             ranks: 1,
             device: Device::Cpu,
             buffers: state(num_parameters, 1),
+            host: Vec::new(),
             phases: Vec::new(),
             by_recompute: Vec::new(),
             total_steps: 0,
@@ -167,11 +173,16 @@ impl Plan {
         self.phases.iter().max_by_key(|phase| phase.bytes())
     }
 
-    /// Refuses a run that this program cannot make on this machine.
-    pub fn check_machine(&self) -> Result<()> {
+    /// Refuses a run that this program cannot make on this machine and the other `nodes`.
+    pub fn check_machine(&self, nodes: &Nodes) -> Result<()> {
         match self.device {
+            Device::Cpu if nodes.count > 1 => Err(usage(format!(
+                "this is one of {} nodes (NNODES or SLURM_NNODES), but only GPUs work over several: set \
+                 train.device=\"cuda\", or NNODES=1",
+                nodes.count
+            ))),
             Device::Cpu => self.check_fits(memory_bytes().unwrap_or(u64::MAX)),
-            Device::Gpu { .. } => device::check_gpus(self.ranks, &self.shape),
+            Device::Gpu { .. } => device::check_gpus(nodes.share(self.ranks)?, &self.shape),
         }
     }
 
@@ -240,6 +251,10 @@ impl Plan {
         lines.push((format!("  in all{peak}"), gigabytes(self.total_bytes() as f64)));
         if let Device::Gpu { memory_bytes } = self.device {
             lines.push(("  of".to_owned(), gigabytes(memory_bytes)));
+        }
+        if !self.host.is_empty() {
+            lines.push(("memory of the host".to_owned(), String::new()));
+            lines.extend(self.host.iter().map(line));
         }
         lines.extend(self.by_recompute.iter().map(|(recompute, bytes)| {
             let mode = format!("{recompute:?}").to_lowercase();

@@ -193,7 +193,7 @@ fn step(
         samples: rows.into_iter().flat_map(|row| row.samples).collect(),
         data_secs,
         secs: started.elapsed().as_secs_f64(),
-        gpu_peak_bytes: trainer.gpu_peak_bytes(),
+        gpu_peak_bytes: trainer.gpu_peak_bytes()?,
         update,
     })
 }

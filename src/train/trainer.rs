@@ -140,11 +140,11 @@ impl Trainer {
     /// Continues where the checkpoint in `dir` stopped, whatever number and kind of ranks wrote it; the
     /// model has been read from it. Returns what the loop saved of its own.
     pub fn restore<S: DeserializeOwned>(&mut self, dir: &Path) -> Result<S> {
-        let shards = self.ranks.shards();
+        let (shards, weights) = (self.ranks.shards(), &self.model.params);
         let saved: Saved<S> = self.ranks.fill_moments(|by_rank| {
             let (first, second) =
                 by_rank.into_iter().map(|[first, second]| (first, second)).unzip();
-            load_step(dir, [first, second].map(|moments| shards.join_mut(moments)))
+            load_step(dir, weights, [first, second].map(|moments| shards.join_mut(moments)))
         })?;
         self.step = saved.step;
         // Another precision may have written it.
@@ -173,7 +173,7 @@ impl Trainer {
     }
 
     /// The most bytes that were ever taken at once of the memory of a GPU, where there are any.
-    pub fn gpu_peak_bytes(&mut self) -> Option<usize> {
+    pub fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
         self.ranks.gpu_peak_bytes()
     }
 
@@ -216,6 +216,20 @@ impl Trainer {
     /// Natural log-probabilities of the targets of each row under the weights as they are.
     pub fn score(&mut self, rows: &[MicroBatch], temperature: f32) -> Result<Vec<Vec<f32>>> {
         self.ranks.score(&self.model, rows, temperature)
+    }
+
+    /// Keeps the parameters of a reference model, in the layout of the model's.
+    pub fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        self.ranks.keep_reference(params)
+    }
+
+    /// What [`Trainer::score`] gives, under the reference model that is kept.
+    pub fn score_reference(
+        &mut self,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.ranks.score_reference(&self.model, rows, temperature)
     }
 
     /// Ends a step: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.

@@ -65,3 +65,20 @@ pub(crate) fn driver_or(source: &str) -> Option<Driver> {
         .status();
     (made.is_ok_and(|status| status.success()) && preload(&library)).then_some(Driver::StandIn)
 }
+
+/// Whether GPUs can be emulated; said loudly if not.
+#[expect(clippy::print_stdout, reason = "says when tests are skipped")]
+pub(crate) fn can_emulate() -> bool {
+    let can = emulated_gpu().is_some();
+    if !can {
+        println!("SKIPPED: no C++ compiler");
+    }
+    can
+}
+
+/// Puts emulated GPUs before whatever GPUs a program would find.
+pub(crate) fn emulated(command: &mut Command, gpus: usize) -> &mut Command {
+    let folder = emulated_gpu().unwrap();
+    command.env("LD_LIBRARY_PATH", folder).env("EMULATED_GPU_MEMORY", "4096");
+    command.env("EMULATED_GPUS", gpus.to_string())
+}

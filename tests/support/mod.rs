@@ -205,3 +205,24 @@ pub(crate) fn shape(vocab_size: usize) -> Value {
         "initializer_range": 0.1, "max_position_embeddings": 256,
     })
 }
+
+/// The same in sizes that the kernels of GPUs compute.
+pub(crate) fn gpu_shape() -> Value {
+    let mut shape = shape(VOCAB);
+    let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 3,
+        "num_key_value_heads": 1, "head_dim": 32});
+    sizes.as_object().unwrap().iter().for_each(|(key, size)| shape[key] = size.clone());
+    shape
+}
+
+/// A metric of every step of a run.
+pub(crate) fn column(run: &Path, key: &str) -> Vec<f64> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.map(|row| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"))).collect()
+}
+
+/// The steps that a run has logged.
+pub(crate) fn lines_of(run: &Path) -> usize {
+    fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default().lines().count()
+}

@@ -327,12 +327,29 @@ fn offset<T>(len: usize, size: usize, rank: usize) -> u64 {
     (piece(len, size, rank).start * size_of::<T>()) as u64
 }
 
-/// Watches over the other nodes. When one is lost, aborts all `communicators` of this node, so that
-/// its ranks fail instead of waiting; a process that still hangs after that is ended with code 1.
-pub fn guard(meeting: Meeting, communicators: Vec<Arc<Communicator>>) -> Result<Watch> {
+/// The communicators of this process, which end together.
+#[derive(Clone, Default)]
+pub struct Group(Arc<Mutex<Vec<Arc<Communicator>>>>);
+
+impl Group {
+    /// Adds one.
+    pub fn add(&self, communicator: Arc<Communicator>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(communicator);
+    }
+
+    /// Aborts all.
+    pub fn abort(&self) {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().for_each(|communicator| communicator.abort());
+    }
+}
+
+/// Watches over the other nodes. When one is lost, aborts what is in `group`, so that the ranks of this node
+/// fail instead of waiting; a process that still hangs after that is ended with code 1.
+pub fn guard(meeting: Meeting, group: Group) -> Result<Watch> {
     meeting.watch(move |lost| {
         tracing::error!("{lost} is gone; stopping this node");
-        communicators.iter().for_each(|communicator| communicator.abort());
+        group.abort();
         std::thread::sleep(GRACE);
         std::process::exit(1);
     })

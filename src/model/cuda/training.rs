@@ -14,7 +14,7 @@ use super::layer::{LayerBuffers, Work};
 use super::memory::{Matrix, Shape, attention_sizes};
 use super::{DeviceModel, RopeTable, Weights, heads};
 use crate::cuda::kernels::column_sums::PARTS;
-use crate::cuda::{DeviceSliceMut, Half, Phase, Stream, Tools};
+use crate::cuda::{DeviceSlice, DeviceSliceMut, Half, Phase, Stream, Tools};
 use crate::model::{
     BatchSize, Decoder, Objective, Packed, Recompute, ScoreGradient, Target, TokenScores,
 };
@@ -91,6 +91,20 @@ impl<'a> Training<'a> {
     /// Where it queues its work: to wait for that, or to profile it.
     pub fn stream(&self) -> &'a Stream {
         self.stream
+    }
+
+    /// Copies from the host, in the order of its work.
+    pub fn upload(&mut self, from: &[Half], to: DeviceSliceMut<'_, Half>) -> Result<()> {
+        self.tools.transfer.upload(self.stream, from, to)
+    }
+
+    /// Computes with other parameters of the same layout from now on.
+    pub fn with_params<'b>(self, params: DeviceSlice<'b, Half>) -> Training<'b>
+    where
+        'a: 'b,
+    {
+        assert_eq!(params.len(), self.weights.params.len(), "parameters in the layout");
+        Training { weights: Weights { params, ..self.weights }, ..self }
     }
 
     /// Whether attention is cuDNN's.

@@ -10,9 +10,10 @@ use crate::model::weights::Pass;
 use crate::ops::attention::{AttentionScratch, scratch_len};
 use crate::ops::buffer::{Buffer, aligned};
 use crate::ops::matmul::{WEIGHT_GRADIENT_SCRATCH, packed_len};
+use serde::{Deserialize, Serialize};
 
 /// The largest batch that a workspace will see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchSize {
     /// Tokens of all sequences.
     pub tokens: usize,

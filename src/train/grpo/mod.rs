@@ -38,7 +38,7 @@ use rewarder::Rewarder;
 use rollout::{Cursor, Rollouts, Task, collect, read_tasks};
 use std::path::PathBuf;
 use std::time::Instant;
-use update::{Reference, improve};
+use update::improve;
 
 /// Trains by `config` in `run`, from its last checkpoint if there is one, and returns the model's
 /// directory.
@@ -58,9 +58,10 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     let mut metrics = Metrics::open(run.path())?;
     metrics.truncate_after(trainer.step)?;
     let validation = Validation::read(config)?;
-    let reference = config.policy.needs_reference().then(|| config.model.open(config.seed));
-    let reference = reference.transpose()?.map(|model| Reference { params: model.params });
-    let mut state = State { trainer, cursor, reference };
+    if config.policy.needs_reference() {
+        trainer.keep_reference(config.model.open(config.seed)?.params)?;
+    }
+    let mut state = State { trainer, cursor };
     let progress = Progress::new(label, total_steps, "steps");
     progress.skip(state.trainer.step);
     if let Some(validation) = &validation
@@ -109,7 +110,6 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
 struct State {
     trainer: Trainer,
     cursor: Cursor,
-    reference: Option<Reference>,
 }
 
 impl State {
@@ -137,15 +137,14 @@ impl State {
     fn learn(&mut self, config: &Config, sampled: Sampled<'_>) -> Result<Row> {
         let Sampled { rollouts, cursor } = sampled;
         let started = Instant::now();
-        let updates =
-            improve(&mut self.trainer, config, &rollouts.groups, self.reference.as_ref())?;
+        let updates = improve(&mut self.trainer, config, &rollouts.groups)?;
         self.cursor = cursor;
         let mut row = rollout_metrics(&rollouts.groups);
         row.extend(policy_metrics(&updates));
         row.extend(mismatch_metrics(&config.policy, &updates));
         row.extend(time_metrics(&rollouts.cost, started.elapsed().as_secs_f64()));
         row.insert("rollout/replaced_groups".into(), rollouts.replaced.len().into());
-        if let Some(bytes) = self.trainer.gpu_peak_bytes() {
+        if let Some(bytes) = self.trainer.gpu_peak_bytes()? {
             row.insert("time/gpu_peak_mib".into(), mebibytes(bytes).into());
         }
         Ok(row)

@@ -3,7 +3,7 @@
 
 use super::config::Config;
 use super::rollout::{Group, Task, tests::tasks};
-use super::update::{Reference, improve};
+use super::update::improve;
 use crate::checkpoint::LanguageModel;
 use crate::engine::FinishReason;
 use crate::model::{Decoder, ModelConfig, Packed, Target, Workspace};
@@ -119,14 +119,14 @@ fn check(case: &str, set: &[&str]) {
     let tensors = read("expected.safetensors");
     let decoder = decoder(&tensors);
     let initial = parameters(&tensors, &decoder, "initial");
-    let reference = config.policy.needs_reference().then(|| Reference { params: initial.clone() });
-    let mut trainer = trainer(&config, decoder.clone(), initial);
+    let mut trainer = trainer(&config, decoder.clone(), initial.clone());
+    trainer.keep_reference(initial).unwrap();
     let task = &tasks(1)[0];
     let mut worst = [0f64; 3];
     for (step, given) in rollouts.iter().enumerate() {
         let groups: Vec<Group<'_>> =
             given.iter().map(|given| sampled(&config, &trainer, task, given)).collect();
-        let updates = improve(&mut trainer, &config, &groups, reference.as_ref()).unwrap();
+        let updates = improve(&mut trainer, &config, &groups).unwrap();
         assert_eq!(updates[0].metrics.ratio_max_deviation, 0.0, "on policy at first");
         for (updated, expected) in updates.iter().zip(&mut expected) {
             assert_eq!(step as f64, expected.step);

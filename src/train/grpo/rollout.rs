@@ -76,7 +76,7 @@ pub(super) fn read_tasks(
             }
             let reference = Reference::new(&problem, &config.reward_rule())
                 .map_err(|e| e.context(format!("reading {}", file.display())))?;
-            let length = prompt_tokens(model, prompt, &problem)?.len();
+            let length = prompt_tokens(&model.tokenizer, prompt, &problem)?.len();
             if length <= limit {
                 tasks.push(Task { problem, reference });
             } else if config.data.overlong_prompts == OverlongPrompts::Refuse {

@@ -15,14 +15,9 @@ use crate::objective::grpo::{
 use crate::objective::{Aggregation, Totals};
 use crate::train::device::DeviceKind;
 use crate::train::trainer::{Trainer, Update};
-use crate::train::{Chunk, MicroBatch, rank};
+use crate::train::{Chunk, MicroBatch};
 use anyhow::{Result, ensure};
 use std::ops::Range;
-
-/// The model that responses should stay close to, where the loss or its metric asks for one.
-pub(super) struct Reference {
-    pub(super) params: Vec<f32>,
-}
 
 /// What an update learnt from and did.
 pub(super) struct Updated {
@@ -39,19 +34,18 @@ struct Sums {
     mismatch: Mismatch,
 }
 
-/// All updates of a step.
+/// All updates of a step; the trainer keeps a reference model where the loss or its metric asks for one.
 pub(super) fn improve(
     trainer: &mut Trainer,
     config: &Config,
     groups: &[Group<'_>],
-    reference: Option<&Reference>,
 ) -> Result<Vec<Updated>> {
     let mut mini_batches: Vec<MiniBatch> = groups
         .chunks(config.mini_batch_prompts())
         .map(|groups| MiniBatch::new(config, groups))
         .collect();
     for mini_batch in &mut mini_batches {
-        mini_batch.score(trainer, config, reference)?;
+        mini_batch.score(trainer, config)?;
     }
     let mut updates = Vec::new();
     for _ in 0..config.train.epochs {
@@ -138,15 +132,10 @@ impl MiniBatch {
 
     /// Scores under the reference model's weights and, where the sampler's log-probabilities are not
     /// taken for the trainer's, under the trainer's before it changes them.
-    fn score(
-        &mut self,
-        trainer: &mut Trainer,
-        config: &Config,
-        reference: Option<&Reference>,
-    ) -> Result<()> {
+    fn score(&mut self, trainer: &mut Trainer, config: &Config) -> Result<()> {
         let temperature = config.rollout.temperature as f32;
-        if let Some(Reference { params }) = reference {
-            let scores = rank::score(&trainer.model.decoder, params, &self.rows, temperature);
+        if config.policy.needs_reference() {
+            let scores = trainer.score_reference(&self.rows, temperature)?;
             for (known, logp) in self.known.iter_mut().zip(scores) {
                 known.reference_logp = Some(logp);
             }

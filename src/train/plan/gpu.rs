@@ -1,4 +1,4 @@
-//! What a run takes of one GPU's memory, and how long it would take.
+//! What a run takes of one GPU's memory and of the host's, and how long it would take.
 //!
 //! Contract: of the arena, what `rank::cuda` and `model::cuda` take of it, to the byte, and known without
 //! either of them, so that a program without GPUs plans for them. Tests compare the two.
@@ -70,6 +70,17 @@ pub(super) fn lasting(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
     ]
     .map(|(name, bytes)| PlannedBuffer { name, bytes })
     .to_vec()
+}
+
+/// What the ranks together hold on the host; a reference model comes to the GPUs in the place of gradients.
+pub(super) fn host(decoder: &Decoder, device: Device, has_reference: bool) -> Vec<PlannedBuffer> {
+    let Device::Gpu { .. } = device else { return Vec::new() };
+    let len = decoder.layout().len;
+    let mut host = vec![PlannedBuffer { name: "parameters, for checkpoints", bytes: 4 * len }];
+    if has_reference {
+        host.push(PlannedBuffer { name: "reference model", bytes: 2 * len });
+    }
+    host
 }
 
 /// What a phase of training takes, in cuDNN's attention; without cuDNN it takes less.

@@ -26,6 +26,7 @@ impl Plan {
             device,
             ranks: config.train.ranks,
             buffers: held,
+            host: gpu::host(&decoder, device, config.policy.needs_reference()),
             phases: vec![sampling, updating(&decoder, config, device, config.train.recompute)],
             by_recompute: by_recompute.to_vec(),
             total_steps: config.train.total_steps,
@@ -71,10 +72,10 @@ const UPDATING: &str = "updating";
 /// What exists all the time.
 fn held(decoder: &Decoder, config: &grpo::Config, device: Device) -> Vec<PlannedBuffer> {
     let num_parameters = decoder.layout().len;
-    let mut held = match device {
-        Device::Cpu => state(num_parameters, config.train.ranks),
-        Device::Gpu { .. } => gpu::lasting(decoder, work(config, config.train.recompute)),
-    };
+    if let Device::Gpu { .. } = device {
+        return gpu::lasting(decoder, work(config, config.train.recompute));
+    }
+    let mut held = state(num_parameters, config.train.ranks);
     if config.policy.needs_reference() {
         held.push(PlannedBuffer { name: "reference model", bytes: 4 * num_parameters });
     }
@@ -203,6 +204,16 @@ mod tests {
         };
         assert!(advice("train.recompute=none", "62.0").contains("train.recompute=\"layer\""));
         assert!(advice("train.ranks=1", "62.0").contains("train.ranks=8"));
+    }
+
+    #[test]
+    fn a_reference_model_takes_memory_of_the_host_and_none_of_a_gpu() {
+        let (plain, with) = (plan(&[]), plan(&["policy.kl_coef=0.001"]));
+        assert_eq!((&with.buffers, &with.phases), (&plain.buffers, &plain.phases));
+        let host = |plan: &Plan| plan.host.iter().map(|b| b.bytes).sum::<usize>();
+        assert_eq!(host(&plain), 4 * plain.num_parameters);
+        assert_eq!(host(&with) - host(&plain), 2 * plain.num_parameters);
+        assert!(with.lines().iter().any(|(label, _)| label == "  reference model"));
     }
 
     #[test]

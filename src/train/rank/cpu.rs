@@ -24,6 +24,8 @@ pub(in crate::train) struct Ranks {
     ranks: Vec<Rank>,
     /// The parameters of the ranks but the first.
     replicas: Vec<Vec<f32>>,
+    /// The parameters of the reference model; none where none is kept.
+    reference: Vec<f32>,
     decayed: Vec<Range<usize>>,
 }
 
@@ -40,6 +42,7 @@ impl Ranks {
             shards,
             ranks: dist::group(ranks).into_iter().map(start).collect::<Result<_>>()?,
             replicas: vec![model.params.clone(); ranks - 1],
+            reference: Vec::new(),
             decayed,
         })
     }
@@ -70,7 +73,7 @@ impl Ranks {
         adamw: AdamW,
         scale: &(impl Fn(f64) -> Option<f32> + Sync),
     ) -> Result<Vec<Reduced>> {
-        let Self { shards, ranks, replicas, decayed } = self;
+        let Self { shards, ranks, replicas, decayed, .. } = self;
         let layout = model.decoder.layout();
         let params = std::iter::once(&mut model.params).chain(replicas);
         let workers: Vec<_> = ranks.iter_mut().zip(params).collect();
@@ -95,6 +98,20 @@ impl Ranks {
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>> {
         Ok(score(&model.decoder, &model.params, rows, temperature))
+    }
+
+    pub(super) fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        self.reference = params;
+        Ok(())
+    }
+
+    pub(super) fn score_reference(
+        &self,
+        model: &LanguageModel,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        Ok(score(&model.decoder, &self.reference, rows, temperature))
     }
 
     pub(super) fn generator<'r>(&'r self, model: &'r LanguageModel) -> Generator<'r> {
@@ -130,7 +147,7 @@ impl Ranks {
 }
 
 /// Log-probabilities of the targets of each row under `params`.
-pub(in crate::train) fn score(
+fn score(
     decoder: &Decoder,
     params: &[f32],
     rows: &[MicroBatch],

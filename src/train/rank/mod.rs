@@ -7,7 +7,7 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-pub(super) mod cuda;
+mod cuda;
 
 use super::micro_batch::{Chunk, MicroBatch};
 use super::trainer::Execution;
@@ -17,7 +17,8 @@ use crate::eval::generator::Generator;
 use crate::model::ScoreGradient;
 use crate::ops::adamw::AdamW;
 use anyhow::Result;
-pub(super) use cpu::score;
+#[cfg(feature = "cuda")]
+pub(super) use cuda::serve;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -64,7 +65,7 @@ impl Ranks {
         match execution.gpus {
             None => Ok(Self::Cpu(cpu::Ranks::start(model, execution, decayed)?)),
             #[cfg(feature = "cuda")]
-            Some(gpus) => Ok(Self::Cuda(cuda::Ranks::start(model, execution, gpus, &decayed)?)),
+            Some(gpus) => Ok(Self::Cuda(cuda::Ranks::start(model, execution, gpus, decayed)?)),
             #[cfg(not(feature = "cuda"))]
             Some(_) => Err(crate::engine::device::refusal()),
         }
@@ -108,6 +109,21 @@ impl Ranks {
         with!(self, ranks => ranks.score(model, rows, temperature))
     }
 
+    /// Keeps the parameters of a reference model, in the layout of the model's.
+    pub(super) fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        with!(self, ranks => ranks.keep_reference(params))
+    }
+
+    /// Natural log-probabilities of the targets of each row under the reference model that is kept.
+    pub(super) fn score_reference(
+        &mut self,
+        model: &LanguageModel,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        with!(self, ranks => ranks.score_reference(model, rows, temperature))
+    }
+
     /// The model, generating where its ranks are.
     pub(super) fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
         with!(self, ranks => ranks.generator(model))
@@ -119,11 +135,11 @@ impl Ranks {
     }
 
     /// The most bytes that were ever taken at once of the memory of a GPU.
-    pub(super) fn gpu_peak_bytes(&mut self) -> Option<usize> {
+    pub(super) fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
         match self {
-            Self::Cpu(_) => None,
+            Self::Cpu(_) => Ok(None),
             #[cfg(feature = "cuda")]
-            Self::Cuda(ranks) => Some(ranks.peak_bytes()),
+            Self::Cuda(ranks) => ranks.peak_bytes().map(Some),
         }
     }
 

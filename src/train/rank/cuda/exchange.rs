@@ -2,20 +2,20 @@
 //! are computed.
 //!
 //! Contract: what is queued here runs beside the computation; [`Exchange::follow`] and
-//! [`Exchange::precede`] order the two where they meet. A rank that fails ends the calls of all ranks of
-//! this process.
+//! [`Exchange::precede`] order the two where they meet. A rank that fails ends the calls of all ranks
+//! ([`Ties`]).
 
+use super::ties::Ties;
 use crate::cuda::nccl::{Communicator, UniqueId};
-use crate::cuda::{Device, Event, Stream};
-use crate::dist::Member;
+use crate::cuda::{Device, DeviceSliceMut, Event, Half, Stream};
+use crate::dist::{Member, Shards};
 use anyhow::Result;
 use std::sync::Arc;
 
 /// One rank's end.
 pub(super) struct Exchange {
     communicator: Arc<Communicator>,
-    /// Those of all ranks of this process.
-    all: Vec<Arc<Communicator>>,
+    ties: Arc<Ties>,
     stream: Stream,
     reached: Event,
 }
@@ -27,24 +27,19 @@ impl Exchange {
         device: &Arc<Device>,
         id: Option<UniqueId>,
         (rank, size): (usize, usize),
+        ties: &Arc<Ties>,
     ) -> Result<Self> {
         let communicator = Arc::new(match id {
             Some(id) => Communicator::join(device, id, rank, size)?,
             None => Communicator::single(device),
         });
+        ties.communicators.add(communicator.clone());
         Ok(Self {
-            all: vec![communicator.clone()],
             communicator,
+            ties: ties.clone(),
             stream: Stream::new(device)?,
             reached: Event::new(device)?,
         })
-    }
-
-    /// Makes the failure of one the failure of all.
-    pub(super) fn tie<'e>(exchanges: impl Iterator<Item = &'e mut Self>) {
-        let exchanges: Vec<_> = exchanges.collect();
-        let all: Vec<_> = exchanges.iter().map(|exchange| exchange.communicator.clone()).collect();
-        exchanges.into_iter().for_each(|exchange| exchange.all.clone_from(&all));
     }
 
     pub(super) fn communicator(&self) -> &Communicator {
@@ -66,6 +61,20 @@ impl Exchange {
         self.reached.record(&self.stream)?;
         computation.wait(&self.reached)
     }
+
+    /// Fills `params` with the pieces that every rank has of them, in the order of `computation`.
+    pub(super) fn gather(
+        &self,
+        shards: Shards,
+        mut params: DeviceSliceMut<'_, Half>,
+        computation: &Stream,
+    ) -> Result<()> {
+        self.follow(computation)?;
+        for bucket in shards.buckets() {
+            self.communicator.all_gather(&self.stream, params.range(bucket))?;
+        }
+        self.precede(computation)
+    }
 }
 
 impl Member for Exchange {
@@ -78,6 +87,6 @@ impl Member for Exchange {
     }
 
     fn abort(&self) {
-        self.all.iter().for_each(|communicator| communicator.abort());
+        self.ties.cut();
     }
 }

@@ -1,35 +1,43 @@
-//! Ranks on GPUs: one each, in one process.
+//! Ranks on GPUs: one each, of this process and of one process on every other node.
 //!
 //! Contract: parameters, activations and gradients are bf16 or fp16, master weights and sums of gradients
 //! f32, moments as the configuration says. A gradient is summed over the ranks bucket by bucket while the
-//! backward goes on ([`GradientSums`]). Equal runs are equal to the bit. All memory is taken when the ranks
-//! start, of which activations are laid out for the largest micro-batch that was announced. A rank that
-//! fails makes the others fail. Left out: several nodes, for which `dist::rendezvous` and
-//! [`nccl::guard`](crate::cuda::nccl::guard) are ready. Not yet run on a GPU.
+//! backward goes on ([`GradientSums`]). Equal runs are equal to the bit, on however many nodes. All memory is
+//! taken when the ranks start, of which activations are laid out for the largest micro-batch that was
+//! announced. Node 0 alone runs the loop, draws data and writes files; the others' ranks do what it asks
+//! ([`serve`]), and numbers of their GPUs travel between GPUs. A rank or node that fails makes the others
+//! fail. Left out: sampling on other nodes than node 0. Not yet run on a GPU.
 //!
 //! [`GradientSums`]: crate::train::device::GradientSums
 
 mod exchange;
+mod local;
+mod remote;
+mod serve;
 mod shard;
+mod ties;
 
-use super::{Chunk, GPU_BUCKET, MicroBatch, Moments, Reduced, share, within};
+use super::{Chunk, MicroBatch, Moments, Reduced, share};
 use crate::checkpoint::LanguageModel;
-use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
-use crate::cuda::{Gpu, HalfFormat};
+use crate::dist::rendezvous::{Nodes, Pace};
 use crate::dist::{self, Comm, Member, Shards};
 use crate::eval::generator::Generator;
-use crate::model::cuda::DeviceModel;
-use crate::model::{Layout, ScoreGradient};
+use crate::model::ScoreGradient;
 use crate::ops::adamw::AdamW;
 use crate::train::device::Gpus;
-use crate::train::settings::Precision;
 use crate::train::trainer::Execution;
-use anyhow::Result;
-use exchange::Exchange;
-use shard::Shard;
+use anyhow::{Result, ensure};
+use local::{Local, Spec};
+use remote::{End, Remote};
+pub(in crate::train) use serve::serve;
 use std::borrow::Cow;
 use std::ops::Range;
+use std::time::Duration;
+use ties::Ties;
+
+/// How long nodes wait for each other at the start: node 0 may have data to prepare.
+const MEETING: Duration = Duration::from_secs(30 * 60);
 
 /// All of them.
 pub(in crate::train) struct Ranks {
@@ -37,13 +45,43 @@ pub(in crate::train) struct Ranks {
     ranks: Vec<Rank>,
 }
 
-/// What a rank owns.
-struct Rank {
-    model: DeviceModel,
-    shard: Shard,
-    exchange: Exchange,
-    execution: Execution,
-    gpus: Gpus,
+/// One of them.
+enum Rank {
+    Local(Box<Local>),
+    Remote(Remote),
+}
+
+/// Does the same with a rank wherever it is.
+macro_rules! with {
+    ($rank:expr, $inner:ident => $work:expr) => {
+        match $rank {
+            Rank::Local($inner) => $work,
+            Rank::Remote($inner) => $work,
+        }
+    };
+}
+
+impl Member for Rank {
+    fn rank(&self) -> usize {
+        match self {
+            Self::Local(local) => local.rank(),
+            Self::Remote(remote) => remote.end().rank(),
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Local(local) => local.size(),
+            Self::Remote(remote) => remote.end().size(),
+        }
+    }
+
+    fn abort(&self) {
+        match self {
+            Self::Local(local) => local.abort(),
+            Self::Remote(remote) => remote.end().abort(),
+        }
+    }
 }
 
 impl Ranks {
@@ -51,34 +89,49 @@ impl Ranks {
         model: &LanguageModel,
         execution: Execution,
         gpus: Gpus,
-        decayed: &[Range<usize>],
+        decayed: Vec<Range<usize>>,
     ) -> Result<Self> {
-        let size = execution.ranks;
-        let shards = Shards::new(model.params.len(), size, GPU_BUCKET);
+        let Execution { ranks: size, recompute, .. } = execution;
+        let config = model.decoder.config().to_json().to_owned();
+        let spec = Spec { model: config, size, gpus, recompute, decayed };
+        let shards = spec.shards(model.decoder.layout());
+        let nodes = Nodes::from_env()?;
+        let here = nodes.share(size)?;
         let id = (size > 1).then(UniqueId::new).transpose()?;
+        let message = id.map_or(Vec::new(), |id| id.as_bytes().to_vec());
+        let meeting = nodes.meet(here, message, Pace::DEFAULT, MEETING)?;
+        ensure!(meeting.world == size, "the nodes bring {} ranks, not {size}", meeting.world);
+        let ties = Ties::new(meeting)?;
         let start = |comm: &mut Box<dyn Comm>| -> Result<Rank> {
             let rank = comm.rank();
-            let mut gpu = Gpu::open(rank, half_format(gpus.precision), None)?;
-            let of_rank = (shards, rank);
-            let shard = Shard::new(&mut gpu, of_rank, gpus.config, model, decayed)?;
-            let device = gpu.device.clone();
-            let positions = gpus.largest.longest;
-            let mut on_gpu = DeviceModel::new(gpu, model.decoder.clone(), positions)?;
-            on_gpu.upload(0, &model.params)?;
+            let portions = shards.portions(rank);
+            let pieces: Vec<&[f32]> =
+                portions.iter().map(|portion| &model.params[portion.own.clone()]).collect();
             // Joining cannot be called off, so nobody begins before everybody can.
-            comm.barrier()?;
-            let exchange = Exchange::join(&device, id, (rank, size))?;
-            Ok(Rank { model: on_gpu, shard, exchange, execution, gpus })
+            let ready = || comm.barrier();
+            Ok(match rank.checked_sub(here) {
+                None => {
+                    let local = Local::start((rank, rank), &spec, &pieces, (id, &ties), ready)?;
+                    Rank::Local(Box::new(local))
+                }
+                Some(lane) => {
+                    let (lane, ties) = (ties.lanes[lane].clone(), ties.clone());
+                    let end = End { rank, size, lane, ties };
+                    Rank::Remote(Remote::start(end, &spec, &pieces, ready)?)
+                }
+            })
         };
-        let mut ranks = dist::on_every_rank(dist::group(size), |comm| &**comm, start)?;
-        Exchange::tie(ranks.iter_mut().map(|rank| &mut rank.exchange));
-        Ok(Self { shards, ranks })
+        let ranks = dist::on_every_rank(dist::group(size), |comm| &**comm, start);
+        Ok(Self { shards, ranks: ranks.inspect_err(|_| ties.cut())? })
     }
 
     /// The most bytes that were ever taken at once of the memory of a GPU.
-    pub(super) fn peak_bytes(&mut self) -> usize {
-        let peaks = self.ranks.iter_mut().map(|rank| rank.model.split().1.arena.peak_bytes());
-        peaks.max().unwrap_or(0)
+    pub(super) fn peak_bytes(&mut self) -> Result<usize> {
+        let peaks = self.on_every(|rank| match rank {
+            Rank::Local(local) => Ok(local.peak_bytes()),
+            Rank::Remote(remote) => remote.peak_bytes(),
+        })?;
+        Ok(peaks.into_iter().max().unwrap_or(0))
     }
 
     pub(super) fn accumulate<M: Default + Send>(
@@ -90,20 +143,25 @@ impl Ranks {
     ) -> Result<Vec<M>> {
         let rounds = batches.len().div_ceil(self.ranks.len());
         let gathered = self.on_every(|rank| {
-            let own = share(batches, rank.exchange.rank(), rank.exchange.size());
-            rank.accumulate(own, rounds, temperature, objective)
+            let own = share(batches, rank.rank(), rank.size());
+            with!(rank, rank => rank.accumulate(own, rounds, temperature, objective))
         })?;
         Ok(gathered.into_iter().flatten().collect())
     }
 
     pub(super) fn update(
         &mut self,
-        model: &mut LanguageModel,
+        _: &mut LanguageModel,
         adamw: AdamW,
         scale: &(impl Fn(f64) -> Option<f32> + Sync),
     ) -> Result<Vec<Reduced>> {
-        let layout = model.decoder.layout();
-        self.on_every(|rank| rank.update(layout, adamw, scale))
+        self.on_every(|rank| {
+            let reduced = with!(rank, rank => rank.reduce())?;
+            let scale = scale(reduced.norm);
+            let adamw = scale.map(|gradient_scale| AdamW { gradient_scale, ..adamw });
+            with!(rank, rank => rank.step(adamw))?;
+            Ok(reduced)
+        })
     }
 
     pub(super) fn score(
@@ -113,8 +171,36 @@ impl Ranks {
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>> {
         let scores = self.on_every(|rank| {
-            let (_, own) = share(rows, rank.exchange.rank(), rank.exchange.size());
-            rank.score(own, temperature)
+            let (_, own) = share(rows, rank.rank(), rank.size());
+            with!(rank, rank => rank.score(own, temperature))
+        })?;
+        Ok(scores.into_iter().flatten().collect())
+    }
+
+    /// Each rank keeps its pieces.
+    pub(super) fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        let shards = self.shards;
+        self.on_every(|rank| {
+            let own = shards.portions(rank.rank()).into_iter().map(|portion| &params[portion.own]);
+            let own = own.collect::<Vec<_>>().concat();
+            match rank {
+                Rank::Local(local) => local.keep_reference(&own),
+                Rank::Remote(remote) => remote.keep_reference(&own)?,
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    pub(super) fn score_reference(
+        &mut self,
+        _: &LanguageModel,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        let scores = self.on_every(|rank| {
+            let (_, own) = share(rows, rank.rank(), rank.size());
+            with!(rank, rank => rank.score_reference(own, temperature))
         })?;
         Ok(scores.into_iter().flatten().collect())
     }
@@ -122,25 +208,23 @@ impl Ranks {
     /// The parameters on the GPUs are the trained ones; of `model` it is the tokenizer and the shape that
     /// count.
     pub(super) fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
-        Generator::on_gpus(model, self.ranks.iter_mut().map(|rank| &mut rank.model).collect())
+        let here = self.ranks.iter_mut().filter_map(|rank| match rank {
+            Rank::Local(local) => Some(&mut local.model),
+            Rank::Remote(_) => None,
+        });
+        Generator::on_gpus(&model.decoder, &model.tokenizer, here.collect())
     }
 
     pub(super) fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {
         let pieces = self.shards.split_mut(params);
-        let fetch = |(rank, pieces): &mut (&mut Rank, Vec<&mut [f32]>)| {
-            let transfer = &mut rank.model.split().1.tools.transfer;
-            rank.shard.fetch_params(rank.exchange.stream(), transfer, pieces)
-        };
+        let fetch = |(rank, pieces): &mut (&mut Rank, Vec<&mut [f32]>)| with!(rank, rank => rank.fetch_params(pieces));
         let workers = self.ranks.iter_mut().zip(pieces).collect();
-        dist::on_every_rank(workers, |(rank, _)| &rank.exchange, fetch)?;
+        dist::on_every_rank(workers, |(rank, _)| &**rank, fetch)?;
         Ok(())
     }
 
     pub(super) fn moments(&mut self) -> Result<Vec<Moments<'_>>> {
-        let moments = self.on_every(|rank| {
-            let transfer = &mut rank.model.split().1.tools.transfer;
-            rank.shard.moments(rank.exchange.stream(), transfer)
-        })?;
+        let moments = self.on_every(|rank| with!(rank, rank => rank.moments()))?;
         Ok(moments.into_iter().map(|both| both.map(Cow::Owned)).collect())
     }
 
@@ -154,9 +238,8 @@ impl Ranks {
         let slices = by_rank.iter_mut().map(|both| both.each_mut().map(Vec::as_mut_slice));
         let filled = fill(slices.collect())?;
         self.on_every(|rank| {
-            let moments = by_rank[rank.exchange.rank()].each_ref().map(Vec::as_slice);
-            let transfer = &mut rank.model.split().1.tools.transfer;
-            rank.shard.set_moments(rank.exchange.stream(), transfer, moments)
+            let moments = by_rank[rank.rank()].each_ref().map(Vec::as_slice);
+            with!(rank, rank => rank.set_moments(moments))
         })?;
         Ok(filled)
     }
@@ -169,87 +252,6 @@ impl Ranks {
         work: impl Fn(&mut Rank) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
         let ranks = self.ranks.iter_mut().collect();
-        dist::on_every_rank(ranks, |rank: &&mut Rank| &rank.exchange, |rank| work(rank))
+        dist::on_every_rank(ranks, |rank: &&mut Rank| &**rank, |rank| work(rank))
     }
-}
-
-impl Rank {
-    /// Adds the gradients of `batches`, of which the first is number `first` of the step, in as many
-    /// rounds as every rank makes, and returns what the objective gathered in each.
-    fn accumulate<M: Default>(
-        &mut self,
-        (first, batches): (usize, &[MicroBatch]),
-        rounds: usize,
-        temperature: f32,
-        objective: &impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M),
-    ) -> Result<Vec<M>> {
-        let Self { model, shard, exchange, execution, gpus } = self;
-        let mut of_batches = Vec::new();
-        let (mut training, mut gradients) =
-            model.training_with_gradients(gpus.largest, execution.recompute)?;
-        for (index, MicroBatch { packed, targets }) in batches.iter().enumerate() {
-            let mut gathered = M::default();
-            training.forward_backward(
-                packed,
-                targets,
-                temperature,
-                &mut |at, scores, gradients| {
-                    let chunk = Chunk { batch: first + index, first: at, scores };
-                    objective(chunk, gradients, &mut gathered);
-                },
-                gradients.slice_mut(),
-                &mut |range, gradients, stream| shard.take(exchange, range, gradients, stream),
-            )?;
-            of_batches.push(gathered);
-        }
-        for _without_a_batch in batches.len()..rounds {
-            let all = 0..gradients.len();
-            training.stream().fill(gradients.slice_mut(), 0)?;
-            shard.take(exchange, all, gradients.slice_mut(), training.stream())?;
-        }
-        Ok(of_batches)
-    }
-
-    /// Updates with the summed gradients and forgets them.
-    fn update(
-        &mut self,
-        layout: &Layout,
-        adamw: AdamW,
-        scale: &impl Fn(f64) -> Option<f32>,
-    ) -> Result<Reduced> {
-        let Self { model, shard, exchange, .. } = self;
-        let (params, gpu) = model.split();
-        exchange.follow(&gpu.stream)?;
-        let reduced = shard.reduce(exchange, &mut gpu.tools.transfer, layout)?;
-        if let Some(gradient_scale) = scale(reduced.norm) {
-            let adamw = on_device(AdamW { gradient_scale, ..adamw });
-            shard.step(exchange, &gpu.tools.kernels.adamw, adamw, params)?;
-        }
-        shard.clear(exchange)?;
-        exchange.precede(&gpu.stream)?;
-        Ok(reduced)
-    }
-
-    /// Log-probabilities of the targets of each row.
-    fn score(&mut self, rows: &[MicroBatch], temperature: f32) -> Result<Vec<Vec<f32>>> {
-        let mut training = self.model.training(self.gpus.largest, self.execution.recompute)?;
-        let mut of_row = |row: &MicroBatch| {
-            let scores = training.score(&row.packed, &row.targets, temperature)?;
-            Ok(scores.iter().map(|score| score.logp).collect())
-        };
-        rows.iter().map(&mut of_row).collect()
-    }
-}
-
-fn half_format(precision: Precision) -> HalfFormat {
-    match precision {
-        Precision::Fp16 => HalfFormat::Fp16,
-        // f32 is refused where settings enter.
-        Precision::Bf16 | Precision::F32 => HalfFormat::Bf16,
-    }
-}
-
-fn on_device(adamw: AdamW) -> DeviceAdamW {
-    let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step } = adamw;
-    DeviceAdamW { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step }
 }

@@ -7,9 +7,7 @@
 //! parameters with the update.
 
 use super::exchange::Exchange;
-use super::within;
 use crate::base::rng;
-use crate::checkpoint::LanguageModel;
 use crate::cuda::kernels::adamw::{
     AdamW, AdamWKernels, DecayRange, Moment, Shard as Elements, StepInputs,
 };
@@ -18,7 +16,7 @@ use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Gpu, Half, Stream, Transf
 use crate::dist::{Portion, Shards};
 use crate::model::Layout;
 use crate::train::device::{GpuConfig, GradientSums, Moments};
-use crate::train::rank::Reduced;
+use crate::train::rank::{Reduced, within};
 use anyhow::Result;
 use half::bf16;
 use std::ops::Range;
@@ -52,12 +50,13 @@ enum Both {
 }
 
 impl Shard {
-    /// The shard of `rank`, without moments and gradients; its master weights are those of `model`.
+    /// The shard of `rank`, without moments and gradients; its master weights are `pieces` of the parameters,
+    /// by portion.
     pub(super) fn new(
         gpu: &mut Gpu,
         (shards, rank): (Shards, usize),
         config: GpuConfig,
-        model: &LanguageModel,
+        (layout, pieces): (&Layout, &[&[f32]]),
         decayed: &[Range<usize>],
     ) -> Result<Self> {
         let arena = &mut gpu.arena;
@@ -67,7 +66,7 @@ impl Shard {
             GradientSums::Sharded => len,
             GradientSums::Full => shards.total_len(),
         };
-        let most_decayed = model.decoder.layout().tensors.len();
+        let most_decayed = layout.tensors.len();
         let parts = portions.iter().map(|portion| Flat::square_parts(portion.own.len())).sum();
         let mut shard = Self {
             master: arena.lasting("master weights", len)?,
@@ -91,9 +90,9 @@ impl Shard {
             |range: &Range<usize>| DecayRange { start: range.start as u64, end: range.end as u64 };
         let decayed: Vec<_> = decayed.iter().map(range).collect();
         transfer.upload(stream, &decayed, shard.decayed.slice_mut().range(0..decayed.len()))?;
-        for Portion { own, in_shard, .. } in &shard.portions {
+        for (Portion { in_shard, .. }, piece) in shard.portions.iter().zip(pieces) {
             let master = shard.master.slice_mut().into_range(in_shard.clone());
-            transfer.upload(stream, &model.params[own.clone()], master)?;
+            transfer.upload(stream, piece, master)?;
         }
         match &mut shard.moments {
             Both::Exact(both) => clear(stream, both)?,

@@ -1,0 +1,129 @@
+//! Runs over several nodes, each a process with an emulated GPU of its own, against one process with as many:
+//! node 0 runs the loop, and the others' GPUs do what it asks. Skipped, said loudly, where there is no C++
+//! compiler.
+
+#![cfg(feature = "cuda")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
+#![expect(clippy::print_stdout, reason = "says when it is skipped")]
+
+mod cuda_support;
+mod support;
+
+use cuda_support::{can_emulate, emulated};
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+use support::{Place, done, expect_mistake, gpu_shape, inputs, interrupt, lines_of, start, stderr};
+
+static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-nodes", &gpu_shape()));
+
+const STEPS: usize = 6;
+
+fn sft_config() -> String {
+    let inputs = INPUTS.display();
+    format!(
+        "seed = 3
+model = {{ init = '{inputs}/model.json', tokenizer = '{inputs}/tokenizer' }}
+data = {{ files = ['{inputs}/samples.jsonl'], max_length = 200 }}
+optim = {{ lr = 5e-3 }}
+schedule = {{ kind = 'constant' }}
+train = {{ total_steps = {STEPS}, seq_len = 200, gradient_accumulation = 2, ranks = 2, device = 'cuda' }}
+"
+    )
+}
+
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Makes the program one of two nodes with a GPU each.
+fn node(command: &mut Command, rank: usize, port: u16) -> &mut Command {
+    command.env("NNODES", "2").env("NODE_RANK", rank.to_string());
+    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+    emulated(command, 1)
+}
+
+/// Starts both nodes, and waits until the first has come to the end of `steps` steps.
+fn start_both(place: &Place, words: &str, run: &Path, steps: usize) -> [Child; 2] {
+    let port = free_port();
+    let second = start(node(&mut place.train(words), 1, port), || true);
+    let first = start(node(&mut place.train(words), 0, port), || lines_of(run) >= steps);
+    [first, second]
+}
+
+/// Waits for the end of a node that was not asked to end: its exit code and what it said.
+fn ended(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), stderr(&output))
+}
+
+fn assert_equal_runs(run: &Path, other: &Path, last: &str) {
+    for file in ["model.safetensors", "state/optimizer.safetensors", "state/state.json"] {
+        let of = |run: &Path| fs::read(run.join("checkpoints").join(last).join(file)).unwrap();
+        assert!(of(run) == of(other), "{file} differs");
+    }
+}
+
+#[test]
+fn two_nodes_stopped_and_resumed_learn_to_the_bit_what_one_with_two_gpus_does() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    let [one, two] = ["one", "two"].map(|name| place.path(name));
+    done(emulated(&mut place.train("sft --config @sft.toml --out @one"), 2));
+    let words = "sft --config @sft.toml --out @two";
+    let [first, second] = start_both(&place, words, &two, 2);
+    interrupt(first);
+    assert!(lines_of(&two) < STEPS);
+    assert_eq!(ended(second).0, Some(0));
+    let [first, second] = start_both(&place, &format!("{words} --resume"), &two, STEPS);
+    for child in [first, second] {
+        let (code, said) = ended(child);
+        assert_eq!(code, Some(0), "{said}");
+    }
+    assert_equal_runs(&two, &one, "step-000006");
+    let column = |run: &Path| support::column(run, "optim/grad_norm");
+    assert_eq!(column(&two), column(&one));
+}
+
+#[test]
+fn the_loss_of_a_node_ends_the_other_with_a_message() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    for lost in [0, 1] {
+        let out = place.path(&format!("run-{lost}"));
+        let words =
+            format!("sft --config @sft.toml --out @run-{lost} --set train.total_steps=100000");
+        let mut nodes = Vec::from(start_both(&place, &words, &out, 1));
+        support::kill(nodes.remove(lost));
+        let started = Instant::now();
+        let (code, said) = ended(nodes.remove(0));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&format!("node {lost} (127.0.0.1")), "{said}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_divided_among_nodes_is_one_line() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    let words = "sft --config @sft.toml --out @run";
+    let mut odd = place.train(&format!("{words} --set train.ranks=3"));
+    expect_mistake(node(&mut odd, 0, 1), &["train.ranks is 3", "2 nodes"]);
+    let mut cpu = place.train(&format!("{words} --set train.device=cpu"));
+    expect_mistake(node(&mut cpu, 1, 1), &["one of 2 nodes", "train.device=\"cuda\""]);
+    assert!(!place.path("run").exists());
+}
