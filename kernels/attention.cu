@@ -27,7 +27,7 @@ struct Shape {
 
 // Rows of a tile in shared memory, a vector apart so that columns spread over the banks.
 template <int DIM, int ROWS>
-struct Rows {
+struct __align__(16) Rows {
     Half at[ROWS][DIM + 8];
 };
 
@@ -73,7 +73,7 @@ __device__ __forceinline__ void store_columns(const float x[COUNT], Half* to) {
 }
 
 template <int DIM>
-struct ForwardShared {
+struct __align__(16) ForwardShared {
     Rows<DIM, QUERIES> queries;
     Rows<DIM, KEYS> keys, values;
     float weights[QUERIES][KEYS + 1];
@@ -185,7 +185,7 @@ attention_delta(const Half* out, const Half* d_out, float* delta, int count, int
 }
 
 template <int DIM>
-struct BackwardShared {
+struct __align__(16) BackwardShared {
     Rows<DIM, BACK_QUERIES> queries, d_outs;
     Rows<DIM, KEYS> keys, values;
     float weights[BACK_QUERIES][KEYS + 1], d_scores[BACK_QUERIES][KEYS + 1];

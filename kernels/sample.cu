@@ -38,7 +38,7 @@ constexpr int TILE = TILE_CHUNKS * EIGHT;
 constexpr int MOST_TILES = 64;               // so vocabularies of up to 262,144
 
 // What the drawing from the whole vocabulary keeps in shared memory.
-struct Draw {
+struct __align__(16) Draw {
     float weights[TILE];
     float chunk_sums[TILE_CHUNKS];
     float before[MOST_TILES + 1];  // the weight before each tile
