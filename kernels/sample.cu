@@ -47,27 +47,50 @@ struct __align__(16) Draw {
     unsigned token;
 };
 
+// A thread's four logits of a tile.
+__device__ __forceinline__ float4 load_tile(const float* logits, int tile, int choices) {
+    int first = tile * TILE + threadIdx.x * 4;
+    if (first >= choices) return make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+    return *reinterpret_cast<const float4*>(logits + first);
+}
+
 // The weights of a tile, those beyond the choices 0, and the sum of each vector of eight.
-__device__ __forceinline__ void weigh_tile(const float* logits, int tile, int choices, float max,
+__device__ __forceinline__ void weigh_tile(float4 x, int tile, int choices, float max,
                                            float inverse_temperature, Draw& draw) {
     __syncthreads();
     int within = threadIdx.x * 4, first = tile * TILE + within;
-    float4 x = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
-    if (first < choices) x = *reinterpret_cast<const float4*>(logits + first);
     float values[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         float value = first + i < choices ? values[i] : -INFINITY;
-        draw.weights[within + i] = exp_as_cpu(__fmul_rn(__fsub_rn(value, max), inverse_temperature));
+        values[i] = exp_as_cpu(__fmul_rn(__fsub_rn(value, max), inverse_temperature));
     }
+    *reinterpret_cast<float4*>(draw.weights + within) = make_float4(values[0], values[1], values[2], values[3]);
     __syncthreads();
     if (threadIdx.x < TILE_CHUNKS) {
-        const float* l = draw.weights + threadIdx.x * EIGHT;
+        float l[EIGHT];
+        load_eight(draw.weights + threadIdx.x * EIGHT, l);
         draw.chunk_sums[threadIdx.x] = __fadd_rn(
             __fadd_rn(__fadd_rn(l[0], l[4]), __fadd_rn(l[2], l[6])),
             __fadd_rn(__fadd_rn(l[1], l[5]), __fadd_rn(l[3], l[7])));
     }
     __syncthreads();
+}
+
+// Adds the sums of a tile's vectors one after another, while the next eight load.
+__device__ __forceinline__ float add_in_order(float sum, const Draw& draw) {
+    float next[EIGHT];
+    load_eight(draw.chunk_sums, next);
+#pragma unroll 2
+    for (int chunk = 0; chunk < TILE_CHUNKS; chunk += EIGHT) {
+        float now[EIGHT];
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++) now[i] = next[i];
+        load_eight(draw.chunk_sums + (chunk + EIGHT) % TILE_CHUNKS, next);
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++) sum = __fadd_rn(sum, now[i]);
+    }
+    return sum;
 }
 
 // The CPU's two orders of the sum of weights, at the same time: lane by lane over even and odd vectors
@@ -83,8 +106,10 @@ __device__ __forceinline__ void sum_weights(const float* logits, int choices, fl
         float z = __fmul_rn(__fsub_rn(logits[whole * EIGHT + lane], max), inverse_temperature);
         sum = __fadd_rn(sum, exp_as_cpu(z));
     }
+    float4 next = load_tile(logits, 0, choices);
     for (int tile = 0; tile < tiles; tile++) {
-        weigh_tile(logits, tile, choices, max, inverse_temperature, draw);
+        weigh_tile(next, tile, choices, max, inverse_temperature, draw);
+        next = load_tile(logits, tile + 1, choices);
         int chunks = min(TILE_CHUNKS, whole - tile * TILE_CHUNKS);
         if (sums_lane) {
 #pragma unroll 8
@@ -94,8 +119,7 @@ __device__ __forceinline__ void sum_weights(const float* logits, int choices, fl
         }
         if (sums_chunks) {
             draw.before[tile] = before;
-#pragma unroll 8
-            for (int chunk = 0; chunk < TILE_CHUNKS; chunk++) before = __fadd_rn(before, draw.chunk_sums[chunk]);
+            before = add_in_order(before, draw);
         }
     }
     if (sums_chunks) draw.before[tiles] = before;
@@ -171,7 +195,7 @@ __device__ __forceinline__ void draw_token(const float* logits, int choices, flo
     for (int tile = 0; tile < tiles; tile++) {
         // The same for the whole block: what tiles before left in shared memory.
         if (draw.token != NO_TOKEN || !(draw.before[tile + 1] > draw.target)) continue;
-        weigh_tile(logits, tile, choices, max, inverse_temperature, draw);
+        weigh_tile(load_tile(logits, tile, choices), tile, choices, max, inverse_temperature, draw);
         if (threadIdx.x == 0) walk_tile(tile, draw);
         __syncthreads();
     }
@@ -193,7 +217,7 @@ sample(const float* logits, const unsigned long long* keys, const unsigned long 
     const float* row = logits + size_t(blockIdx.x) * stride;
     if (threadIdx.x == 0) draw.token = NO_TOKEN;
     Statistics found = statistics(row, vocab, inverse_temperature, scratch);
-    float max = largest(row, choices, scratch);
+    float max = choices == vocab ? found.max : largest(row, choices, scratch);
     if (!is_greedy) {
         float u = uniform(keys[blockIdx.x], indices[blockIdx.x]);
         draw_token(row, choices, max, inverse_temperature, u, draw);
