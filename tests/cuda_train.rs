@@ -4,7 +4,6 @@
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
-#![expect(clippy::print_stdout, reason = "says what was measured, and when it is skipped")]
 
 mod cuda_support;
 mod support;
