@@ -62,7 +62,7 @@ impl Tensors {
 
     /// Fills `pieces`, one after another, with the named tensor, which must be flat, f32 and as long
     /// as all of them.
-    pub(super) fn copy_flat(&self, name: &str, pieces: Vec<&mut [f32]>) -> Result<()> {
+    pub(super) fn copy_flat(&self, name: &str, pieces: &mut [&mut [f32]]) -> Result<()> {
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         let places = self.places(0)?;
         let found = places.iter().find(|(n, _)| n == name).map(|(_, place)| place);

@@ -17,6 +17,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
+    /// Draw the curves of a metric, or of all that begin with it (`reward`), in the terminal instead
+    #[arg(long = "metric", value_name = "KEY", conflicts_with_all = ["out", "samples"])]
+    metrics: Vec<String>,
+
     /// Show the responses with the highest or lowest rewards instead
     #[arg(long, value_name = "END", conflicts_with = "out")]
     samples: Option<End>,
@@ -42,6 +46,7 @@ pub fn run(args: Args) -> Result<()> {
             write_atomic(&page, compare::html(&runs).as_bytes())?;
             super::print(format_args!("{}\n", page.display()))
         }
-        None => super::print(compare::text(&runs)),
+        None if args.metrics.is_empty() => super::print(compare::text(&runs)),
+        None => super::print(compare::curves(&runs, &args.metrics)?),
     }
 }

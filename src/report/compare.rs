@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 const NOT_RESULTS: [&str; 2] = ["plan.json", "env.json"];
 const WRITTEN_AT: &str = "time/unix_secs";
 const RUN_COLOURS: usize = 6;
+/// Blocks of a curve that has one line.
+const SPARK_COLUMNS: usize = 24;
 
 /// A run as it lies on disk.
 #[derive(Debug, Clone)]
@@ -110,28 +112,57 @@ pub fn html(runs: &[Run]) -> String {
     page.finish()
 }
 
-/// The same for a terminal.
+/// The same for a terminal, where a metric has a line for each run.
 pub fn text(runs: &[Run]) -> String {
-    let titled = |header: &[String], rows: Vec<Vec<String>>| {
-        let mut table = Table::new(header.iter().cloned());
+    let titled = |header: &[&str], rows: Vec<Vec<String>>| {
+        let mut table = Table::new(header.iter().copied());
         for row in rows {
             table.row(row);
         }
         format!("{table}\n")
     };
-    let mut text = titled(&["run", "steps", "time"].map(str::to_owned), overview(runs));
-    let header: Vec<String> =
-        std::iter::once(String::new()).chain(runs.iter().map(|run| run.name.clone())).collect();
+    let mut text = titled(&["run", "steps", "time"], overview(runs));
+    let names = runs.iter().map(|run| run.name.as_str());
+    let header: Vec<&str> = std::iter::once("").chain(names).collect();
     for rows in [result_rows(runs), setting_rows(runs)] {
         if !rows.is_empty() {
             text.push_str(&titled(&header, rows));
         }
     }
-    for (_, keys) in areas(runs) {
+    let mut metrics = Table::new(["metric", "run", "", "first", "last"]).left(1).left(2);
+    for key in areas(runs).into_iter().flat_map(|(_, keys)| keys) {
+        for run in runs {
+            let Curve { points, .. } = run.curve(&key);
+            if let (Some(first), Some(last)) = (points.first(), points.last()) {
+                let spark = terminal::spark(&points, SPARK_COLUMNS);
+                let ends = [first.1, last.1].map(axis::number);
+                let [first, last] = ends;
+                metrics.row([key.clone(), run.name.clone(), spark, first, last]);
+            }
+        }
+    }
+    text + &metrics.to_string()
+}
+
+/// The curves of each of `metrics`, keys or what keys begin with before the slash, for a terminal.
+pub fn curves(runs: &[Run], metrics: &[String]) -> Result<String> {
+    let areas = areas(runs);
+    let mut text = String::new();
+    for metric in metrics {
+        let in_area = |(area, keys): &(String, Vec<String>)| {
+            let is_meant = |key: &&String| *key == metric || area == metric;
+            keys.iter().filter(is_meant).cloned().collect::<Vec<_>>()
+        };
+        let keys: Vec<String> = areas.iter().flat_map(in_area).collect();
+        if keys.is_empty() {
+            let known = areas.iter().map(|(area, _)| area.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(usage(format!(
+                "--metric {metric}: no run has it; `train report` lists all, of: {known}"
+            )));
+        }
         for key in keys {
             for run in runs {
-                let name =
-                    if runs.len() == 1 { key.clone() } else { format!("{key}  {}", run.name) };
+                let name = format!("{key}  {}", run.name);
                 let drawn = terminal::curve(&Curve { name, ..run.curve(&key) });
                 if !drawn.is_empty() {
                     text.push_str(&format!("{drawn}\n"));
@@ -139,7 +170,7 @@ pub fn text(runs: &[Run]) -> String {
             }
         }
     }
-    text
+    Ok(text)
 }
 
 fn overview(runs: &[Run]) -> Vec<Vec<String>> {
@@ -295,6 +326,22 @@ mod tests {
         }
         assert!(!page.contains("time/unix_secs"));
         assert!(!setting_rows(&runs).iter().any(|row| row[0] == "seed"));
+    }
+
+    #[test]
+    fn a_metric_has_a_line_and_on_request_a_chart() {
+        let dir = tempfile::tempdir().unwrap();
+        make_run(dir.path(), "0.1");
+        let runs = Run::read_all(dir.path()).unwrap();
+        let text = text(&runs);
+        let line = text.lines().find(|line| line.starts_with("loss/nll")).unwrap();
+        assert!(line.contains("█▃") && line.ends_with("1.00  0.020"), "{line}");
+        for metric in ["loss", "loss/nll"] {
+            let drawn = curves(&runs, &[metric.to_owned()]).unwrap();
+            assert!(drawn.starts_with("loss/nll") && drawn.contains('│'), "{drawn}");
+        }
+        let error = curves(&runs, &["los".to_owned()]).unwrap_err();
+        assert!(format!("{error:#}").contains("of: loss, time"), "{error:#}");
     }
 
     #[test]

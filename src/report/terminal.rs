@@ -63,6 +63,24 @@ fn canvas(points: &[(f64, f64)], axis: &Axis) -> Vec<String> {
     cells.iter().map(|row| row.iter().map(cell).collect()).collect()
 }
 
+/// A curve in one line of `columns` blocks, each the mean of its steps.
+pub(super) fn spark(points: &[(f64, f64)], columns: usize) -> String {
+    const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let columns = columns.min(points.len());
+    let mean = |column: usize| {
+        let part = column * points.len() / columns..(column + 1) * points.len() / columns;
+        let len = part.len() as f64;
+        points[part].iter().map(|p| p.1).sum::<f64>() / len
+    };
+    let means: Vec<f64> = (0..columns).map(mean).collect();
+    let (low, high) = range(means.iter().copied());
+    let block = |mean: &f64| {
+        let height = (mean - low) / (high - low).max(f64::MIN_POSITIVE);
+        BLOCKS[((height * BLOCKS.len() as f64) as usize).min(BLOCKS.len() - 1)]
+    };
+    means.iter().map(block).collect()
+}
+
 /// The dots of a straight line.
 fn between(from: (usize, usize), to: (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
     let steps = from.0.abs_diff(to.0).max(from.1.abs_diff(to.1)).max(1);
@@ -109,6 +127,15 @@ mod tests {
         for points in [vec![], vec![(3.0, 0.0)]] {
             curve(&Curve { name: "x".into(), is_fraction: true, points });
         }
+    }
+
+    #[test]
+    fn a_spark_rises_with_its_curve_in_as_many_blocks_as_there_is_room_for() {
+        let points: Vec<_> = (0..80).map(|i| (f64::from(i), f64::from(i))).collect();
+        assert_eq!(spark(&points, 8), "▁▂▃▄▅▆▇█");
+        assert_eq!(spark(&points[..3], 8), "▁▅█");
+        assert_eq!(spark(&[(1.0, 5.0); 4], 2), "▁▁");
+        assert_eq!(spark(&[], 8), "");
     }
 
     #[test]
