@@ -4,9 +4,12 @@
 // Layout: a row of qkv is [heads, kv_heads, kv_heads] heads of `dim`; out is [sequences, heads * dim].
 // The cache is rope_write's: [block][kv_head][32][dim]. tables is [sequences, table_width] block
 // numbers; lengths count the new token, whose key and value are in the cache already.
-// Contract: a block of threads takes a sequence and a key head with its group of query heads, and goes
-// over the keys from the first to the last, 32 at a time, whatever else is in the batch: no splits,
-// so a sequence has the same bits in any batch. An empty sequence gets zeros.
+// Contract: a block of threads takes a sequence, a key head with its group of query heads, and a split,
+// 512 keys, and goes over these from the first to the last, 32 at a time. Splits start at fixed
+// positions and are combined in ascending order by a kernel of its own, whatever else is in the batch
+// and however wide its tables are: a sequence has the same bits in any batch. A sequence of one split is
+// written at once. An empty sequence gets zeros. The grid depends on the tables' width alone, so that a
+// recorded launch fits later steps; blocks beyond a sequence return.
 // Memory-bound: each key and value is read once, in sixteen-byte vectors, the next keys while these
 // are at work.
 #include "common.cuh"
@@ -14,29 +17,35 @@
 constexpr int TOKENS = 32;   // of a cache block, and of a step
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / WARP;
+constexpr int SPLIT = 512;   // keys; a multiple of TOKENS
+// A partial result is the sums of `dim` columns, the largest score, the sum of weights, and nothing up to
+// the next vector.
+constexpr int BESIDE_SUMS = 4;
 
 template <int DIM, int GROUP>
 struct __align__(16) DecodeShared {
     float queries[GROUP][DIM];
     float weights[2][GROUP][TOKENS];  // scores, then weights; steps alternate
     float rescales[2][GROUP];
-    float sums[GROUP];
+    float maxima[GROUP], sums[GROUP];
     float results[WARPS][GROUP][DIM];
 };
 
 template <int DIM, int GROUP>
 __device__ __forceinline__ void attend_one(const Half* qkv, const Half* keys, const Half* values,
-                                           const unsigned* tables, const unsigned* lengths, Half* out,
-                                           int heads, int kv_heads, int table_width,
-                                           DecodeShared<DIM, GROUP>& shared) {
+                                           const unsigned* tables, const unsigned* lengths,
+                                           float* partials, Half* out, int heads, int kv_heads,
+                                           int table_width, DecodeShared<DIM, GROUP>& shared) {
     constexpr int KEY_VECTORS = DIM / 32;        // of a thread: four threads share a key
     constexpr int COLUMNS = DIM / 8;             // vectors of a value
     constexpr int VALUE_STEP = THREADS / COLUMNS;  // values read at a time
     constexpr int EACH = TOKENS / VALUE_STEP;    // values of a thread
     constexpr int OWN = GROUP / WARPS;           // query heads whose softmax a warp keeps
-    int sequence = blockIdx.x, kv_head = blockIdx.y, group = heads / kv_heads;
+    int sequence = blockIdx.x, kv_head = blockIdx.y % kv_heads, group = heads / kv_heads;
+    int split = blockIdx.y / kv_heads, splits = gridDim.y / kv_heads;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int length = int(lengths[sequence]);
+    int length = int(lengths[sequence]), start = split * SPLIT, end = min(length, start + SPLIT);
+    if (split > 0 && start >= length) return;
     const unsigned* table = tables + size_t(sequence) * table_width;
 
     const Half* query = qkv + (size_t(sequence) * (heads + 2 * kv_heads) + kv_head * group) * DIM;
@@ -57,22 +66,22 @@ __device__ __forceinline__ void attend_one(const Half* qkv, const Half* keys, co
     uint4 key[KEY_VECTORS], value[EACH];
     auto page = [&](int first) { return (size_t(table[first / TOKENS]) * kv_heads + kv_head) * TOKENS * DIM; };
     auto load_keys = [&](int first) {
-        if (first + token >= length) return;
+        if (first + token >= end) return;
         const uint4* from = reinterpret_cast<const uint4*>(keys + page(first) + token * DIM);
 #pragma unroll
         for (int i = 0; i < KEY_VECTORS; i++) key[i] = from[quarter + 4 * i];
     };
 #pragma unroll
     for (int i = 0; i < KEY_VECTORS; i++) key[i] = make_uint4(0, 0, 0, 0);
-    load_keys(0);
-    for (int first = 0; first < length; first += TOKENS) {
+    load_keys(start);
+    for (int first = start; first < end; first += TOKENS) {
         int turn = first / TOKENS % 2;
         const uint4* from = reinterpret_cast<const uint4*>(values + page(first));
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             int row = first_value + i * VALUE_STEP;
             // What lies beyond the sequence may be anything: zeros take its place.
-            value[i] = first + row < length ? from[row * COLUMNS + column] : make_uint4(0, 0, 0, 0);
+            value[i] = first + row < end ? from[row * COLUMNS + column] : make_uint4(0, 0, 0, 0);
         }
         float scores[GROUP] = {};
 #pragma unroll
@@ -92,7 +101,7 @@ __device__ __forceinline__ void attend_one(const Half* qkv, const Half* keys, co
             float score = scores[member];
             score += __shfl_xor_sync(ALL_LANES, score, 1);
             score += __shfl_xor_sync(ALL_LANES, score, 2);
-            bool is_seen = first + token < length;
+            bool is_seen = first + token < end;
             if (quarter == 0) shared.weights[turn][member][token] = is_seen ? score : -INFINITY;
         }
         __syncthreads();
@@ -141,32 +150,63 @@ __device__ __forceinline__ void attend_one(const Half* qkv, const Half* keys, co
     }
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-        if (lane == 0) shared.sums[warp + i * WARPS] = sum[i];
+        if (lane == 0) shared.maxima[warp + i * WARPS] = max[i], shared.sums[warp + i * WARPS] = sum[i];
     }
     __syncthreads();
-    Half* target = out + (size_t(sequence) * heads + kv_head * group) * DIM;
+    size_t first_head = size_t(sequence) * heads + kv_head * group;
     for (int i = threadIdx.x; i < group * COLUMNS; i += THREADS) {
         int member = i / COLUMNS, at = i % COLUMNS * 8;
-        float total = shared.sums[member], inverse = total > 0.0f ? 1.0f / total : 0.0f, result[8];
+        float total = shared.sums[member], result[8];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float x = 0;
 #pragma unroll
             for (int other = 0; other < WARPS; other++) x += shared.results[other][member][at + j];
-            result[j] = x * inverse;
+            result[j] = x;
         }
-        store_eight(result, target + i * 8);
+        if (length <= SPLIT) {
+            float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+#pragma unroll
+            for (int j = 0; j < 8; j++) result[j] *= inverse;
+            store_eight(result, out + first_head * DIM + i * 8);
+        } else {
+            float* partial = partials + ((first_head + member) * splits + split) * (DIM + BESIDE_SUMS);
+            store_eight(result, partial + at);
+            if (at == 0) partial[DIM] = shared.maxima[member], partial[DIM + 1] = total;
+        }
     }
+}
+
+// The outputs of sequences of several splits; a block takes a query head of a sequence, a thread a column.
+extern "C" __global__ void __launch_bounds__(THREADS)
+attention_decode_combine(const float* partials, const unsigned* lengths, Half* out, int heads, int splits) {
+    int sequence = blockIdx.x, head = blockIdx.y, dim = blockDim.x, column = threadIdx.x;
+    int length = int(lengths[sequence]), filled = (length + SPLIT - 1) / SPLIT;
+    if (filled <= 1) return;
+    size_t row = size_t(sequence) * heads + head;
+    int width = dim + BESIDE_SUMS;
+    const float* own = partials + row * splits * width;
+    float max = -INFINITY, sum = 0, result = 0;
+#pragma unroll 4
+    for (int split = 0; split < filled; split++) max = fmaxf(max, own[split * width + dim]);
+#pragma unroll 4
+    for (int split = 0; split < filled; split++) {
+        const float* partial = own + split * width;
+        float weight = __expf(partial[dim] - max);
+        sum = fmaf(weight, partial[dim + 1], sum);
+        result = fmaf(weight, partial[column], result);
+    }
+    narrow(result / sum, out[row * dim + column]);
 }
 
 // Groups of up to four, or up to eight, query heads.
 #define ATTENTION_DECODE(NAME, DIM, GROUP)                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
     NAME(const Half* qkv, const Half* keys, const Half* values, const unsigned* tables,                   \
-         const unsigned* lengths, Half* out, int heads, int kv_heads, int table_width) {                  \
+         const unsigned* lengths, float* partials, Half* out, int heads, int kv_heads, int table_width) { \
         __shared__ DecodeShared<DIM, GROUP> shared;                                                       \
-        attend_one<DIM, GROUP>(qkv, keys, values, tables, lengths, out, heads, kv_heads, table_width,     \
-                               shared);                                                                   \
+        attend_one<DIM, GROUP>(qkv, keys, values, tables, lengths, partials, out, heads, kv_heads,        \
+                               table_width, shared);                                                      \
     }
 ATTENTION_DECODE(attention_decode_32_4, 32, 4)
 ATTENTION_DECODE(attention_decode_32_8, 32, 8)

@@ -93,6 +93,7 @@ const Kernels& bf16_kernels() {
         ATTENTION_KERNELS(32),
         ATTENTION_KERNELS(64),
         ATTENTION_KERNELS(128),
+        KERNEL(attention_decode, attention_decode_combine),
         KERNEL(column_sums, column_partials),
         KERNEL(column_sums, add_column_sums_half),
         KERNEL(column_sums, add_column_sums_f32),

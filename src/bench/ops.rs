@@ -14,7 +14,7 @@ use crate::cuda::gemm::{Linear, Start};
 use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
 use crate::cuda::kernels::column_sums::PARTS;
-use crate::cuda::kernels::decode::Cache;
+use crate::cuda::kernels::decode::{Cache, partials_len};
 use crate::cuda::kernels::flat::Flat;
 use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
 use crate::cuda::kernels::rms_norm::Norm;
@@ -335,6 +335,7 @@ impl Bench<'_> {
         let (tables, lengths) =
             (self.put(phase, &tables)?, self.put(phase, &vec![context as u32; batch])?);
         let mut out = phase.take::<Half>("out", batch * heads.queries * heads.dim)?;
+        let mut partials = phase.take::<f32>("splits", batch * partials_len(heads, blocks))?;
         let cache = Cache {
             keys: keys.slice(),
             values: values.slice(),
@@ -343,7 +344,8 @@ impl Bench<'_> {
         };
         let (stream, kernels) = (self.stream, &self.tools.kernels);
         let attend = self.clock.time(stream, || {
-            kernels.decode.attend(stream, heads, qkv.slice(), cache, out.slice_mut())
+            let partials = partials.slice_mut();
+            kernels.decode.attend(stream, heads, qkv.slice(), cache, partials, out.slice_mut())
         })?;
         let flops = 4.0 * (batch * context * heads.queries * heads.dim) as f64;
         let cached = 2 * 2 * batch * context * heads.keys * heads.dim;

@@ -3,7 +3,7 @@
 use crate::compare::{FORMATS, WIDE, assert_close, bits, on_every_order};
 use crate::cuda::half::{Half, HalfFormat};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
-use crate::cuda::kernels::decode::Cache;
+use crate::cuda::kernels::decode::{Cache, partials_len};
 use crate::cuda::kernels::rope::{BLOCK_TOKENS, Heads};
 use crate::emulation::Gpu;
 use codeseq::ops::attention as cpu;
@@ -179,9 +179,43 @@ impl Decoding {
             lengths: lengths.slice(),
         };
         let mut out = gpu.poisoned(chosen.len() * queries * dim);
-        let (kernels, stream) = (&gpu.kernels.decode, &gpu.stream);
-        kernels.attend(stream, self.heads, rows.slice(), cache, out.slice_mut()).unwrap();
+        // Room for two sequences at a time.
+        let mut partials = gpu.poisoned(2 * partials_len(self.heads, table_width));
+        let (kernels, stream, partials) = (&gpu.kernels.decode, &gpu.stream, partials.slice_mut());
+        kernels.attend(stream, self.heads, rows.slice(), cache, partials, out.slice_mut()).unwrap();
         out.get().chunks_exact(queries * dim).map(<[Half]>::to_vec).collect()
+    }
+
+    /// What the CPU computes for each sequence, with the same bits alone as together.
+    #[track_caller]
+    fn check(&self) {
+        let (format, heads) = (self.format, self.heads);
+        let all: Vec<usize> = (0..self.sequences.len()).collect();
+        on_every_order(
+            format,
+            |gpu| {
+                let together = self.attend(gpu, &all);
+                for &sequence in &all {
+                    let alone = self.attend(gpu, &[sequence]);
+                    let [alone, together] =
+                        [&alone[0], &together[sequence]].map(|x| bits(&format.widen_all(x)));
+                    assert_eq!(alone, together, "sequence {sequence} alone");
+                }
+                together
+            },
+            |together| {
+                for (out, qkv) in together.iter().zip(&self.sequences) {
+                    let length = qkv.len() / heads.row();
+                    let expected = match length {
+                        0 => vec![0.0; out.len()],
+                        _ => expected(format, heads, qkv, &[0, length])
+                            .0
+                            .split_off((length - 1) * out.len()),
+                    };
+                    format.assert_close("out", out, &expected);
+                }
+            },
+        );
     }
 }
 
@@ -189,33 +223,16 @@ impl Decoding {
 fn decoding_matches_the_cpu_and_does_not_depend_on_the_batch() {
     for format in FORMATS {
         for heads in HEADS.into_iter().chain([Heads { queries: 8, keys: 1, dim: 32 }]) {
-            let decoding = Decoding::new(format, heads, &[1, 17, 0, 32, 33, 150]);
-            let all: Vec<usize> = (0..decoding.sequences.len()).collect();
-            on_every_order(
-                format,
-                |gpu| {
-                    let together = decoding.attend(gpu, &all);
-                    for &sequence in &all {
-                        let alone = decoding.attend(gpu, &[sequence]);
-                        let [alone, together] =
-                            [&alone[0], &together[sequence]].map(|x| bits(&format.widen_all(x)));
-                        assert_eq!(alone, together, "sequence {sequence} alone");
-                    }
-                    together
-                },
-                |together| {
-                    for (out, qkv) in together.iter().zip(&decoding.sequences) {
-                        let length = qkv.len() / heads.row();
-                        let expected = match length {
-                            0 => vec![0.0; out.len()],
-                            _ => expected(format, heads, qkv, &[0, length])
-                                .0
-                                .split_off((length - 1) * out.len()),
-                        };
-                        format.assert_close("out", out, &expected);
-                    }
-                },
-            );
+            Decoding::new(format, heads, &[1, 17, 0, 32, 33, 150]).check();
+        }
+    }
+}
+
+#[test]
+fn decoding_long_sequences_in_splits_matches_the_cpu_and_does_not_depend_on_the_batch() {
+    for format in FORMATS {
+        for heads in [HEADS[2], HEADS[3]] {
+            Decoding::new(format, heads, &[511, 5, 512, 513, 1030]).check();
         }
     }
 }

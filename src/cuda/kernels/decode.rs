@@ -5,7 +5,7 @@ use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
+use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
@@ -14,11 +14,27 @@ use std::sync::Arc;
 pub const DIMS: [usize; 3] = [32, 64, 128];
 /// The most query heads that share a key head.
 pub const MOST_GROUP: usize = 8;
+/// Keys of a split, as `kernels/attention_decode.cu` has it.
+const SPLIT: usize = 512;
 
 /// The kernels: by head size, for groups of up to four and of up to eight.
 #[derive(Debug)]
 pub struct DecodeAttention {
     kernels: [[Function; 2]; 3],
+    combine: Function,
+}
+
+/// Elements of the partial results of a sequence with a table of `table_width` blocks: none where it is
+/// one split at most.
+pub fn partials_len(heads: Heads, table_width: usize) -> usize {
+    match splits(table_width) {
+        1 => 0,
+        splits => heads.queries * splits * (heads.dim + 4),
+    }
+}
+
+fn splits(table_width: usize) -> usize {
+    (table_width * BLOCK_TOKENS).div_ceil(SPLIT).max(1)
 }
 
 /// The cached keys and values of one layer, `[block][kv_head][32][dim]` each, and who has which.
@@ -44,35 +60,71 @@ impl DecodeAttention {
             "attention_decode_64_8",
             "attention_decode_128_4",
             "attention_decode_128_8",
+            "attention_decode_combine",
         ];
-        let [a, b, c, d, e, f] =
+        let [a, b, c, d, e, f, combine] =
             functions(device, cubin!("attention_decode", device.half_format()), names)?;
-        Ok(Self { kernels: [[a, b], [c, d], [e, f]] })
+        Ok(Self { kernels: [[a, b], [c, d], [e, f]], combine })
     }
 
     /// The attention of the new token of each sequence, a row of `qkv` (turned), into `out`
-    /// `[sequences, queries * dim]`.
+    /// `[sequences, queries * dim]`; `partials` is scratch of [`partials_len`] elements for each of as
+    /// many sequences as are taken at a time.
     pub fn attend(
         &self,
         stream: &Stream,
         heads: Heads,
         qkv: DeviceSlice<'_, Half>,
         cache: Cache<'_>,
-        out: DeviceSliceMut<'_, Half>,
+        mut partials: DeviceSliceMut<'_, f32>,
+        mut out: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let sequences = rows_of(qkv.len(), heads.row());
+        let width = heads.queries * heads.dim;
         let Cache { keys, values, tables, lengths } = cache;
-        assert_eq!(out.len(), sequences * heads.queries * heads.dim, "a row for each sequence");
+        assert_eq!(out.len(), sequences * width, "a row for each sequence");
         assert_eq!(lengths.len(), sequences, "a length for each sequence");
         assert_eq!(keys.len(), values.len(), "as many values as keys");
         rows_of(keys.len(), heads.keys * BLOCK_TOKENS * heads.dim);
         let group = heads.queries / heads.keys;
         assert!(group * heads.keys == heads.queries && group <= MOST_GROUP, "groups of {group}");
-        let table_width = int(tables.len() / sequences.max(1));
-        let kernel = &self.kernels[index_of(heads.dim)][usize::from(group > 4)];
-        let grid = (blocks(sequences), blocks(heads.keys));
-        let sizes = [heads.queries, heads.keys].map(int);
-        // SAFETY: the kernel's parameters; tables hold blocks of the cache.
+        let table_width = tables.len() / sequences.max(1);
+        let room = partials.len().checked_div(partials_len(heads, table_width));
+        let at_a_time = room.unwrap_or(sequences.max(1));
+        assert!(at_a_time > 0, "room for the partial results of a sequence");
+        for first in (0..sequences).step_by(at_a_time) {
+            let end = sequences.min(first + at_a_time);
+            let cache = Cache {
+                tables: tables.range(first * table_width..end * table_width),
+                lengths: lengths.range(first..end),
+                ..cache
+            };
+            let qkv = qkv.range(first * heads.row()..end * heads.row());
+            let out = out.range(first * width..end * width);
+            self.attend_some(stream, heads, qkv, cache, partials.reborrow(), out)?;
+        }
+        Ok(())
+    }
+
+    /// The same for as many sequences as there is scratch for.
+    fn attend_some(
+        &self,
+        stream: &Stream,
+        heads: Heads,
+        qkv: DeviceSlice<'_, Half>,
+        cache: Cache<'_>,
+        partials: DeviceSliceMut<'_, f32>,
+        out: DeviceSliceMut<'_, Half>,
+    ) -> Result<()> {
+        let Cache { keys, values, tables, lengths } = cache;
+        let sequences = lengths.len();
+        let table_width = tables.len() / sequences;
+        let splits = splits(table_width);
+        let kernel =
+            &self.kernels[index_of(heads.dim)][usize::from(heads.queries / heads.keys > 4)];
+        let grid = (blocks(sequences), blocks(heads.keys * splits));
+        let sizes = [heads.queries, heads.keys, table_width, splits].map(int);
+        // SAFETY: the kernel's parameters; tables hold blocks of the cache, and partials have room.
         unsafe {
             kernel.launch(
                 grid,
@@ -80,17 +132,20 @@ impl DecodeAttention {
                 0,
                 stream,
                 &[
-                    &qkv,
-                    &keys,
-                    &values,
-                    &tables,
-                    &lengths,
-                    &out,
-                    &sizes[0],
-                    &sizes[1],
-                    &table_width,
+                    &qkv, &keys, &values, &tables, &lengths, &partials, &out, &sizes[0], &sizes[1],
+                    &sizes[2],
                 ],
             )
+        }?;
+        if splits == 1 {
+            return Ok(());
+        }
+        let grid = (blocks(sequences), blocks(heads.queries));
+        let partials = partials.as_slice();
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            let arguments: [&dyn Argument; 5] = [&partials, &lengths, &out, &sizes[0], &sizes[3]];
+            self.combine.launch(grid, heads.dim as u32, 0, stream, &arguments)
         }
     }
 }

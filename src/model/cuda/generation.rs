@@ -18,7 +18,7 @@ use super::memory::Matrix;
 use super::{DeviceModel, RopeTable, Weights, heads};
 use crate::base::error::usage;
 use crate::cuda::gemm::{Linear, Start};
-use crate::cuda::kernels::decode::Cache;
+use crate::cuda::kernels::decode::{Cache, partials_len};
 use crate::cuda::kernels::rope::CacheWrite;
 use crate::cuda::{Graph, Phase, Stream, Tools};
 use crate::model::extend::assert_writes_are_private;
@@ -30,6 +30,8 @@ use std::collections::HashMap;
 
 /// Rows of a pass that every kernel has a grid for.
 const MOST_ROWS: usize = 1 << 15;
+/// Most rows whose attention is computed at a time, where sequences may be long enough for splits.
+const SPLIT_ROWS: usize = 256;
 
 /// The largest of everything that a phase of generation holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,8 @@ struct Buffers<'a> {
     normal: Matrix<'a>,
     qkv: Matrix<'a>,
     attended: Matrix<'a>,
+    /// Partial results of attention.
+    partials: Matrix<'a, f32>,
     /// Output of attention, then of the feed-forward network, before it joins the residual stream.
     branch: Matrix<'a>,
     gate_up: Matrix<'a>,
@@ -78,14 +82,23 @@ struct Buffers<'a> {
 }
 
 impl<'a> Buffers<'a> {
-    fn take(phase: &mut Phase<'a>, decoder: &Decoder, rows: usize, logits: usize) -> Result<Self> {
+    /// For passes of `rows` rows with tables of `table_width` blocks, of which `logits` want logits.
+    fn take(
+        phase: &mut Phase<'a>,
+        decoder: &Decoder,
+        (rows, logits): (usize, usize),
+        table_width: usize,
+    ) -> Result<Self> {
         let (config, qkv) = (decoder.config(), heads(decoder).row());
+        let (split_rows, partials) =
+            (rows.min(SPLIT_ROWS), partials_len(heads(decoder), table_width));
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
             x: Matrix::take(phase, "residual stream", rows, hidden)?,
             normal: Matrix::take(phase, "norm", rows, hidden)?,
             qkv: Matrix::take(phase, "queries, keys and values", rows, qkv)?,
             attended: Matrix::take(phase, "attention", rows, decoder.attention_width())?,
+            partials: Matrix::take(phase, "splits of attention", split_rows, partials)?,
             branch: Matrix::take(phase, "output of a block", rows, hidden)?,
             gate_up: Matrix::take(phase, "gate and up", rows, 2 * inner)?,
             product: Matrix::take(phase, "SwiGLU product", rows, inner)?,
@@ -108,9 +121,10 @@ impl<'a> Generation<'a> {
         let DeviceModel { gpu, decoder, params, rope, .. } = model;
         let mut phase = gpu.arena.phase();
         let (rows, logits) = (filled(rows), filled(logits));
+        let table_width = KvCache::blocks_for(length);
         Ok(Self {
-            inputs: Inputs::take(&mut phase, rows, logits, KvCache::blocks_for(length))?,
-            buffers: Buffers::take(&mut phase, decoder, rows, logits)?,
+            inputs: Inputs::take(&mut phase, rows, logits, table_width)?,
+            buffers: Buffers::take(&mut phase, decoder, (rows, logits), table_width)?,
             drawing: Drawing::take(&mut phase, decoder, logits, length)?,
             // What is left is the cache's.
             cache: DeviceCache::take(&mut phase, decoder.config(), blocks)?,
@@ -239,7 +253,8 @@ impl<'a> Generation<'a> {
             lengths: inputs.lengths(pass),
         };
         let attended = buffers.attended.rows_mut(rows);
-        kernels.decode.attend(stream, heads, buffers.qkv.rows(rows), cached, attended)?;
+        let partials = buffers.partials.rows_mut(rows.min(SPLIT_ROWS));
+        kernels.decode.attend(stream, heads, buffers.qkv.rows(rows), cached, partials, attended)?;
         gemm.forward(
             stream,
             Linear { rows, inputs: width, outputs: hidden },

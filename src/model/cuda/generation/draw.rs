@@ -2,7 +2,7 @@
 //!
 //! Contract: the tokens of [`Draw::draw`] on the same logits; only keys and numbers cross to the device,
 //! and only tokens and their log-probabilities back. With a repetition penalty, which few ask for, the
-//! logits are copied and penalized a few rows at a time, since their own say the log-probabilities.
+//! logits are copied and penalized some rows at a time, since their own say the log-probabilities.
 
 use super::Generation;
 use crate::cuda::kernels::Kernels;
@@ -17,8 +17,8 @@ use anyhow::Result;
 use bytemuck::Pod;
 use std::ops::Range;
 
-/// Rows that are penalized at a time.
-const PENALIZED: usize = 16;
+/// Most rows that are penalized at a time: about as many as a GPU has multiprocessors, a row each.
+const PENALIZED: usize = 128;
 
 /// The buffers of draws.
 pub(super) struct Drawing<'a> {
@@ -42,15 +42,16 @@ impl<'a> Drawing<'a> {
         length: usize,
     ) -> Result<Self> {
         let vocab = decoder.config().vocab_size;
+        let penalized = rows.min(PENALIZED);
         Ok(Self {
             keys: Matrix::take(phase, "keys of draws", rows, 1)?,
             indices: Matrix::take(phase, "numbers of draws", rows, 1)?,
             tokens: Matrix::take(phase, "drawn tokens", rows, 1)?,
             logp: Matrix::take(phase, "log-probabilities", rows, 1)?,
-            penalized: Matrix::take(phase, "penalized logits", PENALIZED, vocab)?,
-            starts: Matrix::take(phase, "starts of seen tokens", PENALIZED + 1, 1)?,
-            seen: Matrix::take(phase, "seen tokens", PENALIZED * length, 1)?,
-            statistics: Matrix::take(phase, "statistics of logits", PENALIZED, 1)?,
+            penalized: Matrix::take(phase, "penalized logits", penalized, vocab)?,
+            starts: Matrix::take(phase, "starts of seen tokens", penalized + 1, 1)?,
+            seen: Matrix::take(phase, "seen tokens", penalized * length, 1)?,
+            statistics: Matrix::take(phase, "statistics of logits", penalized, 1)?,
         })
     }
 }
