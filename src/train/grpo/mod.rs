@@ -6,6 +6,7 @@
 //! sampling of a step by prompt and its updates by row.
 
 mod config;
+mod line_process;
 mod metrics;
 #[cfg(test)]
 mod parity;
@@ -15,7 +16,7 @@ mod rollout;
 mod update;
 
 pub use config::{
-    AdvantageConfig, Config, DataConfig, OverlongPrompts, RolloutConfig, TrainConfig,
+    AdvantageConfig, Config, DataConfig, FilterMetric, OverlongPrompts, RolloutConfig, TrainConfig,
     ValidationConfig,
 };
 pub use reward_process::ExternalReward;
@@ -64,11 +65,15 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     let mut state = State { trainer, cursor };
     let progress = Progress::new(label, total_steps, "steps");
     progress.skip(state.trainer.step);
+    // Logged with the first step: a run directory without one counts as unused.
+    let mut untrained = None;
     if let Some(validation) = &validation
         && state.trainer.step == 0
     {
         let score = validation.score(&mut state.trainer, judge)?;
-        tracing::info!("validation before training: pass@1 {:.3}", score["val/pass_at_1"]);
+        let pass_at_1 = score["val/pass_at_1"].as_f64().unwrap_or(f64::NAN);
+        tracing::info!("validation before training: pass@1 {pass_at_1:.3}");
+        untrained = Some(score);
     }
     while state.trainer.step < total_steps {
         let sampled = state.sample(config, run, &mut rewarder, &prompt, &tasks);
@@ -89,6 +94,9 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
             row.extend(validation.score(&mut state.trainer, judge)?);
         }
         progress.set_message(describe(&row));
+        if let Some(score) = untrained.take() {
+            metrics.log(0, score)?;
+        }
         metrics.log(step, row)?;
         run.forget_replaced()?;
         progress.inc(1);
@@ -165,8 +173,11 @@ struct Sampled<'t> {
 }
 
 fn describe(row: &Row) -> String {
-    let value = |key: &str| row.get(key).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
-    format!("pass {:.2}, reward {:.2}", value("reward/pass_rate"), value("reward/mean"))
+    let value = |key: &str| row.get(key).and_then(serde_json::Value::as_f64);
+    match (value("reward/pass_rate"), value("reward/mean")) {
+        (Some(pass), Some(reward)) => format!("pass {pass:.2}, reward {reward:.2}"),
+        _ => "nothing to learn from".to_owned(),
+    }
 }
 
 /// Held-out problems that are scored on the way.
