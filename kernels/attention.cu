@@ -27,7 +27,7 @@ struct Shape {
 
 // Rows of a tile in shared memory, a vector apart so that columns spread over the banks.
 template <int DIM, int ROWS>
-struct Rows {
+struct __align__(16) Rows {
     Half at[ROWS][DIM + 8];
 };
 
@@ -46,12 +46,13 @@ __device__ __forceinline__ void load_rows(const Half* head, size_t row_width, un
     }
 }
 
-// `COUNT` neighbours, an even number.
+// A thread's `COUNT` columns, an even number: up to eight are neighbours; more are vectors of eight with
+// those of seven other threads between them, so that the eight read different banks at a time.
 template <int COUNT>
 __device__ __forceinline__ void load_columns(const Half* from, float out[COUNT]) {
     if (COUNT % 8 == 0) {
 #pragma unroll
-        for (int i = 0; i < COUNT; i += 8) load_eight(from + i, out + i);
+        for (int i = 0; i < COUNT; i += 8) load_eight(from + i * 8, out + i);
     } else {
 #pragma unroll
         for (int i = 0; i < COUNT; i += 2) {
@@ -65,7 +66,7 @@ template <int COUNT>
 __device__ __forceinline__ void store_columns(const float x[COUNT], Half* to) {
     if (COUNT % 8 == 0) {
 #pragma unroll
-        for (int i = 0; i < COUNT; i += 8) store_eight(x + i, to + i);
+        for (int i = 0; i < COUNT; i += 8) store_eight(x + i, to + i * 8);
     } else {
 #pragma unroll
         for (int i = 0; i < COUNT; i += 2) *reinterpret_cast<unsigned*>(to + i) = pack<Half>(x[i], x[i + 1]);
@@ -73,7 +74,7 @@ __device__ __forceinline__ void store_columns(const float x[COUNT], Half* to) {
 }
 
 template <int DIM>
-struct ForwardShared {
+struct __align__(16) ForwardShared {
     Rows<DIM, QUERIES> queries;
     Rows<DIM, KEYS> keys, values;
     float weights[QUERIES][KEYS + 1];
@@ -185,7 +186,7 @@ attention_delta(const Half* out, const Half* d_out, float* delta, int count, int
 }
 
 template <int DIM>
-struct BackwardShared {
+struct __align__(16) BackwardShared {
     Rows<DIM, BACK_QUERIES> queries, d_outs;
     Rows<DIM, KEYS> keys, values;
     float weights[BACK_QUERIES][KEYS + 1], d_scores[BACK_QUERIES][KEYS + 1];
@@ -236,7 +237,8 @@ __device__ __forceinline__ void backward_keys(const Half* qkv, const Tile* tiles
                                               const float* lse, const float* delta, Half* d_qkv,
                                               Shape shape, BackwardShared<DIM>& shared) {
     constexpr int COLUMNS = DIM / 8;
-    Tile tile = tiles[blockIdx.x];
+    // The keys with most queries after them first, as the longest work.
+    Tile tile = tiles[gridDim.x - 1 - blockIdx.x];
     int kv_head = blockIdx.y, group = shape.heads / shape.kv_heads;
     size_t row_width = size_t(shape.heads + 2 * shape.kv_heads) * DIM;
     size_t out_width = size_t(shape.heads) * DIM;
@@ -244,7 +246,7 @@ __device__ __forceinline__ void backward_keys(const Half* qkv, const Tile* tiles
     const Half* key_head = sequence + (shape.heads + kv_head) * DIM;
     load_rows<DIM, KEYS>(key_head, row_width, tile.first, tile.length, shared.keys);
     load_rows<DIM, KEYS>(key_head + shape.kv_heads * DIM, row_width, tile.first, tile.length, shared.values);
-    int key = threadIdx.x / 8, column = threadIdx.x % 8 * COLUMNS;
+    int key = threadIdx.x / 8, column = threadIdx.x % 8 * (COLUMNS < 8 ? COLUMNS : 8);
     float d_key[COLUMNS] = {}, d_value[COLUMNS] = {};
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
         const Half* d_out_head = d_out + tile.start * out_width + head * DIM;
@@ -289,7 +291,7 @@ __device__ __forceinline__ void backward_queries(const Half* qkv, const Tile* ti
     const Half* d_out_head = d_out + tile.start * out_width + head * DIM;
     load_rows<DIM, BACK_QUERIES>(sequence + head * DIM, row_width, tile.first, tile.length, shared.queries);
     load_rows<DIM, BACK_QUERIES>(d_out_head, out_width, tile.first, tile.length, shared.d_outs);
-    int query = threadIdx.x / 8, column = threadIdx.x % 8 * COLUMNS;
+    int query = threadIdx.x / 8, column = threadIdx.x % 8 * (COLUMNS < 8 ? COLUMNS : 8);
     float d_query[COLUMNS] = {};
     unsigned end = min(tile.length, tile.first + BACK_QUERIES);
     for (unsigned first = 0; first < end; first += KEYS) {

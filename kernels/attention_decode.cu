@@ -16,7 +16,7 @@ constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / WARP;
 
 template <int DIM, int GROUP>
-struct DecodeShared {
+struct __align__(16) DecodeShared {
     float queries[GROUP][DIM];
     float weights[2][GROUP][TOKENS];  // scores, then weights; steps alternate
     float rescales[2][GROUP];

@@ -38,7 +38,7 @@ constexpr int TILE = TILE_CHUNKS * EIGHT;
 constexpr int MOST_TILES = 64;               // so vocabularies of up to 262,144
 
 // What the drawing from the whole vocabulary keeps in shared memory.
-struct Draw {
+struct __align__(16) Draw {
     float weights[TILE];
     float chunk_sums[TILE_CHUNKS];
     float before[MOST_TILES + 1];  // the weight before each tile
@@ -47,27 +47,50 @@ struct Draw {
     unsigned token;
 };
 
+// A thread's four logits of a tile.
+__device__ __forceinline__ float4 load_tile(const float* logits, int tile, int choices) {
+    int first = tile * TILE + threadIdx.x * 4;
+    if (first >= choices) return make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+    return *reinterpret_cast<const float4*>(logits + first);
+}
+
 // The weights of a tile, those beyond the choices 0, and the sum of each vector of eight.
-__device__ __forceinline__ void weigh_tile(const float* logits, int tile, int choices, float max,
+__device__ __forceinline__ void weigh_tile(float4 x, int tile, int choices, float max,
                                            float inverse_temperature, Draw& draw) {
     __syncthreads();
     int within = threadIdx.x * 4, first = tile * TILE + within;
-    float4 x = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
-    if (first < choices) x = *reinterpret_cast<const float4*>(logits + first);
     float values[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         float value = first + i < choices ? values[i] : -INFINITY;
-        draw.weights[within + i] = exp_as_cpu(__fmul_rn(__fsub_rn(value, max), inverse_temperature));
+        values[i] = exp_as_cpu(__fmul_rn(__fsub_rn(value, max), inverse_temperature));
     }
+    *reinterpret_cast<float4*>(draw.weights + within) = make_float4(values[0], values[1], values[2], values[3]);
     __syncthreads();
     if (threadIdx.x < TILE_CHUNKS) {
-        const float* l = draw.weights + threadIdx.x * EIGHT;
+        float l[EIGHT];
+        load_eight(draw.weights + threadIdx.x * EIGHT, l);
         draw.chunk_sums[threadIdx.x] = __fadd_rn(
             __fadd_rn(__fadd_rn(l[0], l[4]), __fadd_rn(l[2], l[6])),
             __fadd_rn(__fadd_rn(l[1], l[5]), __fadd_rn(l[3], l[7])));
     }
     __syncthreads();
+}
+
+// Adds the sums of a tile's vectors one after another, while the next eight load.
+__device__ __forceinline__ float add_in_order(float sum, const Draw& draw) {
+    float next[EIGHT];
+    load_eight(draw.chunk_sums, next);
+#pragma unroll 2
+    for (int chunk = 0; chunk < TILE_CHUNKS; chunk += EIGHT) {
+        float now[EIGHT];
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++) now[i] = next[i];
+        load_eight(draw.chunk_sums + (chunk + EIGHT) % TILE_CHUNKS, next);
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++) sum = __fadd_rn(sum, now[i]);
+    }
+    return sum;
 }
 
 // The CPU's two orders of the sum of weights, at the same time: lane by lane over even and odd vectors
@@ -83,8 +106,10 @@ __device__ __forceinline__ void sum_weights(const float* logits, int choices, fl
         float z = __fmul_rn(__fsub_rn(logits[whole * EIGHT + lane], max), inverse_temperature);
         sum = __fadd_rn(sum, exp_as_cpu(z));
     }
+    float4 next = load_tile(logits, 0, choices);
     for (int tile = 0; tile < tiles; tile++) {
-        weigh_tile(logits, tile, choices, max, inverse_temperature, draw);
+        weigh_tile(next, tile, choices, max, inverse_temperature, draw);
+        next = load_tile(logits, tile + 1, choices);
         int chunks = min(TILE_CHUNKS, whole - tile * TILE_CHUNKS);
         if (sums_lane) {
 #pragma unroll 8
@@ -94,8 +119,7 @@ __device__ __forceinline__ void sum_weights(const float* logits, int choices, fl
         }
         if (sums_chunks) {
             draw.before[tile] = before;
-#pragma unroll 8
-            for (int chunk = 0; chunk < TILE_CHUNKS; chunk++) before = __fadd_rn(before, draw.chunk_sums[chunk]);
+            before = add_in_order(before, draw);
         }
     }
     if (sums_chunks) draw.before[tiles] = before;
@@ -125,20 +149,32 @@ __device__ __forceinline__ void walk_tile(int tile, Draw& draw) {
 
 constexpr unsigned NO_TOKEN = ~0u;
 
-// The first of the choices with the largest logit.
-__device__ __forceinline__ void most_likely(const float* logits, int choices, float max, unsigned& token) {
-    for (int i = threadIdx.x; i < choices; i += blockDim.x) {
-        if (logits[i] == max) {
-            atomicMin(&token, unsigned(i));
-            break;
+// Visits the choices, a thread eight neighbours at a time, so that several loads are in flight.
+template <class Visit>
+__device__ __forceinline__ void each_choice(const float* logits, int choices, Visit visit) {
+    for (int first = threadIdx.x * EIGHT; first < choices; first += blockDim.x * EIGHT) {
+        float x[EIGHT];
+        load_eight(logits + first, x);
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++) {
+            if (first + i < choices) visit(first + i, x[i]);
         }
     }
+}
+
+// The first of the choices with the largest logit.
+__device__ __forceinline__ void most_likely(const float* logits, int choices, float max, unsigned& token) {
+    unsigned own = NO_TOKEN;
+    each_choice(logits, choices, [&](int i, float logit) {
+        if (logit == max) own = min(own, unsigned(i));
+    });
+    if (own != NO_TOKEN) atomicMin(&token, own);
     __syncthreads();
 }
 
 __device__ __forceinline__ float largest(const float* logits, int choices, float scratch[WARP]) {
     float max = -INFINITY;
-    for (int i = threadIdx.x; i < choices; i += blockDim.x) max = fmaxf(max, logits[i]);
+    each_choice(logits, choices, [&](int, float logit) { max = fmaxf(max, logit); });
     return block_max(max, scratch);
 }
 
@@ -159,7 +195,7 @@ __device__ __forceinline__ void draw_token(const float* logits, int choices, flo
     for (int tile = 0; tile < tiles; tile++) {
         // The same for the whole block: what tiles before left in shared memory.
         if (draw.token != NO_TOKEN || !(draw.before[tile + 1] > draw.target)) continue;
-        weigh_tile(logits, tile, choices, max, inverse_temperature, draw);
+        weigh_tile(load_tile(logits, tile, choices), tile, choices, max, inverse_temperature, draw);
         if (threadIdx.x == 0) walk_tile(tile, draw);
         __syncthreads();
     }
@@ -181,7 +217,7 @@ sample(const float* logits, const unsigned long long* keys, const unsigned long 
     const float* row = logits + size_t(blockIdx.x) * stride;
     if (threadIdx.x == 0) draw.token = NO_TOKEN;
     Statistics found = statistics(row, vocab, inverse_temperature, scratch);
-    float max = largest(row, choices, scratch);
+    float max = choices == vocab ? found.max : largest(row, choices, scratch);
     if (!is_greedy) {
         float u = uniform(keys[blockIdx.x], indices[blockIdx.x]);
         draw_token(row, choices, max, inverse_temperature, u, draw);
@@ -198,8 +234,9 @@ sample(const float* logits, const unsigned long long* keys, const unsigned long 
 }
 
 // A weight as an integer: 1, the weight of the most likely token, is 2^40.
+constexpr int WEIGHT_BITS = 40;
 __device__ __forceinline__ unsigned long long fixed(float weight) {
-    return (unsigned long long)(double(weight) * 1099511627776.0);
+    return (unsigned long long)(double(weight) * double(1ull << WEIGHT_BITS));
 }
 
 // The logits of a row that may be drawn, in descending order, equal ones in ascending order of
@@ -209,17 +246,25 @@ struct Choices {
     int count;
     float max, inverse_temperature;
 
-    __device__ __forceinline__ unsigned long long key(int i) const {
-        unsigned bits = __float_as_uint(logits[i]);
+    __device__ __forceinline__ unsigned long long key(int i, float logit) const {
+        unsigned bits = __float_as_uint(logit);
         unsigned ordered = bits ^ (bits >> 31 != 0 ? ~0u : 0x80000000u);
         return (unsigned long long)ordered << 24 | (0xffffffu - unsigned(i));
     }
-    __device__ __forceinline__ float weight(int i) const {
-        return exp_as_cpu(__fmul_rn(__fsub_rn(logits[i], max), inverse_temperature));
+    __device__ __forceinline__ float weight(float logit) const {
+        return exp_as_cpu(__fmul_rn(__fsub_rn(logit, max), inverse_temperature));
     }
 };
 
 constexpr int KEY_BITS = 56, DIGIT_BITS = 8, DIGITS = 1 << DIGIT_BITS;
+
+// Shared memory adds 32 bits at a time: weights are added in limbs, whose sums have room there. Most
+// choices of a row have one of few digits, and lanes that add to one place wait for each other: every
+// sum is in several copies, which lie in different banks.
+constexpr int LIMB_BITS = 14, LIMBS = 3, COPIES = 8;
+constexpr unsigned LIMB_MASK = (1u << LIMB_BITS) - 1;
+static_assert(LIMBS * LIMB_BITS > WEIGHT_BITS, "limbs hold a weight of 2^40");
+static_assert((unsigned long long)(LIMB_MASK) * MOST_TILES * TILE <= ~0u, "32 bits hold the limbs of all choices");
 
 // A place in the order: how many choices lie up to it, it included, and how much they weigh.
 struct __align__(16) Place {
@@ -230,6 +275,7 @@ struct __align__(16) Place {
 
 // A descent through the digits of the keys, in shared memory.
 struct Descent {
+    unsigned copies[1 + LIMBS][DIGITS][COPIES];  // of counts, then of the limbs of weights
     unsigned long long weights[DIGITS];
     unsigned counts[DIGITS];
     unsigned long long prefix;  // the digits found so far
@@ -246,13 +292,16 @@ __device__ __forceinline__ void choose_digit(Descent& descent, bool by_count, un
     unsigned count = 0;
     unsigned long long weight = 0;
     for (int i = 0; i < EACH; i++) count += descent.counts[top - i], weight += descent.weights[top - i];
-    unsigned count_before = descent.count;
-    unsigned long long weight_before = descent.weight;
-    for (int other = 0; other < int(WARP); other++) {
-        unsigned their_count = __shfl_sync(ALL_LANES, count, other);
-        unsigned long long their_weight = __shfl_sync(ALL_LANES, weight, other);
-        if (other < lane) count_before += their_count, weight_before += their_weight;
+    unsigned count_up_to = count;
+    unsigned long long weight_up_to = weight;
+#pragma unroll
+    for (int step = 1; step < int(WARP); step *= 2) {
+        unsigned their_count = __shfl_sync(ALL_LANES, count_up_to, lane - step);
+        unsigned long long their_weight = __shfl_sync(ALL_LANES, weight_up_to, lane - step);
+        if (lane >= step) count_up_to += their_count, weight_up_to += their_weight;
     }
+    unsigned count_before = descent.count + count_up_to - count;
+    unsigned long long weight_before = descent.weight + weight_up_to - weight;
     bool reaches = (by_count ? count_before + count : weight_before + weight) >= need;
     unsigned lanes = __ballot_sync(ALL_LANES, reaches);
     // Lanes that reach it come last; where none does, the last lane takes the last choice there is.
@@ -272,6 +321,40 @@ __device__ __forceinline__ void choose_digit(Descent& descent, bool by_count, un
     }
 }
 
+// Empties the histogram of digits.
+__device__ __forceinline__ void clear(Descent& descent) {
+    unsigned* copies = &descent.copies[0][0][0];
+    for (int i = threadIdx.x; i < (1 + LIMBS) * DIGITS * COPIES; i += blockDim.x) copies[i] = 0;
+    __syncthreads();
+}
+
+// Adds a choice to it.
+__device__ __forceinline__ void add(unsigned digit, unsigned long long weight, Descent& descent) {
+    int copy = threadIdx.x % COPIES;
+    atomicAdd(&descent.copies[0][digit][copy], 1u);
+#pragma unroll
+    for (int i = 0; i < LIMBS; i++) {
+        unsigned limb = unsigned(weight >> i * LIMB_BITS) & LIMB_MASK;
+        if (limb != 0) atomicAdd(&descent.copies[1 + i][digit][copy], limb);
+    }
+}
+
+// The count and the weight of every digit.
+__device__ __forceinline__ void gather(Descent& descent) {
+    __syncthreads();
+    int digit = threadIdx.x;
+    if (digit < DIGITS) {
+        unsigned long long sums[1 + LIMBS] = {};
+#pragma unroll
+        for (int i = 0; i <= LIMBS; i++) {
+            for (int copy = 0; copy < COPIES; copy++) sums[i] += descent.copies[i][digit][copy];
+        }
+        descent.counts[digit] = unsigned(sums[0]);
+        descent.weights[digit] = sums[1] + (sums[2] << LIMB_BITS) + (sums[3] << 2 * LIMB_BITS);
+    }
+    __syncthreads();
+}
+
 // The first place at which the count, or the weight, reaches `need`, which is at most that of all.
 __device__ __forceinline__ Place descend(Choices choices, bool by_count, unsigned long long need,
                                          Descent& descent) {
@@ -280,41 +363,32 @@ __device__ __forceinline__ Place descend(Choices choices, bool by_count, unsigne
     int bits = KEY_BITS;
     do {
         bits -= DIGIT_BITS;
-        if (threadIdx.x < DIGITS) descent.counts[threadIdx.x] = 0, descent.weights[threadIdx.x] = 0;
-        __syncthreads();
+        clear(descent);
         unsigned long long prefix = descent.prefix;
-        for (int i = threadIdx.x; i < choices.count; i += blockDim.x) {
-            unsigned long long key = choices.key(i) >> bits;
-            if (key >> DIGIT_BITS != prefix) continue;
-            atomicAdd(&descent.counts[key % DIGITS], 1u);
-            atomicAdd(&descent.weights[key % DIGITS], fixed(choices.weight(i)));
-        }
-        __syncthreads();
+        each_choice(choices.logits, choices.count, [&](int i, float logit) {
+            unsigned long long key = choices.key(i, logit) >> bits;
+            if (key >> DIGIT_BITS == prefix) add(key % DIGITS, fixed(choices.weight(logit)), descent);
+        });
+        gather(descent);
         if (threadIdx.x < WARP) choose_digit(descent, by_count, need);
         __syncthreads();
     } while (descent.in_bin > 1 && bits > 0);
-    for (int i = threadIdx.x; i < choices.count; i += blockDim.x) {
-        if (choices.key(i) >> bits != descent.prefix) continue;
-        descent.place = {unsigned(i), descent.count + 1, descent.weight + fixed(choices.weight(i))};
-    }
+    each_choice(choices.logits, choices.count, [&](int i, float logit) {
+        if (choices.key(i, logit) >> bits != descent.prefix) return;
+        descent.place = {unsigned(i), descent.count + 1, descent.weight + fixed(choices.weight(logit))};
+    });
     __syncthreads();
     return descent.place;
 }
 
 // The count and weight of the choices whose weight is at least `least`.
-__device__ __forceinline__ Place at_least(Choices choices, float least, unsigned& count,
-                                          unsigned long long& weight) {
-    __syncthreads();
-    if (threadIdx.x == 0) count = 0, weight = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < choices.count; i += blockDim.x) {
-        float w = choices.weight(i);
-        if (w < least) continue;
-        atomicAdd(&count, 1u);
-        atomicAdd(&weight, fixed(w));
-    }
-    __syncthreads();
-    return {0, count, weight};
+__device__ __forceinline__ Place at_least(Choices choices, float least, unsigned long long scratch[WARP]) {
+    unsigned long long count = 0, weight = 0;
+    each_choice(choices.logits, choices.count, [&](int, float logit) {
+        float w = choices.weight(logit);
+        if (!(w < least)) count += 1, weight += fixed(w);
+    });
+    return {0, unsigned(block_sum(count, scratch)), block_sum(weight, scratch)};
 }
 
 // The same from the choices that survive top-k (0: all), then top-p, and min-p.
@@ -324,13 +398,12 @@ sample_truncated(const float* logits, const unsigned long long* keys, const unsi
                  float inverse_temperature, int top_k, float top_p, float min_p) {
     __shared__ float scratch[WARP];
     __shared__ Descent descent;
-    __shared__ unsigned count;
-    __shared__ unsigned long long weight;
+    __shared__ unsigned long long sums[WARP];
     const float* row = logits + size_t(blockIdx.x) * stride;
     Statistics found = statistics(row, vocab, inverse_temperature, scratch);
     Choices choices = {row, num_choices, largest(row, num_choices, scratch), inverse_temperature};
     bool limits_count = top_k > 0 && top_k < num_choices;
-    Place cut = limits_count ? descend(choices, true, top_k, descent) : at_least(choices, 0, count, weight);
+    Place cut = limits_count ? descend(choices, true, top_k, descent) : at_least(choices, 0, sums);
     if (top_p < 1.0f) {
         double share = ceil(double(top_p) * double(cut.weight));
         Place nucleus = descend(choices, false, share < 1 ? 1 : (unsigned long long)(share), descent);
@@ -338,7 +411,7 @@ sample_truncated(const float* logits, const unsigned long long* keys, const unsi
     }
     if (min_p > 0.0f) {
         // The most likely token always stays.
-        Place likely = at_least(choices, fminf(min_p, 1.0f), count, weight);
+        Place likely = at_least(choices, fminf(min_p, 1.0f), sums);
         if (likely.count < cut.count) cut = likely;
     }
     double u = uniform(keys[blockIdx.x], indices[blockIdx.x]);

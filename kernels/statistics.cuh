@@ -1,6 +1,7 @@
 // The statistics of a row of logits: one function for the training head (logprob.cu) and the sampler
-// (sample.cu), so that a token's log-probability has the same bits in both. Twin of `statistics` in
-// src/ops/logprob.rs.
+// (sample.cu), so that a token's log-probability has the same bits in both: products and sums name their
+// rounding, as compilers would join them to multiply-adds in one kernel and not in another. Twin of
+// `statistics` in src/ops/logprob.rs.
 //
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), with the entropy
 // and the mean carried along.
@@ -21,7 +22,7 @@ struct __align__(16) Statistics {
 };
 
 __device__ __forceinline__ float log_probability(const Statistics& row, float inverse_temperature, float logit) {
-    return (logit - row.max) * inverse_temperature - row.log_sum;
+    return __fsub_rn(__fmul_rn(__fsub_rn(logit, row.max), inverse_temperature), row.log_sum);
 }
 
 // Sums over the logits that a thread has seen, relative to the largest of them.
@@ -34,20 +35,20 @@ struct Running {
     // Goes over to a maximum that is no smaller.
     __device__ __forceinline__ void raise(float larger, float inverse_temperature) {
         if (sum > 0.0f && larger > max) {
-            float shift = (max - larger) * inverse_temperature;
+            float shift = __fmul_rn(__fsub_rn(max, larger), inverse_temperature);
             float factor = expf(shift);
             // A shift so large that the factor is 0 leaves nothing, not 0 times infinity.
-            weighted = factor > 0.0f ? factor * fmaf(shift, sum, weighted) : 0.0f;
-            sum *= factor;
+            weighted = factor > 0.0f ? __fmul_rn(factor, fmaf(shift, sum, weighted)) : 0.0f;
+            sum = __fmul_rn(sum, factor);
         }
         max = larger;
     }
 
     __device__ __forceinline__ void add(float logit, float inverse_temperature) {
         // A logit of minus infinity has probability 0 and adds nothing to the entropy.
-        float z = fmaxf((logit - max) * inverse_temperature, LOWEST);
+        float z = fmaxf(__fmul_rn(__fsub_rn(logit, max), inverse_temperature), LOWEST);
         float e = expf(z);
-        sum += e;
+        sum = __fadd_rn(sum, e);
         weighted = fmaf(e, z, weighted);
     }
 };
@@ -82,7 +83,7 @@ __device__ __forceinline__ Statistics statistics(const T* logits, int vocab, flo
     Statistics row;
     row.max = max;
     row.log_sum = log_sum;
-    row.entropy = log_sum - weighted / sum;
-    row.mean_logp = (total / vocab - max) * inverse_temperature - log_sum;
+    row.entropy = __fsub_rn(log_sum, weighted / sum);
+    row.mean_logp = log_probability(row, inverse_temperature, total / vocab);
     return row;
 }

@@ -3,9 +3,10 @@
 # cuda` needs to compile kernels/*.cu. The libraries (driver, cuBLASLt, NCCL, cuDNN) are opened at run
 # time and are not needed to build.
 #
-# usage: scripts/cuda-toolkit.sh [--cudnn] [--disassembler] [DIR]      (DIR: .toolkit, 270 MB)
+# usage: scripts/cuda-toolkit.sh [--cudnn] [--disassembler] [--sanitizer] [DIR]    (DIR: .toolkit, 270 MB)
 #   --cudnn          also cuDNN (180 MB), whose attention plans can be checked without a GPU
 #   --disassembler   also cuobjdump and nvdisasm, to look at what the compiler made
+#   --sanitizer      also compute-sanitizer (53 MB), to watch kernels on a GPU (scripts/gpu-check.sh)
 #
 # Needs python3 with pip. Packages come from PyPI at fixed versions; a second run does nothing.
 # Standard output: the lines to export where DIR is not the default, which the build finds by itself.
@@ -26,7 +27,8 @@ for arg in "$@"; do
     case $arg in
         --cudnn) packages+=(nvidia-cudnn-jit-cu13==9.27.0.42) ;;
         --disassembler) packages+=(nvidia-cuda-cuobjdump==13.2.78 nvidia-cuda-nvdisasm==13.2.78) ;;
-        -*) fail "unknown option $arg; usage: cuda-toolkit.sh [--cudnn] [--disassembler] [DIR]" ;;
+        --sanitizer) packages+=(nvidia-cuda-sanitizer-api==13.5.25) ;;
+        -*) fail "unknown option $arg; usage: cuda-toolkit.sh [--cudnn] [--disassembler] [--sanitizer] [DIR]" ;;
         *) dir=$arg ;;
     esac
 done

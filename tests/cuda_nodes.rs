@@ -4,7 +4,6 @@
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
-#![expect(clippy::print_stdout, reason = "says when it is skipped")]
 
 mod cuda_support;
 mod support;
@@ -16,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use support::{Place, done, expect_mistake, gpu_shape, inputs, interrupt, lines_of, start, stderr};
+use support::{
+    Place, column, done, expect_mistake, gpu_shape, inputs, interrupt, lines_of, start, stderr,
+};
 
 static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-nodes", &gpu_shape()));
 
@@ -82,14 +83,13 @@ fn two_nodes_stopped_and_resumed_learn_to_the_bit_what_one_with_two_gpus_does() 
     interrupt(first);
     assert!(lines_of(&two) < STEPS);
     assert_eq!(ended(second).0, Some(0));
-    let [first, second] = start_both(&place, &format!("{words} --resume"), &two, STEPS);
+    let [first, second] = start_both(&place, &format!("{words} --resume"), &two, 1);
     for child in [first, second] {
         let (code, said) = ended(child);
         assert_eq!(code, Some(0), "{said}");
     }
     assert_equal_runs(&two, &one, "step-000006");
-    let column = |run: &Path| support::column(run, "optim/grad_norm");
-    assert_eq!(column(&two), column(&one));
+    assert_eq!(column(&two, "optim/grad_norm"), column(&one, "optim/grad_norm"));
 }
 
 #[test]
@@ -126,4 +126,37 @@ fn what_cannot_be_divided_among_nodes_is_one_line() {
     let mut cpu = place.train(&format!("{words} --set train.device=cpu"));
     expect_mistake(node(&mut cpu, 1, 1), &["one of 2 nodes", "train.device=\"cuda\""]);
     assert!(!place.path("run").exists());
+}
+
+#[test]
+fn reinforcement_samples_and_learns_on_two_nodes_as_on_one() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    let inputs = INPUTS.display();
+    place.write(
+        "grpo.toml",
+        &format!(
+            "seed = 5
+model = {{ init = '{inputs}/model.json', tokenizer = '{inputs}/tokenizer' }}
+data = {{ files = ['{inputs}/problems.jsonl'], max_prompt_tokens = 160 }}
+rollout = {{ num_prompts = 4, n = 2, temperature = 1.0, max_new_tokens = 12, max_sequences = 2 }}
+optim = {{ lr = 1e-3 }}
+schedule = {{ kind = 'constant' }}
+policy = {{ importance_sampling_cap = 2.0, kl_coef = 0.1, entropy_coef = 0.1 }}
+train = {{ total_steps = 2, seq_len = 200, ranks = 2, device = 'cuda' }}
+"
+        ),
+    );
+    let [one, two] = ["one", "two"].map(|name| place.path(name));
+    done(emulated(&mut place.train("grpo --config @grpo.toml --out @one"), 2));
+    for child in start_both(&place, "grpo --config @grpo.toml --out @two", &two, 1) {
+        let (code, said) = ended(child);
+        assert_eq!(code, Some(0), "{said}");
+    }
+    assert_equal_runs(&two, &one, "step-000002");
+    for key in ["policy/reference_kl", "policy/entropy", "response/mean_tokens"] {
+        assert_eq!(column(&two, key), column(&one, key), "{key}");
+    }
 }

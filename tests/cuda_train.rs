@@ -32,7 +32,7 @@ static GPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("gpu", "--set train
 const FP16: &str = "--set train.precision=fp16";
 
 /// A loss scale with which gradients overflow at first.
-const TOO_LARGE: &str = "--set train.precision=fp16 --set train.loss_scale.initial=16777216 --set \
+const TOO_LARGE: &str = "--set train.precision=fp16 --set train.loss_scale.initial=4194304 --set \
                          train.loss_scale.hysteresis=1";
 
 /// A run that begins with it.
@@ -75,8 +75,14 @@ fn saved(run: &Path, file: &str) -> Vec<u8> {
 const FILES: [&str; 3] = ["model.safetensors", "state/optimizer.safetensors", "state/state.json"];
 
 fn assert_equal_runs(run: &Path, other: &Path) {
+    // As they are written: a norm that overflows is null.
+    let logged = |run: &Path, key: &str| -> Vec<Value> {
+        let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.map(|row| row[key].clone()).collect()
+    };
     for key in ["loss/nll", "optim/grad_norm"] {
-        assert_eq!(column(run, key), column(other, key), "{key}");
+        assert_eq!(logged(run, key), logged(other, key), "{key}");
     }
     for file in FILES {
         assert!(saved(run, file) == saved(other, file), "{file} differs");
@@ -111,7 +117,7 @@ fn fine_tuning_in_fp16_follows_the_cpu_closer_and_skips_nothing() {
     let losses = distance(&column(&run, "loss/nll"), &column(&CPU, "loss/nll"));
     let norms = distance(&column(&run, "optim/grad_norm"), &column(&CPU, "optim/grad_norm"));
     println!("over {STEPS} steps: losses {losses:.1e}, norms of gradients {norms:.1e} apart");
-    assert!(losses < 1e-3 && norms < 5e-3);
+    assert!(losses < 6e-4 && norms < 3e-3);
     assert_eq!(column(&run, "optim/skipped"), [0.0; STEPS]);
     assert_eq!(column(&run, "optim/loss_scale"), [16_384.0; STEPS]);
 }
@@ -123,7 +129,11 @@ fn a_loss_scale_too_large_for_fp16_falls_until_gradients_fit() {
     }
     let run = &*OVERFLOWING;
     let (scales, skipped) = (column(run, "optim/loss_scale"), column(run, "optim/skipped"));
-    println!("{scales:?} {skipped:?}");
+    let expected = |first: [f64; 2], then: f64| [&first[..], &[then; STEPS - 2]].concat();
+    assert_eq!(scales, expected([4_194_304.0, 2_097_152.0], 1_048_576.0));
+    assert_eq!(skipped, expected([1.0; 2], 0.0));
+    let losses = column(run, "loss/nll");
+    assert!(losses[STEPS - 1] < 0.8 * losses[2], "{losses:?}");
 }
 
 #[test]

@@ -17,7 +17,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
-// A section of its own, so that the runtime can fill it with NaNs and watch it.
+// A section of its own, so that the runtime can fill it with NaNs and watch it. Compilers align large
+// variables beyond what their types ask for: that a type asks for too little is not found here.
 #define __shared__ static __attribute__((section("emulated_shared"), aligned(16)))
 
 struct uint3 { unsigned x, y, z; };

@@ -6,8 +6,8 @@
 //! once, and the cache. Weights are random.
 
 use super::clock::{Repeats, wall};
+use super::random::upload_weights;
 use super::report::{Limits, Line, Report};
-use super::step::upload_random;
 use crate::base::human;
 use crate::cuda::Gpu;
 use crate::model::cuda::{DeviceModel, GenerationSize};
@@ -28,7 +28,7 @@ pub fn run(
 ) -> Result<()> {
     let longest = contexts.iter().max().map_or(0, |context| context + 1);
     let mut model = DeviceModel::new(gpu, Decoder::new(config.clone()), longest)?;
-    upload_random(&mut model)?;
+    upload_weights(&mut model)?;
     report.limits = Some(Limits::H100);
     for &batch in batches {
         for &context in contexts {

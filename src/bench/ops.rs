@@ -5,8 +5,9 @@
 //! Inputs are random, since a multiplier of constants draws less power and runs faster. Left out:
 //! cuDNN's attention, which `bench step` has within.
 
-use super::ADAMW;
 use super::clock::{Clock, Repeats};
+use super::limits::{self, is_real};
+use super::optimizer::ADAMW;
 use super::report::{Limits, Line, Report};
 use crate::base::rng;
 use crate::cuda::gemm::{Linear, Start};
@@ -37,26 +38,22 @@ pub struct Sizes {
     pub batch: usize,
     /// Tokens of each.
     pub context: usize,
-    /// Bytes of the copy that gives the bandwidth, and rows of the square product.
-    pub copy_bytes: usize,
-    /// Rows and columns of the product that gives the best rate.
-    pub square: usize,
+    /// What gives the limits.
+    pub limits: limits::Sizes,
 }
 
 impl Sizes {
     /// Those of a training step and a decoding step of the paper, but for a model so small that
     /// there is nothing to measure.
     pub fn new(config: &ModelConfig, rows: usize) -> Self {
-        let is_real = config.hidden_size >= 1024;
-        let or = |real, small| if is_real { real } else { small };
+        let or = |real, small| if is_real(config) { real } else { small };
         Self {
             rows,
             targets: or(1024, 16).min(rows),
             shard: or(128 << 20, 1 << 12),
             batch: or(64, 2),
             context: or(1024, 64),
-            copy_bytes: or(2 << 30, 1 << 20),
-            square: or(8192, 64),
+            limits: limits::Sizes::new(config),
         }
     }
 }
@@ -83,9 +80,9 @@ pub fn run(
     let heads =
         Heads { queries: config.num_heads, keys: config.num_kv_heads, dim: config.head_dim };
     let clock = Clock::new(&gpu.device, repeats)?;
+    let lines = Vec::from(limits::measure(gpu, &clock, sizes.limits)?);
     let Gpu { stream, arena, tools, .. } = gpu;
-    let mut bench = Bench { config, sizes, heads, stream, tools, clock, lines: Vec::new() };
-    bench.copy(&mut arena.phase())?;
+    let mut bench = Bench { config, sizes, heads, stream, tools, clock, lines };
     bench.products(&mut arena.phase())?;
     bench.rows(&mut arena.phase())?;
     bench.attention(&mut arena.phase())?;
@@ -93,9 +90,7 @@ pub fn run(
     bench.optimizer(&mut arena.phase())?;
     bench.decoding(&mut arena.phase())?;
     let lines = bench.lines;
-    let best = lines.iter().map(Line::teraflops).fold(0.0, f64::max);
-    let bytes_per_second = lines[0].gigabytes_per_second() * 1e9;
-    report.limits = Some(Limits { bytes_per_second, flops_per_second: best * 1e12 });
+    report.limits = Some(Limits::measured(&lines[0], &lines[1..]));
     report.fact("rows of a batch", sizes.rows);
     report.fact("targets of a chunk", sizes.targets);
     report.fact("parameters of a shard", sizes.shard);
@@ -110,19 +105,8 @@ impl Bench<'_> {
         self.lines.push(Line { name, milliseconds, bytes, flops });
     }
 
-    /// Numbers of a normal distribution's size.
     fn random<'p>(&mut self, phase: &mut Phase<'p>, len: usize) -> Result<DeviceBuffer<'p, Half>> {
-        const CHUNK: usize = 1 << 16;
-        let format = self.stream.device().half_format();
-        let number = |i| format.narrow(2.0 * rng::uniform(7, i) - 1.0);
-        let numbers: Vec<Half> = (0..len.min(CHUNK) as u64).map(number).collect();
-        let mut buffer = phase.take::<Half>("random numbers", len)?;
-        for start in (0..len).step_by(CHUNK) {
-            let end = len.min(start + CHUNK);
-            let to = buffer.slice_mut().into_range(start..end);
-            self.tools.transfer.upload(self.stream, &numbers[..end - start], to)?;
-        }
-        Ok(buffer)
+        limits::random(phase, (self.stream, &mut self.tools.transfer), len)
     }
 
     fn put<'p, T: Pod>(
@@ -135,22 +119,11 @@ impl Bench<'_> {
         Ok(buffer)
     }
 
-    fn copy(&mut self, phase: &mut Phase<'_>) -> Result<()> {
-        let bytes = self.sizes.copy_bytes;
-        let from = self.random(phase, bytes / 2)?;
-        let mut to = phase.take::<Half>("a copy", bytes / 2)?;
-        let queue = || self.stream.copy(to.slice_mut(), from.slice());
-        let time = self.clock.time(self.stream, queue)?;
-        self.line("copy", time, 2 * bytes, 0.0);
-        Ok(())
-    }
-
     fn products(&mut self, phase: &mut Phase<'_>) -> Result<()> {
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, .. } = *self.config;
-        let Sizes { rows, targets, square, .. } = self.sizes;
+        let Sizes { rows, targets, .. } = self.sizes;
         let width = self.heads.queries * self.heads.dim;
         let layers = [
-            ("square product", square, square, square),
             ("qkv", rows, hidden, self.heads.row()),
             ("attention output", rows, width, hidden),
             ("gate and up", rows, hidden, 2 * inner),

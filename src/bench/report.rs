@@ -4,7 +4,9 @@
 //! its bytes take at the bandwidth of a copy and its operations at the best rate of a product;
 //! its share is that over the time taken.
 
+use super::families::{Family, Work};
 use crate::base::table::Table;
+use crate::cuda::OperationTime;
 use crate::cuda::device::{Properties, driver_version};
 use crate::train::environment::Environment;
 use anyhow::Result;
@@ -13,6 +15,11 @@ use std::fmt;
 
 /// The name that the emulated driver gives to its devices.
 const EMULATED: &str = "Emulated GPU (no hardware)";
+
+/// Whether a device is none.
+pub fn is_emulated(device: &Properties) -> bool {
+    device.name == EMULATED
+}
 
 /// A measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -31,6 +38,8 @@ pub struct Report {
     pub limits: Option<Limits>,
     /// What was measured.
     pub lines: Vec<Line>,
+    /// Where the time of some of it went.
+    pub breakdowns: Vec<Breakdown>,
     /// What else is known, as names and values.
     pub facts: Vec<(String, String)>,
 }
@@ -73,11 +82,84 @@ impl Line {
         self.flops / self.milliseconds / 1e9
     }
 
+    /// Milliseconds, both rates, and the share of the limit.
+    fn cells(&self, limits: Option<Limits>) -> [String; 4] {
+        let rate = |x: f64| if x > 0.0 { format!("{x:.1}") } else { "-".to_owned() };
+        let share = match limits.map(|limits| 100.0 * self.share(&limits)) {
+            Some(share) if share > 0.0 => format!("{share:.0} %"),
+            _ => "-".to_owned(),
+        };
+        let time = format!("{:.4}", self.milliseconds);
+        [time, rate(self.gigabytes_per_second()), rate(self.teraflops()), share]
+    }
+
     /// The share of what the device can do at best.
     fn share(&self, limits: &Limits) -> f64 {
         let seconds =
             (self.bytes / limits.bytes_per_second).max(self.flops / limits.flops_per_second);
         seconds * 1e3 / self.milliseconds
+    }
+}
+
+/// The time of something by families of kernels: from one more pass, with events around each operation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Breakdown {
+    /// Of what.
+    pub name: String,
+    /// Median time of the passes without events.
+    pub milliseconds: f64,
+    /// The families that took part.
+    pub families: Vec<Line>,
+    /// Of each, how many operations.
+    pub calls: Vec<usize>,
+    /// What no operation took: launches that the device waited for, copies from and to the host, and the
+    /// host's own work. Below zero where events cost more than that.
+    pub gaps_milliseconds: f64,
+}
+
+impl Breakdown {
+    /// Of `name`, which takes `milliseconds`, from what its `operations` took and the `work` of each
+    /// family.
+    pub fn new(
+        name: &str,
+        milliseconds: f64,
+        operations: &[OperationTime],
+        work: impl Fn(Family) -> Work,
+    ) -> Self {
+        let (mut families, mut calls) = (Vec::new(), Vec::new());
+        for family in Family::ALL {
+            let own = || operations.iter().filter(|time| Family::of(time.name) == family);
+            let count: usize = own().map(|time| time.calls).sum();
+            if count > 0 {
+                let Work { bytes, flops } = work(family);
+                let milliseconds = own().map(|time| f64::from(time.milliseconds)).sum();
+                let name = family.name().to_owned();
+                families.push(Line { name, milliseconds, bytes, flops });
+                calls.push(count);
+            }
+        }
+        let sum: f64 = families.iter().map(|line| line.milliseconds).sum();
+        let gaps_milliseconds = milliseconds - sum;
+        Self { name: name.to_owned(), milliseconds, families, calls, gaps_milliseconds }
+    }
+
+    fn table(&self, limits: Option<Limits>) -> Table {
+        let mut table =
+            Table::new([&self.name, "calls", "ms", "share", "GB/s", "TFLOP/s", "of limit"]);
+        let share = |milliseconds| format!("{:.1} %", 100.0 * milliseconds / self.milliseconds);
+        for (line, calls) in self.families.iter().zip(&self.calls) {
+            let [time, bandwidth, flops, limit] = line.cells(limits);
+            let (name, calls) = (line.name.clone(), calls.to_string());
+            table.row([name, calls, time, share(line.milliseconds), bandwidth, flops, limit]);
+        }
+        for (name, milliseconds) in [
+            ("all families", self.milliseconds - self.gaps_milliseconds),
+            ("gaps: what is left of the time", self.gaps_milliseconds),
+        ] {
+            let (calls, time) = (String::new(), format!("{milliseconds:.4}"));
+            table.row([name.to_owned(), calls, time, share(milliseconds)]);
+        }
+        table
     }
 }
 
@@ -88,10 +170,11 @@ impl Report {
             command,
             device: device.clone(),
             driver: driver_version()?,
-            is_emulated: device.name == EMULATED,
+            is_emulated: is_emulated(device),
             environment: Environment::current(),
             limits: None,
             lines: Vec::new(),
+            breakdowns: Vec::new(),
             facts: Vec::new(),
         })
     }
@@ -113,14 +196,13 @@ impl fmt::Display for Report {
         writeln!(f, "train {} {commit}: {}", self.environment.version, self.command.join(" "))?;
         let mut table = Table::new(["", "ms", "GB/s", "TFLOP/s", "of limit"]);
         for line in &self.lines {
-            let rate = |x: f64| if x > 0.0 { format!("{x:.1}") } else { "-".to_owned() };
-            let (bandwidth, flops) = (rate(line.gigabytes_per_second()), rate(line.teraflops()));
-            let share = |limits: Limits| format!("{:.0} %", 100.0 * line.share(&limits));
-            let share = self.limits.map_or("-".to_owned(), share);
-            let time = format!("{:.4}", line.milliseconds);
+            let [time, bandwidth, flops, share] = line.cells(self.limits);
             table.row([line.name.clone(), time, bandwidth, flops, share]);
         }
         write!(f, "\n{table}")?;
+        for breakdown in &self.breakdowns {
+            write!(f, "\n{}", breakdown.table(self.limits))?;
+        }
         if !self.facts.is_empty() {
             writeln!(f)?;
         }
@@ -158,6 +240,7 @@ mod tests {
                 bytes: 3e9,
                 flops: 0.0,
             }],
+            breakdowns: Vec::new(),
             facts: Vec::new(),
         }
     }
@@ -168,6 +251,33 @@ mod tests {
         let line = text.lines().find(|line| line.starts_with("copy")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["copy", "2.0000", "1500.0", "-", "50", "%"]);
+    }
+
+    #[test]
+    fn a_breakdown_adds_up_families_and_says_what_is_left() {
+        let time = |name, calls, milliseconds| OperationTime { name, calls, milliseconds };
+        let operations = [
+            time("rms_norm", 2, 1.0),
+            time("product", 5, 4.0),
+            time("rms_norm_backward", 2, 2.0),
+            time("unheard_of", 1, 0.5),
+        ];
+        let work = |family| match family {
+            Family::Norms => Work { bytes: 6e9, flops: 0.0 },
+            _ => Work::default(),
+        };
+        let mut report = report("H100");
+        report.breakdowns = vec![Breakdown::new("step", 10.0, &operations, work)];
+        let text = report.to_string();
+        let words = |start: &str| -> Vec<String> {
+            let line = text.lines().find(|line| line.starts_with(start)).unwrap();
+            line[start.len()..].split_whitespace().map(str::to_owned).collect()
+        };
+        let norms = ["4", "3.0000", "30.0", "%", "2000.0", "-", "67", "%"];
+        assert_eq!(words("norms, sums over rows"), norms);
+        assert_eq!(words("products (GEMM)"), ["5", "4.0000", "40.0", "%", "-", "-", "-"]);
+        assert_eq!(words("other")[..2], ["1", "0.5000"]);
+        assert_eq!(words("gaps: what is left of the time"), ["2.5000", "25.0", "%"]);
     }
 
     #[test]

@@ -5,21 +5,21 @@
 //! is exchanged. Weights are random. MFU is model FLOPs (`train::flops`) over time and the peak of
 //! dense bf16 that NVIDIA states for an H100.
 
-use super::ADAMW;
 use super::clock::{Clock, Repeats, wall};
-use super::report::{Limits, Line, Report};
+use super::families::{Family, MicroStep, update};
+use super::limits;
+use super::optimizer::Share;
+use super::random::{batch, upload_weights};
+use super::report::{Breakdown, Limits, Line, Report};
 use crate::base::human;
-use crate::base::rng;
-use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
-use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Event, Gpu, Half};
-use crate::dist::piece;
+use crate::cuda::{DeviceSlice, DeviceSliceMut, Event, Gpu, Half};
 use crate::model::cuda::{DeviceModel, TrainingMemory};
-use crate::model::{BatchSize, Decoder, ModelConfig, Packed, Recompute, Target};
+use crate::model::{BatchSize, Decoder, ModelConfig, Recompute};
 use crate::train::flops::ModelFlops;
 use anyhow::Result;
 
 /// Operations of dense bf16 in a second.
-const PEAK: f64 = Limits::H100.flops_per_second;
+pub(super) const PEAK: f64 = Limits::H100.flops_per_second;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -43,151 +43,102 @@ pub fn run(
     let Sizes { tokens, world, recompute } = sizes;
     let decoder = Decoder::new(config.clone());
     let len = decoder.layout().len;
-    let mut state = State::new(&mut gpu.arena, len, world)?;
-    state.clear(&mut gpu)?;
-    let mut grads = gpu.arena.lasting::<Half>("gradients", len)?;
     let clock = Clock::new(&gpu.device, repeats)?;
-    let done = Event::new(&gpu.device)?;
-    let size = BatchSize { tokens, longest: tokens, targets: tokens };
+    let [copy, product] = limits::measure(&mut gpu, &clock, limits::Sizes::new(config))?;
+    report.limits = Some(Limits::measured(&copy, [&product]));
+    report.lines.extend([copy, product]);
+    let mut share = Share::new(&mut gpu, len, world)?;
+    let mut grads = gpu.arena.lasting::<Half>("gradients", len)?;
     let mut model = DeviceModel::new(gpu, decoder, tokens)?;
-    upload_random(&mut model)?;
-    let (packed, targets) = batch(config, tokens);
+    upload_weights(&mut model)?;
+    let lasting: usize = model.split().1.arena.taken().map(|(_, bytes)| bytes).sum();
+    let has_cudnn = micro_step(&mut model, grads.slice_mut(), sizes, repeats, report)?;
+    optimizer(&mut model, grads.slice(), &mut share, &clock, report)?;
+    let size = BatchSize { tokens, longest: tokens, targets: tokens };
+    let plan = TrainingMemory::new(model.decoder(), size, recompute, has_cudnn);
+    let peak = model.split().1.arena.peak_bytes();
+    report.fact("peak memory", human::bytes(peak as u64));
+    report.fact("the same by plan", human::bytes((lasting + plan.total()) as u64));
+    Ok(())
+}
 
+/// Forward and backward, and the forward alone. Returns whether attention is cuDNN's.
+fn micro_step(
+    model: &mut DeviceModel,
+    mut grads: DeviceSliceMut<'_, Half>,
+    sizes: Sizes,
+    repeats: Repeats,
+    report: &mut Report,
+) -> Result<bool> {
+    let Sizes { tokens, recompute, .. } = sizes;
+    let config = model.decoder().config().clone();
+    let done = Event::new(&model.split().1.device)?;
+    let (packed, targets) = batch(config.vocab_size, tokens);
+    let size = BatchSize { tokens, longest: tokens, targets: tokens };
     let mut training = model.training(size, recompute)?;
-    let has_cudnn = training.has_cudnn();
-    let micro_step = wall(repeats, || {
+    let (has_cudnn, stream) = (training.has_cudnn(), training.stream());
+    let mut queue = || {
         training.forward_backward(
             &packed,
             &targets,
             1.0,
             &mut |_, _, gradients| gradients.iter_mut().for_each(|g| g.logp = -1.0),
-            grads.slice_mut(),
+            grads.reborrow(),
             &mut |_, _, stream| done.record(stream),
-        )?;
+        )
+    };
+    let milliseconds = wall(repeats, || {
+        queue()?;
         done.synchronize()
     })?;
+    let operations = stream.profile(queue)?;
     let forward = wall(repeats, || training.score(&packed, &targets, 1.0).map(drop))?;
-    drop(training);
 
-    let (mut params, gpu) = model.split();
-    let own = piece(len, world, 0);
-    let optimizer = clock.time(&gpu.stream, || {
-        let grads = grads.slice().range(own.clone());
-        let kernels = &gpu.tools.kernels;
-        kernels.flat.accumulate(&gpu.stream, grads, state.sum.slice_mut())?;
-        state.step(gpu, params.reborrow().into_range(own.clone()))
-    })?;
-
-    let flops = ModelFlops::new(config).training(tokens);
-    let line = |name: &str, milliseconds, flops| Line {
-        name: name.to_owned(),
-        milliseconds,
-        bytes: 0.0,
-        flops,
-    };
-    report.lines.push(line("micro-step: forward and backward", micro_step, flops));
-    report.lines.push(line("scoring: forward", forward, flops / 3.0));
-    let bytes = 40.0 * own.len() as f64;
-    report.lines.push(Line { bytes, ..line("optimizer: accumulate and step", optimizer, 0.0) });
-    report.limits = Some(Limits::H100);
-    let plan = TrainingMemory::new(model.decoder(), size, recompute, has_cudnn);
-    let peak = model.split().1.arena.peak_bytes();
+    let flops = ModelFlops::new(&config).training(tokens);
+    let name = "micro-step: forward and backward".to_owned();
+    report.lines.push(Line { name, milliseconds, bytes: 0.0, flops });
+    let (name, flops_forward) = ("scoring: forward".to_owned(), flops / 3.0);
+    report.lines.push(Line { name, milliseconds: forward, bytes: 0.0, flops: flops_forward });
+    let step = MicroStep { config: &config, tokens, recompute, has_cudnn };
+    let breakdown = Breakdown::new("micro-step", milliseconds, &operations, |f| step.work(f));
+    report.breakdowns.push(breakdown);
+    let (per_second, mfu) = (tokens as f64 / milliseconds * 1e3, mfu(flops, milliseconds));
     report.fact("tokens of a micro-step", tokens);
-    report.fact("tokens per second", format!("{:.0}", tokens as f64 / micro_step * 1e3));
-    report.fact("MFU", format!("{:.1} % of {:.1} TFLOP/s", mfu(flops, micro_step), PEAK / 1e12));
+    report.fact("tokens per second", format!("{per_second:.0}"));
+    report.fact("MFU", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
     report.fact("attention", if has_cudnn { "cuDNN" } else { "own kernels (no cuDNN here)" });
     report.fact("recompute", format!("{recompute:?}").to_lowercase());
-    report.fact("peak memory", human::bytes(peak as u64));
-    report.fact("of it a phase of training, by plan", human::bytes(plan.total() as u64));
+    Ok(has_cudnn)
+}
+
+/// Adding a micro-step's gradients to their sums, and the update with these.
+fn optimizer(
+    model: &mut DeviceModel,
+    grads: DeviceSlice<'_, Half>,
+    share: &mut Share,
+    clock: &Clock,
+    report: &mut Report,
+) -> Result<()> {
+    let len = share.len();
+    let (mut params, gpu) = model.split();
+    let gpu = &*gpu;
+    let mut queue = || {
+        share.add(&gpu.stream, grads)?;
+        share.step(gpu, params.reborrow())
+    };
+    let milliseconds = clock.time(&gpu.stream, &mut queue)?;
+    let operations = gpu.stream.profile(queue)?;
+    let bytes = Family::ALL.iter().map(|&family| update(family, len).bytes).sum();
+    let name = "optimizer: add gradients and update".to_owned();
+    report.lines.push(Line { name, milliseconds, bytes, flops: 0.0 });
+    let breakdown = Breakdown::new("optimizer", milliseconds, &operations, |f| update(f, len));
+    report.breakdowns.push(breakdown);
     Ok(())
 }
 
 /// Percent of the peak.
-fn mfu(flops: f64, milliseconds: f64) -> f64 {
+pub(super) fn mfu(flops: f64, milliseconds: f64) -> f64 {
     100.0 * flops / (milliseconds / 1e3) / PEAK
-}
-
-/// One rank's share of the optimizer.
-struct State {
-    master: DeviceBuffer<'static, f32>,
-    first_moments: DeviceBuffer<'static, f32>,
-    second_moments: DeviceBuffer<'static, f32>,
-    sum: DeviceBuffer<'static, f32>,
-    decays: DeviceBuffer<'static, DecayRange>,
-    not_finite: DeviceBuffer<'static, u32>,
-}
-
-impl State {
-    fn new(arena: &mut Arena, parameters: usize, world: usize) -> Result<Self> {
-        let len = piece(parameters, world, 0).len();
-        let mut floats = |name| arena.lasting::<f32>(name, len);
-        Ok(Self {
-            master: floats("master weights")?,
-            first_moments: floats("first moments")?,
-            second_moments: floats("second moments")?,
-            sum: floats("sums of gradients")?,
-            decays: arena.lasting("decays", 1)?,
-            not_finite: arena.lasting("flag", 1)?,
-        })
-    }
-
-    /// Zeros everything.
-    fn clear(&mut self, gpu: &mut Gpu) -> Result<()> {
-        let (stream, transfer) = (&gpu.stream, &mut gpu.tools.transfer);
-        let floats =
-            [&mut self.master, &mut self.first_moments, &mut self.second_moments, &mut self.sum];
-        for buffer in floats {
-            stream.fill(buffer.slice_mut(), 0)?;
-        }
-        stream.fill(self.not_finite.slice_mut(), 0)?;
-        let all = DecayRange { start: 0, end: self.master.len() as u64 };
-        transfer.upload(stream, &[all], self.decays.slice_mut())
-    }
-
-    /// One step of AdamW with the gradients in `sum`.
-    fn step(&mut self, gpu: &Gpu, parameters: DeviceSliceMut<'_, Half>) -> Result<()> {
-        let mut shard = Shard {
-            start: 0,
-            master: self.master.slice_mut(),
-            first_moments: self.first_moments.slice_mut(),
-            second_moments: self.second_moments.slice_mut(),
-            parameters,
-        };
-        let inputs = StepInputs {
-            gradients: self.sum.slice(),
-            decays: self.decays.slice(),
-            not_finite: self.not_finite.slice(),
-        };
-        gpu.tools.kernels.adamw.step(&gpu.stream, ADAMW, &mut shard, inputs, 0)
-    }
-}
-
-/// Fills a model with random weights of the size of fresh ones, and norms of ones: the same numbers
-/// again and again, since eight billion different ones take minutes to make.
-pub(super) fn upload_random(model: &mut DeviceModel) -> Result<()> {
-    const NUMBERS: usize = 1 << 20;
-    let size = 2.0 * model.decoder().config().initializer_range;
-    let numbers: Vec<f32> =
-        (0..NUMBERS as u64).map(|i| size * (rng::uniform(3, i) - 0.5) * 1.73).collect();
-    let ones = vec![1.0f32; NUMBERS];
-    let tensors = model.decoder().layout().tensors.clone();
-    for tensor in tensors {
-        let source = if tensor.decays() { &numbers } else { &ones };
-        for start in tensor.range.clone().step_by(NUMBERS) {
-            let end = tensor.range.end.min(start + NUMBERS);
-            model.upload(start, &source[..end - start])?;
-        }
-    }
-    Ok(())
-}
-
-/// One sequence of random tokens, each of which predicts the next.
-pub(super) fn batch(config: &ModelConfig, tokens: usize) -> (Packed, Vec<Target>) {
-    let token = |i: usize| (rng::uniform(4, i as u64) * config.vocab_size as f32) as u32;
-    let sequence: Vec<u32> = (0..tokens).map(token).collect();
-    let target = |row: usize| Target { row, token: sequence[(row + 1) % tokens] };
-    let targets = (0..tokens).map(target).collect();
-    (Packed::from_sequences([sequence.as_slice()]), targets)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::launch::command_line;
 use super::print;
 use crate::base::fs::{check_writable, write_atomic};
 use crate::bench::clock::Repeats;
-use crate::bench::{Report, decode, ops, shapes, step};
+use crate::bench::{Report, decode, grpo_step, ops, shapes, step};
 use crate::cuda::{Device, Gpu, HalfFormat};
 use crate::model::{ModelConfig, Recompute};
 use anyhow::{Context, Result};
@@ -15,8 +15,11 @@ use std::path::PathBuf;
 pub enum Command {
     /// Copies, products and kernels by themselves, each against the limit of the device
     Ops(OpsArgs),
-    /// The micro-step of training with a share of the optimizer: seconds, tokens per second, MFU
+    /// The micro-step of training with a share of the optimizer: seconds, tokens per second, MFU, and
+    /// the time of each family of kernels against the limit of the device
     Step(StepArgs),
+    /// One GPU's share of a step of GRPO, without judging: seconds of generation and of the update
+    GrpoStep(GrpoStepArgs),
     /// One step of decoding, for batches and contexts: milliseconds, tokens per second
     Decode(DecodeArgs),
 }
@@ -27,9 +30,6 @@ struct Common {
     /// llama3-8b, qwen2.5-7b, tiny, or the path of a config.json
     #[arg(long, value_name = "MODEL", default_value = "llama3-8b")]
     model_config: String,
-    /// Runs of which the median counts, after some to warm up
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
-    repeats: usize,
     /// Which GPU
     #[arg(long, value_name = "ORDINAL", default_value_t = 0)]
     gpu: usize,
@@ -38,11 +38,27 @@ struct Common {
     json: Option<PathBuf>,
 }
 
+/// How often.
+#[derive(Debug, clap::Args)]
+struct Repeated {
+    /// Runs of which the median counts, after some to warm up
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    repeats: usize,
+}
+
+impl Repeated {
+    fn repeats(&self) -> Repeats {
+        Repeats::new(self.repeats)
+    }
+}
+
 /// Arguments of `train bench ops`.
 #[derive(Debug, clap::Args)]
 pub struct OpsArgs {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    repeated: Repeated,
     /// Tokens of a batch, one sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
     seq: usize,
@@ -53,6 +69,8 @@ pub struct OpsArgs {
 pub struct StepArgs {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    repeated: Repeated,
     /// Tokens of a batch, one sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
     seq: usize,
@@ -64,11 +82,41 @@ pub struct StepArgs {
     recompute_layers: bool,
 }
 
+/// Arguments of `train bench grpo-step`.
+#[derive(Debug, clap::Args)]
+pub struct GrpoStepArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Prompts of this GPU; the paper's 64 over 8 GPUs are 8
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    prompts: usize,
+    /// Responses to each prompt
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    samples: usize,
+    /// Tokens of every prompt; the paper has 2048 at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one)]
+    prompt: usize,
+    /// Tokens of every response, which no end token cuts short; the paper has 2048 at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = at_least_one)]
+    response: usize,
+    /// Responses of a micro-batch, which go through the model in one row
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
+    micro_batch: usize,
+    /// GPUs that would share the optimizer state
+    #[arg(long, value_name = "GPUS", default_value_t = 8, value_parser = at_least_one)]
+    zero_world: usize,
+    /// Keep only the input of each layer for the backward, as the longest responses need
+    #[arg(long)]
+    recompute_layers: bool,
+}
+
 /// Arguments of `train bench decode`.
 #[derive(Debug, clap::Args)]
 pub struct DecodeArgs {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    repeated: Repeated,
     /// Sequences of a step
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [64, 256],
           value_parser = at_least_one)]
@@ -82,23 +130,44 @@ pub struct DecodeArgs {
 /// Measures and prints.
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::Ops(OpsArgs { common, seq }) => measure(&common, |mut gpu, config, report| {
-            let sizes = ops::Sizes::new(config, seq);
-            ops::run(&mut gpu, config, sizes, Repeats::new(common.repeats), report)
-        }),
-        Command::Step(StepArgs { common, seq, zero_world, recompute_layers }) => {
-            let recompute = if recompute_layers { Recompute::Layer } else { Recompute::Selective };
-            let sizes = step::Sizes { tokens: seq, world: zero_world, recompute };
-            measure(&common, |gpu, config, report| {
-                step::run(gpu, config, sizes, Repeats::new(common.repeats), report)
+        Command::Ops(OpsArgs { common, repeated, seq }) => {
+            measure(&common, |mut gpu, config, report| {
+                let sizes = ops::Sizes::new(config, seq);
+                ops::run(&mut gpu, config, sizes, repeated.repeats(), report)
             })
         }
-        Command::Decode(DecodeArgs { common, batch, context }) => {
+        Command::Step(StepArgs { common, repeated, seq, zero_world, recompute_layers }) => {
+            let recompute = recompute(recompute_layers);
+            let sizes = step::Sizes { tokens: seq, world: zero_world, recompute };
             measure(&common, |gpu, config, report| {
-                decode::run(gpu, config, (&batch, &context), Repeats::new(common.repeats), report)
+                step::run(gpu, config, sizes, repeated.repeats(), report)
+            })
+        }
+        Command::GrpoStep(args) => grpo_step(&args),
+        Command::Decode(DecodeArgs { common, repeated, batch, context }) => {
+            measure(&common, |gpu, config, report| {
+                decode::run(gpu, config, (&batch, &context), repeated.repeats(), report)
             })
         }
     }
+}
+
+fn grpo_step(args: &GrpoStepArgs) -> Result<()> {
+    let GrpoStepArgs { prompts, samples, prompt, response, micro_batch, .. } = *args;
+    let sizes = grpo_step::Sizes {
+        prompts,
+        samples,
+        prompt,
+        response,
+        micro_batch,
+        world: args.zero_world,
+        recompute: recompute(args.recompute_layers),
+    };
+    measure(&args.common, |gpu, config, report| grpo_step::run(gpu, config, sizes, report))
+}
+
+fn recompute(layers: bool) -> Recompute {
+    if layers { Recompute::Layer } else { Recompute::Selective }
 }
 
 /// Opens the GPU, measures, and prints what was found.
@@ -110,9 +179,10 @@ fn measure(
     if let Some(file) = &common.json {
         check_writable(file, &[])?;
     }
-    let mut report =
-        Report::new(command_line(), Device::open(common.gpu, HalfFormat::Bf16)?.properties())?;
-    work(Gpu::open(common.gpu, HalfFormat::Bf16, None)?, &config, &mut report)?;
+    let format = HalfFormat::Bf16;
+    let device = Device::open(common.gpu, format)?;
+    let mut report = Report::new(command_line(), device.properties())?;
+    work(Gpu::open(common.gpu, format, None)?, &config, &mut report)?;
     if let Some(file) = &common.json {
         let text = serde_json::to_string_pretty(&report).context("encoding the report")?;
         write_atomic(file, format!("{text}\n").as_bytes())?;

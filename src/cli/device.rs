@@ -3,7 +3,7 @@
 use crate::base::error::usage;
 use crate::checkpoint::{LanguageModel, StoredModel};
 use crate::engine::device::{self, DeviceModel};
-use crate::eval::generator::Generator;
+use crate::eval::generator::{Generator, GpuRank};
 use crate::train::device::DeviceKind;
 use anyhow::Result;
 use std::path::Path;
@@ -66,7 +66,8 @@ impl Candidate {
         match self {
             Self::Threads(model, ranks) => Generator::on_threads(model, *ranks),
             Self::Gpus(model, gpus) => {
-                Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.iter_mut().collect())
+                let gpus = gpus.iter_mut().map(GpuRank::Here).collect();
+                Generator::on_gpus(&model.decoder, &model.tokenizer, gpus)
             }
         }
     }

@@ -4,20 +4,22 @@
 
 use super::print;
 use crate::base::error::usage;
-use crate::base::{interrupt, memory};
+use crate::base::{interrupt, memory, rng};
 use crate::checkpoint::{InferenceModel, StoredModel};
 use crate::data::jsonl;
 use crate::data::sample::Sample;
-use crate::engine::device;
 use crate::engine::{
     Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams,
+    check_temperature, device,
 };
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::Tokenizer;
 use crate::train::device::DeviceKind;
 use anyhow::Result;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// Arguments of `train generate`.
 #[derive(Debug, clap::Args)]
@@ -54,6 +56,12 @@ pub struct Args {
     /// End a response where this text appears; the text is left out (may be given several times)
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// End a response with this token, which it keeps (may be given several times)
+    #[arg(long, value_name = "ID")]
+    stop_id: Vec<u32>,
+    /// Go on after the tokens with which the model ends a response
+    #[arg(long)]
+    ignore_eos: bool,
     /// Print text as it comes; for one response
     #[arg(long, conflicts_with = "json")]
     stream: bool,
@@ -63,23 +71,25 @@ pub struct Args {
     /// Responses to each prompt
     #[arg(long, short = 'n', default_value_t = 1)]
     num_samples: usize,
-    /// Seed of the sampling
+    /// Seed of the sampling; a response follows from it, the prompt and the response's number
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// What computes
     #[arg(long, value_enum, default_value_t)]
     device: DeviceKind,
-    /// Print one JSON object a line
+    /// Print one JSON object a line: prompt and sample (numbered from 0), text, output_ids, logprobs,
+    /// finish_reason
     #[arg(long)]
     json: bool,
 }
 
-/// All are kept until the last has ended.
 const MOST_SAMPLES: usize = 1 << 20;
 
 /// A line of `--json`.
 #[derive(Serialize)]
 struct Line {
+    prompt: usize,
+    sample: usize,
     text: String,
     output_ids: Vec<u32>,
     logprobs: Vec<f32>,
@@ -123,14 +133,18 @@ impl<'a> Work<'a> {
         args: &'a Args,
         decoder: &Decoder,
         tokenizer: &'a Tokenizer,
-        stop_ids: Vec<u32>,
+        eos_ids: Vec<u32>,
     ) -> Result<Self> {
-        let request = |(i, prompt): (u64, Vec<u32>)| Request {
-            prompt,
-            num_samples: args.num_samples,
-            key: crate::base::rng::key(args.seed, &[i]),
+        // Of its tokens, not of its place: a prompt has the same responses in any company.
+        let key = |prompt: &[u32]| {
+            let labels: Vec<u64> = prompt.iter().map(|&token| token.into()).collect();
+            rng::key(args.seed, &labels)
         };
-        let requests: Vec<Request> = (0..).zip(prompts(args, tokenizer)?).map(request).collect();
+        let request =
+            |prompt: Vec<u32>| Request { key: key(&prompt), prompt, num_samples: args.num_samples };
+        let requests: Vec<Request> = prompts(args, tokenizer)?.into_iter().map(request).collect();
+        let eos_ids = if args.ignore_eos { Vec::new() } else { eos_ids };
+        let stop_ids = eos_ids.into_iter().chain(args.stop_id.iter().copied()).collect();
         let sampling = SamplingParams {
             temperature: args.temperature,
             top_k: args.top_k,
@@ -156,9 +170,12 @@ impl<'a> Work<'a> {
     }
 
     fn run(&self, mut engine: Engine<'_>) -> Result<()> {
+        let started = Instant::now();
         let mut watch = Watch::new(self.tokenizer, self.args);
-        engine.generate(&self.requests, &self.sampling, &mut watch)?;
-        watch.into_result()
+        let stats = engine.generate(&self.requests, &self.sampling, &mut watch)?;
+        watch.into_result()?;
+        tracing::debug!("{}", stats.summary(started.elapsed()));
+        Ok(())
     }
 }
 
@@ -168,21 +185,23 @@ struct Watch<'a> {
     args: &'a Args,
     /// Text already streamed, in bytes.
     streamed: usize,
-    done: Vec<(usize, usize, Rollout)>,
+    /// Ended responses that wait for earlier ones.
+    done: BTreeMap<(usize, usize), Rollout>,
+    /// The response to be printed next.
+    next: (usize, usize),
     /// What went wrong while watching; the engine has no use for it.
     failure: Option<anyhow::Error>,
 }
 
 impl<'a> Watch<'a> {
     fn new(tokenizer: &'a Tokenizer, args: &'a Args) -> Self {
-        Self { tokenizer, args, streamed: 0, done: Vec::new(), failure: None }
+        Self { tokenizer, args, streamed: 0, done: BTreeMap::new(), next: (0, 0), failure: None }
     }
 
     /// The response's text up to the first stop string, and whether there was one.
     fn text(&self, tokens: &[u32]) -> Result<(String, bool)> {
         let mut text = self.tokenizer.decode(tokens)?;
-        let stops = self.args.stop.iter().filter(|stop| !stop.is_empty());
-        let first = stops.filter_map(|stop| text.find(stop.as_str())).min();
+        let first = self.args.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
         if let Some(end) = first {
             text.truncate(end);
         }
@@ -214,25 +233,19 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// Prints what has not been streamed.
-    fn into_result(mut self) -> Result<()> {
-        if let Some(failure) = self.failure {
-            return Err(failure);
-        }
-        let mut done = std::mem::take(&mut self.done);
-        done.sort_by_key(|&(request, sample, _)| (request, sample));
-        for (_, _, rollout) in done {
+    /// Prints, in order, the responses that are complete up to here.
+    fn print_ended(&mut self) -> Result<()> {
+        while let Some(rollout) = self.done.remove(&self.next) {
+            let (prompt, sample) = self.next;
+            let is_last = sample + 1 == self.args.num_samples;
+            self.next = if is_last { (prompt + 1, 0) } else { (prompt, sample + 1) };
             let (text, _) = self.text(&rollout.tokens)?;
             if self.args.stream {
                 self.stream(&text, text.len())?;
                 print("\n")?;
             } else if self.args.json {
-                let line = Line {
-                    text,
-                    output_ids: rollout.tokens,
-                    logprobs: rollout.logprobs,
-                    finish_reason: rollout.finish_reason,
-                };
+                let Rollout { tokens: output_ids, logprobs, finish_reason } = rollout;
+                let line = Line { prompt, sample, text, output_ids, logprobs, finish_reason };
                 print(format!("{}\n", serde_json::to_string(&line)?))?;
             } else {
                 print(format!("{text}\n"))?;
@@ -240,10 +253,17 @@ impl<'a> Watch<'a> {
         }
         Ok(())
     }
+
+    fn into_result(self) -> Result<()> {
+        self.failure.map_or(Ok(()), Err)
+    }
 }
 
 impl Observer for Watch<'_> {
     fn token(&mut self, _request: usize, _sample: usize, rollout: &Rollout) -> Next {
+        if self.failure.is_some() {
+            return Next::Cancel;
+        }
         self.look(&rollout.tokens).unwrap_or_else(|failure| {
             self.failure = Some(failure);
             Next::Cancel
@@ -251,17 +271,18 @@ impl Observer for Watch<'_> {
     }
 
     fn finished(&mut self, request: usize, sample: usize, rollout: Rollout) {
-        self.done.push((request, sample, rollout));
+        self.done.insert((request, sample), rollout);
+        if let Err(failure) = self.print_ended() {
+            self.failure.get_or_insert(failure);
+        }
     }
 }
 
 /// Refuses settings under which no distribution would be left, or no response could be streamed.
 fn check(args: &Args) -> Result<()> {
+    check_temperature("--temperature", args.temperature)?;
     let checks = [
-        (
-            args.temperature >= 0.0 && args.temperature.is_finite(),
-            "--temperature must be a number from 0 up",
-        ),
+        (args.stop.iter().all(|stop| !stop.is_empty()), "--stop must be a text, not empty"),
         (
             (1..=MOST_SAMPLES).contains(&args.num_samples) && args.max_new_tokens > 0,
             "-n must be from 1 to 1048576, --max-new-tokens at least 1",
@@ -301,11 +322,21 @@ fn prompts(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     match (&args.prompt, &args.messages) {
         (Some(text), _) => Ok(vec![tokenizer.encode_with_special_tokens(text)?]),
         (None, Some(file)) => {
-            let samples: Vec<Sample> = jsonl::read(file)?;
+            let samples: Vec<(usize, Sample)> =
+                jsonl::numbered_rows(file)?.collect::<Result<_>>()?;
             if samples.is_empty() {
                 return Err(usage(format!("{}: no conversation to answer", file.display())));
             }
-            samples.iter().map(|sample| tokenizer.encode_prompt(&sample.messages)).collect()
+            let prompt = |(line, sample): (usize, &Sample)| match sample.messages.last() {
+                Some(message) if message.role != "assistant" => {
+                    tokenizer.encode_prompt(&sample.messages)
+                }
+                _ => Err(usage(format!(
+                    "{}:{line}: there is nothing to answer: a conversation ends with its user",
+                    file.display()
+                ))),
+            };
+            samples.iter().map(|(line, sample)| prompt((*line, sample))).collect()
         }
         (None, None) => Ok(Vec::new()),
     }

@@ -1,7 +1,7 @@
 //! `train gpu-check`: whether a GPU computes what the CPU does. Exit code 1 if not.
 
 use super::print;
-use crate::bench::check;
+use crate::bench::check::{self, Shapes};
 use anyhow::{Context, Result, ensure};
 
 /// Arguments of this command.
@@ -10,6 +10,9 @@ pub struct Args {
     /// Which GPU
     #[arg(long, value_name = "ORDINAL", default_value_t = 0)]
     gpu: usize,
+    /// How large the inputs of single operations are
+    #[arg(long, value_enum, default_value_t = Shapes::Full)]
+    shapes: Shapes,
     /// Print one JSON array
     #[arg(long)]
     json: bool,
@@ -17,13 +20,13 @@ pub struct Args {
 
 /// Runs all checks and prints what each found.
 pub fn run(args: Args) -> Result<()> {
-    let checks = check::run(args.gpu)?;
+    let checks = check::run(args.gpu, args.shapes)?;
     if args.json {
         print(serde_json::to_string_pretty(&checks).context("encoding the checks")? + "\n")?;
     } else {
         for check in &checks {
             let verdict = if check.is_right { "right" } else { "WRONG" };
-            print(format!("{verdict}  {:<44}{}\n", check.name, check.found))?;
+            print(format!("{verdict}  {:<52}{}\n", check.name, check.found))?;
         }
     }
     let wrong = checks.iter().filter(|check| !check.is_right).count();

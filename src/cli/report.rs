@@ -1,5 +1,6 @@
 //! `train report`: runs side by side, in the terminal and as one HTML page; their best and worst samples.
 
+use crate::base::error::usage;
 use crate::base::fs::{check_writable, write_atomic};
 use crate::report::compare::{self, Run};
 use crate::report::samples::{self, End};
@@ -32,6 +33,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
+    if args.count == 0 {
+        return Err(usage("-n is 0: it must be at least 1"));
+    }
     args.out.as_deref().map_or(Ok(()), |page| check_writable(page, &[]))?;
     if let Some(end) = args.samples {
         let texts = args.runs.iter().map(|run| samples::text(run, end, args.count));

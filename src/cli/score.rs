@@ -5,7 +5,7 @@ use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
 use crate::checkpoint::{InferenceModel, StoredModel};
 use crate::data::jsonl;
-use crate::engine::{Scorer, device};
+use crate::engine::{Scorer, check_temperature, device};
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::{Message, Tokenizer};
 use crate::train::device::DeviceKind;
@@ -54,12 +54,7 @@ struct Output {
 
 /// Scores every line and writes the result, whole or not at all.
 pub fn run(args: Args) -> Result<()> {
-    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
-        return Err(usage(format!(
-            "--temperature is {}: it must be a number from 0 up",
-            args.temperature
-        )));
-    }
+    check_temperature("--temperature", args.temperature)?;
     args.device.check(1)?;
     check_writable(&args.out, &[&args.data])?;
     let lines: Vec<(usize, Line)> = jsonl::numbered_rows(&args.data)?.collect::<Result<_>>()?;

@@ -73,7 +73,8 @@ pub(super) struct Link {
 impl Nodes {
     /// From the variables `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`, or what torchrun
     /// (`GROUP_WORLD_SIZE`, `GROUP_RANK`) and Slurm (`SLURM_NNODES`, `SLURM_NODEID`,
-    /// `SLURM_JOB_NODELIST`) call them. Without any of them, a run on this node alone.
+    /// `SLURM_JOB_NODELIST`) call them. Without any of them, a run on this node alone. Under torchrun node 0
+    /// listens on the port after `MASTER_PORT`.
     pub fn from_env() -> Result<Self> {
         Self::from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }

@@ -1,9 +1,11 @@
 //! The sizes of an engine, and what a workload took of them.
 
 use crate::model::{BLOCK_TOKENS, KvCache, ModelConfig};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Sizes of the engine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EngineConfig {
     /// Sequences that generate at the same time.
     pub max_sequences: usize,
@@ -52,7 +54,7 @@ pub(super) fn max_prompts(max_sequences: usize) -> usize {
 }
 
 /// What a workload took.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Stats {
     /// Sampled tokens.
     pub generated_tokens: usize,
@@ -71,6 +73,19 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// All of it in a line, for a workload that took `elapsed`.
+    pub fn summary(&self, elapsed: Duration) -> String {
+        let Self { generated_tokens, prompt_tokens, shared_tokens, preemptions, .. } = *self;
+        format!(
+            "{generated_tokens} tokens generated, {:.0} a second, after {prompt_tokens} of prompts \
+             ({shared_tokens} more were known); {:.0} % of places in use, at most {:.0} % of the cache; \
+             {preemptions} preemptions",
+            generated_tokens as f64 / elapsed.as_secs_f64(),
+            100.0 * self.occupancy,
+            100.0 * self.peak_cache_use
+        )
+    }
+
     /// Adds what another engine did meanwhile, or the same one later.
     pub fn merge(&mut self, other: &Self) {
         let passes = self.passes + other.passes;

@@ -22,7 +22,9 @@ mod sequence;
 mod share;
 
 pub use config::{EngineConfig, Stats};
-pub use request::{FinishReason, Next, Observer, Request, Rollout, SamplingParams};
+pub use request::{
+    FinishReason, Next, Observer, Request, Rollout, SamplingParams, check_temperature,
+};
 pub use scheduler::Engine;
 pub use scorer::Scorer;
-pub use share::share;
+pub use share::{Elsewhere, Queue, Worker, share};

@@ -1,10 +1,25 @@
 //! What is asked of the engine and what it gives back.
 
+use crate::base::error::usage;
 use crate::ops::sample::{Policy, Sampling};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
+
+/// Temperatures other than 0: with lower ones logits overflow, with higher ones nothing is left of them.
+const TEMPERATURES: RangeInclusive<f32> = 1e-3..=1e6;
+
+/// Refuses a temperature, named `name`, that is neither 0 nor a number to divide logits by.
+pub fn check_temperature(name: &str, temperature: f32) -> Result<()> {
+    if temperature == 0.0 || TEMPERATURES.contains(&temperature) {
+        return Ok(());
+    }
+    let (least, most) = (TEMPERATURES.start(), TEMPERATURES.end());
+    Err(usage(format!("{name} is {temperature}: it must be 0, or from {least} to {most}")))
+}
 
 /// How tokens are drawn and when a rollout ends.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token.
     pub temperature: f32,
@@ -51,7 +66,7 @@ impl SamplingParams {
 }
 
 /// A prompt and the samples wanted of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -88,7 +103,7 @@ pub struct Rollout {
 }
 
 /// What becomes of a rollout after a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
     /// It goes on.
     Continue,

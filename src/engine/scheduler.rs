@@ -9,7 +9,7 @@ use super::backend::{Backend, Host};
 use super::blocks::BlockPool;
 use super::config::{EngineConfig, Stats, max_prompts};
 use super::sequence::{Prompt, Sequence};
-use super::share::Queue;
+use super::share::{InOrder, Queue};
 use super::{FinishReason, Next, Observer, Request, SamplingParams};
 use crate::base::error::{Interrupted, usage};
 use crate::base::interrupt;
@@ -28,7 +28,7 @@ pub struct Engine<'m> {
 
 /// What is left to do for some requests.
 struct Workload<'r> {
-    queue: &'r Queue<'r>,
+    queue: &'r dyn Queue,
     requests: &'r [Request],
     sampling: &'r SamplingParams,
     /// Requests taken and not begun, and how many of their samples were started before they were preempted.
@@ -88,20 +88,20 @@ impl<'m> Engine<'m> {
         sampling: &SamplingParams,
         observer: &mut impl Observer,
     ) -> Result<Stats> {
-        self.work_off(&Queue::new(requests), sampling, observer)
+        self.work_off(&InOrder::new(requests), sampling, observer)
     }
 
     /// Samples requests of `queue` until it is empty; others may take some of them.
-    pub(super) fn work_off(
+    pub fn work_off(
         &mut self,
-        queue: &Queue<'_>,
+        queue: &dyn Queue,
         sampling: &SamplingParams,
-        observer: &mut impl Observer,
+        observer: &mut (impl Observer + ?Sized),
     ) -> Result<Stats> {
-        self.refuse_endless(queue.requests, sampling)?;
+        self.refuse_endless(queue.requests(), sampling)?;
         let mut work = Workload {
             queue,
-            requests: queue.requests,
+            requests: queue.requests(),
             sampling,
             waiting: VecDeque::new(),
             preempted: VecDeque::new(),
@@ -349,7 +349,7 @@ impl Workload<'_> {
     }
 
     /// Shows new tokens to the observer and hands out what has ended.
-    fn observe(&mut self, observer: &mut impl Observer, max_length: usize) {
+    fn observe(&mut self, observer: &mut (impl Observer + ?Sized), max_length: usize) {
         let (requests, sampling, stats) = (self.requests, self.sampling, &mut self.stats);
         let mut ended = |sequence: &mut Sequence| {
             if !std::mem::take(&mut sequence.draft.has_new_token) {

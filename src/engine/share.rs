@@ -5,7 +5,7 @@
 //! depends on its request alone: any number of ranks gives the same ones. Left out: dividing the
 //! samples of one prompt, which is computed once for all of them.
 
-use super::{Engine, Next, Observer, Request, Rollout, SamplingParams, Stats};
+use super::{Engine, EngineConfig, Next, Observer, Request, Rollout, SamplingParams, Stats};
 use crate::base::threads;
 use anyhow::Result;
 use rayon::ThreadPool;
@@ -13,19 +13,33 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Requests that engines have yet to take, in order.
-pub(super) struct Queue<'r> {
-    pub(super) requests: &'r [Request],
+/// Requests that engines have yet to take.
+pub trait Queue: Sync {
+    /// All of them.
+    fn requests(&self) -> &[Request];
+
+    /// The next request of which samples are wanted; nobody else gets it.
+    fn take(&self) -> Option<usize>;
+}
+
+/// Requests of this process, in order.
+pub(super) struct InOrder<'r> {
+    requests: &'r [Request],
     num_taken: AtomicUsize,
 }
 
-impl<'r> Queue<'r> {
+impl<'r> InOrder<'r> {
     pub(super) fn new(requests: &'r [Request]) -> Self {
         Self { requests, num_taken: AtomicUsize::new(0) }
     }
+}
 
-    /// The next request of which samples are wanted; nobody else gets it.
-    pub(super) fn take(&self) -> Option<usize> {
+impl Queue for InOrder<'_> {
+    fn requests(&self) -> &[Request] {
+        self.requests
+    }
+
+    fn take(&self) -> Option<usize> {
         loop {
             let index = self.num_taken.fetch_add(1, Ordering::Relaxed);
             if self.requests.get(index)?.num_samples > 0 {
@@ -35,32 +49,65 @@ impl<'r> Queue<'r> {
     }
 }
 
-/// Samples every request on engines that `ranks` make, one each on a thread of its own with its part
-/// of the cores, and tells `observer`, one at a time. Errors are those of making an engine and of
-/// [`Engine::generate`].
-pub fn share<'m, F: FnOnce() -> Result<Engine<'m>> + Send>(
-    mut ranks: Vec<F>,
+/// One of several that share a queue.
+pub trait Worker: Send {
+    /// Samples requests of `queue` until it is empty, and tells `observer`.
+    fn work_off(
+        self,
+        queue: &dyn Queue,
+        sampling: &SamplingParams,
+        observer: &mut dyn Observer,
+    ) -> Result<Stats>;
+}
+
+/// What makes an engine, on the thread where it will work.
+impl<'m, F: FnOnce() -> Result<Engine<'m>> + Send> Worker for F {
+    fn work_off(
+        self,
+        queue: &dyn Queue,
+        sampling: &SamplingParams,
+        observer: &mut dyn Observer,
+    ) -> Result<Stats> {
+        self()?.work_off(queue, sampling, observer)
+    }
+}
+
+/// An engine in another process.
+pub trait Elsewhere: Send {
+    /// As of [`Worker::work_off`], with an engine of these sizes; what grows is shown now and then alone.
+    fn work_off(
+        &mut self,
+        config: &EngineConfig,
+        queue: &dyn Queue,
+        sampling: &SamplingParams,
+        observer: &mut dyn Observer,
+    ) -> Result<Stats>;
+}
+
+/// Samples every request on `ranks`, each on a thread of its own with its part of the cores, and tells
+/// `observer`, one at a time. Errors are those of making an engine and of [`Engine::generate`].
+pub fn share<W: Worker>(
+    mut ranks: Vec<W>,
     requests: &[Request],
     sampling: &SamplingParams,
     observer: &mut (impl Observer + Send),
 ) -> Result<Stats> {
     if ranks.len() == 1 {
-        let make = ranks.remove(0);
-        return make()?.generate(requests, sampling, observer);
+        return ranks.remove(0).work_off(&InOrder::new(requests), sampling, observer);
     }
-    let pool = |_: &F| threads::of_rank(ranks.len());
+    let pool = |_: &W| threads::of_rank(ranks.len());
     let pools: Vec<_> = ranks.iter().map(pool).collect::<Result<_>>()?;
-    let queue = Queue::new(requests);
+    let queue = InOrder::new(requests);
     let observer = Mutex::new(observer);
     let (queue, observer) = (&queue, &observer);
     let of_ranks: Vec<Result<Stats>> = std::thread::scope(|scope| {
-        let work = |pool: ThreadPool, make: F| {
-            pool.install(|| make()?.work_off(queue, sampling, &mut InTurn(observer)))
+        let work = |pool: ThreadPool, rank: W| {
+            pool.install(|| rank.work_off(queue, sampling, &mut InTurn(observer)))
         };
         let threads: Vec<_> = pools
             .into_iter()
             .zip(ranks)
-            .map(|(pool, make)| scope.spawn(move || work(pool, make)))
+            .map(|(pool, rank)| scope.spawn(move || work(pool, rank)))
             .collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
@@ -98,7 +145,7 @@ mod tests {
     fn every_request_is_taken_once_by_whoever_asks() {
         let request = |num_samples| Request { prompt: vec![1], num_samples, key: 0 };
         let requests: Vec<Request> = (0..1000).map(|i| request(i % 3)).collect();
-        let queue = Queue::new(&requests);
+        let queue = InOrder::new(&requests);
         let taken: Vec<Vec<usize>> = std::thread::scope(|scope| {
             let take = || std::iter::from_fn(|| queue.take()).collect();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();

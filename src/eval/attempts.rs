@@ -10,7 +10,7 @@ use crate::base::error::usage;
 use crate::base::{memory, progress::Progress, rng};
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
-use crate::engine::{EngineConfig, Request, Rollout, SamplingParams, Stats};
+use crate::engine::{EngineConfig, Request, Rollout, SamplingParams, Stats, check_temperature};
 use crate::rewards::{self, ParsedResponse};
 use crate::sandbox::{Judge, Verdict, VerdictKind};
 use crate::tokenizer::{Message, Tokenizer};
@@ -64,13 +64,7 @@ impl AttemptSettings {
         if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=MOST).contains(size)) {
             return Err(usage(format!("{name} is {size}: it must be from 1 to {MOST}")));
         }
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(usage(format!(
-                "temperature is {}: it must be a number from 0 up",
-                self.temperature
-            )));
-        }
-        Ok(())
+        check_temperature("temperature", self.temperature)
     }
 
     /// The task that the problem at `place` of a list is.

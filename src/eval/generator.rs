@@ -1,4 +1,5 @@
-//! A model and where it generates: ranks of threads on this machine, or GPUs that hold its parameters.
+//! A model and where it generates: ranks of threads on this machine, or GPUs that hold its parameters, here
+//! and in other processes.
 //!
 //! Contract: any number of ranks of one kind gives the same responses; GPUs compute in bf16, and give
 //! others than threads do. Left out: what is asked of the model (`attempts`).
@@ -7,7 +8,9 @@ use crate::base::error::usage;
 use crate::base::{human, memory};
 use crate::checkpoint::{LanguageModel, stop_ids};
 use crate::engine::device::DeviceModel;
-use crate::engine::{Engine, EngineConfig, Observer, Request, SamplingParams, Stats, share};
+use crate::engine::{
+    Elsewhere, Engine, EngineConfig, Observer, Queue, Request, SamplingParams, Stats, Worker, share,
+};
 use crate::model::{BLOCK_TOKENS, Decoder, KvCache, ModelConfig};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
@@ -25,7 +28,15 @@ enum Ranks<'a> {
     /// So many parts of the pool's threads, which read these parameters.
     Threads(usize, &'a [f32]),
     /// A GPU each.
-    Gpus(Vec<&'a mut DeviceModel>),
+    Gpus(Vec<GpuRank<'a>>),
+}
+
+/// A GPU that holds the model's parameters.
+pub enum GpuRank<'a> {
+    /// Of this process.
+    Here(&'a mut DeviceModel),
+    /// Of another.
+    Elsewhere(&'a mut dyn Elsewhere),
 }
 
 impl<'a> Generator<'a> {
@@ -36,11 +47,7 @@ impl<'a> Generator<'a> {
     }
 
     /// Generates with the parameters that each of `gpus`, at least one, has of the model.
-    pub fn on_gpus(
-        decoder: &'a Decoder,
-        tokenizer: &'a Tokenizer,
-        gpus: Vec<&'a mut DeviceModel>,
-    ) -> Self {
+    pub fn on_gpus(decoder: &'a Decoder, tokenizer: &'a Tokenizer, gpus: Vec<GpuRank<'a>>) -> Self {
         Self { decoder, tokenizer, ranks: Ranks::Gpus(gpus) }
     }
 
@@ -108,17 +115,31 @@ impl<'a> Generator<'a> {
                 share(vec![engine; *ranks], requests, sampling, observer)
             }
             Ranks::Gpus(gpus) => {
-                let engines = gpus.iter_mut().map(|gpu| engine_on(gpu, config.clone()));
-                share(engines.collect(), requests, sampling, observer)
+                let ranks = gpus.iter_mut().map(|gpu| OnGpu { gpu, config: config.clone() });
+                share(ranks.collect(), requests, sampling, observer)
             }
         }
     }
 }
 
-/// Makes an engine on the thread of its rank.
-fn engine_on<'m>(
-    gpu: &'m mut DeviceModel,
+/// A GPU's rank with the sizes of its engine.
+struct OnGpu<'g, 'a> {
+    gpu: &'g mut GpuRank<'a>,
     config: EngineConfig,
-) -> impl FnOnce() -> Result<Engine<'m>> + Send {
-    move || Engine::on_gpu(gpu, config)
+}
+
+impl Worker for OnGpu<'_, '_> {
+    fn work_off(
+        self,
+        queue: &dyn Queue,
+        sampling: &SamplingParams,
+        observer: &mut dyn Observer,
+    ) -> Result<Stats> {
+        match self.gpu {
+            GpuRank::Here(model) => {
+                Engine::on_gpu(model, self.config)?.work_off(queue, sampling, observer)
+            }
+            GpuRank::Elsewhere(rank) => rank.work_off(&self.config, queue, sampling, observer),
+        }
+    }
 }

@@ -50,14 +50,18 @@ impl Metrics {
     pub fn truncate_after(&mut self, step: u64) -> Result<()> {
         let mut rows = read(&self.path)?;
         rows.retain(|row| step > 0 && step_of(row).is_some_and(|s| s <= step));
+        self.replace(&rows)
+    }
+
+    fn replace(&mut self, rows: &[Row]) -> Result<()> {
         let mut text = String::new();
-        for row in &rows {
+        for row in rows {
             text.push_str(&serde_json::to_string(row).context("encoding a row")?);
             text.push('\n');
         }
         write_atomic(&self.path, text.as_bytes())?;
         self.file = append_to(&self.path)?;
-        self.events = rebuild_events(self.path.parent().unwrap_or(Path::new(".")), &rows)?;
+        self.events = rebuild_events(self.path.parent().unwrap_or(Path::new(".")), rows)?;
         Ok(())
     }
 
@@ -72,6 +76,22 @@ impl Metrics {
         line.push(b'\n');
         self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))?;
         copy_to_events(&mut self.events, &row)
+    }
+
+    /// Whether the row of `step` has `key`.
+    pub fn has(&self, step: u64, key: &str) -> Result<bool> {
+        let rows = read(&self.path)?;
+        Ok(rows.iter().any(|row| step_of(row) == Some(step) && row.contains_key(key)))
+    }
+
+    /// Adds numbers that were found later to the row of `step`, the last one.
+    pub fn amend(&mut self, step: u64, values: Row) -> Result<()> {
+        let mut rows = read(&self.path)?;
+        match rows.last_mut().filter(|row| step_of(row) == Some(step)) {
+            Some(row) => row.extend(values),
+            None => return self.log(step, values),
+        }
+        self.replace(&rows)
     }
 
     /// Forces the rows to disk; call before a checkpoint claims to include them.
@@ -205,6 +225,20 @@ mod tests {
         let mut metrics = Metrics::open(dir.path()).unwrap();
         metrics.truncate_after(3).unwrap();
         assert_eq!(std::fs::read(&events).unwrap()[header..], before[header..]);
+    }
+
+    #[test]
+    fn what_is_found_later_joins_the_row_of_its_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(dir.path()).unwrap();
+        for step in 1..=2 {
+            metrics.log(step, row([("loss", 0.5)])).unwrap();
+        }
+        assert!(!metrics.has(2, "val/score").unwrap());
+        metrics.amend(2, row([("val/score", 0.25)])).unwrap();
+        assert!(metrics.has(2, "val/score").unwrap() && !metrics.has(1, "val/score").unwrap());
+        metrics.log(3, row([("loss", 0.25)])).unwrap();
+        assert_eq!(steps(dir.path()), [1, 2, 3]);
     }
 
     #[test]

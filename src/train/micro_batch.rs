@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 /// Rows of samples that go through the model together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MicroBatch {
-    pub(super) packed: Packed,
-    pub(super) targets: Vec<Target>,
+    pub(crate) packed: Packed,
+    pub(crate) targets: Vec<Target>,
 }
 
 impl MicroBatch {
@@ -28,14 +28,14 @@ impl MicroBatch {
     }
 
     /// A row without samples.
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         let packed = Packed { cu_seqlens: vec![0], cu_families: vec![0], ..Packed::default() };
         Self { packed, targets: Vec::new() }
     }
 
     /// Adds a prompt and responses to it, of at least one token each, all of which are targets in
     /// order. Several responses share the prompt's rows; nothing is read of their last tokens.
-    pub(super) fn push(&mut self, prompt: &[u32], responses: &[&[u32]]) {
+    pub(crate) fn push(&mut self, prompt: &[u32], responses: &[&[u32]]) {
         let Packed { tokens, cu_seqlens, cu_families } = &mut self.packed;
         tokens.extend_from_slice(prompt);
         let last_of_prompt = tokens.len() - 1;

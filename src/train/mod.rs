@@ -142,7 +142,7 @@ fn refuse_product(what: &str, sizes: &[(&str, usize)]) -> Result<()> {
 fn refuse_outside(numbers: &[(&str, f64, RangeInclusive<f64>)]) -> Result<()> {
     match numbers.iter().find(|(_, value, range)| !range.contains(value)) {
         Some((key, value, range)) => Err(usage(format!(
-            "{key} is {value}: it must be from {} to {}",
+            "{key} is {value}: it must be from {:?} to {:?}",
             range.start(),
             range.end()
         ))),
@@ -163,12 +163,12 @@ fn check_shared(
         Warmup::Steps(_) => 0.0,
     };
     refuse_outside(&[
-        ("optim.lr", optim.lr, 0.0..=f64::MAX),
+        ("optim.lr", optim.lr, 0.0..=1e6),
         ("optim.betas[0]", optim.betas.0, 0.0..=below_one),
         ("optim.betas[1]", optim.betas.1, 0.0..=below_one),
         ("optim.eps", optim.eps, f64::MIN_POSITIVE..=1e9),
-        ("optim.weight_decay", optim.weight_decay, 0.0..=f64::MAX),
-        ("optim.max_grad_norm", optim.max_grad_norm, 0.0..=f64::MAX),
+        ("optim.weight_decay", optim.weight_decay, 0.0..=1e6),
+        ("optim.max_grad_norm", optim.max_grad_norm, 0.0..=1e12),
         ("schedule.warmup.ratio", warmup, 0.0..=1.0),
         ("schedule.min_lr_ratio", schedule.min_lr_ratio, 0.0..=1.0),
         ("plan.gpu_memory_gb", plan.gpu_memory_gb.unwrap_or(1.0), 1e-3..=1e6),
@@ -187,7 +187,12 @@ fn resume_or_open(
             let model = LanguageModel::open(&dir).with_context(|| unusable(&dir))?;
             Ok((model, Some(dir)))
         }
-        None => Ok((source.open(seed)?, None)),
+        None => {
+            if run.path().join(metrics::FILE).exists() {
+                tracing::warn!("there is no checkpoint to go on from: the run starts at step 0");
+            }
+            Ok((source.open(seed)?, None))
+        }
     }
 }
 

@@ -36,7 +36,7 @@ const REPLACED: &str = "codeseq-replaced";
 
 /// Settings that say how a step is computed and what is kept, but not what comes out: a resumed run may
 /// change them.
-const LAYOUT: [&str; 15] = [
+const LAYOUT: [&str; 16] = [
     "train.ranks",
     "train.device",
     "train.precision",
@@ -46,6 +46,7 @@ const LAYOUT: [&str; 15] = [
     "train.micro_batch_size",
     "train.recompute",
     "train.peak_tflops",
+    "rollout.max_sequences",
     "rollout.kv_cache_tokens",
     "plan.gpu_memory_gb",
     "checkpoint.every",

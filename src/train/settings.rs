@@ -26,7 +26,8 @@ pub struct TrainConfig {
     /// Micro-batches of each rank in one update, as InternEvo counts them: 16 over 8 ranks are 128
     /// rows. For 16 rows in all, the other reading of the paper, divide by the ranks.
     pub gradient_accumulation: usize,
-    /// Ranks that share the work; the paper's is 8. A CPU runs them as threads; GPUs are one each.
+    /// Ranks that share the work, those of all nodes together; the paper's is 8. A CPU runs them as threads;
+    /// GPUs are one each.
     #[serde(default = "one")]
     pub ranks: usize,
     /// What computes.

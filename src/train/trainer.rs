@@ -385,6 +385,7 @@ mod tests {
         three.save(&path, 7u32).unwrap();
         for ranks in [1, 2, 3, 8] {
             let mut resumed = on(ranks);
+            resumed.model.params.clone_from(&three.model.params);
             assert_eq!(resumed.restore::<u32>(&path).unwrap(), 7);
             let moments = [&mut resumed, &mut three].map(moments);
             assert_eq!((resumed.step, &moments[0]), (3, &moments[1]), "{ranks} ranks");
@@ -434,15 +435,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         scaled.save(&dir.path().join("step"), ()).unwrap();
         let mut resumed = trainer(Execution { loss_scale, ..Execution::default() });
+        resumed.model.params.clone_from(&scaled.model.params);
         resumed.restore::<()>(&dir.path().join("step")).unwrap();
         assert_eq!(resumed.skipped_in_a_row(), 1);
         assert_eq!(step(&mut resumed, 3, 1.0).loss_scale, Some(1.0));
 
         let mut other = on(1);
+        other.model.params.clone_from(&scaled.model.params);
         other.restore::<()>(&dir.path().join("step")).unwrap();
         assert_eq!(step(&mut other, 3, 1.0).loss_scale, None, "another precision goes on");
         other.save(&dir.path().join("other"), ()).unwrap();
         let mut back = trainer(Execution { loss_scale, ..Execution::default() });
+        back.model.params.clone_from(&other.model.params);
         back.restore::<()>(&dir.path().join("other")).unwrap();
         assert_eq!(step(&mut back, 4, 1.0).loss_scale, Some(2.0));
     }

@@ -78,7 +78,7 @@ pub(crate) fn can_emulate() -> bool {
 
 /// Puts emulated GPUs before whatever GPUs a program would find.
 pub(crate) fn emulated(command: &mut Command, gpus: usize) -> &mut Command {
-    let folder = emulated_gpu().unwrap();
+    let folder = emulated_gpu().expect("asked for only where GPUs can be emulated");
     command.env("LD_LIBRARY_PATH", folder).env("EMULATED_GPU_MEMORY", "4096");
     command.env("EMULATED_GPUS", gpus.to_string())
 }

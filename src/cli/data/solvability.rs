@@ -38,6 +38,9 @@ pub fn run(args: Args) -> Result<()> {
             args.min_passed, args.max_passed, args.attempts.rollouts
         )));
     }
+    if args.most == Some(0) {
+        return Err(usage("--most 0 would keep no problem: leave it out, or give at least 1"));
+    }
     let mut prepared = args.attempts.prepare(Some(&args.out), problems::check)?;
     let evaluation = gtg::evaluate(
         &mut prepared.candidate.generator(),

@@ -41,8 +41,8 @@ const DETERMINISTIC: Engine = Engine {
     ],
 };
 
-/// The first version that has it.
-const DETERMINISTIC_SINCE: usize = 92_500;
+/// The first version whose backward adds up in a fixed order.
+pub const DETERMINISTIC_SINCE: usize = 92_500;
 
 /// Bytes that a plan may need while it runs: far more than any needs for a pack of known segments.
 const WORKSPACE: usize = 16 << 20;

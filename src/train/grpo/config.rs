@@ -6,9 +6,9 @@
 use super::reward_process::ExternalReward;
 use crate::base::error::usage;
 use crate::config::{self, Profile, Resolved};
-use crate::engine::EngineConfig;
+use crate::engine::{EngineConfig, check_temperature};
 use crate::model::{BatchSize, Recompute};
-use crate::objective::grpo::LossConfig;
+use crate::objective::{Aggregation, grpo::LossConfig};
 use crate::optim::{AdamWConfig, Schedule};
 use crate::rewards::{Overlong, RewardConfig, RewardKind};
 use crate::sandbox::Limits;
@@ -22,6 +22,9 @@ use crate::train::{
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+
+/// More than any coefficient is.
+const LARGE: f64 = 1e6;
 
 /// What verl does where the paper is silent, by release. The first is the default.
 const PROFILES: [Profile; 2] = [
@@ -151,6 +154,10 @@ fn one() -> u64 {
     1
 }
 
+fn five() -> u64 {
+    5
+}
+
 /// From rewards to advantages.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -184,7 +191,7 @@ pub struct TrainConfig {
     /// Most responses in one packed row (verl's micro-batch size); as many as fit where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
-    /// Ranks that share rollouts and updates; threads on a CPU, GPUs otherwise.
+    /// Ranks that share rollouts and updates, those of all nodes together; threads on a CPU, GPUs otherwise.
     #[serde(default = "one_rank")]
     pub ranks: usize,
     /// What computes.
@@ -203,6 +210,9 @@ pub struct TrainConfig {
     /// Passes over the responses of a step (verl's `ppo_epochs`).
     #[serde(default = "one")]
     pub epochs: u64,
+    /// Updates in a row without a finite loss and gradient after which the run stops.
+    #[serde(default = "five")]
+    pub max_nonfinite_updates: u64,
 }
 
 /// Scores on held-out problems; their time is not training time.
@@ -262,6 +272,7 @@ impl Config {
             ("rollout.max_sequences", max_sequences),
             ("rollout.max_rounds", max_rounds as usize),
             ("train.epochs", self.train.epochs as usize),
+            ("train.max_nonfinite_updates", self.train.max_nonfinite_updates as usize),
             ("train.ranks", self.train.ranks),
             ("train.seq_len", self.train.seq_len),
             ("data.max_prompt_tokens", self.data.max_prompt_tokens),
@@ -281,13 +292,26 @@ impl Config {
         refuse_product("tokens at once", &[("rollout.max_sequences", max_sequences), response])?;
         check_shared(&self.optim, &self.schedule, &self.checkpoint, &self.plan)?;
         self.check_device()?;
+        let policy = &self.policy;
+        let length = match policy.aggregation {
+            Aggregation::SeqMeanTokenSumNorm { length } => length,
+            _ => 1.0,
+        };
         refuse_outside(&[
             ("reward.lambda", self.reward.lambda, 0.0..=1.0),
             ("reward.eps", self.reward.eps, f64::MIN_POSITIVE..=1.0),
+            ("advantage.eps", self.advantage.eps, 0.0..=1.0),
+            ("policy.clip_low", policy.clip_low, 0.0..=1.0),
+            ("policy.clip_high", policy.clip_high, 0.0..=LARGE),
+            ("policy.clip_dual", policy.clip_dual, 1.0..=LARGE),
+            ("policy.log_ratio_clamp", policy.log_ratio_clamp, f64::MIN_POSITIVE..=LARGE),
+            ("policy.kl_coef", policy.kl_coef, 0.0..=LARGE),
+            ("policy.entropy_coef", policy.entropy_coef, -LARGE..=LARGE),
+            ("policy.aggregation.length", length, 1.0..=LARGE),
             (
                 "policy.importance_sampling_cap",
-                self.policy.importance_sampling_cap.unwrap_or(1.0),
-                1.0..=f64::MAX,
+                policy.importance_sampling_cap.unwrap_or(1.0),
+                1.0..=LARGE,
             ),
         ])?;
         let limit = |key, value, most| (key, value as f64, 1.0..=most);
@@ -307,11 +331,12 @@ impl Config {
                 ("validation.num_problems", validation.num_problems.unwrap_or(1)),
             ])?;
         }
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(usage(format!(
-                "rollout.temperature is {temperature}: it must be above 0, or no two responses differ"
-            )));
+        if temperature == 0.0 {
+            return Err(usage(
+                "rollout.temperature is 0: it must be above, or no two responses differ",
+            ));
         }
+        check_temperature("rollout.temperature", temperature as f32)?;
         if let Some(Overlong { buffer, factor }) = self.overlong
             && (buffer == 0 || buffer > max_new_tokens || !(factor >= 0.0 && factor.is_finite()))
         {
@@ -393,6 +418,28 @@ mod tests {
         check("policy.kl_coef=0.1").unwrap();
         let text = check("train.share_prompts=true").unwrap_err().to_string();
         assert!(text.contains("train.share_prompts") && text.contains("\"cpu\""), "{text}");
+    }
+
+    #[test]
+    fn numbers_under_which_nothing_would_be_learnt_are_refused_by_their_key() {
+        let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
+        for (key, value) in [
+            ("policy.log_ratio_clamp", "-1"),
+            ("policy.clip_low", "nan"),
+            ("policy.clip_high", "-1"),
+            ("policy.clip_dual", "0.5"),
+            ("policy.kl_coef", "nan"),
+            ("policy.entropy_coef", "inf"),
+            ("policy.aggregation", "{seq-mean-token-sum-norm={length=0}}"),
+            ("advantage.eps", "-1"),
+            ("rollout.temperature", "1e-40"),
+            ("train.max_nonfinite_updates", "0"),
+        ] {
+            let sets = [format!("{key}={value}")];
+            let config = Config::load(std::slice::from_ref(&demo), &sets).unwrap().value;
+            let text = config.check().unwrap_err().to_string();
+            assert!(text.contains(key) && text.len() < 120, "{text}");
+        }
     }
 
     #[test]

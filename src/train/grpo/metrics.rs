@@ -97,6 +97,9 @@ pub(super) fn time_metrics(cost: &AttemptCost, update_secs: f64) -> Row {
         ("time/judging_secs", cost.judging.as_secs_f64()),
         ("time/update_secs", update_secs),
         ("time/generated_tokens_per_sec", cost.engine.generated_tokens as f64 / generation_secs),
+        ("time/batch_occupancy", cost.engine.occupancy),
+        ("time/peak_cache_use", cost.engine.peak_cache_use),
+        ("time/preemptions", cost.engine.preemptions as f64),
     ])
 }
 

@@ -25,19 +25,19 @@ use super::metrics::{Metrics, Row, mebibytes, row};
 use super::run::RunDir;
 use super::trainer::Trainer;
 use super::{resume_or_open, save_checkpoint, stopped, unusable};
-use crate::base::error::Interrupted;
+use crate::base::error::{Interrupted, usage};
 use crate::base::{interrupt, progress::Progress, rng};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
 use crate::eval::attempts::AttemptSettings;
-use crate::eval::gtg;
+use crate::eval::{gtg, problems};
 use crate::sandbox::Judge;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use metrics::{mismatch_metrics, policy_metrics, rollout_metrics, time_metrics};
 use rewarder::Rewarder;
 use rollout::{Cursor, Rollouts, Task, collect, read_tasks};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use update::improve;
 
@@ -49,12 +49,16 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
     let execution = config.execution();
     let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
-    let cursor = match resumed {
-        Some(dir) => trainer.restore::<Cursor>(&dir).with_context(|| unusable(&dir))?,
-        None => Cursor::default(),
-    };
+    let saved = resumed.map(|dir| trainer.restore(&dir).with_context(|| unusable(&dir)));
     let prompt = GtgPrompt::bundled()?;
     let tasks = read_tasks(config, &trainer.model, &prompt)?;
+    let start = Cursor::start(&tasks)?;
+    let cursor = saved.transpose()?.unwrap_or(start);
+    if cursor.problems != start.problems {
+        return Err(usage(
+            "data.files hold other problems than when this run began: give it those, or begin another",
+        ));
+    }
     let mut rewarder = Rewarder::start(config, judge)?;
     let mut metrics = Metrics::open(run.path())?;
     metrics.truncate_after(trainer.step)?;
@@ -65,15 +69,13 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
     let mut state = State { trainer, cursor };
     let progress = Progress::new(label, total_steps, "steps");
     progress.skip(state.trainer.step);
-    // Logged with the first step: a run directory without one counts as unused.
-    let mut untrained = None;
-    if let Some(validation) = &validation
-        && state.trainer.step == 0
-    {
-        let score = validation.score(&mut state.trainer, judge)?;
-        let pass_at_1 = score["val/pass_at_1"].as_f64().unwrap_or(f64::NAN);
-        tracing::info!("validation before training: pass@1 {pass_at_1:.3}");
-        untrained = Some(score);
+    // Of the untrained model: logged with the first step, before which there is no run to speak of.
+    let mut baseline = None;
+    if let Some(validation) = &validation {
+        match state.trainer.step {
+            0 => baseline = Some(validation.score(&mut state.trainer, judge)?),
+            _ => validation.score_step(&mut state.trainer, judge, &mut metrics, total_steps)?,
+        }
     }
     while state.trainer.step < total_steps {
         let sampled = state.sample(config, run, &mut rewarder, &prompt, &tasks);
@@ -88,30 +90,48 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
                 return Err(if e.is::<Interrupted>() { stopped(state.trainer.step) } else { e });
             }
         };
-        let mut row = state.learn(config, rollouts)?;
+        let row = state.learn(config, rollouts)?;
         let step = state.trainer.step;
-        if let Some(validation) = validation.as_ref().filter(|v| v.is_due(step, total_steps)) {
-            row.extend(validation.score(&mut state.trainer, judge)?);
-        }
         progress.set_message(describe(&row));
-        if let Some(score) = untrained.take() {
+        if let Some(score) = baseline.take() {
             metrics.log(0, score)?;
         }
         metrics.log(step, row)?;
         run.forget_replaced()?;
         progress.inc(1);
+        let scored = validation.as_ref().map_or(Ok(()), |validation| {
+            validation.score_step(&mut state.trainer, judge, &mut metrics, total_steps)
+        });
+        let skipped = state.trainer.skipped_in_a_row();
+        let is_hopeless = skipped >= config.train.max_nonfinite_updates;
         let is_last = step == total_steps;
-        let is_interrupted = interrupt::requested();
-        if is_last || is_interrupted || config.checkpoint.is_due(step) {
+        let is_ending = is_last || is_hopeless || interrupt::requested() || scored.is_err();
+        if is_ending || config.checkpoint.is_due(step) {
             metrics.sync()?;
             save_checkpoint(run, &mut state.trainer, &state.cursor, &config.checkpoint)?;
         }
-        if is_interrupted && !is_last {
-            return Err(stopped(step));
+        match scored {
+            Err(e) if !e.is::<Interrupted>() => return Err(e),
+            Err(_) => return Err(stopped(step)),
+            Ok(()) if is_hopeless => {
+                return Err(diverged(skipped, &run.checkpoints().step_dir(step)));
+            }
+            Ok(()) if interrupt::requested() && !is_last => return Err(stopped(step)),
+            Ok(()) => {}
         }
     }
     progress.finish();
     Ok(run.checkpoints().step_dir(total_steps))
+}
+
+/// Why the run stopped; the weights before the skipped updates lie in `kept`.
+fn diverged(skipped: u64, kept: &Path) -> anyhow::Error {
+    anyhow!(
+        "the last {skipped} updates had no finite loss and gradient and changed no weight \
+         (train.max_nonfinite_updates); the weights before them are in {}. Try a lower optim.lr, or \
+         look at the rewards",
+        kept.display()
+    )
 }
 
 /// What changes from step to step.
@@ -187,6 +207,7 @@ struct Validation {
     settings: AttemptSettings,
 }
 
+const PASS_AT_1: &str = "val/pass_at_1";
 /// Label of a third use of the run's seed.
 const VALIDATION: u64 = 3;
 
@@ -197,6 +218,7 @@ impl Validation {
         for file in &validation.files {
             problems.extend(jsonl::read::<Problem>(file)?);
         }
+        problems::check(&problems).context("reading validation.files")?;
         problems.truncate(validation.num_problems.unwrap_or(usize::MAX));
         let settings = AttemptSettings {
             num_samples: validation.rollouts,
@@ -214,13 +236,25 @@ impl Validation {
         step.is_multiple_of(self.every) || step == total_steps
     }
 
+    /// Scores the step that the trainer has made, where that is due and was not done yet.
+    fn score_step(
+        &self,
+        trainer: &mut Trainer,
+        judge: &Judge,
+        metrics: &mut Metrics,
+        total_steps: u64,
+    ) -> Result<()> {
+        let step = trainer.step;
+        if !self.is_due(step, total_steps) || metrics.has(step, PASS_AT_1)? {
+            return Ok(());
+        }
+        metrics.amend(step, self.score(trainer, judge)?)
+    }
+
     fn score(&self, trainer: &mut Trainer, judge: &Judge) -> Result<Row> {
         let started = Instant::now();
         let pass_at_1 =
             gtg::validate(&mut trainer.generator(), judge, &self.problems, &self.settings)?;
-        Ok(row([
-            ("val/pass_at_1", pass_at_1),
-            ("time/validation_secs", started.elapsed().as_secs_f64()),
-        ]))
+        Ok(row([(PASS_AT_1, pass_at_1), ("time/validation_secs", started.elapsed().as_secs_f64())]))
     }
 }

@@ -36,6 +36,19 @@ pub(super) struct Task {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Cursor {
     pub(super) portion: u64,
+    /// Checksum of all problems: portions of others are other portions.
+    pub(super) problems: u32,
+}
+
+impl Cursor {
+    /// Before the first portion of `tasks`.
+    pub(super) fn start(tasks: &[Task]) -> Result<Self> {
+        let mut hasher = crc32fast::Hasher::new();
+        for task in tasks {
+            hasher.update(&serde_json::to_vec(&task.problem)?);
+        }
+        Ok(Self { portion: 0, problems: hasher.finalize() })
+    }
 }
 
 /// A problem's responses with their rewards and advantages.
@@ -64,6 +77,14 @@ pub(super) fn read_tasks(
     prompt: &GtgPrompt,
 ) -> Result<Vec<Task>> {
     let limit = config.data.max_prompt_tokens;
+    let positions = model.decoder.config().max_position_embeddings;
+    if config.longest() > positions {
+        return Err(usage(format!(
+            "data.max_prompt_tokens + rollout.max_new_tokens = {}, but the model was made for \
+             {positions} positions (max_position_embeddings)",
+            config.longest()
+        )));
+    }
     let (mut tasks, mut ids, mut num_long) = (Vec::new(), HashSet::new(), 0);
     for file in &config.data.files {
         for problem in jsonl::read::<Problem>(file)? {
@@ -71,6 +92,12 @@ pub(super) fn read_tasks(
             if !ids.insert(id.clone()) {
                 return Err(usage(format!(
                     "{}: problem {id} is there twice; each problem needs its own problem_id",
+                    file.display()
+                )));
+            }
+            if problem.tests.is_empty() {
+                return Err(usage(format!(
+                    "{}: problem {id} has no tests: nothing could be judged",
                     file.display()
                 )));
             }

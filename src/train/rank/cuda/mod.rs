@@ -6,13 +6,14 @@
 //! taken when the ranks start, of which activations are laid out for the largest micro-batch that was
 //! announced. Node 0 alone runs the loop, draws data and writes files; the others' ranks do what it asks
 //! ([`serve`]), and numbers of their GPUs travel between GPUs. A rank or node that fails makes the others
-//! fail. Left out: sampling on other nodes than node 0. Not yet run on a GPU.
+//! fail. Left out: judging on other nodes than node 0. Not yet run on a GPU.
 //!
 //! [`GradientSums`]: crate::train::device::GradientSums
 
 mod exchange;
 mod local;
 mod remote;
+mod sampling;
 mod serve;
 mod shard;
 mod ties;
@@ -22,7 +23,7 @@ use crate::checkpoint::LanguageModel;
 use crate::cuda::nccl::UniqueId;
 use crate::dist::rendezvous::{Nodes, Pace};
 use crate::dist::{self, Comm, Member, Shards};
-use crate::eval::generator::Generator;
+use crate::eval::generator::{Generator, GpuRank};
 use crate::model::ScoreGradient;
 use crate::ops::adamw::AdamW;
 use crate::train::device::Gpus;
@@ -99,6 +100,9 @@ impl Ranks {
         let here = nodes.share(size)?;
         let id = (size > 1).then(UniqueId::new).transpose()?;
         let message = id.map_or(Vec::new(), |id| id.as_bytes().to_vec());
+        if nodes.count > 1 {
+            tracing::info!("node 0 of {}: waiting for the others", nodes.count);
+        }
         let meeting = nodes.meet(here, message, Pace::DEFAULT, MEETING)?;
         ensure!(meeting.world == size, "the nodes bring {} ranks, not {size}", meeting.world);
         let ties = Ties::new(meeting)?;
@@ -208,11 +212,11 @@ impl Ranks {
     /// The parameters on the GPUs are the trained ones; of `model` it is the tokenizer and the shape that
     /// count.
     pub(super) fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
-        let here = self.ranks.iter_mut().filter_map(|rank| match rank {
-            Rank::Local(local) => Some(&mut local.model),
-            Rank::Remote(_) => None,
+        let gpus = self.ranks.iter_mut().map(|rank| match rank {
+            Rank::Local(local) => GpuRank::Here(&mut local.model),
+            Rank::Remote(remote) => GpuRank::Elsewhere(remote),
         });
-        Generator::on_gpus(&model.decoder, &model.tokenizer, here.collect())
+        Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.collect())
     }
 
     pub(super) fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {

@@ -7,6 +7,7 @@
 use super::local::Spec;
 use super::ties::Ties;
 use crate::dist::{Lane, Member};
+use crate::engine::{EngineConfig, FinishReason, Next, Request as Prompt, SamplingParams, Stats};
 use crate::model::{ScoreGradient, TokenScores};
 use crate::ops::adamw::AdamW;
 use crate::train::rank::Reduced;
@@ -47,6 +48,16 @@ pub(super) enum Request {
     /// A message for each moment follows.
     SetMoments,
     PeakBytes,
+    /// To sample until nothing is left to take.
+    Sample {
+        config: EngineConfig,
+        sampling: SamplingParams,
+        prompts: Vec<Prompt>,
+    },
+    /// The index of a prompt to sample, as long as there are any.
+    Taken(Option<usize>),
+    /// What becomes of the rollout that was shown.
+    Next(Next),
     /// Nothing more will come.
     End,
 }
@@ -70,7 +81,23 @@ pub(super) enum Answer {
     /// With numbers that were asked for.
     Numbers,
     PeakBytes(usize),
+    /// Asks for a prompt.
+    Take,
+    /// Shows a rollout that grows, now and then, with its log-probabilities.
+    Growing(Sample),
+    /// A rollout that ended, with its log-probabilities; not answered.
+    Finished(Sample),
+    Sampled(Stats),
     Failed(String),
+}
+
+/// A rollout without its log-probabilities, which are sent as numbers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Sample {
+    pub(super) prompt: usize,
+    pub(super) sample: usize,
+    pub(super) tokens: Vec<u32>,
+    pub(super) finish_reason: FinishReason,
 }
 
 /// One end of the connection between node 0 and a rank of another node.
@@ -238,7 +265,7 @@ impl Remote {
         }
     }
 
-    fn answer(&self) -> Result<(Answer, Vec<f32>)> {
+    pub(super) fn answer(&self) -> Result<(Answer, Vec<f32>)> {
         match self.0.lane.receive()? {
             (Answer::Failed(why), _) => bail!(why),
             answered => Ok(answered),

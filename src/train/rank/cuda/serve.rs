@@ -6,6 +6,7 @@
 use super::MEETING;
 use super::local::Local;
 use super::remote::{Answer, End, Request, gradients_of, numbers_of_scores, out_of_turn};
+use super::sampling::sample;
 use super::ties::Ties;
 use crate::base::interrupt;
 use crate::cuda::nccl::UniqueId;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 pub(in crate::train) fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
     let meeting = nodes.meet(ranks, Vec::new(), Pace::DEFAULT, MEETING)?;
     let (first, size) = (meeting.first_rank, meeting.world);
+    tracing::info!("ranks {first} to {} of {size} do what node 0 asks", first + ranks - 1);
     let id = UniqueId::from_bytes(&meeting.message)?;
     // Whatever is signalled to all nodes, node 0 decides: it needs the ranks to save what they have.
     interrupt::leave_to_another()?;
@@ -123,10 +125,12 @@ fn answer(rank: &mut Local, lane: &Lane, request: Request, numbers: &[f32]) -> R
             rank.set_moments([&first, &second])?;
             lane.send(&Answer::Done, &[])
         }
-        Request::PeakBytes => lane.send(&Answer::PeakBytes(rank.peak_bytes()), &[]),
-        other @ (Request::Start(_) | Request::Join | Request::Gradients | Request::End) => {
-            out_of_turn(&other)
+        Request::Sample { config, sampling, prompts } => {
+            let stats = sample(&mut rank.model, lane, config, &sampling, &prompts)?;
+            lane.send(&Answer::Sampled(stats), &[])
         }
+        Request::PeakBytes => lane.send(&Answer::PeakBytes(rank.peak_bytes()), &[]),
+        other => out_of_turn(&other),
     }
 }
 

@@ -1,0 +1,298 @@
+//! `bench grpo-step`: one GPU's share of a step of GRPO, from prompts to updated weights.
+//!
+//! Contract: `prompts` of one length, each with `samples` responses of another, which end there and
+//! nowhere else, so that the work is known. Generation is the engine's, on the weights that are trained;
+//! the update goes over the responses in rows of a micro-batch, as `train::grpo` packs them, with its
+//! loss, and ends with AdamW on 1/`world` of the parameters. Advantages alternate between 1 and -1.
+//! Before the step that counts, a short one loads what libraries load on first use. MFU of the update
+//! is model FLOPs (`train::flops`) of prompts and responses over its time and the peak of dense bf16
+//! that NVIDIA states for an H100. Left out: judging, which a run does while it generates, the
+//! exchange with other GPUs, and a reference model.
+
+use super::optimizer::Share;
+use super::random::{tokens, upload_weights};
+use super::report::{Limits, Line, Report};
+use super::step::{PEAK, mfu};
+use crate::base::{human, rng};
+use crate::cuda::Gpu;
+use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats};
+use crate::model::cuda::{DeviceModel, TrainingMemory};
+use crate::model::{BatchSize, Decoder, ModelConfig, Recompute, ScoreGradient, TokenScores};
+use crate::objective::grpo::{LossConfig, Mismatch, Tokens, policy_loss};
+use crate::train::MicroBatch;
+use crate::train::flops::ModelFlops;
+use anyhow::Result;
+use std::time::Instant;
+
+/// Tokens of responses in the step that does not count.
+const WARM_UP: usize = 4;
+
+/// Tokens of prompts that are read in a pass beside the running sequences.
+const PREFILL: usize = 512;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Prompts of this GPU.
+    pub prompts: usize,
+    /// Responses to each.
+    pub samples: usize,
+    /// Tokens of a prompt.
+    pub prompt: usize,
+    /// Tokens of a response.
+    pub response: usize,
+    /// Responses of a micro-batch, which are one row.
+    pub micro_batch: usize,
+    /// Ranks that share the optimizer state.
+    pub world: usize,
+    /// What the backward computes again.
+    pub recompute: Recompute,
+}
+
+impl Sizes {
+    /// Tokens of a prompt and a response.
+    fn length(&self) -> usize {
+        self.prompt + self.response
+    }
+
+    fn rollouts(&self) -> usize {
+        self.prompts * self.samples
+    }
+
+    /// The largest row.
+    fn row(&self) -> BatchSize {
+        let responses = self.micro_batch.min(self.rollouts());
+        let tokens = responses * self.length();
+        BatchSize { tokens, longest: self.length(), targets: responses * self.response }
+    }
+
+    fn engine(&self) -> EngineConfig {
+        let roomy = EngineConfig::roomy(self.rollouts(), self.length());
+        EngineConfig { prefill_tokens: PREFILL, ..roomy }
+    }
+}
+
+/// One GPU at it.
+struct Step<'c> {
+    config: &'c ModelConfig,
+    sizes: Sizes,
+    model: DeviceModel,
+    share: Share,
+}
+
+/// Seconds of each phase, and what happened in it.
+struct Times {
+    generation: f64,
+    gradients: f64,
+    optimizer: f64,
+    stats: Stats,
+    mismatch: Mismatch,
+    /// The most bytes taken at once up to the end of the generation.
+    generation_peak: usize,
+    has_cudnn: bool,
+}
+
+/// Measures it on `gpu` and adds it to `report`.
+pub fn run(mut gpu: Gpu, config: &ModelConfig, sizes: Sizes, report: &mut Report) -> Result<()> {
+    let decoder = Decoder::new(config.clone());
+    let share = Share::new(&mut gpu, decoder.layout().len, sizes.world)?;
+    let mut model = DeviceModel::new(gpu, decoder, sizes.length())?;
+    upload_weights(&mut model)?;
+    let lasting: usize = model.split().1.arena.taken().map(|(_, bytes)| bytes).sum();
+    let mut step = Step { config, sizes, model, share };
+    // The arena keeps its peak, which is the generation's only before anything is trained.
+    let generation_peak = step.take(sizes.response.min(WARM_UP))?.generation_peak;
+    let times = step.take(sizes.response)?;
+    let gradients = 2 * step.model.decoder().layout().len;
+    let training =
+        TrainingMemory::new(step.model.decoder(), sizes.row(), sizes.recompute, times.has_cudnn);
+    let peak = step.model.split().1.arena.peak_bytes();
+    describe(report, config, sizes, &times);
+    report.fact("peak memory of generation", human::bytes(generation_peak as u64));
+    report.fact("peak memory", human::bytes(peak as u64));
+    let planned = generation_peak.max(lasting + gradients + training.total());
+    report.fact("the same by plan", human::bytes(planned as u64));
+    Ok(())
+}
+
+impl Step<'_> {
+    /// The whole step with responses of so many tokens.
+    fn take(&mut self, response: usize) -> Result<Times> {
+        let requests = self.requests();
+        let start = Instant::now();
+        let (rollouts, stats) = self.generate(&requests, response)?;
+        let generation = start.elapsed().as_secs_f64();
+        let generation_peak = self.model.split().1.arena.peak_bytes();
+        let start = Instant::now();
+        let (mismatch, has_cudnn) = self.accumulate(&requests, &rollouts)?;
+        let gradients = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let (params, gpu) = self.model.split();
+        self.share.step(gpu, params)?;
+        gpu.stream.synchronize()?;
+        let optimizer = start.elapsed().as_secs_f64();
+        Ok(Times { generation, gradients, optimizer, stats, mismatch, generation_peak, has_cudnn })
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        let request = |index: u64| Request {
+            prompt: tokens(rng::key(5, &[index]), self.config.vocab_size, self.sizes.prompt),
+            num_samples: self.sizes.samples,
+            key: rng::key(6, &[index]),
+        };
+        (0..self.sizes.prompts as u64).map(request).collect()
+    }
+
+    /// All rollouts, by prompt and sample.
+    fn generate(&mut self, requests: &[Request], response: usize) -> Result<(Vec<Rollout>, Stats)> {
+        let mut engine = Engine::on_gpu(&mut self.model, self.sizes.engine())?;
+        let sampling = SamplingParams { max_new_tokens: response, ..SamplingParams::default() };
+        let mut rollouts = Vec::with_capacity(self.sizes.rollouts());
+        let mut keep = |request: usize, sample: usize, rollout: Rollout| {
+            rollouts.push((request, sample, rollout));
+        };
+        let stats = engine.generate(requests, &sampling, &mut keep)?;
+        rollouts.sort_by_key(|&(request, sample, _)| (request, sample));
+        Ok((rollouts.into_iter().map(|(_, _, rollout)| rollout).collect(), stats))
+    }
+
+    /// Adds the gradients of all rollouts to the sums, and returns how far the trainer's
+    /// log-probabilities are from the sampler's, and whether attention was cuDNN's.
+    fn accumulate(
+        &mut self,
+        requests: &[Request],
+        rollouts: &[Rollout],
+    ) -> Result<(Mismatch, bool)> {
+        let Self { sizes, model, share, .. } = self;
+        let (mut training, mut gradients) =
+            model.training_with_gradients(sizes.row(), sizes.recompute)?;
+        let mut mismatch = Mismatch::default();
+        let members: Vec<(usize, &Rollout)> = rollouts.iter().enumerate().collect();
+        for members in members.chunks(sizes.micro_batch) {
+            let mut row = MicroBatch::empty();
+            for &(index, rollout) in members {
+                row.push(&requests[index / sizes.samples].prompt, &[&rollout.tokens]);
+            }
+            let known = Known::new(members);
+            training.forward_backward(
+                &row.packed,
+                &row.targets,
+                1.0,
+                &mut |first, scores, gradients| {
+                    mismatch.merge(&known.loss(first, scores, gradients));
+                },
+                gradients.slice_mut(),
+                &mut |_, _, _| Ok(()),
+            )?;
+            share.add(training.stream(), gradients.slice())?;
+        }
+        training.stream().synchronize()?;
+        Ok((mismatch, training.has_cudnn()))
+    }
+}
+
+/// What the loss knows of the targets of a row.
+struct Known {
+    sampler_logp: Vec<f32>,
+    advantage: Vec<f32>,
+    weight: Vec<f32>,
+}
+
+impl Known {
+    fn new(members: &[(usize, &Rollout)]) -> Self {
+        let sampler_logp = members.iter().flat_map(|(_, rollout)| &rollout.logprobs).copied();
+        let advantage = members.iter().flat_map(|(index, rollout)| {
+            let sign = if index % 2 == 0 { 1.0 } else { -1.0 };
+            std::iter::repeat_n(sign, rollout.tokens.len())
+        });
+        let (sampler_logp, advantage) = (sampler_logp.collect::<Vec<_>>(), advantage.collect());
+        let weight = vec![1.0; sampler_logp.len()];
+        Self { sampler_logp, advantage, weight }
+    }
+
+    /// The gradients of the loss by the scores of some targets.
+    fn loss(
+        &self,
+        first: usize,
+        scores: &[TokenScores],
+        gradients: &mut [ScoreGradient],
+    ) -> Mismatch {
+        let part = first..first + scores.len();
+        let logp: Vec<f32> = scores.iter().map(|score| score.logp).collect();
+        let sampler_logp = &self.sampler_logp[part.clone()];
+        let tokens = Tokens {
+            logp: &logp,
+            old_logp: sampler_logp,
+            importance: None,
+            reference_logp: None,
+            entropy: None,
+            advantage: &self.advantage[part.clone()],
+            weight: &self.weight[part],
+        };
+        let mut d_logp = vec![0.0; logp.len()];
+        policy_loss(&LossConfig::default(), &tokens, 1.0, &mut d_logp, None);
+        gradients.iter_mut().zip(d_logp).for_each(|(gradient, d_logp)| gradient.logp = d_logp);
+        Mismatch::of(&logp, sampler_logp, None)
+    }
+}
+
+/// Puts what was found into words.
+fn describe(report: &mut Report, config: &ModelConfig, sizes: Sizes, times: &Times) {
+    let Times { generation, gradients, optimizer, stats, mismatch, .. } = times;
+    let update = gradients + optimizer;
+    let flops = sizes.rollouts() as f64 * ModelFlops::new(config).training(sizes.length());
+    let line = |name: &str, seconds: f64, flops| Line {
+        name: name.to_owned(),
+        milliseconds: seconds * 1e3,
+        bytes: 0.0,
+        flops,
+    };
+    report.limits = Some(Limits::H100);
+    report.lines.extend([
+        line("generation", *generation, 0.0),
+        line("update: forward and backward", *gradients, flops),
+        line("update: optimizer", *optimizer, 0.0),
+        line("step", generation + update, 0.0),
+    ]);
+    let tokens = sizes.rollouts() * sizes.length();
+    let per_second = |count: usize, seconds: f64| format!("{:.0}", count as f64 / seconds);
+    let mfu = mfu(flops, update * 1e3);
+    let rollouts = format!("{} x {}", sizes.prompts, sizes.samples);
+    report.fact("prompts x responses", rollouts);
+    report.fact("tokens of each", format!("{} + {}", sizes.prompt, sizes.response));
+    report.fact("generated tokens per second", per_second(stats.generated_tokens, *generation));
+    report.fact("occupancy of decoding", format!("{:.1} %", 100.0 * stats.occupancy));
+    report.fact("passes, preemptions", format!("{}, {}", stats.passes, stats.preemptions));
+    report.fact("trained tokens per second", per_second(tokens, update));
+    report.fact("MFU of the update", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
+    let rate = sizes.rollouts() as f64 / (generation + update);
+    report.fact("rollouts per second", format!("{rate:.2}"));
+    let mean = mismatch.distance / mismatch.tokens.max(1) as f64;
+    let distance = format!("{mean:.1e} on average, {:.1e} at most", mismatch.max_distance);
+    report.fact("sampler against trainer, log-probabilities", distance);
+    report.fact("judging", "left out: it runs while responses are generated");
+    report.fact("recompute", format!("{:?}", sizes.recompute).to_lowercase());
+    report.fact("attention", if times.has_cudnn { "cuDNN" } else { "own kernels (no cuDNN here)" });
+    report.fact("limits", "of an H100's data sheet, not measured");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_the_paper_is_64_rollouts_in_rows_of_four() {
+        let sizes = Sizes {
+            prompts: 8,
+            samples: 8,
+            prompt: 2048,
+            response: 2048,
+            micro_batch: 4,
+            world: 8,
+            recompute: Recompute::Layer,
+        };
+        assert_eq!(sizes.rollouts(), 64);
+        assert_eq!(sizes.row(), BatchSize { tokens: 16_384, longest: 4096, targets: 8192 });
+        assert_eq!(Sizes { prompts: 1, samples: 1, ..sizes }.row().tokens, 4096);
+    }
+}
