@@ -493,7 +493,7 @@ for line in sys.stdin:
     let run = |words: &str| {
         let mut command = place.train(&format!("grpo --config @grpo.toml --out @run {words}"));
         for set in [
-            &format!("external_reward.command=['python3','{}']", program.display()),
+            format!("external_reward.command=['python3','{}']", program.display()).as_str(),
             "rollout.max_rounds=8",
             "rollout.filter_metric=reward",
             "train.total_steps=2",

@@ -40,7 +40,7 @@ impl LineProcess {
             return Err(usage("no program is named"));
         };
         let own = Pid::this();
-        let die_with_this = move || {
+        let die_with_this = move || -> std::io::Result<()> {
             set_pdeathsig(Signal::SIGKILL)?;
             // This process may have been killed before that.
             if getppid() == own { Ok(()) } else { Err(Errno::ESRCH.into()) }

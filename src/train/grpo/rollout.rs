@@ -233,7 +233,7 @@ impl<'t> Rollouts<'t> {
     fn add(&mut self, groups: Vec<Group<'t>>, cost: &AttemptCost, config: &Config) {
         self.cost.generation += cost.generation;
         self.cost.judging += cost.judging;
-        self.cost.engine.generated_tokens += cost.engine.generated_tokens;
+        self.cost.engine.merge(&cost.engine);
         let is_dynamic = config.rollout.max_rounds > 1;
         for group in groups {
             let is_wanted = !is_dynamic || group.teaches(config.rollout.filter_metric);
