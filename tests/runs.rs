@@ -18,7 +18,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{
     PROGRAMS, Place, VOCAB, assert_nothing_is_half_made, done, everything_below, expect_mistake,
     inputs, interrupt, kill, problem, shape, start, stderr, train,
@@ -477,6 +477,89 @@ for number, line in enumerate(sys.stdin):
     place.write("reward.py", &program("pass"));
     done(&mut run("--out @run --resume"));
     assert_equal_runs(&place.path("run"), &place.path("whole"), GRPO_STEPS);
+}
+
+#[test]
+fn a_step_run_again_asks_no_reward_again_in_any_round_of_dynamic_sampling() {
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    // Of equal rewards nothing can be learnt, so all problems are taken; each start gives others.
+    let program = "import json, sys, time
+reward = time.time()
+for line in sys.stdin:
+    print(json.dumps({'id': json.loads(line)['id'], 'reward': reward}), flush=True)
+";
+    let program = place.write("reward.py", program);
+    let run = |words: &str| {
+        let mut command = place.train(&format!("grpo --config @grpo.toml --out @run {words}"));
+        for set in [
+            format!("external_reward.command=['python3','{}']", program.display()).as_str(),
+            "rollout.max_rounds=8",
+            "rollout.filter_metric=reward",
+            "train.total_steps=2",
+            "checkpoint.every=100",
+        ] {
+            command.args(["--set", set]);
+        }
+        command
+    };
+    let journal = place.path("run/samples/step-000000.jsonl");
+    kill(start(&mut run(""), || rows(&place.path("run")).len() == 1));
+    let before = fs::read_to_string(&journal).unwrap();
+    assert_eq!(before.lines().count(), 4 * 6, "no problem twice");
+    done(&mut run("--resume"));
+    assert!(fs::read_to_string(&journal).unwrap() == before);
+    for row in metrics(&place.path("run"), 2) {
+        assert_eq!(row["rollout/replaced_groups"], 4);
+        assert!(!row.contains_key("reward/mean"), "nothing was learnt from: {row:?}");
+    }
+}
+
+#[test]
+fn a_reward_process_ends_with_a_killed_run() {
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    let file = place.path("number");
+    let program = format!(
+        "import os, time
+with open('{0}.tmp', 'w') as file: file.write(str(os.getpid()))
+os.rename('{0}.tmp', '{0}')
+time.sleep(1000)
+",
+        file.display()
+    );
+    let program = place.write("reward.py", &program);
+    let mut command = place.train("grpo --config @grpo.toml --out @run");
+    let set = format!("external_reward.command=['python3','{}']", program.display());
+    kill(start(command.args(["--set", &set]), || file.exists()));
+    let process = fs::read_to_string(&file).unwrap();
+    let is_running = || {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat"));
+        stat.is_ok_and(|stat| !stat.contains(") Z"))
+    };
+    let killed = Instant::now();
+    while is_running() && killed.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!is_running());
+}
+
+#[test]
+fn the_untrained_model_is_scored_as_step_0() {
+    let place = Place::new();
+    let validation = format!(
+        "[validation]\nfiles = ['{}/problems.jsonl']\nevery = 2\nrollouts = 2\n",
+        INPUTS.display()
+    );
+    place.write("grpo.toml", &(grpo_config() + &validation));
+    done(&mut place.train("grpo --config @grpo.toml --out @run --set train.total_steps=3"));
+    let scored = |row: &serde_json::Map<String, Value>| {
+        (row["step"].as_u64().unwrap(), row.contains_key("val/pass_at_1"))
+    };
+    let scored: Vec<_> = rows(&place.path("run")).iter().map(scored).collect();
+    assert_eq!(scored, [(0, true), (1, false), (2, true), (3, true)]);
+    let report = done(&mut place.train("report @run"));
+    assert!(report.contains("val/pass_at_1"), "{report}");
 }
 
 #[test]

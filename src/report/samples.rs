@@ -52,8 +52,6 @@ pub fn text(dir: &Path, end: End, count: usize) -> Result<String> {
 impl Ranked {
     fn text(&self) -> String {
         let Sample { problem_id, sample, response, num_tokens, verdict, .. } = &self.sample;
-        let Breakdown { total, solvability_term, case_term, num_cases, num_true_cases, .. } =
-            self.reward;
         let verdict = match verdict.kind {
             _ if !self.reward.format => "wrong format".to_owned(),
             VerdictKind::Pass => "pass".to_owned(),
@@ -62,12 +60,35 @@ impl Ranked {
         };
         format!(
             "step {}, problem {problem_id}, sample {sample}: {verdict}\n\
-             reward {total:.4}: solvability {solvability_term:.4}, cases {case_term:.4} \
-             ({num_true_cases} of {num_cases} right); {num_tokens} tokens\n\n{}\n\n",
+             {}; {num_tokens} tokens\n\n{}\n\n",
             self.step,
+            worth(&self.reward),
             response.trim_end()
         )
     }
+}
+
+/// A reward and the parts that it has.
+fn worth(reward: &Breakdown) -> String {
+    let Breakdown { total, solvability_term, case_term, external, overlong, .. } = *reward;
+    let Breakdown { num_cases, num_true_cases, .. } = *reward;
+    let of_rule = |term: f64| Some(term).filter(|&term| term != 0.0);
+    let parts = [
+        ("solvability", of_rule(solvability_term)),
+        ("cases", of_rule(case_term)),
+        ("external", external),
+        ("overlong", overlong),
+    ];
+    let shown = |(name, part): (&str, Option<f64>)| Some(format!("{name} {:.4}", part?));
+    let parts: Vec<String> = parts.into_iter().filter_map(shown).collect();
+    let mut text = format!("reward {total:.4}");
+    if !parts.is_empty() {
+        text += &format!(": {}", parts.join(", "));
+    }
+    if num_cases > 0 {
+        text += &format!("; {num_true_cases} of {num_cases} own cases right");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -107,5 +128,26 @@ mod tests {
         let nowhere = tempfile::tempdir().unwrap();
         let error = text(nowhere.path(), End::Best, 3).unwrap_err();
         assert_eq!(crate::base::error::exit_code(&error), 2);
+    }
+
+    #[test]
+    fn a_reward_is_shown_with_the_parts_that_it_has() {
+        let reward = Breakdown {
+            total: 1.3,
+            format: true,
+            passed: true,
+            solvability_term: 1.25,
+            case_term: 0.05,
+            external: None,
+            overlong: None,
+            num_cases: 2,
+            num_true_cases: 1,
+        };
+        let parts = "reward 1.3000: solvability 1.2500, cases 0.0500; 1 of 2 own cases right";
+        assert_eq!(worth(&reward), parts);
+        let external = Breakdown { num_cases: 0, ..reward }.with_external(0.5).with_overlong(-0.25);
+        assert_eq!(worth(&external), "reward 0.2500: external 0.5000, overlong -0.2500");
+        let binary = Breakdown { total: 1.0, solvability_term: 0.0, case_term: 0.0, ..reward };
+        assert_eq!(worth(&Breakdown { num_cases: 0, ..binary }), "reward 1.0000");
     }
 }

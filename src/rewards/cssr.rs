@@ -148,6 +148,10 @@ pub struct Breakdown {
     /// What a program of the user's gave, in place of the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<f64>,
+    /// What the total lost because the response came close to the length limit (0 or less), where that
+    /// is punished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlong: Option<f64>,
     /// Self-made cases that count (N_c).
     pub num_cases: usize,
     /// Those of them that are terms of the sequence (N_tc).
@@ -159,6 +163,11 @@ impl Breakdown {
     pub fn with_external(self, reward: f64) -> Self {
         let external = Some(reward);
         Self { total: reward, solvability_term: 0.0, case_term: 0.0, external, ..self }
+    }
+
+    /// With what a response close to the length limit loses, 0 or less.
+    pub fn with_overlong(self, penalty: f64) -> Self {
+        Self { total: self.total + penalty, overlong: Some(penalty), ..self }
     }
 }
 
@@ -206,6 +215,7 @@ pub fn reward(
         solvability_term,
         case_term,
         external: None,
+        overlong: None,
         num_cases,
         num_true_cases,
     })

@@ -45,10 +45,11 @@ impl Metrics {
         Ok(Self { path, file, events })
     }
 
-    /// Drops every row of a step later than `step`, and what a crash left of a row.
+    /// Drops every row of a step later than `step`, and what a crash left of a row; with `step` 0 all of
+    /// them, since a run that starts anew scores the untrained model (row 0) again.
     pub fn truncate_after(&mut self, step: u64) -> Result<()> {
         let mut rows = read(&self.path)?;
-        rows.retain(|row| step_of(row).is_some_and(|s| s <= step));
+        rows.retain(|row| step > 0 && step_of(row).is_some_and(|s| s <= step));
         self.replace(&rows)
     }
 
@@ -196,6 +197,19 @@ mod tests {
         }
         assert_eq!(steps(dir.path()), [1, 2, 3, 4, 5, 6]);
         assert!(metrics.sync().is_ok());
+    }
+
+    #[test]
+    fn a_run_that_starts_anew_scores_the_untrained_model_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(dir.path()).unwrap();
+        metrics.log(0, row([("val/pass_at_1", 0.5)])).unwrap();
+        metrics.truncate_after(0).unwrap();
+        assert!(steps(dir.path()).is_empty());
+        metrics.log(0, row([("val/pass_at_1", 0.5)])).unwrap();
+        metrics.log(1, row([("loss", 1.0)])).unwrap();
+        metrics.truncate_after(1).unwrap();
+        assert_eq!(steps(dir.path()), [0, 1]);
     }
 
     #[test]

@@ -56,28 +56,44 @@ pub fn record<'a>(
     file.commit()
 }
 
-/// Replaces verdicts by those recorded for the same responses, if this step was recorded before, and
-/// returns what was recorded of each response's reward.
-pub fn replay(
-    path: &Path,
-    problems: &[&Problem],
-    groups: &mut [ProblemAttempts],
-) -> Result<Vec<Vec<Option<Breakdown>>>> {
-    let rows = if path.exists() { jsonl::read::<Sample>(path)? } else { Vec::new() };
-    let recorded: HashMap<(&str, usize), &Sample> =
-        rows.iter().map(|row| ((row.problem_id.as_str(), row.sample), row)).collect();
-    let replay_one = |problem: &Problem, (sample, attempt): (usize, &mut Attempt)| {
-        let row = recorded.get(&(problem.problem_id.as_str(), sample))?;
-        if row.response != attempt.text {
-            return None;
+/// What was recorded of a step that was begun before; nothing of one that was not.
+pub struct Recorded(HashMap<(String, usize), Sample>);
+
+/// What was recorded of some groups.
+pub struct Replayed {
+    /// What each response was worth, as far as that is known.
+    pub rewards: Vec<Vec<Option<Breakdown>>>,
+    /// Whether every response had been recorded.
+    pub is_whole: bool,
+}
+
+impl Recorded {
+    /// Reads what [`record`] wrote.
+    pub fn read(path: &Path) -> Result<Self> {
+        let rows = if path.exists() { jsonl::read::<Sample>(path)? } else { Vec::new() };
+        let keyed = rows.into_iter().map(|row| ((row.problem_id.clone(), row.sample), row));
+        Ok(Self(keyed.collect()))
+    }
+
+    /// Replaces verdicts by those recorded for the same responses.
+    pub fn replay(&self, problems: &[&Problem], groups: &mut [ProblemAttempts]) -> Replayed {
+        let mut is_whole = true;
+        let mut replay_one = |problem: &Problem, (sample, attempt): (usize, &mut Attempt)| {
+            let row = self.0.get(&(problem.problem_id.clone(), sample));
+            let Some(row) = row.filter(|row| row.response == attempt.text) else {
+                is_whole = false;
+                return None;
+            };
+            attempt.verdict = row.verdict.clone();
+            row.reward
+        };
+        let mut rewards = Vec::new();
+        for (problem, group) in problems.iter().zip(groups) {
+            let attempts = group.attempts.iter_mut().enumerate();
+            rewards.push(attempts.map(|attempt| replay_one(problem, attempt)).collect());
         }
-        attempt.verdict = row.verdict.clone();
-        row.reward
-    };
-    let of_group = |(problem, group): (&&Problem, &mut ProblemAttempts)| {
-        group.attempts.iter_mut().enumerate().map(|attempt| replay_one(problem, attempt)).collect()
-    };
-    Ok(problems.iter().zip(groups).map(of_group).collect())
+        Replayed { rewards, is_whole }
+    }
 }
 
 #[cfg(test)]
@@ -125,7 +141,8 @@ pub(super) mod tests {
 
         let pass = VerdictKind::Pass;
         let mut again = vec![group(&[("x", pass), ("other", slow)]), group(&[("x", pass)])];
-        replay(&journal, &problems, &mut again).unwrap();
+        let replayed = Recorded::read(&journal).unwrap().replay(&problems, &mut again);
+        assert!(!replayed.is_whole);
         assert_eq!(again[0].attempts[0].verdict, first[0].attempts[0].verdict);
         assert_eq!(again[0].attempts[1].verdict.kind, slow, "another response keeps its own");
         assert_eq!(again[1].attempts[0].verdict.kind, slow);
@@ -134,7 +151,8 @@ pub(super) mod tests {
     #[test]
     fn a_step_run_for_the_first_time_keeps_its_verdicts() {
         let mut groups = [group(&[("x", VerdictKind::Pass)])];
-        replay(Path::new("no/such.jsonl"), &[&problem("a")], &mut groups).unwrap();
+        let recorded = Recorded::read(Path::new("no/such.jsonl")).unwrap();
+        assert!(!recorded.replay(&[&problem("a")], &mut groups).is_whole);
         assert_eq!(groups[0].attempts[0].verdict.kind, VerdictKind::Pass);
     }
 }

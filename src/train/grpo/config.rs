@@ -126,10 +126,24 @@ pub struct RolloutConfig {
     /// nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache_tokens: Option<usize>,
-    /// Dynamic sampling (DAPO): groups without variance are replaced by those of the next prompts,
+    /// Dynamic sampling (DAPO): groups that teach nothing are replaced by those of the next prompts,
     /// in at most this many rounds; 1 takes the first ones as they are.
     #[serde(default = "one")]
     pub max_rounds: u64,
+    /// By what dynamic sampling knows groups that teach nothing (verl's `filter_groups.metric`).
+    #[serde(default)]
+    pub filter_metric: FilterMetric,
+}
+
+/// What has to differ within a group for it to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilterMetric {
+    /// Whether programs pass (`acc`).
+    #[default]
+    Accuracy,
+    /// The reward, with all that adds to it (`seq_final_reward`).
+    Reward,
 }
 
 fn one_rank() -> usize {
@@ -248,6 +262,7 @@ impl Config {
             temperature,
             max_rounds,
             kv_cache_tokens,
+            filter_metric: _,
         } = self.rollout;
         refuse_sizes(&[
             ("train.total_steps", self.train.total_steps as usize),

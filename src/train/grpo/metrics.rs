@@ -7,54 +7,67 @@ use crate::objective::grpo::{LossConfig, Metrics};
 use crate::rewards::Breakdown;
 use crate::train::metrics::{Row, row};
 
-/// Of the groups that were learnt from.
+/// Of the groups that were learnt from; means only of what there is.
 pub(super) fn rollout_metrics(groups: &[Group<'_>]) -> Row {
     let rewards: Vec<&Breakdown> = groups.iter().flat_map(|g| &g.rewards).flatten().collect();
     let attempts: Vec<_> = groups.iter().flat_map(|g| &g.attempts.attempts).collect();
-    let mean = |sum: f64, n: usize| sum / n.max(1) as f64;
-    let reward_mean =
-        |f: &dyn Fn(&Breakdown) -> f64| mean(rewards.iter().map(|r| f(r)).sum(), rewards.len());
-    let lengths = attempts.iter().map(|a| a.rollout.tokens.len() as f64);
+    let lengths: Vec<f64> = attempts.iter().map(|a| a.rollout.tokens.len() as f64).collect();
+    let of_rewards =
+        |f: &dyn Fn(&Breakdown) -> Option<f64>| mean(rewards.iter().filter_map(|r| f(r)));
     let is_true = |b: bool| f64::from(u8::from(b));
-    row([
-        ("reward/mean", reward_mean(&|r| r.total)),
-        ("reward/pass_rate", reward_mean(&|r| is_true(r.passed))),
-        ("reward/format_errors", reward_mean(&|r| is_true(!r.format))),
-        ("reward/solvability_term", reward_mean(&|r| r.solvability_term)),
-        ("reward/case_term", reward_mean(&|r| r.case_term)),
-        ("reward/infra", (attempts.len() - rewards.len()) as f64),
-        (
-            "reward/zero_variance_groups",
-            mean(groups.iter().filter(|g| g.advantages.zero_variance).count() as f64, groups.len()),
-        ),
-        ("response/mean_tokens", mean(lengths.clone().sum(), attempts.len())),
-        ("response/max_tokens", lengths.fold(0.0, f64::max)),
-    ])
+    let zero_variance = groups.iter().map(|g| is_true(g.advantages.zero_variance));
+    let mut found = row([("reward/infra", (attempts.len() - rewards.len()) as f64)]);
+    let means = [
+        ("reward/mean", of_rewards(&|r| Some(r.total))),
+        ("reward/pass_rate", of_rewards(&|r| Some(is_true(r.passed)))),
+        ("reward/format_errors", of_rewards(&|r| Some(is_true(!r.format)))),
+        ("reward/solvability_term", of_rewards(&|r| Some(r.solvability_term))),
+        ("reward/case_term", of_rewards(&|r| Some(r.case_term))),
+        ("reward/num_cases", of_rewards(&|r| Some(r.num_cases as f64))),
+        ("reward/num_true_cases", of_rewards(&|r| Some(r.num_true_cases as f64))),
+        ("reward/external", of_rewards(&|r| r.external)),
+        ("reward/overlong_penalty", of_rewards(&|r| r.overlong)),
+        ("reward/zero_variance_groups", mean(zero_variance)),
+        ("response/mean_tokens", mean(lengths.iter().copied())),
+        ("response/max_tokens", lengths.iter().copied().reduce(f64::max)),
+    ];
+    found.extend(row(means.into_iter().filter_map(|(key, mean)| Some((key, mean?)))));
+    found
 }
 
-/// Of all updates of a step: means over their tokens, the first update's ratios, the largest norm.
+/// Nothing of nothing.
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let values: Vec<f64> = values.collect();
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Of all updates of a step: means over their tokens, the first update's ratios, the largest norm. Of
+/// a step without updates only that it had none.
 pub(super) fn policy_metrics(updates: &[Updated]) -> Row {
     let mut all = Metrics::default();
     updates.iter().for_each(|updated| all.merge(&updated.metrics));
-    let per_token = |sum: f64| sum / all.tokens.max(1) as f64;
-    let first_deviation = updates.first().map_or(0.0, |first| first.metrics.ratio_max_deviation);
-    let largest = |f: fn(&Updated) -> f64| updates.iter().map(f).fold(0.0, f64::max);
     let num_skipped = updates.iter().filter(|updated| updated.update.skipped.is_some()).count();
-    row([
-        ("loss/policy", all.loss / updates.len().max(1) as f64),
+    let mut found = row([
+        ("policy/learnt_tokens", all.tokens as f64),
+        ("optim/updates", updates.len() as f64),
+        ("optim/skipped", num_skipped as f64),
+    ]);
+    let Some(first) = updates.first() else { return found };
+    let per_token = |sum: f64| sum / all.tokens.max(1) as f64;
+    let largest = |f: fn(&Updated) -> f64| updates.iter().map(f).fold(0.0, f64::max);
+    found.extend(row([
+        ("loss/policy", all.loss / updates.len() as f64),
         ("policy/entropy", per_token(all.entropy)),
         ("policy/approx_kl", per_token(all.approx_kl)),
         ("policy/reference_kl", per_token(all.kl)),
         ("policy/clip_fraction", per_token(all.clipped as f64)),
         ("policy/dual_clip_fraction", per_token(all.clipped_dual as f64)),
         ("policy/ratio_max_deviation", all.ratio_max_deviation),
-        ("policy/first_ratio_max_deviation", first_deviation),
-        ("policy/learnt_tokens", all.tokens as f64),
-        ("optim/updates", updates.len() as f64),
+        ("policy/first_ratio_max_deviation", first.metrics.ratio_max_deviation),
         ("optim/grad_norm", largest(|updated| updated.update.grad_norm)),
         ("optim/lr", largest(|updated| updated.update.lr)),
-        ("optim/skipped", num_skipped as f64),
-    ])
+    ]));
+    found
 }
 
 /// How far the sampler's log-probabilities are from the trainer's: known from the first update,
@@ -88,4 +101,55 @@ pub(super) fn time_metrics(cost: &AttemptCost, update_secs: f64) -> Row {
         ("time/peak_cache_use", cost.engine.peak_cache_use),
         ("time/preemptions", cost.engine.preemptions as f64),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rewarder::by_rule;
+    use super::super::rollout::tests::{config, tasks};
+    use super::*;
+    use crate::objective::grpo::Advantages;
+    use crate::sandbox::VerdictKind;
+    use crate::train::samples::tests::group;
+
+    #[test]
+    fn a_step_with_nothing_to_learn_from_measures_nothing() {
+        let mut found = rollout_metrics(&[]);
+        found.extend(policy_metrics(&[]));
+        assert!(found.values().all(|value| *value == 0.0), "{found:?}");
+        let keys: Vec<&str> = found.keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            ["reward/infra", "policy/learnt_tokens", "optim/updates", "optim/skipped"]
+        );
+    }
+
+    #[test]
+    fn every_part_of_a_reward_is_logged_where_there_is_one() {
+        let tasks = tasks(1);
+        let attempts = group(&[("a", VerdictKind::Pass), ("b", VerdictKind::Pass)]);
+        let rewards = by_rule(&config(1), &tasks[0], &attempts);
+        let advantages = Advantages { values: vec![0.0; 2], zero_variance: true };
+        let mut of_rule = Group { task: &tasks[0], attempts, rewards, advantages };
+        for (reward, cases) in of_rule.rewards.iter_mut().flatten().zip([1, 4]) {
+            (reward.num_cases, reward.num_true_cases) = (cases, cases / 4);
+        }
+        let groups = [of_rule];
+        let row = rollout_metrics(&groups);
+        assert_eq!(row["reward/num_cases"], 2.5);
+        assert_eq!(row["reward/num_true_cases"], 0.5);
+        assert!(!row.contains_key("reward/external"));
+        assert!(!row.contains_key("reward/overlong_penalty"));
+
+        let [mut external] = groups;
+        for reward in external.rewards.iter_mut().flatten() {
+            *reward = reward.with_external(0.75).with_overlong(-0.25);
+        }
+        let row = rollout_metrics(&[external]);
+        for (key, value) in
+            [("reward/external", 0.75), ("reward/overlong_penalty", -0.25), ("reward/mean", 0.5)]
+        {
+            assert_eq!(row[key], value, "{key}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! sampling of a step by prompt and its updates by row.
 
 mod config;
+mod line_process;
 mod metrics;
 #[cfg(test)]
 mod parity;
@@ -15,7 +16,7 @@ mod rollout;
 mod update;
 
 pub use config::{
-    AdvantageConfig, Config, DataConfig, OverlongPrompts, RolloutConfig, TrainConfig,
+    AdvantageConfig, Config, DataConfig, FilterMetric, OverlongPrompts, RolloutConfig, TrainConfig,
     ValidationConfig,
 };
 pub use reward_process::ExternalReward;
@@ -192,8 +193,11 @@ struct Sampled<'t> {
 }
 
 fn describe(row: &Row) -> String {
-    let value = |key: &str| row.get(key).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
-    format!("pass {:.2}, reward {:.2}", value("reward/pass_rate"), value("reward/mean"))
+    let value = |key: &str| row.get(key).and_then(serde_json::Value::as_f64);
+    match (value("reward/pass_rate"), value("reward/mean")) {
+        (Some(pass), Some(reward)) => format!("pass {pass:.2}, reward {reward:.2}"),
+        _ => "nothing to learn from".to_owned(),
+    }
 }
 
 /// Held-out problems that are scored on the way.

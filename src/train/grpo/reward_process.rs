@@ -1,27 +1,23 @@
 //! Rewards from a program of the user's: JSON Lines to its standard input, JSON Lines back.
 //!
 //! Contract: the program runs as long as the run and answers each question, in any order, with
-//! `{"id": 3, "reward": 0.5}`; what it writes to standard error is shown. One that dies, or answers
-//! nothing for `timeout_secs`, is started again and asked what is left; after [`STARTS`] starts without
-//! an answer the run stops. So does one that writes anything else, at once. It is the user's own code
-//! and not sandboxed; when its standard input ends it should end. Left out: rewards while other
-//! responses are still being generated.
+//! `{"id": 3, "reward": 0.5}`; no two questions of a run have the same id. What it writes to standard error
+//! is shown. One that dies, or answers nothing for `timeout_secs`, is started again and asked what is left;
+//! after [`STARTS`] starts without an answer the run stops. So does one that writes anything else, or leaves
+//! questions unread for as long. It is the user's own code and not sandboxed; when its standard input ends
+//! it should end, and with the run it is killed. Left out: rewards while other responses are still being
+//! generated.
 
-use crate::base::error::{Interrupted, usage};
-use crate::base::interrupt;
+use super::line_process::{LONGEST_LINE, LineProcess};
+use crate::base::error::usage;
 use crate::data::problem::Problem;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 /// Starts in a row without an answer after which the run stops.
 const STARTS: usize = 3;
-/// Between two looks at whether the user wants to stop.
-const POLL: Duration = Duration::from_millis(100);
 /// Characters of a wrong line that an error shows.
 const SHOWN: usize = 80;
 
@@ -57,8 +53,6 @@ impl ExternalReward {
 /// A response whose reward is asked for.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Question<'a> {
-    /// Names the answer.
-    pub(super) id: usize,
     pub(super) problem: &'a Problem,
     pub(super) response: &'a str,
     pub(super) num_tokens: usize,
@@ -66,6 +60,15 @@ pub(super) struct Question<'a> {
     pub(super) format: bool,
     /// Whether its program passes every test.
     pub(super) passed: bool,
+}
+
+/// A line that the program reads.
+#[derive(Serialize)]
+struct Asked<'q> {
+    /// Names the answer.
+    id: usize,
+    #[serde(flatten)]
+    question: &'q Question<'q>,
 }
 
 #[derive(Deserialize)]
@@ -77,167 +80,138 @@ struct Answer {
 /// The user's program.
 pub(super) struct RewardProcess {
     config: ExternalReward,
-    running: Option<Running>,
+    running: Option<LineProcess>,
+    /// Questions of the run so far.
+    num_asked: usize,
 }
 
-struct Running {
-    child: Child,
-    /// Absent once it was found closed.
-    input: Option<BufWriter<ChildStdin>>,
-    lines: Receiver<String>,
+/// The questions of one step and what is known of their answers.
+struct Step<'q> {
+    /// The first question's; the others' follow.
+    first_id: usize,
+    questions: &'q [Question<'q>],
+    rewards: Vec<Option<f64>>,
 }
 
 impl RewardProcess {
     /// Starts it, so that one that cannot be started is noticed before the run.
     pub(super) fn start(config: &ExternalReward) -> Result<Self> {
-        let running = Some(Running::start(&config.command)?);
-        Ok(Self { config: config.clone(), running })
+        let running = Some(start(&config.command)?);
+        Ok(Self { config: config.clone(), running, num_asked: 0 })
     }
 
-    /// The reward of each response; `questions[i].id` is `i`.
+    /// The reward of each response.
     pub(super) fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<f64>> {
-        let mut rewards: Vec<Option<f64>> = vec![None; questions.len()];
+        if let Some(line) = self.running.as_ref().and_then(LineProcess::waiting_line) {
+            return Err(refuse(&line, "no question was open"));
+        }
+        let first_id = self.num_asked;
+        self.num_asked += questions.len();
+        let mut step = Step { first_id, questions, rewards: vec![None; questions.len()] };
         let mut fruitless = 0;
-        while rewards.contains(&None) {
-            let before = unanswered(&rewards);
-            let Err(loss) = self.exchange(questions, &mut rewards)? else { continue };
-            self.running = None;
-            fruitless = if unanswered(&rewards) < before { 1 } else { fruitless + 1 };
+        while step.num_open() > 0 {
+            let before = step.num_open();
+            let exchanged = self.exchange(&mut step);
+            if !matches!(exchanged, Ok(Ok(()))) {
+                self.running = None;
+            }
+            let Err(loss) = exchanged? else { continue };
+            fruitless = if step.num_open() < before { 1 } else { fruitless + 1 };
             let program = self.config.command.join(" ");
             if fruitless == STARTS {
                 return Err(usage(format!(
                     "the reward process `{program}` {loss}, {STARTS} times without an answer: {} of \
                      {} responses have no reward",
-                    unanswered(&rewards),
+                    step.num_open(),
                     questions.len()
                 )));
             }
             tracing::warn!("the reward process `{program}` {loss}: starting it again");
         }
-        Ok(rewards.into_iter().flatten().collect())
+        Ok(step.rewards.into_iter().flatten().collect())
     }
 
     /// Asks what has no reward yet and takes answers until all are there, or the process is lost:
     /// then says how.
-    fn exchange(
-        &mut self,
-        questions: &[Question<'_>],
-        rewards: &mut [Option<f64>],
-    ) -> Result<Result<(), String>> {
-        if self.running.is_none() {
-            self.running = Some(Running::start(&self.config.command)?);
-        }
-        let Some(running) = &mut self.running else { return Ok(Ok(())) };
-        let open: Vec<&Question<'_>> =
-            questions.iter().filter(|question| rewards[question.id].is_none()).collect();
-        let Running { child, input, lines } = running;
-        std::thread::scope(|scope| {
-            // A pipe holds only so much: questions are written while answers are read.
-            scope.spawn(|| {
-                if input.as_mut().is_some_and(|input| write(input, &open).is_err()) {
-                    *input = None;
-                }
-            });
-            let taken = take_answers(&self.config, lines, rewards);
-            if !matches!(taken, Ok(Ok(()))) {
-                // Ends the writing too.
-                let _ = child.kill();
-            }
-            taken
-        })
-    }
-}
-
-fn unanswered(rewards: &[Option<f64>]) -> usize {
-    rewards.iter().filter(|reward| reward.is_none()).count()
-}
-
-fn write(input: &mut BufWriter<ChildStdin>, questions: &[&Question<'_>]) -> std::io::Result<()> {
-    for question in questions {
-        serde_json::to_writer(&mut *input, question)?;
-        input.write_all(b"\n")?;
-    }
-    input.flush()
-}
-
-/// Fills in rewards until none is missing or the process is lost.
-fn take_answers(
-    config: &ExternalReward,
-    lines: &Receiver<String>,
-    rewards: &mut [Option<f64>],
-) -> Result<Result<(), String>> {
-    let timeout = Duration::from_secs_f64(config.timeout_secs);
-    let mut last_answer = Instant::now();
-    while rewards.contains(&None) {
-        if interrupt::requested() {
-            return Err(Interrupted.into());
-        }
-        match lines.recv_timeout(POLL.min(timeout)) {
-            Ok(line) => {
-                take(&line, rewards)?;
-                last_answer = Instant::now();
-            }
-            Err(RecvTimeoutError::Disconnected) => return Ok(Err("ended".to_owned())),
-            Err(RecvTimeoutError::Timeout) if last_answer.elapsed() >= timeout => {
-                return Ok(Err(format!("answered nothing for {} s", config.timeout_secs)));
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    }
-    Ok(Ok(()))
-}
-
-fn take(line: &str, rewards: &mut [Option<f64>]) -> Result<()> {
-    let refuse = |why: &str| {
-        let shown: String = line.chars().take(SHOWN).collect();
-        usage(format!(
-            "the reward process wrote {shown:?}: {why}; it has to answer each question once with a line \
-             like {{\"id\": 0, \"reward\": 0.5}} and write nothing else to standard output"
-        ))
-    };
-    let Answer { id, reward } = serde_json::from_str(line).map_err(|e| refuse(&e.to_string()))?;
-    match rewards.get_mut(id) {
-        None => Err(refuse("no question has that id")),
-        Some(Some(_)) => Err(refuse("the question has an answer already")),
-        Some(missing) => {
-            *missing = Some(reward);
-            Ok(())
-        }
-    }
-}
-
-impl Running {
-    fn start(command: &[String]) -> Result<Self> {
-        let [program, arguments @ ..] = command else {
-            return Err(usage("external_reward.command is empty: name a program"));
+    fn exchange(&mut self, step: &mut Step<'_>) -> Result<Result<(), String>> {
+        let ExternalReward { command, timeout_secs } = &self.config;
+        let timeout = Duration::from_secs_f64(*timeout_secs);
+        let running = match &mut self.running {
+            Some(running) => running,
+            none => none.insert(start(command)?),
         };
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C is for the run, which then ends it.
-            .process_group(0)
-            .spawn()
-            .map_err(|e| usage(format!("external_reward.command: cannot start {program}: {e}")))?;
-        let input = child.stdin.take().map(BufWriter::new);
-        let output = child.stdout.take().context("the reward process has no standard output")?;
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                    break;
+        running.tell(step.open_questions()?);
+        while step.num_open() > 0 {
+            match running.line(timeout)? {
+                Ok(line) => step.take(&line)?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(Err("ended".to_owned())),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Ok(Err(format!("answered nothing for {timeout_secs} s")));
                 }
             }
-        });
-        Ok(Self { child, input, lines })
+        }
+        if !running.is_written(timeout)? {
+            return Err(usage(format!(
+                "the reward process `{}` answered all questions and left some unread for {timeout_secs} s; \
+                 it has to read each line of its standard input",
+                command.join(" ")
+            )));
+        }
+        Ok(Ok(()))
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+fn start(command: &[String]) -> Result<LineProcess> {
+    LineProcess::start(command).context("external_reward.command")
+}
+
+impl Step<'_> {
+    fn num_open(&self) -> usize {
+        self.rewards.iter().filter(|reward| reward.is_none()).count()
     }
+
+    /// The lines that ask for what is missing.
+    fn open_questions(&self) -> Result<Vec<u8>> {
+        let mut lines = Vec::new();
+        for (id, (question, reward)) in
+            (self.first_id..).zip(self.questions.iter().zip(&self.rewards))
+        {
+            if reward.is_none() {
+                serde_json::to_writer(&mut lines, &Asked { id, question })
+                    .context("encoding a question")?;
+                lines.push(b'\n');
+            }
+        }
+        Ok(lines)
+    }
+
+    fn take(&mut self, line: &[u8]) -> Result<()> {
+        if line.len() == LONGEST_LINE && !line.ends_with(b"\n") {
+            return Err(refuse(line, "the line is longer than 1 MiB"));
+        }
+        let Answer { id, reward } =
+            serde_json::from_slice(line).map_err(|e| refuse(line, &e.to_string()))?;
+        let Some(place) = id.checked_sub(self.first_id) else {
+            return Err(refuse(line, "the question has an answer already"));
+        };
+        match self.rewards.get_mut(place) {
+            None => Err(refuse(line, "no question has that id")),
+            Some(Some(_)) => Err(refuse(line, "the question has an answer already")),
+            Some(missing) => {
+                *missing = Some(reward);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn refuse(line: &[u8], why: &str) -> anyhow::Error {
+    let start = &line[..line.len().min(4 * SHOWN)];
+    let shown: String = String::from_utf8_lossy(start).trim_end().chars().take(SHOWN).collect();
+    usage(format!(
+        "the reward process wrote {shown:?}: {why}; it has to answer each question once with a line \
+         like {{\"id\": 0, \"reward\": 0.5}} and write nothing else to standard output"
+    ))
 }
 
 #[cfg(test)]
@@ -246,22 +220,34 @@ mod tests {
     use crate::base::error::exit_code;
     use crate::train::samples::tests::problem;
 
-    /// The rewards that a Python program gives to five responses of lengths 0 to 4.
-    fn rewards_of(program: &str, timeout_secs: f64) -> Result<Vec<f64>> {
+    /// Runs a Python program and asks it in so many steps for the rewards of five responses of lengths 0
+    /// to 4; those of the last step.
+    fn rewards_of_steps(
+        program: &str,
+        timeout_secs: f64,
+        (steps, response): (usize, &str),
+    ) -> Result<Vec<f64>> {
         let command = ["python3", "-c", program].map(str::to_owned).to_vec();
         let config = ExternalReward { command, timeout_secs };
         config.check().unwrap();
         let problem = problem("p");
-        let question = |id| Question {
-            id,
+        let question = |num_tokens| Question {
             problem: &problem,
-            response: "",
-            num_tokens: id,
+            response,
+            num_tokens,
             format: true,
             passed: false,
         };
         let questions: Vec<Question<'_>> = (0..5).map(question).collect();
-        RewardProcess::start(&config)?.ask(&questions)
+        let mut process = RewardProcess::start(&config)?;
+        for _ in 1..steps {
+            process.ask(&questions)?;
+        }
+        process.ask(&questions)
+    }
+
+    fn rewards_of(program: &str, timeout_secs: f64) -> Result<Vec<f64>> {
+        rewards_of_steps(program, timeout_secs, (1, ""))
     }
 
     fn refusal(program: &str, timeout_secs: f64) -> String {
@@ -311,6 +297,58 @@ for number, line in enumerate(sys.stdin):
     }
 
     #[test]
+    fn steps_follow_each_other_with_ids_of_their_own() {
+        let program = format!(
+            "{TENTHS}
+seen = set()
+for line in sys.stdin:
+    id = json.loads(line)['id']
+    assert id not in seen
+    seen.add(id)
+    answer(line)"
+        );
+        assert_eq!(rewards_of_steps(&program, 60.0, (3, "")).unwrap(), [0.0, 0.1, 0.2, 0.3, 0.4]);
+    }
+
+    #[test]
+    fn a_surplus_answer_is_never_that_of_another_step() {
+        for surplus in
+            ["answer(line)", "print(json.dumps({'id': id + 1, 'reward': 9.0}), flush=True)"]
+        {
+            let program = format!(
+                "{TENTHS}
+for line in sys.stdin:
+    id = json.loads(line)['id']
+    answer(line)
+    if id == 4: {surplus}"
+            );
+            let text = format!("{:#}", rewards_of_steps(&program, 60.0, (2, "")).unwrap_err());
+            assert!(text.contains("the reward process wrote \"{"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_answers_without_reading_ends_the_run() {
+        let program = "
+import time
+for id in range(5): print('{\"id\": %d, \"reward\": 1}' % id, flush=True)
+time.sleep(1000)";
+        let unread = "x".repeat(1 << 20);
+        let error = rewards_of_steps(program, 1.0, (1, &unread)).unwrap_err();
+        assert!(error.to_string().contains("left some unread for 1 s"), "{error}");
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused_before_it_fills_the_memory() {
+        let program = "
+import sys
+input()
+while True: sys.stdout.write('x' * 65536)";
+        let text = refusal(program, 60.0);
+        assert!(text.contains("longer than 1 MiB") && text.len() < 500, "{text}");
+    }
+
+    #[test]
     fn nonsense_is_shown_with_what_was_expected() {
         let long = "x".repeat(10_000);
         for (output, part) in [
@@ -321,7 +359,7 @@ for number, line in enumerate(sys.stdin):
             ("{\"id\": 7, \"reward\": 1}", "no question has that id"),
             ("{\"id\": 0, \"reward\": 1}\n{\"id\": 0, \"reward\": 1}", "an answer already"),
         ] {
-            let text = refusal(&format!("print({output:?})"), 60.0);
+            let text = refusal(&format!("input(); print({output:?})"), 60.0);
             assert!(text.contains(part) && text.len() < 500, "{text}");
         }
     }
@@ -332,6 +370,7 @@ for number, line in enumerate(sys.stdin):
         let config = ExternalReward { command, timeout_secs: 1.0 };
         let error = RewardProcess::start(&config).err().unwrap();
         assert_eq!(exit_code(&error), 2);
-        assert!(error.to_string().contains("no-such-program"), "{error}");
+        let text = format!("{error:#}");
+        assert!(text.contains("external_reward.command: cannot start no-such-program"), "{text}");
     }
 }

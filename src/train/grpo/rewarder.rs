@@ -43,7 +43,7 @@ impl<'j> Rewarder<'j> {
             for (reward, attempt) in rewards.iter_mut().flatten().zip(attempts) {
                 let length = attempt.rollout.tokens.len();
                 let penalty = overlong.penalty(length, config.rollout.max_new_tokens);
-                reward.iter_mut().for_each(|reward| reward.total += penalty);
+                *reward = reward.map(|reward| reward.with_overlong(penalty));
             }
         }
         Ok(rewards)
@@ -75,7 +75,6 @@ fn replace(
                 continue;
             }
             questions.push(Question {
-                id: questions.len(),
                 problem: &tasks[index].problem,
                 response: &attempt.text,
                 num_tokens: attempt.rollout.tokens.len(),

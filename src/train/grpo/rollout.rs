@@ -1,10 +1,10 @@
 //! The responses of a step: which problems, what was sampled, what it is worth.
 //!
 //! Problems come in portions of `rollout.num_prompts`, in a new order for each pass over the data.
-//! With dynamic sampling (DAPO) groups that teach nothing, because all their rewards are equal, are
-//! replaced by groups of the next portions.
+//! With dynamic sampling (DAPO) groups that teach nothing, because all or none of their responses pass,
+//! are replaced by groups of the next portions. A step takes no problem twice.
 
-use super::config::{Config, OverlongPrompts};
+use super::config::{Config, FilterMetric, OverlongPrompts};
 use super::rewarder::{GroupRewards, Rewarder};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
@@ -19,7 +19,7 @@ use crate::eval::attempts::{
 use crate::eval::generator::Generator;
 use crate::objective::grpo::{Advantages, advantages};
 use crate::rewards::{Breakdown, Reference};
-use crate::train::samples;
+use crate::train::samples::{self, Recorded};
 use anyhow::Result;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
@@ -144,9 +144,10 @@ fn tasks_of_portion<'t>(config: &Config, tasks: &'t [Task], portion: u64) -> Vec
 const PROMPT_ORDER: u64 = 1;
 const SAMPLING: u64 = 2;
 
-/// Samples, judges and rewards until there are enough groups to learn from or no round is left, and
-/// moves the cursor past the portions used. Verdicts and the rewards of a user's program are written to
-/// `journal` before they are used, and taken from there if this step was begun before.
+/// Samples, judges and rewards until there are enough groups to learn from, no round is left or every
+/// problem was taken, and moves the cursor past the portions used. Verdicts and the rewards of a user's
+/// program are written to `journal` before they are used, and taken from there if this step was begun
+/// before.
 pub(super) fn collect<'t>(
     config: &Config,
     (generator, rewarder): (&mut Generator<'_>, &mut Rewarder<'_>),
@@ -155,9 +156,18 @@ pub(super) fn collect<'t>(
     cursor: &mut Cursor,
     journal: &Path,
 ) -> Result<Rollouts<'t>> {
+    let recorded = Recorded::read(journal)?;
     let mut rollouts = Rollouts::default();
     for _ in 0..config.rollout.max_rounds {
-        let portion = tasks_of_portion(config, tasks, cursor.portion);
+        if rollouts.is_enough(config) || rollouts.num_groups() == tasks.len() {
+            break;
+        }
+        let portion = rollouts.untaken(tasks_of_portion(config, tasks, cursor.portion));
+        let key = rng::key(config.seed, &[SAMPLING, cursor.portion]);
+        cursor.portion += 1;
+        if portion.is_empty() {
+            continue;
+        }
         let problems: Vec<&Problem> = portion.iter().map(|task| &task.problem).collect();
         let settings = AttemptSettings {
             num_samples: config.rollout.n,
@@ -165,32 +175,34 @@ pub(super) fn collect<'t>(
             max_new_tokens: config.rollout.max_new_tokens,
             max_sequences: config.rollout.max_sequences,
             kv_cache_tokens: config.rollout.kv_cache_tokens,
-            key: rng::key(config.seed, &[SAMPLING, cursor.portion]),
+            key,
         };
-        cursor.portion += 1;
         let (mut attempts, cost) =
             attempt(generator, rewarder.judge, prompt, &problems, &settings, &Progress::hidden())?;
-        let recorded = samples::replay(journal, &problems, &mut attempts)?;
-        let rewards = rewarder.rewards(config, &portion, &attempts, &recorded)?;
+        let replayed = recorded.replay(&problems, &mut attempts);
+        let rewards = rewarder.rewards(config, &portion, &attempts, &replayed.rewards)?;
         let groups: Vec<Group<'_>> = portion
             .into_iter()
             .zip(attempts.into_iter().zip(rewards))
             .map(|(task, (attempts, rewards))| Group::new(config, task, attempts, rewards))
             .collect();
         rollouts.add(groups, &cost, config);
-        samples::record(
-            journal,
-            rollouts.replaced.iter().chain(&rollouts.groups).map(Group::recorded),
-        )?;
-        if rollouts.groups.len() == config.rollout.num_prompts {
-            break;
+        // What holds this round may hold later ones too.
+        if !replayed.is_whole {
+            samples::record(
+                journal,
+                rollouts.replaced.iter().chain(&rollouts.groups).map(Group::recorded),
+            )?;
         }
     }
-    if rollouts.groups.len() < config.rollout.num_prompts {
+    if !rollouts.is_enough(config) {
         tracing::warn!(
-            "only {} of {} groups have any variance after rollout.max_rounds = {}",
+            "only {} of {} groups are left to learn from, after {} groups of {} problems \
+             (rollout.max_rounds = {})",
             rollouts.groups.len(),
             config.rollout.num_prompts,
+            rollouts.num_groups(),
+            tasks.len(),
             config.rollout.max_rounds
         );
     }
@@ -198,15 +210,34 @@ pub(super) fn collect<'t>(
 }
 
 impl<'t> Rollouts<'t> {
+    fn is_enough(&self, config: &Config) -> bool {
+        self.groups.len() == config.rollout.num_prompts
+    }
+
+    /// Each of another problem.
+    fn num_groups(&self) -> usize {
+        self.groups.len() + self.replaced.len()
+    }
+
+    /// Those of a portion whose problems have no group yet: one that begins another pass over the data can
+    /// hold problems of the portions before.
+    fn untaken(&self, portion: Vec<&'t Task>) -> Vec<&'t Task> {
+        let groups = self.groups.iter().chain(&self.replaced);
+        let taken: HashSet<&str> =
+            groups.map(|group| group.task.problem.problem_id.as_str()).collect();
+        let is_untaken = |task: &&Task| !taken.contains(task.problem.problem_id.as_str());
+        portion.into_iter().filter(is_untaken).collect()
+    }
+
     /// Takes the groups of a round as far as they are wanted.
     fn add(&mut self, groups: Vec<Group<'t>>, cost: &AttemptCost, config: &Config) {
         self.cost.generation += cost.generation;
         self.cost.judging += cost.judging;
-        self.cost.engine.generated_tokens += cost.engine.generated_tokens;
+        self.cost.engine.merge(&cost.engine);
         let is_dynamic = config.rollout.max_rounds > 1;
         for group in groups {
-            let is_wanted = !is_dynamic || !group.advantages.zero_variance;
-            if is_wanted && self.groups.len() < config.rollout.num_prompts {
+            let is_wanted = !is_dynamic || group.teaches(config.rollout.filter_metric);
+            if is_wanted && !self.is_enough(config) {
                 self.groups.push(group);
             } else {
                 self.replaced.push(group);
@@ -225,6 +256,18 @@ impl<'t> Group<'t> {
         let totals: Vec<_> = rewards.iter().map(|r| r.as_ref().map(|r| r.total)).collect();
         let advantages = advantages(&totals, config.advantage.norm_by_std, config.advantage.eps);
         Self { task, attempts, rewards, advantages }
+    }
+
+    /// Whether its responses differ in what dynamic sampling looks at. As in verl, a group made of one
+    /// response always counts.
+    fn teaches(&self, metric: FilterMetric) -> bool {
+        let mut passed = self.rewards.iter().flatten().map(|reward| reward.passed);
+        match metric {
+            FilterMetric::Reward => !self.advantages.zero_variance,
+            FilterMetric::Accuracy => passed.next().is_some_and(|first| {
+                self.rewards.len() == 1 || passed.any(|another| another != first)
+            }),
+        }
     }
 
     fn recorded(&self) -> (&Problem, &ProblemAttempts, &[Option<Breakdown>]) {
@@ -307,6 +350,42 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn dynamic_sampling_looks_at_accuracy_unless_told_otherwise() {
+        let mut config = config(2);
+        config.reward.kind = RewardKind::PassRate;
+        let tasks = tasks(1);
+        let (pass, wrong) = (VerdictKind::Pass, VerdictKind::Fail(Reason::WrongAnswer));
+        let python = "```python\nx\n```";
+        for (responses, by_accuracy, by_reward) in [
+            (&[(python, wrong), ("no program", wrong)][..], false, true),
+            (&[(python, wrong), (python, wrong)][..], false, false),
+            (&[(python, pass), (python, pass)][..], false, false),
+            (&[(python, pass), (python, wrong)][..], true, true),
+            (&[(python, pass), (python, VerdictKind::Infra)][..], false, false),
+            (&[(python, wrong)][..], true, true),
+        ] {
+            let group = rewarded(&config, &tasks[0], group(responses));
+            assert_eq!(group.teaches(FilterMetric::Accuracy), by_accuracy, "{responses:?}");
+            assert_eq!(group.teaches(FilterMetric::Reward), by_reward, "{responses:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_begins_another_pass_over_the_data_takes_no_problem_twice() {
+        let (config, tasks) = (config(6), tasks(8));
+        let mut rollouts = Rollouts::default();
+        for portion in 0..20 {
+            for task in rollouts.untaken(tasks_of_portion(&config, &tasks, portion)) {
+                rollouts.replaced.push(rewarded(&config, task, group(&[])));
+            }
+        }
+        let groups = rollouts.replaced.iter();
+        let ids: HashSet<&str> =
+            groups.map(|group| group.task.problem.problem_id.as_str()).collect();
+        assert_eq!((ids.len(), rollouts.num_groups()), (8, 8));
+    }
+
+    #[test]
     fn a_failure_of_the_judge_is_neither_reward_nor_score() {
         let tasks = tasks(1);
         let attempts = group(&[("```python\nx\n```", VerdictKind::Infra)]);
@@ -314,6 +393,6 @@ pub(super) mod tests {
         assert_eq!(found.rewards[0].map(|r| r.total), None);
         let row = crate::train::grpo::metrics::rollout_metrics(&[found]);
         assert_eq!(row["reward/infra"], 1.0);
-        assert_eq!(row["reward/mean"], 0.0);
+        assert!(!row.contains_key("reward/mean"), "nothing is known");
     }
 }
