@@ -26,6 +26,11 @@ train=${TRAIN:-$root/target/release/train}
 [[ -x $train ]] || train=$(command -v train) || { echo "gpu-check: no binary: set TRAIN" >&2; exit 2; }
 python=${PYTHON:-python3}
 mkdir "$out" || exit 2
+# PyTorch's wheels carry the libraries that ours needs.
+wheels='import glob, nvidia; print(":".join(p for root in nvidia.__path__ for p in glob.glob(root + "/*/lib")))'
+if [[ -z ${LD_LIBRARY_PATH:-} ]] && found=$("$python" -c "$wheels" 2> /dev/null); then
+    export LD_LIBRARY_PATH=$found
+fi
 
 models=(llama3-8b qwen2.5-7b)
 shapes=full
@@ -63,7 +68,7 @@ step() {
         return
     fi
     ((limit <= left)) || limit=$left
-    { echo "\$ $*"; timeout "$limit" "$@"; } > "$out/$name.txt" 2>&1 || status=$?
+    { echo "\$ $*"; timeout --kill-after=10 "$limit" "$@"; } > "$out/$name.txt" 2>&1 || status=$?
     local ended="went well"
     if [[ $status -eq 124 ]]; then ended="took longer than $limit s"
     elif [[ $status -ne 0 ]]; then ended="failed with $status: $(tail -n 1 "$out/$name.txt")"

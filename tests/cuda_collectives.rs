@@ -10,7 +10,7 @@ use bytemuck::Pod;
 use codeseq::cuda::nccl::{self, Communicator, UniqueId};
 use codeseq::cuda::{Arena, Device, DeviceBuffer, Half, HalfFormat, Stream, Transfer, device};
 use codeseq::dist::piece;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 
 const RANKS: usize = 3;
 
@@ -28,7 +28,7 @@ impl Rank {
         let device = Device::open(number, format).unwrap();
         Self {
             number,
-            group: Communicator::join(&device, id, number, RANKS).unwrap(),
+            group: joined(&device, id, number),
             stream: Stream::new(&device).unwrap(),
             arena: Arena::new(&device, 1 << 20).unwrap(),
             transfer: Transfer::new(&device).unwrap(),
@@ -76,6 +76,12 @@ fn sums(len: usize) -> Vec<f32> {
     (0..len).map(|i| all.iter().map(|numbers| numbers[i]).sum()).collect()
 }
 
+fn joined(device: &Arc<Device>, id: UniqueId, rank: usize) -> Communicator {
+    let group = Communicator::join(device, id, rank, RANKS).unwrap();
+    group.wait().unwrap();
+    group
+}
+
 #[test]
 fn cuda_a_bucket_is_summed_and_its_pieces_gathered_whatever_its_length() {
     for format in [HalfFormat::Bf16, HalfFormat::Fp16] {
@@ -112,6 +118,9 @@ fn cuda_a_rank_that_its_peers_left_comes_back_when_it_aborts() {
     let left = Barrier::new(RANKS);
     on_every_rank(HalfFormat::Bf16, |mut rank| {
         let mut values = rank.put(&[1.0f32; 8]);
+        // The first one connects the ranks, which takes all of them.
+        rank.group.all_reduce(&rank.stream, values.slice_mut()).unwrap();
+        rank.stream.synchronize().unwrap();
         if rank.number == 0 {
             rank.group.all_reduce(&rank.stream, values.slice_mut()).unwrap();
             left.wait();

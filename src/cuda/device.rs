@@ -41,7 +41,6 @@ pub struct Properties {
 pub struct Device {
     properties: Properties,
     half_format: HalfFormat,
-    raw: sys::CUdevice,
     context: sys::CUcontext,
 }
 
@@ -137,10 +136,11 @@ impl Device {
                 properties.name
             );
         }
-        // SAFETY: `raw` came from the driver; released when dropped.
+        // Never released: libraries clean up after the last of us, and the driver at the end of the
+        // process. SAFETY: `raw` came from the driver.
         let context = unsafe { result::primary_ctx::retain(raw) }
             .with_context(|| format!("creating a context on GPU {ordinal}"))?;
-        Ok(Arc::new(Self { properties, half_format, raw, context }))
+        Ok(Arc::new(Self { properties, half_format, context }))
     }
 
     /// What this GPU is.
@@ -167,13 +167,6 @@ impl Device {
                 .with_context(|| format!("switching to GPU {}", self.properties.ordinal))?;
         }
         Ok(())
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // SAFETY: retained in `open`; a failure at the end of the process has no consequence.
-        let _ = unsafe { result::primary_ctx::release(self.raw) };
     }
 }
 

@@ -42,6 +42,13 @@ pub struct Tools {
     pub transfer: Transfer,
 }
 
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // What is still queued uses what goes now.
+        let _ = self.stream.synchronize();
+    }
+}
+
 impl Gpu {
     /// Opens device `ordinal`, to compute with numbers of 16 bits in `half_format`, and takes
     /// `memory_bytes` of its memory; without a number, all that is free but a reserve for libraries.

@@ -88,8 +88,11 @@ impl Stream {
         from: DeviceSlice<'_, T>,
     ) -> Result<()> {
         assert_eq!(to.len(), from.len(), "lengths of a copy");
-        self.device.bind()?;
         let bytes = size_of::<T>() * from.len();
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
         // SAFETY: both slices are `bytes` long and in this device's memory.
         self.operation("copy", || unsafe {
             result::memcpy_dtod_async(to.address(), from.address(), bytes, self.raw)
@@ -99,8 +102,11 @@ impl Stream {
 
     /// Sets every byte.
     pub fn fill<T: Pod>(&self, mut to: DeviceSliceMut<'_, T>, byte: u8) -> Result<()> {
-        self.device.bind()?;
         let bytes = size_of::<T>() * to.len();
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
         // SAFETY: the slice is `bytes` long and any bytes make a `T`.
         self.operation("fill", || unsafe {
             result::memset_d8_async(to.address(), byte, bytes, self.raw)

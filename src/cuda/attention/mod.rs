@@ -41,6 +41,9 @@ const DETERMINISTIC: Engine = Engine {
     ],
 };
 
+/// The first version whose plans were checked; some before it compute wrong gradients in this graph.
+const OLDEST: usize = 91_900;
+
 /// The first version whose backward adds up in a fixed order.
 pub const DETERMINISTIC_SINCE: usize = 92_500;
 
@@ -218,6 +221,11 @@ impl Attention {
     /// Opens the library and compiles both directions for the device of `stream`.
     pub fn new(stream: &Stream, sizes: Sizes) -> Result<Self> {
         let backend = Backend::get()?;
+        ensure!(
+            backend.version() >= OLDEST,
+            "this cuDNN is version {}, with which attention was not checked: {OLDEST} (9.19) or newer",
+            backend.version()
+        );
         stream.device().bind()?;
         let handle = Handle::new(backend)?;
         let is_deterministic = backend.version() >= DETERMINISTIC_SINCE;

@@ -116,8 +116,8 @@ impl Communicator {
         Self { rank: 0, size: 1, device: device.clone(), raw: Mutex::new(None) }
     }
 
-    /// Joins the group `id` of `size` ranks and waits for all of them. Every rank calls it from a
-    /// thread of its own.
+    /// Joins the group `id` of `size` ranks; they are all there when [`Communicator::wait`] returns.
+    /// Every rank calls it from a thread of its own.
     pub fn join(device: &Arc<Device>, id: UniqueId, rank: usize, size: usize) -> Result<Self> {
         if size == 1 {
             return Ok(Self::single(device));
@@ -136,10 +136,17 @@ impl Communicator {
         // SAFETY: the library copies the configuration before it returns.
         let status = unsafe { (api.init)(&raw mut raw, count, id, own, &raw mut config) };
         api.check(status).with_context(|| format!("joining {size} GPUs as rank {rank}"))?;
-        let raw = Mutex::new(Some(Handle(raw)));
-        let communicator = Self { rank, size, device: device.clone(), raw };
-        communicator.settle(api).with_context(|| format!("joining {size} GPUs as rank {rank}"))?;
-        Ok(communicator)
+        Ok(Self { rank, size, device: device.clone(), raw: Mutex::new(Some(Handle(raw))) })
+    }
+
+    /// Waits until the whole group has joined. Where a rank cannot, the library lets the others wait for
+    /// ever: they have to be aborted.
+    pub fn wait(&self) -> Result<()> {
+        if self.size == 1 {
+            return Ok(());
+        }
+        let Self { rank, size, .. } = self;
+        self.settle(Api::get()?).with_context(|| format!("joining {size} GPUs as rank {rank}"))
     }
 
     /// This rank, from 0.
@@ -316,8 +323,13 @@ impl Drop for Communicator {
         let raw = self.raw.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(Handle(raw)), Ok(api)) = (raw, Api::get()) {
             let _ = self.device.bind();
+            let mut state = SUCCESS;
+            // SAFETY: here and below, nobody else has the handle; writes one integer.
+            let status = unsafe { (api.async_error)(raw, &raw mut state) };
+            // Destroying one that failed may wait for ever.
+            let end = if (status, state) == (SUCCESS, SUCCESS) { api.destroy } else { api.abort };
             // SAFETY: the last use of the handle.
-            let _ = unsafe { (api.destroy)(raw) };
+            let _ = unsafe { end(raw) };
         }
     }
 }

@@ -6,7 +6,7 @@ use super::rig::{Buffer, Numbers, Rig};
 use super::{Comparison, Expected, SUMS, deterministic, expected};
 use crate::cuda::attention::{Attention, Gradients, Operands, Results, Segments, Sizes};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
-use crate::cuda::kernels::decode::Cache;
+use crate::cuda::kernels::decode::{Cache, partials_len};
 use crate::cuda::kernels::rope::{BLOCK_TOKENS, Heads};
 use crate::cuda::{Half, HalfFormat};
 use crate::ops::attention as cpu;
@@ -225,8 +225,10 @@ fn decode(to: &mut Comparison<'_>, heads: Heads, lengths: &[usize]) -> Result<()
         };
         let qkv = rig.put(&cached.rows)?;
         let mut out = rig.poisoned::<Half>(lengths.slice().len() * queries * dim)?;
-        let kernels = &rig.kernels.decode;
-        kernels.attend(rig.stream, heads, qkv.slice(), cache, out.slice_mut())?;
+        let room = lengths.slice().len() * partials_len(heads, cached.table_width);
+        let mut partials = rig.poisoned::<f32>(room)?;
+        let (partials, to) = (partials.slice_mut(), out.slice_mut());
+        rig.kernels.decode.attend(rig.stream, heads, qkv.slice(), cache, partials, to)?;
         Ok(vec![rig.read(&out)?])
     })
 }

@@ -34,6 +34,7 @@ impl Exchange {
             None => Communicator::single(device),
         });
         ties.communicators.add(communicator.clone());
+        communicator.wait().inspect_err(|_| ties.cut())?;
         Ok(Self {
             communicator,
             ties: ties.clone(),
