@@ -544,14 +544,16 @@ time.sleep(1000)
     assert!(!is_running());
 }
 
+/// The same with a score of the problems of training every two steps.
+fn validated_grpo_config() -> String {
+    let problems = INPUTS.join("problems.jsonl").display().to_string();
+    grpo_config() + &format!("[validation]\nfiles = ['{problems}']\nevery = 2\nrollouts = 2\n")
+}
+
 #[test]
 fn the_untrained_model_is_scored_as_step_0() {
     let place = Place::new();
-    let validation = format!(
-        "[validation]\nfiles = ['{}/problems.jsonl']\nevery = 2\nrollouts = 2\n",
-        INPUTS.display()
-    );
-    place.write("grpo.toml", &(grpo_config() + &validation));
+    place.write("grpo.toml", &validated_grpo_config());
     done(&mut place.train("grpo --config @grpo.toml --out @run --set train.total_steps=3"));
     let scored = |row: &serde_json::Map<String, Value>| {
         (row["step"].as_u64().unwrap(), row.contains_key("val/pass_at_1"))
@@ -560,6 +562,31 @@ fn the_untrained_model_is_scored_as_step_0() {
     assert_eq!(scored, [(0, true), (1, false), (2, true), (3, true)]);
     let report = done(&mut place.train("report @run"));
     assert!(report.contains("val/pass_at_1"), "{report}");
+}
+
+#[test]
+fn a_run_stopped_while_it_validates_keeps_the_step_and_scores_it_later() {
+    let place = Place::new();
+    place.write("grpo.toml", &validated_grpo_config());
+    let run = |out: &str| {
+        let sets =
+            "--set checkpoint.every=100 --set train.total_steps=3 --set validation.rollouts=30";
+        place.train(&format!("grpo --config @grpo.toml {sets} --out {out}"))
+    };
+    done(&mut run("@whole"));
+    let stopped = place.path("run");
+    // The row of the step, of which the score is a part, appears before the score is known.
+    interrupt(start(&mut run("@run"), || rows(&stopped).iter().any(|row| row["step"] == 2)));
+    assert!(checkpoint(&stopped, 2).exists() || checkpoint(&stopped, 3).exists());
+    done(&mut run("@run --resume"));
+    let [whole, resumed] = [place.path("whole"), stopped].map(|run| {
+        let mut rows = rows(&run);
+        rows.iter_mut().for_each(|row| row.retain(|key, _| !key.starts_with("time/")));
+        assert_eq!(rows.iter().filter(|row| row.contains_key("val/pass_at_1")).count(), 3);
+        (run, rows)
+    });
+    assert_eq!(whole.1, resumed.1);
+    assert_equal_checkpoints(&whole.0, &resumed.0, 3);
 }
 
 #[test]
