@@ -85,6 +85,9 @@ pub struct Args {
 
 const MOST_SAMPLES: usize = 1 << 20;
 
+/// Tokens beside those of a stop string that are looked at, should some of them have no text.
+const RECENT: usize = 16;
+
 /// A line of `--json`.
 #[derive(Serialize)]
 struct Line {
@@ -213,10 +216,15 @@ impl<'a> Watch<'a> {
         if self.args.stop.is_empty() && !self.args.stream {
             return Ok(Next::Continue);
         }
+        let held = self.args.stop.iter().map(String::len).max().unwrap_or(0);
+        // A stop string that is new ends with the last token, and tokens are a byte or more.
+        let recent = &tokens[tokens.len().saturating_sub(held + RECENT)..];
+        if !self.args.stream && !self.text(recent)?.1 {
+            return Ok(Next::Continue);
+        }
         let (text, is_stopped) = self.text(tokens)?;
         if self.args.stream {
             // What may yet become a stop string or another character is held back.
-            let held = self.args.stop.iter().map(String::len).max().unwrap_or(0);
             let is_whole = is_stopped || (held == 0 && !text.ends_with('\u{fffd}'));
             let end = if is_whole { text.len() } else { text.len().saturating_sub(held.max(4)) };
             let end = (0..=end).rev().find(|&end| text.is_char_boundary(end));
