@@ -105,7 +105,9 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
         let skipped = state.trainer.skipped_in_a_row();
         let is_hopeless = skipped >= config.train.max_nonfinite_updates;
         let is_last = step == total_steps;
-        let is_ending = is_last || is_hopeless || interrupt::requested() || scored.is_err();
+        // Asked once: who is told that the step is saved finds it saved.
+        let is_interrupted = interrupt::requested();
+        let is_ending = is_last || is_hopeless || is_interrupted || scored.is_err();
         if is_ending || config.checkpoint.is_due(step) {
             metrics.sync()?;
             save_checkpoint(run, &mut state.trainer, &state.cursor, &config.checkpoint)?;
@@ -116,7 +118,7 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
             Ok(()) if is_hopeless => {
                 return Err(diverged(skipped, &run.checkpoints().step_dir(step)));
             }
-            Ok(()) if interrupt::requested() && !is_last => return Err(stopped(step)),
+            Ok(()) if is_interrupted && !is_last => return Err(stopped(step)),
             Ok(()) => {}
         }
     }
