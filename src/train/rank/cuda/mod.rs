@@ -174,11 +174,7 @@ impl Ranks {
         rows: &[MicroBatch],
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>> {
-        let scores = self.on_every(|rank| {
-            let (_, own) = share(rows, rank.rank(), rank.size());
-            with!(rank, rank => rank.score(own, temperature))
-        })?;
-        Ok(scores.into_iter().flatten().collect())
+        self.score_each(rows, |rank, own| with!(rank, rank => rank.score(own, temperature)))
     }
 
     /// Each rank keeps its pieces.
@@ -202,9 +198,21 @@ impl Ranks {
         rows: &[MicroBatch],
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>> {
+        self.score_each(
+            rows,
+            |rank, own| with!(rank, rank => rank.score_reference(own, temperature)),
+        )
+    }
+
+    /// What `score` finds of the rows, of which every rank has its share.
+    fn score_each(
+        &mut self,
+        rows: &[MicroBatch],
+        score: impl Fn(&mut Rank, &[MicroBatch]) -> Result<Vec<Vec<f32>>> + Sync,
+    ) -> Result<Vec<Vec<f32>>> {
         let scores = self.on_every(|rank| {
             let (_, own) = share(rows, rank.rank(), rank.size());
-            with!(rank, rank => rank.score_reference(own, temperature))
+            score(rank, own)
         })?;
         Ok(scores.into_iter().flatten().collect())
     }
