@@ -109,6 +109,7 @@ fn decode(decoder: &Decoder, sequences: usize) -> String {
         sequence: sequence as u32,
         position: position as u32,
         wants_logits,
+        is_prompt: position < PROMPT,
     };
     let mut rows: Vec<Row> = (0..sequences)
         .flat_map(|slot| (0..PROMPT).map(move |i| (slot, i)))

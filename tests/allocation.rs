@@ -143,6 +143,7 @@ fn a_decoding_step_allocates_nothing_once_warm() {
         sequence,
         position: position as u32,
         wants_logits,
+        is_prompt: position < 48,
     };
     // Prompts in one pass, then a token of each sequence at a time.
     let prompts = (0..sequences).flat_map(|s| (0..48).map(move |p| row(s, p, p == 47))).collect();

@@ -233,8 +233,13 @@ fn cuda_a_recorded_pass_computes_what_a_launched_one_does() {
     let mut generation = model.generation(size).unwrap();
     assert_eq!(generation.num_blocks(), 8);
     let tables: [&[u32]; 3] = [&[5, 0], &[3], &[7]];
-    let row =
-        |sequence, position, token, wants_logits| Row { token, sequence, position, wants_logits };
+    let row = |sequence, position, token, wants_logits| Row {
+        token,
+        sequence,
+        position,
+        wants_logits,
+        is_prompt: !wants_logits,
+    };
     let prompts: Vec<Row> = [(0, 35), (1, 3), (2, 1)]
         .into_iter()
         .flat_map(|(sequence, len)| {

@@ -228,6 +228,7 @@ fn generated_scores(decoder: &Decoder, params: &[f32], packed: &Packed, piece: u
                     sequence: sequence as u32,
                     position: position as u32,
                     wants_logits: position + 1 < len,
+                    is_prompt: false,
                 });
                 *done = position + 1;
             }
@@ -291,6 +292,7 @@ fn sequences_that_share_a_prompt_continue_with_the_same_bits() {
         sequence,
         position,
         wants_logits,
+        is_prompt: !wants_logits,
     };
     let prompt: Vec<Row> = (0..45).map(|position| row(0, position, false)).collect();
     decoder.extend(&weights, (&mut cache, &[&[2, 0]]), &prompt, &mut ws);
@@ -309,7 +311,13 @@ fn a_block_of_two_sequences_is_never_written() {
     let decoder = decoder("llama", true);
     let params = parameters(&decoder);
     let mut cache = KvCache::new(decoder.config(), 2);
-    let rows = [0, 1].map(|sequence| Row { token: 1, sequence, position: 0, wants_logits: true });
+    let rows = [0, 1].map(|sequence| Row {
+        token: 1,
+        sequence,
+        position: 0,
+        wants_logits: true,
+        is_prompt: true,
+    });
     let weights = decoder.pack(&params);
     let tables: [&[u32]; 2] = [&[1], &[1]];
     decoder.extend(&weights, (&mut cache, &tables), &rows, &mut DecodeWorkspace::new());

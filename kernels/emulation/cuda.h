@@ -44,8 +44,10 @@ extern "C" uint3 emulated_thread, emulated_block, emulated_block_size, emulated_
 extern "C" {
 void emulated_syncthreads();
 void emulated_syncwarp();
-uint64_t emulated_shuffle(uint64_t value, unsigned source_lane);
-unsigned emulated_ballot(int predicate);
+// The values of all lanes of the warp, until the lane's next exchange but one.
+const uint64_t* emulated_exchange(uint64_t value);
+// Those of the thread at work.
+struct EmulatedCopies* emulated_copies();
 unsigned emulated_atomic_add_u32(unsigned* address, unsigned value);
 uint64_t emulated_atomic_add_u64(unsigned long long* address, uint64_t value);
 unsigned emulated_atomic_max_u32(unsigned* address, unsigned value);
@@ -57,20 +59,55 @@ inline void __syncwarp(unsigned = ~0u) { emulated_syncwarp(); }
 template <class T> T __shfl_sync(unsigned, T value, int lane) {
     uint64_t word = 0;
     memcpy(&word, &value, sizeof(T));
-    word = emulated_shuffle(word, unsigned(lane) % 32);
+    word = emulated_exchange(word)[unsigned(lane) % 32];
     memcpy(&value, &word, sizeof(T));
     return value;
 }
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes) {
     return __shfl_sync(mask, value, int(threadIdx.x % 32) ^ lanes);
 }
-inline unsigned __ballot_sync(unsigned, int predicate) { return emulated_ballot(predicate); }
+inline unsigned __ballot_sync(unsigned, int predicate) {
+    const uint64_t* all = emulated_exchange(predicate != 0);
+    unsigned ballot = 0;
+    for (unsigned lane = 0; lane < 32; lane++) ballot |= unsigned(all[lane]) << lane;
+    return ballot;
+}
 inline unsigned atomicAdd(unsigned* at, unsigned x) { return emulated_atomic_add_u32(at, x); }
 inline uint64_t atomicAdd(unsigned long long* at, unsigned long long x) {
     return emulated_atomic_add_u64(at, x);
 }
 inline unsigned atomicMax(unsigned* at, unsigned x) { return emulated_atomic_max_u32(at, x); }
 inline unsigned atomicMin(unsigned* at, unsigned x) { return emulated_atomic_min_u32(at, x); }
+
+// Copies of a thread to shared memory that go on in the background. One arrives as late as it may, when
+// it is waited for; until then its place holds NaNs.
+struct EmulatedCopies {
+    static constexpr unsigned MOST = 64;
+    struct {
+        uint4* to;
+        const uint4* from;
+        unsigned group;
+    } copies[MOST];
+    unsigned count, group;
+};
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
+    EmulatedCopies* own = emulated_copies();
+    if (bytes != sizeof(uint4) || own->count == own->MOST) __builtin_trap();
+    *(uint4*)to = {~0u, ~0u, ~0u, ~0u};
+    own->copies[own->count++] = {(uint4*)to, (const uint4*)from, own->group};
+}
+inline void __pipeline_commit() { emulated_copies()->group++; }
+// Until all groups but the newest `but` have arrived.
+inline void __pipeline_wait_prior(unsigned but) {
+    EmulatedCopies* own = emulated_copies();
+    unsigned left = 0;
+    for (unsigned i = 0; i < own->count; i++) {
+        auto copy = own->copies[i];
+        if (copy.group + but >= own->group) own->copies[left++] = copy;
+        else *copy.to = *copy.from;
+    }
+    own->count = left;
+}
 
 template <class To, class From> To emulated_bits(From from) {
     To to;

@@ -13,22 +13,17 @@ extern "C" {
 void emulated_syncthreads() { wait(State::AtBarrier); }
 void emulated_syncwarp() { wait(State::AtWarp); }
 
-uint64_t emulated_shuffle(uint64_t value, unsigned source_lane) {
+const uint64_t* emulated_exchange(uint64_t value) {
     WarpState& warp = warps[current / WARP];
     unsigned turn = warp.turn[current % WARP]++ % 2;
     warp.words[turn][current % WARP] = value;
     wait(State::AtWarp);
-    return warp.words[turn][source_lane];
+    return warp.words[turn];
 }
 
-unsigned emulated_ballot(int predicate) {
-    WarpState& warp = warps[current / WARP];
-    unsigned turn = warp.turn[current % WARP]++ % 2;
-    warp.words[turn][current % WARP] = predicate != 0;
-    wait(State::AtWarp);
-    unsigned ballot = 0;
-    for (unsigned lane = 0; lane < WARP; lane++) ballot |= unsigned(warp.words[turn][lane]) << lane;
-    return ballot;
+EmulatedCopies* emulated_copies() {
+    static EmulatedCopies copies[MOST_THREADS];
+    return &copies[current];
 }
 
 unsigned emulated_atomic_add_u32(unsigned* address, unsigned value) {

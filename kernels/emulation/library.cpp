@@ -11,6 +11,7 @@
 
 namespace {
 #include "../common.cuh"
+#include "../tensor_cores.cuh"
 #include "../statistics.cuh"
 
 #define FAMILY(name) namespace name##_family
@@ -22,6 +23,9 @@ FAMILY(attention) {
 }
 FAMILY(attention_decode) {
 #include "../attention_decode.cu"
+}
+FAMILY(attention_prompt) {
+#include "../attention_prompt.cu"
 }
 FAMILY(column_sums) {
 #include "../column_sums.cu"
@@ -83,7 +87,8 @@ const Kernels& bf16_kernels() {
     KERNEL(attention, attention_##dim), KERNEL(attention, attention_backward_keys_##dim),       \
         KERNEL(attention, attention_backward_queries_##dim),                                    \
         KERNEL(attention_decode, attention_decode_##dim##_4),                                   \
-        KERNEL(attention_decode, attention_decode_##dim##_8)
+        KERNEL(attention_decode, attention_decode_##dim##_8),                                   \
+        KERNEL(attention_prompt, attention_prompt_##dim)
     static const Kernels all = {
         KERNEL(adamw, adamw_half),
         KERNEL(adamw, adamw_f32),

@@ -74,6 +74,7 @@ fn step(
         sequence,
         position: position as u32,
         wants_logits: position == context,
+        is_prompt: position < context,
     };
     let prompt: Vec<Row> = (0..context).map(|position| row(0, position)).collect();
     for rows in prompt.chunks(PROMPT) {

@@ -254,7 +254,14 @@ mod tests {
     #[test]
     fn every_kernel_has_a_family() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/kernels");
-        let of_decoding = ["attention_decode", "penalize_repetition", "sample", "widen", "narrow"];
+        let of_decoding = [
+            "attention_decode",
+            "attention_prompt",
+            "penalize_repetition",
+            "sample",
+            "widen",
+            "narrow",
+        ];
         for file in std::fs::read_dir(folder).unwrap() {
             let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
             let names =

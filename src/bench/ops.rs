@@ -17,6 +17,7 @@ use crate::cuda::kernels::column_sums::PARTS;
 use crate::cuda::kernels::decode::{Cache, partials_len};
 use crate::cuda::kernels::flat::Flat;
 use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
+use crate::cuda::kernels::prompt;
 use crate::cuda::kernels::rms_norm::Norm;
 use crate::cuda::kernels::rope::{Angles, BLOCK_TOKENS, Direction, Heads};
 use crate::cuda::kernels::sample::{Rows, Sampling};
@@ -88,6 +89,7 @@ pub fn run(
     bench.attention(&mut arena.phase())?;
     bench.head(&mut arena.phase())?;
     bench.optimizer(&mut arena.phase())?;
+    bench.prompt(&mut arena.phase())?;
     bench.decoding(&mut arena.phase())?;
     let lines = bench.lines;
     report.limits = Some(Limits::measured(&lines[0], &lines[1..]));
@@ -319,6 +321,38 @@ impl Bench<'_> {
         self.line("accumulate gradients", accumulate, 10 * len, 0.0);
         self.line("sum of squares", squares, 4 * len, 0.0);
         self.line("adamw", step, 30 * len, 0.0);
+        Ok(())
+    }
+
+    /// Attention of a prompt that is read in one pass.
+    fn prompt(&mut self, phase: &mut Phase<'_>) -> Result<()> {
+        let (Sizes { context, .. }, heads) = (self.sizes, self.heads);
+        let blocks = context.div_ceil(BLOCK_TOKENS);
+        let page = heads.keys * BLOCK_TOKENS * heads.dim;
+        let keys = self.random(phase, blocks * page)?;
+        let values = self.random(phase, blocks * page)?;
+        let qkv = self.random(phase, context * heads.row())?;
+        let all: Vec<_> = prompt::tiles(heads, 0..context).collect();
+        let tables: Vec<u32> = all.iter().flat_map(|_| 0..blocks as u32).collect();
+        let lengths: Vec<u32> = all.iter().map(|tile| tile.end as u32).collect();
+        let tiles = all.iter().flat_map(|tile| [tile.start as u32, tile.len() as u32]);
+        let tiles = self.put(phase, &tiles.collect::<Vec<u32>>())?;
+        let (tables, lengths) = (self.put(phase, &tables)?, self.put(phase, &lengths)?);
+        let width = heads.queries * heads.dim;
+        let mut out = phase.take::<Half>("out", context * width)?;
+        let cache = Cache {
+            keys: keys.slice(),
+            values: values.slice(),
+            tables: tables.slice(),
+            lengths: lengths.slice(),
+        };
+        let (stream, kernels) = (self.stream, &self.tools.kernels);
+        let time = self.clock.time(stream, || {
+            let (qkv, tiles) = (qkv.slice(), tiles.slice());
+            kernels.prompt.attend(stream, heads, qkv, cache, tiles, out.slice_mut())
+        })?;
+        let bytes = 2 * context * (heads.row() + width);
+        self.line("attention of a prompt", time, bytes, 2.0 * (context * context * width) as f64);
         Ok(())
     }
 

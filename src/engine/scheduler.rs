@@ -276,6 +276,7 @@ impl<'m> Engine<'m> {
                 sequence: (first_prompt + index) as u32,
                 position: position as u32,
                 wants_logits: position + 1 == tokens.len(),
+                is_prompt: true,
             }));
             let is_read = start < end && end == tokens.len();
             next.prompts.extend(is_read.then_some(index));

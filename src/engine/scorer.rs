@@ -78,6 +78,7 @@ impl<'m> Scorer<'m> {
                         sequence: a.slot as u32,
                         position: position as u32,
                         wants_logits: true,
+                        is_prompt: true,
                     });
                     next.push(tokens[position + 1]);
                 }

@@ -174,6 +174,7 @@ impl Sequence {
             sequence: sequence as u32,
             position: position as u32,
             wants_logits: position + 1 == len,
+            is_prompt: position < prompt.len(),
         })
     }
 }

@@ -26,6 +26,9 @@ pub struct Row {
     pub position: u32,
     /// Whether the logits of the next token are wanted.
     pub wants_logits: bool,
+    /// Whether it belongs to a prompt, which a GPU reads by tiles. A token of a response has the bits of a
+    /// single step there, also where it is read again.
+    pub is_prompt: bool,
 }
 
 /// The buffers of [`Decoder::extend`]; they grow to the largest batch.

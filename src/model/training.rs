@@ -31,7 +31,7 @@ pub type Objective<'a> = dyn FnMut(usize, &[TokenScores], &mut [ScoreGradient]) 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
-    /// Nothing.
+    /// Nothing; on a GPU the same as `Selective`, whose outputs come free with the backward.
     None,
     /// Norm outputs and the SwiGLU product: cheap to compute, a third of the activations.
     #[default]

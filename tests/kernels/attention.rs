@@ -4,9 +4,11 @@ use crate::compare::{FORMATS, WIDE, assert_close, bits, on_every_order};
 use crate::cuda::half::{Half, HalfFormat};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
 use crate::cuda::kernels::decode::{Cache, partials_len};
+use crate::cuda::kernels::prompt;
 use crate::cuda::kernels::rope::{BLOCK_TOKENS, Heads};
 use crate::emulation::Gpu;
 use codeseq::ops::attention as cpu;
+use std::ops::Range;
 
 /// As many heads to a key head as the models have: LLaMA3-8B 4, Qwen2.5-7B 7.
 const HEADS: [Heads; 5] = [
@@ -119,7 +121,15 @@ fn attention_within_packed_sequences_and_its_gradients_match_the_cpu() {
     }
 }
 
-/// Sequences whose last token attends to all before it.
+/// Keys and values in blocks, and the blocks of each sequence.
+struct Paged {
+    keys: Vec<Half>,
+    values: Vec<Half>,
+    tables: Vec<u32>,
+    table_width: usize,
+}
+
+/// Sequences whose tokens attend to all before them.
 struct Decoding {
     format: HalfFormat,
     heads: Heads,
@@ -138,24 +148,23 @@ impl Decoding {
         self.sequences[sequence].len() / self.heads.row()
     }
 
-    /// The outputs of `chosen` sequences in one batch; blocks lie scattered between NaNs.
-    fn attend(&self, gpu: &Gpu, chosen: &[usize]) -> Vec<Vec<Half>> {
+    /// The cache of the first tokens of some sequences, each given with their number: blocks lie scattered
+    /// between NaNs.
+    fn paged(&self, ends: &[(usize, usize)]) -> Paged {
         let Heads { queries, keys: kv_heads, dim } = self.heads;
-        let blocks = |sequence: usize| self.length(sequence).div_ceil(BLOCK_TOKENS);
-        let table_width = chosen.iter().map(|&sequence| blocks(sequence)).max().unwrap() + 1;
-        let total = chosen.len() * table_width;
+        let blocks = |&(_, end): &(usize, usize)| end.div_ceil(BLOCK_TOKENS);
+        let table_width = ends.iter().map(blocks).max().unwrap() + 1;
+        let total = ends.len() * table_width;
         let mut tables = vec![u32::MAX; total];
         let page = kv_heads * BLOCK_TOKENS * dim;
         let [mut keys, mut values] =
             [(); 2].map(|()| vec![self.format.narrow(f32::NAN); total * page]);
-        let mut rows = Vec::new();
-        for (place, &sequence) in chosen.iter().enumerate() {
-            for (position, row) in
-                self.sequences[sequence].chunks_exact(self.heads.row()).enumerate()
-            {
+        for (place, &(sequence, end)) in ends.iter().enumerate() {
+            let rows = self.sequences[sequence].chunks_exact(self.heads.row()).take(end);
+            for (position, row) in rows.enumerate() {
                 let entry = place * table_width + position / BLOCK_TOKENS;
                 // Backwards, one sequence's blocks among another's.
-                let block = total - 1 - (entry % table_width * chosen.len() + place);
+                let block = total - 1 - (entry % table_width * ends.len() + place);
                 tables[entry] = block as u32;
                 for head in 0..kv_heads {
                     let at = block * page + (head * BLOCK_TOKENS + position % BLOCK_TOKENS) * dim;
@@ -165,11 +174,21 @@ impl Decoding {
                     values[at..at + dim].copy_from_slice(value);
                 }
             }
+        }
+        Paged { keys, values, tables, table_width }
+    }
+
+    /// The outputs of `chosen` sequences in one batch.
+    fn attend(&self, gpu: &Gpu, chosen: &[usize]) -> Vec<Vec<Half>> {
+        let ends: Vec<_> = chosen.iter().map(|&s| (s, self.length(s))).collect();
+        let Paged { keys, values, tables, table_width } = self.paged(&ends);
+        let mut rows = Vec::new();
+        for &sequence in chosen {
             let zeros = vec![Half::ZERO; self.heads.row()];
             let last = self.sequences[sequence].chunks_exact(self.heads.row()).next_back();
             rows.extend_from_slice(last.unwrap_or(&zeros));
         }
-        let lengths: Vec<u32> = chosen.iter().map(|&s| self.length(s) as u32).collect();
+        let lengths: Vec<u32> = ends.iter().map(|&(_, end)| end as u32).collect();
         let (keys, values, tables) = (gpu.put(&keys), gpu.put(&values), gpu.put(&tables));
         let (lengths, rows) = (gpu.put(&lengths), gpu.put(&rows));
         let cache = Cache {
@@ -178,12 +197,46 @@ impl Decoding {
             tables: tables.slice(),
             lengths: lengths.slice(),
         };
-        let mut out = gpu.poisoned(chosen.len() * queries * dim);
+        let width = self.heads.queries * self.heads.dim;
+        let mut out = gpu.poisoned(chosen.len() * width);
         // Room for two sequences at a time.
         let mut partials = gpu.poisoned(2 * partials_len(self.heads, table_width));
         let (kernels, stream, partials) = (&gpu.kernels.decode, &gpu.stream, partials.slice_mut());
         kernels.attend(stream, self.heads, rows.slice(), cache, partials, out.slice_mut()).unwrap();
-        out.get().chunks_exact(queries * dim).map(<[Half]>::to_vec).collect()
+        out.get().chunks_exact(width).map(<[Half]>::to_vec).collect()
+    }
+
+    /// The outputs of pieces of sequences as parts of prompts in one pass, one after another.
+    fn read(&self, gpu: &Gpu, pieces: &[(usize, Range<usize>)]) -> Vec<Half> {
+        let ends: Vec<_> = pieces.iter().map(|(sequence, piece)| (*sequence, piece.end)).collect();
+        let Paged { keys, values, tables, table_width } = self.paged(&ends);
+        let (mut rows, mut numbers) = (Vec::new(), Vec::new());
+        let (mut own_tables, mut lengths) = (Vec::new(), Vec::new());
+        for ((sequence, piece), table) in pieces.iter().zip(tables.chunks_exact(table_width)) {
+            let width = self.heads.row();
+            let first = rows.len() / width;
+            rows.extend_from_slice(
+                &self.sequences[*sequence][piece.start * width..piece.end * width],
+            );
+            for tile in prompt::tiles(self.heads, first..first + piece.len()) {
+                numbers.extend([tile.start as u32, tile.len() as u32]);
+                lengths.push((piece.start + tile.end - first) as u32);
+                own_tables.extend_from_slice(table);
+            }
+        }
+        let (keys, values, tables) = (gpu.put(&keys), gpu.put(&values), gpu.put(&own_tables));
+        let (lengths, numbers, rows) = (gpu.put(&lengths), gpu.put(&numbers), gpu.put(&rows));
+        let cache = Cache {
+            keys: keys.slice(),
+            values: values.slice(),
+            tables: tables.slice(),
+            lengths: lengths.slice(),
+        };
+        let width = self.heads.queries * self.heads.dim;
+        let mut out = gpu.poisoned(rows.slice().len() / self.heads.row() * width);
+        let (kernels, stream, tiles) = (&gpu.kernels.prompt, &gpu.stream, numbers.slice());
+        kernels.attend(stream, self.heads, rows.slice(), cache, tiles, out.slice_mut()).unwrap();
+        out.get()
     }
 
     /// What the CPU computes for each sequence, with the same bits alone as together.
@@ -224,6 +277,42 @@ fn decoding_matches_the_cpu_and_does_not_depend_on_the_batch() {
     for format in FORMATS {
         for heads in HEADS.into_iter().chain([Heads { queries: 8, keys: 1, dim: 32 }]) {
             Decoding::new(format, heads, &[1, 17, 0, 32, 33, 150]).check();
+        }
+    }
+}
+
+#[test]
+fn prompts_match_the_cpu_and_do_not_depend_on_the_pieces_in_which_they_are_read() {
+    for format in FORMATS {
+        for heads in HEADS.into_iter().chain([Heads { queries: 8, keys: 1, dim: 32 }]) {
+            let prompts = Decoding::new(format, heads, &[1, 17, 75]);
+            on_every_order(
+                format,
+                |gpu| {
+                    let whole = prompts.read(gpu, &[(2, 0..75), (0, 0..1), (1, 0..17)]);
+                    let width = heads.queries * heads.dim;
+                    let mut pieces = prompts.read(gpu, &[(2, 0..3), (1, 0..16)]);
+                    let rest = prompts.read(gpu, &[(2, 3..64), (0, 0..1), (1, 16..17)]);
+                    let last = prompts.read(gpu, &[(2, 64..75)]);
+                    let first_prompt = [&pieces[..3 * width], &rest[..61 * width], &last].concat();
+                    let last_prompt = [&pieces.split_off(3 * width), &rest[62 * width..]].concat();
+                    let pieces = [&first_prompt, &rest[61 * width..62 * width], &last_prompt];
+                    let [own, other] =
+                        [&whole, &pieces.concat()].map(|x| bits(&format.widen_all(x)));
+                    assert_eq!(own, other, "in pieces");
+                    whole
+                },
+                |whole| {
+                    let expected: Vec<f32> = [2, 0, 1]
+                        .into_iter()
+                        .flat_map(|sequence| {
+                            let qkv = &prompts.sequences[sequence];
+                            expected(format, heads, qkv, &[0, prompts.length(sequence)]).0
+                        })
+                        .collect();
+                    format.assert_close("out", &whole, &expected);
+                },
+            );
         }
     }
 }

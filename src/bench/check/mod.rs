@@ -34,7 +34,7 @@ pub enum Shapes {
 
 impl Shapes {
     /// `odd` always, `real` only in full.
-    fn of<T: Copy>(self, odd: &[T], real: &[T]) -> Vec<T> {
+    fn of<T: Clone>(self, odd: &[T], real: &[T]) -> Vec<T> {
         match self {
             Self::Small => odd.to_vec(),
             Self::Full => [odd, real].concat(),

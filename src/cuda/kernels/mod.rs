@@ -14,6 +14,7 @@ pub mod decode;
 pub mod embedding;
 pub mod flat;
 pub mod logprob;
+pub mod prompt;
 pub mod repetition;
 pub mod rms_norm;
 pub mod rope;
@@ -44,6 +45,8 @@ pub struct Kernels {
     pub flat: flat::Flat,
     /// Scores of targets.
     pub logprob: logprob::LogProb,
+    /// Attention of prompts over the cache.
+    pub prompt: prompt::PromptAttention,
     /// Repetition penalty.
     pub repetition: repetition::Repetition,
     /// RMS norm.
@@ -67,6 +70,7 @@ impl Kernels {
             embedding: embedding::Embedding::load(device)?,
             flat: flat::Flat::load(device)?,
             logprob: logprob::LogProb::load(device)?,
+            prompt: prompt::PromptAttention::load(device)?,
             repetition: repetition::Repetition::load(device)?,
             rms_norm: rms_norm::RmsNorm::load(device)?,
             rope: rope::RopeKernels::load(device)?,

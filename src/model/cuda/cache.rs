@@ -2,8 +2,8 @@
 //! [`crate::model::KvCache`].
 //!
 //! Layout: `[layer][block][kv_head][32][head_dim]` for keys, and the same for values, as
-//! `kernels/rope.cu` writes them and `kernels/attention_decode.cu` reads them. One block more than was
-//! asked for takes what rows write that only fill a pass up.
+//! `kernels/rope.cu` writes them and `kernels/attention_{decode,prompt}.cu` read them. One block more than
+//! was asked for takes what rows write that only fill a pass up.
 
 use crate::cuda::kernels::rope;
 use crate::cuda::memory::ALIGNMENT;

@@ -1,14 +1,13 @@
 //! Cached generation on a GPU: new tokens of many sequences, prompts and single steps mixed.
 //!
-//! Contract: the twin of [`Decoder::extend`], in one phase of the arena. To attention every row is a
-//! sequence of its own, as long as its position says: all rows of a pass write their keys and values
-//! before any are read, so that a part of a prompt may be in a pass. Neither that nor any other kernel
-//! looks at the other rows, so a row's bits depend on its sequence, and on the algorithm that cuBLASLt
-//! chooses for a product of so many rows. Passes are filled up to one of a few numbers of rows
-//! ([`filled`]), which keeps these algorithms few; whether they agree is for a GPU to show. A pass in
-//! which every row wants logits, which is decoding, is recorded at the second time and then launched
-//! as one graph. Left out: reading a prompt by tiles; a row here reads all keys before it for itself.
-//! Not yet run on a GPU.
+//! Contract: the twin of [`Decoder::extend`], in one phase of the arena. All rows of a pass write their
+//! keys and values before any are read, so that a part of a prompt may be in a pass. To attention a token
+//! of a response is a sequence of its own, as long as its position says, and tokens of a prompt are read
+//! by tiles, in which rows do not mix. No kernel looks at the other rows, so a row's bits depend on its
+//! sequence, and on the algorithm that cuBLASLt chooses for a product of so many rows. Passes are filled
+//! up to one of a few numbers of rows ([`filled`]), which keeps these algorithms few; whether they agree
+//! is for a GPU to show. A pass of single steps that all want logits, which is decoding, is recorded at
+//! the second time and then launched as one graph. Not yet run on a GPU.
 
 mod draw;
 mod pass;
@@ -57,7 +56,7 @@ pub struct Generation<'a> {
     buffers: Buffers<'a>,
     drawing: Drawing<'a>,
     cache: DeviceCache<'a>,
-    /// By number of rows; none yet where a pass has run once.
+    /// Of single steps, by number of rows; none yet where a pass has run once.
     graphs: HashMap<usize, Option<Graph>>,
     /// How many tables hold each block.
     uses: Vec<u32>,
@@ -123,7 +122,7 @@ impl<'a> Generation<'a> {
         let (rows, logits) = (filled(rows), filled(logits));
         let table_width = KvCache::blocks_for(length);
         Ok(Self {
-            inputs: Inputs::take(&mut phase, rows, logits, table_width)?,
+            inputs: Inputs::take(&mut phase, heads(decoder), (rows, logits), table_width)?,
             buffers: Buffers::take(&mut phase, decoder, (rows, logits), table_width)?,
             drawing: Drawing::take(&mut phase, decoder, logits, length)?,
             // What is left is the cache's.
@@ -155,7 +154,7 @@ impl<'a> Generation<'a> {
         let beside = self.cache.num_blocks();
         let transfer = &mut self.tools.transfer;
         let pass = self.inputs.set((self.stream, transfer), (tables, beside), rows)?;
-        if pass.wanted < pass.rows {
+        if pass.wanted < pass.rows || pass.tiles > 0 {
             return self.forward(pass);
         }
         match self.graphs.get(&pass.rows) {
@@ -195,7 +194,7 @@ impl<'a> Generation<'a> {
 
     /// Queues a pass whose inputs are uploaded.
     fn forward(&mut self, pass: PassSize) -> Result<()> {
-        let PassSize { rows, wanted } = pass;
+        let PassSize { rows, wanted, .. } = pass;
         let (hidden, vocab) = (self.decoder.config().hidden_size, self.decoder.config().vocab_size);
         let ranges = &self.decoder.ranges;
         let Self { weights, stream, tools, inputs, buffers, .. } = self;
@@ -246,15 +245,26 @@ impl<'a> Generation<'a> {
         let angles = rope.angles(inputs.positions(pass));
         kernels.rope.write(stream, heads, angles, buffers.qkv.rows_mut(rows), &write)?;
         let CacheWrite { keys, values, .. } = write;
-        let cached = Cache {
+        let cached = |[lengths, tables]: [_; 2]| Cache {
             keys: keys.as_slice(),
             values: values.as_slice(),
-            tables: inputs.tables(pass),
-            lengths: inputs.lengths(pass),
+            tables,
+            lengths,
         };
-        let attended = buffers.attended.rows_mut(rows);
-        let partials = buffers.partials.rows_mut(rows.min(SPLIT_ROWS));
-        kernels.decode.attend(stream, heads, buffers.qkv.rows(rows), cached, partials, attended)?;
+        let (qkv, attended) = (buffers.qkv.rows(pass.singles), &mut buffers.attended);
+        let partials = buffers.partials.rows_mut(pass.singles.min(SPLIT_ROWS));
+        let singles = cached(inputs.singles(pass));
+        kernels.decode.attend(
+            stream,
+            heads,
+            qkv,
+            singles,
+            partials,
+            attended.rows_mut(pass.singles),
+        )?;
+        let (qkv, tiles) = (buffers.qkv.rows(rows), inputs.tiles(pass));
+        let tiled = cached(inputs.tiled(pass));
+        kernels.prompt.attend(stream, heads, qkv, tiled, tiles, attended.rows_mut(rows))?;
         gemm.forward(
             stream,
             Linear { rows, inputs: width, outputs: hidden },

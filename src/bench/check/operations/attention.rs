@@ -1,13 +1,12 @@
-//! Attention: of training, over packed sequences, by our kernels and by cuDNN; of decoding, over the
-//! paged cache.
+//! Attention: of training, over packed sequences, by our kernels and by cuDNN; over the paged cache in
+//! `cached.rs`.
 
 use super::elementwise::parted;
 use super::rig::{Buffer, Numbers, Rig};
-use super::{Comparison, Expected, SUMS, deterministic, expected};
+use super::{Comparison, Expected, SUMS, cached, deterministic, expected};
 use crate::cuda::attention::{Attention, Gradients, Operands, Results, Segments, Sizes};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
-use crate::cuda::kernels::decode::{Cache, partials_len};
-use crate::cuda::kernels::rope::{BLOCK_TOKENS, Heads};
+use crate::cuda::kernels::rope::Heads;
 use crate::cuda::{Half, HalfFormat};
 use crate::ops::attention as cpu;
 use anyhow::Result;
@@ -41,9 +40,8 @@ pub(super) fn check(to: &mut Comparison<'_>) -> Result<()> {
             cudnn(to, &packs)?;
         }
     }
-    let lengths = to.shapes.of(&[1, 17, 0, 32, 33, 150], &[1024, 2049, 5120]);
     let heads = [&HEADS[..], &MODELS, &[Heads { queries: 8, keys: 1, dim: 32 }]].concat();
-    heads.into_iter().try_for_each(|heads| decode(to, heads, &lengths))
+    heads.into_iter().try_for_each(|heads| cached::check(to, heads))
 }
 
 /// Packed sequences with everything that the CPU says of them.
@@ -203,105 +201,4 @@ fn by_cudnn(plans: &mut Attention, rig: &Rig<'_>, pack: &Pack<'_>) -> Result<Vec
     plans.backward(stream, &segments, forward, d_out, to, scratch.slice_mut())?;
     let gradients = pack.split(&rig.read(&gradients)?);
     Ok([rig.read(&out)?, rig.read(&lse)?].into_iter().chain(gradients).collect())
-}
-
-/// New tokens of sequences whose blocks lie scattered between NaNs.
-fn decode(to: &mut Comparison<'_>, heads: Heads, lengths: &[usize]) -> Result<()> {
-    let Heads { queries, keys: kv_heads, dim } = heads;
-    let format = to.format;
-    let cached = Cached::new(format, heads, lengths);
-    let out = (0..lengths.len()).flat_map(|sequence| cached.attend(sequence)).collect();
-    let longest = lengths.iter().max().copied().unwrap_or(0);
-    let name = format!("decoding {} to {longest} x ({queries}, {kv_heads}) x {dim}", lengths.len());
-    let lengths: Vec<u32> = lengths.iter().map(|&length| length as u32).collect();
-    to.compare(name, &[expected("out", out, format.tolerance())], |rig| {
-        let (keys, values) = (rig.put(&cached.keys)?, rig.put(&cached.values)?);
-        let (tables, lengths) = (rig.put(&cached.tables)?, rig.put(&lengths)?);
-        let cache = Cache {
-            keys: keys.slice(),
-            values: values.slice(),
-            tables: tables.slice(),
-            lengths: lengths.slice(),
-        };
-        let qkv = rig.put(&cached.rows)?;
-        let mut out = rig.poisoned::<Half>(lengths.slice().len() * queries * dim)?;
-        let room = lengths.slice().len() * partials_len(heads, cached.table_width);
-        let mut partials = rig.poisoned::<f32>(room)?;
-        let (partials, to) = (partials.slice_mut(), out.slice_mut());
-        rig.kernels.decode.attend(rig.stream, heads, qkv.slice(), cache, partials, to)?;
-        Ok(vec![rig.read(&out)?])
-    })
-}
-
-/// The cached keys and values of some sequences, and the row of each one's new token.
-struct Cached {
-    format: HalfFormat,
-    heads: Heads,
-    lengths: Vec<usize>,
-    table_width: usize,
-    tables: Vec<u32>,
-    keys: Vec<Half>,
-    values: Vec<Half>,
-    rows: Vec<Half>,
-}
-
-impl Cached {
-    fn new(format: HalfFormat, heads: Heads, lengths: &[usize]) -> Self {
-        let blocks = |length: usize| length.div_ceil(BLOCK_TOKENS);
-        let table_width = lengths.iter().map(|&length| blocks(length)).max().unwrap_or(0) + 1;
-        let total = lengths.len() * table_width;
-        let mut tables = vec![u32::MAX; total];
-        let len = total * heads.keys * BLOCK_TOKENS * heads.dim;
-        let numbers = [format.normal(60, len, 1.5), format.normal(61, len, 1.5)];
-        let [mut keys, mut values] = [(); 2].map(|()| vec![format.narrow(f32::NAN); len]);
-        for (sequence, &length) in lengths.iter().enumerate() {
-            for position in 0..length {
-                let entry = sequence * table_width + position / BLOCK_TOKENS;
-                // Backwards, one sequence's blocks among another's.
-                let place = position / BLOCK_TOKENS * lengths.len() + sequence;
-                let block = total - 1 - place;
-                tables[entry] = block as u32;
-                for head in 0..heads.keys {
-                    let at = (block * heads.keys + head) * BLOCK_TOKENS + position % BLOCK_TOKENS;
-                    let range = at * heads.dim..(at + 1) * heads.dim;
-                    keys[range.clone()].copy_from_slice(&numbers[0][range.clone()]);
-                    values[range.clone()].copy_from_slice(&numbers[1][range]);
-                }
-            }
-        }
-        let rows = format.normal(62, lengths.len() * heads.row(), 1.5);
-        Self { format, heads, lengths: lengths.to_vec(), table_width, tables, keys, values, rows }
-    }
-
-    /// The output of a sequence, of all query heads, in f64.
-    fn attend(&self, sequence: usize) -> Vec<f32> {
-        let Heads { queries, keys: kv_heads, dim } = self.heads;
-        let row = &self.rows[sequence * self.heads.row()..];
-        let widen = |number: &Half| f64::from(self.format.widen(*number));
-        let head = |query: usize| {
-            let place = |position: usize| {
-                let entry = sequence * self.table_width + position / BLOCK_TOKENS;
-                let block = self.tables[entry] as usize * kv_heads + query * kv_heads / queries;
-                (block * BLOCK_TOKENS + position % BLOCK_TOKENS) * dim
-            };
-            let dot = |key: &[Half]| -> f64 {
-                let products = row[query * dim..][..dim].iter().zip(key);
-                products.map(|(q, k)| widen(q) * widen(k)).sum::<f64>() / (dim as f64).sqrt()
-            };
-            let scores: Vec<f64> = (0..self.lengths[sequence])
-                .map(|position| dot(&self.keys[place(position)..][..dim]))
-                .collect();
-            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let (mut out, mut sum) = (vec![0.0; dim], 0.0);
-            for (position, score) in scores.into_iter().enumerate() {
-                let weight = (score - most).exp();
-                sum += weight;
-                let value = &self.values[place(position)..][..dim];
-                out.iter_mut().zip(value).for_each(|(out, v)| *out += weight * widen(v));
-            }
-            let mean = move |out: f64| if sum > 0.0 { (out / sum) as f32 } else { 0.0 };
-            out.into_iter().map(mean).collect::<Vec<f32>>()
-        };
-        (0..queries).flat_map(head).collect()
-    }
 }

@@ -9,6 +9,7 @@
 //! several variants of an operation are compared with each other, bit for bit.
 
 mod attention;
+mod cached;
 mod elementwise;
 mod optimizer;
 mod products;

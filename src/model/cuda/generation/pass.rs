@@ -1,19 +1,53 @@
 //! What a pass reads beside weights and cache: tokens, places and tables, uploaded at once.
 //!
-//! Contract: where each part lies depends on nothing but the size of a pass, so that a recorded pass
-//! reads the inputs of the next one of its size. Rows that fill a pass up are sequences of no tokens,
-//! which write into the block beside the cache and want no logits of their own.
+//! Contract: single steps come first, then prompts, whose attention is computed by tiles. Where each part
+//! lies depends on nothing but the size of a pass, so that a recorded pass reads the inputs of the next one
+//! of its size. Rows that fill a pass up write into the block beside the cache and want no logits of their
+//! own; in a pass of single steps alone they are sequences of no tokens, else nothing sees them.
 
+use crate::cuda::kernels::prompt::tiles;
+use crate::cuda::kernels::rope::Heads;
 use crate::cuda::{DeviceBuffer, DeviceSlice, Phase, Stream, Transfer};
 use crate::model::{BLOCK_TOKENS, Row};
 use anyhow::Result;
 use std::ops::Range;
 
-/// Rows of a pass and those that want logits, both filled up.
+/// How much of everything a pass has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PassSize {
+    /// Rows, filled up.
     pub(super) rows: usize,
+    /// Rows that want logits, filled up.
     pub(super) wanted: usize,
+    /// Rows that are single steps; where no others are, filled up.
+    pub(super) singles: usize,
+    /// Tiles of prompts.
+    pub(super) tiles: usize,
+}
+
+impl PassSize {
+    /// What has a length and a table of its own: single steps, then tiles.
+    fn sequences(self) -> usize {
+        self.singles + self.tiles
+    }
+
+    // Where parts of the inputs begin, after tokens, positions and slots.
+
+    fn wanted_start(self) -> usize {
+        3 * self.rows
+    }
+
+    fn tiles_start(self) -> usize {
+        self.wanted_start() + self.wanted
+    }
+
+    fn lengths_start(self) -> usize {
+        self.tiles_start() + 2 * self.tiles
+    }
+
+    fn tables_start(self) -> usize {
+        self.lengths_start() + self.sequences()
+    }
 }
 
 /// A power of two or a multiple of 32, so that at most 31 rows are added, each with its own place in
@@ -30,6 +64,7 @@ pub(super) fn filled(rows: usize) -> usize {
 pub(super) struct Inputs<'a> {
     device: DeviceBuffer<'a, u32>,
     host: Vec<u32>,
+    heads: Heads,
     /// Blocks of the longest sequence.
     table_width: usize,
 }
@@ -38,13 +73,14 @@ impl<'a> Inputs<'a> {
     /// Room for passes of at most `rows` rows of which `wanted` want logits, both filled up.
     pub(super) fn take(
         phase: &mut Phase<'a>,
-        rows: usize,
-        wanted: usize,
+        heads: Heads,
+        (rows, wanted): (usize, usize),
         table_width: usize,
     ) -> Result<Self> {
-        let len = rows * (4 + table_width) + wanted;
+        // At worst every row is a tile.
+        let len = rows * (6 + table_width) + wanted;
         let device = phase.take("inputs of a pass", len)?;
-        Ok(Self { device, host: Vec::with_capacity(len), table_width })
+        Ok(Self { device, host: Vec::with_capacity(len), heads, table_width })
     }
 
     /// Uploads the inputs of `rows`, whose sequences have `tables` in a cache with a block `beside` it.
@@ -54,9 +90,8 @@ impl<'a> Inputs<'a> {
         (tables, beside): (&[&[u32]], usize),
         rows: &[Row],
     ) -> Result<PassSize> {
-        let wanted = rows.iter().filter(|row| row.wants_logits).count();
-        let pass = PassSize { rows: filled(rows.len()), wanted: filled(wanted) };
-        let end = self.tables_of(pass).end;
+        let arranged = Arranged::new(self.heads, rows);
+        let pass = arranged.size();
         let table = |row: &Row| tables[row.sequence as usize];
         let slot = |row: &Row| {
             let (block, within) =
@@ -65,23 +100,24 @@ impl<'a> Inputs<'a> {
         };
         let filling = 0..(pass.rows - rows.len()) as u32;
         let zeros = filling.clone().map(|_| 0);
-        let to_chosen = (0..).zip(rows).filter(|(_, row)| row.wants_logits).map(|(place, _)| place);
+        let beside = filling.map(|i| (beside * BLOCK_TOKENS) as u32 + i);
+        let Arranged { rows, tiles, wanted, .. } = &arranged;
         let host = &mut self.host;
         host.clear();
         host.extend(rows.iter().map(|row| row.token).chain(zeros.clone()));
-        host.extend(rows.iter().map(|row| row.position).chain(zeros.clone()));
-        host.extend(
-            rows.iter().map(slot).chain(filling.map(|i| (beside * BLOCK_TOKENS) as u32 + i)),
-        );
-        host.extend(rows.iter().map(|row| row.position + 1).chain(zeros));
-        host.extend(to_chosen);
-        host.resize(4 * pass.rows + pass.wanted, 0);
-        for row in rows {
+        host.extend(rows.iter().map(|row| row.position).chain(zeros));
+        host.extend(rows.iter().map(slot).chain(beside));
+        host.extend(wanted);
+        host.resize(pass.tiles_start(), 0);
+        host.extend(tiles.iter().flat_map(|tile| [tile.start as u32, tile.len() as u32]));
+        host.extend(arranged.last_rows().map(|row| row.position + 1));
+        host.resize(pass.tables_start(), 0);
+        for row in arranged.last_rows() {
             let next = host.len() + self.table_width;
             host.extend_from_slice(table(row));
             host.resize(next, 0);
         }
-        host.resize(end, 0);
+        host.resize(pass.tables_start() + pass.sequences() * self.table_width, 0);
         let device = self.device.slice_mut().into_range(0..self.host.len());
         transfer.upload(stream, &self.host, device)?;
         Ok(pass)
@@ -102,25 +138,82 @@ impl<'a> Inputs<'a> {
         self.device.slice().range(2 * pass.rows..3 * pass.rows)
     }
 
-    /// The tokens that it sees.
-    pub(super) fn lengths(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
-        self.device.slice().range(3 * pass.rows..4 * pass.rows)
-    }
-
     /// The rows that want logits.
     pub(super) fn wanted(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
-        self.device.slice().range(4 * pass.rows..4 * pass.rows + pass.wanted)
+        self.device.slice().range(pass.wanted_start()..pass.tiles_start())
     }
 
-    /// The blocks of each row's sequence.
-    pub(super) fn tables(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
-        self.device.slice().range(self.tables_of(pass))
+    /// The first row and the number of rows of each tile.
+    pub(super) fn tiles(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
+        self.device.slice().range(pass.tiles_start()..pass.lengths_start())
     }
 
-    fn tables_of(&self, pass: PassSize) -> Range<usize> {
-        let start = 4 * pass.rows + pass.wanted;
-        start..start + pass.rows * self.table_width
+    /// The tokens and the blocks of single steps.
+    pub(super) fn singles(&self, pass: PassSize) -> [DeviceSlice<'_, u32>; 2] {
+        self.sequences(pass, 0..pass.singles)
     }
+
+    /// The tokens up to the end of tiles, and their blocks.
+    pub(super) fn tiled(&self, pass: PassSize) -> [DeviceSlice<'_, u32>; 2] {
+        self.sequences(pass, pass.singles..pass.sequences())
+    }
+
+    fn sequences(&self, pass: PassSize, range: Range<usize>) -> [DeviceSlice<'_, u32>; 2] {
+        let (lengths, tables) = (pass.lengths_start(), pass.tables_start());
+        let width = self.table_width;
+        let all = self.device.slice();
+        [
+            all.range(lengths + range.start..lengths + range.end),
+            all.range(tables + range.start * width..tables + range.end * width),
+        ]
+    }
+}
+
+/// The rows of a pass in the order in which they are computed: single steps, then prompts.
+struct Arranged {
+    rows: Vec<Row>,
+    singles: usize,
+    tiles: Vec<Range<usize>>,
+    /// Where the rows are that want logits, in the order in which they were given.
+    wanted: Vec<u32>,
+}
+
+impl Arranged {
+    fn new(heads: Heads, rows: &[Row]) -> Self {
+        let (mut order, prompts): (Vec<usize>, Vec<usize>) =
+            (0..rows.len()).partition(|&given| !rows[given].is_prompt);
+        let singles = order.len();
+        order.extend(prompts);
+        let mut wanted: Vec<(usize, u32)> = order.iter().copied().zip(0..).collect();
+        wanted.retain(|&(given, _)| rows[given].wants_logits);
+        wanted.sort_unstable();
+        let rows: Vec<Row> = order.into_iter().map(|given| rows[given]).collect();
+        let tiles = tiles_of(heads, singles, &rows[singles..]);
+        Self { rows, singles, tiles, wanted: wanted.into_iter().map(|(_, place)| place).collect() }
+    }
+
+    fn size(&self) -> PassSize {
+        let (rows, tiles) = (filled(self.rows.len()), self.tiles.len());
+        let singles = if tiles == 0 { rows } else { self.singles };
+        PassSize { rows, wanted: filled(self.wanted.len()), singles, tiles }
+    }
+
+    /// The single steps, and the last row of each tile.
+    fn last_rows(&self) -> impl Iterator<Item = &Row> {
+        let of_tiles = self.tiles.iter().map(|tile| &self.rows[tile.end - 1]);
+        self.rows[..self.singles].iter().chain(of_tiles)
+    }
+}
+
+/// The tiles of prompts, of which parts of several may be there, in rows from `first`.
+fn tiles_of(heads: Heads, mut first: usize, prompts: &[Row]) -> Vec<Range<usize>> {
+    let follows = |a: &Row, b: &Row| a.sequence == b.sequence && a.position + 1 == b.position;
+    let mut all = Vec::new();
+    for piece in prompts.chunk_by(follows) {
+        all.extend(tiles(heads, first..first + piece.len()));
+        first += piece.len();
+    }
+    all
 }
 
 #[cfg(test)]
@@ -132,5 +225,33 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 5, 31, 32].map(filled), [0, 1, 2, 4, 8, 32, 32]);
         assert_eq!([33, 64, 65, 257].map(filled), [64, 64, 96, 288]);
         assert!((0..5000).all(|rows| filled(rows) - rows < BLOCK_TOKENS));
+    }
+
+    const HEADS: Heads = Heads { queries: 28, keys: 4, dim: 128 };
+
+    fn row(sequence: u32, position: u32, is_prompt: bool) -> Row {
+        Row { token: 1, sequence, position, wants_logits: !is_prompt, is_prompt }
+    }
+
+    #[test]
+    fn a_tile_holds_consecutive_tokens_of_one_prompt() {
+        // Nine tokens of seven heads each are 63 of 64 rows.
+        let first = (5..16).map(|position| row(0, position, true));
+        let others = [row(1, 16, true), row(2, 17, true), row(2, 18, true)];
+        let rows: Vec<Row> = first.chain(others).collect();
+        assert_eq!(tiles_of(HEADS, 3, &rows), [3..12, 12..14, 14..15, 15..17]);
+    }
+
+    #[test]
+    fn single_steps_come_first_and_logits_in_the_order_of_the_rows_given() {
+        let ends = Row { wants_logits: true, ..row(0, 1, true) };
+        let given = [row(0, 0, true), ends, row(1, 40, false), row(2, 7, true), row(3, 9, false)];
+        let arranged = Arranged::new(HEADS, &given);
+        let sequences: Vec<u32> = arranged.rows.iter().map(|row| row.sequence).collect();
+        assert_eq!(sequences, [1, 3, 0, 0, 2]);
+        assert_eq!(arranged.wanted, [3, 0, 1]);
+        let last: Vec<u32> = arranged.last_rows().map(|row| row.position).collect();
+        assert_eq!(last, [40, 9, 1, 7]);
+        assert_eq!(arranged.size(), PassSize { rows: 8, wanted: 4, singles: 2, tiles: 2 });
     }
 }
