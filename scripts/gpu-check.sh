@@ -7,16 +7,16 @@
 #
 # OUT is a new folder; summary.txt in it says how each step ended and how long it took, and every step
 # has a file of its own (and a .json where it gives numbers). A step that fails or takes too long does
-# not end the run, and one that no longer fits into the eight minutes is left out, the least important
-# last; the exit code is 0 if all steps that could run went well. The binary is $TRAIN, else
-# target/release/train, else `train` on the path; compute-sanitizer is the path's, else that of
-# $CUDA_HOME or .toolkit (scripts/cuda-toolkit.sh --sanitizer). Nothing is installed. --tiny does it all
-# with a model of no size, to try this script itself on the emulated driver (scripts/emulated-gpu.sh);
-# its times mean nothing.
+# not end the run, and one that no longer fits into the eight minutes is left out; the most important
+# come first. The exit code is 0 if all steps that could run went well. The binary is $TRAIN, else
+# target/release/train, else `train` on the path; the peers run in $PYTHON, else python3, which needs
+# torch and transformers; compute-sanitizer is the path's, else that of $CUDA_HOME or .toolkit
+# (scripts/cuda-toolkit.sh --sanitizer). Nothing is installed. --tiny does it all with a model of no size,
+# to try this script itself on the emulated driver (scripts/emulated-gpu.sh); its times mean nothing.
 set -uo pipefail
 
 if [[ $# -lt 1 || ( $# -eq 2 && $2 != --tiny ) || $# -gt 2 ]]; then
-    sed -n '2,17s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 out=$1
@@ -25,7 +25,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 train=${TRAIN:-$root/target/release/train}
 [[ -x $train ]] || train=$(command -v train) || { echo "gpu-check: no binary: set TRAIN" >&2; exit 2; }
 python=${PYTHON:-python3}
-mkdir "$out" || exit 2
+mkdir -p "$(dirname "$out")" && mkdir "$out" || exit 2
 # PyTorch's wheels carry the libraries that ours needs.
 wheels='import glob, nvidia; print(":".join(p for root in nvidia.__path__ for p in glob.glob(root + "/*/lib")))'
 if [[ -z ${LD_LIBRARY_PATH:-} ]] && found=$("$python" -c "$wheels" 2> /dev/null); then

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Registers, shared memory and spills of every kernel, from the compiler's report.
 
-    scripts/kernel-resources.py [--out benches/results/kernels-DATE.txt]
+    scripts/kernel-resources.py [--out benches/results/kernel-resources-DATE.txt]
 
 Compiles kernels/*.cu for Hopper with the nvcc of CUDA_HOME, of the path, or of .toolkit
 (scripts/cuda-toolkit.sh), as build.rs does: a file with numbers of 16 bits twice, with bfloat16 and with
