@@ -16,6 +16,8 @@ use codeseq::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, sh
 use codeseq::model::cuda::{DeviceModel, GenerationSize};
 use codeseq::model::layout::init;
 use codeseq::model::{Decoder, ModelConfig, Row};
+use codeseq::train::grpo;
+use codeseq::train::plan::Plan;
 use cuda_support::{Driver, driver, emulated_gpu};
 use engine_support::{LEAST_BLOCKS, WIDE, bits, collect, scores};
 use half::bf16;
@@ -54,6 +56,11 @@ impl Tiny {
 
     /// On the first GPU; `None`, said loudly, where there is none that this program runs on.
     fn on_gpu(&self) -> Option<DeviceModel> {
+        self.on_gpu_to(WIDE.max_length)
+    }
+
+    /// The same for sequences of so many tokens.
+    fn on_gpu_to(&self, longest: usize) -> Option<DeviceModel> {
         let driver = driver();
         let gpu = Gpu::open(0, HalfFormat::Bf16, Some(128 << 20));
         let gpu = match driver {
@@ -69,7 +76,7 @@ impl Tiny {
                 return None;
             }
         };
-        let mut model = DeviceModel::new(gpu, self.decoder.clone(), WIDE.max_length).unwrap();
+        let mut model = DeviceModel::new(gpu, self.decoder.clone(), longest).unwrap();
         model.upload(0, &self.params).unwrap();
         Some(model)
     }
@@ -273,6 +280,45 @@ fn cuda_a_cache_shrinks_to_the_memory_that_is_left() {
         .generate(&[request(4, 1, 1)], &sampling(), &mut |_: usize, _: usize, _: Rollout| {})
         .unwrap_err();
     assert!(refusal.to_string().contains("needs 5"), "{refusal}");
+}
+
+/// A run of reinforcement of so many sequences at a time whose prompts and responses have these lengths.
+fn reinforcement(place: &Place, [sequences, prompt, response]: [usize; 3]) -> grpo::Config {
+    let text = format!(
+        "model = {{ path = '{}' }}
+        data = {{ files = [], max_prompt_tokens = {prompt} }}
+        rollout = {{ num_prompts = 2, n = 4, temperature = 1.0, max_new_tokens = {response},
+            max_sequences = {sequences}, kv_cache_tokens = 4096 }}
+        optim = {{ lr = 1e-4 }}
+        schedule = {{}}
+        train = {{ total_steps = 1, seq_len = 2048, device = 'cuda' }}",
+        place.path("").display()
+    );
+    toml::from_str(&text).unwrap()
+}
+
+#[test]
+fn cuda_the_memory_of_generation_is_planned_to_the_byte() {
+    let place = Place::new();
+    for tiny in [Tiny::new("llama", true), Tiny::new("qwen2", false)] {
+        place.write("config.json", tiny.decoder.config().to_json());
+        // One split of attention, several for all rows, few draws and more than are penalized at a time.
+        for [sequences, prompt, response] in [[8, 60, 40], [8, 700, 900], [300, 20, 501]] {
+            let plan =
+                Plan::of_grpo(&reinforcement(&place, [sequences, prompt, response])).unwrap();
+            let longest = prompt + response;
+            let Some(mut model) = tiny.on_gpu_to(longest) else { return };
+            let taken = |model: &mut DeviceModel| -> usize {
+                model.split().1.arena.taken().map(|(_, bytes)| bytes).sum()
+            };
+            model.split().1.arena.phase();
+            let before = taken(&mut model);
+            let config = EngineConfig::roomy(sequences, longest).within(4096);
+            drop(Engine::on_gpu(&mut model, config).unwrap());
+            assert_eq!(plan.phases[0].name, "sampling");
+            assert_eq!(taken(&mut model) - before, plan.phases[0].bytes(), "{sequences} {longest}");
+        }
+    }
 }
 
 /// The program where it finds an emulated GPU.

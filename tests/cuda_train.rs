@@ -205,6 +205,12 @@ fn two_gpus_learn_what_one_does() {
     assert_equal_runs(&place.path("sharded-false"), &place.path("sharded-true"));
 }
 
+/// The most memory of a GPU that was taken at once up to each step.
+fn peak_bytes(run: &Path) -> Vec<u64> {
+    let peaks = column(run, "time/gpu_peak_mib");
+    peaks.iter().map(|mib| (mib * f64::from(1 << 20)) as u64).collect()
+}
+
 #[test]
 fn a_gpu_takes_the_memory_that_was_planned() {
     if !can_emulate() {
@@ -220,9 +226,7 @@ fn a_gpu_takes_the_memory_that_was_planned() {
     // there libraries outside of the arena.
     let own_attention = 4 * 256 * 3;
     let planned = bytes("") - bytes("CUDA") - bytes("attention") + own_attention;
-    let taken = column(&GPU, "time/gpu_peak_mib");
-    let taken: Vec<u64> = taken.iter().map(|mib| (mib * f64::from(1 << 20)) as u64).collect();
-    assert_eq!(taken, vec![planned; STEPS]);
+    assert_eq!(peak_bytes(&GPU), vec![planned; STEPS]);
     assert!(column(&GPU, "time/mfu").iter().all(|&mfu| mfu > 0.0));
 }
 
@@ -295,6 +299,28 @@ fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() 
         "grpo --config @grpo.toml --out @other --set train.share_prompts=true",
         &["train.share_prompts", "CPU"],
     );
+}
+
+#[test]
+fn a_gpu_that_samples_takes_the_memory_that_was_planned_from_the_first_step_on() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    // So much room for sequences that sampling takes more than updating.
+    let wide = grpo_config().replace("max_sequences = 8", "max_sequences = 500");
+    place.write("grpo.toml", &wide);
+    done(emulated(&mut place.train("grpo --config @grpo.toml --out @run"), 1));
+    let run = place.path("run");
+    let plan: Value = serde_json::from_slice(&fs::read(run.join("plan.json")).unwrap()).unwrap();
+    let bytes = |buffers: &Value| -> u64 {
+        let buffers = buffers.as_array().unwrap().iter();
+        let of_arena = buffers.filter(|b| !b["name"].as_str().unwrap().starts_with("CUDA"));
+        of_arena.map(|b| b["bytes"].as_u64().unwrap()).sum()
+    };
+    let [sampling, updating] = [0, 1].map(|phase| bytes(&plan["phases"][phase]["buffers"]));
+    assert!(sampling > updating, "{plan}");
+    assert_eq!(peak_bytes(&run), [bytes(&plan["buffers"]) + sampling; 2]);
 }
 
 #[test]

@@ -102,6 +102,7 @@ impl AttemptArgs {
             num_samples: self.rollouts,
             temperature: self.temperature,
             max_new_tokens: self.max_new_tokens,
+            max_prompt_tokens: None,
             max_sequences: self.max_sequences,
             kv_cache_tokens: None,
             key: self.seed,

@@ -66,6 +66,11 @@ impl<'a> Generator<'a> {
         stop_ids(self.config(), self.tokenizer)
     }
 
+    /// Whether GPUs compute.
+    pub(super) fn is_on_gpus(&self) -> bool {
+        matches!(self.ranks, Ranks::Gpus(_))
+    }
+
     /// What computes, as the responses depend on it.
     pub fn device(&self) -> &'static str {
         match self.ranks {

@@ -173,6 +173,7 @@ pub(super) fn collect<'t>(
             num_samples: config.rollout.n,
             temperature: config.rollout.temperature as f32,
             max_new_tokens: config.rollout.max_new_tokens,
+            max_prompt_tokens: Some(config.data.max_prompt_tokens),
             max_sequences: config.rollout.max_sequences,
             kv_cache_tokens: config.rollout.kv_cache_tokens,
             key,
