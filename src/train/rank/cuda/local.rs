@@ -5,7 +5,6 @@
 use super::exchange::Exchange;
 use super::shard::Shard;
 use super::ties::Ties;
-use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
 use crate::cuda::{Gpu, Half, HalfFormat};
 use crate::dist::{Member, Portion, Shards};
@@ -145,7 +144,7 @@ impl Local {
         let Self { model, shard, exchange, .. } = self;
         let (params, gpu) = model.split();
         if let Some(adamw) = adamw {
-            shard.step(exchange, &gpu.tools.kernels.adamw, on_device(adamw), params)?;
+            shard.step(exchange, &gpu.tools.kernels.adamw, adamw, params)?;
         }
         shard.clear(exchange)?;
         exchange.precede(&gpu.stream)
@@ -231,9 +230,4 @@ fn half_format(precision: Precision) -> HalfFormat {
         // f32 is refused where settings enter.
         Precision::Bf16 | Precision::F32 => HalfFormat::Bf16,
     }
-}
-
-fn on_device(adamw: AdamW) -> DeviceAdamW {
-    let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step } = adamw;
-    DeviceAdamW { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step }
 }
