@@ -90,7 +90,7 @@ impl AttemptArgs {
             .filter(|out| !out.exists() || out.is_file())
             .map(|out| {
                 let asked = (&*problems, &prompt, &settings);
-                let identity = Identity::new((&dir, generator.device()), asked, &options)?;
+                let identity = Identity::new((&dir, &self.ranks.device()), asked, &options)?;
                 Journal::open(Journal::path_for(out), &identity, self.resume)
             })
             .transpose()?;

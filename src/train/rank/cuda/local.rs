@@ -6,14 +6,13 @@ use super::exchange::Exchange;
 use super::shard::Shard;
 use super::ties::Ties;
 use crate::cuda::nccl::UniqueId;
-use crate::cuda::{Gpu, Half, HalfFormat};
+use crate::cuda::{Gpu, Half};
 use crate::dist::{Member, Portion, Shards};
-use crate::model::cuda::{DeviceModel, Training};
+use crate::model::cuda::{DeviceModel, Training, half_format};
 use crate::model::{Decoder, Layout, ModelConfig, Recompute, ScoreGradient};
 use crate::ops::adamw::AdamW;
 use crate::train::device::Gpus;
 use crate::train::rank::{GPU_BUCKET, Reduced};
-use crate::train::settings::Precision;
 use crate::train::{Chunk, MicroBatch};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -222,12 +221,4 @@ fn score(
         Ok(scores.iter().map(|score| score.logp).collect())
     };
     rows.iter().map(&mut of_row).collect()
-}
-
-fn half_format(precision: Precision) -> HalfFormat {
-    match precision {
-        Precision::Fp16 => HalfFormat::Fp16,
-        // f32 is refused where settings enter.
-        Precision::Bf16 | Precision::F32 => HalfFormat::Bf16,
-    }
 }
