@@ -16,7 +16,7 @@ const MOST_RANKS: usize = 1 << 10;
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct DeviceArgs {
     /// What computes
-    #[arg(long = "device", value_enum, default_value_t)]
+    #[arg(long = "device", value_name = "DEVICE", value_enum, default_value_t)]
     pub kind: DeviceKind,
     /// Numbers of weights and activations, in whichever the model is stored; where not given, f32 on a
     /// CPU and bf16 on a GPU
