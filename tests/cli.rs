@@ -116,3 +116,16 @@ fn a_closed_pipe_ends_the_program_quietly() {
     assert_eq!(output.status.code(), Some(0));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn numbers_that_the_device_does_not_compute_with_are_refused_before_a_model_is_read() {
+    let generate = ["generate", "--model", "none", "--prompt", "a"];
+    let score = ["score", "--model", "none", "--data", "none", "--out", "none"];
+    let eval = ["eval", "gtg", "--model", "none", "--data", "none"];
+    for command in [&generate[..], &score, &eval] {
+        let text = mistake(&[command, &["--precision", "fp16"]].concat());
+        assert!(text.contains("--precision is fp16: a CPU computes in f32"), "{text}");
+        let text = mistake(&[command, &["--device", "cuda", "--precision", "f32"]].concat());
+        assert!(text.contains("--precision is f32: GPUs compute in bf16 or fp16"), "{text}");
+    }
+}

@@ -14,7 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use support::{
-    Place, VOCAB, column, done, expect_mistake, gpu_shape, inputs, interrupt, shape, start, train,
+    Place, VOCAB, column, done, expect_mistake, gpu_shape, inputs, interrupt, kill, shape, start,
+    train,
 };
 
 /// Updates of a run.
@@ -66,27 +67,31 @@ fn undisturbed(name: &str, more: &str) -> PathBuf {
     run
 }
 
-/// The bytes of a file of the last checkpoint.
-fn saved(run: &Path, file: &str) -> Vec<u8> {
-    fs::read(run.join(format!("checkpoints/step-{STEPS:06}")).join(file)).unwrap()
+/// The bytes of a file of the checkpoint of a step.
+fn saved(run: &Path, step: usize, file: &str) -> Vec<u8> {
+    fs::read(run.join(format!("checkpoints/step-{step:06}")).join(file)).unwrap()
 }
 
 const FILES: [&str; 3] = ["model.safetensors", "state/optimizer.safetensors", "state/state.json"];
 
-fn assert_equal_runs(run: &Path, other: &Path) {
+/// Expects the same numbers in every row, and the same bits in the checkpoint of the last `step`.
+fn assert_equal_runs(run: &Path, other: &Path, (step, keys): (usize, &[&str])) {
     // As they are written: a norm that overflows is null.
     let logged = |run: &Path, key: &str| -> Vec<Value> {
         let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
         let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         rows.map(|row| row[key].clone()).collect()
     };
-    for key in ["loss/nll", "optim/grad_norm"] {
+    for key in keys {
         assert_eq!(logged(run, key), logged(other, key), "{key}");
     }
     for file in FILES {
-        assert!(saved(run, file) == saved(other, file), "{file} differs");
+        assert!(saved(run, step, file) == saved(other, step, file), "{file} differs");
     }
 }
+
+/// What runs of fine-tuning are compared by.
+const TUNED: (usize, &[&str]) = (STEPS, &["loss/nll", "optim/grad_norm"]);
 
 /// Largest relative distance between two curves.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
@@ -157,7 +162,7 @@ fn a_run_on_a_gpu_stopped_and_resumed_has_the_same_bits() {
             interrupt(start(emulated(&mut place.train(&words), 1), || rows().lines().count() >= 3));
         assert!(rows().lines().count() < STEPS, "{stopped}");
         done(emulated(&mut place.train(&format!("{words} --resume")), 1));
-        assert_equal_runs(&run, &whole);
+        assert_equal_runs(&run, &whole, TUNED);
     }
 }
 
@@ -202,7 +207,13 @@ fn two_gpus_learn_what_one_does() {
         println!("{kept} sums on two GPUs: losses {apart:.1e} apart");
         assert!(apart < 1e-2, "{kept}: {apart}");
     }
-    assert_equal_runs(&place.path("sharded-false"), &place.path("sharded-true"));
+    assert_equal_runs(&place.path("sharded-false"), &place.path("sharded-true"), TUNED);
+}
+
+/// The most memory of a GPU that was taken at once up to each step.
+fn peak_bytes(run: &Path) -> Vec<u64> {
+    let peaks = column(run, "time/gpu_peak_mib");
+    peaks.iter().map(|mib| (mib * f64::from(1 << 20)) as u64).collect()
 }
 
 #[test]
@@ -220,9 +231,7 @@ fn a_gpu_takes_the_memory_that_was_planned() {
     // there libraries outside of the arena.
     let own_attention = 4 * 256 * 3;
     let planned = bytes("") - bytes("CUDA") - bytes("attention") + own_attention;
-    let taken = column(&GPU, "time/gpu_peak_mib");
-    let taken: Vec<u64> = taken.iter().map(|mib| (mib * f64::from(1 << 20)) as u64).collect();
-    assert_eq!(taken, vec![planned; STEPS]);
+    assert_eq!(peak_bytes(&GPU), vec![planned; STEPS]);
     assert!(column(&GPU, "time/mfu").iter().all(|&mfu| mfu > 0.0));
 }
 
@@ -298,6 +307,89 @@ fn reinforcement_runs_on_a_gpu_and_says_how_far_sampler_and_trainer_are_apart() 
 }
 
 #[test]
+fn a_gpu_that_samples_takes_the_memory_that_was_planned_from_the_first_step_on() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    // So much room for sequences that sampling takes more than updating.
+    let wide = grpo_config().replace("max_sequences = 8", "max_sequences = 500");
+    place.write("grpo.toml", &wide);
+    done(emulated(&mut place.train("grpo --config @grpo.toml --out @run"), 1));
+    let run = place.path("run");
+    let plan: Value = serde_json::from_slice(&fs::read(run.join("plan.json")).unwrap()).unwrap();
+    let bytes = |buffers: &Value| -> u64 {
+        let buffers = buffers.as_array().unwrap().iter();
+        let of_arena = buffers.filter(|b| !b["name"].as_str().unwrap().starts_with("CUDA"));
+        of_arena.map(|b| b["bytes"].as_u64().unwrap()).sum()
+    };
+    let [sampling, updating] = [0, 1].map(|phase| bytes(&plan["phases"][phase]["buffers"]));
+    assert!(sampling > updating, "{plan}");
+    assert_eq!(peak_bytes(&run), [bytes(&plan["buffers"]) + sampling; 2]);
+}
+
+#[test]
+fn reinforcement_in_fp16_follows_the_cpu_and_its_sampler_is_eight_times_closer() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    let run = |out: &str, more: &str| {
+        let words = format!("grpo --config @grpo.toml --out @{out} --set optim.lr=1e-3 {more}");
+        done(emulated(&mut place.train(&words), 1));
+        place.path(out)
+    };
+    let (cpu, gpu) = (run("cpu", "--set train.device=cpu"), run("gpu", FP16));
+    // Draws are keyed: from distributions so close come the same responses.
+    for key in ["response/mean_tokens", "reward/mean"] {
+        assert_eq!(column(&gpu, key), column(&cpu, key), "{key}");
+    }
+    let norms = distance(&column(&gpu, "optim/grad_norm"), &column(&cpu, "optim/grad_norm"));
+    let [ratio, off] =
+        ["rollout/ratio_mean", "rollout/logprob_diff_max"].map(|key| column(&gpu, key));
+    println!("norms of gradients {norms:.1e} apart, mean ratio {ratio:?}, at most {off:?} off");
+    // An eighth of what bf16 is allowed.
+    assert!(norms < 5e-2 / 8.0);
+    assert!(off.iter().all(|&off| off < 0.1 / 8.0));
+    assert!(ratio.iter().all(|r| (r - 1.0).abs() < 0.02 / 8.0));
+    assert_eq!(column(&gpu, "optim/skipped"), [0.0; 2]);
+    assert_eq!(column(&gpu, "optim/loss_scale"), [16_384.0; 2]);
+}
+
+#[test]
+fn reinforcement_skips_updates_that_overflow_and_killed_resumes_to_the_same_bits() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config().replace("total_steps = 2", "total_steps = 4"));
+    let words = |out: &str| {
+        format!(
+            "grpo --config @grpo.toml --out @{out} --set optim.lr=1e-3 --set checkpoint.every=1 {TOO_LARGE}"
+        )
+    };
+    done(emulated(&mut place.train(&words("whole")), 1));
+    let (whole, stopped) = (place.path("whole"), place.path("stopped"));
+    let rows = || fs::read_to_string(stopped.join("metrics.jsonl")).unwrap_or_default();
+    let mut command = place.train(&words("stopped"));
+    kill(start(emulated(&mut command, 1), || rows().lines().count() >= 2));
+    done(emulated(&mut place.train(&format!("{} --resume", words("stopped"))), 1));
+
+    let (scales, skipped) = (column(&whole, "optim/loss_scale"), column(&whole, "optim/skipped"));
+    assert_eq!(skipped[0], 1.0, "{scales:?}");
+    assert_eq!(skipped[3], 0.0, "{scales:?}");
+    for step in 0..3 {
+        assert_eq!(scales[step + 1], scales[step] / (1.0 + skipped[step]), "{scales:?}");
+    }
+    let first = saved(&whole, 1, FILES[0]);
+    assert!(first == fs::read(INPUTS.join(&*TRAINED).join(FILES[0])).unwrap(), "skipped");
+    assert!(first != saved(&whole, 4, FILES[0]), "learnt");
+    let keys = ["loss/policy", "optim/grad_norm", "optim/loss_scale", "optim/skipped"];
+    assert_equal_runs(&whole, &stopped, (4, &keys));
+}
+
+#[test]
 fn reinforcement_held_to_a_reference_resumes_to_the_same_bits_in_the_memory_of_one_without() {
     if !can_emulate() {
         return;
@@ -317,13 +409,8 @@ fn reinforcement_held_to_a_reference_resumes_to_the_same_bits_in_the_memory_of_o
     run(&words("stopped", "--set policy.kl_coef=0.1 --resume"));
     let kl = column(&whole, "policy/reference_kl");
     assert!(kl[0] < 1e-3 && kl[1] > kl[0], "{kl:?}");
-    for key in ["policy/reference_kl", "loss/policy", "optim/grad_norm"] {
-        assert_eq!(column(&whole, key), column(&stopped, key), "{key}");
-    }
-    for file in FILES {
-        let of = |run: &Path| fs::read(run.join("checkpoints/step-000002").join(file)).unwrap();
-        assert!(of(&whole) == of(&stopped), "{file} differs");
-    }
+    let keys = ["policy/reference_kl", "loss/policy", "optim/grad_norm"];
+    assert_equal_runs(&whole, &stopped, (2, &keys));
     let [with, without] =
         [&whole, &place.path("without")].map(|run| column(run, "time/gpu_peak_mib"));
     assert_eq!(with[0], without[0]);

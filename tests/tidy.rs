@@ -15,8 +15,13 @@ const ROWS: [&[&str]; 7] = [
     &["cli"],
 ];
 
-const SAME_ROW: [(&str, &str); 4] =
-    [("cuda", "dist"), ("sandbox", "data"), ("report", "train"), ("bench", "train")];
+const SAME_ROW: [(&str, &str); 5] = [
+    ("cuda", "dist"),
+    ("cuda", "ops"),
+    ("sandbox", "data"),
+    ("report", "train"),
+    ("bench", "train"),
+];
 
 fn source_files() -> Vec<PathBuf> {
     fn walk(dir: &Path, files: &mut Vec<PathBuf>) {

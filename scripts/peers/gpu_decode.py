@@ -10,10 +10,9 @@ Usage: gpu_decode.py [--model llama3-8b] [--batch 64,256] [--context 1024,2048] 
 import argparse
 import json
 import statistics
-import sys
 import time
 
-from gpu_step import SHAPES, build
+from gpu_step import SHAPES, build, machine
 
 
 def numbers(text):
@@ -50,13 +49,9 @@ def main():
     parser.add_argument("--context", type=numbers, default=[1024, 2048])
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
-    try:
-        import torch
-        import transformers
-    except ImportError as absent:
-        sys.exit(f"gpu_decode.py: {absent}")
-    if not torch.cuda.is_available():
-        sys.exit("gpu_decode.py: torch sees no GPU")
+    about = machine()
+    import torch
+
     model = build(args.model).eval()
     compiled = torch.compile(model, mode="reduce-overhead")
     lines = []
@@ -70,9 +65,7 @@ def main():
                 torch.cuda.empty_cache()
                 line["error"] = "out of memory"
             lines.append(line)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    device = torch.cuda.get_device_name()
-    print(json.dumps({"model": args.model, **versions, "device": device, "lines": lines}))
+    print(json.dumps({"model": args.model, **about, "lines": lines}))
 
 
 if __name__ == "__main__":

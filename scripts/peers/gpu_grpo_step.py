@@ -12,11 +12,9 @@ Usage: gpu_grpo_step.py [--model llama3-8b] [--prompts 8] [--samples 8] [--promp
 """
 
 import argparse
-import json
-import sys
 import time
 
-from gpu_step import SHAPES, build
+from gpu_step import SHAPES, build, report
 
 # Tokens of responses in the step that does not count.
 WARM_UP = 4
@@ -107,22 +105,7 @@ def main():
     for name, default in [("prompts", 8), ("samples", 8), ("prompt", 512), ("response", 1024),
                           ("micro-batch", 4), ("zero-world", 8)]:  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
-    args = parser.parse_args()
-    try:
-        import torch
-        import transformers
-    except ImportError as absent:
-        sys.exit(f"gpu_grpo_step.py: {absent}")
-    if not torch.cuda.is_available():
-        sys.exit("gpu_grpo_step.py: torch sees no GPU")
-    try:
-        result = measure(args, checkpointing=False)
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        result = measure(args, checkpointing=True)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    device = torch.cuda.get_device_name()
-    print(json.dumps({**vars(args), **versions, "device": device, **result}))
+    report(parser.parse_args(), measure)
 
 
 if __name__ == "__main__":

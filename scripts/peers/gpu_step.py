@@ -10,6 +10,7 @@ Usage: gpu_step.py [--model llama3-8b|qwen2.5-7b|tiny] [--seq 5120] [--zero-worl
 
 import argparse
 import json
+import os
 import statistics
 import sys
 
@@ -39,6 +40,34 @@ def build(name):
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
         return model_class(config)
+
+
+def machine():
+    """The versions of what is needed and the GPU; ends the program where something is missing."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        import torch
+        import transformers
+    except ImportError as absent:
+        sys.exit(f"{name}: {absent}")
+    if not torch.cuda.is_available():
+        sys.exit(f"{name}: torch sees no GPU")
+    device = torch.cuda.get_device_name()
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "device": device}
+
+
+def report(args, measure):
+    """Prints what `measure` finds: with whole layers computed again where nothing else fits the card."""
+    about = machine()
+    import torch
+
+    try:
+        result = measure(args, checkpointing=False)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        torch._dynamo.reset()
+        result = measure(args, checkpointing=True)
+    print(json.dumps({**vars(args), **about, **result}))
 
 
 def timed(work, repeats):
@@ -96,23 +125,7 @@ def main():
     parser.add_argument("--seq", type=int, default=5120)
     parser.add_argument("--zero-world", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=10)
-    args = parser.parse_args()
-    try:
-        import torch
-        import transformers
-    except ImportError as absent:
-        sys.exit(f"gpu_step.py: {absent}")
-    if not torch.cuda.is_available():
-        sys.exit("gpu_step.py: torch sees no GPU")
-    try:
-        result = measure(args, checkpointing=False)
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        torch._dynamo.reset()
-        result = measure(args, checkpointing=True)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    device = torch.cuda.get_device_name()
-    print(json.dumps({**vars(args), **versions, "device": device, **result}))
+    report(parser.parse_args(), measure)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
 //! anyone to exchange with. A rank's own shard is not taken for it: that belongs to a run, with a
 //! checkpoint's weights on the host and communication in every call.
 
-use crate::cuda::kernels::adamw::{AdamW, DecayRange, Shard, StepInputs};
+use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
 use crate::cuda::kernels::flat::Flat;
 use crate::cuda::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Half, Stream};
 use crate::dist::piece;
+use crate::ops::adamw::AdamW;
 use anyhow::Result;
 use std::ops::Range;
 

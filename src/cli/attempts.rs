@@ -90,7 +90,7 @@ impl AttemptArgs {
             .filter(|out| !out.exists() || out.is_file())
             .map(|out| {
                 let asked = (&*problems, &prompt, &settings);
-                let identity = Identity::new((&dir, generator.device()), asked, &options)?;
+                let identity = Identity::new((&dir, &self.ranks.device()), asked, &options)?;
                 Journal::open(Journal::path_for(out), &identity, self.resume)
             })
             .transpose()?;
@@ -102,6 +102,7 @@ impl AttemptArgs {
             num_samples: self.rollouts,
             temperature: self.temperature,
             max_new_tokens: self.max_new_tokens,
+            max_prompt_tokens: None,
             max_sequences: self.max_sequences,
             kv_cache_tokens: None,
             key: self.seed,

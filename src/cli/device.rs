@@ -1,9 +1,10 @@
-//! `--device` and `--ranks`: where a command generates.
+//! `--device`, `--precision` and `--ranks`: where a command computes, and in which numbers.
 
 use crate::base::error::usage;
 use crate::checkpoint::{LanguageModel, StoredModel};
 use crate::engine::device::{self, DeviceModel};
 use crate::eval::generator::{Generator, GpuRank};
+use crate::model::{Decoder, Precision};
 use crate::train::device::DeviceKind;
 use anyhow::Result;
 use std::path::Path;
@@ -11,12 +12,23 @@ use std::path::Path;
 /// Far more ranks than anybody has.
 const MOST_RANKS: usize = 1 << 10;
 
+/// Where a command computes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct DeviceArgs {
+    /// What computes
+    #[arg(long = "device", value_name = "DEVICE", value_enum, default_value_t)]
+    pub kind: DeviceKind,
+    /// Numbers of weights and activations, in whichever the model is stored; where not given, f32 on a
+    /// CPU and bf16 on a GPU
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
+}
+
 /// Where a command that shares its work generates.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct RankArgs {
-    /// What computes
-    #[arg(long, value_enum, default_value_t)]
-    pub device: DeviceKind,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Ranks that share the problems, threads on a CPU and GPUs otherwise; any number gives the same
     /// result
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -31,7 +43,29 @@ pub enum Candidate {
     Gpus(StoredModel, Vec<DeviceModel>),
 }
 
+impl DeviceArgs {
+    /// Refuses what this program and this machine do not have.
+    pub fn check(self, ranks: usize) -> Result<()> {
+        self.kind.check_precision(self.precision, "--precision")?;
+        self.kind.check(ranks)
+    }
+
+    /// A model on a GPU, whose parameters have yet to be uploaded.
+    pub fn open_gpu(self, ordinal: usize, decoder: &Decoder) -> Result<DeviceModel> {
+        device::open(ordinal, decoder, self.kind.precision(self.precision))
+    }
+}
+
 impl RankArgs {
+    /// What responses depend on: the device and its numbers.
+    pub fn device(self) -> String {
+        let precision = self.device.kind.precision(self.device.precision);
+        match self.device.kind {
+            DeviceKind::Cpu => format!("cpu, {precision}"),
+            DeviceKind::Cuda => format!("cuda, {precision}"),
+        }
+    }
+
     /// Refuses what this program and this machine do not have.
     pub fn check(self) -> Result<()> {
         if !(1..=MOST_RANKS).contains(&self.ranks) {
@@ -45,11 +79,12 @@ impl RankArgs {
 
     /// Opens a model where it generates.
     pub fn open(self, model: &Path) -> Result<Candidate> {
-        match self.device {
+        match self.device.kind {
             DeviceKind::Cpu => Ok(Candidate::Threads(LanguageModel::open(model)?, self.ranks)),
             DeviceKind::Cuda => {
                 let model = StoredModel::open(model)?;
-                let gpus = (0..self.ranks).map(|ordinal| device::open(ordinal, &model.decoder));
+                let gpus =
+                    (0..self.ranks).map(|ordinal| self.device.open_gpu(ordinal, &model.decoder));
                 let mut gpus = gpus.collect::<Result<Vec<_>>>()?;
                 model.read(|at, params| {
                     gpus.iter_mut().try_for_each(|gpu| gpu.upload(at, params))

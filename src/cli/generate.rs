@@ -2,6 +2,7 @@
 //!
 //! Stop strings live here, where tokens become text; the engine only knows tokens.
 
+use super::device::DeviceArgs;
 use super::print;
 use crate::base::error::usage;
 use crate::base::{interrupt, memory, rng};
@@ -10,7 +11,7 @@ use crate::data::jsonl;
 use crate::data::sample::Sample;
 use crate::engine::{
     Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams,
-    check_temperature, device,
+    check_temperature,
 };
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::Tokenizer;
@@ -74,9 +75,8 @@ pub struct Args {
     /// Seed of the sampling; a response follows from it, the prompt and the response's number
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What computes
-    #[arg(long, value_enum, default_value_t)]
-    device: DeviceKind,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print one JSON object a line: prompt and sample (numbered from 0), text, output_ids, logprobs,
     /// finish_reason
     #[arg(long)]
@@ -104,7 +104,7 @@ pub fn run(args: Args) -> Result<()> {
     check(&args)?;
     args.device.check(1)?;
     interrupt::install()?;
-    match args.device {
+    match args.device.kind {
         DeviceKind::Cpu => {
             let model = InferenceModel::open(&args.model)?;
             let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
@@ -115,7 +115,7 @@ pub fn run(args: Args) -> Result<()> {
         DeviceKind::Cuda => {
             let model = StoredModel::open(&args.model)?;
             let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
-            let mut gpu = device::open(0, &model.decoder)?;
+            let mut gpu = args.device.open_gpu(0, &model.decoder)?;
             model.read(|at, params| gpu.upload(at, params))?;
             work.run(Engine::on_gpu(&mut gpu, work.config.clone())?)
         }

@@ -1,5 +1,6 @@
 //! `train score`: log-probabilities of given tokens.
 
+use super::device::DeviceArgs;
 use crate::base::error::usage;
 use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
@@ -29,9 +30,8 @@ pub struct Args {
     /// Divides the logits; at 0 the log-probabilities are those of 1
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
-    /// What computes
-    #[arg(long, value_enum, default_value_t)]
-    device: DeviceKind,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// A line of input, as it stands there. Not an untagged enum: its errors do not say what is wrong.
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
         return Err(usage(format!("{}: no lines to score", args.data.display())));
     }
     let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
-    let (sequences, scores) = match args.device {
+    let (sequences, scores) = match args.device.kind {
         DeviceKind::Cpu => {
             let InferenceModel { decoder, weights, tokenizer } = InferenceModel::open(&args.model)?;
             let sequences = sequences(&args.data, lines, &decoder, &tokenizer)?;
@@ -75,7 +75,7 @@ pub fn run(args: Args) -> Result<()> {
         DeviceKind::Cuda => {
             let model = StoredModel::open(&args.model)?;
             let sequences = sequences(&args.data, lines, &model.decoder, &model.tokenizer)?;
-            let mut gpu = device::open(0, &model.decoder)?;
+            let mut gpu = args.device.open_gpu(0, &model.decoder)?;
             model.read(|at, params| gpu.upload(at, params))?;
             let progress = progress(&sequences);
             let scores = device::score(&mut gpu, &sequences, temperature, &progress)?;

@@ -5,11 +5,11 @@ use super::backend::Backend;
 use super::{Engine, EngineConfig};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
-use crate::cuda::{Gpu, HalfFormat, device};
-use crate::model::cuda::{Generation, GenerationSize};
-use crate::model::{BatchSize, Decoder, ModelConfig, Packed, Recompute, Row, Target};
+use crate::cuda::{Gpu, device};
+use crate::model::cuda::{Generation, GenerationSize, half_format};
+use crate::model::{BatchSize, Decoder, ModelConfig, Packed, Precision, Recompute, Row, Target};
 use crate::ops::sample::{Draw, Policy};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 pub use crate::model::cuda::DeviceModel;
 
@@ -33,10 +33,11 @@ pub fn check_shape(shape: &ModelConfig) -> Result<()> {
     DeviceModel::check(shape)
 }
 
-/// A model on a GPU, in bf16, whose parameters have yet to be uploaded; all of the GPU's memory is taken.
-pub fn open(ordinal: usize, decoder: &Decoder) -> Result<DeviceModel> {
+/// A model on a GPU, in bf16 or fp16, whose parameters have yet to be uploaded; all of the GPU's memory is
+/// taken.
+pub fn open(ordinal: usize, decoder: &Decoder, precision: Precision) -> Result<DeviceModel> {
     DeviceModel::check(decoder.config())?;
-    let gpu = Gpu::open(ordinal, HalfFormat::Bf16, None)?;
+    let gpu = Gpu::open(ordinal, half_format(precision), None)?;
     let positions = decoder.config().max_position_embeddings;
     DeviceModel::new(gpu, decoder.clone(), positions)
 }
@@ -51,16 +52,29 @@ impl Backend for Generation<'_> {
     }
 
     fn draw(&mut self, draws: &[Draw<'_>], policy: &Policy) -> Result<Vec<(u32, f32)>> {
-        self.draw(draws, policy)
+        let drawn = self.draw(draws, policy)?;
+        check_finite(drawn.iter().map(|&(_, logprob)| logprob))?;
+        Ok(drawn)
     }
 
     fn logits(&mut self, place: usize) -> Result<Vec<f32>> {
-        self.logits(place)
+        let logits = self.logits(place)?;
+        check_finite(logits.iter().copied())?;
+        Ok(logits)
     }
 
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
         self.copy_block(from, to)
     }
+}
+
+/// Refuses what came of numbers too large for their format.
+fn check_finite(mut numbers: impl Iterator<Item = f32>) -> Result<()> {
+    ensure!(
+        numbers.all(f32::is_finite),
+        "the model's numbers overflow: fp16 ends at 65504; compute in bf16 (precision)"
+    );
+    Ok(())
 }
 
 impl<'m> Engine<'m> {
@@ -101,7 +115,9 @@ pub fn score(
         };
         let targets: Vec<Target> =
             batch.iter().zip(&packed.cu_seqlens).flat_map(of_sequence).collect();
-        let mut found = training.score(&packed, &targets, temperature)?.into_iter();
+        let found = training.score(&packed, &targets, temperature)?;
+        check_finite(found.iter().map(|score| score.logp))?;
+        let mut found = found.into_iter();
         progress.inc(targets.len() as u64);
         for sequence in batch {
             let count = sequence.len().saturating_sub(1);

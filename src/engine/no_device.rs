@@ -3,7 +3,7 @@
 use super::{Engine, EngineConfig};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
-use crate::model::{Decoder, ModelConfig};
+use crate::model::{Decoder, ModelConfig, Precision};
 use anyhow::Result;
 
 /// A model on a GPU, of which there are none.
@@ -21,7 +21,7 @@ pub fn check_shape(_shape: &ModelConfig) -> Result<()> {
 }
 
 /// Refuses any GPU.
-pub fn open(_ordinal: usize, _decoder: &Decoder) -> Result<DeviceModel> {
+pub fn open(_ordinal: usize, _decoder: &Decoder, _precision: Precision) -> Result<DeviceModel> {
     Err(refusal())
 }
 

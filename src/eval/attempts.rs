@@ -30,6 +30,8 @@ pub struct AttemptSettings {
     pub temperature: f32,
     /// Longest response, in tokens; prompt and response never exceed what the model was made for.
     pub max_new_tokens: usize,
+    /// Longest prompt that may come, where that is known before: GPUs then take the same memory each time.
+    pub max_prompt_tokens: Option<usize>,
     /// Sequences that each rank generates at the same time.
     pub max_sequences: usize,
     /// Positions in each rank's key-value cache; where not given, as many as `max_sequences` of the
@@ -46,6 +48,7 @@ impl Default for AttemptSettings {
             num_samples: 32,
             temperature: 1.0,
             max_new_tokens: 10_240,
+            max_prompt_tokens: None,
             max_sequences: 64,
             kv_cache_tokens: None,
             key: 0,
@@ -243,7 +246,9 @@ fn engine_config(
 ) -> Result<EngineConfig> {
     settings.check()?;
     let made_for = generator.config().max_position_embeddings;
-    let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(1);
+    let there = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(1);
+    let announced = settings.max_prompt_tokens.filter(|_| generator.is_on_gpus());
+    let longest = there.max(announced.unwrap_or(0));
     let max_length = longest.saturating_add(settings.max_new_tokens).min(made_for);
     for (task, request) in tasks.iter().zip(requests) {
         if request.prompt.len() >= made_for {

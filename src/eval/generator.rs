@@ -1,8 +1,8 @@
 //! A model and where it generates: ranks of threads on this machine, or GPUs that hold its parameters, here
 //! and in other processes.
 //!
-//! Contract: any number of ranks of one kind gives the same responses; GPUs compute in bf16, and give
-//! others than threads do. Left out: what is asked of the model (`attempts`).
+//! Contract: any number of ranks of one kind gives the same responses; GPUs compute in 16 bits, and
+//! give others than threads do. Left out: what is asked of the model (`attempts`).
 
 use crate::base::error::usage;
 use crate::base::{human, memory};
@@ -66,12 +66,9 @@ impl<'a> Generator<'a> {
         stop_ids(self.config(), self.tokenizer)
     }
 
-    /// What computes, as the responses depend on it.
-    pub fn device(&self) -> &'static str {
-        match self.ranks {
-            Ranks::Threads(..) => "cpu",
-            Ranks::Gpus(_) => "cuda",
-        }
+    /// Whether GPUs compute.
+    pub(super) fn is_on_gpus(&self) -> bool {
+        matches!(self.ranks, Ranks::Gpus(_))
     }
 
     /// The sizes of each rank's engine with the cache that the memory of this machine has room for,

@@ -14,14 +14,20 @@ pub fn check(problems: &[Problem]) -> Result<()> {
     }
     let mut ids = HashSet::new();
     for problem in problems {
-        let id = &problem.problem_id;
-        if problem.tests.is_empty() {
-            return Err(usage(format!("problem {id:?} has no tests")));
-        }
-        if !ids.insert(id) {
-            return Err(usage(format!("problem {id:?} occurs twice: ids must differ")));
-        }
+        check_next(problem, &mut ids)?;
         reference(problem)?;
+    }
+    Ok(())
+}
+
+/// Refuses a problem that no program can be judged on, or whose id is among `ids` already.
+pub fn check_next(problem: &Problem, ids: &mut HashSet<String>) -> Result<()> {
+    let id = &problem.problem_id;
+    if problem.tests.is_empty() {
+        return Err(usage(format!("problem {id:?} has no tests")));
+    }
+    if !ids.insert(id.clone()) {
+        return Err(usage(format!("problem {id:?} occurs twice: ids must differ")));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod cuda;
 pub mod decoder;
 pub mod extend;
 pub mod layout;
+mod precision;
 mod training;
 mod weights;
 
@@ -22,5 +23,6 @@ pub use config::{Architecture, ModelConfig};
 pub use decoder::{Decoder, Packed, Target, TokenScores};
 pub use extend::{DecodeWorkspace, Row};
 pub use layout::{Layout, RowOrder, TensorSpec};
+pub use precision::Precision;
 pub use training::{BatchSize, Objective, Recompute, TrainingMemory, Workspace};
 pub use weights::Weights;

@@ -4,9 +4,9 @@
 //! goes on on another, from the same files. Left out: which GPUs (the first that `CUDA_VISIBLE_DEVICES`
 //! shows, as many as this node has of `train.ranks`).
 
-use super::settings::Precision;
+use crate::base::error::usage;
 use crate::engine::device;
-use crate::model::{BatchSize, ModelConfig};
+use crate::model::{BatchSize, ModelConfig, Precision};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,27 @@ impl DeviceKind {
         match self {
             Self::Cpu => Ok(()),
             Self::Cuda => device::check(count),
+        }
+    }
+
+    /// Numbers of weights and activations on this device: those that were `asked` for, or its own.
+    pub fn precision(self, asked: Option<Precision>) -> Precision {
+        asked.unwrap_or(match self {
+            Self::Cpu => Precision::F32,
+            Self::Cuda => Precision::Bf16,
+        })
+    }
+
+    /// Refuses numbers that the device does not compute with; `key` is what asked for them.
+    pub fn check_precision(self, asked: Option<Precision>, key: &str) -> Result<()> {
+        match (self, self.precision(asked)) {
+            (Self::Cpu, Precision::F32) | (Self::Cuda, Precision::Bf16 | Precision::Fp16) => Ok(()),
+            (Self::Cpu, precision) => Err(usage(format!(
+                "{key} is {precision}: a CPU computes in f32; leave it out, or choose the device cuda"
+            ))),
+            (Self::Cuda, precision) => Err(usage(format!(
+                "{key} is {precision}: GPUs compute in bf16 or fp16; leave it out, or choose the device cpu"
+            ))),
         }
     }
 

@@ -5,11 +5,10 @@
 use super::device::{DeviceKind, GpuConfig};
 use super::trainer::{Execution, LossScaling};
 use crate::base::error::usage;
-use crate::model::{BatchSize, Recompute};
+use crate::model::{BatchSize, Precision, Recompute};
 use crate::optim::LossScaleConfig;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// How long and in what portions. The global batch is `ranks` x `gradient_accumulation` x
 /// `micro_batch_size` rows of `seq_len` tokens.
@@ -69,28 +68,6 @@ fn five() -> u64 {
     5
 }
 
-/// Numbers of weights and activations; moments and sums are f32 with each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// Single precision: what a CPU computes with.
-    F32,
-    /// bfloat16 with f32 master weights: what GPUs compute with by default.
-    Bf16,
-    /// Half precision with f32 master weights and a loss scale, on GPUs.
-    Fp16,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Fp16 => "fp16",
-        })
-    }
-}
-
 impl TrainConfig {
     /// Refuses numbers with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
@@ -122,33 +99,13 @@ impl TrainConfig {
         {
             return Err(usage(format!("train.peak_tflops is {peak}: it must be above 0")));
         }
-        self.check_precision()?;
+        self.device.check_precision(self.precision, "train.precision")?;
         self.loss_scale.check("train.loss_scale")
-    }
-
-    /// Refuses numbers that the device does not compute with.
-    fn check_precision(&self) -> Result<()> {
-        let precision = self.precision();
-        match (self.device, precision) {
-            (DeviceKind::Cpu, Precision::F32)
-            | (DeviceKind::Cuda, Precision::Bf16 | Precision::Fp16) => Ok(()),
-            (DeviceKind::Cpu, _) => Err(usage(format!(
-                "train.precision is {precision}: a CPU computes in f32; leave it out, or set \
-                 train.device=\"cuda\""
-            ))),
-            (DeviceKind::Cuda, Precision::F32) => Err(usage(
-                "train.precision is f32: GPUs compute in bf16 or fp16 with f32 master weights; leave it out, or set \
-                 train.device=\"cpu\"",
-            )),
-        }
     }
 
     /// Numbers of weights and activations.
     pub fn precision(&self) -> Precision {
-        self.precision.unwrap_or(match self.device {
-            DeviceKind::Cpu => Precision::F32,
-            DeviceKind::Cuda => Precision::Bf16,
-        })
+        self.device.precision(self.precision)
     }
 
     /// What one rank's device could do at most, in TFLOP/s, as far as it is known.
@@ -179,7 +136,7 @@ impl TrainConfig {
     /// The loss scale that the precision needs.
     fn loss_scale(&self) -> Option<LossScaling> {
         let tokens = self.seq_len * self.micro_batch_size * self.gradient_accumulation;
-        let scaling = LossScaling { config: self.loss_scale, tokens };
+        let scaling = LossScaling { config: self.loss_scale, divisor: tokens };
         (self.precision() == Precision::Fp16).then_some(scaling)
     }
 }
@@ -210,8 +167,8 @@ mod tests {
 
         let half = config("device = 'cuda'\nprecision = 'fp16'\nloss_scale = { initial = 256.0 }");
         half.check().unwrap();
-        let LossScaling { config, tokens } = half.loss_scale().unwrap();
-        assert_eq!((config.initial, tokens), (256.0, 4 * 64));
+        let LossScaling { config, divisor } = half.loss_scale().unwrap();
+        assert_eq!((config.initial, divisor), (256.0, 4 * 64));
     }
 
     #[test]

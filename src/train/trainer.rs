@@ -36,9 +36,9 @@ pub struct Execution {
 pub struct LossScaling {
     /// How the scale moves.
     pub config: LossScaleConfig,
-    /// Tokens of a rank in one update: the scale is that of the mean over them, although gradients are
-    /// sums. Rounded up to a power of two, so that scaling changes no bit.
-    pub tokens: usize,
+    /// What a rank's sum of the loss in one update is divided by, at most: the scale is that of the mean,
+    /// although gradients are sums. Rounded up to a power of two, so that scaling changes no bit.
+    pub divisor: usize,
 }
 
 impl Default for Execution {
@@ -264,7 +264,7 @@ impl Trainer {
     /// What the summed loss is multiplied by, with fp16.
     fn loss_factor(&self) -> Option<f64> {
         let (scaling, scale) = self.loss_scaling.zip(self.optimizer.loss_scale)?;
-        Some(scale.scale() / scaling.tokens.next_power_of_two() as f64)
+        Some(scale.scale() / scaling.divisor.next_power_of_two() as f64)
     }
 
     fn non_finite(&self, loss: f64, reduced: &[Reduced]) -> NonFinite {
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn a_loss_scale_changes_no_bit_and_falls_where_gradients_overflow() {
         let config = LossScaleConfig { initial: 2.0, hysteresis: 1, ..LossScaleConfig::default() };
-        let loss_scale = Some(LossScaling { config, tokens: 300 });
+        let loss_scale = Some(LossScaling { config, divisor: 300 });
         let mut scaled = trainer(Execution { loss_scale, ..Execution::default() });
         let mut plain = on(1);
         assert_eq!(step(&mut scaled, 0, 1.0).loss_scale, Some(2.0));

@@ -17,6 +17,8 @@ mod optimizer;
 mod rows;
 mod sampling;
 
+// Where the launchers look for it.
+use codeseq::ops;
 use cuda::half::HalfFormat;
 use emulation::{Gpu, Library};
 use std::path::Path;

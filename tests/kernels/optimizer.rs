@@ -3,9 +3,9 @@
 use crate::compare::{FORMATS, WIDE, assert_close, bits, on_every_order};
 use crate::cuda::half::{Half, HalfFormat};
 use crate::cuda::kernels::Float;
-use crate::cuda::kernels::adamw::{AdamW, DecayRange, Moment, Shard, StepInputs};
+use crate::cuda::kernels::adamw::{DecayRange, Moment, Shard, StepInputs};
 use crate::emulation::Gpu;
-use codeseq::ops;
+use codeseq::ops::adamw::AdamW;
 use half::bf16;
 use std::ops::Range;
 
@@ -118,18 +118,7 @@ fn three_steps_on_shards_match_the_cpu_and_round_the_parameters() {
                 let mut p = format.widen_all(&format.normal(29, LEN, 1.0));
                 let (mut m, mut v) = (vec![0.0; LEN], vec![0.0; LEN]);
                 for step in 1..=3 {
-                    let AdamW { learning_rate, beta1, beta2, epsilon, .. } = settings(step);
-                    let AdamW { weight_decay, gradient_scale, step, .. } = settings(step);
-                    let adamw = ops::adamw::AdamW {
-                        learning_rate,
-                        beta1,
-                        beta2,
-                        epsilon,
-                        weight_decay,
-                        gradient_scale,
-                        step,
-                    };
-                    adamw.step(
+                    settings(step).step(
                         &mut p,
                         &format.widen_all(&gradients(format, step)),
                         &mut m,

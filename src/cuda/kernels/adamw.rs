@@ -6,6 +6,7 @@ use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
 use crate::cuda::stream::Stream;
+use crate::ops::adamw::AdamW;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -31,25 +32,6 @@ impl Moment for f32 {
 
 impl Moment for bf16 {
     const IS_EXACT: bool = false;
-}
-
-/// The settings of one step, as `ops::adamw::AdamW`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Learning rate of this step.
-    pub learning_rate: f32,
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Decoupled weight decay, applied to the decay ranges only.
-    pub weight_decay: f32,
-    /// Multiplies the gradient.
-    pub gradient_scale: f32,
-    /// This step's number, from 1.
-    pub step: u64,
 }
 
 /// The kernel's factors.
@@ -137,7 +119,7 @@ impl AdamWKernels {
         assert_eq!(lens, [count; 4], "as many of everything as weights");
         assert!(start.is_multiple_of(VECTOR as u64), "a shard starts at a whole vector");
         assert_eq!(not_finite.len(), 1, "one flag");
-        let factors = adamw.factors();
+        let factors = Step::from(adamw);
         let grid = blocks(count.div_ceil(THREADS * VECTOR));
         let (count, num_decays) = (count as i64, int(decays.len()));
         let kernel: &Function =
@@ -168,18 +150,18 @@ impl AdamWKernels {
     }
 }
 
-impl AdamW {
-    fn factors(&self) -> Step {
-        let power = i32::try_from(self.step).unwrap_or(i32::MAX);
+impl From<AdamW> for Step {
+    fn from(adamw: AdamW) -> Self {
+        let power = i32::try_from(adamw.step).unwrap_or(i32::MAX);
         let correction = |beta: f32| 1.0 - f64::from(beta).powi(power);
-        Step {
-            beta1: self.beta1,
-            beta2: self.beta2,
-            epsilon: self.epsilon,
-            gradient_scale: self.gradient_scale,
-            keep: 1.0 - self.learning_rate * self.weight_decay,
-            step_size: (f64::from(self.learning_rate) / correction(self.beta1)) as f32,
-            inverse_root_correction: (1.0 / correction(self.beta2).sqrt()) as f32,
+        Self {
+            beta1: adamw.beta1,
+            beta2: adamw.beta2,
+            epsilon: adamw.epsilon,
+            gradient_scale: adamw.gradient_scale,
+            keep: 1.0 - adamw.learning_rate * adamw.weight_decay,
+            step_size: (f64::from(adamw.learning_rate) / correction(adamw.beta1)) as f32,
+            inverse_root_correction: (1.0 / correction(adamw.beta2).sqrt()) as f32,
         }
     }
 }

@@ -17,13 +17,13 @@ mod layer;
 mod memory;
 mod training;
 
-use super::{BatchSize, Decoder, ModelConfig, Recompute};
+use super::{BatchSize, Decoder, ModelConfig, Precision, Recompute};
 use crate::base::error::usage;
 use crate::cuda::kernels::decode::{DIMS, MOST_GROUP};
 use crate::cuda::kernels::rms_norm::{MOST_WIDTH, Norm};
 use crate::cuda::kernels::rope::{Angles, Heads};
 use crate::cuda::kernels::sample::MOST_CHOICES;
-use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Half};
+use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Half, HalfFormat};
 use anyhow::Result;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -176,6 +176,14 @@ impl<'a> Weights<'a> {
     /// The norm whose weight lies in `range`.
     fn norm(self, range: &Range<usize>) -> Norm<'a> {
         Norm { weight: self.params.range(range.clone()), eps: self.eps }
+    }
+}
+
+/// What [`Half`] is on a GPU that computes in `precision`; f32 is refused where settings enter.
+pub fn half_format(precision: Precision) -> HalfFormat {
+    match precision {
+        Precision::Fp16 => HalfFormat::Fp16,
+        Precision::Bf16 | Precision::F32 => HalfFormat::Bf16,
     }
 }
 

@@ -7,15 +7,14 @@ use super::reward_process::ExternalReward;
 use crate::base::error::usage;
 use crate::config::{self, Profile, Resolved};
 use crate::engine::{EngineConfig, check_temperature};
-use crate::model::{BatchSize, Recompute};
-use crate::objective::{Aggregation, grpo::LossConfig};
-use crate::optim::{AdamWConfig, Schedule};
+use crate::model::{BatchSize, Precision, Recompute};
+use crate::objective::{Aggregation, Totals, grpo::LossConfig};
+use crate::optim::{AdamWConfig, LossScaleConfig, Schedule};
 use crate::rewards::{Overlong, RewardConfig, RewardKind};
 use crate::sandbox::Limits;
 use crate::train::device::{DeviceKind, GpuConfig};
 use crate::train::plan::PlanConfig;
-use crate::train::settings::Precision;
-use crate::train::trainer::Execution;
+use crate::train::trainer::{Execution, LossScaling};
 use crate::train::{
     CheckpointConfig, ModelSource, check_shared, refuse_outside, refuse_product, refuse_sizes,
 };
@@ -197,6 +196,14 @@ pub struct TrainConfig {
     /// What computes.
     #[serde(default)]
     pub device: DeviceKind,
+    /// Numbers of weights and activations, of the sampler's too; where not given, f32 on a CPU and bf16 on
+    /// GPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// The loss scale, with fp16: of the loss of an update, what each rank learns from with responses of
+    /// the greatest length.
+    #[serde(default)]
+    pub loss_scale: LossScaleConfig,
     /// What a GPU holds.
     #[serde(default)]
     pub gpu: GpuConfig,
@@ -363,8 +370,10 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses what is computed on a CPU only.
+    /// Refuses what the device does not compute.
     fn check_device(&self) -> Result<()> {
+        self.train.device.check_precision(self.train.precision, "train.precision")?;
+        self.train.loss_scale.check("train.loss_scale")?;
         match (self.train.device, self.train.share_prompts) {
             (DeviceKind::Cuda, true) => Err(usage(
                 "train.share_prompts is true, which only a CPU computes: leave it out, or set \
@@ -376,10 +385,21 @@ impl Config {
 
     /// How the work is laid out.
     pub(super) fn execution(&self) -> Execution {
-        let TrainConfig { ranks, recompute, device, gpu, seq_len, .. } = self.train;
+        let TrainConfig { ranks, recompute, device, precision, gpu, seq_len, .. } = self.train;
         let largest = BatchSize { tokens: seq_len, longest: self.longest(), targets: seq_len };
-        let gpus = device.gpus(gpu, Precision::Bf16, largest);
-        Execution { ranks, recompute, loss_scale: None, gpus }
+        let gpus = device.gpus(gpu, device.precision(precision), largest);
+        Execution { ranks, recompute, loss_scale: self.loss_scale(), gpus }
+    }
+
+    /// The loss scale that the precision needs.
+    fn loss_scale(&self) -> Option<LossScaling> {
+        let TrainConfig { ranks, device, precision, loss_scale, .. } = self.train;
+        let sequences = self.mini_batch_prompts() * self.rollout.n;
+        let tokens = sequences * self.rollout.max_new_tokens;
+        let of_all = self.policy.aggregation.divisor(Totals { tokens, sequences });
+        let divisor = (of_all / ranks as f64).ceil() as usize;
+        let scaling = LossScaling { config: loss_scale, divisor };
+        (device.precision(precision) == Precision::Fp16).then_some(scaling)
     }
 
     /// Tokens of the longest prompt and response.
@@ -416,8 +436,31 @@ mod tests {
             Config::load(std::slice::from_ref(&demo), &sets).unwrap().value.check()
         };
         check("policy.kl_coef=0.1").unwrap();
-        let text = check("train.share_prompts=true").unwrap_err().to_string();
-        assert!(text.contains("train.share_prompts") && text.contains("\"cpu\""), "{text}");
+        check("train.precision=fp16").unwrap();
+        for (set, says) in [
+            ("train.share_prompts=true", ["train.share_prompts", "\"cpu\""]),
+            ("train.precision=f32", ["train.precision is f32", "device cpu"]),
+            ("train.loss_scale={initial=0}", ["train.loss_scale.initial", "between"]),
+        ] {
+            let text = check(set).unwrap_err().to_string();
+            assert!(says.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_loss_scale_is_that_of_the_mean_over_what_a_rank_learns_from() {
+        let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
+        let divisor = |sets: &[&str]| {
+            let sets =
+                ["train.device=cuda", "train.precision=fp16", "train.ranks=2"].iter().chain(sets);
+            let sets: Vec<String> = sets.map(|&set| set.to_owned()).collect();
+            let config = Config::load(std::slice::from_ref(&demo), &sets).unwrap().value;
+            config.execution().loss_scale.map(|scaling| scaling.divisor)
+        };
+        assert_eq!(divisor(&[]), Some(24 * 8 * 320 / 2));
+        assert_eq!(divisor(&["train.mini_batch_prompts=3"]), Some(3 * 8 * 320 / 2));
+        assert_eq!(divisor(&["policy.aggregation=seq-mean-token-mean"]), Some(24 * 8 / 2));
+        assert_eq!(divisor(&["train.precision=bf16"]), None);
     }
 
     #[test]

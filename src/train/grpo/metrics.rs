@@ -54,7 +54,9 @@ pub(super) fn policy_metrics(updates: &[Updated]) -> Row {
     ]);
     let Some(first) = updates.first() else { return found };
     let per_token = |sum: f64| sum / all.tokens.max(1) as f64;
-    let largest = |f: fn(&Updated) -> f64| updates.iter().map(f).fold(0.0, f64::max);
+    // One that is not a number stays.
+    let larger = |a: f64, b: f64| if b.is_nan() || b > a { b } else { a };
+    let largest = |f: fn(&Updated) -> f64| updates.iter().map(f).fold(0.0, larger);
     found.extend(row([
         ("loss/policy", all.loss / updates.len() as f64),
         ("policy/entropy", per_token(all.entropy)),
@@ -67,6 +69,8 @@ pub(super) fn policy_metrics(updates: &[Updated]) -> Row {
         ("optim/grad_norm", largest(|updated| updated.update.grad_norm)),
         ("optim/lr", largest(|updated| updated.update.lr)),
     ]));
+    let loss_scale = updates.iter().filter_map(|updated| updated.update.loss_scale).reduce(larger);
+    found.extend(row(loss_scale.map(|scale| ("optim/loss_scale", scale))));
     found
 }
 

@@ -226,6 +226,7 @@ impl Validation {
             num_samples: validation.rollouts,
             temperature: validation.temperature as f32,
             max_new_tokens: config.rollout.max_new_tokens,
+            max_prompt_tokens: Some(config.data.max_prompt_tokens),
             max_sequences: config.rollout.max_sequences,
             kv_cache_tokens: config.rollout.kv_cache_tokens,
             // The same draws every time: scores of different steps differ by the weights alone.

@@ -17,6 +17,7 @@ use crate::eval::attempts::{
     AttemptCost, AttemptSettings, ProblemAttempts, attempt, prompt_tokens,
 };
 use crate::eval::generator::Generator;
+use crate::eval::problems;
 use crate::objective::grpo::{Advantages, advantages};
 use crate::rewards::{Breakdown, Reference};
 use crate::train::samples::{self, Recorded};
@@ -88,29 +89,18 @@ pub(super) fn read_tasks(
     let (mut tasks, mut ids, mut num_long) = (Vec::new(), HashSet::new(), 0);
     for file in &config.data.files {
         for problem in jsonl::read::<Problem>(file)? {
-            let id = &problem.problem_id;
-            if !ids.insert(id.clone()) {
-                return Err(usage(format!(
-                    "{}: problem {id} is there twice; each problem needs its own problem_id",
-                    file.display()
-                )));
-            }
-            if problem.tests.is_empty() {
-                return Err(usage(format!(
-                    "{}: problem {id} has no tests: nothing could be judged",
-                    file.display()
-                )));
-            }
-            let reference = Reference::new(&problem, &config.reward_rule())
+            let reference = problems::check_next(&problem, &mut ids)
+                .and_then(|()| Reference::new(&problem, &config.reward_rule()))
                 .map_err(|e| e.context(format!("reading {}", file.display())))?;
             let length = prompt_tokens(&model.tokenizer, prompt, &problem)?.len();
             if length <= limit {
                 tasks.push(Task { problem, reference });
             } else if config.data.overlong_prompts == OverlongPrompts::Refuse {
                 return Err(usage(format!(
-                    "{}: the prompt of problem {id} has {length} tokens, more than \
+                    "{}: the prompt of problem {} has {length} tokens, more than \
                      data.max_prompt_tokens = {limit}",
-                    file.display()
+                    file.display(),
+                    problem.problem_id
                 )));
             } else {
                 num_long += 1;
@@ -173,6 +163,7 @@ pub(super) fn collect<'t>(
             num_samples: config.rollout.n,
             temperature: config.rollout.temperature as f32,
             max_new_tokens: config.rollout.max_new_tokens,
+            max_prompt_tokens: Some(config.data.max_prompt_tokens),
             max_sequences: config.rollout.max_sequences,
             kv_cache_tokens: config.rollout.kv_cache_tokens,
             key,

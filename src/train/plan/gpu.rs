@@ -1,11 +1,14 @@
 //! What a run takes of one GPU's memory and of the host's, and how long it would take.
 //!
 //! Contract: of the arena, what `rank::cuda` and `model::cuda` take of it, to the byte, and known without
-//! either of them, so that a program without GPUs plans for them. Tests compare the two.
+//! either of them, so that a program without GPUs plans for them. Tests compare the two: here, and on an
+//! emulated GPU in `tests/cuda_generation.rs` and `tests/cuda_train.rs`. Left out: prompts of validation
+//! that are longer than those of training may be.
 
 use super::{Device, PlannedBuffer, Work};
 use crate::dist::Shards;
-use crate::model::{Decoder, Recompute};
+use crate::engine::EngineConfig;
+use crate::model::{BLOCK_TOKENS, Decoder, KvCache, Recompute};
 use crate::train::device::{GradientSums, Moments};
 use crate::train::flops::ModelFlops;
 use crate::train::rank::GPU_BUCKET;
@@ -31,9 +34,23 @@ const COLUMN_SUMS: usize = 264;
 const CUDNN_WORKSPACE: usize = 16 << 20;
 /// Integers of the table of 32 segments.
 const CUDNN_TABLE: usize = 4 * 36;
+/// Cached keys that are attended to at a time, and rows with partial results of such splits.
+const SPLIT: (usize, usize) = (512, 256);
+/// Rows of logits that a repetition penalty is put on at a time.
+const PENALIZED: usize = 128;
 
 fn aligned(bytes: usize) -> usize {
     bytes.next_multiple_of(ALIGNMENT)
+}
+
+/// Bytes of a matrix of 16 bits.
+fn matrix(rows: usize, width: usize) -> usize {
+    aligned(2 * rows * width)
+}
+
+/// Bytes of numbers of 32 bits.
+fn words(len: usize) -> usize {
+    aligned(4 * len)
 }
 
 /// What the first rank, whose shard is the largest, holds all the time.
@@ -92,8 +109,6 @@ pub(super) fn training(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
     let qkv = width + 2 * config.num_kv_heads * config.head_dim;
     let rows = tokens.max(1).next_multiple_of(ROWS);
     let chunk = (LOGITS / vocab / ROWS * ROWS).clamp(ROWS, rows);
-    let matrix = |rows: usize, width: usize| aligned(2 * rows * width);
-    let words = |len: usize| aligned(4 * len);
     // Places, and the rows of each, by value.
     let row_list = |count: usize| 2 * words(count) + words(count + 1);
     let residual = matrix(rows, hidden);
@@ -138,6 +153,60 @@ pub(super) fn training(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
 fn cudnn(rows: usize, (heads, width): (usize, usize), qkv: usize) -> usize {
     let scratch = aligned(4 * rows * heads) + 3 * aligned(4 * rows * width) + CUDNN_WORKSPACE;
     aligned(2 * rows * qkv) + aligned(4 * CUDNN_TABLE) + aligned(scratch)
+}
+
+/// What a phase of generation takes with an engine of these sizes.
+pub(super) fn sampling(decoder: &Decoder, engine: &EngineConfig) -> Vec<PlannedBuffer> {
+    let config = decoder.config();
+    let (hidden, inner, vocab) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+    let (heads, width) = (config.num_heads, config.num_heads * config.head_dim);
+    let qkv = width + 2 * config.num_kv_heads * config.head_dim;
+    let rows = filled(engine.max_sequences + engine.prefill_tokens);
+    let logits = filled(engine.max_logits());
+    let penalized = logits.min(PENALIZED);
+    let table_width = KvCache::blocks_for(engine.max_length);
+    let splits = match (table_width * BLOCK_TOKENS).div_ceil(SPLIT.0) {
+        1 => 0,
+        splits => rows.min(SPLIT.1) * heads * splits * (config.head_dim + 4),
+    };
+    // One block takes what rows write that only fill a pass up.
+    let cached = (engine.cache_blocks + 1) * BLOCK_TOKENS * cache_bytes_per_token(decoder);
+    [
+        ("key-value cache", 2 * aligned(cached / 2)),
+        (
+            "activations of a pass",
+            3 * matrix(rows, hidden)
+                + matrix(rows, qkv)
+                + matrix(rows, width)
+                + matrix(rows, 2 * inner)
+                + matrix(rows, inner),
+        ),
+        ("splits of attention", words(splits)),
+        ("logits", matrix(logits, hidden) + words(logits * vocab)),
+        (
+            "draws",
+            2 * aligned(8 * logits)
+                + 2 * words(logits)
+                + words(penalized * vocab)
+                + words(penalized + 1)
+                + words(penalized * engine.max_length)
+                + words(4 * penalized),
+        ),
+        ("tokens, positions and tables", words(rows * (4 + table_width) + logits)),
+    ]
+    .map(|(name, bytes)| PlannedBuffer { name, bytes })
+    .to_vec()
+}
+
+/// Rows of a pass that is filled up: a power of two, or a multiple of a block.
+fn filled(rows: usize) -> usize {
+    if rows < BLOCK_TOKENS { rows.next_power_of_two() } else { rows.next_multiple_of(BLOCK_TOKENS) }
+}
+
+/// Keys and values of all layers.
+pub(super) fn cache_bytes_per_token(decoder: &Decoder) -> usize {
+    let config = decoder.config();
+    2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
 }
 
 /// Seconds of all updates, with every row one sample; recomputed layers cost a forward more.

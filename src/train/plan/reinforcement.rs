@@ -5,7 +5,7 @@
 
 use super::{Device, Phase, Plan, PlannedBuffer, Work, cpu_work, gpu, shape, state};
 use crate::engine::EngineConfig;
-use crate::model::{BLOCK_TOKENS, Decoder, Recompute};
+use crate::model::{BLOCK_TOKENS, Decoder, KvCache, Recompute};
 use crate::train::grpo;
 use anyhow::Result;
 
@@ -47,8 +47,10 @@ impl Plan {
             let over = phase.bytes() as f64 - free;
             let change = if phase.elastic_bytes as f64 >= over {
                 let cache = phase.buffers[0].bytes as f64 - over;
-                let tokens = (cache / cache_bytes_per_token(decoder, self.device) as f64) as usize;
-                format!("rollout.kv_cache_tokens={}", tokens / BLOCK_TOKENS * BLOCK_TOKENS)
+                let block = BLOCK_TOKENS * gpu::cache_bytes_per_token(decoder);
+                // The one beside those that were asked for stays.
+                let blocks = (cache / block as f64) as usize - 1;
+                format!("rollout.kv_cache_tokens={}", blocks * BLOCK_TOKENS)
             } else if phase.name == UPDATING
                 && updating(decoder, config, self.device, Recompute::Layer).bytes() as f64 <= free
             {
@@ -90,31 +92,35 @@ fn sampling(decoder: &Decoder, config: &grpo::Config, device: Device) -> Phase {
         Some(tokens) => roomy.within(tokens),
         None => roomy,
     };
+    let ranks = config.train.ranks;
+    let (buffers, of_token, ranks) = match device {
+        Device::Cpu => {
+            let of_token = KvCache::bytes_for(decoder.config(), 1) as usize / BLOCK_TOKENS;
+            (cpu_sampling(decoder, &engine, ranks), of_token, ranks)
+        }
+        Device::Gpu { .. } => {
+            (gpu::sampling(decoder, &engine), gpu::cache_bytes_per_token(decoder), 1)
+        }
+    };
+    let waiting = (engine.cache_blocks * BLOCK_TOKENS)
+        .saturating_sub(EngineConfig::least_cache_tokens(longest));
+    Phase { name: SAMPLING, buffers, elastic_bytes: waiting * of_token * ranks }
+}
+
+/// What the engines of all ranks allocate together.
+fn cpu_sampling(decoder: &Decoder, engine: &EngineConfig, ranks: usize) -> Vec<PlannedBuffer> {
     let shape = decoder.config();
     let rows = engine.max_sequences + engine.prefill_tokens;
     let heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
     let of_row = shape.hidden_size + heads + shape.num_heads * shape.head_dim;
-    let (ranks, weights, of_row) = match device {
-        Device::Cpu => (config.train.ranks, decoder.decoding_weights_bytes(), 4 * of_row),
-        // A GPU samples with the trainer's own weights, and keeps what is between its operations.
-        Device::Gpu { .. } => {
-            (1, 0, 2 * (of_row + 2 * shape.hidden_size + 3 * shape.intermediate_size))
-        }
-    };
-    let of_token = cache_bytes_per_token(decoder, device);
-    let cache = engine.cache_blocks * BLOCK_TOKENS * of_token;
-    let least = EngineConfig::least_cache_tokens(longest) * of_token;
-    let buffers = [
-        ("key-value cache", cache * ranks),
-        ("weights packed for sampling", weights),
+    [
+        ("key-value cache", engine.cache_bytes(shape) as usize * ranks),
+        ("weights packed for sampling", decoder.decoding_weights_bytes()),
         ("logits", 4 * engine.max_logits() * shape.vocab_size * ranks),
-        ("activations of a pass", rows * of_row * ranks),
-    ];
-    Phase {
-        name: SAMPLING,
-        buffers: buffers.map(|(name, bytes)| PlannedBuffer { name, bytes }).to_vec(),
-        elastic_bytes: cache.saturating_sub(least) * ranks,
-    }
+        ("activations of a pass", 4 * rows * of_row * ranks),
+    ]
+    .map(|(name, bytes)| PlannedBuffer { name, bytes })
+    .to_vec()
 }
 
 /// The forward and backward of a packed row.
@@ -135,15 +141,6 @@ fn updating(
 fn work(config: &grpo::Config, recompute: Recompute) -> Work {
     let grpo::TrainConfig { seq_len, ranks, gpu, .. } = config.train;
     Work { tokens: seq_len, longest: config.longest(), ranks, recompute, gpu }
-}
-
-/// Keys and values of all layers: in f32 on a CPU, in two bytes on a GPU.
-fn cache_bytes_per_token(decoder: &Decoder, device: Device) -> usize {
-    let shape = decoder.config();
-    match device {
-        Device::Cpu => crate::model::KvCache::bytes_for(shape, 1) as usize / BLOCK_TOKENS,
-        Device::Gpu { .. } => 2 * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim,
-    }
 }
 
 #[cfg(test)]
@@ -174,8 +171,8 @@ mod tests {
         let held: usize = plan.buffers.iter().map(|b| b.bytes).sum();
         let [sampling, updating] = [0, 1].map(|i| plan.phases[i].bytes());
         assert_eq!(plan.total_bytes(), held + sampling.max(updating));
-        // 2 x 32 layers x 8 heads x 128 x 2 bytes a token.
-        assert_eq!(plan.phases[0].buffers[0].bytes, 131_072 * 196_608);
+        // 2 x 32 layers x 8 heads x 128 x 2 bytes a token, and a block of 32 beside them.
+        assert_eq!(plan.phases[0].buffers[0].bytes, 131_072 * (196_608 + 32));
         // Parameters of 8.03e9 x 2 bytes, an eighth of 16 bytes, and 2 GiB for libraries.
         assert!((held as f64 - (16.06e9 + 16.06e9 + 2.147e9)).abs() < 0.05e9, "{held}");
         assert!(plan.lines().iter().any(|(label, _)| label.contains("in all, while ")));

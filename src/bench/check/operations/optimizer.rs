@@ -2,11 +2,13 @@
 
 use super::rig::{Buffer, Number, Numbers, Rig};
 use super::{Comparison, EXACT, WIDE, expected};
+use crate::bench::optimizer::ADAMW;
 use crate::cuda::kernels::Float;
-use crate::cuda::kernels::adamw::{AdamW, DecayRange, Moment, Shard, StepInputs};
+use crate::cuda::kernels::adamw::{DecayRange, Moment, Shard, StepInputs};
 use crate::cuda::kernels::flat::Flat;
 use crate::cuda::{Half, HalfFormat};
 use crate::ops;
+use crate::ops::adamw::AdamW;
 use anyhow::Result;
 
 const STEPS: u64 = 3;
@@ -67,15 +69,7 @@ fn squares_of<T: Float>(rig: &Rig<'_>, x: &Buffer<'_, T>) -> Result<(f32, f32)> 
 }
 
 fn settings(step: u64) -> AdamW {
-    AdamW {
-        learning_rate: 0.01,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        gradient_scale: 0.5,
-        step,
-    }
+    AdamW { learning_rate: 0.01, gradient_scale: 0.5, step, ..ADAMW }
 }
 
 /// Some steps with exact moments and gradients of 16 bits; one with moments in bf16, which begins with
@@ -87,19 +81,8 @@ fn adamw(to: &mut Comparison<'_>, len: usize) -> Result<()> {
     let (mut weights, mut first, mut second) = (start.clone(), vec![0.0; len], vec![0.0; len]);
     let mut after_one = (Vec::new(), Vec::new(), Vec::new());
     for step in 1..=STEPS {
-        let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step } =
-            settings(step);
-        let adamw = ops::adamw::AdamW {
-            learning_rate,
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-            gradient_scale,
-            step,
-        };
         let gradients = format.widen_all(&gradients(format, step, len));
-        adamw.step(&mut weights, &gradients, &mut first, &mut second, &decays);
+        settings(step).step(&mut weights, &gradients, &mut first, &mut second, &decays);
         if step == 1 {
             after_one = (weights.clone(), first.clone(), second.clone());
         }

@@ -1,8 +1,9 @@
 //! Norms, sums over rows, and the scores of rows of logits.
 
-use super::rig::Numbers;
+use super::rig::{Number, Numbers, Rig};
 use super::{Comparison, EXACT, WIDE, expected};
 use crate::cuda::Half;
+use crate::cuda::kernels::Float;
 use crate::cuda::kernels::column_sums::{PARTS, parts};
 use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
 use crate::cuda::kernels::rms_norm::Norm;
@@ -94,42 +95,47 @@ fn norm_backward(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<(
             expected("in f32", gradient, WIDE),
         ];
         let name = if adds { "rms_norm backward, added" } else { "rms_norm backward" };
+        let before = adds.then_some(before.as_slice());
+        let backward = NormBackward { x: &x, weight: &weight, dy: &dy, before };
         to.compare(format!("{name} {rows} x {width}"), &outputs, |rig| {
-            let (kernels, sums) = (&rig.kernels.rms_norm, &rig.kernels.column_sums);
-            let (stream, x, weight) = (rig.stream, rig.put(&x)?, rig.put(&weight)?);
-            let norm = Norm { weight: weight.slice(), eps: EPS };
-            let mut partials = rig.poisoned(PARTS * width)?;
-            let (mut short, mut long) =
-                (rig.put(&of_weight)?, rig.put(&format.widen_all(&of_weight))?);
-            let take = || if adds { rig.put(&before) } else { rig.poisoned(rows * width) };
-            let (mut y, mut dx) = (rig.put(&dy)?, take()?);
-            let (of_rows, to) = (y.slice_mut(), (dx.slice_mut(), adds));
-            let gradient = (sums, short.slice_mut());
-            kernels.backward(
-                stream,
-                norm,
-                x.slice(),
-                of_rows,
-                to,
-                partials.slice_mut(),
-                gradient,
-            )?;
-            let (mut y_again, mut dx_again) = (rig.put(&dy)?, take()?);
-            let (of_rows, to) = (y_again.slice_mut(), (dx_again.slice_mut(), adds));
-            let gradient = (sums, long.slice_mut());
-            kernels.backward(
-                stream,
-                norm,
-                x.slice(),
-                of_rows,
-                to,
-                partials.slice_mut(),
-                gradient,
-            )?;
-            Ok(vec![rig.read(&y)?, rig.read(&dx)?, rig.read(&short)?, rig.read(&long)?])
+            let [y, dx, short] = backward.run(rig, &of_weight)?;
+            let [_, _, long] = backward.run(rig, &format.widen_all(&of_weight))?;
+            Ok(vec![y, dx, short, long])
         })?;
     }
     Ok(())
+}
+
+/// What goes into the backward of a norm; `before` is the gradient that is there before.
+struct NormBackward<'i> {
+    x: &'i [Half],
+    weight: &'i [Half],
+    dy: &'i [Half],
+    before: Option<&'i [Half]>,
+}
+
+impl NormBackward<'_> {
+    /// The output, the gradient by the input, and that by the weight, which is added to `of_weight`.
+    fn run<G: Float + Number>(&self, rig: &Rig<'_>, of_weight: &[G]) -> Result<[Vec<f32>; 3]> {
+        let (x, weight) = (rig.put(self.x)?, rig.put(self.weight)?);
+        let norm = Norm { weight: weight.slice(), eps: EPS };
+        let (mut y, mut gradient) = (rig.put(self.dy)?, rig.put(of_weight)?);
+        let mut dx = match self.before {
+            Some(before) => rig.put(before)?,
+            None => rig.poisoned(self.x.len())?,
+        };
+        let mut partials = rig.poisoned(PARTS * self.weight.len())?;
+        rig.kernels.rms_norm.backward(
+            rig.stream,
+            norm,
+            x.slice(),
+            y.slice_mut(),
+            (dx.slice_mut(), self.before.is_some()),
+            partials.slice_mut(),
+            (&rig.kernels.column_sums, gradient.slice_mut()),
+        )?;
+        Ok([rig.read(&y)?, rig.read(&dx)?, rig.read(&gradient)?])
+    }
 }
 
 fn column_sums(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {

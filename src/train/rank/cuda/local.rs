@@ -5,16 +5,14 @@
 use super::exchange::Exchange;
 use super::shard::Shard;
 use super::ties::Ties;
-use crate::cuda::kernels::adamw::AdamW as DeviceAdamW;
 use crate::cuda::nccl::UniqueId;
-use crate::cuda::{Gpu, Half, HalfFormat};
+use crate::cuda::{Gpu, Half};
 use crate::dist::{Member, Portion, Shards};
-use crate::model::cuda::{DeviceModel, Training};
+use crate::model::cuda::{DeviceModel, Training, half_format};
 use crate::model::{Decoder, Layout, ModelConfig, Recompute, ScoreGradient};
 use crate::ops::adamw::AdamW;
 use crate::train::device::Gpus;
 use crate::train::rank::{GPU_BUCKET, Reduced};
-use crate::train::settings::Precision;
 use crate::train::{Chunk, MicroBatch};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -145,7 +143,7 @@ impl Local {
         let Self { model, shard, exchange, .. } = self;
         let (params, gpu) = model.split();
         if let Some(adamw) = adamw {
-            shard.step(exchange, &gpu.tools.kernels.adamw, on_device(adamw), params)?;
+            shard.step(exchange, &gpu.tools.kernels.adamw, adamw, params)?;
         }
         shard.clear(exchange)?;
         exchange.precede(&gpu.stream)
@@ -223,17 +221,4 @@ fn score(
         Ok(scores.iter().map(|score| score.logp).collect())
     };
     rows.iter().map(&mut of_row).collect()
-}
-
-fn half_format(precision: Precision) -> HalfFormat {
-    match precision {
-        Precision::Fp16 => HalfFormat::Fp16,
-        // f32 is refused where settings enter.
-        Precision::Bf16 | Precision::F32 => HalfFormat::Bf16,
-    }
-}
-
-fn on_device(adamw: AdamW) -> DeviceAdamW {
-    let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step } = adamw;
-    DeviceAdamW { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step }
 }

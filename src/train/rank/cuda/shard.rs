@@ -9,12 +9,13 @@
 use super::exchange::Exchange;
 use crate::base::rng;
 use crate::cuda::kernels::adamw::{
-    AdamW, AdamWKernels, DecayRange, Moment, Shard as Elements, StepInputs,
+    AdamWKernels, DecayRange, Moment, Shard as Elements, StepInputs,
 };
 use crate::cuda::kernels::flat::Flat;
 use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Gpu, Half, Stream, Transfer};
 use crate::dist::{Portion, Shards};
 use crate::model::Layout;
+use crate::ops::adamw::AdamW;
 use crate::train::device::{GpuConfig, GradientSums, Moments};
 use crate::train::rank::{Reduced, within};
 use anyhow::Result;
