@@ -9,7 +9,8 @@ use crate::base::error::usage;
 use crate::base::fs::check_writable;
 use crate::base::progress::Progress;
 use crate::base::{human, interrupt, memory};
-use crate::checkpoint::InferenceModel;
+use crate::checkpoint::{InferenceModel, StoredModel};
+use crate::cli::device::DeviceArgs;
 use crate::cli::print;
 use crate::data::code_answers::AnswerFile;
 use crate::data::input::{InputFile, resolve};
@@ -17,7 +18,9 @@ use crate::data::prompt::CodePrompt;
 use crate::data::sample::Sample;
 use crate::data::tokenized::Line;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
+use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::{Message, Tokenizer};
+use crate::train::device::DeviceKind;
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -46,10 +49,13 @@ pub struct Args {
     /// Questions answered at the same time
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_sequences: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Asks, stores the answers, prints how many there are of each kind.
 pub fn run(args: Args) -> Result<()> {
+    args.device.check(1)?;
     interrupt::install()?;
     check_writable(&args.out, &[])?;
     let prompt = match &args.prompt {
@@ -57,20 +63,56 @@ pub fn run(args: Args) -> Result<()> {
         None => CodePrompt::bundled()?,
     };
     let files = resolve(&args.data)?;
+    match args.device.kind {
+        DeviceKind::Cpu => {
+            let model = InferenceModel::open(&args.model)?;
+            let config = engine_config(&args, model.decoder.config())?;
+            memory::check(
+                config.cache_bytes(model.decoder.config()),
+                &format!("the key-value cache of {} questions", args.max_sequences),
+                "lower --max-sequences or --max-prompt-tokens",
+            )?;
+            let stop_ids = model.stop_ids();
+            let InferenceModel { decoder, weights, tokenizer } = model;
+            let engine = Engine::with_weights(&decoder, weights, config);
+            ask_all(&args, &files, prompt, engine, (&decoder, &tokenizer, stop_ids))
+        }
+        DeviceKind::Cuda => {
+            let model = StoredModel::open(&args.model)?;
+            let config = engine_config(&args, model.decoder.config())?;
+            let mut gpu = args.device.open_gpu(0, &model.decoder)?;
+            model.read(|at, params| gpu.upload(at, params))?;
+            let engine = Engine::on_gpu(&mut gpu, config)?;
+            let asked = (&model.decoder, &model.tokenizer, model.stop_ids());
+            ask_all(&args, &files, prompt, engine, asked)
+        }
+    }
+}
+
+/// Asks about every sample of `files` that has no answer yet.
+fn ask_all<'m>(
+    args: &Args,
+    files: &[InputFile],
+    prompt: CodePrompt,
+    engine: Engine<'m>,
+    (decoder, tokenizer, stop_ids): (&Decoder, &'m Tokenizer, Vec<u32>),
+) -> Result<()> {
     let total = files.iter().map(InputFile::count).sum::<Result<_>>()?;
-    let model = InferenceModel::open(&args.model)?;
-    let (config, sampling) = (engine_config(&args, &model)?, sampling(&args, &model));
-    let InferenceModel { decoder, weights, tokenizer } = model;
+    let sampling = SamplingParams {
+        temperature: 0.0,
+        max_new_tokens: args.max_new_tokens,
+        stop_ids,
+        vocab_size: tokenizer.vocab_size(),
+        ..SamplingParams::default()
+    };
     let (file, before) = AnswerFile::open(&args.out)?;
-    let engine = Engine::with_weights(&decoder, weights, config);
     let counts = Counts::default();
     // A question leaves room for an answer.
     let positions = decoder.config().max_position_embeddings;
     let max_tokens = args.max_prompt_tokens.min(positions - 1);
-    let mut asker =
-        Asker { engine, tokenizer: &tokenizer, prompt, sampling, max_tokens, file, counts };
+    let mut asker = Asker { engine, tokenizer, prompt, sampling, max_tokens, file, counts };
     let progress = Progress::new("classify", total, "samples");
-    for file in &files {
+    for file in files {
         let mut number = 0;
         file.for_each_chunk(|lines| {
             let mut unanswered = Vec::new();
@@ -102,33 +144,15 @@ fn identified(line: &Line) -> Option<(&str, &Sample)> {
     Some((sample.id.as_deref()?, sample))
 }
 
-fn engine_config(args: &Args, model: &InferenceModel) -> Result<EngineConfig> {
+fn engine_config(args: &Args, model: &ModelConfig) -> Result<EngineConfig> {
     if args.max_prompt_tokens == 0 || args.max_new_tokens == 0 || args.max_sequences == 0 {
         return Err(usage(
             "--max-prompt-tokens, --max-new-tokens and --max-sequences must be at least 1",
         ));
     }
-    let shape = model.decoder.config();
-    let limit = shape.max_position_embeddings;
+    let limit = model.max_position_embeddings;
     let longest = args.max_prompt_tokens.saturating_add(args.max_new_tokens).min(limit);
-    let config = EngineConfig::roomy(args.max_sequences, longest);
-    let what = format!("the key-value cache of {} questions", args.max_sequences);
-    memory::check(
-        config.cache_bytes(shape),
-        &what,
-        "lower --max-sequences or --max-prompt-tokens",
-    )?;
-    Ok(config)
-}
-
-fn sampling(args: &Args, model: &InferenceModel) -> SamplingParams {
-    SamplingParams {
-        temperature: 0.0,
-        max_new_tokens: args.max_new_tokens,
-        stop_ids: model.stop_ids(),
-        vocab_size: model.tokenizer.vocab_size(),
-        ..SamplingParams::default()
-    }
+    Ok(EngineConfig::roomy(args.max_sequences, longest))
 }
 
 /// A model with the question that it is asked.

@@ -192,7 +192,7 @@ pub(super) fn sampling(decoder: &Decoder, engine: &EngineConfig) -> Vec<PlannedB
                 + words(penalized * engine.max_length)
                 + words(4 * penalized),
         ),
-        ("tokens, positions and tables", words(rows * (4 + table_width) + logits)),
+        ("tokens, positions, tiles and tables", words(rows * (6 + table_width) + logits)),
     ]
     .map(|(name, bytes)| PlannedBuffer { name, bytes })
     .to_vec()
