@@ -77,11 +77,22 @@ step() {
     say "$name" $((SECONDS - started)) "$ended"
 }
 
-# As step, but what a machine lacks for a comparison is no failure of ours.
-peer() {
+# As step, but a failure is not ours.
+beside() {
     local before=$failed
     step "$@"
     failed=$before
+}
+
+# peer NAME SECONDS SCRIPT OPTIONS...: the same work in PyTorch.
+peer() {
+    local name=$1 limit=$2 script=$3
+    shift 3
+    if "$python" -c 'import torch, transformers' 2> /dev/null; then
+        beside "$name" "$limit" "$python" "$root/scripts/peers/$script" "$@"
+    else
+        say "$name" 0 "left out: $python has no torch and transformers (PYTHON names another)"
+    fi
 }
 
 # bench MODEL WHAT SECONDS OPTIONS...
@@ -116,17 +127,20 @@ sanitize() {
 } | tee "$out/summary.txt"
 
 # The judge is no part of this, and doctor fails where it cannot start.
-peer doctor 10 "$train" doctor
+beside doctor 10 "$train" doctor
+if ! grep -q '^gpu 0' "$out/doctor.txt"; then
+    say "everything else" 0 "left out: doctor sees no GPU ($out/doctor.txt)"
+    exit 1
+fi
 step correctness 90 "$train" gpu-check --shapes $shapes
 first=${models[0]}
 bench "$first" ops 20 "${sizes[@]}" "${seq[@]}"
 bench "$first" step 30 "${sizes[@]}" "${seq[@]}"
 bench "$first" decode 30 "${sizes[@]}" "${decoded[@]}"
 bench "$first" grpo-step 60 "${rollouts[@]}"
-peers=$root/scripts/peers
-peer "peer-step-$first" 80 "$python" "$peers/gpu_step.py" --model "$first" "${sizes[@]}" "${seq[@]}"
-peer "peer-decode-$first" 50 "$python" "$peers/gpu_decode.py" --model "$first" "${sizes[@]}" "${decoded[@]}"
-peer "peer-grpo-step-$first" 90 "$python" "$peers/gpu_grpo_step.py" --model "$first" "${rollouts[@]}"
+peer "peer-step-$first" 80 gpu_step.py --model "$first" "${sizes[@]}" "${seq[@]}"
+peer "peer-decode-$first" 50 gpu_decode.py --model "$first" "${sizes[@]}" "${decoded[@]}"
+peer "peer-grpo-step-$first" 90 gpu_grpo_step.py --model "$first" "${rollouts[@]}"
 sanitize memcheck 40
 sanitize racecheck 40
 for model in "${models[@]:1}"; do
