@@ -8,6 +8,7 @@ use super::half::HalfFormat;
 use anyhow::{Context, Result, bail};
 use cudarc::driver::result::{self, ctx, device};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use libloading::Library;
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
 
@@ -54,10 +55,12 @@ unsafe impl Sync for Device {}
 pub fn driver_version() -> Result<i32> {
     static DRIVER: OnceLock<Result<i32, String>> = OnceLock::new();
     let open = || {
-        // SAFETY: looks for the library and loads it, nothing else.
-        if !unsafe { sys::is_culib_present() } {
-            return Err("no NVIDIA driver (libcuda.so.1 is not on this machine)".to_owned());
-        }
+        // SAFETY: the driver may be loaded at any time.
+        let library = unsafe { Library::new("libcuda.so.1") }
+            .map_err(|e| format!("no NVIDIA driver ({:#})", anyhow::Error::from(e)))?;
+        // SAFETY: looked for, and not called as this type.
+        unsafe { library.get::<*const ()>("cuInit") }
+            .map_err(|_| "libcuda.so.1 is no NVIDIA driver: it has no cuInit".to_owned())?;
         result::init().map_err(|e| format!("the NVIDIA driver does not start: {e}"))?;
         let mut version = 0;
         // SAFETY: writes one integer.

@@ -229,7 +229,9 @@ impl Arena {
     }
 
     fn take<T: Pod>(&mut self, name: &str, len: usize) -> Result<DeviceBuffer<'static, T>> {
-        let offset = self.space.take(name, len * size_of::<T>())?;
+        let ordinal = self.block.device.properties().ordinal;
+        let offset = self.space.take(name, len.saturating_mul(size_of::<T>()));
+        let offset = offset.with_context(|| format!("GPU {ordinal} has too little memory"))?;
         let address = self.block.address + offset as CUdeviceptr;
         Ok(DeviceBuffer { address, len, _block: self.block.clone(), phase: PhantomData })
     }
@@ -269,7 +271,7 @@ impl Space {
 
     /// The offset of `bytes` more.
     fn take(&mut self, name: &str, bytes: usize) -> Result<usize> {
-        let bytes = bytes.next_multiple_of(ALIGNMENT);
+        let bytes = bytes.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
         if bytes > self.free() {
             bail!(
                 "{name} needs {} of GPU memory; {} of {} are free beside {}",
@@ -292,15 +294,20 @@ impl Space {
         self.used = self.taken.iter().map(|(_, bytes)| bytes).sum();
     }
 
-    /// The three largest parts, for an error.
+    /// The three largest parts and the rest, for an error.
     fn largest(&self) -> String {
-        let mut parts: Vec<_> = self.taken.iter().collect();
+        let mut parts: Vec<(&str, usize)> =
+            self.taken.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
         parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        let text =
-            |(name, bytes): &&(String, usize)| format!("{name} {}", human::bytes(*bytes as u64));
+        let rest: usize = parts.iter().skip(3).map(|(_, bytes)| bytes).sum();
+        parts.truncate(3);
+        parts.extend((rest > 0).then_some(("others", rest)));
         match parts.is_empty() {
             true => "nothing".to_owned(),
-            false => parts.iter().take(3).map(text).collect::<Vec<_>>().join(", "),
+            false => {
+                let text = |(name, bytes)| format!("{name} {}", human::bytes(bytes as u64));
+                parts.into_iter().map(text).collect::<Vec<_>>().join(", ")
+            }
         }
     }
 }

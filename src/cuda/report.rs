@@ -112,6 +112,7 @@ pub fn report() -> Report {
 
 fn driver() -> Result<Driver> {
     let cuda = device::driver_version()?;
+    ensure!(device::count()? > 0, "the driver shows no GPU (does CUDA_VISIBLE_DEVICES hide them?)");
     let version = std::fs::read_to_string("/sys/module/nvidia/version").ok();
     let version = version.map(|version| version.trim().to_owned());
     Ok(Driver { version, cuda: format!("{}.{}", cuda / 1000, cuda % 1000 / 10) })

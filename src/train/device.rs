@@ -21,6 +21,9 @@ pub enum DeviceKind {
     Cuda,
 }
 
+/// Tokens of a micro-batch that kernels have a grid for.
+const MOST_TOKENS: usize = 65_408;
+
 /// What a GPU holds in which numbers; a CPU has everything in f32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -95,6 +98,16 @@ impl DeviceKind {
         }
     }
 
+    /// Refuses a micro-batch of so many `tokens`, which the settings `keys` make.
+    pub(super) fn check_tokens(self, tokens: usize, keys: &str) -> Result<()> {
+        if self == Self::Cpu || tokens <= MOST_TOKENS {
+            return Ok(());
+        }
+        Err(usage(format!(
+            "{keys} is {tokens}: a micro-batch on a GPU has at most {MOST_TOKENS} tokens"
+        )))
+    }
+
     /// The GPUs of a run whose largest micro-batch is `largest`; none where the CPU computes.
     pub(super) fn gpus(
         self,
@@ -114,4 +127,17 @@ impl DeviceKind {
 pub(super) fn check_gpus(ranks: usize, shape: &ModelConfig) -> Result<()> {
     device::check(ranks)?;
     device::check_shape(shape)
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_micro_batch_is_at_most_as_large_as_kernels_take_it() {
+        assert_eq!(MOST_TOKENS, crate::model::cuda::MOST_ROWS);
+        assert!(DeviceKind::Cuda.check_tokens(MOST_TOKENS, "train.seq_len").is_ok());
+        let refusal = DeviceKind::Cuda.check_tokens(MOST_TOKENS + 1, "train.seq_len").unwrap_err();
+        assert!(refusal.to_string().contains("train.seq_len is 65409"), "{refusal}");
+    }
 }

@@ -110,10 +110,11 @@ impl RunDir {
                      --overwrite, or choose another with --out"
                 )));
             }
-            (Contents::Nothing, Existing::Resume) => {
+            (Contents::Nothing, Existing::Resume) if !path.join(CONFIG).exists() => {
                 return Err(usage(format!("{name} holds no run to resume; leave out --resume")));
             }
-            (Contents::Run, Existing::Resume) => {
+            // A run that was killed before its first step begins again.
+            (Contents::Run | Contents::Nothing, Existing::Resume) => {
                 refuse_other_config(&path.join(CONFIG), config_toml)?;
             }
             _ => {}
@@ -566,6 +567,19 @@ mod tests {
         let path = used(dir.path());
         let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
         assert!(text.contains("seed was 1, is 2"), "{text}");
+    }
+
+    #[test]
+    fn a_run_killed_before_its_first_step_is_resumed_from_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        // Not dropped, as a killed process drops nothing; the lock is the process's.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(LOCK), "").unwrap();
+        fs::write(path.join(CONFIG), CONFIG_TOML).unwrap();
+        let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
+        assert!(text.contains("seed was 1, is 2"), "{text}");
+        create(&path, Existing::Resume).unwrap();
     }
 
     #[test]

@@ -100,6 +100,8 @@ impl TrainConfig {
             return Err(usage(format!("train.peak_tflops is {peak}: it must be above 0")));
         }
         self.device.check_precision(self.precision, "train.precision")?;
+        let tokens = self.seq_len * self.micro_batch_size;
+        self.device.check_tokens(tokens, "train.seq_len x train.micro_batch_size")?;
         self.loss_scale.check("train.loss_scale")
     }
 

@@ -31,7 +31,7 @@ use std::ops::Range;
 use attention::PlanStore;
 pub use generation::{Generation, GenerationSize};
 pub use memory::TrainingMemory;
-pub use training::{Finished, Training};
+pub use training::{Finished, MOST_ROWS, Training};
 
 /// Widths are multiples of this many elements: a vector access of the kernels.
 const VECTOR: usize = 8;

@@ -22,7 +22,7 @@ use anyhow::{Result, ensure};
 use std::ops::Range;
 
 /// Rows of a launch of SwiGLU, in whole tiles of products.
-const MOST_ROWS: usize = (1 << 16) - ROWS;
+pub const MOST_ROWS: usize = (1 << 16) - ROWS;
 
 /// Hears during a backward that the gradients in a range of the flat buffer are final once the stream
 /// gets to where it is now. Ranges are neighbours and come from the end of the buffer to its start

@@ -374,6 +374,7 @@ impl Config {
     fn check_device(&self) -> Result<()> {
         self.train.device.check_precision(self.train.precision, "train.precision")?;
         self.train.loss_scale.check("train.loss_scale")?;
+        self.train.device.check_tokens(self.train.seq_len, "train.seq_len")?;
         match (self.train.device, self.train.share_prompts) {
             (DeviceKind::Cuda, true) => Err(usage(
                 "train.share_prompts is true, which only a CPU computes: leave it out, or set \

@@ -76,6 +76,8 @@ impl Local {
         for (Portion { own, .. }, piece) in shards.portions(rank).iter().zip(pieces) {
             model.upload(own.start, piece)?;
         }
+        // What an update lacks is said now, not after the first rollouts.
+        drop(model.training_with_gradients(spec.gpus.largest, spec.recompute)?);
         ready()?;
         let exchange = Exchange::join(&device, id, (rank, spec.size), ties)?;
         let (params, gpu) = model.split();
