@@ -58,7 +58,7 @@ fn cuda_the_check_of_a_gpu_machine_runs_to_its_end_on_the_emulated_driver() {
     let output = Command::new("bash")
         .args([script, out.to_str().unwrap(), "--tiny"])
         .env("TRAIN", env!("CARGO_BIN_EXE_train"))
-        .env("LD_LIBRARY_PATH", folder)
+        .env("LD_LIBRARY_PATH", cuda_support::with_cudnn(&folder))
         .env("PYTHON", "false")
         .output()
         .unwrap();
@@ -82,6 +82,8 @@ fn cuda_the_check_of_a_gpu_machine_runs_to_its_end_on_the_emulated_driver() {
     for family in ["products", "adamw", "flat buffers", "sampling", "repetition penalty"] {
         assert!(operations.contains(&format!("right  {family}")), "{family}\n{operations}");
     }
+    let cudnn = operations.lines().filter(|line| line.starts_with("right  cuDNN attention"));
+    assert_eq!(cudnn.count(), 4, "both heads of 128 in both formats\n{operations}");
 }
 
 #[test]

@@ -8,10 +8,11 @@
 mod cuda_support;
 mod support;
 
-use cuda_support::{can_emulate, emulated};
+use cuda_support::{can_emulate, emulated, emulated_with_cudnn};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::LazyLock;
 use support::{
     Place, VOCAB, column, done, expect_mistake, gpu_shape, inputs, interrupt, kill, shape, start,
@@ -58,13 +59,20 @@ every = 4
 }
 
 fn undisturbed(name: &str, more: &str) -> PathBuf {
+    let (mut command, run) = run(name, more);
+    done(emulated(&mut command, 1));
+    run
+}
+
+/// The command that makes a run, and where.
+fn run(name: &str, more: &str) -> (Command, PathBuf) {
     let dir = &*INPUTS;
     let (file, run) = (dir.join(format!("{name}.toml")), dir.join(name));
     fs::write(&file, sft_config()).unwrap();
     let mut command = train(dir);
     command.args(["sft", "--config"]).arg(file).arg("--out").arg(&run);
-    done(emulated(command.args(more.split_whitespace()), 1));
-    run
+    command.args(more.split_whitespace());
+    (command, run)
 }
 
 /// The bytes of a file of the checkpoint of a step.
@@ -110,6 +118,21 @@ fn fine_tuning_on_a_gpu_follows_the_cpu_within_bf16() {
     let norms = distance(&column(&GPU, "optim/grad_norm"), &column(&CPU, "optim/grad_norm"));
     println!("over {STEPS} steps: losses {losses:.1e}, norms of gradients {norms:.1e} apart");
     assert!(losses < 1e-2 && norms < 5e-2, "{gpu:?} is not {cpu:?}");
+}
+
+#[test]
+fn fine_tuning_through_cudnn_follows_the_cpu_in_the_memory_that_was_planned() {
+    if !can_emulate() {
+        return;
+    }
+    let (mut command, run) = run("cudnn", "--set train.device=cuda");
+    done(emulated_with_cudnn(&mut command, 1));
+    let losses = distance(&column(&run, "loss/nll"), &column(&CPU, "loss/nll"));
+    let norms = distance(&column(&run, "optim/grad_norm"), &column(&CPU, "optim/grad_norm"));
+    println!("over {STEPS} steps: losses {losses:.1e}, norms of gradients {norms:.1e} apart");
+    assert!(losses < 1e-2 && norms < 5e-2);
+    assert_eq!(taken(&run), vec![planned(&run, "") - planned(&run, "CUDA"); STEPS]);
+    assert!(saved(&run, FILES[0]) != saved(&GPU, FILES[0]), "attention was not cuDNN's");
 }
 
 #[test]
@@ -210,29 +233,31 @@ fn two_gpus_learn_what_one_does() {
     assert_equal_runs(&place.path("sharded-false"), &place.path("sharded-true"), TUNED);
 }
 
-/// The most memory of a GPU that was taken at once up to each step.
-fn peak_bytes(run: &Path) -> Vec<u64> {
-    let peaks = column(run, "time/gpu_peak_mib");
-    peaks.iter().map(|mib| (mib * f64::from(1 << 20)) as u64).collect()
-}
-
 #[test]
 fn a_gpu_takes_the_memory_that_was_planned() {
     if !can_emulate() {
         return;
     }
-    let plan: Value = serde_json::from_slice(&fs::read(GPU.join("plan.json")).unwrap()).unwrap();
-    let buffers = plan["buffers"].as_array().unwrap();
-    let bytes = |name: &str| {
-        let of_name = buffers.iter().filter(|b| b["name"].as_str().unwrap().starts_with(name));
-        of_name.map(|b| b["bytes"].as_u64().unwrap()).sum::<u64>()
-    };
-    // The emulation has no cuDNN, whose part of the plan goes beyond a number a head and row; nor are
-    // there libraries outside of the arena.
+    // Without cuDNN, whose part of the plan goes beyond a number a head and row; nor are there libraries
+    // outside of the arena.
     let own_attention = 4 * 256 * 3;
-    let planned = bytes("") - bytes("CUDA") - bytes("attention") + own_attention;
-    assert_eq!(peak_bytes(&GPU), vec![planned; STEPS]);
+    let [all, cuda, attention] = ["", "CUDA", "attention"].map(|name| planned(&GPU, name));
+    assert_eq!(taken(&GPU), vec![all - cuda - attention + own_attention; STEPS]);
     assert!(column(&GPU, "time/mfu").iter().all(|&mfu| mfu > 0.0));
+}
+
+/// Bytes that a run planned for buffers whose names begin so.
+fn planned(run: &Path, name: &str) -> u64 {
+    let plan: Value = serde_json::from_slice(&fs::read(run.join("plan.json")).unwrap()).unwrap();
+    let buffers = plan["buffers"].as_array().unwrap().iter();
+    let of_name = buffers.filter(|b| b["name"].as_str().unwrap().starts_with(name));
+    of_name.map(|b| b["bytes"].as_u64().unwrap()).sum()
+}
+
+/// Bytes that it took, by step.
+fn taken(run: &Path) -> Vec<u64> {
+    let mib = column(run, "time/gpu_peak_mib").into_iter();
+    mib.map(|mib| (mib * f64::from(1 << 20)) as u64).collect()
 }
 
 #[test]
@@ -325,7 +350,7 @@ fn a_gpu_that_samples_takes_the_memory_that_was_planned_from_the_first_step_on()
     };
     let [sampling, updating] = [0, 1].map(|phase| bytes(&plan["phases"][phase]["buffers"]));
     assert!(sampling > updating, "{plan}");
-    assert_eq!(peak_bytes(&run), [bytes(&plan["buffers"]) + sampling; 2]);
+    assert_eq!(taken(&run), [bytes(&plan["buffers"]) + sampling; 2]);
 }
 
 #[test]

@@ -40,6 +40,21 @@ pub(crate) fn driver() -> Option<Driver> {
     })
 }
 
+/// The same with cuDNN, emulated where the driver is: for a process of its own, because attention of
+/// training is cuDNN's from then on. `None` also where a GPU has no cuDNN.
+pub(crate) fn driver_with_cudnn() -> Option<Driver> {
+    let driver = driver()?;
+    static HAS_CUDNN: OnceLock<bool> = OnceLock::new();
+    let has_cudnn = HAS_CUDNN.get_or_init(|| match driver {
+        Driver::Real => codeseq::cuda::attention::version().is_ok(),
+        Driver::StandIn => {
+            let folder = emulated_gpu().expect("a compiler made the driver");
+            preload(&folder.join("cudnn/libcudnn.so.9"))
+        }
+    });
+    has_cudnn.then_some(driver)
+}
+
 /// The folder of the emulated driver, built if need be, for the `LD_LIBRARY_PATH` of a process.
 /// `None` without a C++ compiler.
 pub(crate) fn emulated_gpu() -> Option<PathBuf> {
@@ -81,4 +96,16 @@ pub(crate) fn emulated(command: &mut Command, gpus: usize) -> &mut Command {
     let folder = emulated_gpu().expect("asked for only where GPUs can be emulated");
     command.env("LD_LIBRARY_PATH", folder).env("EMULATED_GPU_MEMORY", "4096");
     command.env("EMULATED_GPUS", gpus.to_string())
+}
+
+/// Where a program finds the emulated driver of `folder` and cuDNN with it.
+pub(crate) fn with_cudnn(folder: &Path) -> std::ffi::OsString {
+    std::env::join_paths([folder.to_owned(), folder.join("cudnn")])
+        .expect("a folder without a colon")
+}
+
+/// The same as [`emulated`] with cuDNN.
+pub(crate) fn emulated_with_cudnn(command: &mut Command, gpus: usize) -> &mut Command {
+    let folder = emulated_gpu().expect("asked for only where GPUs can be emulated");
+    emulated(command, gpus).env("LD_LIBRARY_PATH", with_cudnn(&folder))
 }
