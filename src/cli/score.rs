@@ -118,8 +118,8 @@ fn sequences(
         let more =
             if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
         tracing::warn!(
-            "{}:{first}{more}: prompt and completion are tokenised together, and a token where they \
-             meet is of both",
+            "{}:{first}{more}: prompt and completion are tokenised together, and share a token \
+             where they meet",
             data.display()
         );
     }

@@ -183,7 +183,7 @@ mod tests {
         let file = dir.path().join("a.jsonl");
         let line = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
         let long = serde_json::json!({"input_ids": vec![5; 100], "labels": vec![-100; 100]});
-        let long = long.to_string().replacen("-100", "5", 1);
+        let long = long.to_string().replace("-100]", "5]");
         std::fs::write(&file, format!("{line}\n{long}\n").repeat(500)).unwrap();
         let data = DataConfig {
             files: vec![file],
