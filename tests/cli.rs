@@ -63,6 +63,14 @@ fn every_command_explains_itself() {
 }
 
 #[test]
+fn help_names_the_run_directory_that_is_taken_where_none_is_given() {
+    for command in ["sft", "grpo"] {
+        let help = stdout(&train(&[command, "--help"]));
+        assert!(help.contains(&format!("[default: runs/{command}]")), "{help}");
+    }
+}
+
+#[test]
 fn wrong_arguments_exit_with_2() {
     for args in [&[] as &[&str], &["trian"], &["demo", "--no-such-flag"], &["completions", "tcsh"]]
     {
@@ -96,10 +104,46 @@ fn runs_are_reported_in_the_terminal_and_as_a_page() {
 }
 
 #[test]
+fn a_token_of_both_prompt_and_completion_is_told_by_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let [data, out] = ["lines.jsonl", "scores.jsonl"].map(|name| dir.path().join(name));
+    let line = |prompt: &str, completion: &str| {
+        format!("{{\"prompt\": \"{prompt}\", \"completion\": \"{completion}\"}}\n")
+    };
+    let said = |text: String| {
+        std::fs::write(&data, text).unwrap();
+        let [data, out] = [&data, &out].map(|path| path.to_str().unwrap());
+        let args = ["--quiet", "score", "--model", "data/demo/base", "--data", data, "--out", out];
+        let output = train(&args);
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let (apart, merged) = (line("n =", "int(input())"), line("n = ", "int(input())"));
+    assert_eq!(said(apart.clone()), "");
+    let warned = said(format!("{apart}{merged}{merged}"));
+    assert_eq!(warned.lines().count(), 1, "{warned}");
+    for part in ["lines.jsonl:2 and 1 more", "tokenised together"] {
+        assert!(warned.contains(part), "{part} is not in {warned}");
+    }
+}
+
+#[test]
 fn completions_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&train(&["completions", shell]));
         assert!(script.contains("solvability"), "{shell}");
+    }
+}
+
+#[test]
+fn what_needs_a_gpu_is_listed_and_a_build_without_says_so() {
+    let help = stdout(&train(&["--help"]));
+    for command in ["bench", "gpu-check"] {
+        assert!(help.contains(command), "{command} is not in {help}");
+        if cfg!(not(feature = "cuda")) {
+            let text = mistake(&[command, "--gpu", "0"]);
+            assert!(text.contains("--features cuda"), "{text}");
+        }
     }
 }
 

@@ -109,6 +109,11 @@ fn the_loss_of_a_node_ends_the_other_with_a_message() {
         let (code, said) = ended(nodes.remove(0));
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains(&format!("node {lost} (127.0.0.1")), "{said}");
+        assert_eq!(
+            said.contains("no step is saved, as checkpoint.every is 0"),
+            lost == 1,
+            "{said}"
+        );
         assert!(started.elapsed() < Duration::from_secs(60), "{said}");
     }
 }

@@ -132,7 +132,10 @@ fn fine_tuning_through_cudnn_follows_the_cpu_in_the_memory_that_was_planned() {
     println!("over {STEPS} steps: losses {losses:.1e}, norms of gradients {norms:.1e} apart");
     assert!(losses < 1e-2 && norms < 5e-2);
     assert_eq!(taken(&run), vec![planned(&run, "") - planned(&run, "CUDA"); STEPS]);
-    assert!(saved(&run, FILES[0]) != saved(&GPU, FILES[0]), "attention was not cuDNN's");
+    assert!(
+        saved(&run, STEPS, FILES[0]) != saved(&GPU, STEPS, FILES[0]),
+        "attention was not cuDNN's"
+    );
 }
 
 #[test]

@@ -150,3 +150,18 @@ fn a_dry_run_tells_what_the_data_hold_before_and_after_they_are_tokenised() {
     let absent = place.done(&format!("sft --dry-run {words} --set data.files=['owner/name']"));
     assert!(absent.contains("not on this machine"), "{absent}");
 }
+
+#[test]
+fn a_dry_run_of_reinforcement_counts_its_problems_and_refuses_files_that_are_not_there() {
+    let place = Place::new();
+    fs::write(place.path("p.jsonl"), "{}\n{}\n{}\n").unwrap();
+    let words = format!("grpo --dry-run --config configs/demo/grpo.toml --set model.path={MODEL}");
+    let file = place.path("p.jsonl").display().to_string();
+    let held_out = format!("--set validation={{files=['{file}'],every=1,rollouts=1}}");
+    let plan = place.done(&format!("{words} --set data.files=['{file}','{file}'] {held_out}"));
+    let counts: Vec<_> = plan.lines().filter(|line| line.starts_with("data: ")).collect();
+    assert!(counts[0].contains("data.files") && counts[0].ends_with(" 6 problems"), "{plan}");
+    assert!(counts[1].contains("validation.files") && counts[1].ends_with(" 3 problems"), "{plan}");
+    let absent = place.mistake(&format!("{words} --set data.files=['absent.jsonl']"));
+    assert!(absent.contains("absent.jsonl"), "{absent}");
+}

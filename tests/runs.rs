@@ -305,7 +305,10 @@ fn a_full_disk_leaves_the_checkpoint_before_it() {
     }
     let output = full.output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("optimizer.safetensors"), "{}", stderr(&output));
+    let last = kept.last().unwrap().trim_start_matches("step-").trim_start_matches('0');
+    for part in ["optimizer.safetensors", &format!("step {last} is saved"), "--resume"] {
+        assert!(stderr(&output).contains(part), "{part} is not in {}", stderr(&output));
+    }
     assert_eq!(step_names(&run), kept);
     place.assert_nothing_is_half_made();
 
@@ -409,7 +412,7 @@ fn reinforcement_is_exactly_on_policy_and_tells_programs_apart() {
     assert!(column("reward/pass_rate").iter().any(|rate| (0.05..0.95).contains(rate)));
     assert!(column("reward/solvability_term").iter().any(|&term| term > 0.0));
     assert_eq!(column("reward/infra"), vec![0.0; metrics.len()]);
-    for step in 0..GRPO_STEPS {
+    for step in 1..=GRPO_STEPS {
         let rollouts =
             fs::read_to_string(GRPO.join(format!("samples/step-{step:06}.jsonl"))).unwrap();
         assert_eq!(rollouts.lines().count(), 12);
@@ -433,7 +436,7 @@ fn reinforcement_killed_and_stopped_resumes_to_the_same_bits() {
     let command =
         |resume: &str| place.train(&format!("grpo --config @grpo.toml --out @run {resume}"));
     kill(start(&mut command(""), || rows(&run).len() == 1));
-    kill(start(&mut command("--resume"), || run.join("samples/step-000001.jsonl").exists()));
+    kill(start(&mut command("--resume"), || run.join("samples/step-000002.jsonl").exists()));
     // The log appears when signals are caught already.
     let listens = || run.join("logs/attempt-3.log").exists();
     interrupt(start(&mut command("--resume"), || listens() && rows(&run).len() >= 2));
@@ -466,12 +469,12 @@ for number, line in enumerate(sys.stdin):
         command
     };
     done(&mut run("--out @whole"));
-    let rewarded = fs::read_to_string(place.path("whole/samples/step-000002.jsonl")).unwrap();
+    let rewarded = fs::read_to_string(place.path("whole/samples/step-000003.jsonl")).unwrap();
     assert!(rewarded.contains("\"external\":0.5"), "{rewarded}");
 
     // Two prompts a step, six responses each: the third step's answers begin so.
     place.write("reward.py", &program("if number == 30: print('oops', flush=True)"));
-    expect_mistake(&mut run("--out @run"), &["reward process", "\"oops\""]);
+    expect_mistake(&mut run("--out @run"), &["step 2 is saved", "reward process", "\"oops\""]);
     assert_eq!(rows(&place.path("run")).len(), 2);
     assert!(checkpoint(&place.path("run"), 2).exists());
     place.write("reward.py", &program("pass"));
@@ -503,7 +506,7 @@ for line in sys.stdin:
         }
         command
     };
-    let journal = place.path("run/samples/step-000000.jsonl");
+    let journal = place.path("run/samples/step-000001.jsonl");
     kill(start(&mut run(""), || rows(&place.path("run")).len() == 1));
     let before = fs::read_to_string(&journal).unwrap();
     assert_eq!(before.lines().count(), 4 * 6, "no problem twice");
@@ -606,11 +609,12 @@ fn reinforcement_killed_at_twenty_random_moments_resumes_to_the_same_bits() {
         let resume = if run.join("checkpoints").exists() { "--resume" } else { "--overwrite" };
         let log = run.join(format!("logs/attempt-{}.log", life + 1));
         let step = rows(&run).len() as u64;
+        let next = run.join(format!("samples/step-{:06}.jsonl", step + 1));
         let listens = || log.exists() || run.join("logs/attempt-1.log").exists();
         // While it starts, samples and judges; once a step is judged; while it saves; anywhere.
         let (is_reached, millis): (&dyn Fn() -> bool, f32) = match life % 4 {
             0 => (&listens, 400.0),
-            1 => (&|| run.join(format!("samples/step-{step:06}.jsonl")).exists(), 30.0),
+            1 => (&|| next.exists(), 30.0),
             2 => (&|| rows(&run).len() as u64 > step && is_saving(), 4.0),
             _ => (&|| rows(&run).len() as u64 > step, 150.0),
         };

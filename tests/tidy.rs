@@ -1,6 +1,7 @@
 //! The mechanical rules of ARCHITECTURE.md, checked on the source text.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Rows of modules from the bottom up. A module imports from rows below its own, and from those
@@ -23,20 +24,23 @@ const SAME_ROW: [(&str, &str); 5] = [
     ("bench", "train"),
 ];
 
-fn source_files() -> Vec<PathBuf> {
+/// All files below a directory of the repository.
+fn files_below(dir: &str) -> Vec<PathBuf> {
     fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, files);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                files.push(path);
-            }
+            if path.is_dir() { walk(&path, files) } else { files.push(path) }
         }
     }
     let mut files = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &mut files);
     files.sort();
+    files
+}
+
+fn source_files() -> Vec<PathBuf> {
+    let mut files = files_below("src");
+    files.retain(|file| file.extension().is_some_and(|e| e == "rs"));
     files
 }
 
@@ -112,4 +116,17 @@ fn no_file_grows_beyond_one_noun() {
         let lines = std::fs::read_to_string(&file).unwrap().lines().count();
         assert!(lines <= 800, "{} has {lines} lines", file.display());
     }
+}
+
+#[test]
+fn a_file_with_a_shebang_is_executable() {
+    let mut found = 0;
+    for file in [".ci", "scripts", "tests"].into_iter().flat_map(files_below) {
+        if std::fs::read(&file).unwrap().starts_with(b"#!/") {
+            let mode = file.metadata().unwrap().permissions().mode();
+            assert!(mode & 0o111 == 0o111, "{} is not executable", file.display());
+            found += 1;
+        }
+    }
+    assert!(found > 0, "no script was looked at");
 }

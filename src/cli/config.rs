@@ -17,10 +17,6 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 
-    /// The run directory
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-
     /// Print the plan and every setting with its origin, then stop
     #[arg(long)]
     pub dry_run: bool,

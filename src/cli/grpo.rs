@@ -2,15 +2,23 @@
 
 use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
+use super::print;
+use crate::base::human;
+use crate::data::jsonl;
 use crate::sandbox::{Judge, Options};
 use crate::train::{grpo, plan};
 use anyhow::Result;
+use std::path::PathBuf;
 
 /// Arguments of `train grpo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+
+    /// The run directory
+    #[arg(long, value_name = "DIR", default_value = "runs/grpo")]
+    out: PathBuf,
 }
 
 /// Reinforces, and prints the trained model's directory.
@@ -18,10 +26,26 @@ pub fn run(args: Args) -> Result<()> {
     let resolved = grpo::Config::load(&args.config.config, &args.config.set)?;
     let config = &resolved.value;
     let plan = plan::Plan::of_grpo(config)?;
-    launch(&args.config, &resolved, &plan, "runs/grpo", |run| {
+    if args.config.dry_run {
+        print(data_lines(config)?)?;
+    }
+    launch(&args.config, &resolved, &plan, &args.out, |run| {
         let limits = config.judge.clone();
         let judge = Judge::start(Options { limits, ..Options::default() })?;
         run.write_environment(&command_line(), judge.layers())?;
         grpo::train(config, run, &judge, "grpo")
     })
+}
+
+/// The lines of `--dry-run` about the data: how many problems there are.
+fn data_lines(config: &grpo::Config) -> Result<String> {
+    let held_out = config.validation.as_ref();
+    let held_out = held_out.map(|validation| data_line("validation.files", &validation.files));
+    Ok(data_line("data.files", &config.data.files)? + &held_out.transpose()?.unwrap_or_default())
+}
+
+fn data_line(name: &str, files: &[PathBuf]) -> Result<String> {
+    let count: u64 = files.iter().map(|file| jsonl::count(file)).sum::<Result<_>>()?;
+    let label = format!("data: {name}");
+    Ok(format!("{label:<40}{} problems\n", human::count(count)))
 }

@@ -11,14 +11,13 @@ use crate::train::serve;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// Prints the plan and settings for `--dry-run`; otherwise takes the run directory (`default_out`
-/// where none is given), trains in it, and prints the trained model's directory. A node other than node 0
-/// does what that asks for instead.
+/// Prints the plan and settings for `--dry-run`; otherwise takes the run directory `out`, trains in it, and
+/// prints the trained model's directory. A node other than node 0 does what that asks for instead.
 pub fn launch<T>(
     args: &ConfigArgs,
     resolved: &Resolved<T>,
     plan: &Plan,
-    default_out: &str,
+    out: &Path,
     train: impl FnOnce(&RunDir) -> Result<PathBuf>,
 ) -> Result<()> {
     if args.dry_run {
@@ -31,10 +30,9 @@ pub fn launch<T>(
         return serve(&nodes, plan.ranks);
     }
     interrupt::install()?;
-    let out = args.out.as_deref().unwrap_or(Path::new(default_out));
     let run = RunDir::create(out, &resolved.to_toml(), args.existing())?;
     run.write_plan(plan)?;
-    let model_dir = train(&run)?;
+    let model_dir = train(&run).map_err(|e| run.ended_by(e))?;
     print(format!("{}\n", model_dir.display()))
 }
 

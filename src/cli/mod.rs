@@ -77,7 +77,7 @@ pub enum Command {
     /// Make, measure and show data
     #[command(subcommand)]
     Data(data::Command),
-    /// Render runs as one HTML page
+    /// Compare runs in the terminal, or (--out) as a page
     Report(report::Args),
     /// Say what this machine offers and which protections are in force
     Doctor(doctor::Args),
@@ -90,8 +90,10 @@ pub enum Command {
     Bench(NoGpu),
     /// Compare a GPU with the CPU
     #[cfg(feature = "cuda")]
-    #[command(hide = true)]
     GpuCheck(gpu_check::Args),
+    /// Compare a GPU with the CPU (not in this build)
+    #[cfg(not(feature = "cuda"))]
+    GpuCheck(NoGpu),
     /// Print a shell completion script
     Completions(completions::Args),
 }
@@ -131,9 +133,11 @@ pub fn run(cli: Cli) -> Result<()> {
         #[cfg(feature = "cuda")]
         Command::Bench(command) => bench::run(command),
         #[cfg(not(feature = "cuda"))]
-        Command::Bench(NoGpu { .. }) => Err(crate::base::error::usage(
-            "this binary was built without GPUs: cargo build --release --features cuda",
-        )),
+        Command::Bench(NoGpu { .. }) | Command::GpuCheck(NoGpu { .. }) => {
+            Err(crate::base::error::usage(
+                "this binary was built without GPUs: cargo build --release --features cuda",
+            ))
+        }
         #[cfg(feature = "cuda")]
         Command::GpuCheck(args) => gpu_check::run(args),
         Command::Completions(args) => completions::run(args),

@@ -1,4 +1,4 @@
-//! `train report`: runs side by side, in the terminal and as one HTML page; their best and worst samples.
+//! `train report`: runs side by side, in the terminal or as one HTML page; their best and worst samples.
 
 use crate::base::error::usage;
 use crate::base::fs::{check_writable, write_atomic};
@@ -14,7 +14,7 @@ pub struct Args {
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
 
-    /// Write a self-contained HTML page
+    /// Write a self-contained HTML page, with every result
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 

@@ -21,7 +21,7 @@ pub struct Args {
     /// A model directory in Hugging Face layout, or the name of a model on the Hub
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
-    /// JSON Lines of {"input_ids": [...]}, {"prompt": ..., "completion": ...} or {"messages": [...]}
+    /// JSON Lines of {"input_ids": [...]}, {"prompt": ..., "completion": ...} (tokenised together) or {"messages": [...]}
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Where the log-probabilities go (JSON Lines)
@@ -98,18 +98,43 @@ fn progress(sequences: &[Vec<u32>]) -> Progress {
     Progress::new("score", total as u64, "tokens")
 }
 
-/// The tokens of every line.
+/// The tokens of every line; warns of completions that do not begin with a token of their own.
 fn sequences(
     data: &Path,
     lines: Vec<(usize, Line)>,
     decoder: &Decoder,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Vec<u32>>> {
-    let of_line = |(number, line)| {
+    let mut merged = Vec::new();
+    let of_line = |(number, line): (usize, Line)| {
+        if line.is_merged(tokenizer)? {
+            merged.push(number);
+        }
         let place = || format!("{}:{number}", data.display());
         tokens(decoder, tokenizer, line).with_context(place)
     };
-    lines.into_iter().map(of_line).collect()
+    let sequences = lines.into_iter().map(of_line).collect::<Result<_>>()?;
+    if let [first, rest @ ..] = &merged[..] {
+        let more =
+            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        tracing::warn!(
+            "{}:{first}{more}: prompt and completion are tokenised together, and share a token \
+             where they meet",
+            data.display()
+        );
+    }
+    Ok(sequences)
+}
+
+impl Line {
+    /// Whether a prompt has other tokens before its completion than alone.
+    fn is_merged(&self, tokenizer: &Tokenizer) -> Result<bool> {
+        let (Some(prompt), Some(completion)) = (&self.prompt, &self.completion) else {
+            return Ok(false);
+        };
+        let together = tokenizer.encode(&format!("{prompt}{completion}"))?;
+        Ok(!together.starts_with(&tokenizer.encode(prompt)?))
+    }
 }
 
 /// The tokens of a line, each one known to the model and at one of its positions.

@@ -8,12 +8,17 @@ use crate::tokenizer::Tokenizer;
 use crate::train::environment::{peak_resident_bytes, resident_bytes};
 use crate::train::{plan, sft};
 use anyhow::Result;
+use std::path::PathBuf;
 
 /// Arguments of `train sft`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+
+    /// The run directory
+    #[arg(long, value_name = "DIR", default_value = "runs/sft")]
+    out: PathBuf,
 }
 
 /// Fine-tunes, and prints the trained model's directory.
@@ -24,7 +29,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.config.dry_run {
         print(data_lines(config, &plan)?)?;
     }
-    launch(&args.config, &resolved, &plan, "runs/sft", |run| {
+    launch(&args.config, &resolved, &plan, &args.out, |run| {
         run.write_environment(&command_line(), &())?;
         let before = resident_bytes();
         let model_dir = sft::train(config, run, "sft")?;

@@ -1,9 +1,10 @@
-//! What a run will see of its data, told from headers before anything is tokenised.
+//! What a run will see of its data, told from their beginning before all is tokenised.
 //!
 //! Contract: reads parquet footers, the first MiB of JSON Lines and the counts of token caches that are
-//! fresh, so it takes no time whatever the size. Rows of parquet files and everything from a cache are
-//! exact; other rows are told from the length of the first lines, other tokens are those of all rows,
-//! at [`BYTES_PER_TOKEN`]. Nothing is downloaded.
+//! fresh, and tokenises at most 512 rows of a source, so it takes a second whatever the size. What
+//! a cache says is exact. Other samples and tokens are those of the first rows, as training takes them,
+//! times the rows that there are, which for JSON Lines are told from the length of the first; without a
+//! tokenizer tokens are those of all rows, at [`BYTES_PER_TOKEN`]. Nothing is downloaded.
 
 use super::input::{InputFile, resolve_here};
 use super::mixture::MixBy;
@@ -15,6 +16,8 @@ use anyhow::Result;
 
 /// Bytes of text that a token of Llama 3 or Qwen2.5 stands for, about.
 pub const BYTES_PER_TOKEN: f64 = 4.0;
+/// Rows of a source that tell what the others are like.
+const EXAMINED: usize = 512;
 
 /// What is known of a source.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,12 +39,23 @@ pub struct Size {
     pub samples: f64,
     /// Tokens.
     pub tokens: f64,
-    /// Whether these are what is left after tokenising rather than an estimate of what is read.
-    pub is_exact: bool,
+    /// What they are told from.
+    pub basis: Basis,
+}
+
+/// What a size is told from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// All rows, tokenised.
+    All,
+    /// The first rows, tokenised.
+    First,
+    /// Bytes.
+    Bytes,
 }
 
 /// The sources of a run that reads `total_tokens`. The tokenizer, where there is one, finds what is
-/// cached.
+/// cached, and counts.
 pub fn outlook(
     data: &DataConfig,
     tokenizer: Option<&Tokenizer>,
@@ -68,15 +82,27 @@ fn size(
         let Some(found) = resolve_here(place)? else { return Ok(None) };
         files.extend(found);
     }
-    let cached = |tokenizer| TokenCache::new(name, config, data, files.clone(), tokenizer).counts();
-    if let Some(counts) = tokenizer.map(cached).transpose()?.flatten() {
+    let Some(tokenizer) = tokenizer else { return size_by_bytes(&files).map(Some) };
+    let cache = TokenCache::new(name, config, data, files.clone(), tokenizer);
+    if let Some(counts) = cache.counts()? {
         let (samples, tokens) = (counts.kept as f64, counts.tokens as f64);
-        return Ok(Some(Size { samples, tokens, is_exact: true }));
+        return Ok(Some(Size { samples, tokens, basis: Basis::All }));
     }
+    let mut size = Size { samples: 0.0, tokens: 0.0, basis: Basis::First };
+    for file in &files {
+        let first = cache.counts_of_first(file, EXAMINED.div_ceil(files.len()))?;
+        let times = file.header()?.rows / first.read.max(1) as f64;
+        size.samples += times * first.kept as f64;
+        size.tokens += times * first.tokens as f64;
+    }
+    Ok(Some(size))
+}
+
+fn size_by_bytes(files: &[InputFile]) -> Result<Size> {
     let headers = files.iter().map(InputFile::header).collect::<Result<Vec<_>>>()?;
     let samples = headers.iter().map(|header| header.rows).sum();
     let bytes: f64 = headers.iter().map(|header| header.text_bytes).sum();
-    Ok(Some(Size { samples, tokens: bytes / BYTES_PER_TOKEN, is_exact: false }))
+    Ok(Size { samples, tokens: bytes / BYTES_PER_TOKEN, basis: Basis::Bytes })
 }
 
 fn count_passes(sources: &mut [SourceOutlook], mix_by: MixBy, total_tokens: f64) {
@@ -97,14 +123,18 @@ fn count_passes(sources: &mut [SourceOutlook], mix_by: MixBy, total_tokens: f64)
 impl SourceOutlook {
     /// In a line: `about 939,344 samples of 770 tokens, read 0.72 times`.
     pub fn describe(&self) -> String {
-        let Some(Size { samples, tokens, is_exact }) = self.size else {
+        let Some(Size { samples, tokens, basis }) = self.size else {
             return "not on this machine: the run downloads it".to_owned();
         };
-        let about = if is_exact { "" } else { "about " };
+        let (about, how) = match basis {
+            Basis::All => ("", String::new()),
+            Basis::First => ("about ", String::new()),
+            Basis::Bytes => ("about ", format!(", estimated at {BYTES_PER_TOKEN} bytes a token")),
+        };
         let samples_text = human::count(samples as u64);
         let mean = if samples > 0.0 { tokens / samples } else { 0.0 };
         let passes = self.passes.map_or(String::new(), |n| format!(", read {n:.2} times"));
-        format!("{about}{samples_text} samples of {mean:.0} tokens{passes}")
+        format!("{about}{samples_text} samples of {mean:.0} tokens{how}{passes}")
     }
 }
 
@@ -114,7 +144,7 @@ mod tests {
     use crate::tokenizer::bpe;
 
     fn source(weight: f64, samples: f64, tokens: f64) -> SourceOutlook {
-        let size = Some(Size { samples, tokens, is_exact: true });
+        let size = Some(Size { samples, tokens, basis: Basis::All });
         SourceOutlook { name: "a".to_owned(), weight, size, passes: None }
     }
 
@@ -147,23 +177,30 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_estimated_from_files_and_exact_from_a_cache() {
+    fn samples_are_counted_by_the_first_rows_and_exact_from_a_cache() {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = bpe::tests::small(dir.path());
         let file = dir.path().join("a.jsonl");
         let line = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
-        std::fs::write(&file, [line; 7].join("\n")).unwrap();
+        let long = serde_json::json!({"input_ids": vec![5; 100], "labels": vec![-100; 100]});
+        let long = long.to_string().replace("-100]", "5]");
+        std::fs::write(&file, format!("{line}\n{long}\n").repeat(500)).unwrap();
         let data = DataConfig {
             files: vec![file],
             max_length: 99,
             cache_dir: Some(dir.path().join("cache")),
             ..DataConfig::default()
         };
-        let see = || outlook(&data, Some(&tokenizer), 100.0).unwrap()[0].size.unwrap();
+        let see = || outlook(&data, Some(&tokenizer), 100.0).unwrap().remove(0);
         let estimate = see();
-        assert!(!estimate.is_exact && estimate.samples == 7.0, "{estimate:?}");
         let counts = data.open(&tokenizer).unwrap().sources[0].samples.counts().clone();
-        let exact = Size { samples: 7.0, tokens: counts.tokens as f64, is_exact: true };
-        assert_eq!(see(), exact);
+        // Every other sample is too long for a row.
+        let exact = Size { samples: 500.0, tokens: counts.tokens as f64, basis: Basis::All };
+        assert_eq!(see().size, Some(exact));
+        assert_eq!(estimate.size, Some(Size { basis: Basis::First, ..exact }));
+        assert!(estimate.describe().starts_with("about 500 samples"), "{}", estimate.describe());
+        let guess = outlook(&data, None, 100.0).unwrap().remove(0);
+        assert_eq!(guess.size.unwrap().samples, 1000.0);
+        assert!(guess.describe().contains("at 4 bytes a token"), "{}", guess.describe());
     }
 }

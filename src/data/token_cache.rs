@@ -42,6 +42,13 @@ pub(super) struct TokenCache<'a> {
     tokenizer: &'a Tokenizer,
 }
 
+/// What becomes of rows on their way.
+struct Build<W> {
+    answers: CodeAnswers,
+    writer: TokenWriter<W>,
+    counts: Counts,
+}
+
 /// What became of a row.
 enum Outcome {
     Kept { sample: Tokenized, origin: Option<String>, is_cut: bool },
@@ -118,33 +125,59 @@ impl<'a> TokenCache<'a> {
         Ok(hash.finalize().into())
     }
 
+    /// What becomes of the first `most` rows of `file`, one of the source's.
+    pub(super) fn counts_of_first(&self, file: &InputFile, most: usize) -> Result<Counts> {
+        let mut build = self.begin(std::io::sink())?;
+        let rows = file.rows()?.take(most).collect::<Result<Vec<_>>>()?;
+        self.add_rows(&mut build, file, 0, rows)?;
+        Ok(build.counts)
+    }
+
+    /// Before the first row.
+    fn begin<W: Write>(&self, out: W) -> Result<Build<W>> {
+        let answers = self.code_answers.map(CodeAnswers::read).transpose()?.unwrap_or_default();
+        Ok(Build { answers, writer: TokenWriter::new(out), counts: Counts::default() })
+    }
+
     /// Tokenises every row into `out`.
     fn build<W: Write>(&self, key: &Hash, out: W) -> Result<W> {
-        let answers = self.code_answers.map(CodeAnswers::read).transpose()?.unwrap_or_default();
+        let mut build = self.begin(out)?;
         let total: u64 = self.files.iter().map(InputFile::count).sum::<Result<_>>()?;
         let progress = if total >= WORTH_A_BAR {
             Progress::new("tokenize", total, "samples")
         } else {
             Progress::hidden()
         };
-        let mut counts = Counts::default();
-        let mut writer = TokenWriter::new(out);
         for file in &self.files {
-            let mut number = 0;
-            file.for_each_chunk(|lines| {
-                progress.inc(lines.len() as u64);
-                let outcomes: Vec<Result<Outcome>> =
-                    lines.into_par_iter().map(|line| self.decide(line, &answers)).collect();
-                outcomes.into_iter().try_for_each(|outcome| {
-                    number += 1;
-                    outcome
-                        .and_then(|outcome| self.add(outcome, &mut writer, &mut counts))
-                        .with_context(|| format!("{}: sample {number}", file.path().display()))
-                })
+            let mut before = 0;
+            file.for_each_chunk(|rows| {
+                let num_rows = rows.len();
+                progress.inc(num_rows as u64);
+                self.add_rows(&mut build, file, before, rows)?;
+                before += num_rows;
+                Ok(())
             })?;
         }
         progress.finish();
-        writer.finish(&counts, key)
+        build.writer.finish(&build.counts, key)
+    }
+
+    /// Tokenises rows of `file`, which has `before` before them.
+    fn add_rows<W: Write>(
+        &self,
+        build: &mut Build<W>,
+        file: &InputFile,
+        before: usize,
+        rows: Vec<Line>,
+    ) -> Result<()> {
+        let answers = &build.answers;
+        let outcomes: Vec<Result<Outcome>> =
+            rows.into_par_iter().map(|row| self.decide(row, answers)).collect();
+        outcomes.into_iter().enumerate().try_for_each(|(i, outcome)| {
+            outcome
+                .and_then(|outcome| self.add(outcome, build))
+                .with_context(|| format!("{}: sample {}", file.path().display(), before + i + 1))
+        })
     }
 
     fn decide(&self, line: Line, answers: &CodeAnswers) -> Result<Outcome> {
@@ -168,12 +201,8 @@ impl<'a> TokenCache<'a> {
         })
     }
 
-    fn add<W: Write>(
-        &self,
-        outcome: Outcome,
-        writer: &mut TokenWriter<W>,
-        counts: &mut Counts,
-    ) -> Result<()> {
+    fn add<W: Write>(&self, outcome: Outcome, build: &mut Build<W>) -> Result<()> {
+        let Build { writer, counts, .. } = build;
         match outcome {
             Outcome::Kept { sample, origin, is_cut } => {
                 counts.keep(&sample, origin.as_deref(), is_cut);

@@ -112,7 +112,7 @@ pub fn html(runs: &[Run]) -> String {
     page.finish()
 }
 
-/// The same for a terminal, where a metric has a line for each run.
+/// The same for a terminal, where a metric has a line for each run, and of the results the main ones.
 pub fn text(runs: &[Run]) -> String {
     let titled = |header: &[&str], rows: Vec<Vec<String>>| {
         let mut table = Table::new(header.iter().copied());
@@ -124,10 +124,17 @@ pub fn text(runs: &[Run]) -> String {
     let mut text = titled(&["run", "steps", "time"], overview(runs));
     let names = runs.iter().map(|run| run.name.as_str());
     let header: Vec<&str> = std::iter::once("").chain(names).collect();
-    for rows in [result_rows(runs), setting_rows(runs)] {
-        if !rows.is_empty() {
-            text.push_str(&titled(&header, rows));
-        }
+    let (results, more): (Vec<_>, Vec<_>) =
+        result_rows(runs).into_iter().partition(|row| is_main(&row[0]));
+    if !results.is_empty() {
+        text.push_str(&titled(&header, results));
+    }
+    if !more.is_empty() {
+        text.push_str(&format!("(--out writes a page with {} more results)\n\n", more.len()));
+    }
+    let settings = setting_rows(runs);
+    if !settings.is_empty() {
+        text.push_str(&titled(&header, settings));
     }
     let mut metrics = Table::new(["metric", "run", "", "first", "last"]).left(1).left(2);
     for key in areas(runs).into_iter().flat_map(|(_, keys)| keys) {
@@ -250,6 +257,17 @@ fn result_rows(runs: &[Run]) -> Vec<Vec<String>> {
         .collect()
 }
 
+/// Whether a result is one to see first: no single family's, and of pass@k where k is a power of two.
+fn is_main(key: &str) -> bool {
+    let parts: Vec<&str> = key.split('.').collect();
+    let is_main_k = |at: usize| {
+        let k = parts.get(at + 1).and_then(|k| k.parse().ok());
+        k.is_none_or(usize::is_power_of_two) && !parts.ends_with(&["ci95"])
+    };
+    !parts.contains(&"families")
+        && parts.iter().position(|&part| part == "pass_at_k").is_none_or(is_main_k)
+}
+
 fn results(dir: &Path) -> Result<Vec<(String, Value)>> {
     let mut results = Vec::new();
     for path in children(dir)? {
@@ -342,6 +360,28 @@ mod tests {
         }
         let error = curves(&runs, &["los".to_owned()]).unwrap_err();
         assert!(format!("{error:#}").contains("of: loss, time"), "{error:#}");
+    }
+
+    #[test]
+    fn a_terminal_shows_the_main_results_and_the_page_all() {
+        let dir = tempfile::tempdir().unwrap();
+        make_run(dir.path(), "0.1");
+        let of_k: serde_json::Map<String, Value> = (1..=8)
+            .map(|k| (k.to_string(), serde_json::json!({"mean": 0.5, "ci95": [0.25, 0.75]})))
+            .collect();
+        let score = serde_json::json!({"pass_at_1": 0.5, "ci95": [0.25, 0.75], "pass_at_k": of_k,
+            "families": {"lucas": {"pass_at_1": 0.5}}});
+        write_atomic(&dir.path().join("gtg.json"), score.to_string().as_bytes()).unwrap();
+        let runs = [Run::read(dir.path()).unwrap()];
+        let (page, text) = (html(&runs), text(&runs));
+        for key in ["gtg.pass_at_1", "gtg.ci95", "gtg.pass_at_k.8.mean"] {
+            assert!(page.contains(key) && text.contains(key), "{key} in\n{text}");
+        }
+        for key in ["gtg.pass_at_k.7.mean", "gtg.pass_at_k.8.ci95", "gtg.families.lucas"] {
+            assert!(page.contains(key) && !text.contains(key), "{key} in\n{text}");
+        }
+        // Of four values of k the mean, of eight the interval, and a family.
+        assert!(text.contains("(--out writes a page with 13 more results)"), "{text}");
     }
 
     #[test]

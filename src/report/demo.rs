@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 /// Everything the page shows.
 #[derive(Debug, Clone)]
 pub struct DemoReport {
+    /// What a reader must know to read the numbers, if they are not a whole demo's.
+    pub caveat: Option<String>,
     /// What the data is, as names and texts.
     pub data: Vec<(String, String)>,
     /// The untrained model.

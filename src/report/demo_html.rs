@@ -18,6 +18,9 @@ impl DemoReport {
         );
         let mut page = Page::new("CodeSeq, the whole loop", &subtitle);
         page.push(&self.tiles());
+        if let Some(caveat) = &self.caveat {
+            page.push(&format!("<p class=\"note\">{}</p>", escape(caveat)));
+        }
         page.section("General-term generation", &self.score_note(), &self.scores_html());
         page.section(
             "Learning curves",

@@ -10,6 +10,9 @@ impl DemoReport {
     pub fn text(&self) -> String {
         let mut text = heading("General-term generation, held-out problems");
         text.push_str(&self.scores_text());
+        if let Some(caveat) = &self.caveat {
+            text.push_str(&format!("{caveat}\n"));
+        }
         text.push_str(&heading("Self-made cases and solutions"));
         text.push_str(&self.cases_text());
         for (name, curves) in [("SFT", &self.sft_curves), ("SFT + RL", &self.grpo_curves)] {
@@ -100,6 +103,7 @@ mod tests {
             is_right,
         };
         DemoReport {
+            caveat: Some("12 & 3 steps are too few".into()),
             data: vec![
                 ("SFT samples".into(), "1,800, 93 families, 0 to 5 rounds".into()),
                 ("RL problems".into(), "240, solved 1 to 15 of 32 times".into()),
@@ -155,9 +159,16 @@ mod tests {
     fn the_text_fits_a_terminal_and_names_every_score() {
         let text = example().text();
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        for part in
-            ["31.2 %", "41.8 %", "+10.6 points", "+8.1 to +13.1", "C-C", "loss", "11 min 27 s"]
-        {
+        for part in [
+            "31.2 %",
+            "41.8 %",
+            "+10.6 points",
+            "+8.1 to +13.1",
+            "12 & 3 steps",
+            "C-C",
+            "loss",
+            "11 min 27 s",
+        ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
     }
@@ -165,8 +176,15 @@ mod tests {
     #[test]
     fn the_page_stands_alone_and_shows_every_part() {
         let html = example().html();
-        for part in ["pass@1", "family_40", "&lt;think&gt;", "Settings of SFT", "passes", "reward"]
-        {
+        for part in [
+            "pass@1",
+            "family_40",
+            "&lt;think&gt;",
+            "12 &amp; 3 steps",
+            "Settings of SFT",
+            "passes",
+            "reward",
+        ] {
             assert!(html.contains(part), "{part}");
         }
         for wrong in ["NaN", "http", "<script", "<think>"] {

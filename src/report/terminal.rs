@@ -11,7 +11,7 @@ const DOTS_DOWN: usize = 4;
 const BRAILLE: [[u32; DOTS_DOWN]; DOTS_ACROSS] =
     [[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]];
 
-/// A curve with its name, first and last values; empty if it has no points.
+/// A curve, smoothed, with its name and its first and last values as they are; empty if it has no points.
 pub(super) fn curve(curve: &Curve) -> String {
     let (Some(first), Some(last)) = (curve.points.first(), curve.points.last()) else {
         return String::new();
@@ -23,8 +23,8 @@ pub(super) fn curve(curve: &Curve) -> String {
     let labels = [&axis.ticks[axis.ticks.len() - 1].1, &axis.ticks[0].1];
     let gutter = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max(6);
 
-    let ends = (points[0].1, points[points.len() - 1].1);
-    let mut text = format!("{}  {} → {}\n", curve.name, format.text(ends.0), format.text(ends.1));
+    let ends = [first, last].map(|point| format.text(point.1));
+    let mut text = format!("{}  {}\n", curve.name, ends.join(" → "));
     for (i, row) in canvas(&points, &axis).iter().enumerate() {
         let label = match i {
             0 => labels[0].as_str(),
@@ -120,6 +120,13 @@ mod tests {
         assert!(lines[1].trim_end().chars().count() < lines[ROWS].trim_end().chars().count());
         assert!(lines[ROWS + 1].trim_start().starts_with('1') && lines[ROWS + 1].ends_with("60"));
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "{drawn}");
+    }
+
+    #[test]
+    fn a_noisy_curve_is_smoothed_but_its_first_and_last_values_are_not() {
+        let points = (0..400).map(|i| (f64::from(i), f64::from(5 + i % 2))).collect();
+        let drawn = curve(&Curve { name: "loss".into(), is_fraction: false, points });
+        assert!(drawn.starts_with("loss  5.00 → 6.00\n"), "{drawn}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::dist::rendezvous::Nodes;
 use crate::optim::{AdamWConfig, Schedule, Warmup};
 use anyhow::{Context, Result};
 use plan::PlanConfig;
+use run::Ending;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -198,14 +199,15 @@ fn resume_or_open(
 
 /// The end of a run that the user stopped, which says how it goes on.
 fn stopped(step: u64) -> anyhow::Error {
-    anyhow::Error::new(Interrupted).context(format!(
-        "step {step} is saved, and the same command with --resume goes on from it"
-    ))
+    anyhow::Error::new(Interrupted).context(Ending::saved_at(step))
 }
 
 /// What to do where a run cannot go on from its last checkpoint.
-fn unusable(dir: &Path) -> String {
-    format!("cannot go on from {0}; without {0}, --resume takes the one before", dir.display())
+fn unusable(dir: &Path) -> Ending {
+    Ending(format!(
+        "cannot go on from {0}; without {0}, --resume takes the one before",
+        dir.display()
+    ))
 }
 
 /// Writes the checkpoint of the trainer's step and removes those that are not kept.

@@ -3,7 +3,7 @@
 //! ```text
 //! config.toml plan.json env.json   resolved config, derived plan, machine and command line
 //! metrics.jsonl events.out.*       see `train::metrics`
-//! samples/step-000100.jsonl        what was generated and how it was rewarded
+//! samples/step-000100.jsonl        what was generated in step 100 and how it was rewarded
 //! checkpoints/step-000100/         Hugging Face layout plus `state/`
 //! logs/attempt-1.log               one for each start
 //! run.lock                         held while a process works here
@@ -24,6 +24,7 @@ use crate::config;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,6 +65,25 @@ pub enum Existing {
     Overwrite,
     /// Go on from its latest checkpoint.
     Resume,
+}
+
+/// What an error that ends a run says, if it says itself what of the run is saved.
+#[derive(Debug)]
+pub(super) struct Ending(pub(super) String);
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Ending {}
+
+impl Ending {
+    /// That of a run whose last checkpoint is that of `step`.
+    pub(super) fn saved_at(step: u64) -> Self {
+        Self(format!("step {step} is saved, and the same command with --resume goes on from it"))
+    }
 }
 
 /// A run directory that this process owns until it drops it.
@@ -190,6 +210,27 @@ impl RunDir {
     /// Where the samples of a step belong.
     pub fn samples(&self, step: u64) -> PathBuf {
         self.path.join(SAMPLES).join(format!("{}.jsonl", step_name(step)))
+    }
+
+    /// The error that ends the run, with what of it is saved; one that comes before there is a step, and
+    /// one that says so itself, stay as they are.
+    pub fn ended_by(&self, error: anyhow::Error) -> anyhow::Error {
+        if error.is::<Ending>() || !is_used(&self.path) {
+            return error;
+        }
+        let ending = match self.checkpoints().latest() {
+            Ok(Some((step, _))) => Ending::saved_at(step),
+            _ => Ending(format!("no step is saved, as checkpoint.every is {}", self.save_every())),
+        };
+        error.context(ending)
+    }
+
+    /// `checkpoint.every` as the run directory's configuration has it.
+    fn save_every(&self) -> i64 {
+        let table: Option<toml::Table> =
+            fs::read_to_string(self.path.join(CONFIG)).ok().and_then(|text| text.parse().ok());
+        let every = table.and_then(|table| table.get("checkpoint")?.get("every")?.as_integer());
+        every.unwrap_or(0)
     }
 
     /// The run's checkpoints.
@@ -475,6 +516,27 @@ mod tests {
         let run = create(&path, Existing::Overwrite).unwrap();
         assert!(!path.join(metrics::FILE).exists() && path.join("logs/attempt-1.log").exists());
         drop(run);
+    }
+
+    #[test]
+    fn an_error_that_ends_a_run_says_what_is_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let toml = "checkpoint = { every = 100 }\n";
+        let run = RunDir::create(&path, toml, Existing::Refuse).unwrap();
+        let ended = || run.ended_by(usage("the disk is full"));
+        assert_eq!(format!("{:#}", ended()), "the disk is full", "there is no step to speak of");
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+        assert_eq!(
+            format!("{:#}", ended()),
+            "no step is saved, as checkpoint.every is 100: the disk is full"
+        );
+        fs::create_dir_all(run.checkpoints().step_dir(7)).unwrap();
+        let text = format!("{:#}", ended());
+        assert!(text.starts_with("step 7 is saved") && text.contains("--resume"), "{text}");
+        assert_eq!(exit_code(&ended()), 2);
+        let told = usage("the disk is full").context(Ending("step 7 is damaged".to_owned()));
+        assert_eq!(format!("{:#}", run.ended_by(told)), "step 7 is damaged: the disk is full");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::environment::resident_bytes;
 use super::flops::ModelFlops;
 use super::metrics::{Metrics, Row, mebibytes, row};
 use super::plan::PlanConfig;
-use super::run::RunDir;
+use super::run::{Ending, RunDir};
 use super::settings::TrainConfig;
 use super::trainer::{Trainer, Update};
 use super::{
@@ -23,7 +23,7 @@ use crate::data::pack::Batch;
 use crate::model::ScoreGradient;
 use crate::objective::sft::smoothed_negative_log_likelihood;
 use crate::optim::{AdamWConfig, Schedule};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -119,13 +119,13 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
 
 /// Why the run stopped; the weights before the skipped steps lie in `kept`.
 fn diverged(config: &Config, diagnosis: &str, kept: &Path) -> anyhow::Error {
-    anyhow!(
+    anyhow::Error::new(Ending(format!(
         "{diagnosis}; this was the last of train.max_nonfinite_steps = {} such steps in a row, which \
          changed no weight: the weights before them are in {}. Try a lower optim.lr, or look at \
          the samples",
         config.train.max_nonfinite_steps,
         kept.display()
-    )
+    )))
 }
 
 /// What one step saw.

@@ -209,7 +209,9 @@ pub fn run(args: Args) -> Result<()> {
     })?;
     let total_secs = clock.started.elapsed().as_secs_f64();
 
+    let steps = [sft.value.train.total_steps, grpo.value.train.total_steps];
     let report = page::report(page::Parts {
+        caveat: args.quick.then(|| quick_caveat(steps)),
         data,
         examination: &examination,
         scores: [&base, &after_sft, &after_grpo],
@@ -228,6 +230,13 @@ pub fn run(args: Args) -> Result<()> {
         human::duration(total_secs),
         out("report.html").display()
     ))
+}
+
+/// What the scores of `--quick`, after so many steps of SFT and GRPO, are not.
+fn quick_caveat([sft, grpo]: [u64; 2]) -> String {
+    format!(
+        "--quick shows that everything runs; its {sft} and {grpo} steps are too few to learn from"
+    )
 }
 
 /// Refuses a directory that no configuration can name, with something in it that no demo puts there, or

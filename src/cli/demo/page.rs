@@ -73,6 +73,7 @@ pub(super) fn introduction(data: &[(String, String)], examination: &Examination)
 
 /// What the report is made of.
 pub(super) struct Parts<'a> {
+    pub(super) caveat: Option<String>,
     pub(super) data: Vec<(String, String)>,
     pub(super) examination: &'a Examination,
     /// Base, SFT, SFT + RL.
@@ -95,6 +96,7 @@ pub(super) fn report(parts: Parts<'_>) -> Result<DemoReport> {
     let (sft_rows, grpo_rows) = (sft_rows?, grpo_rows?);
     let example = example(&parts)?;
     Ok(DemoReport {
+        caveat: parts.caveat,
         data: parts.data,
         base: score(base),
         sft: score(sft),

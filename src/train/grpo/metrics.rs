@@ -42,8 +42,8 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 }
 
 /// Of all updates of a step: means over their tokens, the first update's ratios, the largest norm. Of
-/// a step without updates only that it had none.
-pub(super) fn policy_metrics(updates: &[Updated]) -> Row {
+/// a step without updates only that it had none, of updates without tokens no means and no ratios.
+pub(super) fn policy_metrics(loss: &LossConfig, updates: &[Updated]) -> Row {
     let mut all = Metrics::default();
     updates.iter().for_each(|updated| all.merge(&updated.metrics));
     let num_skipped = updates.iter().filter(|updated| updated.update.skipped.is_some()).count();
@@ -53,24 +53,31 @@ pub(super) fn policy_metrics(updates: &[Updated]) -> Row {
         ("optim/skipped", num_skipped as f64),
     ]);
     let Some(first) = updates.first() else { return found };
-    let per_token = |sum: f64| sum / all.tokens.max(1) as f64;
     // One that is not a number stays.
     let larger = |a: f64, b: f64| if b.is_nan() || b > a { b } else { a };
     let largest = |f: fn(&Updated) -> f64| updates.iter().map(f).fold(0.0, larger);
+    let loss_scale = updates.iter().filter_map(|updated| updated.update.loss_scale).reduce(larger);
     found.extend(row([
         ("loss/policy", all.loss / updates.len() as f64),
+        ("optim/grad_norm", largest(|updated| updated.update.grad_norm)),
+        ("optim/lr", largest(|updated| updated.update.lr)),
+    ]));
+    found.extend(row(loss_scale.map(|scale| ("optim/loss_scale", scale))));
+    if all.tokens == 0 {
+        return found;
+    }
+    let per_token = |sum: f64| sum / all.tokens as f64;
+    found.extend(row([
         ("policy/entropy", per_token(all.entropy)),
         ("policy/approx_kl", per_token(all.approx_kl)),
-        ("policy/reference_kl", per_token(all.kl)),
         ("policy/clip_fraction", per_token(all.clipped as f64)),
         ("policy/dual_clip_fraction", per_token(all.clipped_dual as f64)),
         ("policy/ratio_max_deviation", all.ratio_max_deviation),
         ("policy/first_ratio_max_deviation", first.metrics.ratio_max_deviation),
-        ("optim/grad_norm", largest(|updated| updated.update.grad_norm)),
-        ("optim/lr", largest(|updated| updated.update.lr)),
     ]));
-    let loss_scale = updates.iter().filter_map(|updated| updated.update.loss_scale).reduce(larger);
-    found.extend(row(loss_scale.map(|scale| ("optim/loss_scale", scale))));
+    if loss.needs_reference() {
+        found.extend(row([("policy/reference_kl", per_token(all.kl))]));
+    }
     found
 }
 
@@ -112,20 +119,40 @@ mod tests {
     use super::super::rewarder::by_rule;
     use super::super::rollout::tests::{config, tasks};
     use super::*;
-    use crate::objective::grpo::Advantages;
+    use crate::objective::grpo::{Advantages, Mismatch};
     use crate::sandbox::VerdictKind;
     use crate::train::samples::tests::group;
+    use crate::train::trainer::Update;
 
     #[test]
     fn a_step_with_nothing_to_learn_from_measures_nothing() {
         let mut found = rollout_metrics(&[]);
-        found.extend(policy_metrics(&[]));
+        found.extend(policy_metrics(&LossConfig::default(), &[]));
         assert!(found.values().all(|value| *value == 0.0), "{found:?}");
         let keys: Vec<&str> = found.keys().map(String::as_str).collect();
         assert_eq!(
             keys,
             ["reward/infra", "policy/learnt_tokens", "optim/updates", "optim/skipped"]
         );
+    }
+
+    #[test]
+    fn means_over_tokens_are_logged_where_tokens_were_learnt() {
+        let updated = |tokens: usize| Updated {
+            metrics: Metrics { tokens, entropy: 3.0, kl: 1.5, ..Metrics::default() },
+            mismatch: Mismatch::default(),
+            update: Update { grad_norm: 0.0, lr: 1e-3, loss_scale: None, skipped: None },
+        };
+        let alone = LossConfig::default();
+        let held = LossConfig { log_kl: true, ..alone };
+        let none = policy_metrics(&held, &[updated(0)]);
+        let is_mean = |key: &&String| key.starts_with("policy/") && *key != "policy/learnt_tokens";
+        assert_eq!(none.keys().find(is_mean), None);
+        assert_eq!(none["optim/lr"], 1e-3);
+        let row = policy_metrics(&alone, &[updated(2)]);
+        assert_eq!(row["policy/entropy"], 1.5);
+        assert!(!row.contains_key("policy/reference_kl"));
+        assert_eq!(policy_metrics(&held, &[updated(2)])["policy/reference_kl"], 0.75);
     }
 
     #[test]

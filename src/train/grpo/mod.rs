@@ -22,7 +22,7 @@ pub use config::{
 pub use reward_process::ExternalReward;
 
 use super::metrics::{Metrics, Row, mebibytes, row};
-use super::run::RunDir;
+use super::run::{Ending, RunDir};
 use super::trainer::Trainer;
 use super::{resume_or_open, save_checkpoint, stopped, unusable};
 use crate::base::error::{Interrupted, usage};
@@ -33,7 +33,7 @@ use crate::data::prompt::GtgPrompt;
 use crate::eval::attempts::AttemptSettings;
 use crate::eval::{gtg, problems};
 use crate::sandbox::Judge;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use metrics::{mismatch_metrics, policy_metrics, rollout_metrics, time_metrics};
 use rewarder::Rewarder;
 use rollout::{Cursor, Rollouts, Task, collect, read_tasks};
@@ -128,12 +128,12 @@ pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Resul
 
 /// Why the run stopped; the weights before the skipped updates lie in `kept`.
 fn diverged(skipped: u64, kept: &Path) -> anyhow::Error {
-    anyhow!(
+    anyhow::Error::new(Ending(format!(
         "the last {skipped} updates had no finite loss and gradient and changed no weight \
          (train.max_nonfinite_updates); the weights before them are in {}. Try a lower optim.lr, or \
          look at the rewards",
         kept.display()
-    )
+    )))
 }
 
 /// What changes from step to step.
@@ -152,7 +152,7 @@ impl State {
         prompt: &GtgPrompt,
         tasks: &'t [Task],
     ) -> Result<Sampled<'t>> {
-        let journal = run.samples(self.trainer.step);
+        let journal = run.samples(self.trainer.step + 1);
         // Sampling and updating take their memory in turn.
         self.trainer.release_memory();
         // Only a whole step moves the cursor.
@@ -170,7 +170,7 @@ impl State {
         let updates = improve(&mut self.trainer, config, &rollouts.groups)?;
         self.cursor = cursor;
         let mut row = rollout_metrics(&rollouts.groups);
-        row.extend(policy_metrics(&updates));
+        row.extend(policy_metrics(&config.policy, &updates));
         row.extend(mismatch_metrics(&config.policy, &updates));
         row.extend(time_metrics(&rollouts.cost, started.elapsed().as_secs_f64()));
         row.insert("rollout/replaced_groups".into(), rollouts.replaced.len().into());
