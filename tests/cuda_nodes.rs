@@ -114,8 +114,37 @@ fn the_loss_of_a_node_ends_the_other_with_a_message() {
             lost == 1,
             "{said}"
         );
+        assert!(said.contains("--resume"), "{said}");
         assert!(started.elapsed() < Duration::from_secs(60), "{said}");
     }
+}
+
+#[test]
+fn a_node_0_that_cannot_begin_ends_the_other_with_the_reason() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    fs::create_dir_all(place.path("run/checkpoints")).unwrap();
+    place.write("run/run.lock", "");
+    let words = "sft --config @sft.toml --out @run";
+    let port = free_port();
+    let second = start(node(&mut place.train(words), 1, port), || true);
+    expect_mistake(node(&mut place.train(words), 0, port), &["already holds a run"]);
+    let (code, said) = ended(second);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("node 0 (127.0.0.1") && said.contains("already holds a run"), "{said}");
+}
+
+#[test]
+fn only_training_works_over_several_nodes() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    let words = "score --model none --data none --out @scores";
+    expect_mistake(node(&mut place.train(words), 0, 1), &["one of 2 nodes", "NNODES=1"]);
 }
 
 #[test]
@@ -127,7 +156,7 @@ fn what_cannot_be_divided_among_nodes_is_one_line() {
     place.write("sft.toml", &sft_config());
     let words = "sft --config @sft.toml --out @run";
     let mut odd = place.train(&format!("{words} --set train.ranks=3"));
-    expect_mistake(node(&mut odd, 0, 1), &["train.ranks is 3", "2 nodes"]);
+    expect_mistake(node(&mut odd, 1, 1), &["train.ranks is 3", "2 nodes"]);
     let mut cpu = place.train(&format!("{words} --set train.device=cpu"));
     expect_mistake(node(&mut cpu, 1, 1), &["one of 2 nodes", "train.device=\"cuda\""]);
     assert!(!place.path("run").exists());

@@ -2,6 +2,7 @@
 
 use crate::base::error::usage;
 use crate::checkpoint::{LanguageModel, StoredModel};
+use crate::dist::nodes;
 use crate::engine::device::{self, DeviceModel};
 use crate::eval::generator::{Generator, GpuRank};
 use crate::model::{Decoder, Precision};
@@ -46,6 +47,7 @@ pub enum Candidate {
 impl DeviceArgs {
     /// Refuses what this program and this machine do not have.
     pub fn check(self, ranks: usize) -> Result<()> {
+        nodes::expect_one()?;
         self.kind.check_precision(self.precision, "--precision")?;
         self.kind.check(ranks)
     }

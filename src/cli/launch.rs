@@ -4,7 +4,7 @@ use super::config::ConfigArgs;
 use super::print;
 use crate::base::interrupt;
 use crate::config::Resolved;
-use crate::dist::rendezvous::Nodes;
+use crate::dist::nodes::Nodes;
 use crate::train::plan::Plan;
 use crate::train::run::RunDir;
 use crate::train::serve;
@@ -25,14 +25,19 @@ pub fn launch<T>(
         return print(format!("{}\n{}", lines.collect::<String>(), resolved.render_with_origins()));
     }
     let nodes = Nodes::from_env()?;
-    plan.check_machine(&nodes)?;
     if nodes.rank > 0 {
+        plan.check_machine(&nodes)?;
         return serve(&nodes, plan.ranks);
     }
-    interrupt::install()?;
-    let run = RunDir::create(out, &resolved.to_toml(), args.existing())?;
-    run.write_plan(plan)?;
-    let model_dir = train(&run).map_err(|e| run.ended_by(e))?;
+    nodes.listen()?;
+    let work = || {
+        plan.check_machine(&nodes)?;
+        interrupt::install()?;
+        let run = RunDir::create(out, &resolved.to_toml(), args.existing())?;
+        run.write_plan(plan)?;
+        train(&run).map_err(|e| run.ended_by(e))
+    };
+    let model_dir = work().inspect_err(|error| nodes.call_off(error))?;
     print(format!("{}\n", model_dir.display()))
 }
 

@@ -37,12 +37,17 @@ impl Lane {
         let mut stream = &self.stream;
         let sent =
             stream.write_all(&start).and_then(|()| stream.write_all(bytemuck::cast_slice(numbers)));
-        sent.with_context(|| format!("the connection to {} broke", self.peer))
+        sent.with_context(|| self.broke())
     }
 
     /// Waits for a message.
     pub fn receive<H: DeserializeOwned>(&self) -> Result<(H, Vec<f32>)> {
-        self.read().with_context(|| format!("the connection to {} broke", self.peer))
+        self.read().with_context(|| self.broke())
+    }
+
+    fn broke(&self) -> String {
+        let Self { peer, .. } = self;
+        format!("the connection to {peer} broke (--resume goes on from the last checkpoint)")
     }
 
     fn read<H: DeserializeOwned>(&self) -> Result<(H, Vec<f32>)> {
@@ -70,7 +75,7 @@ mod tests {
 
     #[test]
     fn messages_arrive_whole_and_in_order_until_one_end_shuts() {
-        let mut meetings = meet_all(&[1, 2]);
+        let mut meetings = meet_all(2, 2);
         let (there, here) = (meetings.pop().unwrap().lanes, meetings.pop().unwrap().lanes);
         assert_eq!((here.len(), there.len()), (2, 2));
         here[1].send(&"first", &[]).unwrap();

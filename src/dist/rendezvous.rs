@@ -1,37 +1,27 @@
 //! How the nodes of a run find each other.
 //!
-//! Contract: one process per node. Node 0 listens, the others connect to it, once for [`Meeting::watch`]
-//! and once for each of their ranks, and all learn every node's number of ranks and a message of node 0
-//! (the identifier of a communicator). A run on one node opens no connection. Left out: protection from
-//! processes that mean harm: the network of the nodes is trusted.
+//! Contract: one process per node, each with equally many ranks. Node 0 listens, from [`Nodes::listen`] on, so
+//! that its end ends whoever waits for it. The others connect to it, once for [`Meeting::watch`], and when
+//! all have come and learnt its message (the identifier of a communicator), once for each of their ranks.
+//! Where they cannot meet, node 0 tells all why. A run on one node opens no connection. Left out: protection
+//! from processes that mean harm: the network of the nodes is trusted.
 
 use super::Lane;
-use crate::base::error::{Interrupted, usage};
-use crate::base::interrupt;
+use super::door::{Door, has_ended};
+use super::greeting::{Hello, Reply};
+use super::nodes::Nodes;
+use crate::base::error::usage;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// First bytes of a connection: what it is for, and the version of what follows.
-const GREETING: [u8; 8] = *b"codeseq2";
+/// How long node 0 stays to say that it will not meet the others.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// The longest message of node 0.
-const LONGEST_MESSAGE: usize = 1 << 16;
-
-/// Where this process stands among the nodes of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Nodes {
-    /// This node, from 0.
-    pub rank: usize,
-    /// How many nodes there are.
-    pub count: usize,
-    /// Host name or address of node 0.
-    pub master: String,
-    /// The port that node 0 listens on.
-    pub port: u16,
-}
+/// Where this process listens as node 0, until the nodes meet.
+static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
 
 /// How often nodes show that they live, and how long one may be silent.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +33,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A dead node ends the run within half a minute.
+    /// A node that falls silent ends the run within a minute, with the time that a process which hangs
+    /// then gets to end by itself.
     pub const DEFAULT: Self =
         Self { beat: Duration::from_secs(5), patience: Duration::from_secs(30) };
 }
@@ -70,60 +61,34 @@ pub(super) struct Link {
     pub(super) stream: TcpStream,
 }
 
+/// The connections of the other nodes, by node and connection: those of ranks are numbered from 1.
+type Arrivals = BTreeMap<(usize, usize), Link>;
+
+fn lock_listener() -> MutexGuard<'static, Option<TcpListener>> {
+    LISTENER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Nodes {
-    /// From the variables `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`, or what torchrun
-    /// (`GROUP_WORLD_SIZE`, `GROUP_RANK`) and Slurm (`SLURM_NNODES`, `SLURM_NODEID`,
-    /// `SLURM_JOB_NODELIST`) call them. Without any of them, a run on this node alone. Under torchrun node 0
-    /// listens on the port after `MASTER_PORT`.
-    pub fn from_env() -> Result<Self> {
-        Self::from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    /// Begins to listen, on node 0 of several: before anything that may fail or take long, as the others wait
+    /// for it.
+    pub fn listen(&self) -> Result<()> {
+        if self.rank == 0 && self.count > 1 {
+            *lock_listener() = Some(self.bind()?);
+        }
+        Ok(())
     }
 
-    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let number = |names: &[&str], default: usize| -> Result<usize> {
-            let Some((name, value)) = names.iter().find_map(|n| Some((n, variable(n)?))) else {
-                return Ok(default);
-            };
-            let parsed = value.trim().parse();
-            parsed.map_err(|_| usage(format!("{name} is {value:?}, not a whole number")))
-        };
-        let count = number(&["NNODES", "GROUP_WORLD_SIZE", "SLURM_NNODES"], 1)?;
-        let rank = number(&["NODE_RANK", "GROUP_RANK", "SLURM_NODEID"], 0)?;
-        if rank >= count {
-            return Err(usage(format!("node rank {rank} of {count} nodes: ranks begin at 0")));
-        }
-        if number(&["LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"], 1)? > 1 {
-            let what = "start one process per node: it drives all GPUs of the node (torchrun \
-                        --nproc-per-node 1, srun --ntasks-per-node 1)";
-            return Err(usage(what));
-        }
-        let first_of_slurm = || variable("SLURM_JOB_NODELIST").map(|list| first_host(&list));
-        let master = variable("MASTER_ADDR").or_else(first_of_slurm);
-        let master = match master {
-            Some(master) => master,
-            None if count == 1 => "localhost".to_owned(),
-            None => return Err(usage("MASTER_ADDR is not set: the address of node 0")),
-        };
-        // Where torchrun keeps a store of its own it listens there itself.
-        let is_taken = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|used| used == "True");
-        let port = number(&["MASTER_PORT"], 29_500)? + usize::from(is_taken);
-        let port = u16::try_from(port).map_err(|_| usage(format!("MASTER_PORT is {port}")))?;
-        Ok(Self { rank, count, master, port })
+    fn bind(&self) -> Result<TcpListener> {
+        TcpListener::bind(("0.0.0.0", self.port)).map_err(|e| {
+            usage(format!(
+                "cannot listen on port {} for the other nodes: {e}; set MASTER_PORT to another port, the \
+                 same on all nodes",
+                self.port
+            ))
+        })
     }
 
-    /// How many of `ranks` ranks are on this node.
-    pub fn share(&self, ranks: usize) -> Result<usize> {
-        match ranks.is_multiple_of(self.count) {
-            true => Ok(ranks / self.count),
-            false => Err(usage(format!(
-                "train.ranks is {ranks}, for all nodes together: it must be a multiple of the {} nodes \
-                 (NNODES)",
-                self.count
-            ))),
-        }
-    }
-
-    /// Meets the other nodes. `ranks` is how many this node brings, `message` what it tells the
+    /// Meets the other nodes. `ranks` is how many each node brings, `message` what this one tells the
     /// others, which counts only on node 0. Waits for all nodes up to `timeout`, or an interrupt.
     pub fn meet(
         &self,
@@ -139,11 +104,36 @@ impl Nodes {
         let deadline = Instant::now() + timeout;
         match self.rank {
             0 => {
-                let listener = TcpListener::bind(("0.0.0.0", self.port))
-                    .with_context(|| format!("listening on port {} for the nodes", self.port))?;
-                self.host(&listener, ranks, message, pace, deadline)
+                let listening = lock_listener().take();
+                let listener = listening.map_or_else(|| self.bind(), Ok)?;
+                let met = self.host(&listener, ranks, message, pace, deadline);
+                // Those who have not come by then are for `call_off` to tell.
+                met.inspect_err(|_| *lock_listener() = Some(listener))
             }
             _ => self.join(ranks, pace, deadline),
+        }
+    }
+
+    /// Tells the other nodes why node 0 will not meet them, where it has listened and not met them. Waits
+    /// a little for those that have not come.
+    pub fn call_off(&self, error: &anyhow::Error) {
+        let listening = lock_listener().take();
+        if let Some(listener) = listening {
+            tracing::info!("telling the other nodes that this one has failed");
+            self.tell_failure(&listener, &format!("{error:#}"), Instant::now() + LAST_WORDS);
+        }
+    }
+
+    fn tell_failure(&self, listener: &TcpListener, why: &str, deadline: Instant) {
+        let mut door = Door::new(listener, Pace::DEFAULT);
+        let mut told = BTreeSet::new();
+        while told.len() < self.count - 1 && Instant::now() < deadline {
+            // What failed already is what the user has to know.
+            let Ok(known) = door.open() else { return };
+            for (hello, stream, _) in known {
+                let _ = Reply::Ended(why.to_owned()).write(&stream);
+                told.insert(hello.node);
+            }
         }
     }
 
@@ -156,161 +146,91 @@ impl Nodes {
         pace: Pace,
         deadline: Instant,
     ) -> Result<Meeting> {
-        listener.set_nonblocking(true).context("listening for the nodes")?;
-        let mut ranks_by_node = vec![0; self.count];
-        ranks_by_node[0] = ranks;
-        // By node and connection: those of ranks are numbered from 1.
-        let mut arrived = BTreeMap::new();
-        let is_there = |node: usize, arrived: &BTreeMap<(usize, usize), _>, brought: usize| {
-            brought > 0 && arrived.range((node, 0)..=(node, brought)).count() == brought + 1
+        tracing::info!("node 0 of {}: waiting for the others", self.count);
+        let mut arrived = Arrivals::new();
+        let mut door = Door::new(listener, pace);
+        let came = self.gather(&mut door, ranks, 1, deadline, &mut arrived);
+        let reply = match &came {
+            Ok(()) => Reply::Met(message.clone()),
+            Err(error) => Reply::Ended(format!("{error:#}")),
         };
-        loop {
-            let is_missing = |&node: &usize| !is_there(node, &arrived, ranks_by_node[node]);
-            let missing: Vec<usize> = (1..self.count).filter(is_missing).collect();
-            if missing.is_empty() {
-                break;
-            }
-            let (stream, address) = match listener.accept() {
-                Ok(accepted) => accepted,
-                Err(e) if e.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
-                    wait(Duration::from_millis(20))?;
-                    continue;
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    bail!("nodes {missing:?} of {} have not come", self.count);
-                }
-                Err(e) => return Err(e).context("accepting a node"),
-            };
-            // Whoever does not speak as a node is no node: port scanners come by.
-            let Ok([node, brought, connection]) = read_hello(&stream, pace) else { continue };
-            let is_known = (1..self.count).contains(&node)
-                && (ranks_by_node[node] == 0 || ranks_by_node[node] == brought)
-                && connection <= brought
-                && !arrived.contains_key(&(node, connection));
-            if !is_known || brought == 0 {
-                bail!("a process at {address} says that it is node {node} of {}", self.count);
-            }
-            ranks_by_node[node] = brought;
-            arrived.insert((node, connection), (format!("node {node} ({})", address.ip()), stream));
+        for link in arrived.values() {
+            // Whoever is gone by now will be missed.
+            let _ = reply.write(&link.stream);
         }
+        came?;
+        self.gather(&mut door, ranks, 1 + ranks, deadline, &mut arrived)?;
         let (mut links, mut lanes) = (Vec::new(), Vec::new());
-        for ((_, connection), (peer, stream)) in arrived {
+        for ((_, connection), link) in arrived {
+            link.stream.set_nonblocking(false).context("setting up a connection")?;
             match connection {
-                0 => links.push(Link { peer, stream }),
-                _ => lanes.push(Lane::new(peer, stream)?),
+                0 => links.push(link),
+                _ => lanes.push(Lane::new(link.peer, link.stream)?),
             }
         }
-        for link in &mut links {
-            let telling = || format!("telling {} about the others", link.peer);
-            write_roster(&link.stream, &ranks_by_node, &message).with_context(telling)?;
-        }
-        let world = ranks_by_node.iter().sum();
-        Ok(Meeting { first_rank: 0, world, message, lanes, links, pace })
+        Ok(Meeting { first_rank: 0, world: self.count * ranks, message, lanes, links, pace })
     }
 
-    /// The other nodes' part of [`Nodes::meet`].
-    fn join(&self, ranks: usize, pace: Pace, deadline: Instant) -> Result<Meeting> {
-        let peer = format!("node 0 ({}:{})", self.master, self.port);
-        let stream = self.connect([ranks, 0], deadline)?;
-        let lanes = (1..=ranks).map(|connection| {
-            Lane::new(peer.clone(), self.connect([ranks, connection], deadline)?)
-        });
-        let lanes = lanes.collect::<Result<_>>()?;
-        let patience = deadline.saturating_duration_since(Instant::now()) + pace.patience;
-        let roster = || {
-            stream.set_read_timeout(Some(patience))?;
-            read_roster(&stream, self.count)
+    /// Waits until the other nodes have so many `connections` each.
+    fn gather(
+        &self,
+        door: &mut Door<'_>,
+        ranks: usize,
+        connections: usize,
+        deadline: Instant,
+        arrived: &mut Arrivals,
+    ) -> Result<()> {
+        while arrived.len() < (self.count - 1) * connections {
+            let has_all =
+                |node| arrived.range((node, 0)..(node, connections)).count() == connections;
+            if Instant::now() >= deadline {
+                let missing: Vec<usize> = (1..self.count).filter(|&node| !has_all(node)).collect();
+                bail!("nodes {missing:?} of {} have not come", self.count);
+            }
+            if let Some(gone) = arrived.values().find(|link| has_ended(&link.stream)) {
+                bail!("{} ended before the nodes had met", gone.peer);
+            }
+            for (hello, stream, address) in door.open()? {
+                self.welcome(hello, ranks, stream, address, arrived)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a connection of a node in, or tells it why not.
+    fn welcome(
+        &self,
+        hello: Hello,
+        ranks: usize,
+        stream: TcpStream,
+        address: IpAddr,
+        arrived: &mut Arrivals,
+    ) -> Result<()> {
+        let Hello { node, nodes, ranks: brought, connection } = hello;
+        let peer = format!("node {node} ({address})");
+        let why = if nodes != self.count {
+            format!(
+                "{peer} is one of {nodes} nodes, node 0 one of {}: set the same NNODES on all",
+                self.count
+            )
+        } else if brought != ranks {
+            format!(
+                "{peer} brings {brought} ranks, node 0 {ranks}: set the same train.ranks on all"
+            )
+        } else if let Some(there) = arrived.get(&(node, connection)) {
+            let there = &there.peer;
+            format!(
+                "{there} is there already, and one more comes from {address}: start each node once, with a \
+                 NODE_RANK of its own"
+            )
+        } else {
+            arrived.insert((node, connection), Link { peer, stream });
+            return Ok(());
         };
-        let (ranks_by_node, message) = roster().with_context(|| format!("meeting {peer}"))?;
-        Ok(Meeting {
-            first_rank: ranks_by_node[..self.rank].iter().sum(),
-            world: ranks_by_node.iter().sum(),
-            message,
-            lanes,
-            links: vec![Link { peer, stream }],
-            pace,
-        })
+        // It may be gone.
+        let _ = Reply::Ended(why.clone()).write(&stream);
+        Err(usage(why))
     }
-
-    /// A connection to node 0, which learns how many ranks this node brings and which connection it is.
-    fn connect(&self, ranks_and_connection: [usize; 2], deadline: Instant) -> Result<TcpStream> {
-        let mut hello = GREETING.to_vec();
-        for number in [self.rank].iter().chain(&ranks_and_connection) {
-            hello.extend((*number as u32).to_le_bytes());
-        }
-        loop {
-            match TcpStream::connect((self.master.as_str(), self.port)) {
-                Ok(mut stream) => {
-                    stream.write_all(&hello).context("greeting node 0")?;
-                    return Ok(stream);
-                }
-                Err(e) if Instant::now() > deadline => {
-                    let place = format!("{}:{}", self.master, self.port);
-                    return Err(e).with_context(|| format!("connecting to node 0 at {place}"));
-                }
-                Err(_) => wait(Duration::from_millis(100))?,
-            }
-        }
-    }
-}
-
-/// The first host of a Slurm list such as `gpu[003-010,015],login1`.
-fn first_host(list: &str) -> String {
-    let Some((prefix, rest)) = list.split_once('[') else {
-        return list.split(',').next().unwrap_or_default().to_owned();
-    };
-    if let Some((first, _)) = prefix.split_once(',') {
-        return first.to_owned();
-    }
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    format!("{prefix}{digits}")
-}
-
-/// Sleeps, unless the user asks to stop.
-fn wait(duration: Duration) -> Result<()> {
-    if interrupt::requested() {
-        return Err(Interrupted.into());
-    }
-    std::thread::sleep(duration);
-    Ok(())
-}
-
-fn read_number(mut stream: &TcpStream) -> std::io::Result<usize> {
-    let mut bytes = [0; 4];
-    stream.read_exact(&mut bytes)?;
-    Ok(u32::from_le_bytes(bytes) as usize)
-}
-
-/// A node's rank, how many ranks it brings, and which of its connections this is.
-fn read_hello(mut stream: &TcpStream, pace: Pace) -> Result<[usize; 3]> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(pace.patience))?;
-    let mut greeting = [0; GREETING.len()];
-    stream.read_exact(&mut greeting)?;
-    if greeting != GREETING {
-        bail!("not a node of this program");
-    }
-    Ok([read_number(stream)?, read_number(stream)?, read_number(stream)?])
-}
-
-fn write_roster(mut stream: &TcpStream, ranks_by_node: &[usize], message: &[u8]) -> Result<()> {
-    let mut bytes = Vec::new();
-    for &number in ranks_by_node.iter().chain([&message.len()]) {
-        bytes.extend((number as u32).to_le_bytes());
-    }
-    bytes.extend(message);
-    Ok(stream.write_all(&bytes)?)
-}
-
-fn read_roster(mut stream: &TcpStream, count: usize) -> Result<(Vec<usize>, Vec<u8>)> {
-    let ranks = (0..count).map(|_| read_number(stream)).collect::<Result<_, _>>()?;
-    let len = read_number(stream)?;
-    if len > LONGEST_MESSAGE {
-        bail!("node 0 announces a message of {len} bytes");
-    }
-    let mut message = vec![0; len];
-    stream.read_exact(&mut message)?;
-    Ok((ranks, message))
 }
 
 #[cfg(test)]
@@ -321,23 +241,37 @@ pub(super) mod tests {
         Pace { beat: Duration::from_millis(50), patience: Duration::from_secs(3) };
     pub(in crate::dist) const TIMEOUT: Duration = Duration::from_secs(60);
 
-    fn parse(variables: &[(&str, &str)]) -> Result<Nodes> {
-        Nodes::from_variables(|name| {
-            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-        })
-    }
-
-    /// Meets as every node of `ranks.len()` on a free port of this machine.
-    pub(in crate::dist) fn meet_all(ranks: &[usize]) -> Vec<Meeting> {
+    /// A free port of this machine.
+    fn listener() -> (TcpListener, u16) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (count, deadline) = (ranks.len(), Instant::now() + TIMEOUT);
-        let nodes = |rank| Nodes { rank, count, master: "127.0.0.1".to_owned(), port };
+        (listener, port)
+    }
+
+    fn node(rank: usize, count: usize, port: u16) -> Nodes {
+        Nodes { rank, count, master: "127.0.0.1".to_owned(), port }
+    }
+
+    fn host(listener: &TcpListener, count: usize, ranks: usize, pace: Pace) -> Result<Meeting> {
+        let deadline = Instant::now() + TIMEOUT;
+        node(0, count, 0).host(listener, ranks, b"identifier".to_vec(), pace, deadline)
+    }
+
+    fn join(nodes: &Nodes, ranks: usize) -> Result<Meeting> {
+        nodes.join(ranks, PACE, Instant::now() + TIMEOUT)
+    }
+
+    fn why(result: Result<Meeting>) -> String {
+        format!("{:#}", result.unwrap_err())
+    }
+
+    /// Meets as every node of `count`, on a free port of this machine.
+    pub(in crate::dist) fn meet_all(count: usize, ranks: usize) -> Vec<Meeting> {
+        let (listener, port) = listener();
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..count)
-                .map(|rank| scope.spawn(move || nodes(rank).join(ranks[rank], PACE, deadline)))
-                .collect();
-            let first = nodes(0).host(&listener, ranks[0], b"identifier".to_vec(), PACE, deadline);
+            let join = |rank| scope.spawn(move || join(&node(rank, count, port), ranks));
+            let others: Vec<_> = (1..count).map(join).collect();
+            let first = host(&listener, count, ranks, PACE);
             std::iter::once(first.unwrap())
                 .chain(others.into_iter().map(|t| t.join().unwrap().unwrap()))
                 .collect()
@@ -346,78 +280,118 @@ pub(super) mod tests {
 
     #[test]
     fn every_node_learns_its_ranks_and_the_message() {
-        let meetings = meet_all(&[8, 4, 8]);
+        let meetings = meet_all(3, 8);
         let places: Vec<_> = meetings.iter().map(|m| (m.first_rank, m.world)).collect();
-        assert_eq!(places, [(0, 20), (8, 20), (12, 20)]);
+        assert_eq!(places, [(0, 24), (8, 24), (16, 24)]);
         assert!(meetings.iter().all(|m| m.message == b"identifier"));
     }
 
     #[test]
     fn a_run_on_one_node_meets_itself() {
-        let nodes = parse(&[]).unwrap();
-        let meeting = nodes.meet(8, vec![1, 2], PACE, TIMEOUT).unwrap();
+        let meeting = node(0, 1, 1).meet(8, vec![1, 2], PACE, TIMEOUT).unwrap();
         assert_eq!((meeting.first_rank, meeting.world, &*meeting.message), (0, 8, &[1, 2][..]));
         drop(meeting.watch(|_| panic!("nobody to lose")).unwrap());
     }
 
     #[test]
-    fn ranks_are_divided_evenly_among_nodes() {
-        let nodes = parse(&[("NNODES", "4"), ("MASTER_ADDR", "a")]).unwrap();
-        assert_eq!(nodes.share(32).unwrap(), 8);
-        let error = nodes.share(6).unwrap_err();
-        assert_eq!(crate::base::error::exit_code(&error), 2);
-        assert!(error.to_string().contains("train.ranks is 6"), "{error}");
-    }
-
-    #[test]
     fn a_missing_node_is_named() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let nodes = Nodes { rank: 0, count: 2, master: "127.0.0.1".to_owned(), port: 0 };
-        let result = nodes.host(&listener, 1, Vec::new(), PACE, Instant::now());
-        assert_eq!(format!("{:#}", result.unwrap_err()), "nodes [1] of 2 have not come");
+        let (listener, _) = listener();
+        let result = node(0, 2, 0).host(&listener, 1, Vec::new(), PACE, Instant::now());
+        assert_eq!(why(result), "nodes [1] of 2 have not come");
     }
 
     #[test]
-    fn variables_of_torchrun_and_slurm_are_understood() {
-        let plain =
-            [("NNODES", "2"), ("NODE_RANK", "1"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "7")];
-        let expected = Nodes { rank: 1, count: 2, master: "a".to_owned(), port: 7 };
-        assert_eq!(parse(&plain).unwrap(), expected);
-        let torchrun = [("GROUP_WORLD_SIZE", "2"), ("GROUP_RANK", "1"), ("LOCAL_WORLD_SIZE", "1")];
-        let address = [("MASTER_ADDR", "a"), ("MASTER_PORT", "7")];
-        assert_eq!(parse(&[&torchrun[..], &address].concat()).unwrap(), expected);
-        let store = [("TORCHELASTIC_USE_AGENT_STORE", "True")];
-        assert_eq!(parse(&[&torchrun[..], &address, &store].concat()).unwrap().port, 8);
-        let slurm = [("SLURM_NNODES", "2"), ("SLURM_NODEID", "1"), ("MASTER_PORT", "7")];
-        let list = [("SLURM_JOB_NODELIST", "a,b")];
-        assert_eq!(parse(&[&slurm[..], &list].concat()).unwrap(), expected);
+    fn silent_strangers_keep_nobody_waiting() {
+        let (listener, port) = listener();
+        let stranger = || TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _strangers = [stranger(), stranger()];
+        let patient = Pace { patience: 100 * TIMEOUT, ..PACE };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| join(&node(1, 2, port), 1));
+            assert_eq!(host(&listener, 2, 1, patient).unwrap().lanes.len(), 1);
+            other.join().unwrap().unwrap();
+        });
     }
 
     #[test]
-    fn the_first_host_of_a_slurm_list_is_found() {
-        for (list, first) in [
-            ("gpu7", "gpu7"),
-            ("gpu7,gpu9", "gpu7"),
-            ("gpu[003-010,015]", "gpu003"),
-            ("gpu[12,15],login", "gpu12"),
-            ("login,gpu[1-2]", "login"),
-        ] {
-            assert_eq!(first_host(list), first);
+    fn a_node_0_that_ends_before_the_meeting_ends_who_waits_for_it() {
+        let (listener, port) = listener();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| join(&node(1, 2, port), 1));
+            drop(listener.accept().unwrap());
+            let why = why(other.join().unwrap());
+            let expected = format!("node 0 (127.0.0.1:{port}) ended before the nodes had met");
+            assert!(why.starts_with(&expected), "{why}");
+        });
+    }
+
+    #[test]
+    fn a_node_0_that_fails_before_the_meeting_tells_who_waits_for_it() {
+        let (listener, port) = listener();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| join(&node(1, 2, port), 1));
+            node(0, 2, port).tell_failure(&listener, "no such model", Instant::now() + TIMEOUT);
+            let expected = format!("node 0 (127.0.0.1:{port}) ended the meeting: no such model");
+            assert_eq!(why(other.join().unwrap()), expected);
+        });
+    }
+
+    #[test]
+    fn a_node_that_ends_before_the_meeting_is_named() {
+        let (listener, port) = listener();
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        Hello { node: 1, nodes: 3, ranks: 1, connection: 0 }.write(&stream).unwrap();
+        drop(stream);
+        let why = why(host(&listener, 3, 1, PACE));
+        assert_eq!(why, "node 1 (127.0.0.1) ended before the nodes had met");
+    }
+
+    #[test]
+    fn nodes_that_do_not_fit_are_refused_by_name_on_both_sides() {
+        for (nodes, ranks, words) in
+            [(3, 2, "is one of 3 nodes, node 0 one of 2"), (2, 4, "brings 4 ranks, node 0 2")]
+        {
+            let (listener, port) = listener();
+            std::thread::scope(|scope| {
+                let other = scope.spawn(move || join(&node(1, nodes, port), ranks));
+                let error = host(&listener, 2, 2, PACE).unwrap_err();
+                assert_eq!(crate::base::error::exit_code(&error), 2);
+                let here = format!("{error:#}");
+                assert!(here.contains(words) && here.starts_with("node 1 (127.0.0.1)"), "{here}");
+                let there = format!("node 0 (127.0.0.1:{port}) ended the meeting: {here}");
+                assert_eq!(why(other.join().unwrap()), there);
+            });
         }
     }
 
     #[test]
-    fn impossible_variables_are_mistakes_of_the_user() {
-        for (variables, words) in [
-            (&[("NNODES", "two")][..], "NNODES is \"two\""),
-            (&[("NNODES", "2"), ("NODE_RANK", "2")], "node rank 2 of 2"),
-            (&[("NNODES", "2"), ("NODE_RANK", "1")], "MASTER_ADDR is not set"),
-            (&[("LOCAL_WORLD_SIZE", "8")], "one process per node"),
-            (&[("MASTER_PORT", "70000")], "MASTER_PORT"),
-        ] {
-            let error = parse(variables).unwrap_err();
-            assert_eq!(crate::base::error::exit_code(&error), 2);
-            assert!(format!("{error:#}").contains(words), "{error:#}");
-        }
+    fn a_node_that_comes_twice_is_refused_by_name_on_all_sides() {
+        let (listener, port) = listener();
+        std::thread::scope(|scope| {
+            let join = || scope.spawn(|| join(&node(1, 3, port), 1));
+            let both = [join(), join()];
+            let here = why(host(&listener, 3, 1, PACE));
+            assert!(here.starts_with("node 1 (127.0.0.1) is there already"), "{here}");
+            for other in both {
+                let there = why(other.join().unwrap());
+                assert!(there.ends_with(&here), "{there}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_host_that_is_not_known_is_a_mistake_of_the_user() {
+        let nodes = Nodes { master: "no such host".to_owned(), ..node(1, 2, 1) };
+        let error = join(&nodes, 1).unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("MASTER_ADDR is \"no such host\""), "{error}");
+    }
+
+    #[test]
+    fn a_port_in_use_is_a_mistake_of_the_user() {
+        let (_listener, port) = listener();
+        let error = node(0, 2, port).listen().unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("set MASTER_PORT to another port"), "{error}");
     }
 }

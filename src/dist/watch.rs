@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn a_node_that_dies_is_noticed_by_all_others() {
         let (tell, told) = channel();
-        let mut watches: Vec<_> = meet_all(&[1, 1, 1])
+        let mut watches: Vec<_> = meet_all(3, 1)
             .into_iter()
             .enumerate()
             .map(|(node, meeting)| {
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_node_that_falls_silent_is_noticed() {
-        let mut meetings = meet_all(&[1, 1]);
+        let mut meetings = meet_all(2, 1);
         // Node 1 never begins to watch, so it never shows that it lives.
         let _silent = meetings.pop().unwrap();
         let (tell, told) = channel();
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_node_that_is_done_is_not_missed() {
         let (tell, told) = channel();
-        let watches: Vec<_> = meet_all(&[1, 1, 1])
+        let watches: Vec<_> = meet_all(3, 1)
             .into_iter()
             .map(|meeting| {
                 let tell = tell.clone();

@@ -19,7 +19,7 @@ pub mod trainer;
 use crate::base::error::{Interrupted, usage};
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::hub::{self, Needs};
-use crate::dist::rendezvous::Nodes;
+use crate::dist::nodes::Nodes;
 use crate::optim::{AdamWConfig, Schedule, Warmup};
 use anyhow::{Context, Result};
 use plan::PlanConfig;

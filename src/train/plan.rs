@@ -15,7 +15,7 @@ use super::{ModelSource, Origin, sft};
 use crate::base::error::usage;
 use crate::checkpoint::LanguageModel;
 use crate::dist::Shards;
-use crate::dist::rendezvous::Nodes;
+use crate::dist::nodes::Nodes;
 use crate::model::{BatchSize, Decoder, Layout, ModelConfig, Recompute};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

@@ -21,14 +21,15 @@ mod ties;
 use super::{Chunk, MicroBatch, Moments, Reduced, share};
 use crate::checkpoint::LanguageModel;
 use crate::cuda::nccl::UniqueId;
-use crate::dist::rendezvous::{Nodes, Pace};
+use crate::dist::nodes::Nodes;
+use crate::dist::rendezvous::Pace;
 use crate::dist::{self, Comm, Member, Shards};
 use crate::eval::generator::{Generator, GpuRank};
 use crate::model::ScoreGradient;
 use crate::ops::adamw::AdamW;
 use crate::train::device::Gpus;
 use crate::train::trainer::Execution;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use local::{Local, Spec};
 use remote::{End, Remote};
 pub(in crate::train) use serve::serve;
@@ -100,11 +101,7 @@ impl Ranks {
         let here = nodes.share(size)?;
         let id = (size > 1).then(UniqueId::new).transpose()?;
         let message = id.map_or(Vec::new(), |id| id.as_bytes().to_vec());
-        if nodes.count > 1 {
-            tracing::info!("node 0 of {}: waiting for the others", nodes.count);
-        }
         let meeting = nodes.meet(here, message, Pace::DEFAULT, MEETING)?;
-        ensure!(meeting.world == size, "the nodes bring {} ranks, not {size}", meeting.world);
         let ties = Ties::new(meeting)?;
         let start = |comm: &mut Box<dyn Comm>| -> Result<Rank> {
             let rank = comm.rank();

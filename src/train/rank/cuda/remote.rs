@@ -282,6 +282,14 @@ impl Drop for Remote {
     }
 }
 
+/// What node 0 says, in the midst of things: the end would come too early.
+pub(super) fn heard(lane: &Lane) -> Result<(Request, Vec<f32>)> {
+    match lane.receive()? {
+        (Request::End, _) => bail!("node 0 ended the run: what it said tells why"),
+        heard => Ok(heard),
+    }
+}
+
 /// An answer that does not fit the request, or the other way round.
 pub(super) fn out_of_turn<T>(said: &impl std::fmt::Debug) -> Result<T> {
     bail!("the nodes do not understand each other ({said:?}): do all run the same program?");

@@ -4,7 +4,7 @@
 //! sends every rollout when it ends. One that grows is shown now and then, which is when node 0 can call
 //! sampling off. Left out: judging there.
 
-use super::remote::{Answer, Remote, Request, Sample, out_of_turn};
+use super::remote::{Answer, Remote, Request, Sample, heard, out_of_turn};
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use crate::dist::Lane;
@@ -108,7 +108,7 @@ impl Queue for Node0<'_> {
         }
         let taken = self.reach(|lane| {
             lane.send(&Answer::Take, &[])?;
-            match lane.receive()? {
+            match heard(lane)? {
                 (Request::Taken(index), _) => Ok(index),
                 (other, _) => out_of_turn(&other),
             }
@@ -137,7 +137,7 @@ impl Observer for Shown<'_> {
         self.looked = Instant::now();
         let next = self.node_0.reach(|lane| {
             lane.send(&Answer::Growing(of(prompt, sample, rollout)), &rollout.logprobs)?;
-            match lane.receive()? {
+            match heard(lane)? {
                 (Request::Next(next), _) => Ok(next),
                 (other, _) => out_of_turn(&other),
             }

@@ -5,12 +5,13 @@
 
 use super::MEETING;
 use super::local::Local;
-use super::remote::{Answer, End, Request, gradients_of, numbers_of_scores, out_of_turn};
+use super::remote::{Answer, End, Request, gradients_of, heard, numbers_of_scores, out_of_turn};
 use super::sampling::sample;
 use super::ties::Ties;
 use crate::base::interrupt;
 use crate::cuda::nccl::UniqueId;
-use crate::dist::rendezvous::{Nodes, Pace};
+use crate::dist::nodes::Nodes;
+use crate::dist::rendezvous::Pace;
 use crate::dist::{self, Lane};
 use crate::model::ScoreGradient;
 use crate::train::Chunk;
@@ -57,17 +58,17 @@ fn obey(end: &End, ordinal: usize, id: UniqueId) -> Result<()> {
 }
 
 fn start(end: &End, ordinal: usize, id: UniqueId) -> Result<Local> {
-    let (Request::Start(spec), _) = end.lane.receive()? else {
-        return out_of_turn(&"no start");
+    let spec = match heard(&end.lane)? {
+        (Request::Start(spec), _) => spec,
+        (other, _) => return out_of_turn(&other),
     };
-    ensure!(spec.size == end.size, "{} ranks came, {} were expected", end.size, spec.size);
     let portions = spec.shards(spec.decoder()?.layout()).portions(end.rank);
     let pieces = portions.iter().map(|_| Ok(end.lane.receive::<()>()?.1));
     let pieces = pieces.collect::<Result<Vec<_>>>()?;
     let pieces: Vec<&[f32]> = pieces.iter().map(Vec::as_slice).collect();
     Local::start((ordinal, end.rank), &spec, &pieces, (Some(id), &end.ties), || {
         end.lane.send(&Answer::Done, &[])?;
-        match end.lane.receive()? {
+        match heard(&end.lane)? {
             (Request::Join, _) => Ok(()),
             (other, _) => out_of_turn(&other),
         }
@@ -138,8 +139,9 @@ fn answer(rank: &mut Local, lane: &Lane, request: Request, numbers: &[f32]) -> R
 fn by_node_0(lane: &Lane, chunk: Chunk<'_>) -> Result<Vec<ScoreGradient>> {
     let Chunk { batch, first, scores } = chunk;
     lane.send(&Answer::Chunk { batch, first }, &numbers_of_scores(scores))?;
-    let (Request::Gradients, numbers) = lane.receive()? else {
-        return out_of_turn(&"no gradients");
+    let numbers = match heard(lane)? {
+        (Request::Gradients, numbers) => numbers,
+        (other, _) => return out_of_turn(&other),
     };
     let gradients = gradients_of(&numbers);
     ensure!(gradients.len() == scores.len(), "gradients of other targets");
