@@ -47,7 +47,7 @@ impl Lane {
 
     fn broke(&self) -> String {
         let Self { peer, .. } = self;
-        format!("the connection to {peer} broke (--resume goes on from the last checkpoint)")
+        format!("the connection to {peer} broke (--resume goes on from what is saved)")
     }
 
     fn read<H: DeserializeOwned>(&self) -> Result<(H, Vec<f32>)> {

@@ -360,9 +360,7 @@ impl Group {
 /// fail instead of waiting; a process that still hangs after that is ended with code 1.
 pub fn guard(meeting: Meeting, group: Group) -> Result<Watch> {
     meeting.watch(move |lost| {
-        tracing::error!(
-            "{lost} is gone; stopping this node (--resume goes on from the last checkpoint)"
-        );
+        tracing::error!("{lost} is gone; stopping this node (--resume goes on from what is saved)");
         group.abort();
         std::thread::sleep(GRACE);
         std::process::exit(1);
