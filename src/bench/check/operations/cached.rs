@@ -40,6 +40,10 @@ fn decode(to: &mut Comparison<'_>, heads: Heads, lengths: &[usize]) -> Result<()
     })
 }
 
+/// Times that a prompt's attention rounds to 16 bits: weights before they meet values, as tensor cores take
+/// them, and results. With all of the models' heads and 5,000 keys that is 1.1e-2 at the worst in bf16.
+const ROUNDINGS: f64 = 2.0;
+
 fn prompts(to: &mut Comparison<'_>, heads: Heads, pieces: &[Range<usize>]) -> Result<()> {
     let (Heads { queries, keys, dim }, format) = (heads, to.format);
     let cached = Cached::new(format, heads, pieces);
@@ -60,7 +64,7 @@ fn prompts(to: &mut Comparison<'_>, heads: Heads, pieces: &[Range<usize>]) -> Re
         }
         first += piece.len();
     }
-    to.compare(name, &[expected("out", out, format.tolerance())], |rig| {
+    to.compare(name, &[expected("out", out, ROUNDINGS * format.tolerance())], |rig| {
         let (qkv, numbers) = (rig.put(&qkv)?, rig.put(&numbers)?);
         let mut out = rig.poisoned::<Half>(rows.len() * queries * dim)?;
         cached.with(rig, &tables, &ends, |cache| {

@@ -4,7 +4,7 @@
 //! Contract: inputs are random, in the numbers that the GPU has; outputs begin as NaNs, and what lies
 //! behind them has to stay. Each operation runs twice in fresh memory, and the bits have to agree. An
 //! error is relative to the larger of the number expected and the root mean square of all: at most
-//! 1e-2 for bf16, 2e-3 for fp16 (cuDNN's attention, which rounds on the way: three times that), [`WIDE`] for
+//! 1e-2 for bf16, 2e-3 for fp16 (attention on tensor cores, which rounds on the way: twice that for prompts, three times for cuDNN's), [`WIDE`] for
 //! f32, [`SUMS`] for what tensor cores sum. `tests/kernels` has the same operations without a GPU,
 //! with every access to memory watched and threads in several orders; its cases are its own, since there
 //! several variants of an operation are compared with each other, bit for bit.
