@@ -4,10 +4,11 @@
 //! Contract: inputs are random, in the numbers that the GPU has; outputs begin as NaNs, and what lies
 //! behind them has to stay. Each operation runs twice in fresh memory, and the bits have to agree. An
 //! error is relative to the larger of the number expected and the root mean square of all: at most
-//! 1e-2 for bf16, 2e-3 for fp16 (attention on tensor cores, which rounds on the way: twice that for prompts, three times for cuDNN's), [`WIDE`] for
-//! f32, [`SUMS`] for what tensor cores sum. `tests/kernels` has the same operations without a GPU,
-//! with every access to memory watched and threads in several orders; its cases are its own, since there
-//! several variants of an operation are compared with each other, bit for bit.
+//! 1e-2 for bf16, 2e-3 for fp16, [`WIDE`] for f32, [`SUMS`] for what tensor cores sum. Attention on tensor
+//! cores rounds to 16 bits on the way: prompts have twice that, cuDNN's attention three times.
+//! `tests/kernels` has the same operations without a GPU, with every access to memory watched and threads
+//! in several orders; its cases are its own, since there several variants of an operation are compared with
+//! each other, bit for bit.
 
 mod attention;
 mod cached;
