@@ -451,3 +451,27 @@ fn cuda_commands_generate_score_and_evaluate_the_demos_model() {
     let too_many = &mut train(&place, &format!("{words} --ranks 9")).unwrap();
     expect_mistake(too_many, &["9 ranks on device cuda", "CUDA_VISIBLE_DEVICES"]);
 }
+
+#[test]
+fn cuda_a_model_gives_the_answers_about_samples_that_it_gives_on_a_cpu() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/base").display().to_string();
+    let place = Place::new();
+    let sample = |id: &str| {
+        let message = serde_json::json!({"role": "user", "content": format!("print {id}")});
+        format!("{}\n", serde_json::json!({"id": id, "messages": [message]}))
+    };
+    place.write("samples.jsonl", &["one", "two", "three"].map(sample).concat());
+    let answers = |device: &str| {
+        let words = format!(
+            "data classify --model {model} --data @samples.jsonl --out @{device}.jsonl --device {device}"
+        );
+        done(&mut train(&place, &words)?);
+        let text = std::fs::read_to_string(place.path(&format!("{device}.jsonl"))).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        Some(lines)
+    };
+    let Some(cuda) = answers("cuda") else { return };
+    assert_eq!(cuda.len(), 3);
+    assert_eq!(Some(cuda), answers("cpu"));
+}
