@@ -335,8 +335,7 @@ impl Bench<'_> {
         let all: Vec<_> = prompt::tiles(heads, 0..context).collect();
         let tables: Vec<u32> = all.iter().flat_map(|_| 0..blocks as u32).collect();
         let lengths: Vec<u32> = all.iter().map(|tile| tile.end as u32).collect();
-        let tiles = all.iter().flat_map(|tile| [tile.start as u32, tile.len() as u32]);
-        let tiles = self.put(phase, &tiles.collect::<Vec<u32>>())?;
+        let tiles = self.put(phase, &prompt::numbers(&all))?;
         let (tables, lengths) = (self.put(phase, &tables)?, self.put(phase, &lengths)?);
         let width = heads.queries * heads.dim;
         let mut out = phase.take::<Half>("out", context * width)?;

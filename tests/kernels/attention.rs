@@ -210,7 +210,7 @@ impl Decoding {
     fn read(&self, gpu: &Gpu, pieces: &[(usize, Range<usize>)]) -> Vec<Half> {
         let ends: Vec<_> = pieces.iter().map(|(sequence, piece)| (*sequence, piece.end)).collect();
         let Paged { keys, values, tables, table_width } = self.paged(&ends);
-        let (mut rows, mut numbers) = (Vec::new(), Vec::new());
+        let (mut rows, mut tiles) = (Vec::new(), Vec::new());
         let (mut own_tables, mut lengths) = (Vec::new(), Vec::new());
         for ((sequence, piece), table) in pieces.iter().zip(tables.chunks_exact(table_width)) {
             let width = self.heads.row();
@@ -219,13 +219,14 @@ impl Decoding {
                 &self.sequences[*sequence][piece.start * width..piece.end * width],
             );
             for tile in prompt::tiles(self.heads, first..first + piece.len()) {
-                numbers.extend([tile.start as u32, tile.len() as u32]);
                 lengths.push((piece.start + tile.end - first) as u32);
                 own_tables.extend_from_slice(table);
+                tiles.push(tile);
             }
         }
         let (keys, values, tables) = (gpu.put(&keys), gpu.put(&values), gpu.put(&own_tables));
-        let (lengths, numbers, rows) = (gpu.put(&lengths), gpu.put(&numbers), gpu.put(&rows));
+        let (lengths, numbers, rows) =
+            (gpu.put(&lengths), gpu.put(&prompt::numbers(&tiles)), gpu.put(&rows));
         let cache = Cache {
             keys: keys.slice(),
             values: values.slice(),

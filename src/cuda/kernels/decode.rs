@@ -50,6 +50,14 @@ pub struct Cache<'a> {
     pub lengths: DeviceSlice<'a, u32>,
 }
 
+impl Cache<'_> {
+    /// Whole blocks of keys, and as many of values.
+    pub(super) fn check(&self, heads: Heads) {
+        assert_eq!(self.keys.len(), self.values.len(), "as many values as keys");
+        rows_of(self.keys.len(), heads.keys * BLOCK_TOKENS * heads.dim);
+    }
+}
+
 impl DecodeAttention {
     /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
@@ -81,11 +89,10 @@ impl DecodeAttention {
     ) -> Result<()> {
         let sequences = rows_of(qkv.len(), heads.row());
         let width = heads.queries * heads.dim;
-        let Cache { keys, values, tables, lengths } = cache;
+        let Cache { tables, lengths, .. } = cache;
         assert_eq!(out.len(), sequences * width, "a row for each sequence");
         assert_eq!(lengths.len(), sequences, "a length for each sequence");
-        assert_eq!(keys.len(), values.len(), "as many values as keys");
-        rows_of(keys.len(), heads.keys * BLOCK_TOKENS * heads.dim);
+        cache.check(heads);
         let group = heads.queries / heads.keys;
         assert!(group * heads.keys == heads.queries && group <= MOST_GROUP, "groups of {group}");
         let table_width = tables.len() / sequences.max(1);

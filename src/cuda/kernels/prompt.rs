@@ -1,7 +1,7 @@
 //! Launches `kernels/attention_prompt.cu`, and lists the tiles of a pass.
 
 use super::decode::{Cache, DIMS, index_of};
-use super::rope::{BLOCK_TOKENS, Heads};
+use super::rope::Heads;
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
@@ -23,6 +23,11 @@ pub fn tiles(heads: Heads, rows: Range<usize>) -> impl Iterator<Item = Range<usi
     rows.step_by(most).map(move |first| first..end.min(first + most))
 }
 
+/// Tiles as [`PromptAttention::attend`] takes them: the first row and the number of rows of each.
+pub fn numbers(tiles: &[Range<usize>]) -> Vec<u32> {
+    tiles.iter().flat_map(|tile| [tile.start as u32, tile.len() as u32]).collect()
+}
+
 /// The kernels, by head size.
 #[derive(Debug)]
 pub struct PromptAttention {
@@ -38,8 +43,8 @@ impl PromptAttention {
     }
 
     /// The attention of the tokens of `tiles` into their rows of `out` `[rows, queries * dim]`; to `cache`
-    /// a tile is a sequence, which ends with the tile's last token. `tiles` holds the first row and the
-    /// number of rows of each.
+    /// a tile is a sequence, which ends with the tile's last token. `tiles` holds their
+    /// [`numbers`].
     pub fn attend(
         &self,
         stream: &Stream,
@@ -54,8 +59,7 @@ impl PromptAttention {
         assert_eq!(out.len(), rows * heads.queries * heads.dim, "a row for each row of qkv");
         let count = lengths.len();
         assert_eq!(tiles.len(), 2 * count, "two numbers for each tile");
-        assert_eq!(keys.len(), values.len(), "as many values as keys");
-        rows_of(keys.len(), heads.keys * BLOCK_TOKENS * heads.dim);
+        cache.check(heads);
         if count == 0 {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use super::rig::{Numbers, Rig};
 use super::{Comparison, expected};
 use crate::cuda::kernels::decode::{Cache, partials_len};
-use crate::cuda::kernels::prompt::tiles;
+use crate::cuda::kernels::prompt;
 use crate::cuda::kernels::rope::{BLOCK_TOKENS, Heads};
 use crate::cuda::{Half, HalfFormat};
 use anyhow::Result;
@@ -54,18 +54,18 @@ fn prompts(to: &mut Comparison<'_>, heads: Heads, pieces: &[Range<usize>]) -> Re
     let name = format!("{} tokens of prompts x ({queries}, {keys}) x {dim}", rows.len());
     let qkv = format.normal(63, rows.len() * heads.row(), 1.5);
     let out = cached.attend_all(&qkv, &rows);
-    let (mut numbers, mut ends, mut tables) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut all, mut ends, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     let mut first = 0;
     for (piece, table) in pieces.iter().zip(cached.tables.chunks_exact(cached.table_width)) {
-        for tile in tiles(heads, first..first + piece.len()) {
-            numbers.extend([tile.start as u32, tile.len() as u32]);
+        for tile in prompt::tiles(heads, first..first + piece.len()) {
             ends.push((piece.start + tile.end - first) as u32);
             tables.extend_from_slice(table);
+            all.push(tile);
         }
         first += piece.len();
     }
     to.compare(name, &[expected("out", out, ROUNDINGS * format.tolerance())], |rig| {
-        let (qkv, numbers) = (rig.put(&qkv)?, rig.put(&numbers)?);
+        let (qkv, numbers) = (rig.put(&qkv)?, rig.put(&prompt::numbers(&all))?);
         let mut out = rig.poisoned::<Half>(rows.len() * queries * dim)?;
         cached.with(rig, &tables, &ends, |cache| {
             let (tiles, to) = (numbers.slice(), out.slice_mut());

@@ -5,7 +5,7 @@
 //! of its size. Rows that fill a pass up write into the block beside the cache and want no logits of their
 //! own; in a pass of single steps alone they are sequences of no tokens, else nothing sees them.
 
-use crate::cuda::kernels::prompt::tiles;
+use crate::cuda::kernels::prompt;
 use crate::cuda::kernels::rope::Heads;
 use crate::cuda::{DeviceBuffer, DeviceSlice, Phase, Stream, Transfer};
 use crate::model::{BLOCK_TOKENS, Row};
@@ -109,7 +109,7 @@ impl<'a> Inputs<'a> {
         host.extend(rows.iter().map(slot).chain(beside));
         host.extend(wanted);
         host.resize(pass.tiles_start(), 0);
-        host.extend(tiles.iter().flat_map(|tile| [tile.start as u32, tile.len() as u32]));
+        host.extend(prompt::numbers(tiles));
         host.extend(arranged.last_rows().map(|row| row.position + 1));
         host.resize(pass.tables_start(), 0);
         for row in arranged.last_rows() {
@@ -210,7 +210,7 @@ fn tiles_of(heads: Heads, mut first: usize, prompts: &[Row]) -> Vec<Range<usize>
     let follows = |a: &Row, b: &Row| a.sequence == b.sequence && a.position + 1 == b.position;
     let mut all = Vec::new();
     for piece in prompts.chunk_by(follows) {
-        all.extend(tiles(heads, first..first + piece.len()));
+        all.extend(prompt::tiles(heads, first..first + piece.len()));
         first += piece.len();
     }
     all
