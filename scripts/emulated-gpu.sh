@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds stand-ins for NVIDIA's driver, cuBLASLt and NCCL (kernels/emulation) and prints their folder:
+# Builds stand-ins for NVIDIA's driver, cuBLASLt and NCCL (tests/emulated_gpu) and prints their folder:
 #
 #   LD_LIBRARY_PATH=$(bash scripts/emulated-gpu.sh) train doctor
 #
@@ -14,7 +14,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-sources=$root/kernels/emulation
+sources=$root/tests/emulated_gpu
 folder=${CARGO_TARGET_DIR:-$root/target}/emulated-gpu
 common=(-std=c++20 -O3 -march=native -fPIC -shared -Wall -Wno-unknown-pragmas -fno-strict-aliasing)
 

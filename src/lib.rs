@@ -7,13 +7,23 @@ pub mod cli;
 
 #[cfg(feature = "cuda")]
 pub mod bench;
-pub mod eval;
-pub mod pipeline;
+#[cfg(feature = "cuda")]
+pub mod gpu_check;
+pub mod problems;
 pub mod report;
 pub mod train;
 
-pub mod checkpoint;
+pub mod eval;
+pub mod plan;
+
+pub mod run;
+
+pub mod rollout;
+pub mod trainer;
+
 pub mod engine;
+
+pub mod checkpoint;
 pub mod rewards;
 
 pub mod config;
@@ -25,8 +35,8 @@ pub mod sandbox;
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
-pub mod dist;
 pub mod ops;
+pub mod ranks;
 pub mod tokenizer;
 
 pub mod base;

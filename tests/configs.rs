@@ -4,7 +4,8 @@
 
 use codeseq::config::load;
 use codeseq::model::ModelConfig;
-use codeseq::train::{grpo, sft};
+use codeseq::train::rl;
+use codeseq::train::sft;
 use std::path::{Path, PathBuf};
 
 /// The files below `configs` with an extension.
@@ -32,7 +33,7 @@ fn every_training_configuration_is_accepted_by_its_command() {
             // Read over or under another one; it has no model or data of its own.
             Ok(())
         } else if name.contains("grpo") {
-            grpo::Config::load(&files, &[]).and_then(|resolved| resolved.value.check())
+            rl::Config::load(&files, &[]).and_then(|resolved| resolved.value.check())
         } else if name.contains("sft") || name.contains("pretrain") {
             load::<sft::Config>(&files, &[]).and_then(|resolved| resolved.value.check())
         } else {

@@ -9,7 +9,7 @@ mod cuda_support;
 use bytemuck::Pod;
 use codeseq::cuda::nccl::{self, Communicator, UniqueId};
 use codeseq::cuda::{Arena, Device, DeviceBuffer, Half, HalfFormat, Stream, Transfer, device};
-use codeseq::dist::piece;
+use codeseq::ranks::piece;
 use std::sync::{Arc, Barrier};
 
 const RANKS: usize = 3;
@@ -127,7 +127,7 @@ fn cuda_a_rank_that_its_peers_left_comes_back_when_it_aborts() {
             rank.group.abort();
             let _ = rank.stream.synchronize();
             let refusal = rank.group.all_reduce(&rank.stream, values.slice_mut()).unwrap_err();
-            assert!(refusal.is::<codeseq::dist::Aborted>(), "{refusal:#}");
+            assert!(refusal.is::<codeseq::ranks::Aborted>(), "{refusal:#}");
         } else {
             left.wait();
             rank.group.abort();

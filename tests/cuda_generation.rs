@@ -17,8 +17,8 @@ use codeseq::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, de
 use codeseq::model::cuda::{DeviceModel, GenerationSize};
 use codeseq::model::layout::init;
 use codeseq::model::{Decoder, ModelConfig, Row};
-use codeseq::train::grpo;
-use codeseq::train::plan::Plan;
+use codeseq::plan::Plan;
+use codeseq::train::rl;
 use cuda_support::{Driver, driver, emulated_gpu};
 use engine_support::{LEAST_BLOCKS, WIDE, bits, collect, scores};
 use serde_json::Value;
@@ -337,7 +337,7 @@ fn cuda_a_cache_shrinks_to_the_memory_that_is_left() {
 }
 
 /// A run of reinforcement of so many sequences at a time whose prompts and responses have these lengths.
-fn reinforcement(place: &Place, [sequences, prompt, response]: [usize; 3]) -> grpo::Config {
+fn reinforcement(place: &Place, [sequences, prompt, response]: [usize; 3]) -> rl::Config {
     let text = format!(
         "model = {{ path = '{}' }}
         data = {{ files = [], max_prompt_tokens = {prompt} }}

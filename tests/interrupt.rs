@@ -2,8 +2,8 @@
 
 use codeseq::base::error::exit_code;
 use codeseq::base::interrupt;
-use codeseq::pipeline::families;
-use codeseq::pipeline::procedural::split::{Wanted, split};
+use codeseq::problems::families;
+use codeseq::problems::split::{Wanted, split};
 use nix::sys::signal::{Signal, raise};
 
 #[test]

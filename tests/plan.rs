@@ -10,13 +10,13 @@
 use codeseq::checkpoint::LanguageModel;
 use codeseq::data::pack::Batch;
 use codeseq::model::{Decoder, ModelConfig, layout};
+use codeseq::plan::Plan;
+use codeseq::run::environment::{peak_resident_bytes, resident_bytes};
 use codeseq::tokenizer::bpe::{self, BpeOptions};
 use codeseq::tokenizer::{Message, Tokenized, Tokenizer};
-use codeseq::train::MicroBatch;
-use codeseq::train::environment::{peak_resident_bytes, resident_bytes};
-use codeseq::train::plan::Plan;
 use codeseq::train::sft;
-use codeseq::train::trainer::Trainer;
+use codeseq::trainer::MicroBatch;
+use codeseq::trainer::Trainer;
 use serde_json::json;
 use std::path::Path;
 

@@ -1,10 +1,10 @@
 //! The procedural generator against plain Python: programs, slips, stories, splits, determinism.
 
 use codeseq::data::prompt::GtgPrompt;
-use codeseq::pipeline::families;
-use codeseq::pipeline::procedural::attempt::attempts;
-use codeseq::pipeline::procedural::family::{Family, Pattern};
-use codeseq::pipeline::procedural::{Config, Program, card, generate, judge, story};
+use codeseq::problems::attempt::attempts;
+use codeseq::problems::families;
+use codeseq::problems::family::{Family, Pattern};
+use codeseq::problems::{Config, Program, card, generate, judge, story};
 use std::io::Write;
 use std::process::{Command, Stdio};
 

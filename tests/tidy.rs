@@ -6,22 +6,26 @@ use std::path::{Path, PathBuf};
 
 /// Rows of modules from the bottom up. A module imports from rows below its own, and from those
 /// listed for it in `SAME_ROW`.
-const ROWS: [&[&str]; 7] = [
+const ROWS: [&[&str]; 9] = [
     &["base"],
-    &["cuda", "dist", "ops", "tokenizer"],
+    &["cuda", "ops", "ranks", "tokenizer"],
     &["config", "data", "model", "objective", "optim", "sandbox"],
-    &["checkpoint", "engine", "rewards"],
-    &["eval"],
-    &["bench", "train", "pipeline", "report"],
+    &["checkpoint", "rewards"],
+    &["engine"],
+    &["rollout", "trainer"],
+    &["eval", "plan", "run"],
+    &["bench", "gpu_check", "problems", "report", "train"],
     &["cli"],
 ];
 
-const SAME_ROW: [(&str, &str); 5] = [
-    ("cuda", "dist"),
+const SAME_ROW: [(&str, &str); 7] = [
     ("cuda", "ops"),
+    ("cuda", "ranks"),
     ("sandbox", "data"),
-    ("report", "train"),
+    ("plan", "run"),
+    ("plan", "train"),
     ("bench", "train"),
+    ("gpu_check", "bench"),
 ];
 
 /// All files below a directory of the repository.

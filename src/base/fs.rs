@@ -263,6 +263,13 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Everything in the directory `path`, in no order.
+pub(crate) fn children(path: &Path) -> Result<Vec<PathBuf>> {
+    fs::read_dir(path)
+        .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect())
+        .with_context(|| format!("listing {}", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -225,7 +225,7 @@ pub fn update(family: Family, parameters: usize) -> Work {
 mod tests {
     use super::*;
     use crate::bench::shapes;
-    use crate::train::flops::ModelFlops;
+    use crate::model::flops::ModelFlops;
 
     fn llama(config: &ModelConfig, recompute: Recompute) -> MicroStep<'_> {
         MicroStep { config, tokens: 5120, recompute, has_cudnn: true }

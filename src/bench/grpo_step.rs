@@ -2,7 +2,7 @@
 //!
 //! Contract: `prompts` of one length, each with `samples` responses of another, which end there and
 //! nowhere else, so that the work is known. Generation is the engine's, on the weights that are trained;
-//! the update goes over the responses in rows of a micro-batch, as `train::grpo` packs them, with its
+//! the update goes over the responses in rows of a micro-batch, as `train::rl` packs them, with its
 //! loss, and ends with AdamW on 1/`world` of the parameters. Advantages alternate between 1 and -1.
 //! Before the step that counts, a short one loads what libraries load on first use. MFU of the update
 //! is model FLOPs (`train::flops`) of prompts and responses over its time and the peak of dense bf16
@@ -17,10 +17,10 @@ use crate::base::{human, rng};
 use crate::cuda::Gpu;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats};
 use crate::model::cuda::{DeviceModel, TrainingMemory};
+use crate::model::flops::ModelFlops;
 use crate::model::{BatchSize, Decoder, ModelConfig, Recompute, ScoreGradient, TokenScores};
 use crate::objective::grpo::{LossConfig, Mismatch, Tokens, policy_loss};
-use crate::train::MicroBatch;
-use crate::train::flops::ModelFlops;
+use crate::trainer::MicroBatch;
 use anyhow::Result;
 use std::time::Instant;
 

@@ -83,7 +83,7 @@ fn product(
 
 /// Numbers of a normal distribution's size: a multiplier of constants draws less power and runs
 /// faster.
-pub(super) fn random<'p>(
+pub(crate) fn random<'p>(
     phase: &mut Phase<'p>,
     (stream, transfer): (&Stream, &mut Transfer),
     len: usize,

@@ -5,15 +5,14 @@
 //! `config.json` is needed. On the emulated driver everything runs and no time means anything, which the
 //! report says first. Not yet run on a GPU. Left out: what a profiler sees within a kernel.
 
-pub mod check;
 pub mod clock;
 pub mod decode;
 pub mod families;
 pub mod grpo_step;
 pub mod limits;
 pub mod ops;
-mod optimizer;
-mod random;
+pub(crate) mod optimizer;
+pub(crate) mod random;
 pub mod report;
 pub mod shapes;
 pub mod step;

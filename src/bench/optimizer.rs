@@ -7,13 +7,13 @@
 use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
 use crate::cuda::kernels::flat::Flat;
 use crate::cuda::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Half, Stream};
-use crate::dist::piece;
 use crate::ops::adamw::AdamW;
+use crate::ranks::piece;
 use anyhow::Result;
 use std::ops::Range;
 
 /// The optimizer of every measurement.
-pub(super) const ADAMW: AdamW = AdamW {
+pub(crate) const ADAMW: AdamW = AdamW {
     learning_rate: 1e-6,
     beta1: 0.9,
     beta2: 0.95,
@@ -24,7 +24,7 @@ pub(super) const ADAMW: AdamW = AdamW {
 };
 
 /// Master weights, moments and sums of gradients of the first of some ranks.
-pub(super) struct Share {
+pub(crate) struct Share {
     own: Range<usize>,
     master: DeviceBuffer<'static, f32>,
     first_moments: DeviceBuffer<'static, f32>,
@@ -40,7 +40,7 @@ pub(super) struct Share {
 
 impl Share {
     /// Takes and zeros it, for a model of so many `parameters` on `world` ranks.
-    pub(super) fn new(gpu: &mut Gpu, parameters: usize, world: usize) -> Result<Self> {
+    pub(crate) fn new(gpu: &mut Gpu, parameters: usize, world: usize) -> Result<Self> {
         let flat = Flat::load(&gpu.device)?;
         let mut share = Self::take(&mut gpu.arena, piece(parameters, world, 0), flat)?;
         let all = DecayRange { start: 0, end: share.own.len() as u64 };
@@ -70,17 +70,17 @@ impl Share {
     }
 
     /// How many parameters it has.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.own.len()
     }
 
     /// Adds its part of the `gradients` of all parameters to the sums.
-    pub(super) fn add(&mut self, stream: &Stream, gradients: DeviceSlice<'_, Half>) -> Result<()> {
+    pub(crate) fn add(&mut self, stream: &Stream, gradients: DeviceSlice<'_, Half>) -> Result<()> {
         self.flat.accumulate(stream, gradients.range(self.own.clone()), self.sums.slice_mut())
     }
 
     /// Looks at the norm of the sums, updates its part of the `parameters`, and forgets the sums.
-    pub(super) fn step(
+    pub(crate) fn step(
         &mut self,
         gpu: &Gpu,
         mut parameters: DeviceSliceMut<'_, Half>,

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 /// Fills a model with random weights of the size of fresh ones, and norms of ones: the same numbers
 /// again and again, since eight billion different ones take minutes to make.
-pub(super) fn upload_weights(model: &mut DeviceModel) -> Result<()> {
+pub(crate) fn upload_weights(model: &mut DeviceModel) -> Result<()> {
     const NUMBERS: usize = 1 << 20;
     let size = 2.0 * model.decoder().config().initializer_range;
     let numbers: Vec<f32> =
@@ -25,12 +25,12 @@ pub(super) fn upload_weights(model: &mut DeviceModel) -> Result<()> {
 }
 
 /// `count` tokens of a vocabulary, others for another `key`.
-pub(super) fn tokens(key: u64, vocab: usize, count: usize) -> Vec<u32> {
+pub(crate) fn tokens(key: u64, vocab: usize, count: usize) -> Vec<u32> {
     (0..count as u64).map(|i| (rng::uniform(key, i) * vocab as f32) as u32).collect()
 }
 
 /// One sequence of random tokens, each of which predicts the next.
-pub(super) fn batch(vocab: usize, count: usize) -> (Packed, Vec<Target>) {
+pub(crate) fn batch(vocab: usize, count: usize) -> (Packed, Vec<Target>) {
     let sequence = tokens(4, vocab, count);
     let target = |row: usize| Target { row, token: sequence[(row + 1) % count] };
     let targets = (0..count).map(target).collect();

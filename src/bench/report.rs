@@ -8,7 +8,7 @@ use super::families::{Family, Work};
 use crate::base::table::Table;
 use crate::cuda::OperationTime;
 use crate::cuda::device::{Properties, driver_version};
-use crate::train::environment::Environment;
+use crate::run::environment::Environment;
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt;

@@ -14,12 +14,12 @@ use super::report::{Breakdown, Limits, Line, Report};
 use crate::base::human;
 use crate::cuda::{DeviceSlice, DeviceSliceMut, Event, Gpu, Half};
 use crate::model::cuda::{DeviceModel, TrainingMemory};
+use crate::model::flops::ModelFlops;
 use crate::model::{BatchSize, Decoder, ModelConfig, Recompute};
-use crate::train::flops::ModelFlops;
 use anyhow::Result;
 
 /// Operations of dense bf16 in a second.
-pub(super) const PEAK: f64 = Limits::H100.flops_per_second;
+pub(crate) const PEAK: f64 = Limits::H100.flops_per_second;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +137,7 @@ fn optimizer(
 }
 
 /// Percent of the peak.
-pub(super) fn mfu(flops: f64, milliseconds: f64) -> f64 {
+pub(crate) fn mfu(flops: f64, milliseconds: f64) -> f64 {
     100.0 * flops / (milliseconds / 1e3) / PEAK
 }
 

@@ -5,7 +5,7 @@
 //! flat buffer, so nothing is held twice. Rows that a family keeps in another order
 //! ([`crate::model::RowOrder`]) change places on the way in and on the way out.
 
-pub(super) use super::shards::Tensors;
+pub(crate) use super::shards::Tensors;
 use super::shards::{Loading, Shards, WEIGHTS};
 use crate::base::fs::write_atomic;
 use crate::model::TensorSpec;
@@ -24,7 +24,7 @@ use std::path::Path;
 const PIECE: usize = 1 << 21;
 
 /// Elements that [`read_weights`] has at a time: 128 MiB, work for some threads.
-pub(super) const PART: usize = 1 << 25;
+pub(crate) const PART: usize = 1 << 25;
 
 /// Writes a model directory's files into `dir`, which exists.
 pub fn save_model(
@@ -62,7 +62,7 @@ pub fn load_weights(dir: &Path, specs: &[TensorSpec], weights: &mut [f32]) -> Re
 
 /// Gives the tensors of `shards` to `take`, in the order of their ranges: parts of the flat buffer of at
 /// most `most` elements, if its pieces are no longer, with the element that each begins at.
-pub(super) fn read_weights(
+pub(crate) fn read_weights(
     shards: &Shards,
     specs: &[TensorSpec],
     most: usize,

@@ -9,9 +9,12 @@ pub mod hub;
 mod inference_model;
 mod language_model;
 mod shards;
+mod source;
 pub mod state;
 mod stored_model;
 
 pub use inference_model::InferenceModel;
 pub use language_model::{LanguageModel, stop_ids};
+pub use source::ModelSource;
+pub(crate) use source::Origin;
 pub use stored_model::StoredModel;

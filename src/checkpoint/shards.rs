@@ -22,15 +22,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The only weight file, where there is one.
-pub(super) const WEIGHTS: &str = "model.safetensors";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// Says which of several files has which tensor.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Loading of less is over before anybody looks.
 const WORTH_SHOWING: u64 = 256 << 20;
 
 /// A safetensors file, mapped.
-pub(super) struct Tensors {
+pub(crate) struct Tensors {
     map: Mmap,
     path: PathBuf,
 }
@@ -45,13 +45,13 @@ struct Place {
 }
 
 /// All weight files of a directory, with the places of a model's tensors.
-pub(super) struct Shards {
+pub(crate) struct Shards {
     files: Vec<Tensors>,
     places: HashMap<String, Place>,
 }
 
 impl Tensors {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let unreadable = |e| usage(format!("cannot read {}: {e}", path.display()));
         let file = File::open(path).map_err(unreadable)?;
         // SAFETY: the map is read-only and lives only while the tensors are copied out of it. Files
@@ -62,7 +62,7 @@ impl Tensors {
 
     /// Fills `pieces`, one after another, with the named tensor, which must be flat, f32 and as long
     /// as all of them.
-    pub(super) fn copy_flat(&self, name: &str, pieces: &mut [&mut [f32]]) -> Result<()> {
+    pub(crate) fn copy_flat(&self, name: &str, pieces: &mut [&mut [f32]]) -> Result<()> {
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         let places = self.places(0)?;
         let found = places.iter().find(|(n, _)| n == name).map(|(_, place)| place);
@@ -108,7 +108,7 @@ impl Tensors {
 
 impl Shards {
     /// Maps the weight files in `dir`, which must hold exactly the tensors of `specs`.
-    pub(super) fn open(dir: &Path, specs: &[TensorSpec]) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, specs: &[TensorSpec]) -> Result<Self> {
         let index = Index::read(dir)?;
         let files = index.files.iter().map(|path| Tensors::open(path)).collect::<Result<Vec<_>>>();
         let mut shards = Self { files: files?, places: HashMap::new() };
@@ -129,21 +129,21 @@ impl Shards {
     }
 
     /// The tensor of that name, which is one of the model's.
-    pub(super) fn tensor(&self, spec: &TensorSpec) -> Elements<'_> {
+    pub(crate) fn tensor(&self, spec: &TensorSpec) -> Elements<'_> {
         let Place { file, dtype, bytes, .. } = &self.places[&spec.name];
         let dtype = dtype.expect("invariant: checked when opened");
         Elements { dtype, bytes: &self.files[*file].map[bytes.clone()] }
     }
 
     /// Asks for the pages of a part of a tensor at once, rather than one by one as they are read.
-    pub(super) fn prepare(&self, spec: &TensorSpec, part: Elements<'_>) {
+    pub(crate) fn prepare(&self, spec: &TensorSpec, part: Elements<'_>) {
         let (map, range) = self.pages(spec, part);
         // Only advice: a kernel that does not know it reads the pages all the same.
         let _ = map.advise_range(Advice::PopulateRead, range.start, range.len());
     }
 
     /// Gives the pages of a part of a tensor back; reading it again would map them again.
-    pub(super) fn release(&self, spec: &TensorSpec, part: Elements<'_>) {
+    pub(crate) fn release(&self, spec: &TensorSpec, part: Elements<'_>) {
         let (map, range) = self.pages(spec, part);
         // SAFETY: the map is of a file and read-only, so dropped pages come back with the same bytes.
         let _ = unsafe {
@@ -152,7 +152,7 @@ impl Shards {
     }
 
     /// Refuses numbers of a tensor, a part or all, with which nothing can be computed.
-    pub(super) fn check_finite(&self, spec: &TensorSpec, part: Elements<'_>) -> Result<()> {
+    pub(crate) fn check_finite(&self, spec: &TensorSpec, part: Elements<'_>) -> Result<()> {
         if part.is_finite() {
             return Ok(());
         }
@@ -172,7 +172,7 @@ impl Shards {
     }
 
     /// Bytes of all tensors.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.places.values().map(|place| place.bytes.len() as u64).sum()
     }
 
@@ -229,12 +229,12 @@ fn is_derived(name: &str) -> bool {
 }
 
 /// Whether all weight files are in `dir`.
-pub(super) fn has_weights(dir: &Path) -> bool {
+pub(crate) fn has_weights(dir: &Path) -> bool {
     Index::read(dir).is_ok()
 }
 
 /// The files that the index at `path` lists.
-pub(super) fn shard_names(path: &Path) -> Result<BTreeSet<String>> {
+pub(crate) fn shard_names(path: &Path) -> Result<BTreeSet<String>> {
     Ok(weight_map(path)?.into_values().collect())
 }
 
@@ -306,13 +306,13 @@ impl Index {
 }
 
 /// Progress of loading, counted in bytes and shown in MiB.
-pub(super) struct Loading {
+pub(crate) struct Loading {
     progress: Progress,
     bytes: AtomicU64,
 }
 
 impl Loading {
-    pub(super) fn of(shards: &Shards) -> Self {
+    pub(crate) fn of(shards: &Shards) -> Self {
         let bytes = shards.bytes();
         let progress = if bytes < WORTH_SHOWING {
             Progress::hidden()
@@ -322,12 +322,12 @@ impl Loading {
         Self { progress, bytes: AtomicU64::new(0) }
     }
 
-    pub(super) fn add(&self, bytes: usize) {
+    pub(crate) fn add(&self, bytes: usize) {
         let before = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.progress.inc(((before + bytes as u64) >> 20) - (before >> 20));
     }
 
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         self.progress.finish();
     }
 }

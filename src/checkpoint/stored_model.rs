@@ -18,7 +18,7 @@ pub struct StoredModel {
     pub decoder: Decoder,
     /// Text and conversations to tokens and back.
     pub tokenizer: Tokenizer,
-    pub(super) shards: Shards,
+    pub(crate) shards: Shards,
 }
 
 impl StoredModel {

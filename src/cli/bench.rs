@@ -3,8 +3,13 @@
 use super::launch::command_line;
 use super::print;
 use crate::base::fs::{check_writable, write_atomic};
+use crate::bench::Report;
 use crate::bench::clock::Repeats;
-use crate::bench::{Report, decode, grpo_step, ops, shapes, step};
+use crate::bench::decode;
+use crate::bench::grpo_step;
+use crate::bench::ops;
+use crate::bench::shapes;
+use crate::bench::step;
 use crate::cuda::{Device, Gpu, HalfFormat};
 use crate::model::{ModelConfig, Recompute};
 use anyhow::{Context, Result};

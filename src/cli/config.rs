@@ -1,7 +1,7 @@
 //! The arguments that every training command shares.
 
 use crate::config::{self, Resolved};
-use crate::train::run::Existing;
+use crate::run::Existing;
 use anyhow::Result;
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::PathBuf;

@@ -2,11 +2,11 @@
 
 use crate::base::error::usage;
 use crate::checkpoint::{LanguageModel, StoredModel};
-use crate::dist::nodes;
 use crate::engine::device::{self, DeviceModel};
-use crate::eval::generator::{Generator, GpuRank};
+use crate::engine::generator::{Generator, GpuRank};
 use crate::model::{Decoder, Precision};
-use crate::train::device::DeviceKind;
+use crate::ranks::nodes;
+use crate::trainer::device::DeviceKind;
 use anyhow::Result;
 use std::path::Path;
 

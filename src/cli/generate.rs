@@ -15,7 +15,7 @@ use crate::engine::{
 };
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::Tokenizer;
-use crate::train::device::DeviceKind;
+use crate::trainer::device::DeviceKind;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! `train gpu-check`: whether a GPU computes what the CPU does. Exit code 1 if not.
 
 use super::print;
-use crate::bench::check::{self, Shapes};
+use crate::gpu_check::{self, Shapes};
 use anyhow::{Context, Result, ensure};
 
 /// Arguments of this command.
@@ -20,7 +20,7 @@ pub struct Args {
 
 /// Runs all checks and prints what each found.
 pub fn run(args: Args) -> Result<()> {
-    let checks = check::run(args.gpu, args.shapes)?;
+    let checks = gpu_check::run(args.gpu, args.shapes)?;
     if args.json {
         print(serde_json::to_string_pretty(&checks).context("encoding the checks")? + "\n")?;
     } else {

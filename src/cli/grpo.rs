@@ -5,8 +5,9 @@ use super::launch::{command_line, launch};
 use super::print;
 use crate::base::human;
 use crate::data::jsonl;
+use crate::plan;
 use crate::sandbox::{Judge, Options};
-use crate::train::{grpo, plan};
+use crate::train::rl;
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -23,7 +24,7 @@ pub struct Args {
 
 /// Reinforces, and prints the trained model's directory.
 pub fn run(args: Args) -> Result<()> {
-    let resolved = grpo::Config::load(&args.config.config, &args.config.set)?;
+    let resolved = rl::Config::load(&args.config.config, &args.config.set)?;
     let config = &resolved.value;
     let plan = plan::Plan::of_grpo(config)?;
     if args.config.dry_run {
@@ -33,12 +34,12 @@ pub fn run(args: Args) -> Result<()> {
         let limits = config.judge.clone();
         let judge = Judge::start(Options { limits, ..Options::default() })?;
         run.write_environment(&command_line(), judge.layers())?;
-        grpo::train(config, run, &judge, "grpo")
+        rl::train(config, run, &judge, "grpo")
     })
 }
 
 /// The lines of `--dry-run` about the data: how many problems there are.
-fn data_lines(config: &grpo::Config) -> Result<String> {
+fn data_lines(config: &rl::Config) -> Result<String> {
     let held_out = config.validation.as_ref();
     let held_out = held_out.map(|validation| data_line("validation.files", &validation.files));
     Ok(data_line("data.files", &config.data.files)? + &held_out.transpose()?.unwrap_or_default())

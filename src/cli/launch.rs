@@ -4,10 +4,10 @@ use super::config::ConfigArgs;
 use super::print;
 use crate::base::interrupt;
 use crate::config::Resolved;
-use crate::dist::nodes::Nodes;
-use crate::train::plan::Plan;
-use crate::train::run::RunDir;
-use crate::train::serve;
+use crate::plan::Plan;
+use crate::ranks::nodes::Nodes;
+use crate::run::RunDir;
+use crate::trainer::serve;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 

@@ -9,7 +9,7 @@ use crate::data::jsonl;
 use crate::engine::{Scorer, check_temperature, device};
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::{Message, Tokenizer};
-use crate::train::device::DeviceKind;
+use crate::trainer::device::DeviceKind;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::io::Write;

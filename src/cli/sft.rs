@@ -4,9 +4,10 @@ use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
 use super::print;
 use crate::data::outlook::outlook;
+use crate::plan;
+use crate::run::environment::{peak_resident_bytes, resident_bytes};
 use crate::tokenizer::Tokenizer;
-use crate::train::environment::{peak_resident_bytes, resident_bytes};
-use crate::train::{plan, sft};
+use crate::train::sft;
 use anyhow::Result;
 use std::path::PathBuf;
 

@@ -9,7 +9,7 @@ use super::source::Sources;
 use toml::de::DeTable;
 
 /// The table that `error` refuses for making several choices, and those.
-pub(super) fn contradiction<'e>(
+pub(crate) fn contradiction<'e>(
     entries: &'e [Entry],
     error: &toml::de::Error,
 ) -> Option<(&'e Entry, Vec<&'e Entry>)> {
@@ -28,7 +28,7 @@ pub(super) fn contradiction<'e>(
 }
 
 /// Takes earlier choices out of the table that `error` is about; says whether there were any.
-pub(super) fn keep_last(
+pub(crate) fn keep_last(
     merged: &mut DeTable<'_>,
     error: &toml::de::Error,
     sources: &Sources,

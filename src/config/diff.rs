@@ -40,7 +40,7 @@ pub fn differences(tables: &[Table]) -> Vec<(String, Vec<Option<String>>)> {
 }
 
 /// The dotted paths of every value that is not a table.
-pub(super) fn paths(table: &Table) -> Vec<String> {
+pub(crate) fn paths(table: &Table) -> Vec<String> {
     flatten(table).into_iter().map(|(path, _)| path).collect()
 }
 

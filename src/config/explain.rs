@@ -14,12 +14,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// A key of the merged table, at any depth.
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Dotted path.
-    pub(super) path: String,
+    pub(crate) path: String,
     key: Range<usize>,
     /// Span of the value.
-    pub(super) value: Range<usize>,
+    pub(crate) value: Range<usize>,
     is_table: bool,
 }
 
@@ -30,7 +30,7 @@ impl Entry {
 }
 
 /// Every key of the table and of the tables in it.
-pub(super) fn entries(table: &DeTable<'_>) -> Vec<Entry> {
+pub(crate) fn entries(table: &DeTable<'_>) -> Vec<Entry> {
     let mut found = Vec::new();
     collect(table, "", &mut found);
     found
@@ -54,7 +54,7 @@ fn collect(table: &DeTable<'_>, prefix: &str, found: &mut Vec<Entry>) {
 /// The paths of a whole configuration in which a misplaced key may have its right place.
 ///
 /// They are only known once the unknown keys are gone, so they are removed one by one.
-pub(super) fn known_elsewhere(
+pub(crate) fn known_elsewhere(
     merged: &DeTable<'_>,
     error: &toml::de::Error,
     read: impl Fn(DeTable<'_>) -> Result<toml::Table, toml::de::Error>,
@@ -73,7 +73,7 @@ pub(super) fn known_elsewhere(
 }
 
 /// Takes out the key at a dotted path.
-pub(super) fn remove(table: &mut DeTable<'_>, path: &str) {
+pub(crate) fn remove(table: &mut DeTable<'_>, path: &str) {
     match path.split_once('.') {
         None => {
             table.remove(path);
@@ -98,7 +98,7 @@ fn locate<'e>(entries: &'e [Entry], error: &toml::de::Error, name: &str) -> Opti
 }
 
 /// The one line for `error`; `known` are the paths of the whole configuration, where known.
-pub(super) fn explain(
+pub(crate) fn explain(
     error: &toml::de::Error,
     sources: &Sources,
     merged: &DeTable<'_>,
@@ -168,7 +168,7 @@ fn span_of(entry: &Entry) -> usize {
 }
 
 /// Refuses a key that was given but left no trace in the typed configuration.
-pub(super) fn refuse_ignored(
+pub(crate) fn refuse_ignored(
     merged: &DeTable<'_>,
     effective: &toml::Table,
     sources: &Sources,

@@ -9,6 +9,7 @@
 mod choice;
 mod diff;
 mod explain;
+pub mod limits;
 mod load;
 mod resolved;
 mod source;

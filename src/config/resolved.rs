@@ -72,7 +72,7 @@ fn line_width(table: &Table) -> usize {
 }
 
 /// The path of `key` in the table at `prefix`.
-pub(super) fn dotted(prefix: &str, key: &str) -> String {
+pub(crate) fn dotted(prefix: &str, key: &str) -> String {
     let key = quoted_if_needed(key);
     if prefix.is_empty() { key } else { format!("{prefix}.{key}") }
 }

@@ -67,11 +67,11 @@ struct Source {
 }
 
 /// All texts, in the order in which they apply.
-pub(super) struct Sources(Vec<Source>);
+pub(crate) struct Sources(Vec<Source>);
 
 impl Sources {
     /// Reads the files and turns each `--set` into a line of TOML.
-    pub(super) fn read(files: &[PathBuf], sets: &[String]) -> Result<Self> {
+    pub(crate) fn read(files: &[PathBuf], sets: &[String]) -> Result<Self> {
         let mut sources = Self(Vec::new());
         for path in files {
             sources.push(Name::File(path.clone()), read_text(path)?);
@@ -83,7 +83,7 @@ impl Sources {
     }
 
     /// The same over the profile that they choose, or else the first.
-    pub(super) fn over_profile(self, profiles: &[Profile]) -> Result<Self> {
+    pub(crate) fn over_profile(self, profiles: &[Profile]) -> Result<Self> {
         let Some(default) = profiles.first() else { return Ok(self) };
         let merged = self.merged()?;
         let chosen = match merged.get("profile") {
@@ -113,7 +113,7 @@ impl Sources {
     }
 
     /// Parses every text and merges them; spans are positions in the whole.
-    pub(super) fn merged(&self) -> Result<DeTable<'_>> {
+    pub(crate) fn merged(&self) -> Result<DeTable<'_>> {
         let mut merged = DeTable::new();
         for source in &self.0 {
             let table = DeTable::parse(&source.text).map_err(|e| {
@@ -126,12 +126,12 @@ impl Sources {
     }
 
     /// The number of the text of a position: the later ones win.
-    pub(super) fn text_of(&self, position: usize) -> usize {
+    pub(crate) fn text_of(&self, position: usize) -> usize {
         self.0.partition_point(|source| source.start <= position).saturating_sub(1)
     }
 
     /// The text and line of a position.
-    pub(super) fn origin(&self, position: usize) -> Origin {
+    pub(crate) fn origin(&self, position: usize) -> Origin {
         let Some(source) = self.0.get(self.text_of(position)) else { return Origin::Default };
         let end = (position - source.start).min(source.text.len());
         let line = 1 + source.text.as_bytes()[..end].iter().filter(|&&b| b == b'\n').count();
@@ -143,7 +143,7 @@ impl Sources {
     }
 
     /// The files' names, for errors that belong to no line.
-    pub(super) fn names(&self) -> String {
+    pub(crate) fn names(&self) -> String {
         let files = self.0.iter().filter_map(|s| match &s.name {
             Name::File(path) => Some(path.display().to_string()),
             Name::Set(_) | Name::Profile(_) => None,

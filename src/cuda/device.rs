@@ -163,7 +163,7 @@ impl Device {
     }
 
     /// Makes its context current to this thread.
-    pub(super) fn bind(&self) -> Result<()> {
+    pub(crate) fn bind(&self) -> Result<()> {
         if !matches!(ctx::get_current(), Ok(Some(current)) if current == self.context) {
             // SAFETY: the context lives as long as `self`.
             unsafe { ctx::set_current(self.context) }

@@ -68,7 +68,7 @@ impl Library {
 }
 
 /// The file that holds the code at `address`.
-pub(super) fn file_of(address: *const c_void) -> Option<PathBuf> {
+pub(crate) fn file_of(address: *const c_void) -> Option<PathBuf> {
     // SAFETY: plain data that `dladdr` fills in.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: looks the address up, and reads nothing there.

@@ -61,11 +61,11 @@ impl<'a, T> DeviceSlice<'a, T> {
         Self { address, len, memory: PhantomData }
     }
 
-    pub(super) fn address(&self) -> CUdeviceptr {
+    pub(crate) fn address(&self) -> CUdeviceptr {
         self.address
     }
 
-    pub(super) fn address_ref(&self) -> &CUdeviceptr {
+    pub(crate) fn address_ref(&self) -> &CUdeviceptr {
         &self.address
     }
 }
@@ -109,11 +109,11 @@ impl<'a, T> DeviceSliceMut<'a, T> {
         (self.into_range(0..middle), rest)
     }
 
-    pub(super) fn address(&mut self) -> CUdeviceptr {
+    pub(crate) fn address(&mut self) -> CUdeviceptr {
         self.address
     }
 
-    pub(super) fn address_ref(&self) -> &CUdeviceptr {
+    pub(crate) fn address_ref(&self) -> &CUdeviceptr {
         &self.address
     }
 }

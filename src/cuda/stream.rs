@@ -58,7 +58,7 @@ impl Stream {
         &self.device
     }
 
-    pub(super) fn raw(&self) -> sys::CUstream {
+    pub(crate) fn raw(&self) -> sys::CUstream {
         self.raw
     }
 
@@ -140,7 +140,7 @@ impl Stream {
     }
 
     /// Queues an operation, which a profile calls `name`.
-    pub(super) fn operation(
+    pub(crate) fn operation(
         &self,
         name: &'static str,
         queue: impl FnOnce() -> Result<()>,

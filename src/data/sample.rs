@@ -23,7 +23,7 @@ pub struct Sample {
 }
 
 /// Data sets spell ids as strings or as numbers.
-pub(super) fn any_text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+pub(crate) fn any_text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
     Ok(match serde_json::Value::deserialize(d)? {
         serde_json::Value::Null => None,
         serde_json::Value::String(text) => Some(text),

@@ -31,7 +31,7 @@ const WORTH_A_BAR: u64 = 20_000;
 const VERSION: &[u8] = b"codeseq tokens 1";
 
 /// Tokenises one source.
-pub(super) struct TokenCache<'a> {
+pub(crate) struct TokenCache<'a> {
     name: &'a str,
     rules: Rules,
     max_empty: u64,
@@ -57,7 +57,7 @@ enum Outcome {
 
 impl<'a> TokenCache<'a> {
     /// The tokens of `files`, which are the source's.
-    pub(super) fn new(
+    pub(crate) fn new(
         name: &'a str,
         config: &'a SourceConfig,
         data: &'a DataConfig,
@@ -77,7 +77,7 @@ impl<'a> TokenCache<'a> {
     }
 
     /// The tokens: from the cache, or made now.
-    pub(super) fn tokens(&self) -> Result<TokenFile> {
+    pub(crate) fn tokens(&self) -> Result<TokenFile> {
         let key = self.key()?;
         let Some(path) = self.path(&key)? else {
             let bytes = self.build(&key, Vec::new())?;
@@ -94,7 +94,7 @@ impl<'a> TokenCache<'a> {
     }
 
     /// What the cache says of these tokens, if it has them; they are not read themselves.
-    pub(super) fn counts(&self) -> Result<Option<Counts>> {
+    pub(crate) fn counts(&self) -> Result<Option<Counts>> {
         let key = self.key()?;
         Ok(self.path(&key)?.and_then(|path| TokenFile::read_counts(&path, &key).ok()))
     }
@@ -126,7 +126,7 @@ impl<'a> TokenCache<'a> {
     }
 
     /// What becomes of the first `most` rows of `file`, one of the source's.
-    pub(super) fn counts_of_first(&self, file: &InputFile, most: usize) -> Result<Counts> {
+    pub(crate) fn counts_of_first(&self, file: &InputFile, most: usize) -> Result<Counts> {
         let mut build = self.begin(std::io::sink())?;
         let rows = file.rows()?.take(most).collect::<Result<Vec<_>>>()?;
         self.add_rows(&mut build, file, 0, rows)?;

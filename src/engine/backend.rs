@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// A decoder at work on a cache.
-pub(super) trait Backend {
+pub(crate) trait Backend {
     /// Whose passes these are.
     fn decoder(&self) -> &Decoder;
 
@@ -30,7 +30,7 @@ pub(super) trait Backend {
 }
 
 /// The threads of this machine.
-pub(super) struct Host<'m> {
+pub(crate) struct Host<'m> {
     decoder: &'m Decoder,
     weights: Arc<Weights<'m>>,
     cache: KvCache,
@@ -39,7 +39,7 @@ pub(super) struct Host<'m> {
 
 impl<'m> Host<'m> {
     /// A decoder with a cache of so many blocks.
-    pub(super) fn new(decoder: &'m Decoder, weights: Arc<Weights<'m>>, blocks: usize) -> Self {
+    pub(crate) fn new(decoder: &'m Decoder, weights: Arc<Weights<'m>>, blocks: usize) -> Self {
         let cache = KvCache::new(decoder.config(), blocks);
         Self { decoder, weights, cache, workspace: DecodeWorkspace::new() }
     }

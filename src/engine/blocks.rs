@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 /// All blocks, free or held.
-pub(super) struct BlockPool {
+pub(crate) struct BlockPool {
     holders: Rc<RefCell<Holders>>,
     prefixes: Prefixes,
 }
@@ -23,14 +23,14 @@ struct Holders {
 }
 
 /// A share in a block; the block is free when the last share is dropped.
-pub(super) struct Block {
+pub(crate) struct Block {
     number: u32,
     holders: Rc<RefCell<Holders>>,
 }
 
 impl Block {
     /// Its place in the cache.
-    pub(super) fn number(&self) -> u32 {
+    pub(crate) fn number(&self) -> u32 {
         self.number
     }
 
@@ -59,14 +59,14 @@ impl Drop for Block {
 
 impl BlockPool {
     /// `num_blocks` free blocks.
-    pub(super) fn new(num_blocks: usize) -> Self {
+    pub(crate) fn new(num_blocks: usize) -> Self {
         let holders =
             Holders { counts: vec![0; num_blocks], free: (0..num_blocks as u32).rev().collect() };
         Self { holders: Rc::new(RefCell::new(holders)), prefixes: Prefixes::default() }
     }
 
     /// A free block; where there is none, one that only memory of an earlier prompt holds.
-    pub(super) fn take(&mut self) -> Option<Block> {
+    pub(crate) fn take(&mut self) -> Option<Block> {
         if self.holders.borrow().free.is_empty() {
             self.prefixes.forget_one();
         }
@@ -77,7 +77,7 @@ impl BlockPool {
     }
 
     /// Blocks that sequences hold; those kept only for later prompts do not count.
-    pub(super) fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         let holders = self.holders.borrow();
         let only_kept = self.prefixes.entries.values().filter(|entry| !entry.block.is_shared());
         holders.counts.len() - holders.free.len() - only_kept.count()
@@ -85,12 +85,12 @@ impl BlockPool {
 
     /// The blocks of earlier prompts that begin as `prompt` does, short of its last token, whose
     /// logits must be computed.
-    pub(super) fn find_prefix(&mut self, prompt: &[u32]) -> Vec<Block> {
+    pub(crate) fn find_prefix(&mut self, prompt: &[u32]) -> Vec<Block> {
         self.prefixes.find(&prompt[..prompt.len() - 1])
     }
 
     /// Remembers the full blocks of a prompt that has been computed.
-    pub(super) fn keep_prefix(&mut self, prompt: &[u32], blocks: &[Block]) {
+    pub(crate) fn keep_prefix(&mut self, prompt: &[u32], blocks: &[Block]) {
         self.prefixes.keep(prompt, blocks);
     }
 }

@@ -49,7 +49,7 @@ impl EngineConfig {
 }
 
 /// Prompts read or waiting at the same time.
-pub(super) fn max_prompts(max_sequences: usize) -> usize {
+pub(crate) fn max_prompts(max_sequences: usize) -> usize {
     (max_sequences / 8).max(2)
 }
 

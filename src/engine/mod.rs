@@ -15,6 +15,7 @@ mod blocks;
 mod config;
 #[cfg_attr(not(feature = "cuda"), path = "no_device.rs")]
 pub mod device;
+pub mod generator;
 mod request;
 mod scheduler;
 mod scorer;

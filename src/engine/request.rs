@@ -58,7 +58,7 @@ impl Default for SamplingParams {
 
 impl SamplingParams {
     /// How each token is drawn.
-    pub(super) fn policy(&self) -> Policy {
+    pub(crate) fn policy(&self) -> Policy {
         let Self { temperature, top_k, top_p, min_p, repetition_penalty, vocab_size, .. } = *self;
         let sampling = Sampling { temperature, top_k, top_p, min_p };
         Policy { sampling, repetition_penalty, vocab_size }

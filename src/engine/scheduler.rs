@@ -68,7 +68,7 @@ impl<'m> Engine<'m> {
     }
 
     /// An engine on a backend whose cache has the blocks of `config`.
-    pub(super) fn on(backend: impl Backend + 'm, config: EngineConfig) -> Self {
+    pub(crate) fn on(backend: impl Backend + 'm, config: EngineConfig) -> Self {
         Self { backend: Box::new(backend), pool: BlockPool::new(config.cache_blocks), config }
     }
 

@@ -11,28 +11,28 @@ use std::ops::Range;
 
 /// The blocks of a sequence, in the order of positions.
 #[derive(Default)]
-pub(super) struct BlockTable {
+pub(crate) struct BlockTable {
     blocks: Vec<Block>,
     numbers: Vec<u32>,
 }
 
 impl BlockTable {
-    pub(super) fn push(&mut self, block: Block) {
+    pub(crate) fn push(&mut self, block: Block) {
         self.numbers.push(block.number());
         self.blocks.push(block);
     }
 
     /// The blocks as the decoder reads them.
-    pub(super) fn numbers(&self) -> &[u32] {
+    pub(crate) fn numbers(&self) -> &[u32] {
         &self.numbers
     }
 
-    pub(super) fn blocks(&self) -> &[Block] {
+    pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
     }
 
     /// Positions that fit.
-    pub(super) fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.blocks.len() * BLOCK_TOKENS
     }
 
@@ -53,21 +53,21 @@ impl From<Vec<Block>> for BlockTable {
 }
 
 /// A prompt being read, or read and waiting for places to start its samples.
-pub(super) struct Prompt {
-    pub(super) request: usize,
-    pub(super) table: BlockTable,
+pub(crate) struct Prompt {
+    pub(crate) request: usize,
+    pub(crate) table: BlockTable,
     /// Positions in the cache.
-    pub(super) num_cached: usize,
+    pub(crate) num_cached: usize,
     /// Logits after the last token; empty until the prompt is read.
-    pub(super) logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
     /// Samples that have left.
-    pub(super) num_started: usize,
+    pub(crate) num_started: usize,
 }
 
 impl Prompt {
     /// A prompt of which `num_started` samples were started before; begins with the blocks of a
     /// prompt that began alike.
-    pub(super) fn new(request: usize, num_started: usize, known: Vec<Block>) -> Self {
+    pub(crate) fn new(request: usize, num_started: usize, known: Vec<Block>) -> Self {
         let table = BlockTable::from(known);
         let num_cached = table.capacity();
         Self { request, table, num_cached, logits: Vec::new(), num_started }
@@ -75,7 +75,7 @@ impl Prompt {
 
     /// The next sample, in blocks of its own from where it will differ; `None` without a free block.
     /// The last sample takes the prompt's blocks over.
-    pub(super) fn start(
+    pub(crate) fn start(
         &mut self,
         request: &Request,
         pool: &mut BlockPool,
@@ -105,11 +105,11 @@ impl Prompt {
 }
 
 /// A rollout in the making: all of a sequence that sampling needs.
-pub(super) struct Draft {
+pub(crate) struct Draft {
     key: u64,
-    pub(super) rollout: Rollout,
+    pub(crate) rollout: Rollout,
     /// The last token has not been looked at yet.
-    pub(super) has_new_token: bool,
+    pub(crate) has_new_token: bool,
 }
 
 impl Draft {
@@ -120,12 +120,12 @@ impl Draft {
     }
 
     /// Its next token.
-    pub(super) fn next<'a>(&'a self, prompt: &'a [u32]) -> Draw<'a> {
+    pub(crate) fn next<'a>(&'a self, prompt: &'a [u32]) -> Draw<'a> {
         Draw { key: self.key, prompt, response: &self.rollout.tokens }
     }
 
     /// Takes what was drawn.
-    pub(super) fn push(&mut self, (token, logprob): (u32, f32), params: &SamplingParams) {
+    pub(crate) fn push(&mut self, (token, logprob): (u32, f32), params: &SamplingParams) {
         self.rollout.tokens.push(token);
         self.rollout.logprobs.push(logprob);
         self.has_new_token = true;
@@ -136,29 +136,29 @@ impl Draft {
 }
 
 /// A sequence that has sampled at least one token.
-pub(super) struct Sequence {
-    pub(super) request: usize,
-    pub(super) sample: usize,
-    pub(super) table: BlockTable,
+pub(crate) struct Sequence {
+    pub(crate) request: usize,
+    pub(crate) sample: usize,
+    pub(crate) table: BlockTable,
     /// Positions in the cache; one less than there are tokens, unless it was preempted.
-    pub(super) num_cached: usize,
-    pub(super) draft: Draft,
+    pub(crate) num_cached: usize,
+    pub(crate) draft: Draft,
 }
 
 impl Sequence {
     /// Gives its blocks back; what it has sampled stays.
-    pub(super) fn preempt(&mut self) {
+    pub(crate) fn preempt(&mut self) {
         self.table = BlockTable::default();
         self.num_cached = 0;
     }
 
     /// Tokens of the prompt and of the rollout.
-    pub(super) fn len(&self, request: &Request) -> usize {
+    pub(crate) fn len(&self, request: &Request) -> usize {
         request.prompt.len() + self.draft.rollout.tokens.len()
     }
 
     /// Rows for `positions`, the last of which wants logits if it is the last of all.
-    pub(super) fn rows<'a>(
+    pub(crate) fn rows<'a>(
         &'a self,
         request: &'a Request,
         sequence: usize,

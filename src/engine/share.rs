@@ -23,13 +23,13 @@ pub trait Queue: Sync {
 }
 
 /// Requests of this process, in order.
-pub(super) struct InOrder<'r> {
+pub(crate) struct InOrder<'r> {
     requests: &'r [Request],
     num_taken: AtomicUsize,
 }
 
 impl<'r> InOrder<'r> {
-    pub(super) fn new(requests: &'r [Request]) -> Self {
+    pub(crate) fn new(requests: &'r [Request]) -> Self {
         Self { requests, num_taken: AtomicUsize::new(0) }
     }
 }

@@ -1,12 +1,14 @@
 //! Answers: what of an attempt scores rest on, taken from a journal where an earlier run left them.
 
-use super::attempts::{Attempt, AttemptCost, AttemptSettings, ProblemAttempts, Task, attempt_each};
-use super::generator::Generator;
 use super::journal::{Journal, Place};
 use crate::base::progress::Progress;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
+use crate::engine::generator::Generator;
 use crate::rewards::{ParsedResponse, parse};
+use crate::rollout::attempts::{
+    Attempt, AttemptCost, AttemptSettings, ProblemAttempts, Task, attempt_each,
+};
 use crate::sandbox::{Judge, VerdictKind};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

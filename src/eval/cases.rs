@@ -5,8 +5,6 @@
 //! count: the analysis asks whether what the model believes is true.
 
 use super::answers::{self, Answer, Exam};
-use super::attempts::{AttemptSettings, Task};
-use super::generator::Generator;
 use super::journal::Journal;
 use super::problems;
 use super::quadrants::Quadrants;
@@ -14,7 +12,9 @@ use crate::base::progress::Progress;
 use crate::base::rng;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
+use crate::engine::generator::Generator;
 use crate::rewards::Reference;
+use crate::rollout::attempts::{AttemptSettings, Task};
 use crate::sandbox::Judge;
 use anyhow::Result;
 use serde::Serialize;

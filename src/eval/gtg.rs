@@ -5,8 +5,6 @@
 //! of a problem's rollouts and counted.
 
 use super::answers::{self, Answer, Exam};
-use super::attempts::{AttemptCost, AttemptSettings, Task};
-use super::generator::Generator;
 use super::journal::Journal;
 use super::problems;
 use super::quadrants::Quadrants;
@@ -15,6 +13,8 @@ use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
+use crate::engine::generator::Generator;
+use crate::rollout::attempts::{AttemptCost, AttemptSettings, Task};
 use crate::sandbox::Judge;
 use anyhow::Result;
 use serde::Serialize;

@@ -6,10 +6,10 @@
 //! ignored. The journal goes when the result is written. Left out: log-probabilities.
 
 use super::answers::Answer;
-use super::attempts::AttemptSettings;
 use crate::base::error::usage;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
+use crate::rollout::attempts::AttemptSettings;
 use crate::sandbox::Options;
 use anyhow::{Context, Result};
 use rayon::prelude::*;

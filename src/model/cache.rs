@@ -14,14 +14,14 @@ pub const BLOCK_TOKENS: usize = 2 * PANEL;
 
 /// The blocks of all layers.
 pub struct KvCache {
-    pub(super) keys: Buffer,
-    pub(super) values: Buffer,
-    pub(super) shape: CacheShape,
+    pub(crate) keys: Buffer,
+    pub(crate) values: Buffer,
+    pub(crate) shape: CacheShape,
 }
 
 /// Where the parts of a cache lie: `[layer][block][head]`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct CacheShape {
+pub(crate) struct CacheShape {
     layers: usize,
     blocks: usize,
     kv_heads: usize,
@@ -39,24 +39,24 @@ impl CacheShape {
     }
 
     /// Floats of the keys of one head of a block.
-    pub(super) fn key_len(&self) -> usize {
+    pub(crate) fn key_len(&self) -> usize {
         BLOCK_TOKENS * self.head_dim
     }
 
     /// Floats of the values of one head of a block.
-    pub(super) fn value_len(&self) -> usize {
+    pub(crate) fn value_len(&self) -> usize {
         BLOCK_TOKENS * padded(self.head_dim)
     }
 
     /// Floats of all keys, and of all values, of one layer.
-    pub(super) fn layer_lens(&self) -> (usize, usize) {
+    pub(crate) fn layer_lens(&self) -> (usize, usize) {
         let heads = self.blocks * self.kv_heads;
         (heads * self.key_len(), heads * self.value_len())
     }
 
     /// The number of a head of a block among those of its layer; its keys start at that times
     /// [`Self::key_len`].
-    pub(super) fn index(&self, block: u32, head: usize) -> usize {
+    pub(crate) fn index(&self, block: u32, head: usize) -> usize {
         block as usize * self.kv_heads + head
     }
 }

@@ -8,22 +8,22 @@ use serde_json::Value;
 use std::ops::RangeInclusive;
 
 /// Bounds far above any model there is. Products of sizes within them, in bytes, fit into 64 bits.
-pub(super) const MOST_LAYERS: usize = 1 << 12;
-pub(super) const MOST_HEADS: usize = 1 << 12;
-pub(super) const WIDEST: usize = 1 << 18;
-pub(super) const MOST_TOKENS: usize = 1 << 24;
-pub(super) const MOST_POSITIONS: usize = 1 << 32;
+pub(crate) const MOST_LAYERS: usize = 1 << 12;
+pub(crate) const MOST_HEADS: usize = 1 << 12;
+pub(crate) const WIDEST: usize = 1 << 18;
+pub(crate) const MOST_TOKENS: usize = 1 << 24;
+pub(crate) const MOST_POSITIONS: usize = 1 << 32;
 const THETA: RangeInclusive<f64> = 1.0..=1e15;
 
 /// What the keys say about rotary positions.
-pub(super) struct RopeKeys {
-    pub(super) theta: f64,
-    pub(super) scaling: Option<Llama3Scaling>,
-    pub(super) is_dynamic: bool,
+pub(crate) struct RopeKeys {
+    pub(crate) theta: f64,
+    pub(crate) scaling: Option<Llama3Scaling>,
+    pub(crate) is_dynamic: bool,
 }
 
 /// Typed access to the keys of the JSON object, with errors that name the key.
-pub(super) struct Keys<'a>(pub(super) &'a Value);
+pub(crate) struct Keys<'a>(pub(crate) &'a Value);
 
 impl<'a> Keys<'a> {
     fn get(&self, key: &str) -> Option<&'a Value> {
@@ -40,7 +40,7 @@ impl<'a> Keys<'a> {
         self.get("architectures")?.get(0)?.as_str()
     }
 
-    pub(super) fn size(&self, key: &str, most: usize) -> Result<usize> {
+    pub(crate) fn size(&self, key: &str, most: usize) -> Result<usize> {
         let value = self.get(key).ok_or_else(|| usage(format!("`{key}` is missing")))?;
         match value.as_u64() {
             Some(size) if (1..=most as u64).contains(&size) => Ok(size as usize),
@@ -48,11 +48,11 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn size_or(&self, key: &str, default: usize, most: usize) -> Result<usize> {
+    pub(crate) fn size_or(&self, key: &str, default: usize, most: usize) -> Result<usize> {
         if self.get(key).is_some() { self.size(key, most) } else { Ok(default) }
     }
 
-    pub(super) fn number_or(
+    pub(crate) fn number_or(
         &self,
         key: &str,
         default: f64,
@@ -61,13 +61,13 @@ impl<'a> Keys<'a> {
         self.get(key).map_or(Ok(default), |value| within(key, value, range))
     }
 
-    pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+    pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
         self.get(key).map_or(Ok(default), |value| {
             value.as_bool().ok_or_else(|| wrong(key, "true or false", value))
         })
     }
 
-    pub(super) fn tokens(&self, key: &str) -> Result<Vec<u32>> {
+    pub(crate) fn tokens(&self, key: &str) -> Result<Vec<u32>> {
         let token = |value: &Value| {
             value
                 .as_u64()
@@ -81,7 +81,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn architecture(&self) -> Result<Architecture> {
+    pub(crate) fn architecture(&self) -> Result<Architecture> {
         let model_type = self.text("model_type")?;
         let class = self.first_architecture();
         let known = [
@@ -104,14 +104,14 @@ impl<'a> Keys<'a> {
         })
     }
 
-    pub(super) fn max_position_embeddings(&self, architecture: Architecture) -> Result<usize> {
+    pub(crate) fn max_position_embeddings(&self, architecture: Architecture) -> Result<usize> {
         // The defaults of transformers' configuration classes.
         let default = if architecture == Architecture::Qwen2 { 32_768 } else { 2048 };
         self.size_or("max_position_embeddings", default, MOST_POSITIONS)
     }
 
     /// Positions in the older layout (`rope_theta`, `rope_scaling`) or the newer one.
-    pub(super) fn rope(&self) -> Result<RopeKeys> {
+    pub(crate) fn rope(&self) -> Result<RopeKeys> {
         let dicts = ["rope_scaling", "rope_parameters"];
         refuse_partial("partial_rotary_factor", self.get("partial_rotary_factor"))?;
         let theta = dicts
@@ -178,7 +178,7 @@ impl<'a> Keys<'a> {
     }
 
     /// Refuses what would change the numbers and is not computed.
-    pub(super) fn refuse_unsupported(&self) -> Result<()> {
+    pub(crate) fn refuse_unsupported(&self) -> Result<()> {
         if let Some(value) = self.get("hidden_act")
             && value != "silu"
         {

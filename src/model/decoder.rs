@@ -41,7 +41,7 @@ impl Packed {
     }
 
     /// How its rows make sequences.
-    pub(super) fn sequences(&self) -> Sequences<'_> {
+    pub(crate) fn sequences(&self) -> Sequences<'_> {
         Sequences { cu_seqlens: &self.cu_seqlens, cu_families: &self.cu_families }
     }
 }
@@ -67,14 +67,14 @@ pub struct TokenScores {
 }
 
 /// Rows that one work item takes through the matrices of a layer; a multiple of the tile.
-pub(super) const CHUNK: usize = 16 * TILE;
+pub(crate) const CHUNK: usize = 16 * TILE;
 
 /// A model's shape, ready to compute with flat parameters.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     config: ModelConfig,
     layout: Layout,
-    pub(super) ranges: Ranges,
+    pub(crate) ranges: Ranges,
 }
 
 impl Decoder {
@@ -110,11 +110,11 @@ impl Decoder {
         Weights::of_stored(&self.ranges, self.config.hidden_size, &source, done)
     }
 
-    pub(super) fn packed(&self, pass: Pass) -> PackedWeights {
+    pub(crate) fn packed(&self, pass: Pass) -> PackedWeights {
         PackedWeights::new(&self.ranges, self.config.hidden_size, pass)
     }
 
-    pub(super) fn heads(&self) -> Heads {
+    pub(crate) fn heads(&self) -> Heads {
         Heads {
             queries: self.config.num_heads,
             keys: self.config.num_kv_heads,
@@ -122,18 +122,18 @@ impl Decoder {
         }
     }
 
-    pub(super) fn rope(&self) -> Rope {
+    pub(crate) fn rope(&self) -> Rope {
         Rope::new(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
     }
 
     /// Floats of a row of attention output.
-    pub(super) fn attention_width(&self) -> usize {
+    pub(crate) fn attention_width(&self) -> usize {
         self.config.num_heads * self.config.head_dim
     }
 
     /// The first half of a layer, up to attention: `qkv` of rows `x`, queries and keys turned.
     /// Returns the rows after the norm, which lie in `scratch`.
-    pub(super) fn attention_input<'s>(
+    pub(crate) fn attention_input<'s>(
         &self,
         threads: usize,
         (packed, layer): (&PackedWeights, usize),
@@ -159,7 +159,7 @@ impl Decoder {
     /// The second half: adds the attention output to `middle` (on entry the layer's input), then
     /// the feed-forward network gives `out`; `gate_up` keeps what the backward needs. Returns the
     /// rows after the norm and the SwiGLU product, which lie in `scratch`.
-    pub(super) fn attention_output<'s>(
+    pub(crate) fn attention_output<'s>(
         &self,
         threads: usize,
         (packed, layer): (&PackedWeights, usize),
@@ -195,7 +195,7 @@ impl Decoder {
     }
 
     /// The logits of rows `x` of the residual stream; `normal` gets the rows after the last norm.
-    pub(super) fn logits(
+    pub(crate) fn logits(
         &self,
         threads: usize,
         packed: &PackedWeights,

@@ -126,7 +126,7 @@ impl SharedCache<'_> {
 }
 
 /// Blocks are written without locks: no two sequences may reach a block that a row writes.
-pub(super) fn assert_writes_are_private(
+pub(crate) fn assert_writes_are_private(
     num_blocks: usize,
     tables: &[&[u32]],
     rows: &[Row],

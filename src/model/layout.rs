@@ -93,23 +93,23 @@ pub struct Layout {
 
 /// The matrices and vectors of one layer, neighbours joined.
 #[derive(Clone, Debug)]
-pub(super) struct LayerRanges {
-    pub(super) input_norm: Range<usize>,
-    pub(super) qkv: Range<usize>,
-    pub(super) qkv_bias: Option<Range<usize>>,
-    pub(super) output: Range<usize>,
-    pub(super) post_norm: Range<usize>,
-    pub(super) gate_up: Range<usize>,
-    pub(super) down: Range<usize>,
+pub(crate) struct LayerRanges {
+    pub(crate) input_norm: Range<usize>,
+    pub(crate) qkv: Range<usize>,
+    pub(crate) qkv_bias: Option<Range<usize>>,
+    pub(crate) output: Range<usize>,
+    pub(crate) post_norm: Range<usize>,
+    pub(crate) gate_up: Range<usize>,
+    pub(crate) down: Range<usize>,
 }
 
 /// What the decoder multiplies by.
 #[derive(Clone, Debug)]
-pub(super) struct Ranges {
-    pub(super) embedding: Range<usize>,
-    pub(super) layers: Vec<LayerRanges>,
-    pub(super) norm: Range<usize>,
-    pub(super) head: Range<usize>,
+pub(crate) struct Ranges {
+    pub(crate) embedding: Range<usize>,
+    pub(crate) layers: Vec<LayerRanges>,
+    pub(crate) norm: Range<usize>,
+    pub(crate) head: Range<usize>,
 }
 
 impl Layout {
@@ -143,7 +143,7 @@ impl Layout {
 }
 
 impl Ranges {
-    pub(super) fn new(config: &ModelConfig) -> Self {
+    pub(crate) fn new(config: &ModelConfig) -> Self {
         Builder::build(config).1
     }
 }

@@ -12,6 +12,7 @@ mod config_keys;
 pub mod cuda;
 pub mod decoder;
 pub mod extend;
+pub mod flops;
 pub mod layout;
 mod precision;
 mod training;

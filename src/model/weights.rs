@@ -15,7 +15,7 @@ use std::ops::Range;
 
 /// A matrix of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Matrix {
+pub(crate) enum Matrix {
     Qkv(usize),
     Output(usize),
     GateUp(usize),
@@ -25,7 +25,7 @@ pub(super) enum Matrix {
 
 /// Which product the panels are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pass {
+pub(crate) enum Pass {
     /// `x · Wᵀ`
     Forward,
     /// `dy · W`
@@ -34,7 +34,7 @@ pub(super) enum Pass {
 
 /// Everything that generation reads, packed.
 pub struct Weights<'p> {
-    pub(super) packed: PackedWeights,
+    pub(crate) packed: PackedWeights,
     table: Table<'p>,
 }
 
@@ -49,7 +49,7 @@ enum Table<'p> {
 }
 
 /// The packed matrices of one pass, and for the forward pass the vectors.
-pub(super) struct PackedWeights {
+pub(crate) struct PackedWeights {
     pass: Pass,
     /// Four a layer, then the head.
     matrices: Vec<PackedMatrix>,
@@ -59,10 +59,10 @@ pub(super) struct PackedWeights {
 
 /// Norms and bias of one layer.
 #[derive(Clone, Default)]
-pub(super) struct LayerVectors {
-    pub(super) input_norm: Vec<f32>,
-    pub(super) qkv_bias: Option<Vec<f32>>,
-    pub(super) post_norm: Vec<f32>,
+pub(crate) struct LayerVectors {
+    pub(crate) input_norm: Vec<f32>,
+    pub(crate) qkv_bias: Option<Vec<f32>>,
+    pub(crate) post_norm: Vec<f32>,
 }
 
 /// One packed matrix and its `[outputs, inputs]` source in the flat buffer.
@@ -75,15 +75,15 @@ struct PackedMatrix {
 }
 
 /// Tensors as they are stored.
-pub(super) struct Source<'a, F> {
-    pub(super) layout: &'a Layout,
+pub(crate) struct Source<'a, F> {
+    pub(crate) layout: &'a Layout,
     /// A tensor in its file's order of rows.
-    pub(super) tensor: F,
+    pub(crate) tensor: F,
 }
 
 impl<'p> Weights<'p> {
     /// Lays out flat parameters.
-    pub(super) fn of_parameters(
+    pub(crate) fn of_parameters(
         mut packed: PackedWeights,
         ranges: &Ranges,
         all: &'p [f32],
@@ -93,7 +93,7 @@ impl<'p> Weights<'p> {
     }
 
     /// The embedding of `token`, `out` long.
-    pub(super) fn embed(&self, token: u32, out: &mut [f32]) {
+    pub(crate) fn embed(&self, token: u32, out: &mut [f32]) {
         let first = token as usize * out.len();
         match &self.table {
             Table::Parameters(table) => out.copy_from_slice(&table[first..first + out.len()]),
@@ -105,7 +105,7 @@ impl<'p> Weights<'p> {
 
 impl Weights<'static> {
     /// Lays out stored tensors; `done` is called for each when it is not needed any more.
-    pub(super) fn of_stored<'a>(
+    pub(crate) fn of_stored<'a>(
         ranges: &Ranges,
         hidden: usize,
         source: &Source<'a, impl Fn(&'a TensorSpec) -> Elements<'a> + Sync>,
@@ -221,7 +221,7 @@ impl PackedMatrix {
 
 impl PackedWeights {
     /// Room for the matrices of f32 parameters.
-    pub(super) fn new(ranges: &Ranges, hidden: usize, pass: Pass) -> Self {
+    pub(crate) fn new(ranges: &Ranges, hidden: usize, pass: Pass) -> Self {
         let matrices = matrices(ranges, hidden).into_iter().map(|(source, inputs)| {
             let outputs = source.len() / inputs;
             let len = match pass {
@@ -235,7 +235,7 @@ impl PackedWeights {
     }
 
     /// Packs the matrices of `parameters`, on the pool.
-    pub(super) fn fill(&mut self, ranges: &Ranges, parameters: &[f32]) {
+    pub(crate) fn fill(&mut self, ranges: &Ranges, parameters: &[f32]) {
         let pass = self.pass;
         self.matrices.par_iter_mut().with_max_len(1).for_each(|matrix| {
             let PackedMatrix { source, outputs, inputs, data, .. } = matrix;
@@ -266,22 +266,22 @@ impl PackedWeights {
     }
 
     /// Norms and bias of a layer.
-    pub(super) fn layer(&self, layer: usize) -> &LayerVectors {
+    pub(crate) fn layer(&self, layer: usize) -> &LayerVectors {
         &self.layers[layer]
     }
 
     /// The last norm.
-    pub(super) fn norm(&self) -> &[f32] {
+    pub(crate) fn norm(&self) -> &[f32] {
         &self.norm
     }
 
     /// Bytes held.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.matrices.iter().map(|matrix| matrix.data.bytes()).sum()
     }
 
     /// The panels of one matrix.
-    pub(super) fn panels(&self, matrix: Matrix) -> Panels<'_> {
+    pub(crate) fn panels(&self, matrix: Matrix) -> Panels<'_> {
         let index = match matrix {
             Matrix::Qkv(layer) => 4 * layer,
             Matrix::Output(layer) => 4 * layer + 1,

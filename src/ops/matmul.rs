@@ -12,7 +12,7 @@ mod tile;
 
 pub use gradient::{WEIGHT_GRADIENT_SCRATCH, weight_gradient};
 pub use pack::{pack, pack_panel, pack_transposed, packed_len};
-pub(super) use tile::{finish, load_tile, tile, tile_onto, with_tile_rows};
+pub(crate) use tile::{finish, load_tile, tile, tile_onto, with_tile_rows};
 
 use self::tile::row_tile;
 use super::element::{Dtype, Element, Elements};

@@ -4,7 +4,7 @@ use crate::base::human;
 
 /// What a number on an axis or beside a bar means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     /// A plain number.
     Number,
     /// A fraction from 0 to 1, written in per cent.
@@ -15,7 +15,7 @@ pub(super) enum Format {
 
 impl Format {
     /// The number, to about three digits.
-    pub(super) fn text(self, value: f64) -> String {
+    pub(crate) fn text(self, value: f64) -> String {
         match self {
             Self::Percent => format!("{:.1} %", value * 100.0),
             Self::Seconds => human::duration(value),
@@ -38,7 +38,7 @@ impl Format {
 }
 
 /// A number to about three digits: `1,234`, `56.7`, `0.123`, `4.5e-5`.
-pub(super) fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         a if a >= 1_000.0 => {
@@ -65,18 +65,18 @@ fn decimals(step: f64) -> usize {
 
 /// The range of an axis and its ticks.
 #[derive(Debug, Clone)]
-pub(super) struct Axis {
+pub(crate) struct Axis {
     /// Value at the low end.
-    pub(super) low: f64,
+    pub(crate) low: f64,
     /// Value at the high end.
-    pub(super) high: f64,
+    pub(crate) high: f64,
     /// Position and text of each tick.
-    pub(super) ticks: Vec<(f64, String)>,
+    pub(crate) ticks: Vec<(f64, String)>,
 }
 
 impl Axis {
     /// An axis whose ends are round numbers around `low..high`.
-    pub(super) fn around(low: f64, high: f64, max_ticks: usize, format: Format) -> Self {
+    pub(crate) fn around(low: f64, high: f64, max_ticks: usize, format: Format) -> Self {
         // Fractions and counts read best against zero unless they move in a narrow band far from it.
         let low = if low > 0.0 && low < 0.6 * high { 0.0 } else { low };
         let (low, high) = widened(low, high);
@@ -92,7 +92,7 @@ impl Axis {
     }
 
     /// An axis that ends exactly at `low` and `high`, with round ticks between.
-    pub(super) fn within(low: f64, high: f64, max_ticks: usize) -> Self {
+    pub(crate) fn within(low: f64, high: f64, max_ticks: usize) -> Self {
         let (low, high) = widened(low, high);
         let step = round_step((high - low) / max_ticks as f64).max(1.0);
         let first = (low / step).ceil();
@@ -106,14 +106,14 @@ impl Axis {
     }
 
     /// An axis over powers of two, for numbers of samples; positions are exponents.
-    pub(super) fn powers_of_two(highest: f64) -> Self {
+    pub(crate) fn powers_of_two(highest: f64) -> Self {
         let last = highest.max(2.0).log2().ceil() as usize;
         let ticks = (0..=last).map(|e| (e as f64, (1u64 << e).to_string())).collect();
         Self { low: 0.0, high: last as f64, ticks }
     }
 
     /// Where `value` lies, from 0 (low end) to 1.
-    pub(super) fn at(&self, value: f64) -> f64 {
+    pub(crate) fn at(&self, value: f64) -> f64 {
         (value - self.low) / (self.high - self.low)
     }
 }

@@ -8,19 +8,19 @@ const LABEL: f64 = 96.0;
 const VALUE: f64 = 66.0;
 
 /// A horizontal bar with its interval.
-pub(super) struct Bar<'a> {
+pub(crate) struct Bar<'a> {
     /// Written to its left.
-    pub(super) name: &'a str,
+    pub(crate) name: &'a str,
     /// Index of its colour in the style sheet.
-    pub(super) colour: usize,
+    pub(crate) colour: usize,
     /// Its length.
-    pub(super) value: f64,
+    pub(crate) value: f64,
     /// Ends of the error bar.
-    pub(super) interval: Option<(f64, f64)>,
+    pub(crate) interval: Option<(f64, f64)>,
 }
 
 /// Horizontal bars from zero, each with its value to the right.
-pub(super) fn bars(label: &str, format: Format, bars: &[Bar<'_>]) -> String {
+pub(crate) fn bars(label: &str, format: Format, bars: &[Bar<'_>]) -> String {
     const ROW: f64 = 44.0;
     let longest = bars.iter().map(|b| b.interval.map_or(b.value, |i| i.1)).fold(0.0, f64::max);
     let axis = Axis::around(0.0, longest.max(1e-9), 5, format);
@@ -62,7 +62,7 @@ pub(super) fn bars(label: &str, format: Format, bars: &[Bar<'_>]) -> String {
 }
 
 /// Rows of shares of a whole; `colours[i]` is the style of every row's i-th share.
-pub(super) fn shares(label: &str, colours: &[&str], rows: &[(&str, Vec<f64>)]) -> String {
+pub(crate) fn shares(label: &str, colours: &[&str], rows: &[(&str, Vec<f64>)]) -> String {
     const ROW: f64 = 48.0;
     let mut svg = open(label, ROW * rows.len() as f64);
     for (i, (name, values)) in rows.iter().enumerate() {
@@ -97,7 +97,7 @@ pub(super) fn shares(label: &str, colours: &[&str], rows: &[(&str, Vec<f64>)]) -
 }
 
 /// For each row a dot per fraction, in the given colours, joined by a line: what changed, and where.
-pub(super) fn dots(label: &str, colours: &[usize], rows: &[(String, Vec<f64>)]) -> String {
+pub(crate) fn dots(label: &str, colours: &[usize], rows: &[(String, Vec<f64>)]) -> String {
     const ROW: f64 = 19.0;
     const NAMES: f64 = 190.0;
     let bottom = ROW * rows.len() as f64 + 6.0;

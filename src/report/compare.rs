@@ -12,7 +12,7 @@ use crate::base::fs::read_text;
 use crate::base::human;
 use crate::base::table::Table;
 use crate::config;
-use crate::train::metrics::{self, Row, step_of};
+use crate::run::metrics::{self, Row, step_of};
 use anyhow::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -312,7 +312,7 @@ fn children(dir: &Path) -> Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
     use crate::base::fs::write_atomic;
-    use crate::train::metrics::{Metrics, row};
+    use crate::run::metrics::{Metrics, row};
 
     fn make_run(dir: &Path, lr: &str) {
         write_atomic(

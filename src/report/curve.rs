@@ -1,6 +1,6 @@
 //! A number over the steps of a run.
 
-use crate::train::metrics::{Row, step_of};
+use crate::run::metrics::{Row, step_of};
 
 /// A named curve; points are (step, value), finite and in order of steps.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,17 +28,17 @@ impl Curve {
     }
 
     /// The last value, if there is any.
-    pub(super) fn last(&self) -> Option<f64> {
+    pub(crate) fn last(&self) -> Option<f64> {
         self.points.last().map(|&(_, value)| value)
     }
 
-    pub(super) fn format(&self) -> super::axis::Format {
+    pub(crate) fn format(&self) -> super::axis::Format {
         if self.is_fraction { super::axis::Format::Percent } else { super::axis::Format::Number }
     }
 }
 
 /// A running average over about `window` points around each, down to a third of them at the ends.
-pub(super) fn smoothed(points: &[(f64, f64)], window: f64) -> Vec<(f64, f64)> {
+pub(crate) fn smoothed(points: &[(f64, f64)], window: f64) -> Vec<(f64, f64)> {
     let reach = (window / 2.0).round() as usize;
     let average = |i: usize| {
         let reach = reach.min(i).min(points.len() - 1 - i).max(reach / 3);
@@ -49,21 +49,21 @@ pub(super) fn smoothed(points: &[(f64, f64)], window: f64) -> Vec<(f64, f64)> {
 }
 
 /// Whether a curve goes up and down so much that only its average can be read.
-pub(super) fn is_noisy(points: &[(f64, f64)]) -> bool {
+pub(crate) fn is_noisy(points: &[(f64, f64)]) -> bool {
     let (low, high) = range(points.iter().map(|p| p.1));
     let travelled: f64 = points.windows(2).map(|pair| (pair[1].1 - pair[0].1).abs()).sum();
     travelled > 4.0 * (high - low)
 }
 
 /// The least and greatest of `values`; infinities, crossed, when there is none.
-pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+pub(crate) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::metrics::row;
+    use crate::run::metrics::row;
 
     #[test]
     fn rows_without_the_number_are_skipped() {

@@ -98,8 +98,8 @@ pub struct Response {
 }
 
 /// Names of the three models, in order; their colours are 0, 1, 2.
-pub(super) const MODELS: [&str; 3] = ["base", "SFT", "SFT + RL"];
-pub(super) const CASES: [(&str, &str); 4] = [
+pub(crate) const MODELS: [&str; 3] = ["base", "SFT", "SFT + RL"];
+pub(crate) const CASES: [(&str, &str); 4] = [
     ("C-C: cases right, solution right", "q0"),
     ("C-F: cases right, solution wrong", "q1"),
     ("No-C: a case wrong, solution right", "q2"),
@@ -107,17 +107,17 @@ pub(super) const CASES: [(&str, &str); 4] = [
 ];
 
 impl Cases {
-    pub(super) fn shares(&self) -> Vec<f64> {
+    pub(crate) fn shares(&self) -> Vec<f64> {
         vec![self.c_c, self.c_f, self.no_c, self.no_f]
     }
 }
 
 impl DemoReport {
-    pub(super) fn scores(&self) -> [&Score; 3] {
+    pub(crate) fn scores(&self) -> [&Score; 3] {
         [&self.base, &self.sft, &self.grpo]
     }
 
-    pub(super) fn total_seconds(&self) -> f64 {
+    pub(crate) fn total_seconds(&self) -> f64 {
         self.seconds.iter().map(|(_, seconds)| seconds).sum()
     }
 
@@ -150,16 +150,16 @@ impl DemoReport {
 }
 
 /// `20.1 to 24.9 %`.
-pub(super) fn interval(estimate: Estimate) -> String {
+pub(crate) fn interval(estimate: Estimate) -> String {
     format!("{:.1} to {:.1} %", estimate.ci95.0 * 100.0, estimate.ci95.1 * 100.0)
 }
 
 /// A difference of fractions in percentage points, signed.
-pub(super) fn points(difference: f64) -> String {
+pub(crate) fn points(difference: f64) -> String {
     format!("{:+.1}", difference * 100.0)
 }
 
 /// The interval of a difference, in percentage points.
-pub(super) fn points_interval(estimate: Estimate) -> String {
+pub(crate) fn points_interval(estimate: Estimate) -> String {
     format!("{} to {}", points(estimate.ci95.0), points(estimate.ci95.1))
 }

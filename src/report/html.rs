@@ -3,14 +3,14 @@
 const STYLE: &str = include_str!("style.css");
 
 /// A page under construction.
-pub(super) struct Page {
+pub(crate) struct Page {
     title: String,
     body: String,
 }
 
 impl Page {
     /// Starts a page with its title and one line below it.
-    pub(super) fn new(title: &str, subtitle: &str) -> Self {
+    pub(crate) fn new(title: &str, subtitle: &str) -> Self {
         let body = format!(
             "<header><h1>{}</h1><p class=\"subtitle\">{}</p></header>",
             escape(title),
@@ -20,13 +20,13 @@ impl Page {
     }
 
     /// Adds ready HTML.
-    pub(super) fn push(&mut self, html: &str) -> &mut Self {
+    pub(crate) fn push(&mut self, html: &str) -> &mut Self {
         self.body.push_str(html);
         self
     }
 
     /// Adds a section: heading, explanation (plain text), ready HTML.
-    pub(super) fn section(&mut self, heading: &str, explanation: &str, html: &str) -> &mut Self {
+    pub(crate) fn section(&mut self, heading: &str, explanation: &str, html: &str) -> &mut Self {
         let note = match explanation {
             "" => String::new(),
             text => format!("<p class=\"note\">{}</p>", escape(text)),
@@ -35,7 +35,7 @@ impl Page {
     }
 
     /// The whole document.
-    pub(super) fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -48,7 +48,7 @@ impl Page {
 }
 
 /// `text` with the characters that mean something in HTML written out.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -64,12 +64,12 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// Charts or texts side by side, two in a row, each with a caption (ready HTML).
-pub(super) fn figures(figures: &[(String, String)]) -> String {
+pub(crate) fn figures(figures: &[(String, String)]) -> String {
     side_by_side("figures", figures)
 }
 
 /// The same with three in a row.
-pub(super) fn thirds(figures: &[(String, String)]) -> String {
+pub(crate) fn thirds(figures: &[(String, String)]) -> String {
     side_by_side("figures thirds", figures)
 }
 
@@ -86,7 +86,7 @@ fn side_by_side(class: &str, figures: &[(String, String)]) -> String {
 }
 
 /// Names beside the colours they are drawn in.
-pub(super) fn legend<'a>(entries: impl IntoIterator<Item = (&'a str, String)>) -> String {
+pub(crate) fn legend<'a>(entries: impl IntoIterator<Item = (&'a str, String)>) -> String {
     let items: String = entries
         .into_iter()
         .map(|(name, class)| format!("<span class=\"key {class}\"><i></i>{}</span>", escape(name)))
@@ -95,7 +95,7 @@ pub(super) fn legend<'a>(entries: impl IntoIterator<Item = (&'a str, String)>) -
 }
 
 /// A table of texts; the first column holds names, the others numbers.
-pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
         cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
     };
@@ -109,7 +109,7 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// A table of names and texts.
-pub(super) fn facts(facts: &[(String, String)]) -> String {
+pub(crate) fn facts(facts: &[(String, String)]) -> String {
     let rows: String = facts
         .iter()
         .map(|(name, text)| {
@@ -120,12 +120,12 @@ pub(super) fn facts(facts: &[(String, String)]) -> String {
 }
 
 /// A text of many lines, as it is.
-pub(super) fn verbatim(text: &str) -> String {
+pub(crate) fn verbatim(text: &str) -> String {
     format!("<pre>{}</pre>", escape(text))
 }
 
 /// Something folded away under a title.
-pub(super) fn folded(title: &str, html: &str) -> String {
+pub(crate) fn folded(title: &str, html: &str) -> String {
     format!("<details><summary>{}</summary>{html}</details>", escape(title))
 }
 

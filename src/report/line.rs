@@ -14,18 +14,18 @@ const BOTTOM: f64 = 40.0;
 const MANY: usize = 40;
 
 /// One line of a chart.
-pub(super) struct Series<'a> {
+pub(crate) struct Series<'a> {
     /// Shown when the pointer rests on the line.
-    pub(super) name: &'a str,
+    pub(crate) name: &'a str,
     /// Index of its colour in the style sheet.
-    pub(super) colour: usize,
+    pub(crate) colour: usize,
     /// (x, y), finite.
-    pub(super) points: Vec<(f64, f64)>,
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
 /// How the x axis is divided.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Horizontal {
+pub(crate) enum Horizontal {
     /// Steps.
     Linear,
     /// Powers of two, from 1.
@@ -33,7 +33,7 @@ pub(super) enum Horizontal {
 }
 
 /// A chart of one or more series over a common x axis.
-pub(super) fn chart(
+pub(crate) fn chart(
     label: &str,
     x_label: &str,
     horizontal: Horizontal,

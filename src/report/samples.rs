@@ -3,9 +3,9 @@
 use crate::base::error::usage;
 use crate::data::jsonl;
 use crate::rewards::Breakdown;
+use crate::run::samples::Sample;
+use crate::run::steps_with_samples;
 use crate::sandbox::VerdictKind;
-use crate::train::run::steps_with_samples;
-use crate::train::samples::Sample;
 use anyhow::Result;
 use std::path::Path;
 

@@ -12,7 +12,7 @@ const BRAILLE: [[u32; DOTS_DOWN]; DOTS_ACROSS] =
     [[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]];
 
 /// A curve, smoothed, with its name and its first and last values as they are; empty if it has no points.
-pub(super) fn curve(curve: &Curve) -> String {
+pub(crate) fn curve(curve: &Curve) -> String {
     let (Some(first), Some(last)) = (curve.points.first(), curve.points.last()) else {
         return String::new();
     };
@@ -64,7 +64,7 @@ fn canvas(points: &[(f64, f64)], axis: &Axis) -> Vec<String> {
 }
 
 /// A curve in one line of `columns` blocks, each the mean of its steps.
-pub(super) fn spark(points: &[(f64, f64)], columns: usize) -> String {
+pub(crate) fn spark(points: &[(f64, f64)], columns: usize) -> String {
     const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let columns = columns.min(points.len());
     let mean = |column: usize| {
@@ -93,7 +93,7 @@ fn between(from: (usize, usize), to: (usize, usize)) -> impl Iterator<Item = (us
 }
 
 /// A bar for a fraction of `whole`; the interval is its lighter part.
-pub(super) fn bar(value: f64, interval: (f64, f64), whole: f64, width: usize) -> String {
+pub(crate) fn bar(value: f64, interval: (f64, f64), whole: f64, width: usize) -> String {
     let cell = |fraction: f64| (fraction / whole.max(1e-12) * width as f64).round() as usize;
     let (low, middle, high) = (cell(interval.0), cell(value), cell(interval.1));
     let drawn = "█".repeat(low.min(middle))
@@ -103,7 +103,7 @@ pub(super) fn bar(value: f64, interval: (f64, f64), whole: f64, width: usize) ->
 }
 
 /// A fraction in per cent, as in tables.
-pub(super) fn percent(fraction: f64) -> String {
+pub(crate) fn percent(fraction: f64) -> String {
     Format::Percent.text(fraction)
 }
 

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 type Key = [u8; 32];
 
 /// A bounded memory of outcomes; the oldest leave first.
-pub(super) struct Cache {
+pub(crate) struct Cache {
     capacity: usize,
     setting: Vec<u8>,
     entries: Mutex<Entries>,
@@ -26,7 +26,7 @@ struct Entries {
 }
 
 impl Cache {
-    pub(super) fn new(options: &Options, python: &PythonInfo) -> Self {
+    pub(crate) fn new(options: &Options, python: &PythonInfo) -> Self {
         let setting = format!(
             "{:?} {:?} {} {} {}",
             options.limits,
@@ -42,7 +42,7 @@ impl Cache {
         }
     }
 
-    pub(super) fn key(&self, program: &Program) -> Key {
+    pub(crate) fn key(&self, program: &Program) -> Key {
         let mut hash = Sha256::new();
         let parts = [&self.setting[..], program.code.as_bytes()];
         for part in parts.into_iter().chain(program.inputs.iter().map(String::as_bytes)) {
@@ -52,11 +52,11 @@ impl Cache {
         hash.finalize().into()
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Outcome> {
+    pub(crate) fn get(&self, key: &Key) -> Option<Outcome> {
         self.lock().outcomes.get(key).cloned()
     }
 
-    pub(super) fn put(&self, key: Key, outcome: &Outcome) {
+    pub(crate) fn put(&self, key: Key, outcome: &Outcome) {
         if outcome.is_infra() {
             return;
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// A control group of our own; removed on drop, once its processes are gone.
 #[derive(Debug)]
-pub(super) struct MemoryGroup {
+pub(crate) struct MemoryGroup {
     path: PathBuf,
     version: &'static str,
 }
@@ -19,7 +19,7 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 impl MemoryGroup {
     /// A group with room for `bytes`.
-    pub(super) fn create(bytes: u64) -> Option<Self> {
+    pub(crate) fn create(bytes: u64) -> Option<Self> {
         let (parent, version) = own_group()?;
         sweep(&parent);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -37,17 +37,17 @@ impl MemoryGroup {
     }
 
     /// Moves a process, and what it starts later, into the group.
-    pub(super) fn add(&self, pid: u32) -> bool {
+    pub(crate) fn add(&self, pid: u32) -> bool {
         fs::write(self.path.join("cgroup.procs"), pid.to_string()).is_ok()
     }
 
     /// `v1` or `v2`.
-    pub(super) fn version(&self) -> &'static str {
+    pub(crate) fn version(&self) -> &'static str {
         self.version
     }
 
     /// How many processes the kernel has ended here for want of memory.
-    pub(super) fn kills(&self) -> u64 {
+    pub(crate) fn kills(&self) -> u64 {
         let file = if self.version == "v1" { "memory.oom_control" } else { "memory.events" };
         fs::read_to_string(self.path.join(file))
             .ok()

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 /// A channel with what could not be sent yet and what arrived.
-pub(super) struct Channel {
+pub(crate) struct Channel {
     stream: UnixStream,
     unsent: Vec<u8>,
     reader: FrameReader,
@@ -17,29 +17,29 @@ pub(super) struct Channel {
 
 impl Channel {
     /// Takes over the stream to a child that has greeted.
-    pub(super) fn new(stream: UnixStream) -> Result<Self> {
+    pub(crate) fn new(stream: UnixStream) -> Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream, unsent: Vec::new(), reader: FrameReader::default(), is_open: true })
     }
 
     /// Sends as much as fits, keeps the rest for [`Channel::advance`].
-    pub(super) fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.unsent.extend_from_slice(bytes);
         self.write();
     }
 
     /// Whether the child has not taken all that it was sent.
-    pub(super) fn has_unsent(&self) -> bool {
+    pub(crate) fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
 
     /// The next frame that has arrived whole.
-    pub(super) fn next(&mut self) -> std::result::Result<Option<Frame>, Malformed> {
+    pub(crate) fn next(&mut self) -> std::result::Result<Option<Frame>, Malformed> {
         self.reader.next()
     }
 
     /// Sends and receives what is possible now; false if that was nothing.
-    pub(super) fn advance(&mut self) -> bool {
+    pub(crate) fn advance(&mut self) -> bool {
         let before = self.unsent.len();
         self.write();
         let mut bytes = [0; 4096];
@@ -56,7 +56,7 @@ impl Channel {
     }
 
     /// What to wait for, as long as the child can be heard.
-    pub(super) fn poll_fd(&self) -> Option<PollFd<'_>> {
+    pub(crate) fn poll_fd(&self) -> Option<PollFd<'_>> {
         let mut events = PollFlags::POLLIN;
         events.set(PollFlags::POLLOUT, self.has_unsent());
         self.is_open.then(|| PollFd::new(self.stream.as_fd(), events))

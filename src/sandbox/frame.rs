@@ -3,7 +3,7 @@
 
 /// What a child says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(crate) enum Frame {
     /// Sealed and waiting for the program; a single runner adds its report.
     Hello(Vec<u8>),
     /// The case ended by itself.
@@ -18,33 +18,33 @@ pub(super) enum Frame {
 
 /// A child's description of an exception.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Report {
-    pub(super) line: Option<u32>,
-    pub(super) kind: String,
-    pub(super) message: String,
+pub(crate) struct Report {
+    pub(crate) line: Option<u32>,
+    pub(crate) kind: String,
+    pub(crate) message: String,
 }
 
 /// The bytes were no frame: only a program that writes to its channel does that.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 const HEADER_BYTES: usize = 5;
 const MAX_PAYLOAD_BYTES: usize = 1 << 16;
 
 /// Collects bytes and gives frames.
 #[derive(Debug, Default)]
-pub(super) struct FrameReader {
+pub(crate) struct FrameReader {
     buffer: Vec<u8>,
 }
 
 impl FrameReader {
     /// Adds bytes as they arrived.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole frame, or nothing yet.
-    pub(super) fn next(&mut self) -> Result<Option<Frame>, Malformed> {
+    pub(crate) fn next(&mut self) -> Result<Option<Frame>, Malformed> {
         if self.buffer.len() < HEADER_BYTES {
             return Ok(None);
         }
@@ -79,7 +79,7 @@ impl Report {
     }
 
     /// As the last line of a traceback.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self.message.as_str() {
             "" => self.kind.clone(),
             message => format!("{}: {message}", self.kind),

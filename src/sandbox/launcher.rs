@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The hidden first argument that makes the binary a launcher.
-pub(super) const ARGUMENT: &str = "__judge-init";
+pub(crate) const ARGUMENT: &str = "__judge-init";
 
 /// Whether this program is one that [`run_if_asked`] can make a launcher.
 static IS_HERE: AtomicBool = AtomicBool::new(false);
@@ -37,21 +37,21 @@ const THREAD_STACK_BYTES: u64 = 8 << 20;
 
 /// What the judge tells its launcher.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Order {
-    pub(super) python: PathBuf,
-    pub(super) readable: Vec<PathBuf>,
-    pub(super) one_shot: bool,
-    pub(super) namespaces: bool,
+pub(crate) struct Order {
+    pub(crate) python: PathBuf,
+    pub(crate) readable: Vec<PathBuf>,
+    pub(crate) one_shot: bool,
+    pub(crate) namespaces: bool,
     /// Python cannot confine itself: everything must be done before it starts.
-    pub(super) confine_before_start: bool,
+    pub(crate) confine_before_start: bool,
 }
 
 /// What the launcher achieved.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Report {
-    pub(super) namespaces: Vec<String>,
-    pub(super) landlock_abi: u32,
-    pub(super) no_new_privs: bool,
+pub(crate) struct Report {
+    pub(crate) namespaces: Vec<String>,
+    pub(crate) landlock_abi: u32,
+    pub(crate) no_new_privs: bool,
 }
 
 /// For the start of `main`: lives a launcher's life if the first argument asks for it, and says so.
@@ -65,7 +65,7 @@ pub fn run_if_asked() -> bool {
 }
 
 /// Where to find a launcher: this program, or the `train` beside it (as in a test's build directory).
-pub(super) fn find() -> Result<PathBuf> {
+pub(crate) fn find() -> Result<PathBuf> {
     if IS_HERE.load(Ordering::Relaxed) {
         // Also when the file has another name by now, or none.
         return Ok("/proc/self/exe".into());

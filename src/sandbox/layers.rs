@@ -77,7 +77,7 @@ impl fmt::Display for Layers {
 }
 
 /// Landlock's version in this kernel; 0 where there is none.
-pub(super) fn landlock_abi() -> u32 {
+pub(crate) fn landlock_abi() -> u32 {
     const VERSION_QUERY: u32 = 1;
     // SAFETY: with this flag the call reads no memory and only returns a number.
     let abi = unsafe {
@@ -92,7 +92,7 @@ pub(super) fn landlock_abi() -> u32 {
 }
 
 /// Whether this kernel can kill a process for a system call.
-pub(super) fn seccomp_available() -> bool {
+pub(crate) fn seccomp_available() -> bool {
     const GET_ACTION_AVAIL: libc::c_uint = 2;
     let action: u32 = libc::SECCOMP_RET_KILL_PROCESS;
     // SAFETY: the call reads the one number it is given the address of.

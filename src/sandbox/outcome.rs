@@ -92,7 +92,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// The outcome of a program that the judge could not run.
-    pub(super) fn infra(cases: usize, why: &str) -> Self {
+    pub(crate) fn infra(cases: usize, why: &str) -> Self {
         Self {
             cases: vec![CaseOutcome::failed(Ending::Infra, None, why); cases],
             cpu_ms: 0.0,
@@ -108,7 +108,7 @@ impl Outcome {
 
 impl CaseOutcome {
     /// A case without output.
-    pub(super) fn failed(ending: Ending, line: Option<u32>, message: &str) -> Self {
+    pub(crate) fn failed(ending: Ending, line: Option<u32>, message: &str) -> Self {
         let error = Some(ProgramError { line, message: message.to_owned() });
         Self { ending, output: Vec::new(), error, cpu_ms: 0.0 }
     }

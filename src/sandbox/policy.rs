@@ -25,15 +25,15 @@ type Condition = (u8, Len, Op, u64);
 const LEAST_THREAD_STACK: u64 = 1 << 20;
 
 /// The filters as the kernel takes them.
-pub(super) struct Filters {
+pub(crate) struct Filters {
     /// For the server and everything it starts.
-    pub(super) server: Vec<BpfProgram>,
+    pub(crate) server: Vec<BpfProgram>,
     /// For a child, on top.
-    pub(super) child: BpfProgram,
+    pub(crate) child: BpfProgram,
 }
 
 /// Filters for children of a Python with ctypes.
-pub(super) fn filters() -> Result<Filters> {
+pub(crate) fn filters() -> Result<Filters> {
     let mut kill = any(&kill_list());
     kill.append(&mut any(&[libc::SYS_execve]));
     Ok(Filters { server: vec![deny(kill)?, no_clone3()?], child: allow(allowed()?)? })
@@ -41,7 +41,7 @@ pub(super) fn filters() -> Result<Filters> {
 
 /// Filters that the launcher installs before it starts a Python without ctypes. `path` is the
 /// address of the interpreter's path: only that one `execve` works.
-pub(super) fn filters_before_exec(path: u64) -> Result<Vec<BpfProgram>> {
+pub(crate) fn filters_before_exec(path: u64) -> Result<Vec<BpfProgram>> {
     let mut rules = allowed()?;
     rules.append(&mut any(&start_up_list()));
     rules.insert(libc::SYS_execve, vec![rule(&[(0, Len::Qword, Op::Eq, path)])?]);
@@ -54,7 +54,7 @@ pub(super) fn filters_before_exec(path: u64) -> Result<Vec<BpfProgram>> {
 }
 
 /// A filter as bytes in hexadecimal, for the trip to Python.
-pub(super) fn to_hex(program: &BpfProgram) -> String {
+pub(crate) fn to_hex(program: &BpfProgram) -> String {
     let mut bytes = Vec::with_capacity(program.len() * 8);
     for step in program {
         bytes.extend_from_slice(&step.code.to_ne_bytes());

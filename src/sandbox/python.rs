@@ -15,13 +15,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// The lowest version that works.
-pub(super) const LOWEST_VERSION: (u32, u32) = (3, 9);
+pub(crate) const LOWEST_VERSION: (u32, u32) = (3, 9);
 
 /// How long an interpreter may take to say what it is.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Modules that programs may import; each also brings what it imports itself.
-pub(super) const MODULES: &[&str] = &[
+pub(crate) const MODULES: &[&str] = &[
     "math",
     "cmath",
     "itertools",
@@ -89,7 +89,7 @@ pub(super) const MODULES: &[&str] = &[
 ];
 
 /// Imported too because the modules above, or Python itself, load them in the middle of work.
-pub(super) const HIDDEN_MODULES: &[&str] = &[
+pub(crate) const HIDDEN_MODULES: &[&str] = &[
     "_strptime",
     "_pylong",
     "_pydecimal",
@@ -123,9 +123,9 @@ pub struct PythonInfo {
     /// Whether the fork server can run in it.
     pub has_ctypes: bool,
     /// Its library, as `sys.path` entries.
-    pub(super) library: Vec<PathBuf>,
+    pub(crate) library: Vec<PathBuf>,
     /// Directories and files it must be able to read.
-    pub(super) readable: Vec<PathBuf>,
+    pub(crate) readable: Vec<PathBuf>,
 }
 
 const PROBE: &str = r#"
@@ -156,7 +156,7 @@ print(json.dumps({
 "#;
 
 /// The given interpreter, or the first suitable one on the path and in the usual places.
-pub(super) fn find(given: Option<&Path>) -> Result<PythonInfo> {
+pub(crate) fn find(given: Option<&Path>) -> Result<PythonInfo> {
     if let Some(path) = given {
         return probe(path)
             .map_err(|e| usage(format!("cannot judge with {}: {e:#}", path.display())));

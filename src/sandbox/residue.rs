@@ -6,7 +6,7 @@
 //! A name that a program hides (`getattr(sys, "mod" + "ules")`) spoils that program's own cases only.
 
 /// Whether a case of this program could change what its next case finds.
-pub(super) fn may_leave(code: &str) -> bool {
+pub(crate) fn may_leave(code: &str) -> bool {
     let is_part_of_name = |c: char| c.is_alphanumeric() || c == '_';
     code.split(|c| !is_part_of_name(c)).any(|word| NAMES.contains(&word))
 }

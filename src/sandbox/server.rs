@@ -27,45 +27,45 @@ use std::time::Duration;
 
 /// Everything that starting a server takes, worked out once.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
-    pub(super) options: Options,
-    pub(super) python: PythonInfo,
-    pub(super) one_shot: bool,
+pub(crate) struct Plan {
+    pub(crate) options: Options,
+    pub(crate) python: PythonInfo,
+    pub(crate) one_shot: bool,
     launcher: PathBuf,
 }
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Exit {
+pub(crate) struct Exit {
     /// As `wait` gives it.
-    pub(super) status: i32,
-    pub(super) cpu: Duration,
-    pub(super) peak_kb: u64,
+    pub(crate) status: i32,
+    pub(crate) cpu: Duration,
+    pub(crate) peak_kb: u64,
 }
 
 /// A running child, sealed or about to be.
-pub(super) struct Child {
-    pub(super) pidfd: OwnedFd,
-    pub(super) pid: libc::pid_t,
-    pub(super) channel: UnixStream,
+pub(crate) struct Child {
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) pid: libc::pid_t,
+    pub(crate) channel: UnixStream,
 }
 
 /// A running server.
-pub(super) struct Server {
+pub(crate) struct Server {
     launcher: Process,
-    pub(super) control: OwnedFd,
-    pub(super) input: File,
-    pub(super) output: File,
+    pub(crate) control: OwnedFd,
+    pub(crate) input: File,
+    pub(crate) output: File,
     group: Option<MemoryGroup>,
     /// What a one-shot runner reads first.
     settings: Option<Vec<u8>>,
     /// Address space of a child before its first case: the same for all.
     fresh_space: Option<u64>,
-    pub(super) limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 /// Far more than any healthy step takes, even on an overloaded machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Memory that the server itself may need beside its child.
 const SERVER_BYTES: u64 = 64 << 20;
@@ -74,7 +74,7 @@ const FAREWELL_MS: u32 = 100;
 
 impl Plan {
     /// Prepares to start servers of the given kind.
-    pub(super) fn new(options: &Options, python: PythonInfo, one_shot: bool) -> Result<Self> {
+    pub(crate) fn new(options: &Options, python: PythonInfo, one_shot: bool) -> Result<Self> {
         let launcher = match &options.launcher {
             Some(path) => path.clone(),
             None => launcher::find()?,
@@ -107,7 +107,7 @@ impl Plan {
 
 impl Server {
     /// Starts a server and reports the layers in force.
-    pub(super) fn start(plan: &Plan) -> Result<(Self, Layers)> {
+    pub(crate) fn start(plan: &Plan) -> Result<(Self, Layers)> {
         let (control, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .context("creating a socket pair")?;
@@ -181,7 +181,7 @@ impl Server {
     }
 
     /// A new child that has sealed itself, and its greeting.
-    pub(super) fn start_child(&mut self) -> Result<(Child, Vec<u8>)> {
+    pub(crate) fn start_child(&mut self) -> Result<(Child, Vec<u8>)> {
         let (ours, theirs) = UnixStream::pair().context("creating a socket pair")?;
         sys::send(self.control.as_fd(), b"F", &[theirs.as_raw_fd()])
             .context("asking for a child")?;
@@ -215,12 +215,12 @@ impl Server {
     }
 
     /// Address space of children before their first case; `pid` is one that still waits for it.
-    pub(super) fn fresh_space(&mut self, pid: libc::pid_t) -> u64 {
+    pub(crate) fn fresh_space(&mut self, pid: libc::pid_t) -> u64 {
         *self.fresh_space.get_or_insert_with(|| sys::address_space(pid).unwrap_or(0))
     }
 
     /// Waits for the child's end.
-    pub(super) fn exit(&mut self) -> Result<Exit> {
+    pub(crate) fn exit(&mut self) -> Result<Exit> {
         let bytes = self.expect_raw(b'X')?;
         anyhow::ensure!(bytes.len() == 24, "the server did not answer as it should");
         let long =
@@ -261,12 +261,12 @@ impl Server {
     }
 
     /// How many children the kernel has ended for want of memory in the control group.
-    pub(super) fn memory_kills(&self) -> u64 {
+    pub(crate) fn memory_kills(&self) -> u64 {
         self.group.as_ref().map_or(0, MemoryGroup::kills)
     }
 
     /// The launcher's process id, for tests that end servers.
-    pub(super) fn launcher_pid(&self) -> u32 {
+    pub(crate) fn launcher_pid(&self) -> u32 {
         self.launcher.id()
     }
 }

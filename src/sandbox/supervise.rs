@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_millis(1);
 const MUCH_MEMORY: u64 = 16;
 
 /// Runs `code` on all inputs. An error is the judge's failure, and the server is then unusable.
-pub(super) fn run_program(
+pub(crate) fn run_program(
     server: &mut Server,
     code: &str,
     inputs: &[String],

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// Sends one message with descriptors.
-pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
     let rights = [ControlMessage::ScmRights(fds)];
     let control = if fds.is_empty() { &[][..] } else { &rights[..] };
     sendmsg::<UnixAddr>(
@@ -24,7 +24,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::R
 }
 
 /// Receives one message of at most `capacity` bytes; no bytes mean that the other side has gone.
-pub(super) fn receive(
+pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     capacity: usize,
 ) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
@@ -53,14 +53,14 @@ pub(super) fn receive(
 }
 
 /// A file that lives in memory only.
-pub(super) fn memory_file(name: &str) -> Result<File> {
+pub(crate) fn memory_file(name: &str) -> Result<File> {
     let fd = nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
         .context("creating a file in memory")?;
     Ok(File::from(fd))
 }
 
 /// Ends a process for sure. Says nothing about one that has already gone.
-pub(super) fn kill(pidfd: BorrowedFd<'_>) {
+pub(crate) fn kill(pidfd: BorrowedFd<'_>) {
     // SAFETY: plain system call on a valid descriptor; no pointer is passed that is not null.
     unsafe {
         libc::syscall(
@@ -74,14 +74,14 @@ pub(super) fn kill(pidfd: BorrowedFd<'_>) {
 }
 
 /// The process behind a handle, as this process numbers it.
-pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<libc::pid_t> {
+pub(crate) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<libc::pid_t> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
     (pid > 0).then_some(pid)
 }
 
 /// CPU time of a process and its threads so far; nothing once it is gone.
-pub(super) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
+pub(crate) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
     let mut clock: libc::clockid_t = 0;
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: both calls write to valid local variables only.
@@ -92,7 +92,7 @@ pub(super) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
 }
 
 /// Address space of a process in bytes; nothing once it is gone.
-pub(super) fn address_space(pid: libc::pid_t) -> Option<u64> {
+pub(crate) fn address_space(pid: libc::pid_t) -> Option<u64> {
     let sizes = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = sizes.split_whitespace().next()?.parse().ok()?;
     // SAFETY: takes and returns a number.
@@ -103,7 +103,7 @@ pub(super) fn address_space(pid: libc::pid_t) -> Option<u64> {
 /// How a process's threads fare: whether one of them runs or could run, and how long the one that
 /// waited longest for a core has done so before (the kernel counts a wait once it is over). Where
 /// the kernel does not say, none and zero.
-pub(super) fn waits(pid: libc::pid_t) -> (bool, Duration) {
+pub(crate) fn waits(pid: libc::pid_t) -> (bool, Duration) {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let mut wants_core = false;
     let mut longest = Duration::ZERO;

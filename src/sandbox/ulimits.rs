@@ -20,7 +20,7 @@ const DESCRIPTORS_OF_A_LAUNCHER: u64 = 128;
 const NO_MORE_PROCESSES: &str = "Resource temporarily unavailable";
 
 /// Refuses limits under which no program could be run.
-pub(super) fn check(options: &Options) -> Result<()> {
+pub(crate) fn check(options: &Options) -> Result<()> {
     let limits = &options.limits;
     let workers = options.workers;
     let descriptors =
@@ -74,7 +74,7 @@ fn require(resource: Resource, needed: u64, message: &str) -> Result<()> {
 }
 
 /// The error, or what it means where no process could be started.
-pub(super) fn or_process_limit(error: Error) -> Error {
+pub(crate) fn or_process_limit(error: Error) -> Error {
     if !format!("{error:#}").contains(NO_MORE_PROCESSES) {
         return error;
     }

@@ -4,7 +4,7 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, ErrorKind};
 
 /// The `tojson` filter of Hugging Face's template environment (no HTML escapes, Python's separators).
-pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+pub(crate) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let separators: Option<Vec<String>> = options.get("separators")?;
     let indent: Option<usize> = options.get("indent")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;

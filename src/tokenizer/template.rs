@@ -38,7 +38,7 @@ pub(crate) const FUEL: u64 = 1 << 24;
 
 impl ChatTemplate {
     /// The template beside a tokenizer: `chat_template.jinja`, else the config's key.
-    pub(super) fn load(
+    pub(crate) fn load(
         dir: &Path,
         config: &serde_json::Value,
         ends: Vec<String>,
@@ -71,7 +71,7 @@ impl ChatTemplate {
     }
 
     /// Compiles `source`; `place` is where it lies, for errors.
-    pub(super) fn new(
+    pub(crate) fn new(
         source: &str,
         special_tokens: Vec<(&'static str, String)>,
         ends: Vec<String>,
@@ -91,22 +91,22 @@ impl ChatTemplate {
     }
 
     /// Whether the template says itself what its assistant says.
-    pub(super) fn has_spans(&self) -> bool {
+    pub(crate) fn has_spans(&self) -> bool {
         self.has_spans
     }
 
     /// Spellings of the tokens that end a turn.
-    pub(super) fn ends(&self) -> &[String] {
+    pub(crate) fn ends(&self) -> &[String] {
         &self.ends
     }
 
     /// Where the template lies, for errors.
-    pub(super) fn place(&self) -> &str {
+    pub(crate) fn place(&self) -> &str {
         &self.place
     }
 
     /// The conversation as text, and the byte ranges between its generation tags.
-    pub(super) fn render_spans(
+    pub(crate) fn render_spans(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
@@ -205,7 +205,7 @@ fn sentinels(messages: &[Message]) -> (String, String) {
 }
 
 /// A private-use string that no message contains.
-pub(super) fn absent(messages: &[Message]) -> String {
+pub(crate) fn absent(messages: &[Message]) -> String {
     let mut core = String::from("\u{e000}");
     while messages.iter().any(|m| m.content.contains(&core) || m.role.contains(&core)) {
         core.push('\u{e000}');

@@ -3,11 +3,11 @@
 //! Measures training and generation with the real model and data, and takes responses to be as
 //! long as the training samples'. Nothing it computes is kept.
 
-use super::trainer::{Execution, Trainer};
-use super::{MicroBatch, grpo, sft};
+use super::{rl, sft};
 use crate::data::loader::Cursor;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
 use crate::tokenizer::Tokenized;
+use crate::trainer::{Execution, MicroBatch, Trainer};
 use anyhow::Result;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ const JUDGING_SECS: f64 = 0.0025;
 const SHARE_LEARNT: f64 = 0.8;
 
 /// Seconds that SFT, GRPO and `num_scored` scored rollouts will take together.
-pub fn estimate(sft: &sft::Config, grpo: &grpo::Config, num_scored: usize) -> Result<f64> {
+pub fn estimate(sft: &sft::Config, grpo: &rl::Config, num_scored: usize) -> Result<f64> {
     let model = sft.model.open(sft.seed)?;
     let dataset = sft.data.open(&model.tokenizer)?;
     let samples: Vec<Tokenized> =

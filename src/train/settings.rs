@@ -2,11 +2,12 @@
 //!
 //! Left out: the optimizer (`[optim]`), the learning rate (`[schedule]`) and the data (`[data]`).
 
-use super::device::{DeviceKind, GpuConfig};
-use super::trainer::{Execution, LossScaling};
 use crate::base::error::usage;
+use crate::config::limits::{refuse_product, refuse_sizes};
 use crate::model::{BatchSize, Precision, Recompute};
 use crate::optim::LossScaleConfig;
+use crate::trainer::device::{DeviceKind, GpuConfig};
+use crate::trainer::{Execution, LossScaling};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +59,7 @@ pub struct TrainConfig {
 }
 
 /// Dense bf16 of an H100 or H200 (SXM), by NVIDIA's data sheet.
-pub(super) const H100_TFLOPS: f64 = 989.0;
+pub(crate) const H100_TFLOPS: f64 = 989.0;
 
 fn one() -> usize {
     1
@@ -71,7 +72,7 @@ fn five() -> u64 {
 impl TrainConfig {
     /// Refuses numbers with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
-        super::refuse_sizes(&[
+        refuse_sizes(&[
             ("train.total_steps", self.total_steps as usize),
             ("train.seq_len", self.seq_len),
             ("train.micro_batch_size", self.micro_batch_size),
@@ -79,7 +80,7 @@ impl TrainConfig {
             ("train.ranks", self.ranks),
             ("train.max_nonfinite_steps", self.max_nonfinite_steps as usize),
         ])?;
-        super::refuse_product(
+        refuse_product(
             "tokens a step",
             &[
                 ("train.ranks", self.ranks),

@@ -5,24 +5,22 @@
 //! a step learns does not depend on their number. A step whose loss or gradient is not finite is
 //! skipped; several in a row end the run.
 
-use super::environment::resident_bytes;
-use super::flops::ModelFlops;
-use super::metrics::{Metrics, Row, mebibytes, row};
-use super::plan::PlanConfig;
-use super::run::{Ending, RunDir};
 use super::settings::TrainConfig;
-use super::trainer::{Trainer, Update};
-use super::{
-    CheckpointConfig, Chunk, MicroBatch, ModelSource, resume_or_open, save_checkpoint, stopped,
-    unusable,
-};
+use super::{resume_or_open, save_checkpoint, stopped, unusable};
 use crate::base::{interrupt, progress::Progress};
+use crate::checkpoint::ModelSource;
 use crate::data::dataset::DataConfig;
 use crate::data::loader::{Cursor, Loader};
 use crate::data::pack::Batch;
 use crate::model::ScoreGradient;
+use crate::model::flops::ModelFlops;
 use crate::objective::sft::smoothed_negative_log_likelihood;
 use crate::optim::{AdamWConfig, Schedule};
+use crate::plan::PlanConfig;
+use crate::run::environment::resident_bytes;
+use crate::run::metrics::{Metrics, Row, mebibytes, row};
+use crate::run::{CheckpointConfig, Ending, RunDir};
+use crate::trainer::{Chunk, MicroBatch, Trainer, Update};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -274,7 +272,7 @@ mod tests {
     use crate::data::mixture::MixBy;
     use crate::model::{Decoder, ModelConfig, layout};
     use crate::tokenizer::{Tokenized, bpe};
-    use crate::train::trainer::Execution;
+    use crate::trainer::Execution;
     use proptest::prelude::*;
 
     fn model() -> LanguageModel {

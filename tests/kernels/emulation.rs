@@ -1,4 +1,4 @@
-//! Builds `kernels/emulation` into a library, loads it, and gives it memory that it can watch.
+//! Builds `tests/emulated_gpu` into a library, loads it, and gives it memory that it can watch.
 
 use crate::cuda::device::Device;
 use crate::cuda::half::HalfFormat;

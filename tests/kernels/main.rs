@@ -1,5 +1,5 @@
 //! Every kernel of `kernels/` against its twin in `src/ops`, without a GPU: a C++ compiler builds the
-//! sources for the CPU (`kernels/emulation`), and the launchers of `src/cuda/kernels` run them there.
+//! sources for the CPU (`tests/emulated_gpu`), and the launchers of `src/cuda/kernels` run them there.
 //!
 //! Contract: inputs are random and rounded to bf16, outputs start as NaNs, and each test runs with
 //! the threads of a block forwards, backwards and in random order; the bits have to agree, and every

@@ -20,7 +20,7 @@ use crate::data::tokenized::Line;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::{Message, Tokenizer};
-use crate::train::device::DeviceKind;
+use crate::trainer::device::DeviceKind;
 use anyhow::Result;
 use std::path::PathBuf;
 

@@ -7,7 +7,7 @@ use crate::base::{human, interrupt};
 use crate::cli::judge::JudgeArgs;
 use crate::cli::print;
 use crate::data::prompt::GtgPrompt;
-use crate::pipeline::procedural::{Config, Program, card, generate};
+use crate::problems::{Config, Program, card, generate};
 use crate::sandbox::{Ending, Judge, Outcome, Watch};
 use anyhow::{Result, bail};
 use std::cell::Cell;

@@ -5,8 +5,9 @@ use crate::base::table::Table;
 use crate::cli::attempts::AttemptArgs;
 use crate::cli::print;
 use crate::data::jsonl;
+use crate::eval::gtg;
+use crate::eval::problems;
 use crate::eval::solvability::Selection;
-use crate::eval::{gtg, problems};
 use anyhow::Result;
 use std::path::PathBuf;
 

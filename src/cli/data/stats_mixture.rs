@@ -15,7 +15,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// Prints the statistics of the data of a configuration.
-pub(super) fn run(files: &[PathBuf], sets: &[String], tokenizer: Option<&Path>) -> Result<()> {
+pub(crate) fn run(files: &[PathBuf], sets: &[String], tokenizer: Option<&Path>) -> Result<()> {
     let config = config::load::<sft::Config>(files, sets)?.value;
     config.check()?;
     let dir = match tokenizer {

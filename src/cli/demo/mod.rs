@@ -13,12 +13,15 @@ use crate::checkpoint::LanguageModel;
 use crate::config::{self, Resolved};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
-use crate::eval::attempts::AttemptSettings;
-use crate::eval::generator::Generator;
+use crate::engine::generator::Generator;
 use crate::eval::gtg::{self, Evaluation};
+use crate::plan::Plan;
+use crate::rollout::attempts::AttemptSettings;
+use crate::run::{Existing, RunDir};
 use crate::sandbox::{Judge, Options};
-use crate::train::run::{Existing, RunDir};
-use crate::train::{grpo, plan::Plan, rehearsal, sft};
+use crate::train::rehearsal;
+use crate::train::rl;
+use crate::train::sft;
 use anyhow::Result;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -165,7 +168,7 @@ pub fn run(args: Args) -> Result<()> {
     let sft_run = RunDir::create(&args.out.join("sft"), &sft.to_toml(), existing)?;
     let sft_model = sft_run.checkpoints().step_dir(sft.value.train.total_steps);
     let start_from = format!("model.path={:?}", sft_model.display().to_string());
-    let grpo = load(grpo::Config::load, "grpo.toml", size.grpo_set, &args.grpo_set, &[start_from])?;
+    let grpo = load(rl::Config::load, "grpo.toml", size.grpo_set, &args.grpo_set, &[start_from])?;
     let grpo_run = RunDir::create(&args.out.join("grpo"), &grpo.to_toml(), existing)?;
 
     let mut clock = Clock { started: Instant::now(), seconds: Vec::new() };
@@ -202,7 +205,7 @@ pub fn run(args: Args) -> Result<()> {
     let grpo_dir = clock.time("GRPO", || {
         grpo_run.write_plan(&Plan::of_grpo(&grpo.value)?)?;
         grpo_run.write_environment(&command, judge.layers())?;
-        grpo::train(&grpo.value, &grpo_run, judge, "GRPO")
+        rl::train(&grpo.value, &grpo_run, judge, "GRPO")
     })?;
     let after_grpo = clock.time("score SFT + RL", || {
         examination.score(&grpo_dir, &out("gtg-grpo.json"), rollouts, "SFT + RL")

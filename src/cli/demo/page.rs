@@ -9,18 +9,19 @@ use crate::eval::gtg::Evaluation;
 use crate::eval::stats::paired_gain;
 use crate::report::curve::Curve;
 use crate::report::demo::{Cases, DemoReport, Estimate, Example, Response, Score};
-use crate::train::environment::Environment;
-use crate::train::metrics::read_run;
-use crate::train::run::RunDir;
-use crate::train::{grpo, sft};
+use crate::run::RunDir;
+use crate::run::environment::Environment;
+use crate::run::metrics::read_run;
+use crate::train::rl;
+use crate::train::sft;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// What the data is: names and texts.
-pub(super) fn describe_data(
+pub(crate) fn describe_data(
     sft: &sft::Config,
-    grpo: &grpo::Config,
+    grpo: &rl::Config,
     examination: &Examination,
 ) -> Result<Vec<(String, String)>> {
     let samples: Vec<Sample> = read_all(&sft.data.files)?;
@@ -56,7 +57,7 @@ fn of_families(problems: &[Problem]) -> String {
 }
 
 /// The data and one problem, for the terminal.
-pub(super) fn introduction(data: &[(String, String)], examination: &Examination) -> String {
+pub(crate) fn introduction(data: &[(String, String)], examination: &Examination) -> String {
     let mut text = String::new();
     for (name, value) in data {
         text.push_str(&format!("{name:<24}{value}\n"));
@@ -72,20 +73,20 @@ pub(super) fn introduction(data: &[(String, String)], examination: &Examination)
 }
 
 /// What the report is made of.
-pub(super) struct Parts<'a> {
-    pub(super) caveat: Option<String>,
-    pub(super) data: Vec<(String, String)>,
-    pub(super) examination: &'a Examination,
+pub(crate) struct Parts<'a> {
+    pub(crate) caveat: Option<String>,
+    pub(crate) data: Vec<(String, String)>,
+    pub(crate) examination: &'a Examination,
     /// Base, SFT, SFT + RL.
-    pub(super) scores: [&'a Scores; 3],
+    pub(crate) scores: [&'a Scores; 3],
     /// SFT, GRPO.
-    pub(super) runs: [&'a RunDir; 2],
-    pub(super) configs: Vec<(String, String)>,
-    pub(super) seconds: Vec<(String, f64)>,
+    pub(crate) runs: [&'a RunDir; 2],
+    pub(crate) configs: Vec<(String, String)>,
+    pub(crate) seconds: Vec<(String, f64)>,
 }
 
 /// The report of the demo.
-pub(super) fn report(parts: Parts<'_>) -> Result<DemoReport> {
+pub(crate) fn report(parts: Parts<'_>) -> Result<DemoReport> {
     let [base, sft, grpo] = parts.scores;
     let rates = |scores: &Scores| -> Vec<f64> {
         scores.test.score.problems.iter().map(|p| p.pass_rate()).collect()

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 /// Kinds of descriptors (`cudnnBackendDescriptorType_t`).
 #[derive(Clone, Copy, Debug)]
 #[repr(i32)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Pointwise = 0,
     Engine = 2,
     EngineConfig = 3,
@@ -33,64 +33,64 @@ pub(super) enum Kind {
 }
 
 /// Names of attributes (`cudnnBackendAttributeName_t`).
-pub(super) mod attribute {
-    pub(in super::super) const POINTWISE_MODE: i32 = 0;
-    pub(in super::super) const POINTWISE_MATH_PREC: i32 = 1;
-    pub(in super::super) const POINTWISE_AXIS: i32 = 9;
-    pub(in super::super) const ENGINEHEUR_MODE: i32 = 200;
-    pub(in super::super) const ENGINEHEUR_OPERATION_GRAPH: i32 = 201;
-    pub(in super::super) const ENGINEHEUR_RESULTS: i32 = 202;
-    pub(in super::super) const ENGINEHEUR_DEVICEPROP: i32 = 204;
-    pub(in super::super) const ENGINECFG_ENGINE: i32 = 300;
-    pub(in super::super) const ENGINECFG_KNOB_CHOICES: i32 = 302;
-    pub(in super::super) const EXECUTION_PLAN_HANDLE: i32 = 400;
-    pub(in super::super) const EXECUTION_PLAN_ENGINE_CONFIG: i32 = 401;
-    pub(in super::super) const EXECUTION_PLAN_WORKSPACE_SIZE: i32 = 402;
-    pub(in super::super) const KNOB_CHOICE_KNOB_TYPE: i32 = 600;
-    pub(in super::super) const KNOB_CHOICE_KNOB_VALUE: i32 = 601;
-    pub(in super::super) const OPERATION_POINTWISE_PW_DESCRIPTOR: i32 = 750;
-    pub(in super::super) const OPERATION_POINTWISE_XDESC: i32 = 751;
-    pub(in super::super) const OPERATION_POINTWISE_BDESC: i32 = 752;
-    pub(in super::super) const OPERATION_POINTWISE_YDESC: i32 = 753;
-    pub(in super::super) const OPERATION_POINTWISE_TDESC: i32 = 758;
-    pub(in super::super) const OPERATIONGRAPH_HANDLE: i32 = 800;
-    pub(in super::super) const OPERATIONGRAPH_OPS: i32 = 801;
-    pub(in super::super) const TENSOR_BYTE_ALIGNMENT: i32 = 900;
-    pub(in super::super) const TENSOR_DATA_TYPE: i32 = 901;
-    pub(in super::super) const TENSOR_DIMENSIONS: i32 = 902;
-    pub(in super::super) const TENSOR_STRIDES: i32 = 903;
-    pub(in super::super) const TENSOR_UNIQUE_ID: i32 = 906;
-    pub(in super::super) const TENSOR_IS_VIRTUAL: i32 = 907;
-    pub(in super::super) const TENSOR_IS_BY_VALUE: i32 = 908;
-    pub(in super::super) const TENSOR_RAGGED_OFFSET_DESC: i32 = 913;
-    pub(in super::super) const VARIANT_PACK_UNIQUE_IDS: i32 = 1000;
-    pub(in super::super) const VARIANT_PACK_DATA_POINTERS: i32 = 1001;
-    pub(in super::super) const VARIANT_PACK_WORKSPACE: i32 = 1003;
-    pub(in super::super) const ENGINE_OPERATION_GRAPH: i32 = 1300;
-    pub(in super::super) const ENGINE_GLOBAL_INDEX: i32 = 1301;
-    pub(in super::super) const ENGINE_DEVICEPROP: i32 = 1307;
-    pub(in super::super) const MATMUL_COMP_TYPE: i32 = 1500;
-    pub(in super::super) const OPERATION_MATMUL_ADESC: i32 = 1520;
-    pub(in super::super) const OPERATION_MATMUL_BDESC: i32 = 1521;
-    pub(in super::super) const OPERATION_MATMUL_CDESC: i32 = 1522;
-    pub(in super::super) const OPERATION_MATMUL_DESC: i32 = 1523;
-    pub(in super::super) const OPERATION_MATMUL_GEMM_M_OVERRIDE_DESC: i32 = 1525;
-    pub(in super::super) const OPERATION_MATMUL_GEMM_N_OVERRIDE_DESC: i32 = 1526;
-    pub(in super::super) const OPERATION_MATMUL_GEMM_K_OVERRIDE_DESC: i32 = 1527;
-    pub(in super::super) const REDUCTION_OPERATOR: i32 = 1600;
-    pub(in super::super) const REDUCTION_COMP_TYPE: i32 = 1601;
-    pub(in super::super) const OPERATION_REDUCTION_XDESC: i32 = 1610;
-    pub(in super::super) const OPERATION_REDUCTION_YDESC: i32 = 1611;
-    pub(in super::super) const OPERATION_REDUCTION_DESC: i32 = 1612;
-    pub(in super::super) const OPERATION_RESHAPE_XDESC: i32 = 2200;
-    pub(in super::super) const OPERATION_RESHAPE_YDESC: i32 = 2201;
-    pub(in super::super) const DEVICEPROP_JSON_REPRESENTATION: i32 = 2702;
+pub(crate) mod attribute {
+    pub(crate) const POINTWISE_MODE: i32 = 0;
+    pub(crate) const POINTWISE_MATH_PREC: i32 = 1;
+    pub(crate) const POINTWISE_AXIS: i32 = 9;
+    pub(crate) const ENGINEHEUR_MODE: i32 = 200;
+    pub(crate) const ENGINEHEUR_OPERATION_GRAPH: i32 = 201;
+    pub(crate) const ENGINEHEUR_RESULTS: i32 = 202;
+    pub(crate) const ENGINEHEUR_DEVICEPROP: i32 = 204;
+    pub(crate) const ENGINECFG_ENGINE: i32 = 300;
+    pub(crate) const ENGINECFG_KNOB_CHOICES: i32 = 302;
+    pub(crate) const EXECUTION_PLAN_HANDLE: i32 = 400;
+    pub(crate) const EXECUTION_PLAN_ENGINE_CONFIG: i32 = 401;
+    pub(crate) const EXECUTION_PLAN_WORKSPACE_SIZE: i32 = 402;
+    pub(crate) const KNOB_CHOICE_KNOB_TYPE: i32 = 600;
+    pub(crate) const KNOB_CHOICE_KNOB_VALUE: i32 = 601;
+    pub(crate) const OPERATION_POINTWISE_PW_DESCRIPTOR: i32 = 750;
+    pub(crate) const OPERATION_POINTWISE_XDESC: i32 = 751;
+    pub(crate) const OPERATION_POINTWISE_BDESC: i32 = 752;
+    pub(crate) const OPERATION_POINTWISE_YDESC: i32 = 753;
+    pub(crate) const OPERATION_POINTWISE_TDESC: i32 = 758;
+    pub(crate) const OPERATIONGRAPH_HANDLE: i32 = 800;
+    pub(crate) const OPERATIONGRAPH_OPS: i32 = 801;
+    pub(crate) const TENSOR_BYTE_ALIGNMENT: i32 = 900;
+    pub(crate) const TENSOR_DATA_TYPE: i32 = 901;
+    pub(crate) const TENSOR_DIMENSIONS: i32 = 902;
+    pub(crate) const TENSOR_STRIDES: i32 = 903;
+    pub(crate) const TENSOR_UNIQUE_ID: i32 = 906;
+    pub(crate) const TENSOR_IS_VIRTUAL: i32 = 907;
+    pub(crate) const TENSOR_IS_BY_VALUE: i32 = 908;
+    pub(crate) const TENSOR_RAGGED_OFFSET_DESC: i32 = 913;
+    pub(crate) const VARIANT_PACK_UNIQUE_IDS: i32 = 1000;
+    pub(crate) const VARIANT_PACK_DATA_POINTERS: i32 = 1001;
+    pub(crate) const VARIANT_PACK_WORKSPACE: i32 = 1003;
+    pub(crate) const ENGINE_OPERATION_GRAPH: i32 = 1300;
+    pub(crate) const ENGINE_GLOBAL_INDEX: i32 = 1301;
+    pub(crate) const ENGINE_DEVICEPROP: i32 = 1307;
+    pub(crate) const MATMUL_COMP_TYPE: i32 = 1500;
+    pub(crate) const OPERATION_MATMUL_ADESC: i32 = 1520;
+    pub(crate) const OPERATION_MATMUL_BDESC: i32 = 1521;
+    pub(crate) const OPERATION_MATMUL_CDESC: i32 = 1522;
+    pub(crate) const OPERATION_MATMUL_DESC: i32 = 1523;
+    pub(crate) const OPERATION_MATMUL_GEMM_M_OVERRIDE_DESC: i32 = 1525;
+    pub(crate) const OPERATION_MATMUL_GEMM_N_OVERRIDE_DESC: i32 = 1526;
+    pub(crate) const OPERATION_MATMUL_GEMM_K_OVERRIDE_DESC: i32 = 1527;
+    pub(crate) const REDUCTION_OPERATOR: i32 = 1600;
+    pub(crate) const REDUCTION_COMP_TYPE: i32 = 1601;
+    pub(crate) const OPERATION_REDUCTION_XDESC: i32 = 1610;
+    pub(crate) const OPERATION_REDUCTION_YDESC: i32 = 1611;
+    pub(crate) const OPERATION_REDUCTION_DESC: i32 = 1612;
+    pub(crate) const OPERATION_RESHAPE_XDESC: i32 = 2200;
+    pub(crate) const OPERATION_RESHAPE_YDESC: i32 = 2201;
+    pub(crate) const DEVICEPROP_JSON_REPRESENTATION: i32 = 2702;
 }
 
 /// Number formats (`cudnnDataType_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
-pub(super) enum DataType {
+pub(crate) enum DataType {
     Float = 0,
     Half = 2,
     Int32 = 4,
@@ -101,7 +101,7 @@ pub(super) enum DataType {
 /// Operations on single elements (`cudnnPointwiseMode_t`).
 #[derive(Clone, Copy, Debug)]
 #[repr(i32)]
-pub(super) enum PointwiseMode {
+pub(crate) enum PointwiseMode {
     Add = 0,
     Mul = 1,
     Div = 6,
@@ -119,7 +119,7 @@ pub(super) enum PointwiseMode {
 /// Operations on rows (`cudnnReduceTensorOp_t`).
 #[derive(Clone, Copy, Debug)]
 #[repr(i32)]
-pub(super) enum ReductionOperator {
+pub(crate) enum ReductionOperator {
     Add = 0,
     Max = 3,
 }
@@ -127,14 +127,14 @@ pub(super) enum ReductionOperator {
 /// How engines are ranked (`cudnnBackendHeurMode_t`).
 #[derive(Clone, Copy, Debug)]
 #[repr(i32)]
-pub(super) enum HeuristicMode {
+pub(crate) enum HeuristicMode {
     A = 3,
 }
 
 /// A tunable of an engine (`cudnnBackendKnobType_t`).
 #[derive(Clone, Copy, Debug)]
 #[repr(i32)]
-pub(super) enum Knob {
+pub(crate) enum Knob {
     Stages = 14,
     KernelConfig = 24,
     TileCgaM = 27,
@@ -146,20 +146,20 @@ pub(super) enum Knob {
 /// A descriptor as the library passes it.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
-pub(super) struct RawDescriptor(*mut c_void);
+pub(crate) struct RawDescriptor(*mut c_void);
 
 /// An address, or a handle.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
-pub(super) struct Pointer(pub(super) *mut c_void);
+pub(crate) struct Pointer(pub(crate) *mut c_void);
 
 /// The library's handle as an attribute.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
-pub(super) struct RawHandle(*mut c_void);
+pub(crate) struct RawHandle(*mut c_void);
 
 /// What an attribute holds: the type's number in `cudnnBackendAttributeType_t`.
-pub(super) trait Value: Copy {
+pub(crate) trait Value: Copy {
     const TYPE: c_int;
 }
 
@@ -178,7 +178,7 @@ values! {
 
 /// The functions of the library.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(crate) struct Backend {
     create_handle: unsafe extern "C" fn(*mut *mut c_void) -> c_int,
     destroy_handle: unsafe extern "C" fn(*mut c_void) -> c_int,
     set_stream: unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int,
@@ -196,7 +196,7 @@ pub(super) struct Backend {
 
 impl Backend {
     /// Opens the library once.
-    pub(super) fn get() -> Result<&'static Self> {
+    pub(crate) fn get() -> Result<&'static Self> {
         static BACKEND: OnceLock<Result<Backend, Absent>> = OnceLock::new();
         let open = || {
             let library = Library::open("cuDNN", "libcudnn.so.9")?;
@@ -231,13 +231,13 @@ impl Backend {
     }
 
     /// The version: 10000 major + 100 minor + patch.
-    pub(super) fn version(&self) -> usize {
+    pub(crate) fn version(&self) -> usize {
         // SAFETY: takes nothing.
         unsafe { (self.get_version)() }
     }
 
     /// The file it was loaded from.
-    pub(super) fn file(&self) -> Option<PathBuf> {
+    pub(crate) fn file(&self) -> Option<PathBuf> {
         file_of(self.get_version as *const c_void)
     }
 
@@ -258,7 +258,7 @@ impl Backend {
 
 /// An object of the library.
 #[derive(Debug)]
-pub(super) struct Descriptor {
+pub(crate) struct Descriptor {
     raw: RawDescriptor,
     backend: &'static Backend,
 }
@@ -267,7 +267,7 @@ pub(super) struct Descriptor {
 unsafe impl Send for Descriptor {}
 
 impl Descriptor {
-    pub(super) fn new(backend: &'static Backend, kind: Kind) -> Result<Self> {
+    pub(crate) fn new(backend: &'static Backend, kind: Kind) -> Result<Self> {
         let mut raw = RawDescriptor(std::ptr::null_mut());
         // SAFETY: writes one pointer.
         let status = unsafe { (backend.create)(kind as c_int, &raw mut raw) };
@@ -275,25 +275,25 @@ impl Descriptor {
         Ok(Self { raw, backend })
     }
 
-    pub(super) fn raw(&self) -> RawDescriptor {
+    pub(crate) fn raw(&self) -> RawDescriptor {
         self.raw
     }
 
-    pub(super) fn set<V: Value>(&self, attribute: i32, values: &[V]) -> Result<()> {
+    pub(crate) fn set<V: Value>(&self, attribute: i32, values: &[V]) -> Result<()> {
         let (count, data) = (values.len() as i64, values.as_ptr().cast());
         // SAFETY: the library reads `count` values of the given type.
         let status = unsafe { (self.backend.set)(self.raw, attribute, V::TYPE, count, data) };
         self.backend.check(status).with_context(|| format!("setting attribute {attribute}"))
     }
 
-    pub(super) fn finalize(self) -> Result<Self> {
+    pub(crate) fn finalize(self) -> Result<Self> {
         // SAFETY: the descriptor is alive.
         self.backend.check(unsafe { (self.backend.finalize)(self.raw) })?;
         Ok(self)
     }
 
     /// Fills `values` and returns how many the library has.
-    pub(super) fn get<V: Value>(&self, attribute: i32, values: &mut [V]) -> Result<usize> {
+    pub(crate) fn get<V: Value>(&self, attribute: i32, values: &mut [V]) -> Result<usize> {
         let (mut found, room) = (0, values.len() as i64);
         let data = match values.is_empty() {
             true => std::ptr::null_mut(),
@@ -316,7 +316,7 @@ impl Drop for Descriptor {
 
 /// The library's state on a device.
 #[derive(Debug)]
-pub(super) struct Handle {
+pub(crate) struct Handle {
     raw: *mut c_void,
     backend: &'static Backend,
 }
@@ -326,7 +326,7 @@ unsafe impl Send for Handle {}
 
 impl Handle {
     /// On the device of the calling thread's context.
-    pub(super) fn new(backend: &'static Backend) -> Result<Self> {
+    pub(crate) fn new(backend: &'static Backend) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: writes one pointer.
         let status = unsafe { (backend.create_handle)(&raw mut raw) };
@@ -334,7 +334,7 @@ impl Handle {
         Ok(Self { raw, backend })
     }
 
-    pub(super) fn raw(&self) -> RawHandle {
+    pub(crate) fn raw(&self) -> RawHandle {
         RawHandle(self.raw)
     }
 
@@ -342,7 +342,7 @@ impl Handle {
     ///
     /// # Safety
     /// The addresses in `pack` are tensors as the plan describes them.
-    pub(super) unsafe fn execute(
+    pub(crate) unsafe fn execute(
         &self,
         stream: &Stream,
         plan: &Descriptor,

@@ -42,7 +42,7 @@ impl Graph {
     }
 
     /// `output = softmax(scale · query · keyᵀ) · value` and `stats`, the log-sum-exp of each row.
-    pub(super) fn forward(
+    pub(crate) fn forward(
         backend: &'static Backend,
         sizes: &Sizes,
         format: HalfFormat,
@@ -79,7 +79,7 @@ impl Graph {
     }
 
     /// The gradients of query, key and value from that of the output.
-    pub(super) fn backward(
+    pub(crate) fn backward(
         backend: &'static Backend,
         sizes: &Sizes,
         format: HalfFormat,

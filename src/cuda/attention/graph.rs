@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 /// Tensors that a caller binds to memory; the numbers are their identifiers in a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i64)]
-pub(super) enum Role {
+pub(crate) enum Role {
     QueryOffsets = 1,
     KeyOffsets,
     StatsOffsets,
@@ -41,20 +41,20 @@ pub(super) enum Role {
 /// Identifiers of what no caller binds begin here.
 const FIRST_INNER: i64 = 100;
 
-pub(super) type Shape = [i64; 4];
+pub(crate) type Shape = [i64; 4];
 
 /// A tensor of a graph.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tensor {
+pub(crate) struct Tensor {
     /// Its place among the graph's descriptors.
     place: usize,
-    pub(super) dims: Shape,
-    pub(super) strides: Shape,
+    pub(crate) dims: Shape,
+    pub(crate) strides: Shape,
 }
 
 /// A graph of operations on tensors, and the scalars that it was built with.
 #[derive(Debug)]
-pub(super) struct Graph {
+pub(crate) struct Graph {
     backend: &'static Backend,
     tensors: Vec<Descriptor>,
     /// What operations refer to besides tensors.
@@ -65,16 +65,16 @@ pub(super) struct Graph {
 }
 
 /// Everything about a packed tensor but its dimensions.
-pub(super) struct Packed {
-    pub(super) role: Role,
-    pub(super) data_type: DataType,
-    pub(super) heads: i64,
-    pub(super) width: i64,
-    pub(super) offsets: Tensor,
+pub(crate) struct Packed {
+    pub(crate) role: Role,
+    pub(crate) data_type: DataType,
+    pub(crate) heads: i64,
+    pub(crate) width: i64,
+    pub(crate) offsets: Tensor,
 }
 
 impl Graph {
-    pub(super) fn new(backend: &'static Backend) -> Self {
+    pub(crate) fn new(backend: &'static Backend) -> Self {
         Self {
             backend,
             tensors: Vec::new(),
@@ -86,12 +86,12 @@ impl Graph {
     }
 
     /// The operations, in order.
-    pub(super) fn operations(&self) -> &[Descriptor] {
+    pub(crate) fn operations(&self) -> &[Descriptor] {
         &self.operations
     }
 
     /// Constants that have to be bound by value.
-    pub(super) fn scalars(&self) -> &[(i64, f32)] {
+    pub(crate) fn scalars(&self) -> &[(i64, f32)] {
         &self.scalars
     }
 
@@ -119,14 +119,14 @@ impl Graph {
     }
 
     /// One integer for each of `count` segments.
-    pub(super) fn integers(&mut self, role: Role, count: i64) -> Result<Tensor> {
+    pub(crate) fn integers(&mut self, role: Role, count: i64) -> Result<Tensor> {
         let (dims, strides) = ([count, 1, 1, 1], [1; 4]);
         let descriptor = self.describe(role as i64, DataType::Int32, dims, strides)?;
         self.keep(descriptor, dims, strides)
     }
 
     /// Rows of tokens, `heads * width` wide, packed without gaps.
-    pub(super) fn packed(&mut self, sizes: &Sizes, packed: &Packed) -> Result<Tensor> {
+    pub(crate) fn packed(&mut self, sizes: &Sizes, packed: &Packed) -> Result<Tensor> {
         let (segments, length) = (sizes.segments as i64, sizes.length as i64);
         let row = packed.heads * packed.width;
         let dims = [segments, packed.heads, length, packed.width];
@@ -135,7 +135,7 @@ impl Graph {
     }
 
     /// The same with its last two dimensions exchanged.
-    pub(super) fn packed_transposed(&mut self, sizes: &Sizes, packed: &Packed) -> Result<Tensor> {
+    pub(crate) fn packed_transposed(&mut self, sizes: &Sizes, packed: &Packed) -> Result<Tensor> {
         let (segments, length) = (sizes.segments as i64, sizes.length as i64);
         let row = packed.heads * packed.width;
         let dims = [segments, packed.heads, packed.width, length];
@@ -151,7 +151,7 @@ impl Graph {
     }
 
     /// A constant.
-    pub(super) fn scalar(&mut self, value: f32) -> Result<Tensor> {
+    pub(crate) fn scalar(&mut self, value: f32) -> Result<Tensor> {
         let id = self.inner();
         let descriptor = self.describe(id, DataType::Float, [1; 4], [1; 4])?;
         descriptor.set(attribute::TENSOR_IS_BY_VALUE, &[true])?;
@@ -160,7 +160,7 @@ impl Graph {
     }
 
     /// A tensor that never exists in memory.
-    pub(super) fn inside(
+    pub(crate) fn inside(
         &mut self,
         data_type: DataType,
         dims: Shape,
@@ -173,7 +173,7 @@ impl Graph {
     }
 
     /// One like `other` that never exists in memory.
-    pub(super) fn inside_like(&mut self, data_type: DataType, other: Tensor) -> Result<Tensor> {
+    pub(crate) fn inside_like(&mut self, data_type: DataType, other: Tensor) -> Result<Tensor> {
         self.inside(data_type, other.dims, other.strides)
     }
 
@@ -222,19 +222,19 @@ impl Graph {
     }
 
     /// `y = mode(x)` in f32.
-    pub(super) fn unary_to(&mut self, mode: PointwiseMode, x: Tensor, y: Tensor) -> Result<Tensor> {
+    pub(crate) fn unary_to(&mut self, mode: PointwiseMode, x: Tensor, y: Tensor) -> Result<Tensor> {
         let operands =
             [(attribute::OPERATION_POINTWISE_XDESC, x), (attribute::OPERATION_POINTWISE_YDESC, y)];
         self.pointwise(mode, DataType::Float, None, &operands)?;
         Ok(y)
     }
 
-    pub(super) fn unary(&mut self, mode: PointwiseMode, x: Tensor) -> Result<Tensor> {
+    pub(crate) fn unary(&mut self, mode: PointwiseMode, x: Tensor) -> Result<Tensor> {
         let y = self.inside_like(DataType::Float, x)?;
         self.unary_to(mode, x, y)
     }
 
-    pub(super) fn binary_to(
+    pub(crate) fn binary_to(
         &mut self,
         mode: PointwiseMode,
         math: DataType,
@@ -250,19 +250,19 @@ impl Graph {
     }
 
     /// `mode(x, b)` in f32.
-    pub(super) fn binary(&mut self, mode: PointwiseMode, x: Tensor, b: Tensor) -> Result<Tensor> {
+    pub(crate) fn binary(&mut self, mode: PointwiseMode, x: Tensor, b: Tensor) -> Result<Tensor> {
         let y = self.inside_like(DataType::Float, x)?;
         self.binary_to(mode, DataType::Float, [x, b, y])
     }
 
     /// `mode(x, b)` as truth values.
-    pub(super) fn compare(&mut self, mode: PointwiseMode, x: Tensor, b: Tensor) -> Result<Tensor> {
+    pub(crate) fn compare(&mut self, mode: PointwiseMode, x: Tensor, b: Tensor) -> Result<Tensor> {
         let y = self.inside_like(DataType::Boolean, x)?;
         self.binary_to(mode, DataType::Boolean, [x, b, y])
     }
 
     /// The index of each element of `like` along `axis`.
-    pub(super) fn index(&mut self, like: Tensor, axis: i64, math: DataType) -> Result<Tensor> {
+    pub(crate) fn index(&mut self, like: Tensor, axis: i64, math: DataType) -> Result<Tensor> {
         let y = self.inside_like(DataType::Int32, like)?;
         let operands = [
             (attribute::OPERATION_POINTWISE_XDESC, like),
@@ -273,7 +273,7 @@ impl Graph {
     }
 
     /// `x` where `mask` holds, else minus infinity.
-    pub(super) fn keep_where(&mut self, mask: Tensor, x: Tensor) -> Result<Tensor> {
+    pub(crate) fn keep_where(&mut self, mask: Tensor, x: Tensor) -> Result<Tensor> {
         let never = self.scalar(f32::NEG_INFINITY)?;
         let y = self.inside_like(DataType::Float, x)?;
         let operands = [
@@ -287,7 +287,7 @@ impl Graph {
     }
 
     /// `c = a · b`; `lengths` are the true sizes along two of the three directions.
-    pub(super) fn matmul(
+    pub(crate) fn matmul(
         &mut self,
         [a, b, c]: [Tensor; 3],
         lengths: [(i32, Tensor); 2],
@@ -308,7 +308,7 @@ impl Graph {
     }
 
     /// Combines the elements of `x` along the dimensions in which `y` has one element or fewer heads.
-    pub(super) fn reduce(
+    pub(crate) fn reduce(
         &mut self,
         operator: ReductionOperator,
         x: Tensor,
@@ -326,7 +326,7 @@ impl Graph {
     }
 
     /// The elements of `x` seen as `y`.
-    pub(super) fn reshape(&mut self, x: Tensor, y: Tensor) -> Result<Tensor> {
+    pub(crate) fn reshape(&mut self, x: Tensor, y: Tensor) -> Result<Tensor> {
         let operands =
             [(attribute::OPERATION_RESHAPE_XDESC, x), (attribute::OPERATION_RESHAPE_YDESC, y)];
         let operation = self.operation(Kind::OperationReshape, &operands)?;
@@ -335,7 +335,7 @@ impl Graph {
     }
 
     /// The key with its last two dimensions in their usual order.
-    pub(super) fn plain_key(&mut self, key: Tensor, offsets: Tensor) -> Result<Tensor> {
+    pub(crate) fn plain_key(&mut self, key: Tensor, offsets: Tensor) -> Result<Tensor> {
         let usual = |[a, b, c, d]: Shape| [a, b, d, c];
         let (dims, strides) = (usual(key.dims), usual(key.strides));
         let id = self.inner();

@@ -12,7 +12,7 @@
 //! [`Absent`](super::library::Absent), and the caller takes another implementation.
 //! Left out: dropout, bias, sliding windows, and decoding, for which these engines are slow.
 //! Not yet run on a GPU; without one the plans of both directions are built and checked, and the graphs are
-//! run by a stand-in for the library (`kernels/emulation/interpreter.cpp`). NVIDIA tests empty segments with 9.25
+//! run by a stand-in for the library (`tests/emulated_gpu/interpreter.cpp`). NVIDIA tests empty segments with 9.25
 //! and newer alone, but has filled packs up with them, at their end, since 9.6 (TransformerEngine).
 
 mod backend;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use std::ffi::c_void;
 
 /// What a plan is for.
-pub(super) enum Target<'a> {
+pub(crate) enum Target<'a> {
     /// The device of this handle.
     Device(&'a Handle),
     /// A device that is known by its properties alone.
@@ -19,14 +19,14 @@ pub(super) enum Target<'a> {
 }
 
 /// An engine with its settings.
-pub(super) struct Engine {
-    pub(super) index: i64,
-    pub(super) knobs: &'static [(Knob, i64)],
+pub(crate) struct Engine {
+    pub(crate) index: i64,
+    pub(crate) knobs: &'static [(Knob, i64)],
 }
 
 /// An executable graph.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     plan: Descriptor,
     engine: i64,
     workspace_bytes: usize,
@@ -37,7 +37,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Compiles `graph` for `target`, with the engine `asked` for or the best-ranked one.
-    pub(super) fn new(
+    pub(crate) fn new(
         backend: &'static Backend,
         graph: Graph,
         target: &Target<'_>,
@@ -66,12 +66,12 @@ impl Plan {
     }
 
     /// The number of its engine.
-    pub(super) fn engine(&self) -> i64 {
+    pub(crate) fn engine(&self) -> i64 {
         self.engine
     }
 
     /// Bytes of memory that it needs while it runs.
-    pub(super) fn workspace_bytes(&self) -> usize {
+    pub(crate) fn workspace_bytes(&self) -> usize {
         self.workspace_bytes
     }
 
@@ -80,7 +80,7 @@ impl Plan {
     /// # Safety
     /// Every tensor of the graph is bound to memory of its size, `workspace` to
     /// [`Plan::workspace_bytes`].
-    pub(super) unsafe fn execute(
+    pub(crate) unsafe fn execute(
         &self,
         backend: &'static Backend,
         handle: &Handle,

@@ -20,24 +20,24 @@ const CANDIDATES: usize = 32;
 
 /// A product as cuBLASLt sees it: column-major, `D [m, n] = op(A) · op(B)` over `k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Product {
-    pub(super) m: usize,
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) transpose_a: bool,
-    pub(super) transpose_b: bool,
+pub(crate) struct Product {
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) transpose_a: bool,
+    pub(crate) transpose_b: bool,
     /// Whether D is fp32, not 16 bits as A and B.
-    pub(super) is_wide: bool,
-    pub(super) has_bias: bool,
+    pub(crate) is_wide: bool,
+    pub(crate) has_bias: bool,
 }
 
 /// Everything about a product but its operands.
-pub(super) struct Plan {
-    pub(super) operation: Descriptor<sys::cublasLtMatmulDesc_t>,
-    pub(super) a: Descriptor<sys::cublasLtMatrixLayout_t>,
-    pub(super) b: Descriptor<sys::cublasLtMatrixLayout_t>,
-    pub(super) d: Descriptor<sys::cublasLtMatrixLayout_t>,
-    pub(super) algorithm: sys::cublasLtMatmulAlgo_t,
+pub(crate) struct Plan {
+    pub(crate) operation: Descriptor<sys::cublasLtMatmulDesc_t>,
+    pub(crate) a: Descriptor<sys::cublasLtMatrixLayout_t>,
+    pub(crate) b: Descriptor<sys::cublasLtMatrixLayout_t>,
+    pub(crate) d: Descriptor<sys::cublasLtMatrixLayout_t>,
+    pub(crate) algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
 impl Linear {
@@ -45,7 +45,7 @@ impl Linear {
     // yᵀ = W · xᵀ, dxᵀ = Wᵀ · dyᵀ, dWᵀ = xᵀ · dy, where each right-hand side is written with what
     // lies in memory read by columns: W as [inputs, outputs], x as [inputs, rows] and so on.
 
-    pub(super) fn forward<Y: Float>(self) -> Product {
+    pub(crate) fn forward<Y: Float>(self) -> Product {
         let Self { rows, inputs, outputs } = self;
         let (m, n, k) = (outputs, rows, inputs);
         Product {
@@ -59,7 +59,7 @@ impl Linear {
         }
     }
 
-    pub(super) fn input_gradient<X: Float>(self) -> Product {
+    pub(crate) fn input_gradient<X: Float>(self) -> Product {
         let Self { rows, inputs, outputs } = self;
         let (m, n, k) = (inputs, rows, outputs);
         Product {
@@ -73,7 +73,7 @@ impl Linear {
         }
     }
 
-    pub(super) fn weight_gradient<W: Float>(self) -> Product {
+    pub(crate) fn weight_gradient<W: Float>(self) -> Product {
         let Self { rows, inputs, outputs } = self;
         let (m, n, k) = (inputs, outputs, rows);
         Product {
@@ -109,7 +109,7 @@ fn half_type(format: HalfFormat) -> sys::cudaDataType {
 }
 
 impl Plan {
-    pub(super) fn new(
+    pub(crate) fn new(
         handle: sys::cublasLtHandle_t,
         format: HalfFormat,
         product: Product,
@@ -125,7 +125,7 @@ impl Plan {
     }
 
     /// The address of the bias of the next product.
-    pub(super) fn set_bias(&self, address: u64) -> Result<()> {
+    pub(crate) fn set_bias(&self, address: u64) -> Result<()> {
         self.operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, address)
     }
 }
@@ -185,8 +185,8 @@ fn setting(algorithm: &sys::cublasLtMatmulAlgo_t, attribute: AlgoAttribute) -> O
 }
 
 /// A descriptor of the library, destroyed when dropped.
-pub(super) struct Descriptor<D: Copy> {
-    pub(super) raw: D,
+pub(crate) struct Descriptor<D: Copy> {
+    pub(crate) raw: D,
     destroy: unsafe fn(D) -> Result<(), result::CublasError>,
 }
 

@@ -52,7 +52,7 @@ pub struct Cache<'a> {
 
 impl Cache<'_> {
     /// Whole blocks of keys, and as many of values.
-    pub(super) fn check(&self, heads: Heads) {
+    pub(crate) fn check(&self, heads: Heads) {
         assert_eq!(self.keys.len(), self.values.len(), "as many values as keys");
         rows_of(self.keys.len(), heads.keys * BLOCK_TOKENS * heads.dim);
     }
@@ -158,6 +158,6 @@ impl DecodeAttention {
 }
 
 /// The place of a head size among [`DIMS`].
-pub(super) fn index_of(dim: usize) -> usize {
+pub(crate) fn index_of(dim: usize) -> usize {
     DIMS.iter().position(|&known| known == dim).expect("a head size that kernels exist for")
 }

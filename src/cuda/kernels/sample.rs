@@ -9,7 +9,7 @@ use anyhow::Result;
 use std::sync::Arc;
 
 /// Threads that read a row of logits: `kernels/statistics.cuh` counts on them.
-pub(super) const ROW_THREADS: u32 = 1024;
+pub(crate) const ROW_THREADS: u32 = 1024;
 
 /// The largest vocabulary: the tiles that `kernels/sample.cu` has room for.
 pub const MOST_CHOICES: usize = 64 * 4096;

@@ -8,41 +8,41 @@ use std::sync::OnceLock;
 
 /// `ncclConfig_t` of version 2.14, whose later fields the library sets to their defaults.
 #[repr(C)]
-pub(super) struct Config {
-    pub(super) size: usize,
-    pub(super) magic: u32,
-    pub(super) version: u32,
-    pub(super) blocking: c_int,
+pub(crate) struct Config {
+    pub(crate) size: usize,
+    pub(crate) magic: u32,
+    pub(crate) version: u32,
+    pub(crate) blocking: c_int,
 }
 
-pub(super) type RawCommunicator = *mut c_void;
+pub(crate) type RawCommunicator = *mut c_void;
 type RawStream = *mut c_void;
 
 /// `ncclSuccess` and `ncclInProgress`.
-pub(super) const SUCCESS: c_int = 0;
+pub(crate) const SUCCESS: c_int = 0;
 const IN_PROGRESS: c_int = 7;
 /// `ncclSum`.
-pub(super) const SUM: c_int = 0;
+pub(crate) const SUM: c_int = 0;
 
 /// The functions of the library that are used here.
-pub(super) struct Api {
+pub(crate) struct Api {
     /// Keeps the functions callable.
     _library: Library,
-    pub(super) get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
-    pub(super) get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
+    pub(crate) get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
+    pub(crate) get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
     get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    pub(super) init:
+    pub(crate) init:
         unsafe extern "C" fn(*mut RawCommunicator, c_int, UniqueId, c_int, *mut Config) -> c_int,
-    pub(super) async_error: unsafe extern "C" fn(RawCommunicator, *mut c_int) -> c_int,
-    pub(super) abort: unsafe extern "C" fn(RawCommunicator) -> c_int,
-    pub(super) destroy: unsafe extern "C" fn(RawCommunicator) -> c_int,
-    pub(super) group_start: unsafe extern "C" fn() -> c_int,
-    pub(super) group_end: unsafe extern "C" fn() -> c_int,
-    pub(super) all_reduce: Collective,
-    pub(super) reduce_scatter: Collective,
-    pub(super) all_gather: Gather,
-    pub(super) reduce: Rooted,
-    pub(super) broadcast: Broadcast,
+    pub(crate) async_error: unsafe extern "C" fn(RawCommunicator, *mut c_int) -> c_int,
+    pub(crate) abort: unsafe extern "C" fn(RawCommunicator) -> c_int,
+    pub(crate) destroy: unsafe extern "C" fn(RawCommunicator) -> c_int,
+    pub(crate) group_start: unsafe extern "C" fn() -> c_int,
+    pub(crate) group_end: unsafe extern "C" fn() -> c_int,
+    pub(crate) all_reduce: Collective,
+    pub(crate) reduce_scatter: Collective,
+    pub(crate) all_gather: Gather,
+    pub(crate) reduce: Rooted,
+    pub(crate) broadcast: Broadcast,
 }
 
 type Collective = unsafe extern "C" fn(
@@ -84,7 +84,7 @@ type Broadcast = unsafe extern "C" fn(
 
 impl Api {
     /// Opens the library once.
-    pub(super) fn get() -> Result<&'static Self> {
+    pub(crate) fn get() -> Result<&'static Self> {
         static API: OnceLock<Result<Api, String>> = OnceLock::new();
         let api = API.get_or_init(|| Self::open().map_err(|e| format!("{e:#}")));
         api.as_ref().map_err(|e| anyhow!("{e}"))
@@ -115,7 +115,7 @@ impl Api {
     }
 
     /// An error unless `status` is success or work under way.
-    pub(super) fn check(&self, status: c_int) -> Result<()> {
+    pub(crate) fn check(&self, status: c_int) -> Result<()> {
         if status == SUCCESS || status == IN_PROGRESS {
             return Ok(());
         }

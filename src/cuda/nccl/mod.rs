@@ -1,6 +1,6 @@
 //! Collectives between GPUs through NCCL, opened at run time.
 //!
-//! Contract: as of [`dist::Comm`](crate::dist::Comm), on device memory and in the order of a stream:
+//! Contract: as of [`ranks::Comm`](crate::ranks::Comm), on device memory and in the order of a stream:
 //! all ranks make the same calls in the same order with buffers of the same length, and a bucket is
 //! divided into the same [`piece`]s. A call returns when its work is queued. [`Communicator::abort`]
 //! ends the calls and the queued work of this rank, so that a stream that waits for a dead peer
@@ -14,9 +14,10 @@ use super::device::Device;
 use super::half::{Half, HalfFormat};
 use super::memory::DeviceSliceMut;
 use super::stream::Stream;
-use crate::dist::rendezvous::Meeting;
-use crate::dist::watch::Watch;
-use crate::dist::{Aborted, piece};
+use crate::ranks::Aborted;
+use crate::ranks::piece;
+use crate::ranks::rendezvous::Meeting;
+use crate::ranks::watch::Watch;
 use anyhow::{Context, Result, anyhow};
 use api::{Api, Config, RawCommunicator, SUCCESS, SUM};
 use std::ffi::{c_int, c_void};
@@ -32,7 +33,7 @@ const POLL: Duration = Duration::from_micros(50);
 /// How long an aborted process gets to end by itself.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Names a group of ranks; made by one, given to all (see `dist::rendezvous`).
+/// Names a group of ranks; made by one, given to all (see `ranks::rendezvous`).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct UniqueId([u8; ID_BYTES]);

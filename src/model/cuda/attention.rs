@@ -15,13 +15,13 @@ use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Half, Phase, Stream
 use anyhow::Result;
 
 /// Sequences of a batch that cuDNN's plans are made for: empty ones cost time too.
-pub(super) const SEGMENTS: usize = 32;
+pub(crate) const SEGMENTS: usize = 32;
 
 /// Queries, keys and values of a pass, and what came of them: `qkv`, output and log-sum-exp.
-pub(super) type Kept<'k> = (DeviceSlice<'k, Half>, DeviceSlice<'k, Half>, DeviceSlice<'k, f32>);
+pub(crate) type Kept<'k> = (DeviceSlice<'k, Half>, DeviceSlice<'k, Half>, DeviceSlice<'k, f32>);
 
 /// Attention over the batch at work.
-pub(super) struct Attention<'a> {
+pub(crate) struct Attention<'a> {
     heads: Heads,
     /// Row sums of the backward of our kernels.
     delta: Matrix<'a, f32>,
@@ -40,7 +40,7 @@ struct Cudnn<'a> {
 }
 
 impl<'a> Attention<'a> {
-    pub(super) fn take(
+    pub(crate) fn take(
         phase: &mut Phase<'a>,
         heads: Heads,
         shape: Shape,
@@ -61,12 +61,12 @@ impl<'a> Attention<'a> {
     }
 
     /// Whether batches of few sequences are cuDNN's.
-    pub(super) fn has_cudnn(&self) -> bool {
+    pub(crate) fn has_cudnn(&self) -> bool {
         self.cudnn.is_some()
     }
 
     /// Prepares for a batch of sequences of these lengths.
-    pub(super) fn set(
+    pub(crate) fn set(
         &mut self,
         stream: &Stream,
         transfer: &mut Transfer,
@@ -78,13 +78,13 @@ impl<'a> Attention<'a> {
     }
 
     /// Whether [`Self::forward`] moves queries, keys and values; it turns them where they are if not.
-    pub(super) fn moves(&self) -> bool {
+    pub(crate) fn moves(&self) -> bool {
         self.cudnn.as_ref().is_some_and(|cudnn| cudnn.takes_batch)
     }
 
     /// Output and log-sum-exp of the rows `projected`, which go turned to `qkv`, or of `qkv` itself if
     /// they are there.
-    pub(super) fn forward(
+    pub(crate) fn forward(
         &mut self,
         (stream, kernels): (&Stream, &Kernels),
         batch: &Batch<'_>,
@@ -105,7 +105,7 @@ impl<'a> Attention<'a> {
     }
 
     /// The gradient of the rows before they were turned, from that of the output.
-    pub(super) fn backward(
+    pub(crate) fn backward(
         &mut self,
         (stream, kernels): (&Stream, &Kernels),
         batch: &Batch<'_>,
@@ -141,14 +141,14 @@ fn operands(heads: Heads, qkv: DeviceSlice<'_, Half>) -> Operands<'_> {
 
 /// cuDNN's plans for batches of a size, compiled when first asked for.
 #[derive(Default)]
-pub(super) struct PlanStore {
+pub(crate) struct PlanStore {
     plans: Option<Plans>,
     is_absent: bool,
 }
 
 impl PlanStore {
     /// The plans for `sizes`; `None`, said once, where cuDNN does not give any.
-    pub(super) fn get(&mut self, stream: &Stream, sizes: Sizes) -> Option<&mut Plans> {
+    pub(crate) fn get(&mut self, stream: &Stream, sizes: Sizes) -> Option<&mut Plans> {
         if self.is_absent {
             return None;
         }

@@ -12,43 +12,43 @@ use anyhow::{Result, ensure};
 use bytemuck::Pod;
 
 /// Rows of products are multiples of this many: a tile of theirs.
-pub(super) const ROWS: usize = 128;
+pub(crate) const ROWS: usize = 128;
 
 /// Rows that hold `count`.
-pub(super) fn padded(count: usize) -> usize {
+pub(crate) fn padded(count: usize) -> usize {
     count.max(1).next_multiple_of(ROWS)
 }
 
 /// A list whose length varies, in room for the longest.
-pub(super) struct List<'a, T> {
+pub(crate) struct List<'a, T> {
     data: DeviceBuffer<'a, T>,
     len: usize,
 }
 
 impl<'a, T: Pod> List<'a, T> {
-    pub(super) fn take(phase: &mut Phase<'a>, name: &str, capacity: usize) -> Result<Self> {
+    pub(crate) fn take(phase: &mut Phase<'a>, name: &str, capacity: usize) -> Result<Self> {
         Ok(Self { data: phase.take(name, capacity)?, len: 0 })
     }
 
-    pub(super) fn set(&mut self, stream: &Stream, to: &mut Transfer, values: &[T]) -> Result<()> {
+    pub(crate) fn set(&mut self, stream: &Stream, to: &mut Transfer, values: &[T]) -> Result<()> {
         self.len = values.len();
         to.upload(stream, values, self.data.slice_mut().range(0..values.len()))
     }
 
-    pub(super) fn get(&self) -> DeviceSlice<'_, T> {
+    pub(crate) fn get(&self) -> DeviceSlice<'_, T> {
         self.data.slice().range(0..self.len)
     }
 }
 
 /// [`TokenRows`] in room for the longest.
-pub(super) struct RowList<'a> {
+pub(crate) struct RowList<'a> {
     tokens: List<'a, u32>,
     starts: List<'a, u32>,
     rows: List<'a, u32>,
 }
 
 impl<'a> RowList<'a> {
-    pub(super) fn take(phase: &mut Phase<'a>, name: &str, capacity: usize) -> Result<Self> {
+    pub(crate) fn take(phase: &mut Phase<'a>, name: &str, capacity: usize) -> Result<Self> {
         Ok(Self {
             tokens: List::take(phase, name, capacity)?,
             starts: List::take(phase, name, capacity + 1)?,
@@ -56,14 +56,14 @@ impl<'a> RowList<'a> {
         })
     }
 
-    pub(super) fn set(&mut self, stream: &Stream, to: &mut Transfer, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn set(&mut self, stream: &Stream, to: &mut Transfer, tokens: &[u32]) -> Result<()> {
         let list = TokenRows::new(tokens);
         self.tokens.set(stream, to, &list.tokens)?;
         self.starts.set(stream, to, &list.starts)?;
         self.rows.set(stream, to, &list.rows)
     }
 
-    pub(super) fn get(&self) -> DeviceTokenRows<'_> {
+    pub(crate) fn get(&self) -> DeviceTokenRows<'_> {
         DeviceTokenRows {
             tokens: self.tokens.get(),
             starts: self.starts.get(),
@@ -73,22 +73,22 @@ impl<'a> RowList<'a> {
 }
 
 /// The batch at work.
-pub(super) struct Batch<'a> {
+pub(crate) struct Batch<'a> {
     /// Tokens of the batch itself.
-    pub(super) count: usize,
-    pub(super) tokens: List<'a, u32>,
-    pub(super) positions: List<'a, u32>,
+    pub(crate) count: usize,
+    pub(crate) tokens: List<'a, u32>,
+    pub(crate) positions: List<'a, u32>,
     /// Where each of its tokens occurs.
-    pub(super) occurrences: RowList<'a>,
+    pub(crate) occurrences: RowList<'a>,
     /// Lengths of its sequences, none of them 0.
-    pub(super) lengths: Vec<usize>,
-    pub(super) forward_tiles: List<'a, Tile>,
-    pub(super) backward_tiles: List<'a, Tile>,
+    pub(crate) lengths: Vec<usize>,
+    pub(crate) forward_tiles: List<'a, Tile>,
+    pub(crate) backward_tiles: List<'a, Tile>,
     size: BatchSize,
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn take(phase: &mut Phase<'a>, size: BatchSize) -> Result<Self> {
+    pub(crate) fn take(phase: &mut Phase<'a>, size: BatchSize) -> Result<Self> {
         let rows = padded(size.tokens);
         Ok(Self {
             count: 0,
@@ -103,12 +103,12 @@ impl<'a> Batch<'a> {
     }
 
     /// Rows of its matrices, the padding included.
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         padded(self.count)
     }
 
     /// Replaces the batch.
-    pub(super) fn set(
+    pub(crate) fn set(
         &mut self,
         stream: &Stream,
         to: &mut Transfer,

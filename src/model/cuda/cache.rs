@@ -14,7 +14,7 @@ use anyhow::Result;
 const _: () = assert!(BLOCK_TOKENS == rope::BLOCK_TOKENS, "kernels have the engine's blocks");
 
 /// The blocks of all layers.
-pub(super) struct DeviceCache<'a> {
+pub(crate) struct DeviceCache<'a> {
     keys: DeviceBuffer<'a, Half>,
     values: DeviceBuffer<'a, Half>,
     shape: Shape,
@@ -45,7 +45,7 @@ impl Shape {
 
 impl<'a> DeviceCache<'a> {
     /// Takes room for `most` blocks or as many as there is room for, and the one beside them.
-    pub(super) fn take(phase: &mut Phase<'a>, config: &ModelConfig, most: usize) -> Result<Self> {
+    pub(crate) fn take(phase: &mut Phase<'a>, config: &ModelConfig, most: usize) -> Result<Self> {
         let room = phase.free_bytes().saturating_sub(2 * ALIGNMENT) / Shape::block_bytes(config);
         let shape = Shape::new(config, most.min(room.saturating_sub(1)));
         let mut take = || phase.take("key-value cache", shape.layers * shape.layer);
@@ -53,12 +53,12 @@ impl<'a> DeviceCache<'a> {
     }
 
     /// The number of blocks that sequences may have; also that of the block beside them.
-    pub(super) fn num_blocks(&self) -> usize {
+    pub(crate) fn num_blocks(&self) -> usize {
         self.shape.layer / self.shape.block - 1
     }
 
     /// The keys and the values of a layer.
-    pub(super) fn layer(
+    pub(crate) fn layer(
         &mut self,
         layer: usize,
     ) -> (DeviceSliceMut<'_, Half>, DeviceSliceMut<'_, Half>) {
@@ -68,7 +68,7 @@ impl<'a> DeviceCache<'a> {
     }
 
     /// Copies one block to another, in the order of `stream`.
-    pub(super) fn copy_block(&mut self, stream: &Stream, from: u32, to: u32) -> Result<()> {
+    pub(crate) fn copy_block(&mut self, stream: &Stream, from: u32, to: u32) -> Result<()> {
         let Shape { block, layers, .. } = self.shape;
         let [low, high] = [from.min(to), from.max(to)].map(|number| number as usize * block);
         for layer in 0..layers {

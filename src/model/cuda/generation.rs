@@ -108,7 +108,7 @@ impl<'a> Buffers<'a> {
 }
 
 impl<'a> Generation<'a> {
-    pub(super) fn new(model: &'a mut DeviceModel, size: GenerationSize) -> Result<Self> {
+    pub(crate) fn new(model: &'a mut DeviceModel, size: GenerationSize) -> Result<Self> {
         let GenerationSize { rows, logits, length, blocks } = size;
         if rows > MOST_ROWS {
             return Err(usage(format!(

@@ -19,12 +19,12 @@ use anyhow::Result;
 const HEAD_LOGITS: usize = 1 << 28;
 
 /// Targets whose logits exist at a time.
-pub(super) fn head_chunk(vocab: usize, targets: usize) -> usize {
+pub(crate) fn head_chunk(vocab: usize, targets: usize) -> usize {
     (HEAD_LOGITS / vocab / ROWS * ROWS).clamp(ROWS, padded(targets))
 }
 
 /// One chunk of targets.
-pub(super) struct Head<'a> {
+pub(crate) struct Head<'a> {
     /// Row and token of each target.
     rows: List<'a, u32>,
     tokens: List<'a, u32>,
@@ -39,11 +39,11 @@ pub(super) struct Head<'a> {
     /// Gradient of the loss by each score.
     gradients: List<'a, ScoreGradient>,
     /// On the host.
-    pub(super) scores: Vec<TokenScores>,
+    pub(crate) scores: Vec<TokenScores>,
 }
 
 impl<'a> Head<'a> {
-    pub(super) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
+    pub(crate) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
         let Shape { chunk, hidden, vocab, .. } = shape;
         Ok(Self {
             rows: List::take(phase, "rows of targets", chunk)?,
@@ -63,7 +63,7 @@ impl<'a> Head<'a> {
 
 impl Training<'_> {
     /// Logits, statistics and scores of a chunk of targets, into `head`; waits for the scores.
-    pub(super) fn head_forward(&mut self, targets: &[Target], temperature: f32) -> Result<()> {
+    pub(crate) fn head_forward(&mut self, targets: &[Target], temperature: f32) -> Result<()> {
         let (Shape { hidden, vocab, .. }, rows) = (self.shape, padded(targets.len()));
         let weight = self.weights.params.range(self.decoder.ranges.head.clone());
         let Self { stream, tools, batch, work, head, .. } = self;
@@ -88,7 +88,7 @@ impl Training<'_> {
     /// The backward of the chunk in `head`, from the gradients of the loss by its scores: adds to the
     /// gradients of the norm's output in `work.branch`, and to that of the head, which the first chunk
     /// overwrites.
-    pub(super) fn head_backward(
+    pub(crate) fn head_backward(
         &mut self,
         is_first: bool,
         temperature: f32,

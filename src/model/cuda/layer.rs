@@ -16,7 +16,7 @@ use crate::model::layout::LayerRanges;
 use anyhow::Result;
 
 /// What one layer keeps for its backward, beside its input.
-pub(super) struct LayerBuffers<'a> {
+pub(crate) struct LayerBuffers<'a> {
     /// Queries, keys and values, turned, as attention wants them.
     qkv: Matrix<'a>,
     attended: Matrix<'a>,
@@ -27,7 +27,7 @@ pub(super) struct LayerBuffers<'a> {
 }
 
 impl<'a> LayerBuffers<'a> {
-    pub(super) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
+    pub(crate) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
         let rows = shape.rows;
         Ok(Self {
             qkv: Matrix::take(phase, "queries, keys and values", rows, shape.qkv)?,
@@ -40,23 +40,23 @@ impl<'a> LayerBuffers<'a> {
 }
 
 /// What one operation leaves to the next, in the layer at work.
-pub(super) struct Work<'a> {
+pub(crate) struct Work<'a> {
     /// The output of a norm; in the backward first its gradient.
-    pub(super) normal: Matrix<'a>,
+    pub(crate) normal: Matrix<'a>,
     /// The output of a block before it joins the residual stream, or the gradient of attention's.
-    pub(super) branch: Matrix<'a>,
+    pub(crate) branch: Matrix<'a>,
     /// The SwiGLU product; in the backward first its gradient.
-    pub(super) product: Matrix<'a>,
+    pub(crate) product: Matrix<'a>,
     /// Queries, keys and values, or their gradients, as products have them.
-    pub(super) qkv: Matrix<'a>,
+    pub(crate) qkv: Matrix<'a>,
     /// The gradient of the residual stream.
-    pub(super) d_x: Matrix<'a>,
+    pub(crate) d_x: Matrix<'a>,
     /// Partial sums over rows.
-    pub(super) partials: Matrix<'a, f32>,
+    pub(crate) partials: Matrix<'a, f32>,
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
+    pub(crate) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
         let rows = shape.rows;
         Ok(Self {
             normal: Matrix::take(phase, "norm", rows, shape.hidden)?,
@@ -96,7 +96,7 @@ impl<'a> Work<'a> {
 
 impl Training<'_> {
     /// The forward of a layer, from the norm of its input in `work.normal` up to gate and up.
-    pub(super) fn layer_blocks(&mut self, layer: usize) -> Result<()> {
+    pub(crate) fn layer_blocks(&mut self, layer: usize) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
         let Shape { hidden, inner, width, qkv, .. } = self.shape;
         let linear = |inputs, outputs| Linear { rows, inputs, outputs };
@@ -144,7 +144,7 @@ impl Training<'_> {
     }
 
     /// The rest: the input of the next layer, and its norm in `work.normal`.
-    pub(super) fn layer_output(&mut self, layer: usize) -> Result<()> {
+    pub(crate) fn layer_output(&mut self, layer: usize) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
         let Shape { hidden, inner, .. } = self.shape;
         let ranges = &self.decoder.ranges;
@@ -172,7 +172,7 @@ impl Training<'_> {
 
     /// The backward of a layer whose forward is in its buffers: `work.d_x` from the gradient of its
     /// output to that of its input, and the gradients of its parameters into `grads`.
-    pub(super) fn layer_backward(
+    pub(crate) fn layer_backward(
         &mut self,
         layer: usize,
         grads: &mut DeviceSliceMut<'_, Half>,

@@ -34,29 +34,29 @@ pub struct TrainingMemory {
 
 /// The lengths that buffers follow from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// Rows of the largest batch, padded.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
     /// Targets whose logits exist at a time.
-    pub(super) chunk: usize,
-    pub(super) hidden: usize,
-    pub(super) inner: usize,
-    pub(super) vocab: usize,
+    pub(crate) chunk: usize,
+    pub(crate) hidden: usize,
+    pub(crate) inner: usize,
+    pub(crate) vocab: usize,
     /// Query heads.
-    pub(super) heads: usize,
+    pub(crate) heads: usize,
     /// Elements of a row of attention output.
-    pub(super) width: usize,
+    pub(crate) width: usize,
     /// Elements of a row of queries, keys and values.
-    pub(super) qkv: usize,
+    pub(crate) qkv: usize,
     /// Activations of how many layers exist at a time.
-    pub(super) slots: usize,
+    pub(crate) slots: usize,
     /// The widest vector that is a sum over rows.
-    pub(super) sums: usize,
-    pub(super) layers: usize,
+    pub(crate) sums: usize,
+    pub(crate) layers: usize,
 }
 
 impl Shape {
-    pub(super) fn new(decoder: &Decoder, size: BatchSize, recompute: Recompute) -> Self {
+    pub(crate) fn new(decoder: &Decoder, size: BatchSize, recompute: Recompute) -> Self {
         let config = decoder.config();
         let heads = super::heads(decoder);
         let hidden = config.hidden_size;
@@ -76,7 +76,7 @@ impl Shape {
     }
 
     /// Elements of a matrix that is once the output of a block, once a gradient of attention.
-    pub(super) fn branch(&self) -> usize {
+    pub(crate) fn branch(&self) -> usize {
         self.hidden.max(self.width)
     }
 }
@@ -126,7 +126,7 @@ impl TrainingMemory {
 }
 
 /// The sizes that cuDNN's attention is compiled for.
-pub(super) fn attention_sizes(decoder: &Decoder, rows: usize) -> Sizes {
+pub(crate) fn attention_sizes(decoder: &Decoder, rows: usize) -> Sizes {
     let heads = super::heads(decoder);
     Sizes {
         segments: SEGMENTS,
@@ -143,13 +143,13 @@ fn bytes<T>(len: usize) -> usize {
 }
 
 /// Rows of numbers, in room for the largest batch.
-pub(super) struct Matrix<'a, T = Half> {
+pub(crate) struct Matrix<'a, T = Half> {
     data: DeviceBuffer<'a, T>,
     width: usize,
 }
 
 impl<'a, T: Pod> Matrix<'a, T> {
-    pub(super) fn take(
+    pub(crate) fn take(
         phase: &mut Phase<'a>,
         name: &str,
         rows: usize,
@@ -159,27 +159,27 @@ impl<'a, T: Pod> Matrix<'a, T> {
     }
 
     /// Elements of a row.
-    pub(super) fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.width
     }
 
     /// The first `rows` rows.
-    pub(super) fn rows(&self, rows: usize) -> DeviceSlice<'_, T> {
+    pub(crate) fn rows(&self, rows: usize) -> DeviceSlice<'_, T> {
         self.first(rows * self.width)
     }
 
     /// The first `rows` rows, to be written.
-    pub(super) fn rows_mut(&mut self, rows: usize) -> DeviceSliceMut<'_, T> {
+    pub(crate) fn rows_mut(&mut self, rows: usize) -> DeviceSliceMut<'_, T> {
         self.first_mut(rows * self.width)
     }
 
     /// The first `len` elements, for rows of another width.
-    pub(super) fn first(&self, len: usize) -> DeviceSlice<'_, T> {
+    pub(crate) fn first(&self, len: usize) -> DeviceSlice<'_, T> {
         self.data.slice().range(0..len)
     }
 
     /// The first `len` elements, to be written.
-    pub(super) fn first_mut(&mut self, len: usize) -> DeviceSliceMut<'_, T> {
+    pub(crate) fn first_mut(&mut self, len: usize) -> DeviceSliceMut<'_, T> {
         self.data.slice_mut().into_range(0..len)
     }
 }

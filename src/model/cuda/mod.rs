@@ -49,7 +49,7 @@ pub struct DeviceModel {
 }
 
 /// Cosines and sines of every position, `[positions, head_dim / 2]` each.
-struct RopeTable {
+pub(crate) struct RopeTable {
     cosines: DeviceBuffer<'static, f32>,
     sines: DeviceBuffer<'static, f32>,
     positions: usize,
@@ -57,7 +57,7 @@ struct RopeTable {
 
 /// The parameters as operations read them.
 #[derive(Clone, Copy)]
-struct Weights<'a> {
+pub(crate) struct Weights<'a> {
     params: DeviceSlice<'a, Half>,
     /// Of every norm.
     eps: f32,

@@ -33,25 +33,25 @@ pub type Finished<'a> =
 
 /// A phase of scoring and training: the buffers of both, on a model's GPU.
 pub struct Training<'a> {
-    pub(super) decoder: &'a Decoder,
-    pub(super) weights: Weights<'a>,
-    pub(super) rope: &'a RopeTable,
-    pub(super) stream: &'a Stream,
-    pub(super) tools: &'a mut Tools,
-    pub(super) shape: Shape,
-    pub(super) batch: Batch<'a>,
+    pub(crate) decoder: &'a Decoder,
+    pub(crate) weights: Weights<'a>,
+    pub(crate) rope: &'a RopeTable,
+    pub(crate) stream: &'a Stream,
+    pub(crate) tools: &'a mut Tools,
+    pub(crate) shape: Shape,
+    pub(crate) batch: Batch<'a>,
     /// The residual stream before each layer, and after the last.
-    pub(super) inputs: Vec<Matrix<'a>>,
+    pub(crate) inputs: Vec<Matrix<'a>>,
     /// Of each layer; of the one at work where only inputs are kept.
-    pub(super) layers: Vec<LayerBuffers<'a>>,
-    pub(super) work: Work<'a>,
-    pub(super) attention: Attention<'a>,
-    pub(super) head: Head<'a>,
+    pub(crate) layers: Vec<LayerBuffers<'a>>,
+    pub(crate) work: Work<'a>,
+    pub(crate) attention: Attention<'a>,
+    pub(crate) head: Head<'a>,
 }
 
 impl<'a> Training<'a> {
     /// The buffers, and the phase that they are of, for what else it has to hold.
-    pub(super) fn new(
+    pub(crate) fn new(
         model: &'a mut DeviceModel,
         size: BatchSize,
         recompute: Recompute,
@@ -247,7 +247,7 @@ impl<'a> Training<'a> {
     }
 
     /// Where the activations of `layer` lie.
-    pub(super) fn slot(&self, layer: usize) -> usize {
+    pub(crate) fn slot(&self, layer: usize) -> usize {
         if self.layers.len() == 1 { 0 } else { layer }
     }
 }

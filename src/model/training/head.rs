@@ -16,26 +16,26 @@ const HEAD_LOGITS: usize = 1 << 20;
 
 /// One chunk of targets.
 #[derive(Default)]
-pub(super) struct HeadBuffers {
-    pub(super) x: Buffer,
-    pub(super) normal: Buffer,
-    pub(super) logits: Buffer,
+pub(crate) struct HeadBuffers {
+    pub(crate) x: Buffer,
+    pub(crate) normal: Buffer,
+    pub(crate) logits: Buffer,
     statistics: Vec<Statistics>,
-    pub(super) scores: Vec<TokenScores>,
+    pub(crate) scores: Vec<TokenScores>,
     /// Gradient of the loss by each score.
-    pub(super) gradients: Vec<ScoreGradient>,
-    pub(super) d_x: Buffer,
-    pub(super) partials: Buffer,
+    pub(crate) gradients: Vec<ScoreGradient>,
+    pub(crate) d_x: Buffer,
+    pub(crate) partials: Buffer,
 }
 
 impl Decoder {
     /// Targets whose logits exist at a time.
-    pub(super) fn head_chunk(&self) -> usize {
+    pub(crate) fn head_chunk(&self) -> usize {
         (HEAD_LOGITS / self.config().vocab_size).next_multiple_of(CHUNK).clamp(CHUNK, 8 * CHUNK)
     }
 
     /// Logits, statistics and scores of a chunk of targets, into `ws.head`.
-    pub(super) fn head_forward(&self, targets: &[Target], temperature: f32, ws: &mut Workspace) {
+    pub(crate) fn head_forward(&self, targets: &[Target], temperature: f32, ws: &mut Workspace) {
         let (hidden, vocab) = (self.config().hidden_size, self.config().vocab_size);
         let Workspace { forward, x, head, scratch, .. } = ws;
         let Some(packed) = forward else { return };
@@ -78,7 +78,7 @@ impl Decoder {
 
     /// The backward of the chunk in `ws.head`: into the gradient of the residual stream, of the
     /// last norm and of the head.
-    pub(super) fn head_backward(
+    pub(crate) fn head_backward(
         &self,
         params: &[f32],
         targets: &[Target],

@@ -17,28 +17,28 @@ use std::ops::Range;
 
 /// What one layer keeps.
 #[derive(Default)]
-pub(super) struct LayerBuffers {
-    pub(super) x: Buffer,
-    pub(super) qkv: Buffer,
-    pub(super) attention: Buffer,
-    pub(super) lse: Buffer,
-    pub(super) middle: Buffer,
-    pub(super) gate_up: Buffer,
+pub(crate) struct LayerBuffers {
+    pub(crate) x: Buffer,
+    pub(crate) qkv: Buffer,
+    pub(crate) attention: Buffer,
+    pub(crate) lse: Buffer,
+    pub(crate) middle: Buffer,
+    pub(crate) gate_up: Buffer,
     /// Only with [`super::Recompute::None`].
-    pub(super) outputs: Option<OutputBuffers>,
+    pub(crate) outputs: Option<OutputBuffers>,
 }
 
 /// What cheap operations put out: kept, or computed again in the backward.
 #[derive(Default)]
-pub(super) struct OutputBuffers {
-    pub(super) input_normal: Buffer,
-    pub(super) post_normal: Buffer,
-    pub(super) product: Buffer,
+pub(crate) struct OutputBuffers {
+    pub(crate) input_normal: Buffer,
+    pub(crate) post_normal: Buffer,
+    pub(crate) product: Buffer,
 }
 
 impl Decoder {
     /// The forward of one layer: from `x` of the buffers in `slot` to `ws.x`.
-    pub(super) fn layer_forward(
+    pub(crate) fn layer_forward(
         &self,
         batch: &Packed,
         layer: usize,
@@ -102,7 +102,7 @@ impl Decoder {
 
     /// The backward of one layer, whose forward is in the buffers of `slot`: `ws.gradients.x` from
     /// the gradient of its output to that of its input.
-    pub(super) fn layer_backward(
+    pub(crate) fn layer_backward(
         &self,
         params: &[f32],
         batch: &Packed,

@@ -94,7 +94,7 @@ pub fn pack(weight: &[f32], depth: usize, columns: usize, packed: &mut [f32]) {
 
 /// Packs `width` columns from `first` of a row-major matrix with `stride` floats a row.
 #[inline(always)]
-pub(super) fn pack_columns(
+pub(crate) fn pack_columns(
     source: &[f32],
     stride: usize,
     first: usize,

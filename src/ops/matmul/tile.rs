@@ -12,7 +12,7 @@ use crate::ops::simd::{LANES, Simd};
 /// # Safety
 /// As for [`tile_onto`].
 #[inline(always)]
-pub(in crate::ops) unsafe fn tile<S: Simd, E: Element, const R: usize>(
+pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize>(
     s: S,
     depth: usize,
     left: *const f32,
@@ -31,7 +31,7 @@ pub(in crate::ops) unsafe fn tile<S: Simd, E: Element, const R: usize>(
 /// `left` is readable at `r * row_stride + d * depth_stride` and `right` at `d * right_stride` and
 /// the 15 numbers after it, for all `r < R`, `d < depth`.
 #[inline(always)]
-pub(in crate::ops) unsafe fn tile_onto<S: Simd, E: Element, const R: usize>(
+pub(crate) unsafe fn tile_onto<S: Simd, E: Element, const R: usize>(
     s: S,
     mut sums: [[S::V; 2]; R],
     depth: usize,
@@ -65,7 +65,7 @@ pub(in crate::ops) unsafe fn tile_onto<S: Simd, E: Element, const R: usize>(
 /// # Safety
 /// `left` is readable for `depth` floats and each panel for `depth * PANEL` numbers.
 #[inline(always)]
-pub(super) unsafe fn row_tile<S: Simd, E: Element, const P: usize>(
+pub(crate) unsafe fn row_tile<S: Simd, E: Element, const P: usize>(
     s: S,
     depth: usize,
     left: *const f32,
@@ -94,7 +94,7 @@ pub(super) unsafe fn row_tile<S: Simd, E: Element, const P: usize>(
 /// # Safety
 /// `out` is readable at `r * stride` and the 15 floats after it for all `r < R`.
 #[inline(always)]
-pub(in crate::ops) unsafe fn load_tile<S: Simd, const R: usize>(
+pub(crate) unsafe fn load_tile<S: Simd, const R: usize>(
     s: S,
     out: *const f32,
     stride: usize,
@@ -114,7 +114,7 @@ pub(in crate::ops) unsafe fn load_tile<S: Simd, const R: usize>(
 /// # Safety
 /// `out` is writable at `r * stride` and the `width - 1` floats after it for all `r < R`.
 #[inline(always)]
-pub(in crate::ops) unsafe fn finish<S: Simd, const R: usize>(
+pub(crate) unsafe fn finish<S: Simd, const R: usize>(
     s: S,
     sums: [[S::V; 2]; R],
     start: Start<'_>,
@@ -184,4 +184,4 @@ macro_rules! with_tile_rows {
         }
     };
 }
-pub(in crate::ops) use with_tile_rows;
+pub(crate) use with_tile_rows;

@@ -21,7 +21,7 @@ use std::ops::Range;
 const PENALIZED: usize = 128;
 
 /// The buffers of draws.
-pub(super) struct Drawing<'a> {
+pub(crate) struct Drawing<'a> {
     keys: Matrix<'a, u64>,
     indices: Matrix<'a, u64>,
     tokens: Matrix<'a, u32>,
@@ -35,7 +35,7 @@ pub(super) struct Drawing<'a> {
 
 impl<'a> Drawing<'a> {
     /// Room for draws from `rows` rows, of sequences of `length` tokens.
-    pub(super) fn take(
+    pub(crate) fn take(
         phase: &mut Phase<'a>,
         decoder: &Decoder,
         rows: usize,

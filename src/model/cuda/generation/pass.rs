@@ -14,15 +14,15 @@ use std::ops::Range;
 
 /// How much of everything a pass has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PassSize {
+pub(crate) struct PassSize {
     /// Rows, filled up.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
     /// Rows that want logits, filled up.
-    pub(super) wanted: usize,
+    pub(crate) wanted: usize,
     /// Rows that are single steps; where no others are, filled up.
-    pub(super) singles: usize,
+    pub(crate) singles: usize,
     /// Tiles of prompts.
-    pub(super) tiles: usize,
+    pub(crate) tiles: usize,
 }
 
 impl PassSize {
@@ -52,7 +52,7 @@ impl PassSize {
 
 /// A power of two or a multiple of 32, so that at most 31 rows are added, each with its own place in
 /// a block.
-pub(super) fn filled(rows: usize) -> usize {
+pub(crate) fn filled(rows: usize) -> usize {
     match rows {
         0 => 0,
         1..BLOCK_TOKENS => rows.next_power_of_two(),
@@ -61,7 +61,7 @@ pub(super) fn filled(rows: usize) -> usize {
 }
 
 /// Numbers in device memory and, while they are gathered, on the host.
-pub(super) struct Inputs<'a> {
+pub(crate) struct Inputs<'a> {
     device: DeviceBuffer<'a, u32>,
     host: Vec<u32>,
     heads: Heads,
@@ -71,7 +71,7 @@ pub(super) struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     /// Room for passes of at most `rows` rows of which `wanted` want logits, both filled up.
-    pub(super) fn take(
+    pub(crate) fn take(
         phase: &mut Phase<'a>,
         heads: Heads,
         (rows, wanted): (usize, usize),
@@ -84,7 +84,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// Uploads the inputs of `rows`, whose sequences have `tables` in a cache with a block `beside` it.
-    pub(super) fn set(
+    pub(crate) fn set(
         &mut self,
         (stream, transfer): (&Stream, &mut Transfer),
         (tables, beside): (&[&[u32]], usize),
@@ -124,37 +124,37 @@ impl<'a> Inputs<'a> {
     }
 
     /// The token of each row.
-    pub(super) fn tokens(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
+    pub(crate) fn tokens(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(0..pass.rows)
     }
 
     /// Its position.
-    pub(super) fn positions(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
+    pub(crate) fn positions(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(pass.rows..2 * pass.rows)
     }
 
     /// Where its key and value go.
-    pub(super) fn slots(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
+    pub(crate) fn slots(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(2 * pass.rows..3 * pass.rows)
     }
 
     /// The rows that want logits.
-    pub(super) fn wanted(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
+    pub(crate) fn wanted(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(pass.wanted_start()..pass.tiles_start())
     }
 
     /// The first row and the number of rows of each tile.
-    pub(super) fn tiles(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
+    pub(crate) fn tiles(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(pass.tiles_start()..pass.lengths_start())
     }
 
     /// The tokens and the blocks of single steps.
-    pub(super) fn singles(&self, pass: PassSize) -> [DeviceSlice<'_, u32>; 2] {
+    pub(crate) fn singles(&self, pass: PassSize) -> [DeviceSlice<'_, u32>; 2] {
         self.sequences(pass, 0..pass.singles)
     }
 
     /// The tokens up to the end of tiles, and their blocks.
-    pub(super) fn tiled(&self, pass: PassSize) -> [DeviceSlice<'_, u32>; 2] {
+    pub(crate) fn tiled(&self, pass: PassSize) -> [DeviceSlice<'_, u32>; 2] {
         self.sequences(pass, pass.singles..pass.sequences())
     }
 

@@ -1,0 +1,67 @@
+//! Where a run's first weights come from: `[model]` of a config.
+
+use super::LanguageModel;
+use super::hub::{self, Needs};
+use crate::base::error::usage;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// What a run starts from: a model directory, or random weights of a given shape.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSource {
+    /// A directory in Hugging Face layout, or the name of a model on the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A `config.json` whose shape gets random weights; needs `tokenizer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// The tokenizer's directory, with `init`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// A [`ModelSource`] after checking.
+pub(crate) enum Origin<'a> {
+    Directory(&'a Path),
+    Random { config: &'a Path, tokenizer: &'a Path },
+}
+
+impl ModelSource {
+    /// The source, checked.
+    pub(crate) fn origin(&self) -> Result<Origin<'_>> {
+        match (&self.path, &self.init, &self.tokenizer) {
+            (Some(path), None, None) => Ok(Origin::Directory(path)),
+            (None, Some(config), Some(tokenizer)) => Ok(Origin::Random { config, tokenizer }),
+            _ => Err(usage(
+                "model: give either `path` (a model directory) or both `init` (a config.json) and \
+                 `tokenizer` (a directory)",
+            )),
+        }
+    }
+
+    /// Where the tokenizer lies, if it is on this machine.
+    pub fn tokenizer_here(&self) -> Option<PathBuf> {
+        match self.origin().ok()? {
+            Origin::Directory(path) => hub::resolve(path, Needs::Config).ok(),
+            Origin::Random { tokenizer, .. } => Some(tokenizer.to_owned()),
+        }
+    }
+
+    /// The directory of the tokenizer; with a model's name it is downloaded, if need be.
+    pub fn tokenizer_dir(&self) -> Result<PathBuf> {
+        match self.origin()? {
+            Origin::Directory(path) => hub::resolve(path, Needs::Tokenizer),
+            Origin::Random { tokenizer, .. } => Ok(tokenizer.to_owned()),
+        }
+    }
+
+    /// Opens or initialises the model.
+    pub fn open(&self, seed: u64) -> Result<LanguageModel> {
+        match self.origin()? {
+            Origin::Directory(path) => LanguageModel::open(path),
+            Origin::Random { config, tokenizer } => LanguageModel::init(config, tokenizer, seed),
+        }
+    }
+}

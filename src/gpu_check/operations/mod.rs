@@ -1,0 +1,157 @@
+//! Operations one by one: what a launcher puts out on the opened device against `ops` or plain sums in
+//! f64 on the CPU.
+//!
+//! Contract: inputs are random, in the numbers that the GPU has; outputs begin as NaNs, and what lies
+//! behind them has to stay. Each operation runs twice in fresh memory, and the bits have to agree. An
+//! error is relative to the larger of the number expected and the root mean square of all: at most
+//! 1e-2 for bf16, 2e-3 for fp16, [`WIDE`] for f32, [`SUMS`] for what tensor cores sum. Attention on tensor
+//! cores rounds to 16 bits on the way: prompts have twice that, cuDNN's attention three times.
+//! `tests/kernels` has the same operations without a GPU, with every access to memory watched and threads
+//! in several orders; its cases are its own, since there several variants of an operation are compared with
+//! each other, bit for bit.
+
+mod attention;
+mod cached;
+mod elementwise;
+mod optimizer;
+mod products;
+mod rig;
+mod rows;
+mod sampling;
+
+use super::{Check, Shapes, deterministic};
+use crate::bench::report::is_emulated;
+use crate::cuda::{Gpu, HalfFormat};
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use rig::Rig;
+
+/// The largest error of f32 outputs.
+const WIDE: f64 = 1e-5;
+/// The largest error of f32 sums of tensor cores, which cut off instead of rounding: up to a unit in the
+/// last place for each 16 of as many as 18,944 products.
+const SUMS: f64 = 2e-4;
+/// No error.
+const EXACT: f64 = 0.0;
+
+/// Compares every operation.
+pub(crate) fn check(gpu: &mut Gpu, shapes: Shapes) -> Result<Vec<Check>> {
+    let format = gpu.device.half_format();
+    let mut comparison = Comparison { gpu, format, shapes, checks: Vec::new() };
+    rows::check(&mut comparison)?;
+    elementwise::check(&mut comparison)?;
+    attention::check(&mut comparison)?;
+    products::check(&mut comparison)?;
+    optimizer::check(&mut comparison)?;
+    sampling::check(&mut comparison)?;
+    Ok(comparison.checks)
+}
+
+/// Operations against what is expected of them.
+struct Comparison<'g> {
+    gpu: &'g mut Gpu,
+    /// Of its 16-bit numbers.
+    format: HalfFormat,
+    shapes: Shapes,
+    checks: Vec<Check>,
+}
+
+/// An output as it should be.
+struct Expected {
+    what: &'static str,
+    numbers: Vec<f32>,
+    tolerance: f64,
+}
+
+/// Shorthand for an [`Expected`].
+fn expected(what: &'static str, numbers: Vec<f32>, tolerance: f64) -> Expected {
+    Expected { what, numbers, tolerance }
+}
+
+impl Comparison<'_> {
+    /// Runs `operation` twice and compares its outputs, in order.
+    fn compare(
+        &mut self,
+        name: impl Into<String>,
+        expected: &[Expected],
+        operation: impl Fn(&Rig<'_>) -> Result<Vec<Vec<f32>>>,
+    ) -> Result<()> {
+        self.compare_repeats(name, expected, true, operation)
+    }
+
+    /// The same; the bits of both runs agree if it `is_deterministic`.
+    fn compare_repeats(
+        &mut self,
+        name: impl Into<String>,
+        expected: &[Expected],
+        is_deterministic: bool,
+        operation: impl Fn(&Rig<'_>) -> Result<Vec<Vec<f32>>>,
+    ) -> Result<()> {
+        let name = format!("{}, {:?}", name.into(), self.format);
+        let mut run = || operation(&Rig::on(self.gpu)).with_context(|| name.clone());
+        let (first, second) = (run()?, run()?);
+        let is_same =
+            first.iter().zip(&second).all(|(first, second)| have_same_bits(first, second));
+        let (mut is_right, mut found) = (first.len() == expected.len(), Vec::new());
+        for (Expected { what, numbers, tolerance }, actual) in expected.iter().zip(&first) {
+            let error = error(actual, numbers);
+            is_right &= error <= *tolerance;
+            found.push(format!("{what} {error:.1e}"));
+        }
+        if !is_same {
+            found.push("other bits the second time".to_owned());
+            is_right &= !is_deterministic;
+        }
+        self.checks.push(Check { name, found: found.join(", "), is_right });
+        Ok(())
+    }
+
+    /// Says that cuDNN does not start, which is right where it is not installed or there is no GPU.
+    fn skip(&mut self, name: &str, reason: &anyhow::Error) {
+        let is_emulated = is_emulated(self.gpu.device.properties());
+        let is_right = is_emulated || crate::cuda::attention::version().is_err();
+        let found = format!("SKIPPED: {reason:#}");
+        let name = format!("{name}, {:?}", self.format);
+        self.checks.push(Check { name, found, is_right });
+    }
+}
+
+/// The largest error; infinite where the lengths differ or a number is not one.
+fn error(actual: &[f32], expected: &[f32]) -> f64 {
+    if actual.len() != expected.len() {
+        return f64::INFINITY;
+    }
+    let squares: f64 = expected.par_iter().map(|&x| f64::from(x).powi(2)).sum();
+    let floor = (squares / expected.len().max(1) as f64).sqrt();
+    let of_one = |(&actual, &expected): (&f32, &f32)| {
+        let (actual, expected) = (f64::from(actual), f64::from(expected));
+        let error = (actual - expected).abs();
+        match error {
+            0.0 => 0.0,
+            _ if error.is_nan() => f64::INFINITY,
+            _ => error / expected.abs().max(floor),
+        }
+    };
+    actual.par_iter().zip(expected).map(of_one).reduce(|| 0.0, f64::max)
+}
+
+/// Unlike the numbers, the bits of a NaN are equal to themselves.
+fn have_same_bits(first: &[f32], second: &[f32]) -> bool {
+    let is_same = |(first, second): (&f32, &f32)| first.to_bits() == second.to_bits();
+    first.len() == second.len() && first.par_iter().zip(second).all(is_same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_relative_to_the_number_or_the_mean_and_a_nan_is_wrong() {
+        assert_eq!(error(&[3.0, 4.0], &[3.0, 4.0]), 0.0);
+        assert!((error(&[1.1, 7.0], &[1.0, 7.0]) - 0.1 / 5.0).abs() < 1e-6);
+        assert!((error(&[1.0, 7.7], &[1.0, 7.0]) - 0.1).abs() < 1e-6);
+        assert_eq!(error(&[f32::NAN, 7.0], &[1.0, 7.0]), f64::INFINITY);
+        assert_eq!(error(&[1.0], &[1.0, 7.0]), f64::INFINITY);
+        assert_eq!(error(&[], &[]), 0.0);
+    }
+}

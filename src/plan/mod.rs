@@ -1,0 +1,452 @@
+//! What a run will need, known before it starts: every buffer, work, and whether it fits.
+//!
+//! A run of reinforcement has two phases, sampling and updating, that take their memory in turn: the
+//! larger one decides. Needs the model's `config.json` and the configuration only, and touches no device:
+//! also runs on GPUs are planned anywhere. The buffers are those that the program will allocate.
+//! Left out: the data itself, the executable, what the allocator wastes.
+
+mod gpu;
+mod rl;
+
+use crate::base::error::usage;
+use crate::checkpoint::LanguageModel;
+use crate::checkpoint::{ModelSource, Origin};
+use crate::model::{BatchSize, Decoder, Layout, ModelConfig, Recompute};
+use crate::ranks::Shards;
+use crate::ranks::nodes::Nodes;
+use crate::run::environment::memory_bytes;
+use crate::train::settings::TrainConfig;
+use crate::train::sft;
+use crate::trainer::device::{self, DeviceKind, GpuConfig};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+/// What the plan of a GPU run is measured against.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlanConfig {
+    /// Memory of one GPU, in GB of 10^9 bytes; 80 where none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_gb: Option<f64>,
+}
+
+/// The plan of a training run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    #[serde(skip)]
+    shape: ModelConfig,
+    /// Trained parameters.
+    pub num_parameters: usize,
+    /// Ranks that share the work.
+    pub ranks: usize,
+    /// Whose memory the buffers are.
+    pub device: Device,
+    /// The buffers of all CPU ranks together, or of one GPU, that exist all the time.
+    pub buffers: Vec<PlannedBuffer>,
+    /// Of a run on GPUs, what all ranks together hold all the time on the host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host: Vec<PlannedBuffer>,
+    /// What comes and goes beside them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<Phase>,
+    /// Bytes of all buffers with each way of recomputing, where activations are planned.
+    pub by_recompute: Vec<(Recompute, usize)>,
+    /// Updates.
+    pub total_steps: u64,
+    /// Most tokens in one update.
+    pub max_tokens_per_step: usize,
+    /// Rollouts in one step.
+    pub rollouts_per_step: usize,
+    /// Seconds of all updates, where a rate can be assumed (see [`Device`]).
+    pub estimated_secs: Option<f64>,
+    /// What would make it fit, if it does not.
+    pub advice: Option<String>,
+}
+
+/// A buffer and its size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedBuffer {
+    /// What it holds.
+    pub name: &'static str,
+    /// Its size.
+    pub bytes: usize,
+}
+
+/// A part of every step, with the buffers that exist only then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Phase {
+    /// What is done.
+    pub name: &'static str,
+    /// Its buffers.
+    pub buffers: Vec<PlannedBuffer>,
+    /// Bytes of them that it can do without, if more slowly.
+    pub elastic_bytes: usize,
+}
+
+impl Phase {
+    /// Bytes of its buffers.
+    pub fn bytes(&self) -> usize {
+        bytes_in(&self.buffers)
+    }
+}
+
+fn bytes_in(buffers: &[PlannedBuffer]) -> usize {
+    buffers.iter().map(|buffer| buffer.bytes).sum()
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// All ranks share its memory, whose size is the machine's business.
+    Cpu,
+    /// One for each rank; time is estimated at 40 % of the 989 TFLOP/s that an H100 has in bf16.
+    Gpu {
+        /// Bytes of its memory.
+        memory_bytes: f64,
+    },
+}
+
+impl Device {
+    fn new(kind: DeviceKind, config: &PlanConfig) -> Self {
+        match kind {
+            DeviceKind::Cpu => Self::Cpu,
+            DeviceKind::Cuda => {
+                Self::Gpu { memory_bytes: config.gpu_memory_gb.unwrap_or(80.0) * 1e9 }
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// The plan of a fine-tuning run.
+    pub fn of_sft(config: &sft::Config) -> Result<Self> {
+        config.check()?;
+        let shape = shape(&config.model)?;
+        let train = &config.train;
+        let device = Device::new(train.device, &config.plan);
+        let decoder = Decoder::new(shape);
+        let mut plan = Self {
+            device,
+            ranks: train.ranks,
+            buffers: buffers(&decoder, train, device),
+            host: gpu::host(&decoder, device, false),
+            by_recompute: [Recompute::None, Recompute::Selective, Recompute::Layer]
+                .map(|recompute| TrainConfig { recompute, ..train.clone() })
+                .map(|train| (train.recompute, bytes_of(&decoder, &train, device)))
+                .to_vec(),
+            total_steps: train.total_steps,
+            max_tokens_per_step: train.seq_len * train.rows_per_step(),
+            estimated_secs: gpu::estimated_secs(&decoder, train, device),
+            ..Self::of_model(decoder.config())
+        };
+        plan.advice = plan.advice(&decoder, train);
+        Ok(plan)
+    }
+
+    /// One rank on a CPU that holds the model and its optimizer.
+    fn of_model(shape: &ModelConfig) -> Self {
+        let num_parameters = Layout::new(shape).len;
+        Self {
+            shape: shape.clone(),
+            num_parameters,
+            ranks: 1,
+            device: Device::Cpu,
+            buffers: state(num_parameters, 1),
+            host: Vec::new(),
+            phases: Vec::new(),
+            by_recompute: Vec::new(),
+            total_steps: 0,
+            max_tokens_per_step: 0,
+            rollouts_per_step: 0,
+            estimated_secs: None,
+            advice: None,
+        }
+    }
+
+    /// Bytes of all buffers that ever exist at the same time.
+    pub fn total_bytes(&self) -> usize {
+        bytes_in(&self.buffers) + self.peak().map_or(0, Phase::bytes)
+    }
+
+    /// The phase that takes most.
+    fn peak(&self) -> Option<&Phase> {
+        self.phases.iter().max_by_key(|phase| phase.bytes())
+    }
+
+    /// Refuses a run that this program cannot make on this machine and the other `nodes`.
+    pub fn check_machine(&self, nodes: &Nodes) -> Result<()> {
+        match self.device {
+            Device::Cpu if nodes.count > 1 => Err(usage(format!(
+                "this is one of {} nodes (NNODES or SLURM_NNODES), but only GPUs work over several: set \
+                 train.device=\"cuda\", or NNODES=1",
+                nodes.count
+            ))),
+            Device::Cpu => self.check_fits(memory_bytes().unwrap_or(u64::MAX)),
+            Device::Gpu { .. } => device::check_gpus(nodes.share(self.ranks)?, &self.shape),
+        }
+    }
+
+    /// Refuses a run that needs more than `memory_bytes`.
+    fn check_fits(&self, memory_bytes: u64) -> Result<()> {
+        let least = |phase: &Phase| phase.bytes() - phase.elastic_bytes;
+        let needed = bytes_in(&self.buffers) + self.phases.iter().map(least).max().unwrap_or(0);
+        if needed as u64 <= memory_bytes {
+            return Ok(());
+        }
+        Err(usage(format!(
+            "not enough memory: the run needs {:.1} GB and this machine has {:.1} GB; lower \
+             train.ranks, {}train.micro_batch_size or train.seq_len, or set train.recompute=\"layer\" \
+             (--dry-run lists the buffers)",
+            needed as f64 / 1e9,
+            memory_bytes as f64 / 1e9,
+            if self.phases.is_empty() { "" } else { "rollout.max_new_tokens, " },
+        )))
+    }
+
+    /// What would make a run on GPUs fit that does not: the first of a few changes that does.
+    fn advice(&self, decoder: &Decoder, train: &TrainConfig) -> Option<String> {
+        let Device::Gpu { memory_bytes } = self.device else { return None };
+        let needs = |train: &TrainConfig| bytes_of(decoder, train, self.device) as f64;
+        if needs(train) <= memory_bytes {
+            return None;
+        }
+        let ranks = 8.max(2 * train.ranks);
+        let small = TrainConfig { micro_batch_size: 1, ..train.clone() };
+        let with = |recompute, ranks| TrainConfig { recompute, ranks, ..small.clone() };
+        let layer = with(Recompute::Layer, ranks);
+        let short = TrainConfig { seq_len: (train.seq_len / 2).max(1), ..layer.clone() };
+        let selective = "train.recompute=\"selective\"";
+        let by_layer = "train.recompute=\"layer\"";
+        let sharded = format!("train.ranks={ranks}");
+        let changes = [
+            ("train.micro_batch_size=1 and more gradient_accumulation".to_owned(), small.clone()),
+            (by_layer.to_owned(), with(Recompute::Layer, train.ranks)),
+            (format!("{sharded} and {selective}"), with(Recompute::Selective, ranks)),
+            (format!("{sharded} and {by_layer}"), layer),
+            (format!("{sharded}, {by_layer} and train.seq_len={}", short.seq_len), short),
+        ];
+        let over = (needs(train) - memory_bytes) / 1e9;
+        let fitting = changes.into_iter().find(|(_, train)| needs(train) <= memory_bytes);
+        let change = fitting.map_or("a GPU with more memory".to_owned(), |(change, _)| change);
+        Some(format!("{over:.1} GB too much for a GPU: it would fit with {change}"))
+    }
+
+    /// Label and value of each line of the plan's table.
+    pub fn lines(&self) -> Vec<(String, String)> {
+        let gigabytes = |bytes: f64| format!("{:>9.3} GB", bytes / 1e9);
+        let mut lines = vec![("parameters".to_owned(), self.num_parameters.to_string())];
+        let place = match self.device {
+            Device::Cpu => format!("memory of {} on the CPU", count(self.ranks, "rank")),
+            Device::Gpu { .. } => format!("memory of each of {}", count(self.ranks, "GPU")),
+        };
+        lines.push((place, String::new()));
+        let line = |b: &PlannedBuffer| (format!("  {}", b.name), gigabytes(b.bytes as f64));
+        lines.extend(self.buffers.iter().map(line));
+        for phase in &self.phases {
+            lines.push((format!("  while {}", phase.name), gigabytes(phase.bytes() as f64)));
+            let parts = phase.buffers.iter().map(line);
+            lines.extend(parts.map(|(name, bytes)| (format!("  {name}"), bytes)));
+        }
+        let peak = self.peak().map_or(String::new(), |phase| format!(", while {}", phase.name));
+        lines.push((format!("  in all{peak}"), gigabytes(self.total_bytes() as f64)));
+        if let Device::Gpu { memory_bytes } = self.device {
+            lines.push(("  of".to_owned(), gigabytes(memory_bytes)));
+        }
+        if !self.host.is_empty() {
+            lines.push(("memory of the host".to_owned(), String::new()));
+            lines.extend(self.host.iter().map(line));
+        }
+        lines.extend(self.by_recompute.iter().map(|(recompute, bytes)| {
+            let mode = format!("{recompute:?}").to_lowercase();
+            (format!("  in all with recompute = {mode}"), gigabytes(*bytes as f64))
+        }));
+        lines.push(("updates".to_owned(), self.total_steps.to_string()));
+        let tokens = self.max_tokens_per_step;
+        lines.push(("tokens in an update, at most".to_owned(), tokens.to_string()));
+        let tokens = tokens as u64 * self.total_steps;
+        lines.push(("tokens in all, at most".to_owned(), tokens.to_string()));
+        if self.rollouts_per_step > 0 {
+            lines.push(("rollouts in a step".to_owned(), self.rollouts_per_step.to_string()));
+        }
+        if let Some(secs) = self.estimated_secs {
+            let assumption = "at 40 % of 989 TFLOP/s a GPU, full rows of one sample";
+            lines.push((
+                "time, estimated".to_owned(),
+                format!(
+                    "{:.0} s, {:.2} s an update ({assumption})",
+                    secs,
+                    secs / self.total_steps as f64
+                ),
+            ));
+        }
+        if let Some(advice) = &self.advice {
+            lines.push(("does not fit".to_owned(), advice.clone()));
+        }
+        lines
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Weights and gradients of each rank, and the optimizer that they share, in f32.
+fn state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
+    vec![
+        PlannedBuffer { name: "parameters", bytes: 4 * num_parameters * ranks },
+        PlannedBuffer { name: "gradients", bytes: 4 * num_parameters * ranks },
+        PlannedBuffer { name: "moments of AdamW, sharded", bytes: 8 * num_parameters },
+    ]
+}
+
+/// What a forward and backward is made for.
+#[derive(Clone, Copy)]
+struct Work {
+    tokens: usize,
+    longest: usize,
+    ranks: usize,
+    recompute: Recompute,
+    gpu: GpuConfig,
+}
+
+impl From<&TrainConfig> for Work {
+    fn from(train: &TrainConfig) -> Self {
+        Self {
+            tokens: train.seq_len * train.micro_batch_size,
+            longest: train.seq_len,
+            ranks: train.ranks,
+            recompute: train.recompute,
+            gpu: train.gpu,
+        }
+    }
+}
+
+fn buffers(decoder: &Decoder, train: &TrainConfig, device: Device) -> Vec<PlannedBuffer> {
+    let work = Work::from(train);
+    match device {
+        Device::Cpu => {
+            let mut buffers = state(decoder.layout().len, work.ranks);
+            buffers.extend(cpu_work(decoder, work));
+            buffers
+        }
+        Device::Gpu { .. } => {
+            let mut buffers = gpu::lasting(decoder, work);
+            buffers.extend(gpu::training(decoder, work));
+            buffers
+        }
+    }
+}
+
+fn bytes_of(decoder: &Decoder, train: &TrainConfig, device: Device) -> usize {
+    bytes_in(&buffers(decoder, train, device))
+}
+
+/// What the ranks allocate together for their forwards and backwards.
+fn cpu_work(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
+    let Work { tokens, longest, ranks, recompute, .. } = work;
+    let threads = (rayon::current_num_threads() / ranks).max(1);
+    let batch = BatchSize { tokens, longest, targets: tokens };
+    let memory = decoder.training_memory(batch, recompute, threads);
+    let bucket = decoder.layout().len.min(Shards::BUCKET) * size_of::<f32>();
+    [
+        ("packed matrices", memory.packed_weights),
+        ("activations", memory.activations),
+        ("gradients of activations", memory.backward),
+        ("chunk of logits", memory.head),
+        ("attention and scratch", memory.scratch),
+        ("communication", if ranks > 1 { bucket + bucket / ranks } else { 0 }),
+    ]
+    .map(|(name, bytes)| PlannedBuffer { name, bytes: bytes * ranks })
+    .to_vec()
+}
+
+fn shape(model: &ModelSource) -> Result<ModelConfig> {
+    match model.origin()? {
+        Origin::Directory(dir) => LanguageModel::shape(dir),
+        Origin::Random { config, .. } => LanguageModel::read_config(config),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama3_8b() -> Decoder {
+        let text = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8}"#;
+        Decoder::new(ModelConfig::from_json(text).unwrap())
+    }
+
+    fn train(more: &str) -> TrainConfig {
+        let text = "total_steps = 1000\nseq_len = 5120\ngradient_accumulation = 16\nranks = 8\n\
+                    device = 'cuda'\n";
+        toml::from_str(&format!("{text}{more}")).unwrap()
+    }
+
+    fn gigabytes(buffers: &[PlannedBuffer], name: &str) -> f64 {
+        buffers.iter().find(|b| b.name.starts_with(name)).unwrap().bytes as f64 / 1e9
+    }
+
+    #[test]
+    fn a_gpu_holds_of_llama3_8b_what_the_formulas_say() {
+        let decoder = llama3_8b();
+        let of = |more: &str| buffers(&decoder, &train(more), Device::Gpu { memory_bytes: 80e9 });
+        let buffers = of("");
+        for (name, expected) in [
+            ("parameters", 16.06),
+            ("gradients", 16.06),
+            ("master weights", 4.015),
+            ("moments", 8.03),
+            ("sums of gradients", 4.015),
+            ("activations", 15.50),
+            ("attention", 0.333),
+            ("chunk of logits", 1.610),
+        ] {
+            let planned = gigabytes(&buffers, name);
+            assert!((planned - expected).abs() < 0.006 * expected, "{name}: {planned}");
+        }
+        let small = of("gpu = { moments = 'bf16', gradient_sums = 'full' }");
+        assert!((gigabytes(&small, "moments") - 4.015).abs() < 0.01);
+        assert!((gigabytes(&small, "sums of gradients") - 32.12).abs() < 0.02);
+        let inputs = of("recompute = 'layer'");
+        assert!((gigabytes(&inputs, "activations") - 1.825).abs() < 0.005);
+    }
+
+    #[test]
+    fn what_does_not_fit_comes_with_what_to_change() {
+        let decoder = llama3_8b();
+        let advice = |more: &str, gigabytes: f64| {
+            let (train, device) = (train(more), Device::Gpu { memory_bytes: gigabytes * 1e9 });
+            let buffers = buffers(&decoder, &train, device);
+            let plan =
+                Plan { device, buffers, ranks: train.ranks, ..Plan::of_model(decoder.config()) };
+            plan.advice(&decoder, &train)
+        };
+        assert_eq!(advice("", 80.0), None);
+        assert!(advice("", 55.0).unwrap().contains("layer"));
+        assert!(advice("micro_batch_size = 4", 80.0).unwrap().contains("micro_batch_size=1"));
+        assert!(advice("", 10.0).unwrap().contains("more memory"));
+    }
+
+    #[test]
+    fn a_run_that_needs_more_memory_than_there_is_is_refused() {
+        let plan = Plan::of_model(llama3_8b().config());
+        plan.check_fits(plan.total_bytes() as u64).unwrap();
+        let error = plan.check_fits(plan.total_bytes() as u64 - 1).unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("not enough memory"), "{error}");
+    }
+
+    #[test]
+    fn the_time_of_llama3_8b_is_that_of_its_flops() {
+        let (decoder, train) = (llama3_8b(), train(""));
+        let device = Device::Gpu { memory_bytes: 80e9 };
+        // 1000 steps of 16 micro-batches of 251.2 TFLOP.
+        let expected = 16_000.0 * 251.2e12 / gpu::FLOPS_PER_SEC;
+        let secs = gpu::estimated_secs(&decoder, &train, device).unwrap();
+        assert!((secs - expected).abs() < 0.001 * expected, "{secs}");
+        assert_eq!(gpu::estimated_secs(&decoder, &train, Device::Cpu), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! Number-theoretic functions: divisors, common factors, remainders and powers modulo.
+
+use super::{big, gcd, sums};
+use crate::problems::family::Family;
+
+fn count(range: std::ops::RangeInclusive<i64>, condition: impl Fn(i64) -> bool) -> i64 {
+    range.filter(|&i| condition(i)).count() as i64
+}
+
+pub(crate) fn families() -> Vec<Family> {
+    vec![
+        Family::new("common_factor_sum", 1)
+            .number("partner", 4..=99)
+            .number("factor", 2..=9)
+            .story("Worker k earns as many points as the largest number dividing both k and {a}. A point pays {b} coins. What do workers 1 to n get?")
+            .story("For k = 1 to n take the greatest common factor of k and {a}, and add all up. What is {b} times the sum?")
+            .story("Box k holds as many {things} as the largest common divisor of k and {a}, {b} times over. How many are in boxes 1 to n?")
+            .import("gcd")
+            .code("print(sum(gcd(i, {a}) for i in range(1, n + 1)) * {b})")
+            .slip(" * {b}", "", "The factor {b} was left out.")
+            .slip("sum(gcd(i, {a}) for i in range(1, n + 1))", "gcd(n, {a})", "All k up to n count, not only n.")
+            .slip("gcd(i, {a})", "i % {a}", "The common divisor counts, not the remainder.")
+            .list(|p, count| {
+                sums((1..=count as i64).map(|i| big(p.b * gcd(i, p.a))).collect())
+            }),
+        Family::new("two_wheels", 1)
+            .number("teeth", 4..=99)
+            .number("factor", 2..=9)
+            .story("One wheel has {a} teeth, the other n. After how many teeth do both stand as before? Give {b} times that number.")
+            .story("One bus comes every {a} minutes, one every n minutes, both now. {b} coins are paid per minute until both come again. How much?")
+            .story("Take the smallest number that both {a} and n divide. What is {b} times it?")
+            .import("gcd")
+            .code("print({a} * n // gcd({a}, n) * {b})")
+            .explain("{b} times the least common multiple of {a} and {n} is {v}.")
+            .slip(" // gcd({a}, n)", "", "The product may be too large a multiple.")
+            .slip(" * {b}", "", "The factor {b} was left out.")
+            .slip("{a} * n // gcd({a}, n)", "gcd({a}, n)", "The common multiple is wanted, not the divisor.")
+            .at(|p, n| big(p.b) * num_integer::lcm(p.a, n)),
+        Family::new("equal_rows", 1)
+            .number("factor", 2..=40)
+            .number("price", 2..=20)
+            .story("{a} * n {things} are laid in equal rows. Each way to choose the row length earns {b} coins. How many coins in all?")
+            .story("A club has {a} * n people. How many group sizes divide it evenly? Give {b} times that count.")
+            .story("Count the whole numbers that divide {a} * n without rest. What is {b} times the count?")
+            .code("x = {a} * n\nprint({b} * sum(x % i == 0 for i in range(1, x + 1)))")
+            .explain("{a} * {n} has that many divisors; times {b} gives {v}.")
+            .slip("{b} * sum", "sum", "The factor {b} was left out.")
+            .slip("x = {a} * n", "x = n", "The number to divide is {a} * n.")
+            .slip("range(1, x + 1)", "range(1, x)", "The number itself divides too.")
+            .slip("range(1, x + 1)", "range(2, x + 1)", "The number 1 divides too.")
+            .at(|p, n| big(p.b * count(1..=p.a * n, |d| p.a * n % d == 0))),
+        Family::new("divisor_gifts", 1)
+            .number("gift", 2..=60)
+            .story("For every divisor d of n, {name} gets d + {a} {things}. How many {things} in all?")
+            .story("Each whole number d that divides n pays d coins and a bonus of {a}. What is paid in all?")
+            .story("Take all numbers that divide n evenly, add {a} to each, and sum them. What is the sum?")
+            .code("print(sum(i + {a} for i in range(1, n + 1) if n % i == 0))")
+            .explain_with(|p, n, v| {
+                let parts: Vec<String> =
+                    (1..=n).filter(|d| n % d == 0).map(|d| format!("({d} + {})", p.a)).collect();
+                format!("{} = {v}.", parts.join(" + "))
+            })
+            .slip("i + {a}", "i", "The {a} for each divisor is missing.")
+            .slip(" if n % i == 0", "", "Only divisors of n count.")
+            .slip("range(1, n + 1)", "range(2, n + 1)", "The number 1 divides too.")
+            .slip("i + {a}", "{a}", "The divisor itself must be added too.")
+            .at(|p, n| big((1..=n).filter(|d| n % d == 0).map(|d| d + p.a).sum())),
+        Family::new("free_partners", 1)
+            .number("price", 2..=40)
+            .number("extra", 1..=30)
+            .story("Two numbers fit if only 1 divides both. Each k from 1 to n that fits n pays {a} coins; {b} are paid on top. How much is paid?")
+            .story("Count the k from 1 to n that share no factor above 1 with n. Take {a} times the count, plus {b}. What is it?")
+            .story("{name} lights lamp k, from 1 to n, if k and n have no common divisor but 1. A lamp costs {a}, the switch {b}. What is the price?")
+            .import("gcd")
+            .code("print({a} * sum(gcd(i, n) == 1 for i in range(1, n + 1)) + {b})")
+            .slip("gcd(i, n) == 1", "gcd(i, n) > 1", "Those without a common factor count.")
+            .slip("gcd(i, n) == 1", "n % i > 0", "Common factors count, not only divisors.")
+            .slip("{a} * sum", "sum", "The factor {a} was left out.")
+            .slip(" + {b}", "", "The {b} on top were left out.")
+            .at(|p, n| big(p.a * count(1..=n, |i| gcd(i, n) == 1) + p.b)),
+        Family::new("two_bells_sum", 1)
+            .number("first period", 2..=9)
+            .number("second period", 3..=15)
+            .number("factor", 2..=9)
+            .keep(|p| p.a < p.b && p.b % p.a != 0)
+            .story("Sum the numbers from 1 to n that {a} or {b} divides. What is {c} times the sum?")
+            .story("On days divisible by {a} or by {b}, {name} gets {c} times the day number in coins. How many coins in n days?")
+            .story("If {a} or {b} divides k, house k gets {c} * k letters, else none. How many letters do houses 1 to n get?")
+            .code("print(sum(i for i in range(1, n + 1) if i % {a} == 0 or i % {b} == 0) * {c})")
+            .slip(" or i % {b} == 0", "", "Multiples of {b} count too.")
+            .slip("i % {a} == 0 or ", "", "Multiples of {a} count too.")
+            .slip(" * {c}", "", "The factor {c} was left out.")
+            .slip("sum(i for", "sum(1 for", "The numbers are summed, not counted.")
+            .list(|p, count| {
+                let hit = |i: i64| i % p.a == 0 || i % p.b == 0;
+                sums((1..=count as i64).map(|i| big(if hit(i) { p.c * i } else { 0 })).collect())
+            }),
+        Family::new("skip_multiples_sum", 1)
+            .number("forbidden number", 2..=19)
+            .number("factor", 2..=19)
+            .story("Sum the numbers from 1 to n that {a} does not divide. What is {b} times the sum?")
+            .story("Every day but those divisible by {a}, {name} gets {b} times the day number in {things}. How many after n days?")
+            .story("Shelves with a number divisible by {a} stay empty; any other shelf k holds {b} * k books. How many books on shelves 1 to n?")
+            .code("print(sum(i for i in range(1, n + 1) if i % {a}) * {b})")
+            .slip(" if i % {a}", "", "Multiples of {a} must be left out.")
+            .slip("if i % {a}", "if i % {a} == 0", "Multiples of {a} are left out, not taken.")
+            .slip(" * {b}", "", "The factor {b} was left out.")
+            .slip("sum(i for", "sum(1 for", "The numbers are summed, not counted.")
+            .list(|p, count| {
+                let part = |i: i64| big(if i % p.a == 0 { 0 } else { p.b * i });
+                sums((1..=count as i64).map(part).collect())
+            }),
+        Family::new("full_boxes", 0)
+            .number("start", 1..=40)
+            .number("box size", 2..=9)
+            .number("price", 2..=30)
+            .story("{name} has {a} + n {things} and packs boxes of {b}. Each full box pays {c}, each thing left over pays 1. How much in all?")
+            .story("{a} + n coins are changed: every {b} become one note worth {c} points, the rest count 1 point each. How many points?")
+            .story("{a} + n people ride in cars of {b}. A full car costs {c}, each one left over walks and costs 1. What is the cost?")
+            .code("x = {a} + n\nprint(x // {b} * {c} + x % {b})")
+            .slip(" + x % {b}", "", "Those left over were left out.")
+            .slip("x // {b} * {c}", "x // {b}", "Each full group counts {c}.")
+            .slip("x = {a} + n", "x = n", "The {a} at the start were left out.")
+            .slip("x % {b}", "x // {b}", "What is left over is the remainder.")
+            .at(|p, n| {
+                let x = p.a + n;
+                big(x / p.b * p.c + x % p.b)
+            }),
+        Family::new("remainder_sum", 1)
+            .number("modulus", 3..=19)
+            .number("factor", 2..=30)
+            .story("Day k gives as many points as k divided by {a} leaves over. Each point pays {b} coins. How many coins are paid in n days?")
+            .story("For k = 1 to n take what is left when k is divided by {a}. What is {b} times the sum?")
+            .story("{name} puts k {things}, for k = 1 to n, into packs of {a}; each thing left over sells for {b}. How much is earned?")
+            .code("print(sum(i % {a} for i in range(1, n + 1)) * {b})")
+            .slip("i % {a}", "i // {a}", "The remainder counts, not the quotient.")
+            .slip(" * {b}", "", "The factor {b} was left out.")
+            .slip("sum(i % {a} for i in range(1, n + 1))", "n % {a}", "All k up to n count, not only n.")
+            .list(|p, count| sums((1..=count as i64).map(|i| big(p.b * (i % p.a))).collect())),
+        Family::new("power_remainder", 1)
+            .number("base", 2..=19)
+            .number("modulus", 23..=99)
+            .keep(|p| gcd(p.a, p.b) == 1)
+            .story("{name} multiplies {a} by itself so that n factors stand there, and divides by {b}. What is the remainder?")
+            .story("n dice with {a} sides each give some number of results. They are packed in boxes of {b}. How many results are left over?")
+            .story("Take the product of n numbers that all are {a}. What remains after division by {b}?")
+            .code("print({a} ** n % {b})")
+            .explain("{a} to the power {n} leaves {v} when divided by {b}.")
+            .slip(" % {b}", "", "The remainder by {b} was not taken.")
+            .slip("{a} ** n", "{a} * n", "There are n factors, not n terms.")
+            .slip("{a} ** n", "n ** {a}", "The number {a} is the base.")
+            .slip(" % {b}", " // {b}", "The remainder is asked, not the quotient.")
+            .at(|p, n| big(p.a).pow(n as u32) % p.b),
+        Family::new("square_remainder", 0)
+            .number("addition", 1..=60)
+            .number("modulus", 17..=97)
+            .story("{name} has n rows of n {things} and {a} more, and packs them in boxes of {b}. How many are left over?")
+            .story("Square n, add {a}, and divide by {b}. What is the remainder?")
+            .story("n * n + {a} marks are counted around a ring of {b} places from 0. On which place does it end?")
+            .code("print((n * n + {a}) % {b})")
+            .explain("{n} * {n} + {a} leaves {v} when divided by {b}.")
+            .slip("(n * n + {a}) % {b}", "n * n + {a} % {b}", "The remainder is taken of the whole sum.")
+            .slip("n * n", "2 * n", "n is squared, not doubled.")
+            .slip(" + {a}", "", "The {a} more were left out.")
+            .slip(" % {b}", "", "The remainder by {b} was not taken.")
+            .at(|p, n| (big(n) * n + p.a) % p.b),
+        Family::new("rounded_shares", 0)
+            .number("amount", 20..=99)
+            .number("first divisor", 2..=9)
+            .number("second divisor", 3..=19)
+            .keep(|p| p.b < p.c)
+            .story("{name} cuts {a} * n meters of rope into pieces of {b} meters, and as much again into pieces of {c}. How many full pieces in all?")
+            .story("Take {a} * n divided by {b} and divided by {c}, both rounded down. What is their sum?")
+            .story("Two shops have {a} * n {things} each. One packs {b} per box, one {c}. How many full boxes are there?")
+            .code("x = {a} * n\nprint(x // {b} + x // {c})")
+            .slip(" + x // {c}", "", "The second part was left out.")
+            .slip("x // {b} + ", "", "The first part was left out.")
+            .slip("x = {a} * n", "x = n", "The amount is {a} * n, not n.")
+            .slip("x // {b} + x // {c}", "x // ({b} + {c})", "Each part is rounded on its own.")
+            .at(|p, n| big(p.a * n / p.b + p.a * n / p.c)),
+    ]
+}

@@ -1,0 +1,113 @@
+//! What a node other than node 0 does to meet the others.
+//!
+//! Contract: waits for node 0 to be started, and then for all to have come; ends with the reason as soon as it is
+//! known that they will not.
+
+use super::Lane;
+use super::door::wait;
+use super::greeting::{Hello, Reply};
+use super::nodes::Nodes;
+use super::rendezvous::{Link, Meeting, Pace};
+use crate::base::error::usage;
+use anyhow::{Context, Result, anyhow, bail};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+/// How long one try to connect may take.
+const TRY: Duration = Duration::from_secs(5);
+
+/// Between two words about a node 0 that does not answer.
+const REMINDER: Duration = Duration::from_secs(30);
+
+impl Nodes {
+    /// The other nodes' part of [`Nodes::meet`].
+    pub(crate) fn join(&self, ranks: usize, pace: Pace, deadline: Instant) -> Result<Meeting> {
+        let peer = format!("node 0 ({}:{})", self.master, self.port);
+        let hello = |connection| Hello { node: self.rank, nodes: self.count, ranks, connection };
+        let stream = self.connect(&peer, deadline)?;
+        let wait = deadline.saturating_duration_since(Instant::now()) + pace.patience;
+        let reply = || {
+            hello(0).write(&stream)?;
+            stream.set_read_timeout(Some(wait))?;
+            Reply::read(&stream)
+        };
+        let message = match reply() {
+            Ok(Reply::Met(message)) => message,
+            Ok(Reply::Ended(why)) => bail!("{peer} ended the meeting: {why}"),
+            Err(e) => return Err(unmet(&peer, &e)),
+        };
+        let lane = |connection| {
+            let stream = stream.peer_addr().and_then(TcpStream::connect)?;
+            hello(connection).write(&stream)?;
+            Ok(stream)
+        };
+        let lanes = (1..=ranks).map(|connection| {
+            let stream = lane(connection).map_err(|e| unmet(&peer, &e))?;
+            Lane::new(peer.clone(), stream)
+        });
+        Ok(Meeting {
+            first_rank: self.rank * ranks,
+            world: self.count * ranks,
+            message,
+            lanes: lanes.collect::<Result<_>>()?,
+            links: vec![Link { peer, stream }],
+            pace,
+        })
+    }
+
+    /// The first connection to node 0, which may be started later.
+    fn connect(&self, peer: &str, deadline: Instant) -> Result<TcpStream> {
+        let addresses = (self.master.as_str(), self.port).to_socket_addrs().map_err(|e| {
+            usage(format!(
+                "MASTER_ADDR is {:?}, the name of no host that is known here: {e}",
+                self.master
+            ))
+        })?;
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        let Self { rank, count, .. } = self;
+        let minutes = deadline.saturating_duration_since(Instant::now()).as_secs().div_ceil(60);
+        tracing::info!("node {rank} of {count}: connecting to {peer}, for up to {minutes} minutes");
+        let mut reminded = Instant::now();
+        loop {
+            match connect_to_any(&addresses) {
+                Ok(stream) => {
+                    tracing::info!("{peer} is there; waiting until all nodes are");
+                    return Ok(stream);
+                }
+                Err(e) if Instant::now() > deadline => {
+                    return Err(e).with_context(|| format!("connecting to {peer}"));
+                }
+                Err(e) if reminded.elapsed() > REMINDER => {
+                    tracing::warn!("{peer} does not answer yet: {e}");
+                    reminded = Instant::now();
+                }
+                Err(_) => wait(Duration::from_millis(100))?,
+            }
+        }
+    }
+}
+
+fn connect_to_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut result = Err(ErrorKind::NotFound.into());
+    for address in addresses {
+        result = TcpStream::connect_timeout(address, TRY);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// Why node 0, which was there, has not met with this one.
+fn unmet(peer: &str, error: &io::Error) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            anyhow!("{peer} is there, but the nodes have not met in time")
+        }
+        ErrorKind::InvalidData => usage(format!(
+            "what listens as {peer} is {error}: are MASTER_ADDR and MASTER_PORT right?"
+        )),
+        _ => anyhow!("{peer} ended before the nodes had met: what it said tells why"),
+    }
+}

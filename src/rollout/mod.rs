@@ -1,0 +1,4 @@
+//! Attempts at problems: sampled and graded.
+
+pub mod attempts;
+mod judging;

@@ -1,0 +1,103 @@
+//! The checkpoints of a run, and which of them are kept.
+
+use super::SAMPLES;
+use crate::base::fs::children;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What is kept on disk.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 writes only the last one (and one on Ctrl-C).
+    pub every: u64,
+    /// Older ones are removed beyond this many; none given keeps all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_last: Option<usize>,
+    /// Those at multiples of this many steps are kept beside them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
+}
+
+impl CheckpointConfig {
+    /// Whether a checkpoint is due after `step`.
+    pub(crate) fn is_due(&self, step: u64) -> bool {
+        self.every > 0 && step.is_multiple_of(self.every)
+    }
+}
+
+/// The samples of the run in `run_dir` by step, oldest first; none without such a directory.
+pub fn steps_with_samples(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    steps(&run_dir.join(SAMPLES), ".jsonl")
+}
+
+/// What is named after steps in `dir`, by step.
+fn steps(dir: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for path in children(dir)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let number = name.strip_prefix("step-").and_then(|name| name.strip_suffix(suffix));
+        if let Some(step) = number.and_then(|number| number.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The checkpoints of a run, complete ones only: they appear by an atomic rename.
+pub struct Checkpoints {
+    dir: PathBuf,
+}
+
+impl Checkpoints {
+    /// The checkpoints of the run in `run_dir`.
+    pub fn of(run_dir: &Path) -> Self {
+        Self { dir: run_dir.join("checkpoints") }
+    }
+
+    /// Where the checkpoint of `step` lies or will lie.
+    pub fn step_dir(&self, step: u64) -> PathBuf {
+        self.dir.join(step_name(step))
+    }
+
+    /// All checkpoints by step, oldest first.
+    pub fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
+        steps(&self.dir, "")
+    }
+
+    /// The newest checkpoint.
+    pub fn latest(&self) -> Result<Option<(u64, PathBuf)>> {
+        Ok(self.list()?.pop())
+    }
+
+    /// Deletes all but the newest `keep_last` and those at multiples of `keep_every` steps.
+    pub fn retain(&self, keep_last: usize, keep_every: Option<u64>) -> Result<()> {
+        let found = self.list()?;
+        let old = found.len().saturating_sub(keep_last);
+        for (step, path) in &found[..old] {
+            if keep_every.is_none_or(|every| every == 0 || step % every != 0) {
+                remove_checkpoint(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Renames first, so that a checkpoint half deleted is never taken for a whole one.
+fn remove_checkpoint(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let doomed = path.with_file_name(format!("codeseq-removed-{name}"));
+    fs::rename(path, &doomed)
+        .and_then(|()| fs::remove_dir_all(&doomed))
+        .with_context(|| format!("removing {}", path.display()))
+}
+
+pub(crate) fn step_name(step: u64) -> String {
+    format!("step-{step:06}")
+}

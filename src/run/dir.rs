@@ -1,0 +1,578 @@
+//! The run directory: who owns it, what lies where.
+//!
+//! ```text
+//! config.toml plan.json env.json   resolved config, derived plan, machine and command line
+//! metrics.jsonl events.out.*       see `run::metrics`
+//! samples/step-000100.jsonl        what was generated in step 100 and how it was rewarded
+//! checkpoints/step-000100/         Hugging Face layout plus `state/`
+//! logs/attempt-1.log               one for each start
+//! run.lock                         held while a process works here
+//! ```
+//!
+//! Contract: two processes never work in one run directory, and nothing is replaced unless the user
+//! says so. A directory in which a run stopped before its first step counts as unused: it goes with its
+//! owner, and one that a killed process left may be used. Resuming requires the same configuration: other
+//! settings are another run. Only how the work is laid out and what is kept of it may change ([`super::compatibility`]),
+//! as long as the global batch stays.
+
+use super::checkpoints::{Checkpoints, step_name};
+use super::compatibility::refuse_other_config;
+use super::environment::Environment;
+use super::{SAMPLES, metrics};
+use crate::base::error::usage;
+use crate::base::fs::{children, write_atomic, write_json};
+use crate::base::log;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::json;
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const LOCK: &str = "run.lock";
+const CONFIG: &str = "config.toml";
+/// What `--overwrite` replaces, until the new run has come to the end of a step.
+const REPLACED: &str = "codeseq-replaced";
+
+/// What to do with a run that is already in the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Leave it alone and stop.
+    Refuse,
+    /// Replace it with a new one, as soon as that has a step.
+    Overwrite,
+    /// Go on from its latest checkpoint.
+    Resume,
+}
+
+/// What an error that ends a run says, if it says itself what of the run is saved.
+#[derive(Debug)]
+pub(crate) struct Ending(pub(crate) String);
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Ending {}
+
+impl Ending {
+    /// That of a run whose last checkpoint is that of `step`.
+    pub(crate) fn saved_at(step: u64) -> Self {
+        Self(format!("step {step} is saved, and the same command with --resume goes on from it"))
+    }
+}
+
+/// A run directory that this process owns until it drops it.
+pub struct RunDir {
+    path: PathBuf,
+    /// It, if it was made, and the directories above that were made for it, innermost first.
+    made: Vec<PathBuf>,
+    _lock: File,
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if is_used(&self.path) {
+            return;
+        }
+        // What cannot be removed counts as unused all the same.
+        if put_back(&self.path).is_ok_and(|was_replaced| !was_replaced) && clear(&self.path).is_ok()
+        {
+            let _ = fs::remove_file(self.path.join(LOCK));
+            let _ = self.made.iter().try_for_each(fs::remove_dir);
+        }
+    }
+}
+
+impl RunDir {
+    /// Takes possession of `path` for the run that `config_toml` (resolved) describes. A run that is
+    /// overwritten comes back if the new one ends before its first step.
+    pub fn create(path: &Path, config_toml: &str, existing: Existing) -> Result<Self> {
+        let name = path.display();
+        if path.join(REPLACED).exists() && !is_used(path) {
+            // The process that was to overwrite it was killed.
+            let _lock = lock(path)?;
+            put_back(path)?;
+        }
+        match (contents(path)?, existing) {
+            (Contents::Foreign, _) => {
+                return Err(usage(format!(
+                    "{name} is not empty and not a run directory; choose another with --out"
+                )));
+            }
+            (Contents::Run, Existing::Refuse) => {
+                return Err(usage(format!(
+                    "{name} already holds a run; continue it with --resume, replace it with \
+                     --overwrite, or choose another with --out"
+                )));
+            }
+            (Contents::Nothing, Existing::Resume) if !path.join(CONFIG).exists() => {
+                return Err(usage(format!("{name} holds no run to resume; leave out --resume")));
+            }
+            // A run that was killed before its first step begins again.
+            (Contents::Run | Contents::Nothing, Existing::Resume) => {
+                refuse_other_config(&path.join(CONFIG), config_toml)?;
+            }
+            _ => {}
+        }
+        let missing = path.ancestors().take_while(|dir| *dir != Path::new("") && !dir.exists());
+        let made: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+        fs::create_dir_all(path)
+            .map_err(|e| usage(format!("cannot make the run directory {name}: {e}")))?;
+        let lock = lock(path).inspect_err(|_| {
+            let _ = made.iter().try_for_each(fs::remove_dir);
+        })?;
+        // From here on a failure leaves nothing: what was made goes with it.
+        let run = Self { path: path.to_owned(), made, _lock: lock };
+        run.begin(config_toml, existing)?;
+        Ok(run)
+    }
+
+    /// Clears the way, and records the configuration and that there was an attempt.
+    fn begin(&self, config_toml: &str, existing: Existing) -> Result<()> {
+        let path = &self.path;
+        remove_unfinished(path)?;
+        if existing == Existing::Overwrite {
+            set_aside(path)?;
+        }
+        write_atomic(&path.join(CONFIG), config_toml.as_bytes())?;
+        let logs = path.join("logs");
+        fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
+        let attempts = (1u32..).map(|n| logs.join(format!("attempt-{n}.log")));
+        let unused = attempts.into_iter().find(|log| !log.exists());
+        log::also_to(&unused.expect("invariant: some attempt number is unused"))
+    }
+
+    /// Deletes what this run replaced: it has come to the end of a step.
+    pub fn forget_replaced(&self) -> Result<()> {
+        let replaced = self.path.join(REPLACED);
+        if replaced.exists() { remove(&replaced) } else { Ok(()) }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in the directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Records what was derived from the configuration.
+    pub fn write_plan(&self, plan: &impl Serialize) -> Result<()> {
+        self.write_json("plan.json", plan)
+    }
+
+    /// Records the machine, the command line, and the judge's protections that were in force.
+    pub fn write_environment(
+        &self,
+        command_line: &[String],
+        protections: &impl Serialize,
+    ) -> Result<()> {
+        let environment = json!({
+            "command": command_line,
+            "environment": Environment::current(),
+            "protections": protections,
+        });
+        self.write_json("env.json", &environment)
+    }
+
+    /// Writes a JSON file in the directory, whole or not at all.
+    pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        write_json(&self.file(name), value)
+    }
+
+    /// Where the samples of a step belong.
+    pub fn samples(&self, step: u64) -> PathBuf {
+        self.path.join(SAMPLES).join(format!("{}.jsonl", step_name(step)))
+    }
+
+    /// The error that ends the run, with what of it is saved; one that comes before there is a step, and
+    /// one that says so itself, stay as they are.
+    pub fn ended_by(&self, error: anyhow::Error) -> anyhow::Error {
+        if error.is::<Ending>() || !is_used(&self.path) {
+            return error;
+        }
+        let ending = match self.checkpoints().latest() {
+            Ok(Some((step, _))) => Ending::saved_at(step),
+            _ => Ending(format!("no step is saved, as checkpoint.every is {}", self.save_every())),
+        };
+        error.context(ending)
+    }
+
+    /// `checkpoint.every` as the run directory's configuration has it.
+    fn save_every(&self) -> i64 {
+        let table: Option<toml::Table> =
+            fs::read_to_string(self.path.join(CONFIG)).ok().and_then(|text| text.parse().ok());
+        let every = table.and_then(|table| table.get("checkpoint")?.get("every")?.as_integer());
+        every.unwrap_or(0)
+    }
+
+    /// The run's checkpoints.
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::of(&self.path)
+    }
+}
+
+enum Contents {
+    Nothing,
+    Run,
+    Foreign,
+}
+
+fn contents(path: &Path) -> Result<Contents> {
+    if !path.exists() {
+        return Ok(Contents::Nothing);
+    }
+    if !path.is_dir() {
+        return Err(usage(format!("{} is a file; --out names a directory", path.display())));
+    }
+    Ok(if path.join(LOCK).exists() {
+        if is_used(path) { Contents::Run } else { Contents::Nothing }
+    } else if children(path)?.is_empty() {
+        Contents::Nothing
+    } else {
+        Contents::Foreign
+    })
+}
+
+/// Whether a run has come to the end of a step here.
+fn is_used(path: &Path) -> bool {
+    let has_rows = |file: PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0);
+    has_rows(path.join(metrics::FILE)) || path.join("checkpoints").exists()
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let file = path.join(LOCK);
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&file)
+        .with_context(|| format!("opening {}", file.display()))?;
+    // A child that is just being started holds its parent's locks until it executes its program.
+    let mut attempts = (0..10).map(|attempt| {
+        std::thread::sleep(Duration::from_millis(10 * attempt));
+        lock.try_lock()
+    });
+    let is_settled = |result: &Result<_, _>| !matches!(result, Err(TryLockError::WouldBlock));
+    match attempts.find(is_settled).unwrap_or(Err(TryLockError::WouldBlock)) {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(usage(format!(
+            "another process is working in {}; wait for it or choose another with --out",
+            path.display()
+        ))),
+        Err(TryLockError::Error(e)) => {
+            Err(e).with_context(|| format!("locking {}", file.display()))
+        }
+    }
+}
+
+fn clear(path: &Path) -> Result<()> {
+    children(path)?.iter().filter(|child| !child.ends_with(LOCK)).try_for_each(|c| remove(c))
+}
+
+/// Moves everything but the lock out of the way.
+fn set_aside(path: &Path) -> Result<()> {
+    let replaced = path.join(REPLACED);
+    fs::create_dir(&replaced).with_context(|| format!("creating {}", replaced.display()))?;
+    move_children(path, &replaced)
+}
+
+/// Undoes [`set_aside`] over what has come since; returns whether there was anything to undo.
+fn put_back(path: &Path) -> Result<bool> {
+    let replaced = path.join(REPLACED);
+    if !replaced.exists() {
+        return Ok(false);
+    }
+    let is_new = |child: &&PathBuf| !child.ends_with(LOCK) && **child != replaced;
+    children(path)?.iter().filter(is_new).try_for_each(|child| remove(child))?;
+    move_children(&replaced, path)?;
+    remove(&replaced)?;
+    Ok(true)
+}
+
+fn move_children(from: &Path, to: &Path) -> Result<()> {
+    let is_moved = |child: &&PathBuf| !child.ends_with(LOCK) && !to.starts_with(child);
+    children(from)?.iter().filter(is_moved).try_for_each(|child| {
+        let target = to.join(child.file_name().unwrap_or_default());
+        fs::rename(child, target).with_context(|| format!("moving {}", child.display()))
+    })
+}
+
+/// Removes what a killed process had under construction (see `base::fs`).
+fn remove_unfinished(path: &Path) -> Result<()> {
+    let is_unfinished = |child: &Path| {
+        child.file_name().is_some_and(|n| n.to_string_lossy().starts_with("codeseq-"))
+    };
+    for dir in [path.to_owned(), path.join("checkpoints"), path.join("samples")] {
+        if dir.is_dir() {
+            children(&dir)?.iter().filter(|c| is_unfinished(c)).try_for_each(|c| remove(c))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+        .with_context(|| format!("removing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+    use crate::base::fs::read_text;
+
+    const CONFIG_TOML: &str = "seed = 1\n";
+
+    fn create(path: &Path, existing: Existing) -> Result<RunDir> {
+        RunDir::create(path, CONFIG_TOML, existing)
+    }
+
+    fn refusal(result: Result<RunDir>) -> String {
+        let error = result.err().unwrap();
+        assert_eq!(exit_code(&error), 2);
+        format!("{error:#}")
+    }
+
+    /// A directory with a finished step.
+    fn used(dir: &Path) -> PathBuf {
+        let path = dir.join("run");
+        let run = create(&path, Existing::Refuse).unwrap();
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+        path
+    }
+
+    #[test]
+    fn a_used_directory_needs_resume_or_overwrite() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = used(dir.path());
+        let text = refusal(create(&path, Existing::Refuse));
+        assert!(text.contains("--resume") && text.contains("--overwrite"), "{text}");
+
+        create(&path, Existing::Resume).unwrap();
+        assert!(path.join(metrics::FILE).exists() && path.join("logs/attempt-2.log").exists());
+
+        let run = create(&path, Existing::Overwrite).unwrap();
+        assert!(!path.join(metrics::FILE).exists() && path.join("logs/attempt-1.log").exists());
+        drop(run);
+    }
+
+    #[test]
+    fn an_error_that_ends_a_run_says_what_is_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let toml = "checkpoint = { every = 100 }\n";
+        let run = RunDir::create(&path, toml, Existing::Refuse).unwrap();
+        let ended = || run.ended_by(usage("the disk is full"));
+        assert_eq!(format!("{:#}", ended()), "the disk is full", "there is no step to speak of");
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+        assert_eq!(
+            format!("{:#}", ended()),
+            "no step is saved, as checkpoint.every is 100: the disk is full"
+        );
+        fs::create_dir_all(run.checkpoints().step_dir(7)).unwrap();
+        let text = format!("{:#}", ended());
+        assert!(text.starts_with("step 7 is saved") && text.contains("--resume"), "{text}");
+        assert_eq!(exit_code(&ended()), 2);
+        let told = usage("the disk is full").context(Ending("step 7 is damaged".to_owned()));
+        assert_eq!(format!("{:#}", run.ended_by(told)), "step 7 is damaged: the disk is full");
+    }
+
+    #[test]
+    fn a_run_that_ends_before_its_first_step_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(create(&dir.path().join("runs/new/run"), Existing::Refuse).unwrap());
+        assert!(children(dir.path()).unwrap().is_empty());
+        let run = create(&dir.path().join("runs/run"), Existing::Refuse).unwrap();
+        write_atomic(&dir.path().join("runs/note"), b"of somebody else").unwrap();
+        drop(run);
+        assert_eq!(children(&dir.path().join("runs")).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_overwritten_run_comes_back_unless_the_new_one_has_a_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = used(dir.path());
+        let row = || read_text(&path.join(metrics::FILE)).unwrap();
+        let before = row();
+        drop(create(&path, Existing::Overwrite).unwrap());
+        assert_eq!(row(), before);
+        // As if the process had been killed.
+        std::mem::forget(create(&path, Existing::Overwrite).unwrap());
+        assert!(!path.join(metrics::FILE).exists());
+        let copy = dir.path().join("copy");
+        fs::create_dir(&copy).unwrap();
+        move_children(&path, &copy).unwrap();
+        fs::write(copy.join(LOCK), "").unwrap();
+        drop(create(&copy, Existing::Resume).unwrap());
+        assert_eq!(read_text(&copy.join(metrics::FILE)).unwrap(), before);
+
+        let run = create(&copy, Existing::Overwrite).unwrap();
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":2}\n").unwrap();
+        run.forget_replaced().unwrap();
+        drop(run);
+        assert_eq!(read_text(&copy.join(metrics::FILE)).unwrap(), "{\"step\":2}\n");
+        assert!(!copy.join(REPLACED).exists());
+    }
+
+    #[test]
+    fn a_run_that_was_killed_before_its_first_step_may_be_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let run = create(&path, Existing::Refuse).unwrap();
+        let left = dir.path().join("left");
+        fs::create_dir(&left).unwrap();
+        for child in children(&path).unwrap().iter().filter(|child| child.is_file()) {
+            fs::copy(child, left.join(child.file_name().unwrap())).unwrap();
+        }
+        drop(run);
+        create(&left, Existing::Refuse).unwrap();
+    }
+
+    #[test]
+    fn a_run_that_cannot_begin_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs/run");
+        fs::create_dir_all(path.join(CONFIG)).unwrap();
+        fs::write(path.join(LOCK), "").unwrap();
+        assert!(create(&path, Existing::Refuse).is_err());
+        assert!(children(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_directory_of_something_else_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        write_atomic(&dir.path().join("thesis.tex"), b"x").unwrap();
+        for existing in [Existing::Refuse, Existing::Overwrite, Existing::Resume] {
+            assert!(refusal(create(dir.path(), existing)).contains("not a run directory"));
+        }
+        assert_eq!(children(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn two_runs_never_share_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let first = create(&path, Existing::Refuse).unwrap();
+        assert!(refusal(create(&path, Existing::Overwrite)).contains("another process"));
+        drop(first);
+        create(&path, Existing::Overwrite).unwrap();
+    }
+
+    #[test]
+    fn resuming_needs_a_run_and_the_same_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let absent = dir.path().join("absent");
+        assert!(refusal(create(&absent, Existing::Resume)).contains("no run to resume"));
+        assert!(!absent.exists());
+        let path = used(dir.path());
+        let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
+        assert!(text.contains("seed was 1, is 2"), "{text}");
+    }
+
+    #[test]
+    fn a_run_killed_before_its_first_step_is_resumed_from_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        // Not dropped, as a killed process drops nothing; the lock is the process's.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(LOCK), "").unwrap();
+        fs::write(path.join(CONFIG), CONFIG_TOML).unwrap();
+        let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
+        assert!(text.contains("seed was 1, is 2"), "{text}");
+        create(&path, Existing::Resume).unwrap();
+    }
+
+    #[test]
+    fn resuming_may_keep_other_checkpoints_and_cache_data_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = used(dir.path());
+        let config = format!(
+            "{CONFIG_TOML}[checkpoint]\nevery = 5\nkeep_last = 2\nkeep_every = 10\n\
+             [data]\ncache_dir = \"elsewhere\"\n"
+        );
+        RunDir::create(&path, &config, Existing::Resume).unwrap();
+    }
+
+    #[test]
+    fn resuming_may_lay_out_the_same_global_batch_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let config = |ranks: u32, rows: u32| {
+            format!("[train]\nranks = {ranks}\ngradient_accumulation = {rows}\n")
+        };
+        let run = RunDir::create(&path, &config(8, 2), Existing::Refuse).unwrap();
+        write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+        drop(run);
+        RunDir::create(&path, &config(4, 4), Existing::Resume).unwrap();
+        let text = refusal(RunDir::create(&path, &config(4, 2), Existing::Resume));
+        assert!(text.contains("was 16 rows, is 8"), "{text}");
+    }
+
+    #[test]
+    fn resuming_may_divide_responses_otherwise_unless_the_loss_depends_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = |aggregation: &str, ranks: u32, size: u32| {
+            format!(
+                "[policy]\naggregation = \"{aggregation}\"\n\
+                 [train]\nranks = {ranks}\nmicro_batch_size = {size}\n"
+            )
+        };
+        let resume = |aggregation| {
+            let path = dir.path().join(aggregation);
+            let run = RunDir::create(&path, &config(aggregation, 1, 4), Existing::Refuse).unwrap();
+            write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+            drop(run);
+            RunDir::create(&path, &config(aggregation, 2, 8), Existing::Resume)
+        };
+        resume("token-mean").unwrap();
+        let text = refusal(resume("micro-token-mean"));
+        assert!(text.contains("averaged, was 4 rows, is 8"), "{text}");
+    }
+
+    #[test]
+    fn retention_keeps_the_last_and_every_mth_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::of(dir.path());
+        assert!(checkpoints.latest().unwrap().is_none());
+        for step in [100, 200, 300, 400, 1_000_000] {
+            crate::base::fs::write_dir_atomic(&checkpoints.step_dir(step), |_| Ok(())).unwrap();
+        }
+        fs::create_dir(dir.path().join("checkpoints/codeseq-half")).unwrap();
+        checkpoints.retain(2, Some(200)).unwrap();
+        let steps: Vec<u64> = checkpoints.list().unwrap().into_iter().map(|(s, _)| s).collect();
+        assert_eq!(steps, [200, 400, 1_000_000]);
+        assert!(checkpoints.latest().unwrap().unwrap().1.ends_with("step-1000000"));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_unfinished_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = used(dir.path());
+        let left = [path.join("codeseq-a"), path.join("checkpoints/codeseq-b/state")];
+        left.iter().for_each(|left| fs::create_dir_all(left).unwrap());
+        create(&path, Existing::Resume).unwrap();
+        assert!(!left[0].exists() && children(&path.join("checkpoints")).unwrap().is_empty());
+        assert!(path.join(metrics::FILE).exists());
+    }
+
+    #[test]
+    fn records_lie_where_the_contract_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = create(dir.path(), Existing::Refuse).unwrap();
+        run.write_plan(&json!({"steps": 3})).unwrap();
+        run.write_environment(&["train".into(), "sft".into()], &["landlock"]).unwrap();
+        let env: serde_json::Value =
+            serde_json::from_str(&read_text(&run.file("env.json")).unwrap()).unwrap();
+        assert_eq!(env["command"][1], "sft");
+        assert!(env["environment"]["cores"].as_u64().unwrap() > 0);
+        assert!(run.samples(7).ends_with("samples/step-000007.jsonl"));
+        assert_eq!(read_text(&run.file(CONFIG)).unwrap(), CONFIG_TOML);
+    }
+}

@@ -1,0 +1,16 @@
+//! What is kept of a run: its directory, checkpoints, metrics, samples, and what it ran on.
+
+mod checkpoints;
+mod compatibility;
+mod dir;
+pub mod environment;
+pub mod metrics;
+pub mod samples;
+pub mod tensorboard;
+
+pub use checkpoints::{CheckpointConfig, Checkpoints, steps_with_samples};
+pub(crate) use dir::Ending;
+pub use dir::{Existing, RunDir};
+
+/// The folder of a run's samples.
+const SAMPLES: &str = "samples";

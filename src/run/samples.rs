@@ -1,0 +1,158 @@
+//! The rollouts of a step on disk: what was sampled, what the judge said, what it was worth.
+//!
+//! The file is the journal of verdicts, the one input that time can touch: it is written before
+//! its verdicts are used, and a step that is run again after a kill takes its verdicts from here.
+
+use crate::base::fs::AtomicFile;
+use crate::data::jsonl;
+use crate::data::problem::Problem;
+use crate::rewards::Breakdown;
+use crate::rollout::attempts::{Attempt, ProblemAttempts};
+use crate::sandbox::Verdict;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+/// One response of a step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sample {
+    /// What it answers.
+    pub problem_id: String,
+    /// Its place in the group.
+    pub sample: usize,
+    /// Its text.
+    pub response: String,
+    /// Its length.
+    pub num_tokens: usize,
+    /// What the judge said.
+    pub verdict: Verdict,
+    /// What it was worth; nothing where the judge failed.
+    #[serde(default)]
+    pub reward: Option<Breakdown>,
+}
+
+/// Writes the step's rollouts: for each problem its attempts and what each was worth.
+pub fn record<'a>(
+    path: &Path,
+    groups: impl IntoIterator<Item = (&'a Problem, &'a ProblemAttempts, &'a [Option<Breakdown>])>,
+) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    for (problem, group, rewards) in groups {
+        for (sample, (attempt, &reward)) in group.attempts.iter().zip(rewards).enumerate() {
+            let row = Sample {
+                problem_id: problem.problem_id.clone(),
+                sample,
+                response: attempt.text.clone(),
+                num_tokens: attempt.rollout.tokens.len(),
+                verdict: attempt.verdict.clone(),
+                reward,
+            };
+            serde_json::to_writer(&mut file, &row).context("encoding a rollout")?;
+            file.write_all(b"\n").with_context(|| format!("writing {}", path.display()))?;
+        }
+    }
+    file.commit()
+}
+
+/// What was recorded of a step that was begun before; nothing of one that was not.
+pub struct Recorded(HashMap<(String, usize), Sample>);
+
+/// What was recorded of some groups.
+pub struct Replayed {
+    /// What each response was worth, as far as that is known.
+    pub rewards: Vec<Vec<Option<Breakdown>>>,
+    /// Whether every response had been recorded.
+    pub is_whole: bool,
+}
+
+impl Recorded {
+    /// Reads what [`record`] wrote.
+    pub fn read(path: &Path) -> Result<Self> {
+        let rows = if path.exists() { jsonl::read::<Sample>(path)? } else { Vec::new() };
+        let keyed = rows.into_iter().map(|row| ((row.problem_id.clone(), row.sample), row));
+        Ok(Self(keyed.collect()))
+    }
+
+    /// Replaces verdicts by those recorded for the same responses.
+    pub fn replay(&self, problems: &[&Problem], groups: &mut [ProblemAttempts]) -> Replayed {
+        let mut is_whole = true;
+        let mut replay_one = |problem: &Problem, (sample, attempt): (usize, &mut Attempt)| {
+            let row = self.0.get(&(problem.problem_id.clone(), sample));
+            let Some(row) = row.filter(|row| row.response == attempt.text) else {
+                is_whole = false;
+                return None;
+            };
+            attempt.verdict = row.verdict.clone();
+            row.reward
+        };
+        let mut rewards = Vec::new();
+        for (problem, group) in problems.iter().zip(groups) {
+            let attempts = group.attempts.iter_mut().enumerate();
+            rewards.push(attempts.map(|attempt| replay_one(problem, attempt)).collect());
+        }
+        Replayed { rewards, is_whole }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::engine::{FinishReason, Rollout};
+    use crate::rewards::parse;
+    use crate::sandbox::{Reason, VerdictKind};
+
+    pub(crate) fn problem(id: &str) -> Problem {
+        serde_json::from_value(serde_json::json!({"problem_id": id, "tests": []})).unwrap()
+    }
+
+    /// One attempt for each text and verdict.
+    pub(crate) fn group(attempts: &[(&str, VerdictKind)]) -> ProblemAttempts {
+        let attempt = |&(text, kind): &(&str, VerdictKind)| Attempt {
+            rollout: Rollout {
+                tokens: vec![7, 8],
+                logprobs: vec![-0.5, -0.25],
+                finish_reason: FinishReason::Stop,
+            },
+            text: text.to_owned(),
+            parsed: parse(text),
+            verdict: Verdict {
+                kind,
+                cases: Vec::new(),
+                cpu_ms: 0.1 + 0.2,
+                failure: None,
+                near_limit: false,
+            },
+        };
+        ProblemAttempts { prompt: vec![5, 6], attempts: attempts.iter().map(attempt).collect() }
+    }
+
+    #[test]
+    fn a_step_run_again_has_the_verdicts_of_the_first_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = dir.path().join("samples/step-000003.jsonl");
+        let problems = [&problem("a"), &problem("b")];
+        let slow = VerdictKind::Fail(Reason::CpuTime);
+        let first = [group(&[("x", slow), ("y", VerdictKind::Pass)]), group(&[("x", slow)])];
+        let rewards: Vec<_> = first.iter().map(|group| vec![None; group.attempts.len()]).collect();
+        let groups = problems.into_iter().zip(&first).zip(&rewards);
+        record(&journal, groups.map(|((problem, group), r)| (problem, group, &r[..]))).unwrap();
+
+        let pass = VerdictKind::Pass;
+        let mut again = vec![group(&[("x", pass), ("other", slow)]), group(&[("x", pass)])];
+        let replayed = Recorded::read(&journal).unwrap().replay(&problems, &mut again);
+        assert!(!replayed.is_whole);
+        assert_eq!(again[0].attempts[0].verdict, first[0].attempts[0].verdict);
+        assert_eq!(again[0].attempts[1].verdict.kind, slow, "another response keeps its own");
+        assert_eq!(again[1].attempts[0].verdict.kind, slow);
+    }
+
+    #[test]
+    fn a_step_run_for_the_first_time_keeps_its_verdicts() {
+        let mut groups = [group(&[("x", VerdictKind::Pass)])];
+        let recorded = Recorded::read(Path::new("no/such.jsonl")).unwrap();
+        assert!(!recorded.replay(&[&problem("a")], &mut groups).is_whole);
+        assert_eq!(groups[0].attempts[0].verdict.kind, VerdictKind::Pass);
+    }
+}

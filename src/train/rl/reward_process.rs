@@ -1,0 +1,376 @@
+//! Rewards from a program of the user's: JSON Lines to its standard input, JSON Lines back.
+//!
+//! Contract: the program runs as long as the run and answers each question, in any order, with
+//! `{"id": 3, "reward": 0.5}`; no two questions of a run have the same id. What it writes to standard error
+//! is shown. One that dies, or answers nothing for `timeout_secs`, is started again and asked what is left;
+//! after [`STARTS`] starts without an answer the run stops. So does one that writes anything else, or leaves
+//! questions unread for as long. It is the user's own code and not sandboxed; when its standard input ends
+//! it should end, and with the run it is killed. Left out: rewards while other responses are still being
+//! generated.
+
+use super::line_process::{LONGEST_LINE, LineProcess};
+use crate::base::error::usage;
+use crate::data::problem::Problem;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+/// Starts in a row without an answer after which the run stops.
+const STARTS: usize = 3;
+/// Characters of a wrong line that an error shows.
+const SHOWN: usize = 80;
+
+/// `[external_reward]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalReward {
+    /// The program and its arguments, run in the current directory.
+    pub command: Vec<String>,
+    /// Seconds without an answer after which it is started again.
+    #[serde(default = "a_minute")]
+    pub timeout_secs: f64,
+}
+
+fn a_minute() -> f64 {
+    60.0
+}
+
+impl ExternalReward {
+    /// Refuses what could not be run.
+    pub fn check(&self) -> Result<()> {
+        if self.command.is_empty() {
+            return Err(usage("external_reward.command is empty: name a program"));
+        }
+        crate::config::limits::refuse_outside(&[(
+            "external_reward.timeout_secs",
+            self.timeout_secs,
+            1e-3..=1e6,
+        )])
+    }
+}
+
+/// A response whose reward is asked for.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Question<'a> {
+    pub(crate) problem: &'a Problem,
+    pub(crate) response: &'a str,
+    pub(crate) num_tokens: usize,
+    /// Whether the response has the thinking and the program that the prompt asks for.
+    pub(crate) format: bool,
+    /// Whether its program passes every test.
+    pub(crate) passed: bool,
+}
+
+/// A line that the program reads.
+#[derive(Serialize)]
+struct Asked<'q> {
+    /// Names the answer.
+    id: usize,
+    #[serde(flatten)]
+    question: &'q Question<'q>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    id: usize,
+    reward: f64,
+}
+
+/// The user's program.
+pub(crate) struct RewardProcess {
+    config: ExternalReward,
+    running: Option<LineProcess>,
+    /// Questions of the run so far.
+    num_asked: usize,
+}
+
+/// The questions of one step and what is known of their answers.
+struct Step<'q> {
+    /// The first question's; the others' follow.
+    first_id: usize,
+    questions: &'q [Question<'q>],
+    rewards: Vec<Option<f64>>,
+}
+
+impl RewardProcess {
+    /// Starts it, so that one that cannot be started is noticed before the run.
+    pub(crate) fn start(config: &ExternalReward) -> Result<Self> {
+        let running = Some(start(&config.command)?);
+        Ok(Self { config: config.clone(), running, num_asked: 0 })
+    }
+
+    /// The reward of each response.
+    pub(crate) fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<f64>> {
+        if let Some(line) = self.running.as_ref().and_then(LineProcess::waiting_line) {
+            return Err(refuse(&line, "no question was open"));
+        }
+        let first_id = self.num_asked;
+        self.num_asked += questions.len();
+        let mut step = Step { first_id, questions, rewards: vec![None; questions.len()] };
+        let mut fruitless = 0;
+        while step.num_open() > 0 {
+            let before = step.num_open();
+            let exchanged = self.exchange(&mut step);
+            if !matches!(exchanged, Ok(Ok(()))) {
+                self.running = None;
+            }
+            let Err(loss) = exchanged? else { continue };
+            fruitless = if step.num_open() < before { 1 } else { fruitless + 1 };
+            let program = self.config.command.join(" ");
+            if fruitless == STARTS {
+                return Err(usage(format!(
+                    "the reward process `{program}` {loss}, {STARTS} times without an answer: {} of \
+                     {} responses have no reward",
+                    step.num_open(),
+                    questions.len()
+                )));
+            }
+            tracing::warn!("the reward process `{program}` {loss}: starting it again");
+        }
+        Ok(step.rewards.into_iter().flatten().collect())
+    }
+
+    /// Asks what has no reward yet and takes answers until all are there, or the process is lost:
+    /// then says how.
+    fn exchange(&mut self, step: &mut Step<'_>) -> Result<Result<(), String>> {
+        let ExternalReward { command, timeout_secs } = &self.config;
+        let timeout = Duration::from_secs_f64(*timeout_secs);
+        let running = match &mut self.running {
+            Some(running) => running,
+            none => none.insert(start(command)?),
+        };
+        running.tell(step.open_questions()?);
+        while step.num_open() > 0 {
+            match running.line(timeout)? {
+                Ok(line) => step.take(&line)?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(Err("ended".to_owned())),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Ok(Err(format!("answered nothing for {timeout_secs} s")));
+                }
+            }
+        }
+        if !running.is_written(timeout)? {
+            return Err(usage(format!(
+                "the reward process `{}` answered all questions and left some unread for {timeout_secs} s; \
+                 it has to read each line of its standard input",
+                command.join(" ")
+            )));
+        }
+        Ok(Ok(()))
+    }
+}
+
+fn start(command: &[String]) -> Result<LineProcess> {
+    LineProcess::start(command).context("external_reward.command")
+}
+
+impl Step<'_> {
+    fn num_open(&self) -> usize {
+        self.rewards.iter().filter(|reward| reward.is_none()).count()
+    }
+
+    /// The lines that ask for what is missing.
+    fn open_questions(&self) -> Result<Vec<u8>> {
+        let mut lines = Vec::new();
+        for (id, (question, reward)) in
+            (self.first_id..).zip(self.questions.iter().zip(&self.rewards))
+        {
+            if reward.is_none() {
+                serde_json::to_writer(&mut lines, &Asked { id, question })
+                    .context("encoding a question")?;
+                lines.push(b'\n');
+            }
+        }
+        Ok(lines)
+    }
+
+    fn take(&mut self, line: &[u8]) -> Result<()> {
+        if line.len() == LONGEST_LINE && !line.ends_with(b"\n") {
+            return Err(refuse(line, "the line is longer than 1 MiB"));
+        }
+        let Answer { id, reward } =
+            serde_json::from_slice(line).map_err(|e| refuse(line, &e.to_string()))?;
+        let Some(place) = id.checked_sub(self.first_id) else {
+            return Err(refuse(line, "the question has an answer already"));
+        };
+        match self.rewards.get_mut(place) {
+            None => Err(refuse(line, "no question has that id")),
+            Some(Some(_)) => Err(refuse(line, "the question has an answer already")),
+            Some(missing) => {
+                *missing = Some(reward);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn refuse(line: &[u8], why: &str) -> anyhow::Error {
+    let start = &line[..line.len().min(4 * SHOWN)];
+    let shown: String = String::from_utf8_lossy(start).trim_end().chars().take(SHOWN).collect();
+    usage(format!(
+        "the reward process wrote {shown:?}: {why}; it has to answer each question once with a line \
+         like {{\"id\": 0, \"reward\": 0.5}} and write nothing else to standard output"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::exit_code;
+    use crate::run::samples::tests::problem;
+
+    /// Runs a Python program and asks it in so many steps for the rewards of five responses of lengths 0
+    /// to 4; those of the last step.
+    fn rewards_of_steps(
+        program: &str,
+        timeout_secs: f64,
+        (steps, response): (usize, &str),
+    ) -> Result<Vec<f64>> {
+        let command = ["python3", "-c", program].map(str::to_owned).to_vec();
+        let config = ExternalReward { command, timeout_secs };
+        config.check().unwrap();
+        let problem = problem("p");
+        let question = |num_tokens| Question {
+            problem: &problem,
+            response,
+            num_tokens,
+            format: true,
+            passed: false,
+        };
+        let questions: Vec<Question<'_>> = (0..5).map(question).collect();
+        let mut process = RewardProcess::start(&config)?;
+        for _ in 1..steps {
+            process.ask(&questions)?;
+        }
+        process.ask(&questions)
+    }
+
+    fn rewards_of(program: &str, timeout_secs: f64) -> Result<Vec<f64>> {
+        rewards_of_steps(program, timeout_secs, (1, ""))
+    }
+
+    fn refusal(program: &str, timeout_secs: f64) -> String {
+        let error = rewards_of(program, timeout_secs).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        let text = format!("{error:#}");
+        assert!(!text.contains('\n'), "{text}");
+        text
+    }
+
+    const TENTHS: &str = "
+import json, sys
+def answer(line):
+    asked = json.loads(line)
+    print(json.dumps({'id': asked['id'], 'reward': asked['num_tokens'] / 10}), flush=True)
+";
+
+    #[test]
+    fn answers_may_come_in_any_order() {
+        let program = format!(
+            "{TENTHS}
+lines = [sys.stdin.readline() for _ in range(5)]
+for line in reversed(lines): answer(line)"
+        );
+        assert_eq!(rewards_of(&program, 60.0).unwrap(), [0.0, 0.1, 0.2, 0.3, 0.4]);
+    }
+
+    #[test]
+    fn a_process_that_dies_or_hangs_is_asked_what_is_left() {
+        for end in ["sys.exit(1)", "import time; time.sleep(1000)"] {
+            let program = format!(
+                "{TENTHS}
+for number, line in enumerate(sys.stdin):
+    answer(line)
+    if number == 1: {end}"
+            );
+            assert_eq!(rewards_of(&program, 5.0).unwrap(), [0.0, 0.1, 0.2, 0.3, 0.4], "{end}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_never_answers_ends_the_run_in_one_line() {
+        let text = refusal("", 60.0);
+        assert!(text.contains("ended, 3 times without an answer: 5 of 5"), "{text}");
+        let text = refusal("import time; time.sleep(1000)", 0.2);
+        assert!(text.contains("answered nothing for 0.2 s, 3 times"), "{text}");
+    }
+
+    #[test]
+    fn steps_follow_each_other_with_ids_of_their_own() {
+        let program = format!(
+            "{TENTHS}
+seen = set()
+for line in sys.stdin:
+    id = json.loads(line)['id']
+    assert id not in seen
+    seen.add(id)
+    answer(line)"
+        );
+        assert_eq!(rewards_of_steps(&program, 60.0, (3, "")).unwrap(), [0.0, 0.1, 0.2, 0.3, 0.4]);
+    }
+
+    #[test]
+    fn a_surplus_answer_is_never_that_of_another_step() {
+        for surplus in
+            ["answer(line)", "print(json.dumps({'id': id + 1, 'reward': 9.0}), flush=True)"]
+        {
+            let program = format!(
+                "{TENTHS}
+for line in sys.stdin:
+    id = json.loads(line)['id']
+    answer(line)
+    if id == 4: {surplus}"
+            );
+            let text = format!("{:#}", rewards_of_steps(&program, 60.0, (2, "")).unwrap_err());
+            assert!(text.contains("the reward process wrote \"{"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_answers_without_reading_ends_the_run() {
+        let program = "
+import time
+for id in range(5): print('{\"id\": %d, \"reward\": 1}' % id, flush=True)
+time.sleep(1000)";
+        let unread = "x".repeat(1 << 20);
+        let error = rewards_of_steps(program, 1.0, (1, &unread)).unwrap_err();
+        assert!(error.to_string().contains("left some unread for 1 s"), "{error}");
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused_before_it_fills_the_memory() {
+        let program = "
+import sys
+input()
+while True: sys.stdout.write('x' * 65536)";
+        let text = refusal(program, 60.0);
+        assert!(text.contains("longer than 1 MiB") && text.len() < 500, "{text}");
+    }
+
+    #[test]
+    fn nonsense_is_shown_with_what_was_expected() {
+        let long = "x".repeat(10_000);
+        for (output, part) in [
+            ("hello", "wrote \"hello\""),
+            (long.as_str(), "wrote \"xxx"),
+            ("{\"id\": 0, \"reward\": NaN}", "expected"),
+            ("{\"id\": 0}", "missing field `reward`"),
+            ("{\"id\": 7, \"reward\": 1}", "no question has that id"),
+            ("{\"id\": 0, \"reward\": 1}\n{\"id\": 0, \"reward\": 1}", "an answer already"),
+        ] {
+            let text = refusal(&format!("input(); print({output:?})"), 60.0);
+            assert!(text.contains(part) && text.len() < 500, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let command = vec!["no-such-program".to_owned()];
+        let config = ExternalReward { command, timeout_secs: 1.0 };
+        let error = RewardProcess::start(&config).err().unwrap();
+        assert_eq!(exit_code(&error), 2);
+        let text = format!("{error:#}");
+        assert!(text.contains("external_reward.command: cannot start no-such-program"), "{text}");
+    }
+}

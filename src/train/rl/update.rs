@@ -1,0 +1,388 @@
+//! From groups of responses to updates of the weights.
+//!
+//! A step's groups are cut into mini-batches of prompts, one update each, and gone over
+//! `train.epochs` times. Old log-probabilities are the sampler's, which on the CPU are the trainer's
+//! to the bit: the first update's ratios are exactly 1, and a run in which they are not is stopped. On
+//! GPUs the two differ by rounding. With `policy.importance_sampling_cap` the trainer computes them
+//! itself before the first update, and the loss corrects for the difference.
+
+use super::config::Config;
+use super::rollout::Group;
+use crate::data::pack::first_fit;
+use crate::objective::grpo::{
+    LossConfig, Metrics, Mismatch, Tokens, importance_weights, policy_loss,
+};
+use crate::objective::{Aggregation, Totals};
+use crate::trainer::Chunk;
+use crate::trainer::MicroBatch;
+use crate::trainer::device::DeviceKind;
+use crate::trainer::{Trainer, Update};
+use anyhow::{Result, ensure};
+use std::ops::Range;
+
+/// What an update learnt from and did.
+pub(crate) struct Updated {
+    pub(crate) metrics: Metrics,
+    /// Sampler against trainer; of the same weights only in a step's first update.
+    pub(crate) mismatch: Mismatch,
+    pub(crate) update: Update,
+}
+
+/// Sums over a micro-batch.
+#[derive(Default)]
+struct Sums {
+    metrics: Metrics,
+    mismatch: Mismatch,
+}
+
+/// All updates of a step; the trainer keeps a reference model where the loss or its metric asks for one.
+pub(crate) fn improve(
+    trainer: &mut Trainer,
+    config: &Config,
+    groups: &[Group<'_>],
+) -> Result<Vec<Updated>> {
+    let mut mini_batches: Vec<MiniBatch> = groups
+        .chunks(config.mini_batch_prompts())
+        .map(|groups| MiniBatch::new(config, groups))
+        .collect();
+    for mini_batch in &mut mini_batches {
+        mini_batch.score(trainer, config)?;
+    }
+    let mut updates = Vec::new();
+    for _ in 0..config.train.epochs {
+        for mini_batch in &mini_batches {
+            updates.push(mini_batch.update(trainer, config)?);
+        }
+    }
+    if let Some(first) = updates.first() {
+        check_on_policy(config, first)?;
+    }
+    trainer.end_step();
+    Ok(updates)
+}
+
+/// Refuses a sampler that is not the trainer on a CPU, unless the loss corrects for it. On GPUs the two
+/// differ by rounding, which is logged.
+fn check_on_policy(config: &Config, first: &Updated) -> Result<()> {
+    let Updated { metrics, mismatch, .. } = first;
+    ensure!(
+        config.train.device == DeviceKind::Cuda
+            || config.policy.importance_sampling_cap.is_some()
+            || (metrics.ratio_max_deviation == 0.0 && mismatch.max_distance == 0.0),
+        "a token's log-probability is {:e} off between sampler and trainer, which must agree to the \
+         bit on a CPU: please report this; policy.importance_sampling_cap corrects for differences",
+        mismatch.max_distance
+    );
+    Ok(())
+}
+
+/// One response as the update sees it.
+struct Learnt<'g> {
+    /// Which group of the mini-batch.
+    group: usize,
+    prompt: &'g [u32],
+    response: &'g [u32],
+    sampler_logp: &'g [f32],
+    advantage: f32,
+}
+
+/// The responses of some prompts, packed into rows, and what the loss needs to know of them.
+struct MiniBatch {
+    rows: Vec<MicroBatch>,
+    known: Vec<Known>,
+    divisor: f64,
+}
+
+/// What the loss needs to know of the targets of a row besides their scores.
+struct Known {
+    sampler_logp: Vec<f32>,
+    /// The trainer's, where the sampler's are not taken for them.
+    trainer_logp: Option<Vec<f32>>,
+    importance: Option<Vec<f32>>,
+    reference_logp: Option<Vec<f32>>,
+    advantage: Vec<f32>,
+    weight: Vec<f32>,
+}
+
+impl MiniBatch {
+    /// A row holds responses of one micro-batch; how many rows a micro-batch needs changes nothing.
+    fn new(config: &Config, groups: &[Group<'_>]) -> Self {
+        let aggregation = config.policy.aggregation;
+        let learnt = learnt(config, groups);
+        let (mut rows, mut known) = (Vec::new(), Vec::new());
+        for micro_batch in learnt.chunks(config.train.micro_batch_size.unwrap_or(usize::MAX)) {
+            let totals = Totals::of(micro_batch.iter().map(|learnt| learnt.response.len()));
+            let families = families(config, micro_batch);
+            let lengths: Vec<usize> = families.iter().map(|family| length(family)).collect();
+            let packs = first_fit(&lengths, config.train.seq_len).expect(
+                "invariant: the configuration gives a row room for any prompt and response",
+            );
+            for pack in packs {
+                let mut row = MicroBatch::empty();
+                for family in pack.iter().map(|&index| families[index]) {
+                    let responses: Vec<&[u32]> = family.iter().map(|l| l.response).collect();
+                    row.push(family[0].prompt, &responses);
+                }
+                let members = pack.iter().flat_map(|&index| families[index]);
+                known.push(Known::new(&members.collect::<Vec<_>>(), aggregation, totals));
+                rows.push(row);
+            }
+        }
+        Self { rows, known, divisor: aggregation.divisor(totals(config, groups)) }
+    }
+
+    /// Scores under the reference model's weights and, where the sampler's log-probabilities are not
+    /// taken for the trainer's, under the trainer's before it changes them.
+    fn score(&mut self, trainer: &mut Trainer, config: &Config) -> Result<()> {
+        let temperature = config.rollout.temperature as f32;
+        if config.policy.needs_reference() {
+            let scores = trainer.score_reference(&self.rows, temperature)?;
+            for (known, logp) in self.known.iter_mut().zip(scores) {
+                known.reference_logp = Some(logp);
+            }
+        }
+        if let Some(cap) = config.policy.importance_sampling_cap {
+            let scores = trainer.score(&self.rows, temperature)?;
+            for (known, own) in self.known.iter_mut().zip(scores) {
+                known.importance = Some(importance_weights(&own, &known.sampler_logp, cap));
+                known.trainer_logp = Some(own);
+            }
+        }
+        Ok(())
+    }
+
+    /// One update.
+    fn update(&self, trainer: &mut Trainer, config: &Config) -> Result<Updated> {
+        let temperature = config.rollout.temperature as f32;
+        let of_rows =
+            trainer.accumulate(&self.rows, temperature, |chunk, gradients, sums: &mut Sums| {
+                let (mut dlogp, mut dentropy) =
+                    (vec![0.0; gradients.len()], vec![0.0; gradients.len()]);
+                let known = &self.known[chunk.batch];
+                sums.merge(&chunk_loss(&config.policy, &chunk, known, &mut dlogp, &mut dentropy));
+                for (gradient, (logp, entropy)) in
+                    gradients.iter_mut().zip(dlogp.iter().zip(dentropy))
+                {
+                    (gradient.logp, gradient.entropy) = (*logp, entropy);
+                }
+            })?;
+        let mut sums = Sums::default();
+        of_rows.iter().for_each(|of_row| sums.merge(of_row));
+        let Sums { mut metrics, mismatch } = sums;
+        metrics.loss /= self.divisor;
+        let update = trainer.update(self.divisor, metrics.loss)?;
+        Ok(Updated { metrics, mismatch, update })
+    }
+}
+
+/// Consecutive responses that are computed behind one copy of their prompt: those of a group, as
+/// far as a row holds them, or each alone.
+fn families<'l, 'g>(config: &Config, learnt: &'l [Learnt<'g>]) -> Vec<&'l [Learnt<'g>]> {
+    let mut families = Vec::new();
+    let mut rest = learnt;
+    while let Some(first) = rest.first() {
+        let mut count = 1;
+        while config.train.share_prompts
+            && rest.get(count).is_some_and(|next| next.group == first.group)
+            && length(&rest[..=count]) <= config.train.seq_len
+        {
+            count += 1;
+        }
+        let (family, others) = rest.split_at(count);
+        families.push(family);
+        rest = others;
+    }
+    families
+}
+
+/// Rows of a family, and a few more.
+fn length(family: &[Learnt<'_>]) -> usize {
+    family[0].prompt.len() + family.iter().map(|learnt| learnt.response.len()).sum::<usize>()
+}
+
+impl Known {
+    /// Of the responses of a row, which are some of a micro-batch.
+    fn new(members: &[&Learnt<'_>], aggregation: Aggregation, micro_batch: Totals) -> Self {
+        let lengths: Vec<usize> = members.iter().map(|m| m.response.len()).collect();
+        let advantages = members.iter().zip(&lengths);
+        Self {
+            sampler_logp: members.iter().map(|m| m.sampler_logp).collect::<Vec<_>>().concat(),
+            trainer_logp: None,
+            importance: None,
+            reference_logp: None,
+            advantage: advantages.flat_map(|(m, &n)| std::iter::repeat_n(m.advantage, n)).collect(),
+            weight: aggregation.token_weights(&lengths, micro_batch),
+        }
+    }
+}
+
+impl Sums {
+    fn merge(&mut self, other: &Self) {
+        self.metrics.merge(&other.metrics);
+        self.mismatch.merge(&other.mismatch);
+    }
+}
+
+fn some<'v>(values: &'v Option<Vec<f32>>, part: &Range<usize>) -> Option<&'v [f32]> {
+    values.as_ref().map(|values| &values[part.clone()])
+}
+
+/// The loss of some of a row's targets, and its gradients.
+fn chunk_loss(
+    loss: &LossConfig,
+    chunk: &Chunk<'_>,
+    known: &Known,
+    dlogp: &mut [f32],
+    dentropy: &mut [f32],
+) -> Sums {
+    let part = chunk.first..chunk.first + chunk.scores.len();
+    let logp: Vec<f32> = chunk.scores.iter().map(|score| score.logp).collect();
+    let entropy: Vec<f32> = chunk.scores.iter().map(|score| score.entropy).collect();
+    let sampler_logp = &known.sampler_logp[part.clone()];
+    let tokens = Tokens {
+        logp: &logp,
+        old_logp: some(&known.trainer_logp, &part).unwrap_or(sampler_logp),
+        importance: some(&known.importance, &part),
+        reference_logp: some(&known.reference_logp, &part),
+        entropy: Some(&entropy),
+        advantage: &known.advantage[part.clone()],
+        weight: &known.weight[part.clone()],
+    };
+    Sums {
+        mismatch: Mismatch::of(&logp, sampler_logp, loss.importance_sampling_cap),
+        metrics: policy_loss(loss, &tokens, 1.0, dlogp, Some(dentropy)),
+    }
+}
+
+/// The tokens and sequences that the loss is a mean over.
+fn totals(config: &Config, groups: &[Group<'_>]) -> Totals {
+    let counted = groups
+        .iter()
+        .filter(|g| !(config.advantage.drop_zero_variance && g.advantages.zero_variance));
+    let judged = counted.flat_map(|g| &g.attempts.attempts).filter(|a| a.is_judged());
+    Totals::of(judged.map(|a| a.rollout.tokens.len()))
+}
+
+/// The responses to learn from. Without KL and entropy terms a response whose advantage is 0 has
+/// a gradient of exactly 0: it counts in the divisor, but is not computed.
+fn learnt<'g>(config: &Config, groups: &'g [Group<'_>]) -> Vec<Learnt<'g>> {
+    let LossConfig { kl_coef, entropy_coef, aggregation, .. } = config.policy;
+    let needs_all =
+        kl_coef != 0.0 || entropy_coef != 0.0 || aggregation == Aggregation::MicroTokenMean;
+    let mut learnt = Vec::new();
+    for (index, Group { attempts: group, advantages, .. }) in groups.iter().enumerate() {
+        if config.advantage.drop_zero_variance && advantages.zero_variance {
+            continue;
+        }
+        for (attempt, &advantage) in group.attempts.iter().zip(&advantages.values) {
+            if attempt.is_judged() && (needs_all || advantage != 0.0) {
+                learnt.push(Learnt {
+                    group: index,
+                    prompt: &group.prompt,
+                    response: &attempt.rollout.tokens,
+                    sampler_logp: &attempt.rollout.logprobs,
+                    advantage,
+                });
+            }
+        }
+    }
+    learnt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rollout::tests::{config, tasks};
+    use super::*;
+    use crate::objective::grpo::Advantages;
+    use crate::run::samples::tests::group;
+    use crate::sandbox::{Reason, VerdictKind};
+
+    #[test]
+    fn responses_without_an_advantage_or_a_verdict_are_not_computed() {
+        let wrong = VerdictKind::Fail(Reason::WrongAnswer);
+        let tasks = tasks(1);
+        let groups = [Group {
+            task: &tasks[0],
+            attempts: group(&[("a", VerdictKind::Pass), ("b", wrong), ("c", VerdictKind::Infra)]),
+            rewards: Vec::new(),
+            advantages: Advantages { values: vec![0.0, -1.0, 0.0], zero_variance: false },
+        }];
+        let mut config = config(1);
+        let taken = learnt(&config, &groups);
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].advantage, -1.0);
+        assert_eq!((taken[0].prompt, taken[0].response), (&[5, 6][..], &[7, 8][..]));
+        config.policy.entropy_coef = 0.1;
+        assert_eq!(learnt(&config, &groups).len(), 2);
+    }
+
+    #[test]
+    fn groups_without_variance_leave_the_mean_only_when_asked() {
+        let tasks = tasks(1);
+        let of = |zero_variance, values: Vec<f32>| Group {
+            task: &tasks[0],
+            attempts: group(&[("a", VerdictKind::Pass), ("b", VerdictKind::Pass)]),
+            rewards: Vec::new(),
+            advantages: Advantages { values, zero_variance },
+        };
+        let groups = [of(true, vec![0.0; 2]), of(false, vec![1.0, -1.0])];
+        let mut config = config(2);
+        assert_eq!(totals(&config, &groups).sequences, 4);
+        config.advantage.drop_zero_variance = true;
+        assert_eq!(totals(&config, &groups).sequences, 2);
+    }
+
+    /// A group whose responses have these lengths, after a prompt of two tokens.
+    fn of_lengths<'t>(task: &'t super::super::rollout::Task, lengths: &[usize]) -> Group<'t> {
+        let mut attempts = group(&vec![("a", VerdictKind::Pass); lengths.len()]);
+        for (attempt, &length) in attempts.attempts.iter_mut().zip(lengths) {
+            attempt.rollout.tokens = vec![7; length];
+            attempt.rollout.logprobs = vec![-0.5; length];
+        }
+        let advantages = Advantages { values: vec![1.0; lengths.len()], zero_variance: false };
+        Group { task, attempts, rewards: Vec::new(), advantages }
+    }
+
+    #[test]
+    fn a_row_holds_responses_of_one_micro_batch_and_its_means_are_that_ones() {
+        let tasks = tasks(1);
+        let groups = [of_lengths(&tasks[0], &[2, 2, 6, 4])];
+        let mut config = config(1);
+        config.train.seq_len = 8;
+        let targets = |config: &Config| -> Vec<usize> {
+            MiniBatch::new(config, &groups).known.iter().map(|k| k.sampler_logp.len()).collect()
+        };
+        assert_eq!(targets(&config), [4, 6, 4], "two fit together");
+        config.train.micro_batch_size = Some(1);
+        assert_eq!(targets(&config), [2, 2, 6, 4]);
+
+        config.train.micro_batch_size = Some(4);
+        config.policy.aggregation = Aggregation::MicroTokenMean;
+        for seq_len in [8, 100] {
+            config.train.seq_len = seq_len;
+            let batch = MiniBatch::new(&config, &groups);
+            assert_eq!(batch.divisor, 4.0);
+            let weights: Vec<f32> = batch.known.iter().flat_map(|k| k.weight.clone()).collect();
+            assert_eq!(weights, [4.0 / 14.0; 14], "however many rows it takes");
+        }
+    }
+
+    #[test]
+    fn responses_of_a_group_share_their_prompt_as_far_as_a_row_holds_them() {
+        let tasks = tasks(1);
+        let groups = [&[2, 2, 6, 4][..], &[3, 3]].map(|lengths| of_lengths(&tasks[0], lengths));
+        let mut config = config(2);
+        let sizes = |config: &Config| -> Vec<usize> {
+            families(config, &learnt(config, &groups)).iter().map(|family| family.len()).collect()
+        };
+        config.train.seq_len = 12;
+        assert_eq!(sizes(&config), [1; 6]);
+        config.train.share_prompts = true;
+        assert_eq!(sizes(&config), [3, 1, 2]);
+        let batch = MiniBatch::new(&config, &groups);
+        assert_eq!(batch.rows.len(), 3);
+        config.train.seq_len = 100;
+        assert_eq!(sizes(&config), [4, 2]);
+        assert_eq!(MiniBatch::new(&config, &groups).rows.len(), 1);
+    }
+}

@@ -1,0 +1,143 @@
+//! Where a run computes: `train.device`, and `[train.gpu]`, what a GPU holds in which numbers.
+//!
+//! Shared by fine-tuning and reinforcement. Both are a matter of layout: a run that stopped on one device
+//! goes on on another, from the same files. Left out: which GPUs (the first that `CUDA_VISIBLE_DEVICES`
+//! shows, as many as this node has of `train.ranks`).
+
+use crate::base::error::usage;
+use crate::engine::device;
+use crate::model::{BatchSize, ModelConfig, Precision};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+/// What computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The cores of this machine, in f32; ranks are threads.
+    #[default]
+    Cpu,
+    /// A GPU for each rank, in bf16 or fp16 with f32 master weights.
+    Cuda,
+}
+
+/// Tokens of a micro-batch that kernels have a grid for.
+const MOST_TOKENS: usize = 65_408;
+
+/// What a GPU holds in which numbers; a CPU has everything in f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GpuConfig {
+    /// The moments of AdamW.
+    pub moments: Moments,
+    /// The sums of gradients over the micro-batches of an update.
+    pub gradient_sums: GradientSums,
+}
+
+/// Numbers of AdamW's moments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bfloat16 with stochastic rounding: half the memory.
+    Bf16,
+}
+
+/// Which sums of gradients a GPU keeps, in f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientSums {
+    /// Those of its shard: every micro-batch's gradients are summed over the ranks, in 16 bits, while its
+    /// backward goes on.
+    #[default]
+    Sharded,
+    /// All, summed over the ranks once an update, in f32: four bytes a parameter more, and less traffic.
+    Full,
+}
+
+/// What the GPUs of a run are started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpus {
+    /// What they hold in which numbers.
+    pub config: GpuConfig,
+    /// Numbers of weights and activations: bf16 or fp16.
+    pub precision: Precision,
+    /// The largest micro-batch that will come: what their memory is laid out for.
+    pub largest: BatchSize,
+}
+
+impl DeviceKind {
+    /// Refuses a device of which this program or this machine does not have `count`.
+    pub fn check(self, count: usize) -> Result<()> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Cuda => device::check(count),
+        }
+    }
+
+    /// Numbers of weights and activations on this device: those that were `asked` for, or its own.
+    pub fn precision(self, asked: Option<Precision>) -> Precision {
+        asked.unwrap_or(match self {
+            Self::Cpu => Precision::F32,
+            Self::Cuda => Precision::Bf16,
+        })
+    }
+
+    /// Refuses numbers that the device does not compute with; `key` is what asked for them.
+    pub fn check_precision(self, asked: Option<Precision>, key: &str) -> Result<()> {
+        match (self, self.precision(asked)) {
+            (Self::Cpu, Precision::F32) | (Self::Cuda, Precision::Bf16 | Precision::Fp16) => Ok(()),
+            (Self::Cpu, precision) => Err(usage(format!(
+                "{key} is {precision}: a CPU computes in f32; leave it out, or choose the device cuda"
+            ))),
+            (Self::Cuda, precision) => Err(usage(format!(
+                "{key} is {precision}: GPUs compute in bf16 or fp16; leave it out, or choose the device cpu"
+            ))),
+        }
+    }
+
+    /// Refuses a micro-batch of so many `tokens`, which the settings `keys` make.
+    pub(crate) fn check_tokens(self, tokens: usize, keys: &str) -> Result<()> {
+        if self == Self::Cpu || tokens <= MOST_TOKENS {
+            return Ok(());
+        }
+        Err(usage(format!(
+            "{keys} is {tokens}: a micro-batch on a GPU has at most {MOST_TOKENS} tokens"
+        )))
+    }
+
+    /// The GPUs of a run whose largest micro-batch is `largest`; none where the CPU computes.
+    pub(crate) fn gpus(
+        self,
+        config: GpuConfig,
+        precision: Precision,
+        largest: BatchSize,
+    ) -> Option<Gpus> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda => Some(Gpus { config, precision, largest }),
+        }
+    }
+}
+
+/// Refuses what this program and this machine do not have: GPUs for `ranks` ranks that compute the
+/// model of `shape`.
+pub(crate) fn check_gpus(ranks: usize, shape: &ModelConfig) -> Result<()> {
+    device::check(ranks)?;
+    device::check_shape(shape)
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_micro_batch_is_at_most_as_large_as_kernels_take_it() {
+        assert_eq!(MOST_TOKENS, crate::model::cuda::MOST_ROWS);
+        assert!(DeviceKind::Cuda.check_tokens(MOST_TOKENS, "train.seq_len").is_ok());
+        let refusal = DeviceKind::Cuda.check_tokens(MOST_TOKENS + 1, "train.seq_len").unwrap_err();
+        assert!(refusal.to_string().contains("train.seq_len is 65409"), "{refusal}");
+    }
+}

@@ -1,0 +1,468 @@
+//! One model being trained: weights, ranks with their gradients and moments, and the update that
+//! joins them.
+//!
+//! Gradients accumulate as unnormalised sums and are divided once, by the number the objective
+//! names (the token count of the global batch): packing, micro-batching and the number of ranks
+//! never change the loss. A step whose loss or gradient is not finite changes no weight.
+
+pub mod device;
+mod micro_batch;
+mod workers;
+
+use crate::ranks::nodes::Nodes;
+use device::Gpus;
+pub use micro_batch::{Chunk, MicroBatch};
+pub(crate) use workers::GPU_BUCKET;
+use workers::{Ranks, Reduced};
+
+use crate::checkpoint::LanguageModel;
+use crate::checkpoint::state::{load_step, save_step};
+use crate::engine::generator::Generator;
+use crate::model::{Recompute, ScoreGradient, TensorSpec};
+use crate::ops::adamw::AdamW;
+use crate::optim::{AdamWConfig, DecayedParameters, LossScale, LossScaleConfig, Schedule};
+use anyhow::Result;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::Path;
+
+/// Lends the GPUs of this node, other than node 0, to a run of `ranks` ranks on all nodes, to its end.
+pub fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    return workers::serve(nodes, nodes.share(ranks)?);
+    #[cfg(not(feature = "cuda"))]
+    Err(crate::engine::device::refusal().context(format!("{ranks} ranks on {} nodes", nodes.count)))
+}
+
+/// How the work is laid out; none of it changes what is learnt.
+#[derive(Debug, Clone, Copy)]
+pub struct Execution {
+    /// Threads, or GPUs.
+    pub ranks: usize,
+    /// What the backward computes again.
+    pub recompute: Recompute,
+    /// The loss scale of fp16; none with other precisions.
+    pub loss_scale: Option<LossScaling>,
+    /// The GPUs that compute; none where the CPU does.
+    pub gpus: Option<Gpus>,
+}
+
+/// How the loss of fp16 is scaled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScaling {
+    /// How the scale moves.
+    pub config: LossScaleConfig,
+    /// What a rank's sum of the loss in one update is divided by, at most: the scale is that of the mean,
+    /// although gradients are sums. Rounded up to a power of two, so that scaling changes no bit.
+    pub divisor: usize,
+}
+
+impl Default for Execution {
+    fn default() -> Self {
+        Self { ranks: 1, recompute: Recompute::default(), loss_scale: None, gpus: None }
+    }
+}
+
+/// What training owns besides the model.
+pub struct Trainer {
+    /// The model. On a CPU its weights change at every update; on GPUs they are those of the last
+    /// [`Trainer::fetch_params`].
+    pub model: LanguageModel,
+    /// Steps done; the learning rate follows them.
+    pub step: u64,
+    ranks: Ranks,
+    optim: AdamWConfig,
+    schedule: Schedule,
+    total_steps: u64,
+    loss_scaling: Option<LossScaling>,
+    optimizer: OptimizerState,
+}
+
+/// What the optimizer remembers besides its moments.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OptimizerState {
+    /// Updates that changed weights; a step has one or more.
+    updates: u64,
+    /// Those just before now that changed none.
+    skipped_in_a_row: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<LossScale>,
+}
+
+/// What a checkpoint keeps besides weights and moments.
+#[derive(Serialize, Deserialize)]
+struct Saved<S> {
+    step: u64,
+    optimizer: OptimizerState,
+    state: S,
+}
+
+/// What one update did.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// Norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used.
+    pub lr: f64,
+    /// What the loss was multiplied by, with fp16.
+    pub loss_scale: Option<f64>,
+    /// Why no weight changed: a loss or gradient that is not finite.
+    pub skipped: Option<NonFinite>,
+}
+
+/// Where something was not finite.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NonFinite {
+    /// The loss of the step.
+    pub loss: f64,
+    /// Tensors whose gradient was not.
+    pub tensors: Vec<String>,
+}
+
+impl Trainer {
+    /// A fresh optimizer around `model`, for a run of `total_steps` updates.
+    pub fn new(
+        model: LanguageModel,
+        optim: AdamWConfig,
+        schedule: Schedule,
+        total_steps: u64,
+        execution: Execution,
+    ) -> Result<Self> {
+        let loss_scaling = execution.loss_scale;
+        let decays = |tensor: &TensorSpec| match optim.decayed {
+            DecayedParameters::Matrices => tensor.decays(),
+            DecayedParameters::MatricesWithoutEmbeddings => {
+                tensor.decays() && !tensor.is_embedding()
+            }
+            DecayedParameters::All => true,
+        };
+        let decayed = model.decoder.layout().ranges(decays);
+        Ok(Self {
+            step: 0,
+            ranks: Ranks::start(&model, execution, decayed)?,
+            optim,
+            schedule,
+            total_steps,
+            loss_scaling,
+            optimizer: OptimizerState {
+                loss_scale: loss_scaling.map(|scaling| LossScale::new(&scaling.config)),
+                ..OptimizerState::default()
+            },
+            model,
+        })
+    }
+
+    /// Continues where the checkpoint in `dir` stopped, whatever number and kind of ranks wrote it; the
+    /// model has been read from it. Returns what the loop saved of its own.
+    pub fn restore<S: DeserializeOwned>(&mut self, dir: &Path) -> Result<S> {
+        let (shards, weights) = (self.ranks.shards(), &self.model.params);
+        let saved: Saved<S> = self.ranks.fill_moments(|by_rank| {
+            let (first, second) =
+                by_rank.into_iter().map(|[first, second]| (first, second)).unzip();
+            load_step(dir, weights, [first, second].map(|moments| shards.join_mut(moments)))
+        })?;
+        self.step = saved.step;
+        // Another precision may have written it.
+        let fresh = self.optimizer.loss_scale;
+        let loss_scale = fresh.map(|fresh| saved.optimizer.loss_scale.unwrap_or(fresh));
+        self.optimizer = OptimizerState { loss_scale, ..saved.optimizer };
+        Ok(saved.state)
+    }
+
+    /// Writes a checkpoint at `path`: the model, the moments, the step and the loop's own `state`.
+    pub fn save<S: Serialize>(&mut self, path: &Path, state: S) -> Result<()> {
+        self.fetch_params()?;
+        let shards = self.ranks.shards();
+        let by_rank = self.ranks.moments()?;
+        let whole = [0, 1].map(|moment| {
+            let of_ranks: Vec<&[f32]> = by_rank.iter().map(|moments| &*moments[moment]).collect();
+            shards.join(&of_ranks)
+        });
+        let saved = Saved { step: self.step, optimizer: self.optimizer, state };
+        save_step(path, self.model.as_saved(), whole, &saved)
+    }
+
+    /// Brings the model's weights on the host up to date.
+    pub fn fetch_params(&mut self) -> Result<()> {
+        self.ranks.fetch_params(&mut self.model.params)
+    }
+
+    /// The most bytes that were ever taken at once of the memory of a GPU, where there are any.
+    pub fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
+        self.ranks.gpu_peak_bytes()
+    }
+
+    /// Updates just before now that changed no weight and could not be answered by a smaller loss
+    /// scale.
+    pub fn skipped_in_a_row(&self) -> u64 {
+        self.optimizer.skipped_in_a_row
+    }
+
+    /// The model as it is being trained, to sample with between updates, where its ranks are.
+    pub fn generator(&mut self) -> Generator<'_> {
+        self.ranks.generator(&self.model)
+    }
+
+    /// Gives back the memory that accumulating gradients took; the next time takes it again.
+    pub fn release_memory(&mut self) {
+        self.ranks.release_memory();
+    }
+
+    /// Adds the gradients of micro-batches, which the ranks divide among themselves. `objective`
+    /// gets the targets of each in consecutive chunks, writes the gradient of the loss by their
+    /// scores, and gathers what it wants to know in an `M` for each micro-batch, which are returned
+    /// in order.
+    pub fn accumulate<M: Default + Send>(
+        &mut self,
+        batches: &[MicroBatch],
+        temperature: f32,
+        objective: impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M) + Sync,
+    ) -> Result<Vec<M>> {
+        let scale = self.loss_factor().map(|factor| factor as f32);
+        let scaled = |chunk: Chunk<'_>, gradients: &mut [ScoreGradient], gathered: &mut M| {
+            objective(chunk, gradients, gathered);
+            if let Some(scale) = scale {
+                gradients.iter_mut().for_each(|gradient| *gradient = gradient.times(scale));
+            }
+        };
+        self.ranks.accumulate(&self.model, batches, temperature, &scaled)
+    }
+
+    /// Natural log-probabilities of the targets of each row under the weights as they are.
+    pub fn score(&mut self, rows: &[MicroBatch], temperature: f32) -> Result<Vec<Vec<f32>>> {
+        self.ranks.score(&self.model, rows, temperature)
+    }
+
+    /// Keeps the parameters of a reference model, in the layout of the model's.
+    pub fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        self.ranks.keep_reference(params)
+    }
+
+    /// What [`Trainer::score`] gives, under the reference model that is kept.
+    pub fn score_reference(
+        &mut self,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.ranks.score_reference(&self.model, rows, temperature)
+    }
+
+    /// Ends a step: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.
+    /// Where the gradient or `loss` is not finite, no weight changes.
+    pub fn update(&mut self, denominator: f64, loss: f64) -> Result<Update> {
+        let lr = self.optim.lr * self.schedule.factor(self.step, self.total_steps);
+        let loss_scale = self.optimizer.loss_scale.map(|scale| scale.scale());
+        let denominator = denominator * self.loss_factor().unwrap_or(1.0);
+        let adamw = AdamW {
+            learning_rate: lr as f32,
+            beta1: self.optim.betas.0 as f32,
+            beta2: self.optim.betas.1 as f32,
+            epsilon: self.optim.eps as f32,
+            weight_decay: self.optim.weight_decay as f32,
+            gradient_scale: 0.0,
+            step: self.optimizer.updates + 1,
+        };
+        let optim = self.optim;
+        let scale = |norm: f64| {
+            let norm = norm / denominator;
+            let is_finite = norm.is_finite() && loss.is_finite();
+            is_finite.then(|| (optim.clip_factor(norm) / denominator) as f32)
+        };
+        let reduced = self.ranks.update(&mut self.model, adamw, &scale)?;
+        let grad_norm = reduced.first().map_or(0.0, |first| first.norm) / denominator;
+        let is_finite = grad_norm.is_finite() && loss.is_finite();
+        let skipped = (!is_finite).then(|| self.non_finite(loss, &reduced));
+        self.advance(is_finite);
+        Ok(Update { grad_norm, lr, loss_scale, skipped })
+    }
+
+    /// What the summed loss is multiplied by, with fp16.
+    fn loss_factor(&self) -> Option<f64> {
+        let (scaling, scale) = self.loss_scaling.zip(self.optimizer.loss_scale)?;
+        Some(scale.scale() / scaling.divisor.next_power_of_two() as f64)
+    }
+
+    fn non_finite(&self, loss: f64, reduced: &[Reduced]) -> NonFinite {
+        let mut indices: Vec<usize> = reduced.iter().flat_map(|r| &r.culprits).copied().collect();
+        indices.sort_unstable();
+        indices.dedup();
+        let tensors = &self.model.decoder.layout().tensors;
+        NonFinite { loss, tensors: indices.iter().map(|&i| tensors[i].name.clone()).collect() }
+    }
+
+    /// Ends a step after its updates.
+    pub fn end_step(&mut self) {
+        self.step += 1;
+    }
+
+    /// Counts the update and moves the loss scale.
+    fn advance(&mut self, is_finite: bool) {
+        let OptimizerState { updates, skipped_in_a_row, loss_scale } = &mut self.optimizer;
+        *updates += u64::from(is_finite);
+        let mut is_answered = false;
+        if let (Some(scale), Some(LossScaling { config, .. })) = (loss_scale, &self.loss_scaling) {
+            is_answered = !scale.is_at_minimum(config);
+            scale.update(config, !is_finite);
+        }
+        *skipped_in_a_row = match is_finite || is_answered {
+            true => 0,
+            false => *skipped_in_a_row + 1,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::pack::Batch;
+    use crate::model::{Decoder, ModelConfig, layout};
+    use crate::tokenizer::{Tokenized, bpe};
+
+    fn trainer(execution: Execution) -> Trainer {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"model_type": "qwen2", "vocab_size": 400, "hidden_size": 24,
+            "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "initializer_range": 0.1}"#;
+        let config = ModelConfig::from_json(text).unwrap();
+        let model = LanguageModel {
+            params: layout::init(&config, 1),
+            decoder: Decoder::new(config),
+            tokenizer: bpe::tests::small(dir.path()),
+        };
+        let optim = toml::from_str("lr = 1e-2").unwrap();
+        Trainer::new(model, optim, Schedule::default(), 100, execution).unwrap()
+    }
+
+    fn on(ranks: usize) -> Trainer {
+        trainer(Execution { ranks, ..Execution::default() })
+    }
+
+    fn batches(step: usize) -> Vec<MicroBatch> {
+        let of = |i: usize| {
+            let token = |at: usize| ((31 * at + 7 * i + 3 * step) % 400) as u32;
+            let sample = Tokenized {
+                input_ids: (0..10 + 3 * i).map(token).collect(),
+                loss_mask: vec![true; 10 + 3 * i],
+            };
+            MicroBatch::of(&[Batch::new(&[sample], &[0])])
+        };
+        (0..12).map(of).collect()
+    }
+
+    /// A step whose gradients are multiplied by `factor`.
+    fn step(trainer: &mut Trainer, number: usize, factor: f32) -> Update {
+        let losses = trainer
+            .accumulate(&batches(number), 1.0, |chunk, gradients, loss: &mut f64| {
+                *loss -= chunk.scores.iter().map(|score| f64::from(score.logp)).sum::<f64>();
+                gradients.iter_mut().for_each(|gradient| gradient.logp = -factor);
+            })
+            .unwrap();
+        let update = trainer.update(300.0, losses.iter().sum()).unwrap();
+        trainer.end_step();
+        update
+    }
+
+    fn trained(ranks: usize) -> Trainer {
+        let mut trainer = on(ranks);
+        for number in 0..3 {
+            step(&mut trainer, number, 1.0);
+        }
+        trainer
+    }
+
+    fn moments(trainer: &mut Trainer) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        trainer.save(&dir.path().join("step"), ()).unwrap();
+        std::fs::read(dir.path().join("step/state/optimizer.safetensors")).unwrap()
+    }
+
+    #[test]
+    fn ranks_learn_what_one_rank_learns() {
+        let one = trained(1);
+        for ranks in [2, 3, 8] {
+            let mut several = trained(ranks);
+            for (a, b) in several.model.params.iter().zip(&one.model.params) {
+                assert!((a - b).abs() < 2e-5, "{ranks} ranks: {a} is not {b}");
+            }
+            let replicas = several.ranks.on_cpu().replicas();
+            assert!(replicas.iter().all(|replica| *replica == several.model.params));
+            let mut again = trained(ranks);
+            assert_eq!(again.model.params, several.model.params, "{ranks} ranks");
+            assert_eq!(moments(&mut again), moments(&mut several), "{ranks} ranks");
+        }
+    }
+
+    #[test]
+    fn any_number_of_ranks_resumes_what_any_other_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("step");
+        let mut three = trained(3);
+        three.save(&path, 7u32).unwrap();
+        for ranks in [1, 2, 3, 8] {
+            let mut resumed = on(ranks);
+            resumed.model.params.clone_from(&three.model.params);
+            assert_eq!(resumed.restore::<u32>(&path).unwrap(), 7);
+            let moments = [&mut resumed, &mut three].map(moments);
+            assert_eq!((resumed.step, &moments[0]), (3, &moments[1]), "{ranks} ranks");
+        }
+    }
+
+    #[test]
+    fn a_step_that_is_not_finite_changes_nothing_and_names_its_tensors() {
+        for ranks in [1, 3] {
+            let (mut disturbed, mut spared) = (on(ranks), on(ranks));
+            let update = step(&mut disturbed, 0, f32::NAN);
+            assert_eq!(disturbed.model.params, spared.model.params);
+            let tensors = update.skipped.unwrap().tensors;
+            assert_eq!(tensors.len(), disturbed.model.decoder.layout().tensors.len());
+            assert_eq!((disturbed.step, disturbed.skipped_in_a_row()), (1, 1));
+            assert_eq!(step(&mut disturbed, 1, 1.0).skipped, None);
+            step(&mut spared, 1, 1.0);
+            assert_eq!(disturbed.model.params, spared.model.params);
+            assert_eq!((disturbed.step, disturbed.skipped_in_a_row()), (2, 0));
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_changes_nothing_either() {
+        let mut trainer = on(1);
+        let before = trainer.model.params.clone();
+        trainer.accumulate(&batches(0), 1.0, |_, _, (): &mut ()| {}).unwrap();
+        let skipped = trainer.update(300.0, f64::INFINITY).unwrap().skipped;
+        assert_eq!(skipped, Some(NonFinite { loss: f64::INFINITY, tensors: Vec::new() }));
+        assert_eq!(trainer.model.params, before);
+    }
+
+    #[test]
+    fn a_loss_scale_changes_no_bit_and_falls_where_gradients_overflow() {
+        let config = LossScaleConfig { initial: 2.0, hysteresis: 1, ..LossScaleConfig::default() };
+        let loss_scale = Some(LossScaling { config, divisor: 300 });
+        let mut scaled = trainer(Execution { loss_scale, ..Execution::default() });
+        let mut plain = on(1);
+        assert_eq!(step(&mut scaled, 0, 1.0).loss_scale, Some(2.0));
+        step(&mut plain, 0, 1.0);
+        assert_eq!(scaled.model.params, plain.model.params);
+        assert!(step(&mut scaled, 1, f32::INFINITY).skipped.is_some());
+        assert_eq!(scaled.skipped_in_a_row(), 0, "answered by a smaller scale");
+        assert_eq!(step(&mut scaled, 2, f32::INFINITY).loss_scale, Some(1.0));
+        assert_eq!(scaled.skipped_in_a_row(), 1, "the scale is at its minimum");
+
+        let dir = tempfile::tempdir().unwrap();
+        scaled.save(&dir.path().join("step"), ()).unwrap();
+        let mut resumed = trainer(Execution { loss_scale, ..Execution::default() });
+        resumed.model.params.clone_from(&scaled.model.params);
+        resumed.restore::<()>(&dir.path().join("step")).unwrap();
+        assert_eq!(resumed.skipped_in_a_row(), 1);
+        assert_eq!(step(&mut resumed, 3, 1.0).loss_scale, Some(1.0));
+
+        let mut other = on(1);
+        other.model.params.clone_from(&scaled.model.params);
+        other.restore::<()>(&dir.path().join("step")).unwrap();
+        assert_eq!(step(&mut other, 3, 1.0).loss_scale, None, "another precision goes on");
+        other.save(&dir.path().join("other"), ()).unwrap();
+        let mut back = trainer(Execution { loss_scale, ..Execution::default() });
+        back.model.params.clone_from(&other.model.params);
+        back.restore::<()>(&dir.path().join("other")).unwrap();
+        assert_eq!(step(&mut back, 4, 1.0).loss_scale, Some(2.0));
+    }
+}

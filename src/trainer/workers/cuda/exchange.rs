@@ -1,0 +1,94 @@
+//! A GPU's way to the others: NCCL on a stream of its own, so that some gradients travel while others
+//! are computed.
+//!
+//! Contract: what is queued here runs beside the computation; [`Exchange::follow`] and
+//! [`Exchange::precede`] order the two where they meet. A rank that fails ends the calls of all ranks
+//! ([`Ties`]).
+
+use super::ties::Ties;
+use crate::cuda::nccl::{Communicator, UniqueId};
+use crate::cuda::{Device, DeviceSliceMut, Event, Half, Stream};
+use crate::ranks::Member;
+use crate::ranks::Shards;
+use anyhow::Result;
+use std::sync::Arc;
+
+/// One rank's end.
+pub(crate) struct Exchange {
+    communicator: Arc<Communicator>,
+    ties: Arc<Ties>,
+    stream: Stream,
+    reached: Event,
+}
+
+impl Exchange {
+    /// Joins the ranks that have `id`, which only a rank without others can do without, and waits for
+    /// all of them.
+    pub(crate) fn join(
+        device: &Arc<Device>,
+        id: Option<UniqueId>,
+        (rank, size): (usize, usize),
+        ties: &Arc<Ties>,
+    ) -> Result<Self> {
+        let communicator = Arc::new(match id {
+            Some(id) => Communicator::join(device, id, rank, size)?,
+            None => Communicator::single(device),
+        });
+        ties.communicators.add(communicator.clone());
+        communicator.wait().inspect_err(|_| ties.cut())?;
+        Ok(Self {
+            communicator,
+            ties: ties.clone(),
+            stream: Stream::new(device)?,
+            reached: Event::new(device)?,
+        })
+    }
+
+    pub(crate) fn communicator(&self) -> &Communicator {
+        &self.communicator
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// What is queued here from now on waits for what is queued in `computation` now.
+    pub(crate) fn follow(&self, computation: &Stream) -> Result<()> {
+        self.reached.record(computation)?;
+        self.stream.wait(&self.reached)
+    }
+
+    /// What is queued in `computation` from now on waits for what is queued here now.
+    pub(crate) fn precede(&self, computation: &Stream) -> Result<()> {
+        self.reached.record(&self.stream)?;
+        computation.wait(&self.reached)
+    }
+
+    /// Fills `params` with the pieces that every rank has of them, in the order of `computation`.
+    pub(crate) fn gather(
+        &self,
+        shards: Shards,
+        mut params: DeviceSliceMut<'_, Half>,
+        computation: &Stream,
+    ) -> Result<()> {
+        self.follow(computation)?;
+        for bucket in shards.buckets() {
+            self.communicator.all_gather(&self.stream, params.range(bucket))?;
+        }
+        self.precede(computation)
+    }
+}
+
+impl Member for Exchange {
+    fn rank(&self) -> usize {
+        self.communicator.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.communicator.size()
+    }
+
+    fn abort(&self) {
+        self.ties.cut();
+    }
+}

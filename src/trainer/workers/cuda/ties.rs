@@ -1,0 +1,35 @@
+//! What the ranks of a process wait for each other by, here and on other nodes.
+//!
+//! Contract: cutting it makes every waiting and future call fail, here and on the other nodes, and so does
+//! the loss of a node. Dropping it tells the other nodes that this one is done.
+
+use crate::cuda::nccl::{self, Group};
+use crate::ranks::Lane;
+use crate::ranks::rendezvous::Meeting;
+use crate::ranks::watch::Watch;
+use anyhow::Result;
+use std::sync::Arc;
+
+/// Of all ranks of this process.
+pub(crate) struct Ties {
+    pub(crate) communicators: Group,
+    pub(crate) lanes: Vec<Arc<Lane>>,
+    watch: Watch,
+}
+
+impl Ties {
+    /// Takes the connections of a meeting, and watches over the other nodes from now on.
+    pub(crate) fn new(mut meeting: Meeting) -> Result<Arc<Self>> {
+        let communicators = Group::default();
+        let lanes = std::mem::take(&mut meeting.lanes).into_iter().map(Arc::new).collect();
+        let watch = nccl::guard(meeting, communicators.clone())?;
+        Ok(Arc::new(Self { communicators, lanes, watch }))
+    }
+
+    /// Ends the run on all nodes.
+    pub(crate) fn cut(&self) {
+        self.communicators.abort();
+        self.lanes.iter().for_each(|lane| lane.shut());
+        self.watch.abandon();
+    }
+}
