@@ -5,12 +5,11 @@
 //! a step learns does not depend on their number. A step whose loss or gradient is not finite is
 //! skipped; several in a row end the run.
 
+use super::session::{Session, Start, Terms};
 use super::settings::TrainConfig;
-use super::{resume_or_open, save_checkpoint, stopped, unusable};
-use crate::base::{interrupt, progress::Progress};
 use crate::checkpoint::ModelSource;
 use crate::data::dataset::DataConfig;
-use crate::data::loader::{Cursor, Loader};
+use crate::data::loader::Loader;
 use crate::data::pack::Batch;
 use crate::model::ScoreGradient;
 use crate::model::flops::ModelFlops;
@@ -18,13 +17,13 @@ use crate::objective::sft::smoothed_negative_log_likelihood;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::plan::PlanConfig;
 use crate::run::environment::resident_bytes;
-use crate::run::metrics::{Metrics, Row, mebibytes, row};
-use crate::run::{CheckpointConfig, Ending, RunDir};
+use crate::run::metrics::{Row, mebibytes, row};
+use crate::run::{CheckpointConfig, RunDir};
 use crate::trainer::{Chunk, MicroBatch, Trainer, Update};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// The whole of `sft.toml`.
@@ -65,65 +64,29 @@ impl Config {
 /// directory.
 pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     config.check()?;
-    let total_steps = config.train.total_steps;
-    let (model, resumed) = resume_or_open(run, &config.model, config.seed)?;
-    let dataset = config.data.open(&model.tokenizer)?;
-    model.decoder.config().check_length(dataset.longest())?;
-    let flops = ModelFlops::new(model.decoder.config());
-    let execution = config.train.execution();
-    let mut trainer = Trainer::new(model, config.optim, config.schedule, total_steps, execution)?;
-    let cursor = match resumed {
-        Some(dir) => trainer.restore::<Cursor>(&dir).with_context(|| unusable(&dir))?,
-        None => Cursor::default(),
-    };
-    let mut loader = dataset.loader(config.train.seq_len, config.seed, cursor)?;
-    let num_rows = total_steps as usize * config.train.rows_per_step();
+    let Config { seed, optim, schedule, ref train, ref checkpoint, .. } = *config;
+    let start = Start::find(run, &config.model, seed)?;
+    let dataset = config.data.open(&start.model.tokenizer)?;
+    start.model.decoder.config().check_length(dataset.longest())?;
+    let flops = ModelFlops::new(start.model.decoder.config());
+    let (trainer, saved) = start.trainer(optim, schedule, train.total_steps, train.execution())?;
+    let mut loader = dataset.loader(train.seq_len, seed, saved.unwrap_or_default())?;
+    let num_rows = train.total_steps as usize * train.rows_per_step();
     tracing::info!("packing: {}", loader.packing(num_rows));
-    let mut metrics = Metrics::open(run.path())?;
-    metrics.truncate_after(trainer.step)?;
-    let progress = Progress::new(label, total_steps, "steps");
-    progress.skip(trainer.step);
-    while trainer.step < total_steps {
-        let result = step(&mut trainer, &mut loader, &config.train, &flops)?;
-        metrics.log(trainer.step, result.metrics(&config.train))?;
-        run.forget_replaced()?;
-        progress.set_message(format!("loss {:.3}", result.loss));
-        progress.inc(1);
-        let is_interrupted = interrupt::requested();
-        let is_last = trainer.step == total_steps;
-        let most_skipped = config.train.max_nonfinite_steps.min(total_steps);
-        let is_hopeless = trainer.skipped_in_a_row() >= most_skipped;
-        if is_last || is_interrupted || is_hopeless || config.checkpoint.is_due(trainer.step) {
-            metrics.sync()?;
-            save_checkpoint(run, &mut trainer, &loader.cursor(), &config.checkpoint)?;
-        }
-        if let Some(diagnosis) = result.diagnosis(trainer.step) {
-            tracing::warn!("{diagnosis}; no weight was changed");
-            if is_hopeless {
-                return Err(diverged(
-                    config,
-                    &diagnosis,
-                    &run.checkpoints().step_dir(trainer.step),
-                ));
-            }
-        }
-        if is_interrupted && !is_last {
-            return Err(stopped(trainer.step));
-        }
+    let terms = Terms {
+        label,
+        total_steps: train.total_steps,
+        checkpoint,
+        max_skipped: train.max_nonfinite_steps,
+        max_skipped_key: "train.max_nonfinite_steps",
+    };
+    let mut session = Session::open(run, trainer, terms)?;
+    while session.has_next_step() {
+        let result = step(&mut session.trainer, &mut loader, train, &flops)?;
+        session.log(result.metrics(train), format!("loss {:.3}", result.loss))?;
+        session.end_step(&loader.cursor(), result.trouble())?;
     }
-    progress.finish();
-    Ok(run.checkpoints().step_dir(total_steps))
-}
-
-/// Why the run stopped; the weights before the skipped steps lie in `kept`.
-fn diverged(config: &Config, diagnosis: &str, kept: &Path) -> anyhow::Error {
-    anyhow::Error::new(Ending(format!(
-        "{diagnosis}; this was the last of train.max_nonfinite_steps = {} such steps in a row, which \
-         changed no weight: the weights before them are in {}. Try a lower optim.lr, or look at \
-         the samples",
-        config.train.max_nonfinite_steps,
-        kept.display()
-    )))
+    Ok(session.finish())
 }
 
 /// What one step saw.
@@ -246,8 +209,8 @@ impl StepResult {
         metrics
     }
 
-    /// What was wrong with step `step`, if it was skipped.
-    fn diagnosis(&self, step: u64) -> Option<String> {
+    /// What was wrong with the step, if it was skipped.
+    fn trouble(&self) -> Option<String> {
         let found = self.update.skipped.as_ref()?;
         let what = match found.tensors.as_slice() {
             [] if self.loss.is_finite() => "the norm of the gradient overflows".to_owned(),
@@ -260,7 +223,7 @@ impl StepResult {
         let shown = self.samples.iter().take(8).map(|sample| (sample + 1).to_string());
         let shown = shown.collect::<Vec<_>>().join(", ");
         let more = if self.samples.len() > 8 { ", ..." } else { "" };
-        Some(format!("step {step}: the loss is {}, {what}; samples {shown}{more}", self.loss))
+        Some(format!("the loss is {}, {what}; samples {shown}{more}", self.loss))
     }
 }
 
@@ -269,6 +232,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::LanguageModel;
     use crate::data::dataset::Source;
+    use crate::data::loader::Cursor;
     use crate::data::mixture::MixBy;
     use crate::model::{Decoder, ModelConfig, layout};
     use crate::tokenizer::{Tokenized, bpe};

@@ -198,6 +198,11 @@ impl Trainer {
         self.optimizer.skipped_in_a_row
     }
 
+    /// Whether any update has changed a weight.
+    pub fn has_learnt(&self) -> bool {
+        self.optimizer.updates > 0
+    }
+
     /// The model as it is being trained, to sample with between updates, where its ranks are.
     pub fn generator(&mut self) -> Generator<'_> {
         self.ranks.generator(&self.model)

@@ -42,13 +42,20 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// Before the first portion of `tasks`.
-    pub(crate) fn start(tasks: &[Task]) -> Result<Self> {
+    /// Goes on where `saved` stopped, or begins with the first portion of `tasks`.
+    pub(crate) fn go_on(saved: Option<Self>, tasks: &[Task]) -> Result<Self> {
         let mut hasher = crc32fast::Hasher::new();
         for task in tasks {
             hasher.update(&serde_json::to_vec(&task.problem)?);
         }
-        Ok(Self { portion: 0, problems: hasher.finalize() })
+        let start = Self { portion: 0, problems: hasher.finalize() };
+        let cursor = saved.unwrap_or(start);
+        if cursor.problems != start.problems {
+            return Err(usage(
+                "data.files hold other problems than when this run began: give it those, or begin another",
+            ));
+        }
+        Ok(cursor)
     }
 }
 

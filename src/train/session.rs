@@ -1,0 +1,198 @@
+//! A run from its first step, or from its last checkpoint, to its end: everything that a loop needs around
+//! its steps.
+//!
+//! A loop finds its [`Start`], makes a trainer of it, opens a [`Session`], and then for each step calls
+//! [`Session::log`] and [`Session::end_step`]. Contract: the metrics of a resumed run have neither gaps nor
+//! repeats; a run that stops, for whatever reason, says which step is saved and how it goes on; what
+//! `--overwrite` replaces goes only once the new run has a step. Left out: what a step does.
+
+use crate::base::error::Interrupted;
+use crate::base::{interrupt, progress::Progress};
+use crate::checkpoint::{LanguageModel, ModelSource};
+use crate::optim::{AdamWConfig, Schedule};
+use crate::run::metrics::{self, Metrics, Row};
+use crate::run::{CheckpointConfig, Ending, RunDir};
+use crate::trainer::{Execution, Trainer};
+use anyhow::{Context, Result};
+use serde::{Serialize, de::DeserializeOwned};
+use std::path::{Path, PathBuf};
+
+/// What a run goes on from: its last checkpoint, or else the model that its configuration names.
+pub(crate) struct Start {
+    pub(crate) model: LanguageModel,
+    checkpoint: Option<PathBuf>,
+}
+
+impl Start {
+    /// Opens the model of the run's last checkpoint, or else of `source`.
+    pub(crate) fn find(run: &RunDir, source: &ModelSource, seed: u64) -> Result<Self> {
+        if let Some((_, dir)) = run.checkpoints().latest()? {
+            let model = LanguageModel::open(&dir).with_context(|| unusable(&dir))?;
+            return Ok(Self { model, checkpoint: Some(dir) });
+        }
+        if run.path().join(metrics::FILE).exists() {
+            tracing::warn!("there is no checkpoint to go on from: the run starts at step 0");
+        }
+        Ok(Self { model: source.open(seed)?, checkpoint: None })
+    }
+
+    /// Makes the trainer, and returns with it what the loop saved of its own in the checkpoint, if there
+    /// is one.
+    pub(crate) fn trainer<S: DeserializeOwned>(
+        self,
+        optim: AdamWConfig,
+        schedule: Schedule,
+        total_steps: u64,
+        execution: Execution,
+    ) -> Result<(Trainer, Option<S>)> {
+        let mut trainer = Trainer::new(self.model, optim, schedule, total_steps, execution)?;
+        let restore = |dir: PathBuf| trainer.restore(&dir).with_context(|| unusable(&dir));
+        let saved = self.checkpoint.map(restore).transpose()?;
+        Ok((trainer, saved))
+    }
+}
+
+/// What a session has to know of its run.
+pub(crate) struct Terms<'a> {
+    /// Names the run in its progress.
+    pub(crate) label: &'a str,
+    pub(crate) total_steps: u64,
+    pub(crate) checkpoint: &'a CheckpointConfig,
+    /// Updates in a row without a finite loss and gradient after which the run is given up.
+    pub(crate) max_skipped: u64,
+    /// The setting that says so.
+    pub(crate) max_skipped_key: &'static str,
+}
+
+/// A run that is going on.
+pub(crate) struct Session<'a> {
+    pub(crate) trainer: Trainer,
+    pub(crate) metrics: Metrics,
+    pub(crate) terms: Terms<'a>,
+    run: &'a RunDir,
+    progress: Progress,
+    baseline: Option<Row>,
+}
+
+impl<'a> Session<'a> {
+    /// Opens the metrics and forgets what they hold of steps after the trainer's.
+    pub(crate) fn open(run: &'a RunDir, trainer: Trainer, terms: Terms<'a>) -> Result<Self> {
+        let mut metrics = Metrics::open(run.path())?;
+        metrics.truncate_after(trainer.step)?;
+        let progress = Progress::new(terms.label, terms.total_steps, "steps");
+        progress.skip(trainer.step);
+        Ok(Self { trainer, metrics, terms, run, progress, baseline: None })
+    }
+
+    /// Whether a step is left to make.
+    pub(crate) fn has_next_step(&self) -> bool {
+        self.trainer.step < self.terms.total_steps
+    }
+
+    /// Keeps what was measured before the first step. It is logged with that step: before it there is no
+    /// run to speak of.
+    pub(crate) fn keep_baseline(&mut self, row: Row) {
+        self.baseline = Some(row);
+    }
+
+    /// Logs the step that the trainer has made; `message` goes with the progress.
+    pub(crate) fn log(&mut self, row: Row, message: String) -> Result<()> {
+        if let Some(baseline) = self.baseline.take() {
+            self.metrics.log(0, baseline)?;
+        }
+        self.metrics.log(self.trainer.step, row)?;
+        self.run.forget_replaced()?;
+        self.progress.set_message(message);
+        self.progress.inc(1);
+        Ok(())
+    }
+
+    /// Ends the step: saves it with the loop's `state` where that is due, and ends the run where the user
+    /// asked for it or nothing more is to be hoped for. `trouble` says what was wrong with the step, if
+    /// its update was skipped.
+    pub(crate) fn end_step<S: Serialize>(
+        &mut self,
+        state: &S,
+        trouble: Option<String>,
+    ) -> Result<()> {
+        let step = self.trainer.step;
+        let is_last = !self.has_next_step();
+        let skipped = self.trainer.skipped_in_a_row();
+        let has_learnt_nothing = is_last && skipped > 0 && !self.trainer.has_learnt();
+        let is_hopeless = skipped >= self.terms.max_skipped || has_learnt_nothing;
+        // Asked once: who is told that the step is saved finds it saved.
+        let is_interrupted = interrupt::requested();
+        if is_last || is_hopeless || is_interrupted || self.terms.checkpoint.is_due(step) {
+            self.save(state)?;
+        }
+        if let Some(trouble) = &trouble {
+            tracing::warn!("step {step}: {trouble}");
+        }
+        if is_hopeless {
+            return Err(self.diverged(&trouble.unwrap_or_default()));
+        }
+        if is_interrupted && !is_last {
+            return Err(stopped(step));
+        }
+        Ok(())
+    }
+
+    /// The error that ends the run for `error`, after saving the weights that would otherwise be lost.
+    pub(crate) fn break_off<S: Serialize>(
+        &mut self,
+        state: &S,
+        error: anyhow::Error,
+    ) -> anyhow::Error {
+        let step = self.trainer.step;
+        let is_saved = self.run.checkpoints().step_dir(step).exists();
+        if !is_saved
+            && (step > 0 || error.is::<Interrupted>())
+            && let Err(unsaved) = self.save(state)
+        {
+            return unsaved;
+        }
+        if error.is::<Interrupted>() { stopped(step) } else { error }
+    }
+
+    /// Ends the run; returns the directory of its model.
+    pub(crate) fn finish(self) -> PathBuf {
+        self.progress.finish();
+        self.run.checkpoints().step_dir(self.terms.total_steps)
+    }
+
+    /// Writes the checkpoint of the trainer's step and removes those that are not kept.
+    fn save<S: Serialize>(&mut self, state: &S) -> Result<()> {
+        self.metrics.sync()?;
+        let checkpoints = self.run.checkpoints();
+        self.trainer.save(&checkpoints.step_dir(self.trainer.step), state)?;
+        match self.terms.checkpoint.keep_last {
+            Some(keep_last) => checkpoints.retain(keep_last, self.terms.checkpoint.keep_every),
+            None => Ok(()),
+        }
+    }
+
+    /// Why the run was given up; its last step is saved.
+    fn diverged(&self, trouble: &str) -> anyhow::Error {
+        let Terms { max_skipped, max_skipped_key: key, .. } = self.terms;
+        anyhow::Error::new(Ending(format!(
+            "{} updates in a row had no finite loss and gradient and changed no weight ({key} = \
+             {max_skipped}); the weights before them are in {}. Try a lower optim.lr, or look at the data. \
+             The last step: {trouble}",
+            self.trainer.skipped_in_a_row(),
+            self.run.checkpoints().step_dir(self.trainer.step).display(),
+        )))
+    }
+}
+
+/// The end of a run that the user stopped, which says how it goes on.
+fn stopped(step: u64) -> anyhow::Error {
+    anyhow::Error::new(Interrupted).context(Ending::saved_at(step))
+}
+
+/// What to do where a run cannot go on from its last checkpoint.
+fn unusable(dir: &Path) -> Ending {
+    Ending(format!(
+        "cannot go on from {0}; without {0}, --resume takes the one before",
+        dir.display()
+    ))
+}
