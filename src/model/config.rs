@@ -1,5 +1,4 @@
-//! `config.json` of a Hugging Face model: the Llama, Qwen2 and InternLM2 shapes that the decoder
-//! computes.
+//! `config.json` of a Hugging Face model of one of the [`super::families`].
 //!
 //! Contract: the original text is kept and given back byte for byte; a key that would change the
 //! numbers in a way the decoder does not compute is refused by name. Both the older layout
@@ -7,28 +6,18 @@
 //! windows, and dynamic rope beyond the length where it begins to scale.
 
 use super::config_keys::{Keys, MOST_HEADS, MOST_LAYERS, MOST_TOKENS, WIDEST};
+use super::families::Family;
 use crate::base::error::usage;
 use crate::ops::rope::Llama3Scaling;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// The family a checkpoint belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// `LlamaForCausalLM`
-    Llama,
-    /// `Qwen2ForCausalLM`: Llama with biases on queries, keys and values.
-    Qwen2,
-    /// `InternLM2ForCausalLM`: Llama under other names, with queries, keys and values in one tensor.
-    InternLm2,
-}
-
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Model family.
-    pub architecture: Architecture,
+    /// What the model has beside these sizes.
+    pub family: &'static Family,
     /// Rows of the embedding table.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -77,11 +66,16 @@ impl ModelConfig {
 
     /// Reads the text of a `config.json`.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text)
+        let mut value: Value = serde_json::from_str(text)
             .map_err(|error| usage(format!("config.json is not valid JSON: {error}")))?;
+        let family = Family::of(Keys(&value))?;
+        for &(key, default) in family.defaults {
+            if value.get(key).is_none() {
+                value[key] = default.into();
+            }
+        }
         let keys = Keys(&value);
-        let architecture = keys.architecture()?;
-        keys.refuse_unsupported()?;
+        keys.refuse_unsupported(family.window)?;
         let hidden_size = keys.size("hidden_size", WIDEST)?;
         let num_heads = keys.size("num_attention_heads", MOST_HEADS)?;
         let num_kv_heads = keys.size_or("num_key_value_heads", num_heads, MOST_HEADS)?;
@@ -96,7 +90,7 @@ impl ModelConfig {
         }
         let rope = keys.rope()?;
         Ok(Self {
-            architecture,
+            family,
             vocab_size: keys.size("vocab_size", MOST_TOKENS)?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size", WIDEST)?,
@@ -109,8 +103,8 @@ impl ModelConfig {
             has_dynamic_rope: rope.is_dynamic,
             rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, 0.0..=1.0)? as f32,
             tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
-            qkv_bias: architecture == Architecture::Qwen2,
-            max_position_embeddings: keys.max_position_embeddings(architecture)?,
+            qkv_bias: family.has_qkv_bias(),
+            max_position_embeddings: keys.max_position_embeddings()?,
             initializer_range: keys.number_or("initializer_range", 0.02, 0.0..=1e3)? as f32,
             eos_token_ids: keys.tokens("eos_token_id")?,
             json: text.to_owned(),
@@ -144,6 +138,7 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
         "vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
@@ -153,7 +148,7 @@ mod tests {
     #[test]
     fn a_llama_config_is_read_and_given_back_byte_for_byte() {
         let config = ModelConfig::from_json(LLAMA).unwrap();
-        assert_eq!(config.architecture, Architecture::Llama);
+        assert_eq!(config.family.model_type, "llama");
         assert_eq!((config.head_dim, config.num_kv_heads, config.qkv_bias), (4, 2, false));
         assert_eq!((config.rope_theta, config.rms_norm_eps), (500_000.0, 1e-5));
         assert_eq!(config.eos_token_ids, [3, 4]);
@@ -170,7 +165,7 @@ mod tests {
                 r#""rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}"#,
             );
         let config = ModelConfig::from_json(&text).unwrap();
-        assert_eq!((config.architecture, config.qkv_bias), (Architecture::Qwen2, true));
+        assert_eq!((config.family.model_type, config.qkv_bias), ("qwen2", true));
         assert_eq!(config.rope_theta, 1e6);
     }
 
@@ -200,7 +195,7 @@ mod tests {
             .replace("null", r#"{"type": "dynamic", "factor": 2.0}"#)
             .replace("\"vocab_size\"", "\"max_position_embeddings\": 64, \"vocab_size\"");
         let config = ModelConfig::from_json(&text).unwrap();
-        assert_eq!(config.architecture, Architecture::InternLm2);
+        assert_eq!(config.family.model_type, "internlm2");
         assert!(config.check_length(64).is_ok());
         let error = config.check_length(65).unwrap_err();
         assert_eq!(crate::base::error::exit_code(&error), 2);
@@ -208,22 +203,71 @@ mod tests {
         assert!(ModelConfig::from_json(LLAMA).unwrap().check_length(1 << 20).is_ok());
     }
 
+    /// The Llama above with other values of some keys.
+    fn llama_with(changes: &Value) -> Result<ModelConfig> {
+        let mut config: Value = serde_json::from_str(LLAMA).unwrap();
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        ModelConfig::from_json(&config.to_string())
+    }
+
     #[test]
-    fn a_sliding_window_that_covers_no_layer_is_void() {
-        let text = LLAMA.replace(
-            r#""rope_scaling": null"#,
-            r#""use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2"#,
-        );
-        assert!(ModelConfig::from_json(&text).is_ok());
+    fn keys_that_are_null_or_do_nothing_change_nothing() {
+        let plain = ModelConfig::from_json(LLAMA).unwrap();
+        let same = [
+            json!({"head_dim": null, "attention_bias": null, "mlp_bias": null, "bias": null}),
+            json!({"tie_word_embeddings": null, "quantization_config": null, "hidden_act": null}),
+            json!({"sliding_window": null, "use_sliding_window": false, "layer_types": null}),
+            json!({"sliding_window": 8, "use_sliding_window": false, "max_window_layers": 1}),
+            json!({"sliding_window": null, "use_sliding_window": true, "max_window_layers": 1}),
+            json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2}),
+            json!({"layer_types": ["full_attention", "full_attention"]}),
+            json!({"rope_scaling": {"rope_type": "default"}}),
+            json!({"rope_scaling": {"type": "default", "factor": 1.0}}),
+            json!({"rope_scaling": {"type": "linear", "factor": 1.0}}),
+            json!({"rope_scaling": {"rope_type": null, "factor": null, "type": "default"}}),
+            json!({"rope_scaling": {}, "rope_parameters": null}),
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 500_000}}),
+            json!({"rope_theta": null, "rope_parameters": {"rope_theta": 500_000.0}}),
+            json!({"rope_scaling": {}, "rope_theta": 1.0, "rope_parameters": {"rope_theta": 5e5}}),
+            json!({"partial_rotary_factor": 1.0, "torch_dtype": "bfloat16", "dtype": "float16"}),
+            json!({"torch_dtype": null, "dtype": null, "pretraining_tp": 1}),
+        ];
+        for changes in same {
+            let read = llama_with(&changes).unwrap();
+            assert_eq!(ModelConfig { json: LLAMA.to_owned(), ..read }, plain, "{changes}");
+        }
+    }
+
+    #[test]
+    fn key_heads_that_are_null_are_as_many_as_query_heads() {
+        for model_type in ["llama", "qwen2", "internlm2"] {
+            let changes = json!({"architectures": null, "model_type": model_type,
+                "num_key_value_heads": null, "sliding_window": null});
+            let config = llama_with(&changes).unwrap();
+            assert_eq!((config.family.model_type, config.num_kv_heads), (model_type, 6));
+        }
+    }
+
+    #[test]
+    fn missing_keys_mean_what_they_mean_in_transformers() {
+        let of = |model_type: &str| {
+            let text = format!(
+                r#"{{"model_type": "{model_type}", "vocab_size": 32, "hidden_size": 64,
+                "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 32,
+                "sliding_window": null}}"#
+            );
+            let config = ModelConfig::from_json(&text).unwrap();
+            (config.num_kv_heads, config.head_dim, config.max_position_embeddings)
+        };
+        assert_eq!(of("llama"), (32, 2, 2048));
+        assert_eq!(of("qwen2"), (32, 2, 32_768));
     }
 
     #[test]
     fn sizes_that_no_memory_holds_are_refused_by_name() {
-        let with = |key: &str, value: &Value| {
-            let mut config: Value = serde_json::from_str(LLAMA).unwrap();
-            config[key] = value.clone();
-            ModelConfig::from_json(&config.to_string())
-        };
+        let with = |key: &str, value: &Value| llama_with(&json!({key: value}));
         let sizes = [
             "hidden_size",
             "intermediate_size",
@@ -277,6 +321,21 @@ mod tests {
                 r#""rope_scaling": null"#,
                 r#""use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1"#,
                 "use_sliding_window",
+            ),
+            (
+                r#""rope_scaling": null"#,
+                r#""rope_scaling": {"type": "linear", "factor": 2.0}"#,
+                "`rope_scaling.factor` is 2.0; supported: 1.0",
+            ),
+            (
+                r#""rope_scaling": null"#,
+                r#""rope_parameters": {"full_attention": {"rope_theta": 1e6}}"#,
+                "rope_parameters.full_attention",
+            ),
+            (
+                r#""rope_scaling": null"#,
+                r#""layer_types": ["full_attention", "sliding_attention"]"#,
+                "`layer_types` is \"sliding_attention\"",
             ),
             (r#""rope_scaling": null"#, r#""rope_scaling": 5"#, "`rope_scaling` is 5"),
             (r#""rope_scaling": null"#, r#""rope_scaling": []"#, "`rope_scaling` is []"),

@@ -1,6 +1,6 @@
 //! The keys of a `config.json`, typed and within bounds; errors name the key.
 
-use super::Architecture;
+use super::families::Window;
 use crate::base::error::usage;
 use crate::ops::rope::Llama3Scaling;
 use anyhow::Result;
@@ -13,6 +13,7 @@ pub(crate) const MOST_HEADS: usize = 1 << 12;
 pub(crate) const WIDEST: usize = 1 << 18;
 pub(crate) const MOST_TOKENS: usize = 1 << 24;
 pub(crate) const MOST_POSITIONS: usize = 1 << 32;
+const FULL_ATTENTION: &str = "full_attention";
 const THETA: RangeInclusive<f64> = 1.0..=1e15;
 
 /// What the keys say about rotary positions.
@@ -22,7 +23,8 @@ pub(crate) struct RopeKeys {
     pub(crate) is_dynamic: bool,
 }
 
-/// Typed access to the keys of the JSON object, with errors that name the key.
+/// Typed access to the keys of the JSON object, with errors that name the key; null is as good as missing.
+#[derive(Clone, Copy)]
 pub(crate) struct Keys<'a>(pub(crate) &'a Value);
 
 impl<'a> Keys<'a> {
@@ -30,13 +32,13 @@ impl<'a> Keys<'a> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         self.get(key)
             .map(|value| value.as_str().ok_or_else(|| wrong(key, "a string", value)))
             .transpose()
     }
 
-    fn first_architecture(&self) -> Option<&'a str> {
+    pub(crate) fn first_architecture(&self) -> Option<&'a str> {
         self.get("architectures")?.get(0)?.as_str()
     }
 
@@ -81,82 +83,56 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(crate) fn architecture(&self) -> Result<Architecture> {
-        let model_type = self.text("model_type")?;
-        let class = self.first_architecture();
-        let known = [
-            (Architecture::Llama, "LlamaForCausalLM", "llama"),
-            (Architecture::Qwen2, "Qwen2ForCausalLM", "qwen2"),
-            (Architecture::InternLm2, "InternLM2ForCausalLM", "internlm2"),
-        ];
-        let found = known.iter().find(|(_, known_class, known_type)| match class {
-            Some(class) => class == *known_class,
-            None => model_type == Some(known_type),
-        });
-        found.map(|&(architecture, ..)| architecture).ok_or_else(|| {
-            let supported = known.map(|(_, class, model_type)| format!("{class} ({model_type})"));
-            let [class, model_type] = [class, model_type]
-                .map(|text| text.map_or("missing".to_owned(), |text| format!("\"{text}\"")));
-            usage(format!(
-                "`architectures` is {class} and `model_type` is {model_type}; supported are {}",
-                supported.join(", ")
-            ))
-        })
-    }
-
-    pub(crate) fn max_position_embeddings(&self, architecture: Architecture) -> Result<usize> {
-        // The defaults of transformers' configuration classes.
-        let default = if architecture == Architecture::Qwen2 { 32_768 } else { 2048 };
-        self.size_or("max_position_embeddings", default, MOST_POSITIONS)
-    }
-
-    /// Positions in the older layout (`rope_theta`, `rope_scaling`) or the newer one.
+    /// Positions in the older layout (`rope_theta`, `rope_scaling`) or the newer one (`rope_parameters`),
+    /// of which `rope_scaling` counts where both say something, as in transformers.
     pub(crate) fn rope(&self) -> Result<RopeKeys> {
-        let dicts = ["rope_scaling", "rope_parameters"];
         refuse_partial("partial_rotary_factor", self.get("partial_rotary_factor"))?;
-        let theta = dicts
-            .iter()
-            .find_map(|name| Some((*name, self.get(name)?.get("rope_theta")?)))
-            .map(|(name, value)| within(&format!("{name}.rope_theta"), value, THETA))
-            .unwrap_or_else(|| self.number_or("rope_theta", 10_000.0, THETA))?;
-        let mut keys = RopeKeys { theta, scaling: None, is_dynamic: false };
-        let Some((name, rope)) = dicts.iter().find_map(|name| Some((*name, self.get(name)?)))
-        else {
-            return Ok(keys);
+        let theta = self.number_or("rope_theta", 10_000.0, THETA)?;
+        let dict = ["rope_scaling", "rope_parameters"]
+            .into_iter()
+            .filter_map(|name| Some((name, self.get(name)?)))
+            .find(|(_, dict)| dict.as_object().is_none_or(|keys| !keys.is_empty()));
+        let Some((name, dict)) = dict else {
+            return Ok(RopeKeys { theta, scaling: None, is_dynamic: false });
         };
-        if !rope.is_object() {
-            return Err(wrong(name, "an object or null", rope));
+        let Some(entries) = dict.as_object() else {
+            return Err(wrong(name, "an object or null", dict));
+        };
+        if let Some((key, value)) = entries.iter().find(|(_, value)| value.is_object()) {
+            return unsupported(&format!("{name}.{key}"), value, "one rotation for all layers");
         }
-        refuse_partial(
-            &format!("{name}.partial_rotary_factor"),
-            rope.get("partial_rotary_factor"),
-        )?;
+        let rope = Keys(dict);
+        let path = |key: &str| format!("{name}.{key}");
+        refuse_partial(&path("partial_rotary_factor"), rope.get("partial_rotary_factor"))?;
+        let theta = match rope.get("rope_theta") {
+            Some(value) => within(&path("rope_theta"), value, THETA)?,
+            None => theta,
+        };
+        let mut keys = RopeKeys { theta, scaling: None, is_dynamic: false };
         let default = Value::from("default");
         let kind = rope.get("rope_type").or_else(|| rope.get("type")).unwrap_or(&default);
-        match kind.as_str() {
-            Some("default") => match rope.get("factor") {
-                Some(factor) => {
-                    unsupported(&format!("{name}.factor"), factor, "unscaled positions")
-                }
-                None => Ok(keys),
-            },
-            Some("llama3") => {
-                keys.scaling = Some(self.llama3_scaling(name, rope)?);
-                Ok(keys)
+        match (kind.as_str(), rope.get("factor")) {
+            (Some("default"), None) => {}
+            (Some("default" | "linear"), Some(factor)) if factor.as_f64() == Some(1.0) => {}
+            (Some("default" | "linear"), Some(factor)) => {
+                return unsupported(&path("factor"), factor, "1.0");
             }
-            Some("dynamic") => {
-                keys.is_dynamic = true;
-                Ok(keys)
+            (Some("llama3"), _) => keys.scaling = Some(self.llama3_scaling(name, rope)?),
+            (Some("dynamic"), _) => keys.is_dynamic = true,
+            _ => {
+                let supported =
+                    "\"default\", \"llama3\", \"dynamic\", \"linear\" with a factor of 1.0";
+                return unsupported(&path("rope_type"), kind, supported);
             }
-            _ => unsupported(
-                &format!("{name}.rope_type"),
-                kind,
-                "\"default\", \"llama3\", \"dynamic\"",
-            ),
         }
+        Ok(keys)
     }
 
-    fn llama3_scaling(&self, name: &str, rope: &Value) -> Result<Llama3Scaling> {
+    pub(crate) fn max_position_embeddings(&self) -> Result<usize> {
+        self.size("max_position_embeddings", MOST_POSITIONS)
+    }
+
+    fn llama3_scaling(&self, name: &str, rope: Keys<'_>) -> Result<Llama3Scaling> {
         let above_zero = |key: &str| {
             let path = format!("{name}.{key}");
             let value = rope.get(key).ok_or_else(|| usage(format!("`{path}` is missing")))?;
@@ -172,13 +148,13 @@ impl<'a> Keys<'a> {
             high_freq_factor: above_zero("high_freq_factor")?,
             original_max_position_embeddings: match rope.get(context) {
                 Some(_) => above_zero(context)?,
-                None => self.max_position_embeddings(self.architecture()?)? as f32,
+                None => self.max_position_embeddings()? as f32,
             },
         })
     }
 
     /// Refuses what would change the numbers and is not computed.
-    pub(crate) fn refuse_unsupported(&self) -> Result<()> {
+    pub(crate) fn refuse_unsupported(&self, window: Window) -> Result<()> {
         if let Some(value) = self.get("hidden_act")
             && value != "silu"
         {
@@ -197,24 +173,41 @@ impl<'a> Keys<'a> {
                 return unsupported(key, value, "false");
             }
         }
-        if let Some(Value::Array(types)) = self.get("layer_types") {
-            return match types.iter().find(|kind| *kind != "full_attention") {
-                Some(other) => unsupported("layer_types", other, "\"full_attention\""),
-                None => Ok(()),
-            };
+        match self.get("layer_types") {
+            None => {}
+            Some(Value::Array(types)) => {
+                if let Some(other) = types.iter().find(|kind| *kind != FULL_ATTENTION) {
+                    return unsupported("layer_types", other, "\"full_attention\"");
+                }
+            }
+            Some(value) => return Err(wrong("layer_types", "a list or null", value)),
         }
-        if self.flag_or("use_sliding_window", false)?
-            && self.get("sliding_window").is_some()
-            && self.size_or("max_window_layers", 28, MOST_LAYERS)?
-                < self.size("num_hidden_layers", MOST_LAYERS)?
-        {
-            return unsupported(
-                "use_sliding_window",
-                &Value::from(true),
-                "false, or true with `max_window_layers` no smaller than `num_hidden_layers`",
-            );
+        self.refuse_window(window)
+    }
+
+    fn refuse_window(&self, window: Window) -> Result<()> {
+        let size = self.get("sliding_window");
+        match (window, size) {
+            (_, None) => Ok(()),
+            (Window::Given, Some(size)) => {
+                unsupported("sliding_window", size, "null (without the key it is 4096)")
+            }
+            // Types of layers, which are all right, decide in the place of the switch.
+            (Window::Switched, _) if self.get("layer_types").is_some() => Ok(()),
+            (Window::Switched, _) => {
+                let full = self.size_or("max_window_layers", 28, MOST_LAYERS)?;
+                if self.flag_or("use_sliding_window", false)?
+                    && full < self.size("num_hidden_layers", MOST_LAYERS)?
+                {
+                    return unsupported(
+                        "use_sliding_window",
+                        &Value::from(true),
+                        "false, or true with `max_window_layers` no smaller than `num_hidden_layers`",
+                    );
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! Contract: gradients and moments use the same layout. Matrices that are multiplied together
 //! (queries, keys, values; gate, up) are neighbours, so each pair or triple is one matrix.
-//! InternLM2 stores queries, keys and values as one tensor with its rows in another order, which
-//! [`RowOrder`] describes; the buffer's order is the same for every family.
+//! Where a family's files have rows in another order, [`RowOrder`] describes it; the buffer's order is the
+//! same for every family.
 //! Fresh weights depend only on the configuration and the seed.
 
-use super::{Architecture, ModelConfig};
+use super::ModelConfig;
+use super::families::QkvNames;
 use crate::base::rng;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -118,17 +119,6 @@ impl Layout {
         Builder::build(config).0
     }
 
-    /// The tensor of that name.
-    pub fn get(&self, name: &str) -> Option<&TensorSpec> {
-        self.tensors.iter().find(|tensor| tensor.name == name)
-    }
-
-    /// Whether weight decay applies to the tensor of that name: to matrices (embeddings among
-    /// them), not to the 1-D norms and biases.
-    pub fn decays(&self, name: &str) -> bool {
-        self.get(name).is_some_and(TensorSpec::decays)
-    }
-
     /// The elements of the tensors that are wanted: ascending, disjoint ranges.
     pub fn ranges(&self, is_wanted: impl Fn(&TensorSpec) -> bool) -> Vec<Range<usize>> {
         let mut ranges: Vec<Range<usize>> = Vec::new();
@@ -177,7 +167,7 @@ impl Builder {
 
     fn build(config: &ModelConfig) -> (Layout, Ranges) {
         let mut builder = Self::default();
-        let names = Names::of(config.architecture);
+        let names = &config.family.names;
         let hidden = config.hidden_size;
         let vocab = [config.vocab_size, hidden];
         let embedding = builder.add(names.embedding.into(), &vocab);
@@ -189,7 +179,7 @@ impl Builder {
                 LayerRanges {
                     input_norm: builder.add(name(names.input_norm), &[hidden]),
                     qkv: builder.qkv(config, layer),
-                    qkv_bias: config.qkv_bias.then(|| builder.qkv_bias(config, layer)),
+                    qkv_bias: builder.qkv_bias(config, layer),
                     output: builder.add(name(names.output), &[hidden, queries]),
                     post_norm: builder.add(name(names.post_norm), &[hidden]),
                     gate_up: builder.join([
@@ -212,81 +202,48 @@ impl Builder {
 
     fn qkv(&mut self, config: &ModelConfig, layer: usize) -> Range<usize> {
         let hidden = config.hidden_size;
-        let [queries, keys] =
-            [config.num_heads, config.num_kv_heads].map(|heads| heads * config.head_dim);
+        let [queries, keys, values] = qkv_rows(config);
         let name = |tensor: &str| format!("model.layers.{layer}.{tensor}.weight");
-        if config.architecture == Architecture::InternLm2 {
-            let order = RowOrder::Grouped {
-                groups: config.num_kv_heads,
-                queries: config.num_heads / config.num_kv_heads,
-                head_dim: config.head_dim,
-            };
-            let shape = [queries + 2 * keys, hidden];
-            return self.add_ordered(name("attention.wqkv"), &shape, order);
+        match config.family.names.qkv {
+            QkvNames::Apart { names: [query, key, value], .. } => self.join([
+                (name(query), &[queries, hidden]),
+                (name(key), &[keys, hidden]),
+                (name(value), &[values, hidden]),
+            ]),
+            QkvNames::Grouped(tensor) => {
+                let order = RowOrder::Grouped {
+                    groups: config.num_kv_heads,
+                    queries: config.num_heads / config.num_kv_heads,
+                    head_dim: config.head_dim,
+                };
+                self.add_ordered(name(tensor), &[queries + keys + values, hidden], order)
+            }
         }
-        self.join([
-            (name("self_attn.q_proj"), &[queries, hidden]),
-            (name("self_attn.k_proj"), &[keys, hidden]),
-            (name("self_attn.v_proj"), &[keys, hidden]),
-        ])
     }
 
-    fn qkv_bias(&mut self, config: &ModelConfig, layer: usize) -> Range<usize> {
-        let [queries, keys] =
-            [config.num_heads, config.num_kv_heads].map(|heads| heads * config.head_dim);
-        let name = |tensor: &str| format!("model.layers.{layer}.self_attn.{tensor}.bias");
-        self.join([
-            (name("q_proj"), &[queries]),
-            (name("k_proj"), &[keys]),
-            (name("v_proj"), &[keys]),
-        ])
+    fn qkv_bias(&mut self, config: &ModelConfig, layer: usize) -> Option<Range<usize>> {
+        let QkvNames::Apart { names: [query, key, value], has_bias: true } =
+            config.family.names.qkv
+        else {
+            return None;
+        };
+        let [queries, keys, values] = qkv_rows(config);
+        let name = |tensor: &str| format!("model.layers.{layer}.{tensor}.bias");
+        Some(self.join([(name(query), &[queries]), (name(key), &[keys]), (name(value), &[values])]))
     }
 }
 
-/// What a family calls its tensors, apart from queries, keys and values.
-struct Names {
-    embedding: &'static str,
-    input_norm: &'static str,
-    output: &'static str,
-    post_norm: &'static str,
-    gate: &'static str,
-    up: &'static str,
-    down: &'static str,
-    head: &'static str,
-}
-
-impl Names {
-    fn of(architecture: Architecture) -> Self {
-        match architecture {
-            Architecture::Llama | Architecture::Qwen2 => Self {
-                embedding: "model.embed_tokens.weight",
-                input_norm: "input_layernorm",
-                output: "self_attn.o_proj",
-                post_norm: "post_attention_layernorm",
-                gate: "mlp.gate_proj",
-                up: "mlp.up_proj",
-                down: "mlp.down_proj",
-                head: "lm_head.weight",
-            },
-            Architecture::InternLm2 => Self {
-                embedding: "model.tok_embeddings.weight",
-                input_norm: "attention_norm",
-                output: "attention.wo",
-                post_norm: "ffn_norm",
-                gate: "feed_forward.w1",
-                up: "feed_forward.w3",
-                down: "feed_forward.w2",
-                head: "output.weight",
-            },
-        }
-    }
+/// Rows of queries, keys and values.
+fn qkv_rows(config: &ModelConfig) -> [usize; 3] {
+    [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        .map(|heads| heads * config.head_dim)
 }
 
 /// Fresh parameters: norms 1, biases 0, matrices normal with the configuration's standard deviation
 /// (those that write into the residual stream divided by √(2 · layers)).
 pub fn init(config: &ModelConfig, seed: u64) -> Vec<f32> {
     let layout = Layout::new(config);
-    let names = Names::of(config.architecture);
+    let names = &config.family.names;
     let mut parameters = vec![0.0; layout.len];
     let std = f64::from(config.initializer_range);
     for (index, tensor) in layout.tensors.iter().enumerate() {
@@ -335,6 +292,10 @@ mod tests {
         ModelConfig::from_json(&text).unwrap()
     }
 
+    fn tensor<'l>(layout: &'l Layout, name: &str) -> &'l TensorSpec {
+        layout.tensors.iter().find(|tensor| tensor.name == name).unwrap()
+    }
+
     #[test]
     fn tensors_cover_the_buffer_without_gaps() {
         for (kind, tied, count) in
@@ -355,7 +316,7 @@ mod tests {
     #[test]
     fn internlm2_groups_the_rows_of_each_key_value_head() {
         let layout = Layout::new(&config("internlm2", false));
-        let tensor = layout.get("model.layers.1.attention.wqkv.weight").unwrap();
+        let tensor = tensor(&layout, "model.layers.1.attention.wqkv.weight");
         assert_eq!((tensor.shape.as_slice(), tensor.row_len()), ([40, 24].as_slice(), 24));
         // Heads of 4 rows: queries 0 to 5, keys 6 and 7, values 8 and 9 in the buffer.
         let file_heads: Vec<usize> =
@@ -369,16 +330,9 @@ mod tests {
     #[test]
     fn norms_and_biases_do_not_decay() {
         let layout = Layout::new(&config("qwen2", false));
-        assert!(
-            layout.decays("lm_head.weight") && layout.decays("model.layers.1.mlp.up_proj.weight")
-        );
-        assert!(!layout.decays("model.norm.weight"));
-        assert!(!layout.decays("model.layers.0.self_attn.q_proj.bias"));
-        let decayed: usize =
-            layout.ranges(TensorSpec::decays).iter().map(ExactSizeIterator::len).sum();
-        let expected: usize =
-            layout.tensors.iter().filter(|t| layout.decays(&t.name)).map(|t| t.range.len()).sum();
-        assert_eq!(decayed, expected);
+        let decays = |name: &str| tensor(&layout, name).decays();
+        assert!(decays("lm_head.weight") && decays("model.layers.1.mlp.up_proj.weight"));
+        assert!(!decays("model.norm.weight") && !decays("model.layers.0.self_attn.q_proj.bias"));
     }
 
     #[test]
@@ -389,7 +343,7 @@ mod tests {
         assert_ne!(a, c);
         let layout = Layout::new(&config);
         let spread = |name: &str| {
-            let values = &a[layout.get(name).unwrap().range.clone()];
+            let values = &a[tensor(&layout, name).range.clone()];
             let squares: f64 = values.iter().map(|&x| f64::from(x).powi(2)).sum();
             (squares / values.len() as f64).sqrt()
         };

@@ -1,5 +1,5 @@
-//! The decoder (Llama, Qwen2 and InternLM2 shapes): its configuration, where its tensors lie in one flat
-//! buffer, its training graph and its cached generation.
+//! The decoder of the [`families`]: its configuration, where its tensors lie in one flat buffer, its
+//! training graph and its cached generation.
 //!
 //! Contract: parameters and gradients are flat slices that the caller owns; a token's
 //! log-probability has the same bits from [`Decoder::score`] as from [`Decoder::extend`].
@@ -12,6 +12,7 @@ mod config_keys;
 pub mod cuda;
 pub mod decoder;
 pub mod extend;
+pub mod families;
 pub mod flops;
 pub mod layout;
 mod precision;
@@ -20,7 +21,7 @@ mod weights;
 
 pub use crate::ops::logprob::ScoreGradient;
 pub use cache::{BLOCK_TOKENS, KvCache};
-pub use config::{Architecture, ModelConfig};
+pub use config::ModelConfig;
 pub use decoder::{Decoder, Packed, Target, TokenScores};
 pub use extend::{DecodeWorkspace, Row};
 pub use layout::{Layout, RowOrder, TensorSpec};
