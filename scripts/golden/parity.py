@@ -77,6 +77,18 @@ QWEN = SHAPE | dict(
     tie_word_embeddings=False,
     use_sliding_window=False,
 )
+MISTRAL = SHAPE | dict(
+    architectures=["MistralForCausalLM"],
+    model_type="mistral",
+    attention_dropout=0.0,
+    head_dim=8,
+    max_position_embeddings=512,
+    num_attention_heads=4,
+    rms_norm_eps=1e-05,
+    rope_theta=1000000.0,
+    sliding_window=None,
+    tie_word_embeddings=False,
+)
 # The keys of the published config.json of each family, in their published layout.
 CONFIGS = {
     "llama3": LLAMA,
@@ -112,6 +124,7 @@ CONFIGS = {
         eos_token_id=0,
         use_mrope=False,
     ),
+    "mistral": MISTRAL,
     "internlm2.5": SHAPE
     | dict(
         architectures=["InternLM2ForCausalLM"],
@@ -128,7 +141,7 @@ CONFIGS = {
     ),
 }
 SHARDS = {"llama3.2": 2, "qwen2.5-untied": 3}
-ADDS_BOS = ["llama3", "llama3.2", "r1-distill-qwen"]
+ADDS_BOS = ["llama3", "llama3.2", "mistral", "r1-distill-qwen"]
 # How Llama 3, InternLM2.5 and Qwen2.5 cut text; they differ in the length of numbers.
 PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"

@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn key_heads_that_are_null_are_as_many_as_query_heads() {
-        for model_type in ["llama", "qwen2", "internlm2"] {
+        for model_type in ["llama", "mistral", "qwen2", "internlm2"] {
             let changes = json!({"architectures": null, "model_type": model_type,
                 "num_key_value_heads": null, "sliding_window": null});
             let config = llama_with(&changes).unwrap();
@@ -262,7 +262,25 @@ mod tests {
             (config.num_kv_heads, config.head_dim, config.max_position_embeddings)
         };
         assert_eq!(of("llama"), (32, 2, 2048));
+        assert_eq!(of("mistral"), (8, 2, 131_072));
         assert_eq!(of("qwen2"), (32, 2, 32_768));
+    }
+
+    #[test]
+    fn the_window_of_a_mistral_is_refused_given_or_not() {
+        let mistral = LLAMA.replace("LlamaFor", "MistralFor");
+        for (text, said) in [
+            (mistral.clone(), "`sliding_window` is 4096"),
+            (mistral.replace("\"rope_scaling\"", "\"sliding_window\""), ""),
+            (
+                mistral.replace("\"rope_scaling\": null", "\"sliding_window\": 32"),
+                "is 32; supported: null",
+            ),
+        ] {
+            let error = ModelConfig::from_json(&text).err().map(|error| error.to_string());
+            assert_eq!(error.is_some(), !said.is_empty());
+            assert!(error.unwrap_or_default().contains(said), "{said}");
+        }
     }
 
     #[test]

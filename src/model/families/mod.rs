@@ -6,6 +6,7 @@
 
 mod internlm2;
 mod llama;
+mod mistral;
 mod qwen2;
 
 use super::config_keys::Keys;
@@ -13,7 +14,8 @@ use crate::base::error::usage;
 use anyhow::Result;
 
 /// The families, in the order in which messages name them.
-pub static ALL: [&Family; 3] = [&llama::FAMILY, &qwen2::FAMILY, &internlm2::FAMILY];
+pub static ALL: [&Family; 4] =
+    [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &internlm2::FAMILY];
 
 /// What a family has of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
