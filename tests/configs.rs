@@ -2,14 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
-use codeseq::config::load;
+use codeseq::config::{Resolved, differences, load};
 use codeseq::model::ModelConfig;
+use codeseq::run::RunConfig;
 use codeseq::train::rl;
 use codeseq::train::sft;
 use std::path::{Path, PathBuf};
+use toml::Table;
 
-/// The files below `configs` with an extension.
-fn configs(extension: &str) -> Vec<PathBuf> {
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The files below `configs` whose names end with `end`; there are some.
+fn configs(end: &str) -> Vec<PathBuf> {
     fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -17,35 +23,103 @@ fn configs(extension: &str) -> Vec<PathBuf> {
         }
     }
     let mut files = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"), &mut files);
-    files.retain(|file| file.extension().is_some_and(|e| e == extension));
-    assert!(!files.is_empty());
+    walk(&root().join("configs"), &mut files);
+    files.retain(|file| file.to_string_lossy().ends_with(end));
+    assert!(!files.is_empty(), "no configuration ends with {end}");
     files
 }
 
+fn grpo(files: &[PathBuf], sets: &[&str]) -> Resolved<rl::Config> {
+    let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+    let resolved = rl::Config::load(files, &sets).unwrap_or_else(|e| panic!("{files:?}: {e:#}"));
+    resolved.value.check().unwrap_or_else(|e| panic!("{files:?} {sets:?}: {e:#}"));
+    resolved
+}
+
+fn sft(files: &[PathBuf], sets: &[&str]) -> Resolved<sft::Config> {
+    let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+    let resolved = load::<sft::Config>(files, &sets).unwrap_or_else(|e| panic!("{files:?}: {e:#}"));
+    resolved.value.check().unwrap_or_else(|e| panic!("{files:?} {sets:?}: {e:#}"));
+    resolved
+}
+
+fn demo(name: &str) -> PathBuf {
+    root().join("configs/demo").join(name)
+}
+
 #[test]
-fn every_training_configuration_is_accepted_by_its_command() {
-    for file in configs("toml") {
+fn every_file_is_a_configuration_of_a_command_or_lies_over_or_under_one() {
+    for file in configs(".toml") {
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        let files = [file];
-        let is_profile = files[0].parent().is_some_and(|dir| dir.ends_with("profiles"));
-        let checked = if is_profile || name == "dapo" {
-            // Read over or under another one; it has no model or data of its own.
-            Ok(())
-        } else if name.contains("grpo") {
-            rl::Config::load(&files, &[]).and_then(|resolved| resolved.value.check())
-        } else if name.contains("sft") || name.contains("pretrain") {
-            load::<sft::Config>(&files, &[]).and_then(|resolved| resolved.value.check())
-        } else {
-            panic!("{name}.toml names no training command: add it here");
+        let profile = format!("profile={name}");
+        match name.as_str() {
+            "grpo" => grpo(&[file], &[]).to_toml(),
+            "dapo" => grpo(&[demo("grpo.toml"), file], &[]).to_toml(),
+            "sft" | "pretrain" => sft(&[file], &[]).to_toml(),
+            _ if file.parent().unwrap().ends_with("profiles") => {
+                grpo(&[demo("grpo.toml")], &[&profile]).to_toml()
+            }
+            _ => panic!("{} names no training command: add it here", file.display()),
         };
-        checked.unwrap_or_else(|e| panic!("{}: {e:#}", files[0].display()));
     }
 }
 
 #[test]
+fn dapo_samples_until_groups_teach_and_punishes_long_responses() {
+    let dapo = grpo(&[demo("grpo.toml"), demo("dapo.toml")], &[]).value;
+    assert!(dapo.rollout.max_rounds > 1 && dapo.overlong.is_some());
+    assert!(dapo.policy.clip_high > dapo.policy.clip_low);
+}
+
+/// The settings that a resumed run may change, of those that `config` gives another value than the fixed
+/// one.
+fn changeable<C: RunConfig>(config: &C) -> Vec<String> {
+    let tables = [Table::try_from(config), Table::try_from(config.unchangeable())];
+    let mut keys: Vec<String> =
+        differences(&tables.map(Result::unwrap)).into_iter().map(|(key, _)| key).collect();
+    keys.sort();
+    keys
+}
+
+#[test]
+fn a_resumed_run_may_change_how_work_is_laid_out_and_what_is_kept() {
+    let both = [
+        "checkpoint.every=7",
+        "checkpoint.keep_every=21",
+        "checkpoint.keep_last=2",
+        "plan.gpu_memory_gb=40.0",
+        "train.device=cuda",
+        "train.gpu.gradient_sums=full",
+        "train.gpu.moments=bf16",
+        "train.micro_batch_size=2",
+        "train.precision=bf16",
+        "train.ranks=2",
+        "train.recompute=layer",
+    ];
+    let keys = |more: &[&str]| -> Vec<String> {
+        let sets = both.iter().chain(more);
+        let mut keys: Vec<String> =
+            sets.map(|set| set.split_once('=').unwrap().0.to_owned()).collect();
+        keys.sort();
+        keys
+    };
+    let of_sft = ["data.cache_dir=cache", "train.gradient_accumulation=3", "train.peak_tflops=1.0"];
+    let tuned = sft(&[demo("sft.toml")], &[&both[..], &of_sft].concat()).value;
+    assert_eq!(changeable(&tuned), keys(&of_sft));
+    assert_eq!(tuned.rows_per_step(), Some(2 * 3 * 2));
+
+    let of_grpo = ["rollout.kv_cache_tokens=100000", "rollout.max_sequences=3"];
+    let tuned = grpo(&[demo("grpo.toml")], &[&both[..], &of_grpo].concat()).value;
+    assert_eq!(changeable(&tuned), keys(&of_grpo));
+
+    let averaged = ["policy.aggregation=micro-token-mean"];
+    let tuned = grpo(&[demo("grpo.toml")], &[&both[..], &averaged].concat()).value;
+    assert!(!changeable(&tuned).contains(&"train.micro_batch_size".to_owned()));
+}
+
+#[test]
 fn every_model_configuration_is_one_the_decoder_computes() {
-    for file in configs("json") {
+    for file in configs(".json") {
         let text = std::fs::read_to_string(&file).unwrap();
         ModelConfig::from_json(&text).unwrap_or_else(|e| panic!("{}: {e:#}", file.display()));
     }

@@ -6,16 +6,16 @@ use crate::base::interrupt;
 use crate::config::Resolved;
 use crate::plan::Plan;
 use crate::ranks::nodes::Nodes;
-use crate::run::RunDir;
+use crate::run::{RunConfig, RunDir};
 use crate::trainer::serve;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
 /// Prints the plan and settings for `--dry-run`; otherwise takes the run directory `out`, trains in it, and
 /// prints the trained model's directory. A node other than node 0 does what that asks for instead.
-pub fn launch<T>(
+pub fn launch<C: RunConfig>(
     args: &ConfigArgs,
-    resolved: &Resolved<T>,
+    resolved: &Resolved<C>,
     plan: &Plan,
     out: &Path,
     train: impl FnOnce(&RunDir) -> Result<PathBuf>,
@@ -33,7 +33,7 @@ pub fn launch<T>(
     let work = || {
         plan.check_machine(&nodes)?;
         interrupt::install()?;
-        let run = RunDir::create(out, &resolved.to_toml(), args.existing())?;
+        let run = RunDir::create(out, resolved, args.existing())?;
         run.write_plan(plan)?;
         train(&run).map_err(|e| run.ended_by(e))
     };

@@ -9,7 +9,6 @@
 mod choice;
 mod diff;
 mod explain;
-pub mod limits;
 mod load;
 mod resolved;
 mod source;

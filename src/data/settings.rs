@@ -99,6 +99,11 @@ impl DataConfig {
         Ok(())
     }
 
+    /// The same samples wherever they are cached: what a resumed run may not change.
+    pub(crate) fn unchangeable(self) -> Self {
+        Self { cache_dir: None, ..self }
+    }
+
     /// The sources by name; those of `files` have none.
     pub fn named_sources(&self) -> BTreeMap<String, SourceConfig> {
         if !self.sources.is_empty() {

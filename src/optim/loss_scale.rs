@@ -45,10 +45,10 @@ impl Default for LossScaleConfig {
 }
 
 impl LossScaleConfig {
-    /// Refuses numbers with which the scale could not move as described; `key` is the table's.
-    pub fn check(&self, key: &str) -> Result<()> {
+    /// Refuses numbers with which the scale could not move as described; `table` is where they stand.
+    pub fn check(&self, table: &str) -> Result<()> {
         let wrong = |name: &str, value: f64, rule: &str| {
-            Err(usage(format!("{key}.{name} is {value}: it must be {rule}")))
+            Err(usage(format!("{table}.{name} is {value}: it must be {rule}")))
         };
         match *self {
             Self { min, .. } if !(min > 0.0 && min.is_finite()) => wrong("min", min, "above 0"),

@@ -8,6 +8,8 @@ mod schedule;
 pub use loss_scale::{LossScale, LossScaleConfig};
 pub use schedule::{Schedule, ScheduleKind, Warmup};
 
+use crate::base::limits::refuse_outside;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 /// Which parameters weight decay pulls on. The paper does not say.
@@ -55,6 +57,22 @@ impl Default for AdamWConfig {
 }
 
 impl AdamWConfig {
+    /// Refuses numbers that no step can be made with; `table` is where they stand.
+    pub fn check(&self, table: &str) -> Result<()> {
+        let below_one = 1.0 - f64::EPSILON;
+        refuse_outside(
+            table,
+            &[
+                ("lr", self.lr, 0.0..=f64::MAX),
+                ("betas[0]", self.betas.0, 0.0..=below_one),
+                ("betas[1]", self.betas.1, 0.0..=below_one),
+                ("eps", self.eps, f64::MIN_POSITIVE..=1e9),
+                ("weight_decay", self.weight_decay, 0.0..=f64::MAX),
+                ("max_grad_norm", self.max_grad_norm, 0.0..=f64::MAX),
+            ],
+        )
+    }
+
     /// What to multiply a gradient of this norm by.
     pub fn clip_factor(&self, grad_norm: f64) -> f64 {
         if self.max_grad_norm > 0.0 && grad_norm > self.max_grad_norm {

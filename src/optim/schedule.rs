@@ -1,5 +1,7 @@
 //! Learning-rate schedules: a linear warm-up, then constant, linear or cosine.
 
+use crate::base::limits::refuse_outside;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
@@ -45,6 +47,16 @@ impl Default for Schedule {
 }
 
 impl Schedule {
+    /// Refuses shares that are none; `table` is where they stand.
+    pub fn check(&self, table: &str) -> Result<()> {
+        let ratio = match self.warmup {
+            Warmup::Ratio(ratio) => ratio,
+            Warmup::Steps(_) => 0.0,
+        };
+        let shares = [("warmup.ratio", ratio), ("min_lr_ratio", self.min_lr_ratio)];
+        refuse_outside(table, &shares.map(|(key, share)| (key, share, 0.0..=1.0)))
+    }
+
     /// Steps of the warm-up in a run of `total_steps`.
     pub fn warmup_steps(&self, total_steps: u64) -> u64 {
         match self.warmup {

@@ -9,6 +9,7 @@ mod gpu;
 mod rl;
 
 use crate::base::error::usage;
+use crate::base::limits::refuse_outside;
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::{ModelSource, Origin};
 use crate::model::{BatchSize, Decoder, Layout, ModelConfig, Recompute};
@@ -28,6 +29,14 @@ pub struct PlanConfig {
     /// Memory of one GPU, in GB of 10^9 bytes; 80 where none is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_memory_gb: Option<f64>,
+}
+
+impl PlanConfig {
+    /// Refuses a memory that no GPU has; `table` is where it stands.
+    pub fn check(&self, table: &str) -> Result<()> {
+        let gigabytes = self.gpu_memory_gb.unwrap_or(1.0);
+        refuse_outside(table, &[("gpu_memory_gb", gigabytes, 1e-3..=1e6)])
+    }
 }
 
 /// The plan of a training run.

@@ -7,6 +7,7 @@
 
 use super::response::{ParsedResponse, canonical_integer};
 use crate::base::error::usage;
+use crate::base::limits::refuse_outside;
 use crate::data::problem::Problem;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,17 @@ pub struct RewardConfig {
 impl Default for RewardConfig {
     fn default() -> Self {
         Self { kind: RewardKind::Cssr, lambda: 0.9, eps: 0.01, count_example_copies: false }
+    }
+}
+
+impl RewardConfig {
+    /// Refuses numbers that formula 2 has no meaning with; `table` is where they stand.
+    pub fn check(&self, table: &str) -> Result<()> {
+        let (lambda, eps) = (self.lambda, self.eps);
+        refuse_outside(
+            table,
+            &[("lambda", lambda, 0.0..=1.0), ("eps", eps, f64::MIN_POSITIVE..=1.0)],
+        )
     }
 }
 

@@ -1,5 +1,7 @@
 //! DAPO's soft punishment of responses that come close to the length limit.
 
+use crate::base::error::usage;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 /// Where the punishment begins and how much it is.
@@ -13,6 +15,19 @@ pub struct Overlong {
 }
 
 impl Overlong {
+    /// Refuses a punishment that cannot be given to responses of at most `limit` tokens; `table` is where
+    /// it stands.
+    pub fn check(&self, table: &str, limit: usize) -> Result<()> {
+        let Self { buffer, factor } = *self;
+        if (1..=limit).contains(&buffer) && factor >= 0.0 && factor.is_finite() {
+            return Ok(());
+        }
+        Err(usage(format!(
+            "{table}.buffer is {buffer} and {table}.factor {factor}: the buffer must be from 1 to the \
+             longest response, {limit} tokens, the factor 0 or more"
+        )))
+    }
+
     /// What is added to the reward of a response of `length` tokens: 0 up to the buffer, then a
     /// straight line to -`factor` at `limit`.
     pub fn penalty(&self, length: usize, limit: usize) -> f64 {

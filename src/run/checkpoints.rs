@@ -2,6 +2,7 @@
 
 use super::SAMPLES;
 use crate::base::fs::children;
+use crate::base::limits::refuse_sizes;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -22,6 +23,11 @@ pub struct CheckpointConfig {
 }
 
 impl CheckpointConfig {
+    /// Refuses to keep nothing; `table` is where the settings stand.
+    pub fn check(&self, table: &str) -> Result<()> {
+        refuse_sizes(table, &[("keep_last", self.keep_last.unwrap_or(1))])
+    }
+
     /// Whether a checkpoint is due after `step`.
     pub(crate) fn is_due(&self, step: u64) -> bool {
         self.every > 0 && step.is_multiple_of(self.every)

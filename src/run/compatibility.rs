@@ -1,59 +1,45 @@
-//! Which settings a resumed run may change.
+//! Whether a run may be resumed with the settings that it is given.
+//!
+//! Another value of a setting is another run, unless the setting says only how the work is laid out or what is
+//! kept of it. Which those are, each table of settings knows itself ([`RunConfig::unchangeable`]).
 
+use super::checkpoints::CheckpointConfig;
 use crate::base::error::usage;
 use crate::base::fs::read_text;
 use crate::config;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde::{Serialize, de::DeserializeOwned};
 use std::path::Path;
 
-/// Settings that say how a step is computed and what is kept, but not what comes out: a resumed run may
-/// change them.
-const LAYOUT: [&str; 16] = [
-    "train.ranks",
-    "train.device",
-    "train.precision",
-    "train.gpu.moments",
-    "train.gpu.gradient_sums",
-    "train.gradient_accumulation",
-    "train.micro_batch_size",
-    "train.recompute",
-    "train.peak_tflops",
-    "rollout.max_sequences",
-    "rollout.kv_cache_tokens",
-    "plan.gpu_memory_gb",
-    "checkpoint.every",
-    "checkpoint.keep_last",
-    "checkpoint.keep_every",
-    "data.cache_dir",
-];
+/// The whole configuration of a run, as its directory keeps it.
+pub trait RunConfig: Serialize + DeserializeOwned {
+    fn checkpoint(&self) -> &CheckpointConfig;
+
+    /// The same configuration with one fixed value for every setting that a resumed run may change: two
+    /// configurations of the same run are then equal.
+    fn unchangeable(&self) -> Self;
+
+    /// Rows of all ranks in one step, where several settings share them out that may each change.
+    fn rows_per_step(&self) -> Option<usize> {
+        None
+    }
+}
 
 /// Refuses to resume the run whose configuration lies at `path` with another one.
-pub(crate) fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> {
-    let parse = |text: &str| {
-        toml::from_str::<toml::Table>(text)
-            .map_err(|e| usage(format!("{} is damaged: {}", path.display(), e.message())))
-    };
-    let tables = [parse(&read_text(path)?)?, parse(config_toml)?];
-    let mut changed: Vec<String> = config::differences(&tables)
-        .into_iter()
-        .filter(|(key, _)| !LAYOUT.contains(&key.as_str()))
-        .map(|(key, values)| {
-            let [before, now] = [0, 1].map(|i| values[i].as_deref().unwrap_or("unset"));
-            format!("{key} was {before}, is {now}")
-        })
-        .collect();
-    for (what, size) in [
-        (
-            "train.ranks x train.gradient_accumulation x train.micro_batch_size",
-            global_batch as Size,
-        ),
-        ("train.micro_batch_size, over which the loss is averaged,", averaged_batch),
-    ] {
-        let [before, now] = tables.each_ref().map(size);
-        if before != now {
-            let [before, now] = [before, now].map(|size| size.unwrap_or_default());
-            changed.push(format!("{what} was {before} rows, is {now}"));
-        }
+pub(crate) fn refuse_other_config<C: RunConfig>(path: &Path, config: &C) -> Result<()> {
+    let before: C = toml::from_str(&read_text(path)?).map_err(|e| {
+        let message = e.message().replace('\n', ", ");
+        usage(format!(
+            "{} is damaged or of another version: {message}; start a new run",
+            path.display()
+        ))
+    })?;
+    let mut changed = Vec::new();
+    match (before.rows_per_step(), config.rows_per_step()) {
+        (Some(before), Some(now)) if before != now => changed.push(format!(
+            "ranks x gradient_accumulation x micro_batch_size was {before} rows, is {now}"
+        )),
+        _ => changed = differences(&before, config)?,
     }
     if changed.is_empty() {
         return Ok(());
@@ -65,20 +51,15 @@ pub(crate) fn refuse_other_config(path: &Path, config_toml: &str) -> Result<()> 
     )))
 }
 
-/// A number of rows that follows from a run's settings.
-type Size = fn(&toml::Table) -> Option<i64>;
-
-/// Rows of all ranks in one step of fine-tuning.
-fn global_batch(table: &toml::Table) -> Option<i64> {
-    let size = |key| table.get("train")?.get(key)?.as_integer();
-    let accumulated = size("gradient_accumulation")?;
-    let others = ["ranks", "micro_batch_size"].map(|key| size(key).unwrap_or(1));
-    Some(others.into_iter().fold(accumulated, i64::saturating_mul))
-}
-
-/// Responses of a micro-batch of reinforcement, where the loss depends on them.
-fn averaged_batch(table: &toml::Table) -> Option<i64> {
-    let aggregation = table.get("policy")?.get("aggregation")?.as_str()?;
-    let size = || table.get("train")?.get("micro_batch_size")?.as_integer();
-    (aggregation == "micro-token-mean").then(size).flatten()
+/// Which settings are other ones `now`.
+fn differences<C: RunConfig>(before: &C, now: &C) -> Result<Vec<String>> {
+    let table = |config: &C| toml::Table::try_from(config.unchangeable());
+    let tables = [table(before), table(now)];
+    let tables = tables.into_iter().collect::<Result<Vec<_>, _>>().context("comparing settings")?;
+    let differences = config::differences(&tables).into_iter();
+    let changed = differences.map(|(key, values)| {
+        let [before, now] = [0, 1].map(|i| values[i].as_deref().unwrap_or("unset"));
+        format!("{key} was {before}, is {now}")
+    });
+    Ok(changed.collect())
 }

@@ -12,16 +12,16 @@
 //! Contract: two processes never work in one run directory, and nothing is replaced unless the user
 //! says so. A directory in which a run stopped before its first step counts as unused: it goes with its
 //! owner, and one that a killed process left may be used. Resuming requires the same configuration: other
-//! settings are another run. Only how the work is laid out and what is kept of it may change ([`super::compatibility`]),
-//! as long as the global batch stays.
+//! settings are another run ([`super::compatibility`]).
 
 use super::checkpoints::{Checkpoints, step_name};
-use super::compatibility::refuse_other_config;
+use super::compatibility::{RunConfig, refuse_other_config};
 use super::environment::Environment;
 use super::{SAMPLES, metrics};
 use crate::base::error::usage;
 use crate::base::fs::{children, write_atomic, write_json};
 use crate::base::log;
+use crate::config::Resolved;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
@@ -70,6 +70,8 @@ pub struct RunDir {
     path: PathBuf,
     /// It, if it was made, and the directories above that were made for it, innermost first.
     made: Vec<PathBuf>,
+    /// Steps between checkpoints.
+    save_every: u64,
     _lock: File,
 }
 
@@ -88,9 +90,13 @@ impl Drop for RunDir {
 }
 
 impl RunDir {
-    /// Takes possession of `path` for the run that `config_toml` (resolved) describes. A run that is
-    /// overwritten comes back if the new one ends before its first step.
-    pub fn create(path: &Path, config_toml: &str, existing: Existing) -> Result<Self> {
+    /// Takes possession of `path` for the run that `config` describes. A run that is overwritten comes back
+    /// if the new one ends before its first step.
+    pub fn create<C: RunConfig>(
+        path: &Path,
+        config: &Resolved<C>,
+        existing: Existing,
+    ) -> Result<Self> {
         let name = path.display();
         if path.join(REPLACED).exists() && !is_used(path) {
             // The process that was to overwrite it was killed.
@@ -114,7 +120,7 @@ impl RunDir {
             }
             // A run that was killed before its first step begins again.
             (Contents::Run | Contents::Nothing, Existing::Resume) => {
-                refuse_other_config(&path.join(CONFIG), config_toml)?;
+                refuse_other_config(&path.join(CONFIG), &config.value)?;
             }
             _ => {}
         }
@@ -126,8 +132,9 @@ impl RunDir {
             let _ = made.iter().try_for_each(fs::remove_dir);
         })?;
         // From here on a failure leaves nothing: what was made goes with it.
-        let run = Self { path: path.to_owned(), made, _lock: lock };
-        run.begin(config_toml, existing)?;
+        let save_every = config.value.checkpoint().every;
+        let run = Self { path: path.to_owned(), made, save_every, _lock: lock };
+        run.begin(&config.to_toml(), existing)?;
         Ok(run)
     }
 
@@ -199,17 +206,9 @@ impl RunDir {
         }
         let ending = match self.checkpoints().latest() {
             Ok(Some((step, _))) => Ending::saved_at(step),
-            _ => Ending(format!("no step is saved, as checkpoint.every is {}", self.save_every())),
+            _ => Ending(format!("no step is saved, as checkpoint.every is {}", self.save_every)),
         };
         error.context(ending)
-    }
-
-    /// `checkpoint.every` as the run directory's configuration has it.
-    fn save_every(&self) -> i64 {
-        let table: Option<toml::Table> =
-            fs::read_to_string(self.path.join(CONFIG)).ok().and_then(|text| text.parse().ok());
-        let every = table.and_then(|table| table.get("checkpoint")?.get("every")?.as_integer());
-        every.unwrap_or(0)
     }
 
     /// The run's checkpoints.
@@ -327,11 +326,38 @@ mod tests {
     use super::*;
     use crate::base::error::exit_code;
     use crate::base::fs::read_text;
+    use crate::run::CheckpointConfig;
 
-    const CONFIG_TOML: &str = "seed = 1\n";
+    const CONFIG_TOML: &str = "seed = 1\n\n[checkpoint]\nevery = 0\n";
+
+    /// A run that has nothing but a seed.
+    #[derive(Clone, Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Seeded {
+        seed: u64,
+        #[serde(default)]
+        checkpoint: CheckpointConfig,
+    }
+
+    impl RunConfig for Seeded {
+        fn checkpoint(&self) -> &CheckpointConfig {
+            &self.checkpoint
+        }
+
+        fn unchangeable(&self) -> Self {
+            Self { checkpoint: CheckpointConfig::default(), ..self.clone() }
+        }
+    }
+
+    fn config(seed: u64, sets: &[&str]) -> Resolved<Seeded> {
+        let seed = format!("seed={seed}");
+        let sets: Vec<String> =
+            std::iter::once(seed).chain(sets.iter().map(|&set| set.to_owned())).collect();
+        crate::config::load(&[], &sets).unwrap()
+    }
 
     fn create(path: &Path, existing: Existing) -> Result<RunDir> {
-        RunDir::create(path, CONFIG_TOML, existing)
+        RunDir::create(path, &config(1, &[]), existing)
     }
 
     fn refusal(result: Result<RunDir>) -> String {
@@ -367,8 +393,8 @@ mod tests {
     fn an_error_that_ends_a_run_says_what_is_saved() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        let toml = "checkpoint = { every = 100 }\n";
-        let run = RunDir::create(&path, toml, Existing::Refuse).unwrap();
+        let config = config(1, &["checkpoint.every=100"]);
+        let run = RunDir::create(&path, &config, Existing::Refuse).unwrap();
         let ended = || run.ended_by(usage("the disk is full"));
         assert_eq!(format!("{:#}", ended()), "the disk is full", "there is no step to speak of");
         write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
@@ -472,7 +498,7 @@ mod tests {
         assert!(refusal(create(&absent, Existing::Resume)).contains("no run to resume"));
         assert!(!absent.exists());
         let path = used(dir.path());
-        let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
+        let text = refusal(RunDir::create(&path, &config(2, &[]), Existing::Resume));
         assert!(text.contains("seed was 1, is 2"), "{text}");
     }
 
@@ -484,56 +510,26 @@ mod tests {
         fs::create_dir(&path).unwrap();
         fs::write(path.join(LOCK), "").unwrap();
         fs::write(path.join(CONFIG), CONFIG_TOML).unwrap();
-        let text = refusal(RunDir::create(&path, "seed = 2\n", Existing::Resume));
+        let text = refusal(RunDir::create(&path, &config(2, &[]), Existing::Resume));
         assert!(text.contains("seed was 1, is 2"), "{text}");
         create(&path, Existing::Resume).unwrap();
     }
 
     #[test]
-    fn resuming_may_keep_other_checkpoints_and_cache_data_elsewhere() {
+    fn resuming_may_keep_other_checkpoints() {
         let dir = tempfile::tempdir().unwrap();
         let path = used(dir.path());
-        let config = format!(
-            "{CONFIG_TOML}[checkpoint]\nevery = 5\nkeep_last = 2\nkeep_every = 10\n\
-             [data]\ncache_dir = \"elsewhere\"\n"
-        );
-        RunDir::create(&path, &config, Existing::Resume).unwrap();
+        let other = ["checkpoint.every=5", "checkpoint.keep_last=2", "checkpoint.keep_every=10"];
+        RunDir::create(&path, &config(1, &other), Existing::Resume).unwrap();
     }
 
     #[test]
-    fn resuming_may_lay_out_the_same_global_batch_otherwise() {
+    fn a_configuration_that_cannot_be_read_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("run");
-        let config = |ranks: u32, rows: u32| {
-            format!("[train]\nranks = {ranks}\ngradient_accumulation = {rows}\n")
-        };
-        let run = RunDir::create(&path, &config(8, 2), Existing::Refuse).unwrap();
-        write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
-        drop(run);
-        RunDir::create(&path, &config(4, 4), Existing::Resume).unwrap();
-        let text = refusal(RunDir::create(&path, &config(4, 2), Existing::Resume));
-        assert!(text.contains("was 16 rows, is 8"), "{text}");
-    }
-
-    #[test]
-    fn resuming_may_divide_responses_otherwise_unless_the_loss_depends_on_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = |aggregation: &str, ranks: u32, size: u32| {
-            format!(
-                "[policy]\naggregation = \"{aggregation}\"\n\
-                 [train]\nranks = {ranks}\nmicro_batch_size = {size}\n"
-            )
-        };
-        let resume = |aggregation| {
-            let path = dir.path().join(aggregation);
-            let run = RunDir::create(&path, &config(aggregation, 1, 4), Existing::Refuse).unwrap();
-            write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
-            drop(run);
-            RunDir::create(&path, &config(aggregation, 2, 8), Existing::Resume)
-        };
-        resume("token-mean").unwrap();
-        let text = refusal(resume("micro-token-mean"));
-        assert!(text.contains("averaged, was 4 rows, is 8"), "{text}");
+        let path = used(dir.path());
+        write_atomic(&path.join(CONFIG), b"seed = 1\nsead = 2\n").unwrap();
+        let text = refusal(create(&path, Existing::Resume));
+        assert!(text.contains("config.toml") && text.contains("`sead`"), "{text}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod samples;
 pub mod tensorboard;
 
 pub use checkpoints::{CheckpointConfig, Checkpoints, steps_with_samples};
+pub use compatibility::RunConfig;
 pub(crate) use dir::Ending;
 pub use dir::{Existing, RunDir};
 

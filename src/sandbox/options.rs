@@ -1,5 +1,7 @@
 //! What the caller chooses: programs, limits, and how to run them.
 
+use crate::base::limits::refuse_outside;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -40,6 +42,23 @@ impl Default for Limits {
             output_bytes: 1 << 18,
             recursion: 1_000,
         }
+    }
+}
+
+impl Limits {
+    /// Refuses limits within which no program can run; `table` is where they stand.
+    pub fn check(&self, table: &str) -> Result<()> {
+        refuse_outside(
+            table,
+            &[
+                ("cpu_ms_per_case", self.cpu_ms_per_case as f64, 1.0..=1e9),
+                ("cpu_ms_per_program", self.cpu_ms_per_program as f64, 1.0..=1e9),
+                ("wall_secs_per_case", self.wall_secs_per_case as f64, 1.0..=1e6),
+                ("output_bytes", self.output_bytes as f64, 1.0..=4e9),
+                ("memory_mb", self.memory_mb as f64, 64.0..=1e6),
+                ("recursion", f64::from(self.recursion), 50.0..=1e6),
+            ],
+        )
     }
 }
 

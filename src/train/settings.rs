@@ -3,7 +3,7 @@
 //! Left out: the optimizer (`[optim]`), the learning rate (`[schedule]`) and the data (`[data]`).
 
 use crate::base::error::usage;
-use crate::config::limits::{refuse_product, refuse_sizes};
+use crate::base::limits::{refuse_product, refuse_sizes};
 use crate::model::{BatchSize, Precision, Recompute};
 use crate::optim::LossScaleConfig;
 use crate::trainer::device::{DeviceKind, GpuConfig};
@@ -70,40 +70,59 @@ fn five() -> u64 {
 }
 
 impl TrainConfig {
-    /// Refuses numbers with which nothing would be learnt.
-    pub fn check(&self) -> Result<()> {
-        refuse_sizes(&[
-            ("train.total_steps", self.total_steps as usize),
-            ("train.seq_len", self.seq_len),
-            ("train.micro_batch_size", self.micro_batch_size),
-            ("train.gradient_accumulation", self.gradient_accumulation),
-            ("train.ranks", self.ranks),
-            ("train.max_nonfinite_steps", self.max_nonfinite_steps as usize),
-        ])?;
+    /// Refuses numbers with which nothing would be learnt; `table` is where they stand.
+    pub fn check(&self, table: &str) -> Result<()> {
+        refuse_sizes(
+            table,
+            &[
+                ("total_steps", self.total_steps as usize),
+                ("seq_len", self.seq_len),
+                ("micro_batch_size", self.micro_batch_size),
+                ("gradient_accumulation", self.gradient_accumulation),
+                ("ranks", self.ranks),
+                ("max_nonfinite_steps", self.max_nonfinite_steps as usize),
+            ],
+        )?;
         refuse_product(
+            table,
             "tokens a step",
             &[
-                ("train.ranks", self.ranks),
-                ("train.gradient_accumulation", self.gradient_accumulation),
-                ("train.micro_batch_size", self.micro_batch_size),
-                ("train.seq_len", self.seq_len),
+                ("ranks", self.ranks),
+                ("gradient_accumulation", self.gradient_accumulation),
+                ("micro_batch_size", self.micro_batch_size),
+                ("seq_len", self.seq_len),
             ],
         )?;
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return Err(usage(format!(
-                "train.label_smoothing is {}: it must be at least 0 and below 1",
+                "{table}.label_smoothing is {}: it must be at least 0 and below 1",
                 self.label_smoothing
             )));
         }
         if let Some(peak) = self.peak_tflops
             && (peak.is_nan() || peak <= 0.0)
         {
-            return Err(usage(format!("train.peak_tflops is {peak}: it must be above 0")));
+            return Err(usage(format!("{table}.peak_tflops is {peak}: it must be above 0")));
         }
-        self.device.check_precision(self.precision, "train.precision")?;
+        self.device.check_precision(self.precision, &format!("{table}.precision"))?;
         let tokens = self.seq_len * self.micro_batch_size;
-        self.device.check_tokens(tokens, "train.seq_len x train.micro_batch_size")?;
-        self.loss_scale.check("train.loss_scale")
+        self.device.check_tokens(tokens, &format!("{table}.seq_len x {table}.micro_batch_size"))?;
+        self.loss_scale.check(&format!("{table}.loss_scale"))
+    }
+
+    /// The same rows a step however ranks and micro-batches share them: what a resumed run may not change.
+    pub(crate) fn unchangeable(self) -> Self {
+        Self {
+            gradient_accumulation: self.rows_per_step(),
+            micro_batch_size: 1,
+            ranks: 1,
+            device: DeviceKind::default(),
+            precision: None,
+            gpu: GpuConfig::default(),
+            recompute: Recompute::default(),
+            peak_tflops: None,
+            ..self
+        }
     }
 
     /// Numbers of weights and activations.
@@ -156,7 +175,7 @@ mod tests {
     #[test]
     fn defaults_are_one_rank_in_f32() {
         let config = config("");
-        config.check().unwrap();
+        config.check("train").unwrap();
         assert_eq!((config.rows_per_step(), config.loss_scale()), (4, None));
         assert_eq!((config.precision(), config.peak_tflops()), (Precision::F32, None));
     }
@@ -164,12 +183,12 @@ mod tests {
     #[test]
     fn gpus_compute_in_bf16_or_in_fp16_with_a_loss_scale() {
         let gpu = config("device = 'cuda'");
-        gpu.check().unwrap();
+        gpu.check("train").unwrap();
         assert_eq!((gpu.precision(), gpu.loss_scale()), (Precision::Bf16, None));
         assert_eq!(gpu.peak_tflops(), Some(989.0));
 
         let half = config("device = 'cuda'\nprecision = 'fp16'\nloss_scale = { initial = 256.0 }");
-        half.check().unwrap();
+        half.check("train").unwrap();
         let LossScaling { config, divisor } = half.loss_scale().unwrap();
         assert_eq!((config.initial, divisor), (256.0, 4 * 64));
     }
@@ -186,7 +205,7 @@ mod tests {
             ("precision = 'bf16'", "train.precision is bf16: a CPU"),
             ("precision = 'f32'\ndevice = 'cuda'", "train.precision is f32: GPUs"),
         ] {
-            let error = config(more).check().unwrap_err();
+            let error = config(more).check("train").unwrap_err();
             assert!(error.to_string().contains(key), "{error}");
         }
     }

@@ -18,7 +18,7 @@ use crate::optim::{AdamWConfig, Schedule};
 use crate::plan::PlanConfig;
 use crate::run::environment::resident_bytes;
 use crate::run::metrics::{Row, mebibytes, row};
-use crate::run::{CheckpointConfig, RunDir};
+use crate::run::{CheckpointConfig, RunConfig, RunDir};
 use crate::trainer::{Chunk, MicroBatch, Trainer, Update};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -54,9 +54,33 @@ pub struct Config {
 impl Config {
     /// Refuses sizes with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
-        super::check_shared(&self.optim, &self.schedule, &self.checkpoint, &self.plan)?;
+        self.optim.check("optim")?;
+        self.schedule.check("schedule")?;
+        self.train.check("train")?;
         self.data.check(self.train.seq_len)?;
-        self.train.check()
+        self.checkpoint.check("checkpoint")?;
+        self.plan.check("plan")
+    }
+}
+
+impl RunConfig for Config {
+    fn checkpoint(&self) -> &CheckpointConfig {
+        &self.checkpoint
+    }
+
+    fn unchangeable(&self) -> Self {
+        let config = self.clone();
+        Self {
+            data: config.data.unchangeable(),
+            train: config.train.unchangeable(),
+            checkpoint: CheckpointConfig::default(),
+            plan: PlanConfig::default(),
+            ..config
+        }
+    }
+
+    fn rows_per_step(&self) -> Option<usize> {
+        Some(self.train.rows_per_step())
     }
 }
 

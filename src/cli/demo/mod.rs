@@ -165,11 +165,11 @@ pub fn run(args: Args) -> Result<()> {
     let existing = if args.overwrite { Existing::Overwrite } else { Existing::Refuse };
     let sft: Resolved<sft::Config> =
         load(config::load, "sft.toml", size.sft_set, &args.sft_set, &[])?;
-    let sft_run = RunDir::create(&args.out.join("sft"), &sft.to_toml(), existing)?;
+    let sft_run = RunDir::create(&args.out.join("sft"), &sft, existing)?;
     let sft_model = sft_run.checkpoints().step_dir(sft.value.train.total_steps);
     let start_from = format!("model.path={:?}", sft_model.display().to_string());
     let grpo = load(rl::Config::load, "grpo.toml", size.grpo_set, &args.grpo_set, &[start_from])?;
-    let grpo_run = RunDir::create(&args.out.join("grpo"), &grpo.to_toml(), existing)?;
+    let grpo_run = RunDir::create(&args.out.join("grpo"), &grpo, existing)?;
 
     let mut clock = Clock { started: Instant::now(), seconds: Vec::new() };
     let limits = grpo.value.judge.clone();

@@ -1,6 +1,8 @@
 //! The clipped policy loss with optional KL and entropy terms.
 
+use crate::base::limits::{LARGE, refuse_outside};
 use crate::objective::Aggregation;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 /// Bounds and coefficients of the loss.
@@ -48,6 +50,31 @@ impl Default for LossConfig {
 }
 
 impl LossConfig {
+    /// Refuses bounds and coefficients under which nothing would be learnt; `table` is where they stand.
+    pub fn check(&self, table: &str) -> Result<()> {
+        let length = match self.aggregation {
+            Aggregation::SeqMeanTokenSumNorm { length } => length,
+            _ => 1.0,
+        };
+        refuse_outside(
+            table,
+            &[
+                ("clip_low", self.clip_low, 0.0..=1.0),
+                ("clip_high", self.clip_high, 0.0..=LARGE),
+                ("clip_dual", self.clip_dual, 1.0..=LARGE),
+                ("log_ratio_clamp", self.log_ratio_clamp, f64::MIN_POSITIVE..=LARGE),
+                ("kl_coef", self.kl_coef, 0.0..=LARGE),
+                ("entropy_coef", self.entropy_coef, -LARGE..=LARGE),
+                ("aggregation.length", length, 1.0..=LARGE),
+                (
+                    "importance_sampling_cap",
+                    self.importance_sampling_cap.unwrap_or(1.0),
+                    1.0..=LARGE,
+                ),
+            ],
+        )
+    }
+
     /// Whether a reference model has to be kept.
     pub fn needs_reference(&self) -> bool {
         self.kl_coef != 0.0 || self.log_kl

@@ -5,10 +5,8 @@
 
 use super::reward_process::ExternalReward;
 use crate::base::error::usage;
+use crate::base::limits::{refuse_outside, refuse_product, refuse_sizes};
 use crate::checkpoint::ModelSource;
-use crate::config::limits::refuse_outside;
-use crate::config::limits::refuse_product;
-use crate::config::limits::refuse_sizes;
 use crate::config::{self, Profile, Resolved};
 use crate::engine::{EngineConfig, check_temperature};
 use crate::model::{BatchSize, Precision, Recompute};
@@ -16,17 +14,13 @@ use crate::objective::{Aggregation, Totals, grpo::LossConfig};
 use crate::optim::{AdamWConfig, LossScaleConfig, Schedule};
 use crate::plan::PlanConfig;
 use crate::rewards::{Overlong, RewardConfig, RewardKind};
-use crate::run::CheckpointConfig;
+use crate::run::{CheckpointConfig, RunConfig};
 use crate::sandbox::Limits;
-use crate::train::check_shared;
 use crate::trainer::device::{DeviceKind, GpuConfig};
 use crate::trainer::{Execution, LossScaling};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-
-/// More than any coefficient is.
-const LARGE: f64 = 1e6;
 
 /// What verl does where the paper is silent, by release. The first is the default.
 const PROFILES: [Profile; 2] = [
@@ -262,102 +256,33 @@ impl Config {
         }
     }
 
-    /// Refuses numbers with which a step could not be made.
+    /// Refuses settings with which a step could not be made: first those that a table can tell alone, then
+    /// those that do not go together.
     pub fn check(&self) -> Result<()> {
-        let RolloutConfig {
-            num_prompts,
-            n,
-            max_new_tokens,
-            max_sequences,
-            temperature,
-            max_rounds,
-            kv_cache_tokens,
-            filter_metric: _,
-        } = self.rollout;
-        refuse_sizes(&[
-            ("train.total_steps", self.train.total_steps as usize),
-            ("rollout.num_prompts", num_prompts),
-            ("rollout.n", n),
-            ("rollout.max_new_tokens", max_new_tokens),
-            ("rollout.max_sequences", max_sequences),
-            ("rollout.max_rounds", max_rounds as usize),
-            ("train.epochs", self.train.epochs as usize),
-            ("train.max_nonfinite_updates", self.train.max_nonfinite_updates as usize),
-            ("train.ranks", self.train.ranks),
-            ("train.seq_len", self.train.seq_len),
-            ("data.max_prompt_tokens", self.data.max_prompt_tokens),
-            ("rollout.kv_cache_tokens", kv_cache_tokens.unwrap_or(1)),
-            ("train.mini_batch_prompts", self.train.mini_batch_prompts.unwrap_or(1)),
-            ("train.micro_batch_size", self.train.micro_batch_size.unwrap_or(1)),
-        ])?;
-        refuse_product(
-            "responses a step",
-            &[
-                ("rollout.num_prompts", num_prompts),
-                ("rollout.n", n),
-                ("rollout.max_rounds", max_rounds as usize),
-            ],
-        )?;
-        let response = ("rollout.max_new_tokens", max_new_tokens);
-        refuse_product("tokens at once", &[("rollout.max_sequences", max_sequences), response])?;
-        check_shared(&self.optim, &self.schedule, &self.checkpoint, &self.plan)?;
-        self.check_device()?;
-        let policy = &self.policy;
-        let length = match policy.aggregation {
-            Aggregation::SeqMeanTokenSumNorm { length } => length,
-            _ => 1.0,
-        };
-        refuse_outside(&[
-            ("reward.lambda", self.reward.lambda, 0.0..=1.0),
-            ("reward.eps", self.reward.eps, f64::MIN_POSITIVE..=1.0),
-            ("advantage.eps", self.advantage.eps, 0.0..=1.0),
-            ("policy.clip_low", policy.clip_low, 0.0..=1.0),
-            ("policy.clip_high", policy.clip_high, 0.0..=LARGE),
-            ("policy.clip_dual", policy.clip_dual, 1.0..=LARGE),
-            ("policy.log_ratio_clamp", policy.log_ratio_clamp, f64::MIN_POSITIVE..=LARGE),
-            ("policy.kl_coef", policy.kl_coef, 0.0..=LARGE),
-            ("policy.entropy_coef", policy.entropy_coef, -LARGE..=LARGE),
-            ("policy.aggregation.length", length, 1.0..=LARGE),
-            (
-                "policy.importance_sampling_cap",
-                policy.importance_sampling_cap.unwrap_or(1.0),
-                1.0..=LARGE,
-            ),
-        ])?;
-        let limit = |key, value, most| (key, value as f64, 1.0..=most);
-        refuse_outside(&[
-            limit("judge.cpu_ms_per_case", self.judge.cpu_ms_per_case, 1e9),
-            limit("judge.cpu_ms_per_program", self.judge.cpu_ms_per_program, 1e9),
-            limit("judge.wall_secs_per_case", self.judge.wall_secs_per_case, 1e6),
-            limit("judge.output_bytes", self.judge.output_bytes as u64, 4e9),
-            ("judge.memory_mb", self.judge.memory_mb as f64, 64.0..=1e6),
-            ("judge.recursion", f64::from(self.judge.recursion), 50.0..=1e6),
-        ])?;
-        self.external_reward.as_ref().map_or(Ok(()), ExternalReward::check)?;
-        if let Some(validation) = &self.validation {
-            refuse_sizes(&[
-                ("validation.every", validation.every as usize),
-                ("validation.rollouts", validation.rollouts),
-                ("validation.num_problems", validation.num_problems.unwrap_or(1)),
-            ])?;
+        self.data.check("data")?;
+        self.rollout.check("rollout")?;
+        self.reward.check("reward")?;
+        self.external_reward.as_ref().map_or(Ok(()), |reward| reward.check("external_reward"))?;
+        self.advantage.check("advantage")?;
+        self.policy.check("policy")?;
+        self.optim.check("optim")?;
+        self.schedule.check("schedule")?;
+        self.train.check("train")?;
+        self.judge.check("judge")?;
+        self.checkpoint.check("checkpoint")?;
+        self.validation.as_ref().map_or(Ok(()), |validation| validation.check("validation"))?;
+        self.plan.check("plan")?;
+        if let Some(overlong) = self.overlong {
+            overlong.check("overlong", self.rollout.max_new_tokens)?;
         }
-        if temperature == 0.0 {
-            return Err(usage(
-                "rollout.temperature is 0: it must be above, or no two responses differ",
-            ));
-        }
-        check_temperature("rollout.temperature", temperature as f32)?;
-        if let Some(Overlong { buffer, factor }) = self.overlong
-            && (buffer == 0 || buffer > max_new_tokens || !(factor >= 0.0 && factor.is_finite()))
-        {
-            return Err(usage(format!(
-                "overlong.buffer is {buffer} and overlong.factor {factor}: the buffer must be from 1 to \
-                 rollout.max_new_tokens = {max_new_tokens}, the factor 0 or more"
-            )));
-        }
+        self.check_lengths()
+    }
+
+    /// Refuses a cache or rows that cannot hold the longest prompt and response.
+    fn check_lengths(&self) -> Result<()> {
         let longest = self.longest();
         let least = EngineConfig::least_cache_tokens(longest);
-        if let Some(given) = kv_cache_tokens.filter(|&given| given < least) {
+        if let Some(given) = self.rollout.kv_cache_tokens.filter(|&given| given < least) {
             return Err(usage(format!(
                 "rollout.kv_cache_tokens is {given}, but one sequence of the longest prompt and response \
                  ({longest} tokens) needs {least}"
@@ -371,20 +296,6 @@ impl Config {
             )));
         }
         Ok(())
-    }
-
-    /// Refuses what the device does not compute.
-    fn check_device(&self) -> Result<()> {
-        self.train.device.check_precision(self.train.precision, "train.precision")?;
-        self.train.loss_scale.check("train.loss_scale")?;
-        self.train.device.check_tokens(self.train.seq_len, "train.seq_len")?;
-        match (self.train.device, self.train.share_prompts) {
-            (DeviceKind::Cuda, true) => Err(usage(
-                "train.share_prompts is true, which only a CPU computes: leave it out, or set \
-                 train.device=\"cpu\"",
-            )),
-            _ => Ok(()),
-        }
     }
 
     /// How the work is laid out.
@@ -414,6 +325,128 @@ impl Config {
     /// Prompts of one update.
     pub(crate) fn mini_batch_prompts(&self) -> usize {
         self.train.mini_batch_prompts.unwrap_or(self.rollout.num_prompts)
+    }
+}
+
+impl RunConfig for Config {
+    fn checkpoint(&self) -> &CheckpointConfig {
+        &self.checkpoint
+    }
+
+    fn unchangeable(&self) -> Self {
+        let config = self.clone();
+        Self {
+            rollout: config.rollout.unchangeable(),
+            train: config.train.unchangeable(config.policy.aggregation),
+            checkpoint: CheckpointConfig::default(),
+            plan: PlanConfig::default(),
+            ..config
+        }
+    }
+}
+
+impl DataConfig {
+    fn check(&self, table: &str) -> Result<()> {
+        refuse_sizes(table, &[("max_prompt_tokens", self.max_prompt_tokens)])
+    }
+}
+
+impl RolloutConfig {
+    fn check(&self, table: &str) -> Result<()> {
+        refuse_sizes(
+            table,
+            &[
+                ("num_prompts", self.num_prompts),
+                ("n", self.n),
+                ("max_new_tokens", self.max_new_tokens),
+                ("max_sequences", self.max_sequences),
+                ("max_rounds", self.max_rounds as usize),
+                ("kv_cache_tokens", self.kv_cache_tokens.unwrap_or(1)),
+            ],
+        )?;
+        let responses = [
+            ("num_prompts", self.num_prompts),
+            ("n", self.n),
+            ("max_rounds", self.max_rounds as usize),
+        ];
+        refuse_product(table, "responses a step", &responses)?;
+        let tokens =
+            [("max_sequences", self.max_sequences), ("max_new_tokens", self.max_new_tokens)];
+        refuse_product(table, "tokens at once", &tokens)?;
+        if self.temperature == 0.0 {
+            return Err(usage(format!(
+                "{table}.temperature is 0: it must be above, or no two responses differ"
+            )));
+        }
+        check_temperature(&format!("{table}.temperature"), self.temperature as f32)
+    }
+
+    /// The same responses whatever the sampler has room for: what a resumed run may not change.
+    fn unchangeable(self) -> Self {
+        Self { max_sequences: 1, kv_cache_tokens: None, ..self }
+    }
+}
+
+impl AdvantageConfig {
+    fn check(&self, table: &str) -> Result<()> {
+        refuse_outside(table, &[("eps", self.eps, 0.0..=1.0)])
+    }
+}
+
+impl TrainConfig {
+    /// Refuses sizes with which nothing would be learnt, and what the device does not compute.
+    fn check(&self, table: &str) -> Result<()> {
+        refuse_sizes(
+            table,
+            &[
+                ("total_steps", self.total_steps as usize),
+                ("epochs", self.epochs as usize),
+                ("max_nonfinite_updates", self.max_nonfinite_updates as usize),
+                ("ranks", self.ranks),
+                ("seq_len", self.seq_len),
+                ("mini_batch_prompts", self.mini_batch_prompts.unwrap_or(1)),
+                ("micro_batch_size", self.micro_batch_size.unwrap_or(1)),
+            ],
+        )?;
+        self.device.check_precision(self.precision, &format!("{table}.precision"))?;
+        self.loss_scale.check(&format!("{table}.loss_scale"))?;
+        self.device.check_tokens(self.seq_len, &format!("{table}.seq_len"))?;
+        match (self.device, self.share_prompts) {
+            (DeviceKind::Cuda, true) => Err(usage(format!(
+                "{table}.share_prompts is true, which only a CPU computes: leave it out, or set \
+                 {table}.device=\"cpu\""
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same updates however they are computed: what a resumed run may not change. The size of a
+    /// micro-batch is part of that where `aggregation` takes means over one.
+    fn unchangeable(self, aggregation: Aggregation) -> Self {
+        let is_averaged = aggregation == Aggregation::MicroTokenMean;
+        Self {
+            micro_batch_size: self.micro_batch_size.filter(|_| is_averaged),
+            ranks: 1,
+            device: DeviceKind::default(),
+            precision: None,
+            gpu: GpuConfig::default(),
+            recompute: Recompute::default(),
+            ..self
+        }
+    }
+}
+
+impl ValidationConfig {
+    fn check(&self, table: &str) -> Result<()> {
+        refuse_sizes(
+            table,
+            &[
+                ("every", self.every as usize),
+                ("rollouts", self.rollouts),
+                ("num_problems", self.num_problems.unwrap_or(1)),
+            ],
+        )?;
+        check_temperature(&format!("{table}.temperature"), self.temperature as f32)
     }
 }
 

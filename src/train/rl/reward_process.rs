@@ -10,6 +10,7 @@
 
 use super::line_process::{LONGEST_LINE, LineProcess};
 use crate::base::error::usage;
+use crate::base::limits::refuse_outside;
 use crate::data::problem::Problem;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -37,16 +38,12 @@ fn a_minute() -> f64 {
 }
 
 impl ExternalReward {
-    /// Refuses what could not be run.
-    pub fn check(&self) -> Result<()> {
+    /// Refuses what could not be run; `table` is where it stands.
+    pub(crate) fn check(&self, table: &str) -> Result<()> {
         if self.command.is_empty() {
-            return Err(usage("external_reward.command is empty: name a program"));
+            return Err(usage(format!("{table}.command is empty: name a program")));
         }
-        crate::config::limits::refuse_outside(&[(
-            "external_reward.timeout_secs",
-            self.timeout_secs,
-            1e-3..=1e6,
-        )])
+        refuse_outside(table, &[("timeout_secs", self.timeout_secs, 1e-3..=1e6)])
     }
 }
 
@@ -229,7 +226,7 @@ mod tests {
     ) -> Result<Vec<f64>> {
         let command = ["python3", "-c", program].map(str::to_owned).to_vec();
         let config = ExternalReward { command, timeout_secs };
-        config.check().unwrap();
+        config.check("external_reward").unwrap();
         let problem = problem("p");
         let question = |num_tokens| Question {
             problem: &problem,
