@@ -11,14 +11,12 @@ mod support;
 use codeseq::checkpoint::LanguageModel;
 use codeseq::cuda::device;
 use codeseq::data::pack::Batch;
-use codeseq::model::{BatchSize, Precision, ScoreGradient};
-use codeseq::objective::grpo::{LossConfig, Metrics, Tokens, policy_loss};
+use codeseq::model::{BatchSize, Precision};
+use codeseq::objective::grpo::{LossConfig, Metrics, PolicyObjective, SampledTokens};
 use codeseq::optim::Schedule;
 use codeseq::tokenizer::Tokenized;
-use codeseq::trainer::Chunk;
-use codeseq::trainer::MicroBatch;
 use codeseq::trainer::device::{GpuConfig, Gpus};
-use codeseq::trainer::{Execution, Trainer};
+use codeseq::trainer::{Execution, MicroBatch, Parameters, Trainer};
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use support::{VOCAB, gpu_shape, inputs};
@@ -78,28 +76,23 @@ fn rows() -> Vec<MicroBatch> {
 fn step(trainer: &mut Trainer) -> (Metrics, f64) {
     let rows = rows();
     let config = LossConfig { kl_coef: 0.3, ..LossConfig::default() };
-    let old = trainer.score(&rows, 1.0).unwrap();
-    let reference = trainer.score_reference(&rows, 1.0).unwrap();
-    let learn = |chunk: Chunk<'_>, gradients: &mut [ScoreGradient], metrics: &mut Metrics| {
-        let part = chunk.first..chunk.first + chunk.scores.len();
-        let logp: Vec<f32> = chunk.scores.iter().map(|score| score.logp).collect();
-        let advantage = if chunk.batch.is_multiple_of(2) { 1.0 } else { -1.0 };
-        let tokens = Tokens {
-            logp: &logp,
-            old_logp: &old[chunk.batch][part.clone()],
-            importance: None,
-            reference_logp: Some(&reference[chunk.batch][part.clone()]),
-            entropy: None,
-            advantage: &vec![advantage; part.len()],
-            weight: &vec![1.0; part.len()],
-        };
-        let mut dlogp = vec![0.0; part.len()];
-        metrics.merge(&policy_loss(&config, &tokens, 1.0, &mut dlogp, None));
-        gradients.iter_mut().zip(dlogp).for_each(|(gradient, dlogp)| gradient.logp = dlogp);
-    };
-    let mut metrics = Metrics::default();
-    let of_rows = trainer.accumulate(&rows, 1.0, learn).unwrap();
-    of_rows.iter().for_each(|of_row| metrics.merge(of_row));
+    let old = trainer.score(Parameters::Trained, &rows, 1.0).unwrap();
+    let reference = trainer.score(Parameters::Reference, &rows, 1.0).unwrap();
+    let sampled: Vec<SampledTokens> = old
+        .into_iter()
+        .zip(reference)
+        .enumerate()
+        .map(|(batch, (sampler_logp, reference_logp))| SampledTokens {
+            advantage: vec![if batch.is_multiple_of(2) { 1.0 } else { -1.0 }; sampler_logp.len()],
+            weight: vec![1.0; sampler_logp.len()],
+            sampler_logp,
+            reference_logp: Some(reference_logp),
+            ..SampledTokens::default()
+        })
+        .collect();
+    let objective = PolicyObjective::new(&config, &sampled);
+    trainer.accumulate(&rows, 1.0, &objective).unwrap();
+    let metrics = objective.into_sums().metrics;
     let tokens = (MICRO_BATCHES * 2 * LENGTH) as f64;
     let update = trainer.update(tokens, metrics.loss / tokens).unwrap();
     trainer.end_step();
@@ -109,15 +102,19 @@ fn step(trainer: &mut Trainer) -> (Metrics, f64) {
 #[test]
 fn cuda_the_reference_stays_what_it_was_and_scores_as_on_the_cpu() {
     let Some(_turn) = gpus() else { return };
-    let expected = trainer(0).score_reference(&rows(), 1.0).unwrap().concat();
+    let expected = trainer(0).score(Parameters::Reference, &rows(), 1.0).unwrap().concat();
     let mut of_one = Vec::new();
     for gpus in [1, 2] {
         let mut trainer = trainer(gpus);
-        let before = trainer.score_reference(&rows(), 1.0).unwrap().concat();
-        assert_eq!(before, trainer.score(&rows(), 1.0).unwrap().concat(), "equal weights");
+        let before = trainer.score(Parameters::Reference, &rows(), 1.0).unwrap().concat();
+        assert_eq!(
+            before,
+            trainer.score(Parameters::Trained, &rows(), 1.0).unwrap().concat(),
+            "equal weights"
+        );
         step(&mut trainer);
-        assert_eq!(before, trainer.score_reference(&rows(), 1.0).unwrap().concat());
-        assert_ne!(before, trainer.score(&rows(), 1.0).unwrap().concat());
+        assert_eq!(before, trainer.score(Parameters::Reference, &rows(), 1.0).unwrap().concat());
+        assert_ne!(before, trainer.score(Parameters::Trained, &rows(), 1.0).unwrap().concat());
         let apart = before.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         println!("{gpus} GPUs: log-probabilities of the reference at most {apart:.1e} off");
         assert!(apart < 2e-2);

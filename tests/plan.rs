@@ -10,6 +10,7 @@
 use codeseq::checkpoint::LanguageModel;
 use codeseq::data::pack::Batch;
 use codeseq::model::{Decoder, ModelConfig, layout};
+use codeseq::objective::sft::NegativeLogLikelihood;
 use codeseq::plan::Plan;
 use codeseq::run::environment::{peak_resident_bytes, resident_bytes};
 use codeseq::tokenizer::bpe::{self, BpeOptions};
@@ -82,11 +83,8 @@ fn the_plan_is_within_5_percent_of_the_memory_that_training_takes() {
         };
         let rows: Vec<Batch> = (0..train.rows_per_step()).map(row).collect();
         let batches: Vec<_> = rows.chunks(train.micro_batch_size).map(MicroBatch::of).collect();
-        trainer
-            .accumulate(&batches, 1.0, |_, gradients, (): &mut ()| {
-                gradients.iter_mut().for_each(|gradient| gradient.logp = -1.0);
-            })
-            .unwrap();
+        let objective = NegativeLogLikelihood::new(0.0, batches.len());
+        trainer.accumulate(&batches, 1.0, &objective).unwrap();
         trainer.update((SEQ_LEN * rows.len()) as f64, 1.0).unwrap();
     }
     let measured = peak_resident_bytes().unwrap() as f64 - before;

@@ -18,8 +18,9 @@ use crate::cuda::Gpu;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats};
 use crate::model::cuda::{DeviceModel, TrainingMemory};
 use crate::model::flops::ModelFlops;
-use crate::model::{BatchSize, Decoder, ModelConfig, Recompute, ScoreGradient, TokenScores};
-use crate::objective::grpo::{LossConfig, Mismatch, Tokens, policy_loss};
+use crate::model::{BatchSize, Decoder, ModelConfig, Recompute};
+use crate::objective::grpo::{LossConfig, Mismatch, PolicyObjective, SampledTokens};
+use crate::objective::{Chunk, Objective};
 use crate::trainer::MicroBatch;
 use anyhow::Result;
 use std::time::Instant;
@@ -166,20 +167,22 @@ impl Step<'_> {
         let Self { sizes, model, share, .. } = self;
         let (mut training, mut gradients) =
             model.training_with_gradients(sizes.row(), sizes.recompute)?;
-        let mut mismatch = Mismatch::default();
         let members: Vec<(usize, &Rollout)> = rollouts.iter().enumerate().collect();
-        for members in members.chunks(sizes.micro_batch) {
+        let micro_batches: Vec<_> = members.chunks(sizes.micro_batch).collect();
+        let sampled: Vec<_> = micro_batches.iter().map(|members| sampled_tokens(members)).collect();
+        let config = LossConfig::default();
+        let objective = PolicyObjective::new(&config, &sampled);
+        for (batch, members) in micro_batches.into_iter().enumerate() {
             let mut row = MicroBatch::empty();
             for &(index, rollout) in members {
                 row.push(&requests[index / sizes.samples].prompt, &[&rollout.tokens]);
             }
-            let known = Known::new(members);
             training.forward_backward(
                 &row.packed,
                 &row.targets,
                 1.0,
                 &mut |first, scores, gradients| {
-                    mismatch.merge(&known.loss(first, scores, gradients));
+                    objective.learn(Chunk { batch, first, scores }, gradients);
                 },
                 gradients.slice_mut(),
                 &mut |_, _, _| Ok(()),
@@ -187,52 +190,23 @@ impl Step<'_> {
             share.add(training.stream(), gradients.slice())?;
         }
         training.stream().synchronize()?;
-        Ok((mismatch, training.has_cudnn()))
+        Ok((objective.into_sums().mismatch, training.has_cudnn()))
     }
 }
 
-/// What the loss knows of the targets of a row.
-struct Known {
-    sampler_logp: Vec<f32>,
-    advantage: Vec<f32>,
-    weight: Vec<f32>,
-}
-
-impl Known {
-    fn new(members: &[(usize, &Rollout)]) -> Self {
-        let sampler_logp = members.iter().flat_map(|(_, rollout)| &rollout.logprobs).copied();
-        let advantage = members.iter().flat_map(|(index, rollout)| {
-            let sign = if index % 2 == 0 { 1.0 } else { -1.0 };
-            std::iter::repeat_n(sign, rollout.tokens.len())
-        });
-        let (sampler_logp, advantage) = (sampler_logp.collect::<Vec<_>>(), advantage.collect());
-        let weight = vec![1.0; sampler_logp.len()];
-        Self { sampler_logp, advantage, weight }
-    }
-
-    /// The gradients of the loss by the scores of some targets.
-    fn loss(
-        &self,
-        first: usize,
-        scores: &[TokenScores],
-        gradients: &mut [ScoreGradient],
-    ) -> Mismatch {
-        let part = first..first + scores.len();
-        let logp: Vec<f32> = scores.iter().map(|score| score.logp).collect();
-        let sampler_logp = &self.sampler_logp[part.clone()];
-        let tokens = Tokens {
-            logp: &logp,
-            old_logp: sampler_logp,
-            importance: None,
-            reference_logp: None,
-            entropy: None,
-            advantage: &self.advantage[part.clone()],
-            weight: &self.weight[part],
-        };
-        let mut d_logp = vec![0.0; logp.len()];
-        policy_loss(&LossConfig::default(), &tokens, 1.0, &mut d_logp, None);
-        gradients.iter_mut().zip(d_logp).for_each(|(gradient, d_logp)| gradient.logp = d_logp);
-        Mismatch::of(&logp, sampler_logp, None)
+/// The tokens of rollouts, every other of which is rewarded.
+fn sampled_tokens(members: &[(usize, &Rollout)]) -> SampledTokens {
+    let sampler_logp: Vec<f32> =
+        members.iter().flat_map(|(_, rollout)| &rollout.logprobs).copied().collect();
+    let advantage = members.iter().flat_map(|(index, rollout)| {
+        let sign = if index % 2 == 0 { 1.0 } else { -1.0 };
+        std::iter::repeat_n(sign, rollout.tokens.len())
+    });
+    SampledTokens {
+        advantage: advantage.collect(),
+        weight: vec![1.0; sampler_logp.len()],
+        sampler_logp,
+        ..SampledTokens::default()
     }
 }
 

@@ -55,17 +55,6 @@ pub struct Target {
     pub token: u32,
 }
 
-/// Scores of a target under softmax(logits / temperature).
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TokenScores {
-    /// Natural log-probability of the target.
-    pub logp: f32,
-    /// Entropy of the distribution, in nats.
-    pub entropy: f32,
-    /// Mean log-probability over the vocabulary.
-    pub mean_logp: f32,
-}
-
 /// Rows that one work item takes through the matrices of a layer; a multiple of the tile.
 pub(crate) const CHUNK: usize = 16 * TILE;
 

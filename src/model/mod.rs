@@ -19,10 +19,10 @@ mod precision;
 mod training;
 mod weights;
 
-pub use crate::ops::logprob::ScoreGradient;
+pub use crate::ops::logprob::{ScoreGradient, TokenScores};
 pub use cache::{BLOCK_TOKENS, KvCache};
 pub use config::ModelConfig;
-pub use decoder::{Decoder, Packed, Target, TokenScores};
+pub use decoder::{Decoder, Packed, Target};
 pub use extend::{DecodeWorkspace, Row};
 pub use layout::{Layout, RowOrder, TensorSpec};
 pub use precision::Precision;

@@ -9,12 +9,12 @@ mod head;
 mod layer;
 mod memory;
 
-use super::decoder::{CHUNK, Decoder, Packed, Target, TokenScores};
+use super::decoder::{CHUNK, Decoder, Packed, Target};
 use super::weights::{PackedWeights, Pass};
 use crate::ops::attention::AttentionScratch;
 use crate::ops::buffer::Buffer;
 use crate::ops::embedding::{embedding, embedding_backward};
-use crate::ops::logprob::ScoreGradient;
+use crate::ops::logprob::{ScoreGradient, TokenScores};
 use crate::ops::rope::Rope;
 pub use memory::{BatchSize, TrainingMemory};
 

@@ -1,46 +1,88 @@
 //! Supervised fine-tuning: the negative log-likelihood of the learnt tokens, labels smoothed or not.
 
-/// Sums -logp over tokens and writes its gradient times `scale`.
+use super::{BatchSums, Chunk, Objective};
+use crate::ops::logprob::{ScoreGradient, TokenScores};
+
+/// The negative log-likelihood of all targets of a step.
 ///
-/// With `scale` 1 the gradient belongs to the returned sum; with 1 / tokens of the global batch, to
-/// the mean.
-pub fn negative_log_likelihood(logp: &[f32], scale: f32, dlogp: &mut [f32]) -> f64 {
-    dlogp.fill(-scale);
-    -logp.iter().map(|&l| f64::from(l)).sum::<f64>()
+/// With smoothed labels, `1 - smoothing` of a target lies on its token and `smoothing` evenly on the whole
+/// vocabulary, as in PyTorch's `cross_entropy`.
+#[derive(Debug)]
+pub struct NegativeLogLikelihood {
+    smoothing: f32,
+    sums: BatchSums<Losses>,
 }
 
-/// The same for smoothed labels: `1 - smoothing` of the target lies on the token and `smoothing`
-/// evenly on the whole vocabulary, as in PyTorch's `cross_entropy`.
-///
-/// `mean_logp` are the mean log-probabilities over the vocabulary; both gradients are written.
-pub fn smoothed_negative_log_likelihood(
-    smoothing: f32,
-    (logp, mean_logp): (&[f32], &[f32]),
-    scale: f32,
-    (dlogp, dmean_logp): (&mut [f32], &mut [f32]),
-) -> f64 {
-    let on_token = negative_log_likelihood(logp, (1.0 - smoothing) * scale, dlogp);
-    let on_all = negative_log_likelihood(mean_logp, smoothing * scale, dmean_logp);
-    f64::from(1.0 - smoothing) * on_token + f64::from(smoothing) * on_all
+/// Sums over targets.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Losses {
+    /// The negative log-likelihood of the tokens themselves.
+    pub nll: f64,
+    /// What is minimised: the same with smoothed labels.
+    pub loss: f64,
+}
+
+impl NegativeLogLikelihood {
+    /// The objective of a step of so many micro-batches.
+    pub fn new(smoothing: f32, num_batches: usize) -> Self {
+        Self { smoothing, sums: BatchSums::new(num_batches) }
+    }
+
+    /// The sums over all micro-batches.
+    pub fn into_losses(self) -> Losses {
+        let add = |a: Losses, b: Losses| Losses { nll: a.nll + b.nll, loss: a.loss + b.loss };
+        self.sums.into_iter().fold(Losses::default(), add)
+    }
+}
+
+impl Objective for NegativeLogLikelihood {
+    fn learn(&self, chunk: Chunk<'_>, gradients: &mut [ScoreGradient]) {
+        let sum = |score: fn(&TokenScores) -> f32| {
+            chunk.scores.iter().map(|scores| f64::from(score(scores))).sum::<f64>()
+        };
+        let nll = -sum(|scores| scores.logp);
+        let on_vocabulary = -sum(|scores| scores.mean_logp);
+        let on_token = 1.0 - self.smoothing;
+        let loss = f64::from(on_token) * nll + f64::from(self.smoothing) * on_vocabulary;
+        self.sums.update(chunk.batch, |losses| {
+            losses.nll += nll;
+            losses.loss += loss;
+        });
+        for gradient in gradients {
+            (gradient.logp, gradient.mean_logp) = (-on_token, -self.smoothing);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The losses of chunks of (batch, log-probabilities, their means), and the gradient by each target.
+    fn learn(smoothing: f32, chunks: &[(usize, &[f32], &[f32])]) -> (Losses, Vec<ScoreGradient>) {
+        let objective = NegativeLogLikelihood::new(smoothing, chunks.len());
+        let mut all = Vec::new();
+        for &(batch, logp, mean_logp) in chunks {
+            let score = |(&logp, &mean_logp)| TokenScores { logp, mean_logp, entropy: 0.0 };
+            let scores: Vec<TokenScores> = logp.iter().zip(mean_logp).map(score).collect();
+            let mut gradients = vec![ScoreGradient::default(); scores.len()];
+            objective.learn(Chunk { batch, first: 0, scores: &scores }, &mut gradients);
+            all.extend(gradients);
+        }
+        (objective.into_losses(), all)
+    }
+
     #[test]
     fn the_loss_is_the_sum_and_every_token_pulls_alike() {
-        let mut dlogp = [0.0; 2];
-        assert_eq!(negative_log_likelihood(&[-1.5, -0.25], 0.5, &mut dlogp), 1.75);
-        assert_eq!(dlogp, [-0.5, -0.5]);
+        let (losses, gradients) = learn(0.0, &[(1, &[-1.5], &[-9.0]), (0, &[-0.25], &[-9.0])]);
+        assert_eq!(losses, Losses { nll: 1.75, loss: 1.75 });
+        assert!(gradients.iter().all(|g| (g.logp, g.mean_logp, g.entropy) == (-1.0, 0.0, 0.0)));
     }
 
     #[test]
     fn smoothing_moves_its_share_to_all_tokens() {
-        let (mut dlogp, mut dmean) = ([0.0; 2], [0.0; 2]);
-        let scores: (&[f32], &[f32]) = (&[-1.0, -3.0], &[-4.0, -8.0]);
-        let loss = smoothed_negative_log_likelihood(0.25, scores, 2.0, (&mut dlogp, &mut dmean));
-        assert_eq!(loss, 0.75 * 4.0 + 0.25 * 12.0);
-        assert_eq!((dlogp, dmean), ([-1.5, -1.5], [-0.5, -0.5]));
+        let (losses, gradients) = learn(0.25, &[(0, &[-1.0, -3.0], &[-4.0, -8.0])]);
+        assert_eq!(losses, Losses { nll: 4.0, loss: 0.75 * 4.0 + 0.25 * 12.0 });
+        assert!(gradients.iter().all(|g| (g.logp, g.mean_logp) == (-0.75, -0.25)));
     }
 }

@@ -80,7 +80,18 @@ fn add_eight<S: Simd>(s: S, x: S::V, (shift, factor): (S::V, S::V), sums: [S::V;
     [s.add(sums[0], e), s.fma(e, s.max(z, s.splat(f32::MIN)), sums[1]), s.add(sums[2], z)]
 }
 
-/// The gradient of a loss by the scores of one target.
+/// Scores of a target under softmax(logits / temperature).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenScores {
+    /// Natural log-probability of the target.
+    pub logp: f32,
+    /// Entropy of the distribution, in nats.
+    pub entropy: f32,
+    /// Mean log-probability over the vocabulary.
+    pub mean_logp: f32,
+}
+
+/// The gradient of a loss by the [`TokenScores`] of one target.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ScoreGradient {
     /// By its log-probability.

@@ -8,7 +8,7 @@ use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::TcpStream;
 
 /// What all begins with: the program, and the version of what follows.
-const MAGIC: [u8; 8] = *b"codeseq3";
+const MAGIC: [u8; 8] = *b"codeseq4";
 
 /// The longest text of node 0.
 const LONGEST_TEXT: usize = 1 << 16;

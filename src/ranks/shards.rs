@@ -43,6 +43,11 @@ impl Shards {
         Self { len, size, bucket }
     }
 
+    /// Ranks that share the buffer.
+    pub fn size(self) -> usize {
+        self.size
+    }
+
     /// Elements of the whole buffer.
     pub fn total_len(self) -> usize {
         self.len

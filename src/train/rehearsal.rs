@@ -6,6 +6,7 @@
 use super::{rl, sft};
 use crate::data::loader::Cursor;
 use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
+use crate::objective::sft::NegativeLogLikelihood;
 use crate::tokenizer::Tokenized;
 use crate::trainer::{Execution, MicroBatch, Trainer};
 use anyhow::Result;
@@ -39,9 +40,7 @@ pub fn estimate(sft: &sft::Config, grpo: &rl::Config, num_scored: usize) -> Resu
         let batch = loader.next_batch();
         let started = Instant::now();
         let row = [MicroBatch::of(std::slice::from_ref(&batch))];
-        trainer.accumulate(&row, 1.0, |_, gradients, (): &mut ()| {
-            gradients.iter_mut().for_each(|gradient| gradient.logp = -1.0);
-        })?;
+        trainer.accumulate(&row, 1.0, &NegativeLogLikelihood::new(0.0, row.len()))?;
         training_rate = batch.tokens.len() as f64 / started.elapsed().as_secs_f64();
     }
     let generation_rate = generation_rate(&trainer, prompts)?;

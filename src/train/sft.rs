@@ -11,15 +11,14 @@ use crate::checkpoint::ModelSource;
 use crate::data::dataset::DataConfig;
 use crate::data::loader::Loader;
 use crate::data::pack::Batch;
-use crate::model::ScoreGradient;
 use crate::model::flops::ModelFlops;
-use crate::objective::sft::smoothed_negative_log_likelihood;
+use crate::objective::sft::NegativeLogLikelihood;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::plan::PlanConfig;
 use crate::run::environment::resident_bytes;
 use crate::run::metrics::{Row, mebibytes, row};
 use crate::run::{CheckpointConfig, RunConfig, RunDir};
-use crate::trainer::{Chunk, MicroBatch, Trainer, Update};
+use crate::trainer::{MicroBatch, Trainer, Update};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -134,13 +133,6 @@ struct StepResult {
     update: Update,
 }
 
-/// Sums over the targets of one micro-batch.
-#[derive(Default)]
-struct Losses {
-    nll: f64,
-    loss: f64,
-}
-
 /// One update over the rows of all ranks.
 fn step(
     trainer: &mut Trainer,
@@ -152,13 +144,12 @@ fn step(
     let rows: Vec<Batch> = (0..config.rows_per_step()).map(|_| loader.next_batch()).collect();
     let data_secs = started.elapsed().as_secs_f64();
     let batches: Vec<_> = rows.chunks(config.micro_batch_size).map(MicroBatch::of).collect();
-    let smoothing = config.label_smoothing as f32;
-    let losses = trainer.accumulate(&batches, 1.0, |chunk, gradients, losses: &mut Losses| {
-        learn(smoothing, chunk, gradients, losses);
-    })?;
+    let objective = NegativeLogLikelihood::new(config.label_smoothing as f32, batches.len());
+    trainer.accumulate(&batches, 1.0, &objective)?;
+    let losses = objective.into_losses();
     let num_targets: usize = rows.iter().map(|row| row.targets.len()).sum();
     let mean = |sum: f64| sum / num_targets as f64;
-    let loss = mean(losses.iter().map(|l| l.loss).sum());
+    let loss = mean(losses.loss);
     let update = trainer.update(num_targets as f64, loss)?;
     trainer.end_step();
     let mut by_source = BTreeMap::new();
@@ -168,7 +159,7 @@ fn step(
     let num_tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
     let lengths = rows.iter().flat_map(|row| row.cu_seqlens.windows(2)).map(|e| e[1] - e[0]);
     Ok(StepResult {
-        nll: mean(losses.iter().map(|l| l.nll).sum()),
+        nll: mean(losses.nll),
         loss,
         num_tokens,
         num_targets,
@@ -181,23 +172,6 @@ fn step(
         gpu_peak_bytes: trainer.gpu_peak_bytes()?,
         update,
     })
-}
-
-/// The loss of a chunk of targets and its gradient.
-fn learn(smoothing: f32, chunk: Chunk<'_>, gradients: &mut [ScoreGradient], losses: &mut Losses) {
-    let logp: Vec<f32> = chunk.scores.iter().map(|score| score.logp).collect();
-    let mean_logp: Vec<f32> = chunk.scores.iter().map(|score| score.mean_logp).collect();
-    let (mut dlogp, mut dmean_logp) = (vec![0.0; logp.len()], vec![0.0; logp.len()]);
-    losses.loss += smoothed_negative_log_likelihood(
-        smoothing,
-        (&logp, &mean_logp),
-        1.0,
-        (&mut dlogp, &mut dmean_logp),
-    );
-    losses.nll -= logp.iter().map(|&l| f64::from(l)).sum::<f64>();
-    for (gradient, (logp, mean_logp)) in gradients.iter_mut().zip(dlogp.iter().zip(dmean_logp)) {
-        (gradient.logp, gradient.mean_logp) = (*logp, mean_logp);
-    }
 }
 
 impl StepResult {
@@ -366,10 +340,9 @@ mod tests {
         let schedule = Schedule::default();
         let mut trainer = Trainer::new(model(), optim, schedule, 10, Execution::default()).unwrap();
         let rows: Vec<_> = batches.chunks(1).map(MicroBatch::of).collect();
-        let losses = trainer.accumulate(&rows, 1.0, |chunk, gradients, losses: &mut Losses| {
-            learn(0.0, chunk, gradients, losses);
-        });
-        let loss: f64 = losses.unwrap().iter().map(|l| l.loss).sum();
+        let objective = NegativeLogLikelihood::new(0.0, rows.len());
+        trainer.accumulate(&rows, 1.0, &objective).unwrap();
+        let loss = objective.into_losses().loss;
         let num_targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
         trainer.update(num_targets as f64, loss / num_targets as f64).unwrap();
         (loss / num_targets as f64, trainer.model.params)

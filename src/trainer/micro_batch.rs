@@ -1,10 +1,9 @@
-//! What goes through the model together, and what an objective sees of it.
+//! Rows of samples that go through the model together.
 
 use crate::data::pack::Batch;
-use crate::model::{Packed, Target, TokenScores};
+use crate::model::{Packed, Target};
 use serde::{Deserialize, Serialize};
 
-/// Rows of samples that go through the model together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MicroBatch {
     pub(crate) packed: Packed,
@@ -61,17 +60,6 @@ impl MicroBatch {
         }
         cu_families.push(cu_seqlens.len() - 1);
     }
-}
-
-/// Consecutive targets of one micro-batch and their scores.
-#[derive(Debug, Clone, Copy)]
-pub struct Chunk<'a> {
-    /// Which micro-batch of the step.
-    pub batch: usize,
-    /// Index of the first target in it.
-    pub first: usize,
-    /// A score for each target.
-    pub scores: &'a [TokenScores],
 }
 
 #[cfg(test)]

@@ -6,21 +6,26 @@
 //! never change the loss. A step whose loss or gradient is not finite changes no weight.
 
 pub mod device;
+mod execution;
 mod micro_batch;
+#[cfg(test)]
+mod test_support;
 mod workers;
 
-use crate::ranks::nodes::Nodes;
-use device::Gpus;
-pub use micro_batch::{Chunk, MicroBatch};
+pub use execution::{Execution, LossScaling};
+pub use micro_batch::MicroBatch;
 pub(crate) use workers::GPU_BUCKET;
-use workers::{Ranks, Reduced};
+pub use workers::Parameters;
+use workers::{Reduced, Workers};
 
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::state::{load_step, save_step};
 use crate::engine::generator::Generator;
-use crate::model::{Recompute, ScoreGradient, TensorSpec};
+use crate::model::{ScoreGradient, TensorSpec};
+use crate::objective::{Chunk, Objective};
 use crate::ops::adamw::AdamW;
-use crate::optim::{AdamWConfig, DecayedParameters, LossScale, LossScaleConfig, Schedule};
+use crate::optim::{AdamWConfig, DecayedParameters, LossScale, Schedule};
+use crate::ranks::nodes::Nodes;
 use anyhow::Result;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::Path;
@@ -33,35 +38,6 @@ pub fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
     Err(crate::engine::device::refusal().context(format!("{ranks} ranks on {} nodes", nodes.count)))
 }
 
-/// How the work is laid out; none of it changes what is learnt.
-#[derive(Debug, Clone, Copy)]
-pub struct Execution {
-    /// Threads, or GPUs.
-    pub ranks: usize,
-    /// What the backward computes again.
-    pub recompute: Recompute,
-    /// The loss scale of fp16; none with other precisions.
-    pub loss_scale: Option<LossScaling>,
-    /// The GPUs that compute; none where the CPU does.
-    pub gpus: Option<Gpus>,
-}
-
-/// How the loss of fp16 is scaled.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LossScaling {
-    /// How the scale moves.
-    pub config: LossScaleConfig,
-    /// What a rank's sum of the loss in one update is divided by, at most: the scale is that of the mean,
-    /// although gradients are sums. Rounded up to a power of two, so that scaling changes no bit.
-    pub divisor: usize,
-}
-
-impl Default for Execution {
-    fn default() -> Self {
-        Self { ranks: 1, recompute: Recompute::default(), loss_scale: None, gpus: None }
-    }
-}
-
 /// What training owns besides the model.
 pub struct Trainer {
     /// The model. On a CPU its weights change at every update; on GPUs they are those of the last
@@ -69,7 +45,7 @@ pub struct Trainer {
     pub model: LanguageModel,
     /// Steps done; the learning rate follows them.
     pub step: u64,
-    ranks: Ranks,
+    workers: Box<dyn Workers>,
     optim: AdamWConfig,
     schedule: Schedule,
     total_steps: u64,
@@ -139,7 +115,7 @@ impl Trainer {
         let decayed = model.decoder.layout().ranges(decays);
         Ok(Self {
             step: 0,
-            ranks: Ranks::start(&model, execution, decayed)?,
+            workers: workers::start(&model, execution, decayed)?,
             optim,
             schedule,
             total_steps,
@@ -155,12 +131,14 @@ impl Trainer {
     /// Continues where the checkpoint in `dir` stopped, whatever number and kind of ranks wrote it; the
     /// model has been read from it. Returns what the loop saved of its own.
     pub fn restore<S: DeserializeOwned>(&mut self, dir: &Path) -> Result<S> {
-        let (shards, weights) = (self.ranks.shards(), &self.model.params);
-        let saved: Saved<S> = self.ranks.fill_moments(|by_rank| {
-            let (first, second) =
-                by_rank.into_iter().map(|[first, second]| (first, second)).unzip();
-            load_step(dir, weights, [first, second].map(|moments| shards.join_mut(moments)))
-        })?;
+        let shards = self.workers.shards();
+        let empty = |rank| [0, 1].map(|_| vec![0.0; shards.shard_len(rank)]);
+        let mut moments: Vec<[Vec<f32>; 2]> = (0..shards.size()).map(empty).collect();
+        let by_rank = moments.iter_mut().map(|both| both.each_mut().map(Vec::as_mut_slice));
+        let (first, second) = by_rank.map(|[first, second]| (first, second)).unzip();
+        let whole = [first, second].map(|moments| shards.join_mut(moments));
+        let saved: Saved<S> = load_step(dir, &self.model.params, whole)?;
+        self.workers.set_moments(moments)?;
         self.step = saved.step;
         // Another precision may have written it.
         let fresh = self.optimizer.loss_scale;
@@ -172,8 +150,8 @@ impl Trainer {
     /// Writes a checkpoint at `path`: the model, the moments, the step and the loop's own `state`.
     pub fn save<S: Serialize>(&mut self, path: &Path, state: S) -> Result<()> {
         self.fetch_params()?;
-        let shards = self.ranks.shards();
-        let by_rank = self.ranks.moments()?;
+        let shards = self.workers.shards();
+        let by_rank = self.workers.moments()?;
         let whole = [0, 1].map(|moment| {
             let of_ranks: Vec<&[f32]> = by_rank.iter().map(|moments| &*moments[moment]).collect();
             shards.join(&of_ranks)
@@ -184,12 +162,12 @@ impl Trainer {
 
     /// Brings the model's weights on the host up to date.
     pub fn fetch_params(&mut self) -> Result<()> {
-        self.ranks.fetch_params(&mut self.model.params)
+        self.workers.fetch_params(&mut self.model.params)
     }
 
     /// The most bytes that were ever taken at once of the memory of a GPU, where there are any.
     pub fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
-        self.ranks.gpu_peak_bytes()
+        self.workers.gpu_peak_bytes()
     }
 
     /// Updates just before now that changed no weight and could not be answered by a smaller loss
@@ -205,51 +183,44 @@ impl Trainer {
 
     /// The model as it is being trained, to sample with between updates, where its ranks are.
     pub fn generator(&mut self) -> Generator<'_> {
-        self.ranks.generator(&self.model)
+        self.workers.generator(&self.model)
     }
 
     /// Gives back the memory that accumulating gradients took; the next time takes it again.
     pub fn release_memory(&mut self) {
-        self.ranks.release_memory();
+        self.workers.release_memory();
     }
 
-    /// Adds the gradients of micro-batches, which the ranks divide among themselves. `objective`
-    /// gets the targets of each in consecutive chunks, writes the gradient of the loss by their
-    /// scores, and gathers what it wants to know in an `M` for each micro-batch, which are returned
-    /// in order.
-    pub fn accumulate<M: Default + Send>(
+    /// Adds the gradients of micro-batches, which the ranks divide among themselves. The objective gets the
+    /// targets of each in consecutive chunks.
+    pub fn accumulate(
         &mut self,
         batches: &[MicroBatch],
         temperature: f32,
-        objective: impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M) + Sync,
-    ) -> Result<Vec<M>> {
-        let scale = self.loss_factor().map(|factor| factor as f32);
-        let scaled = |chunk: Chunk<'_>, gradients: &mut [ScoreGradient], gathered: &mut M| {
-            objective(chunk, gradients, gathered);
-            if let Some(scale) = scale {
-                gradients.iter_mut().for_each(|gradient| *gradient = gradient.times(scale));
+        objective: &dyn Objective,
+    ) -> Result<()> {
+        match self.loss_factor() {
+            None => self.workers.accumulate(&self.model, batches, temperature, objective),
+            Some(factor) => {
+                let scaled = Scaled { objective, factor: factor as f32 };
+                self.workers.accumulate(&self.model, batches, temperature, &scaled)
             }
-        };
-        self.ranks.accumulate(&self.model, batches, temperature, &scaled)
+        }
     }
 
-    /// Natural log-probabilities of the targets of each row under the weights as they are.
-    pub fn score(&mut self, rows: &[MicroBatch], temperature: f32) -> Result<Vec<Vec<f32>>> {
-        self.ranks.score(&self.model, rows, temperature)
+    /// Natural log-probabilities of the targets of each row.
+    pub fn score(
+        &mut self,
+        parameters: Parameters,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.workers.score(&self.model, parameters, rows, temperature)
     }
 
     /// Keeps the parameters of a reference model, in the layout of the model's.
     pub fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
-        self.ranks.keep_reference(params)
-    }
-
-    /// What [`Trainer::score`] gives, under the reference model that is kept.
-    pub fn score_reference(
-        &mut self,
-        rows: &[MicroBatch],
-        temperature: f32,
-    ) -> Result<Vec<Vec<f32>>> {
-        self.ranks.score_reference(&self.model, rows, temperature)
+        self.workers.keep_reference(params)
     }
 
     /// Ends a step: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.
@@ -273,7 +244,7 @@ impl Trainer {
             let is_finite = norm.is_finite() && loss.is_finite();
             is_finite.then(|| (optim.clip_factor(norm) / denominator) as f32)
         };
-        let reduced = self.ranks.update(&mut self.model, adamw, &scale)?;
+        let reduced = self.workers.update(&mut self.model, adamw, &scale)?;
         let grad_norm = reduced.first().map_or(0.0, |first| first.norm) / denominator;
         let is_finite = grad_norm.is_finite() && loss.is_finite();
         let skipped = (!is_finite).then(|| self.non_finite(loss, &reduced));
@@ -316,56 +287,24 @@ impl Trainer {
     }
 }
 
+/// An objective whose loss is multiplied by a constant.
+struct Scaled<'o> {
+    objective: &'o dyn Objective,
+    factor: f32,
+}
+
+impl Objective for Scaled<'_> {
+    fn learn(&self, chunk: Chunk<'_>, gradients: &mut [ScoreGradient]) {
+        self.objective.learn(chunk, gradients);
+        gradients.iter_mut().for_each(|gradient| *gradient = gradient.times(self.factor));
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::test_support::{Pull, batches, on, step, trainer};
     use super::*;
-    use crate::data::pack::Batch;
-    use crate::model::{Decoder, ModelConfig, layout};
-    use crate::tokenizer::{Tokenized, bpe};
-
-    fn trainer(execution: Execution) -> Trainer {
-        let dir = tempfile::tempdir().unwrap();
-        let text = r#"{"model_type": "qwen2", "vocab_size": 400, "hidden_size": 24,
-            "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "initializer_range": 0.1}"#;
-        let config = ModelConfig::from_json(text).unwrap();
-        let model = LanguageModel {
-            params: layout::init(&config, 1),
-            decoder: Decoder::new(config),
-            tokenizer: bpe::tests::small(dir.path()),
-        };
-        let optim = toml::from_str("lr = 1e-2").unwrap();
-        Trainer::new(model, optim, Schedule::default(), 100, execution).unwrap()
-    }
-
-    fn on(ranks: usize) -> Trainer {
-        trainer(Execution { ranks, ..Execution::default() })
-    }
-
-    fn batches(step: usize) -> Vec<MicroBatch> {
-        let of = |i: usize| {
-            let token = |at: usize| ((31 * at + 7 * i + 3 * step) % 400) as u32;
-            let sample = Tokenized {
-                input_ids: (0..10 + 3 * i).map(token).collect(),
-                loss_mask: vec![true; 10 + 3 * i],
-            };
-            MicroBatch::of(&[Batch::new(&[sample], &[0])])
-        };
-        (0..12).map(of).collect()
-    }
-
-    /// A step whose gradients are multiplied by `factor`.
-    fn step(trainer: &mut Trainer, number: usize, factor: f32) -> Update {
-        let losses = trainer
-            .accumulate(&batches(number), 1.0, |chunk, gradients, loss: &mut f64| {
-                *loss -= chunk.scores.iter().map(|score| f64::from(score.logp)).sum::<f64>();
-                gradients.iter_mut().for_each(|gradient| gradient.logp = -factor);
-            })
-            .unwrap();
-        let update = trainer.update(300.0, losses.iter().sum()).unwrap();
-        trainer.end_step();
-        update
-    }
+    use crate::optim::LossScaleConfig;
 
     fn trained(ranks: usize) -> Trainer {
         let mut trainer = on(ranks);
@@ -389,8 +328,6 @@ mod tests {
             for (a, b) in several.model.params.iter().zip(&one.model.params) {
                 assert!((a - b).abs() < 2e-5, "{ranks} ranks: {a} is not {b}");
             }
-            let replicas = several.ranks.on_cpu().replicas();
-            assert!(replicas.iter().all(|replica| *replica == several.model.params));
             let mut again = trained(ranks);
             assert_eq!(again.model.params, several.model.params, "{ranks} ranks");
             assert_eq!(moments(&mut again), moments(&mut several), "{ranks} ranks");
@@ -432,42 +369,63 @@ mod tests {
     fn a_loss_that_is_not_finite_changes_nothing_either() {
         let mut trainer = on(1);
         let before = trainer.model.params.clone();
-        trainer.accumulate(&batches(0), 1.0, |_, _, (): &mut ()| {}).unwrap();
+        trainer.accumulate(&batches(0), 1.0, &Pull::by(0.0)).unwrap();
         let skipped = trainer.update(300.0, f64::INFINITY).unwrap().skipped;
         assert_eq!(skipped, Some(NonFinite { loss: f64::INFINITY, tensors: Vec::new() }));
         assert_eq!(trainer.model.params, before);
     }
 
-    #[test]
-    fn a_loss_scale_changes_no_bit_and_falls_where_gradients_overflow() {
+    /// A trainer with a loss scale of 2 that any overflow halves, to no less than 1.
+    fn scaled() -> Trainer {
         let config = LossScaleConfig { initial: 2.0, hysteresis: 1, ..LossScaleConfig::default() };
         let loss_scale = Some(LossScaling { config, divisor: 300 });
-        let mut scaled = trainer(Execution { loss_scale, ..Execution::default() });
-        let mut plain = on(1);
+        trainer(Execution { loss_scale, ..Execution::default() })
+    }
+
+    /// Lets `resumed` go on where `stopped` is.
+    fn resume(mut resumed: Trainer, stopped: &mut Trainer) -> Trainer {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("step");
+        stopped.save(&path, ()).unwrap();
+        resumed.model.params.clone_from(&stopped.model.params);
+        resumed.restore::<()>(&path).unwrap();
+        resumed
+    }
+
+    #[test]
+    fn a_loss_scale_changes_no_bit() {
+        let (mut scaled, mut plain) = (scaled(), on(1));
         assert_eq!(step(&mut scaled, 0, 1.0).loss_scale, Some(2.0));
         step(&mut plain, 0, 1.0);
         assert_eq!(scaled.model.params, plain.model.params);
-        assert!(step(&mut scaled, 1, f32::INFINITY).skipped.is_some());
+    }
+
+    #[test]
+    fn a_skipped_step_counts_where_no_smaller_loss_scale_answers_it() {
+        let mut scaled = scaled();
+        assert!(step(&mut scaled, 0, f32::INFINITY).skipped.is_some());
         assert_eq!(scaled.skipped_in_a_row(), 0, "answered by a smaller scale");
-        assert_eq!(step(&mut scaled, 2, f32::INFINITY).loss_scale, Some(1.0));
+        assert_eq!(step(&mut scaled, 1, f32::INFINITY).loss_scale, Some(1.0));
         assert_eq!(scaled.skipped_in_a_row(), 1, "the scale is at its minimum");
+    }
 
-        let dir = tempfile::tempdir().unwrap();
-        scaled.save(&dir.path().join("step"), ()).unwrap();
-        let mut resumed = trainer(Execution { loss_scale, ..Execution::default() });
-        resumed.model.params.clone_from(&scaled.model.params);
-        resumed.restore::<()>(&dir.path().join("step")).unwrap();
+    #[test]
+    fn a_resumed_run_keeps_its_loss_scale_and_its_skipped_steps() {
+        let mut stopped = scaled();
+        step(&mut stopped, 0, f32::INFINITY);
+        step(&mut stopped, 1, f32::INFINITY);
+        let mut resumed = resume(scaled(), &mut stopped);
         assert_eq!(resumed.skipped_in_a_row(), 1);
-        assert_eq!(step(&mut resumed, 3, 1.0).loss_scale, Some(1.0));
+        assert_eq!(step(&mut resumed, 2, 1.0).loss_scale, Some(1.0));
+    }
 
-        let mut other = on(1);
-        other.model.params.clone_from(&scaled.model.params);
-        other.restore::<()>(&dir.path().join("step")).unwrap();
-        assert_eq!(step(&mut other, 3, 1.0).loss_scale, None, "another precision goes on");
-        other.save(&dir.path().join("other"), ()).unwrap();
-        let mut back = trainer(Execution { loss_scale, ..Execution::default() });
-        back.model.params.clone_from(&other.model.params);
-        back.restore::<()>(&dir.path().join("other")).unwrap();
-        assert_eq!(step(&mut back, 4, 1.0).loss_scale, Some(2.0));
+    #[test]
+    fn a_run_resumed_in_another_precision_loses_its_loss_scale_and_gets_a_fresh_one_back() {
+        let mut fp16 = scaled();
+        step(&mut fp16, 0, f32::INFINITY);
+        let mut plain = resume(on(1), &mut fp16);
+        assert_eq!(step(&mut plain, 1, 1.0).loss_scale, None);
+        let mut back = resume(scaled(), &mut plain);
+        assert_eq!(step(&mut back, 2, 1.0).loss_scale, Some(2.0));
     }
 }

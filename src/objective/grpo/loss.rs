@@ -2,6 +2,7 @@
 
 use crate::base::limits::{LARGE, refuse_outside};
 use crate::objective::Aggregation;
+use crate::ops::logprob::{ScoreGradient, TokenScores};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
@@ -84,22 +85,20 @@ impl LossConfig {
 /// The k3 estimate is clamped to plus or minus this (verl).
 const KL_CLAMP: f64 = 10.0;
 
-/// What is known of each learnt token; all slices have one entry per token.
+/// Learnt tokens: their scores, and what is known of them besides. All slices have one entry per token.
 #[derive(Debug, Clone, Copy)]
 pub struct Tokens<'a> {
-    /// Log-probability under the weights being trained.
-    pub logp: &'a [f32],
-    /// Log-probability under the weights that it was sampled with.
+    /// Scores under the weights being trained.
+    pub scores: &'a [TokenScores],
+    /// Log-probabilities under the weights that the tokens were sampled with.
     pub old_logp: &'a [f32],
-    /// Weight of its policy term ([`super::importance_weights`]), where the sampler may have been off.
+    /// Weights of the policy terms ([`super::importance_weights`]), where the sampler may have been off.
     pub importance: Option<&'a [f32]>,
-    /// Log-probability under the reference model, where one is kept.
+    /// Log-probabilities under the reference model, where one is kept.
     pub reference_logp: Option<&'a [f32]>,
-    /// Entropy of the distribution it was drawn from, where asked for.
-    pub entropy: Option<&'a [f32]>,
-    /// Its response's advantage.
+    /// Advantages of the tokens' responses.
     pub advantage: &'a [f32],
-    /// Its weight in the sum ([`Aggregation::token_weights`]).
+    /// Weights in the sum ([`Aggregation::token_weights`]).
     pub weight: &'a [f32],
 }
 
@@ -141,23 +140,20 @@ impl Metrics {
     }
 }
 
-/// Sums the loss over `tokens` and writes its gradients times `scale`.
-///
-/// `scale` is 1 over [`Aggregation::divisor`], or 1 when the division comes later. `dentropy` is
-/// written where given; entropies must be given if it is or if their coefficient is not 0.
+/// Sums the loss over `tokens`, and writes its gradients by log-probability and entropy.
 pub fn policy_loss(
     config: &LossConfig,
     tokens: &Tokens<'_>,
-    scale: f64,
-    dlogp: &mut [f32],
-    mut dentropy: Option<&mut [f32]>,
+    gradients: &mut [ScoreGradient],
 ) -> Metrics {
-    let n = tokens.logp.len();
-    let lengths = [tokens.old_logp.len(), tokens.advantage.len(), tokens.weight.len(), dlogp.len()];
+    let n = tokens.scores.len();
+    let lengths =
+        [tokens.old_logp.len(), tokens.advantage.len(), tokens.weight.len(), gradients.len()];
     assert_eq!(lengths, [n; 4], "one entry per token");
     let mut metrics = Metrics { tokens: n, ..Metrics::default() };
     for t in 0..n {
-        let logp = f64::from(tokens.logp[t]);
+        let logp = f64::from(tokens.scores[t].logp);
+        let entropy = f64::from(tokens.scores[t].entropy);
         let weight = f64::from(tokens.weight[t]);
         let policy =
             clipped(config, logp - f64::from(tokens.old_logp[t]), f64::from(tokens.advantage[t]));
@@ -175,15 +171,11 @@ pub fn policy_loss(
             loss += config.kl_coef * kl;
             gradient += config.kl_coef * dkl;
         }
-        if let Some(entropy) = tokens.entropy {
-            metrics.entropy += weight * f64::from(entropy[t]);
-            loss -= config.entropy_coef * f64::from(entropy[t]);
-        }
+        metrics.entropy += weight * entropy;
+        loss -= config.entropy_coef * entropy;
         metrics.loss += weight * loss;
-        dlogp[t] = (weight * gradient * scale) as f32;
-        if let Some(dentropy) = dentropy.as_deref_mut() {
-            dentropy[t] = (-config.entropy_coef * weight * scale) as f32;
-        }
+        gradients[t].logp = (weight * gradient) as f32;
+        gradients[t].entropy = (-config.entropy_coef * weight) as f32;
     }
     metrics
 }
@@ -265,79 +257,88 @@ mod tests {
         }
     }
 
+    fn scores(logp: &[f32], entropy: &[f32]) -> Vec<TokenScores> {
+        let score = |(&logp, &entropy)| TokenScores { logp, entropy, mean_logp: 0.0 };
+        logp.iter().zip(entropy).map(score).collect()
+    }
+
     #[test]
     fn on_policy_the_ratio_is_exactly_one_and_the_gradient_is_the_advantage() {
         let logp = [-0.7, -3.1];
         let tokens = Tokens {
-            logp: &logp,
+            scores: &scores(&logp, &[1.0, 2.0]),
             old_logp: &logp,
             importance: None,
             reference_logp: None,
-            entropy: None,
             advantage: &[1.5, -0.5],
             weight: &[1.0, 1.0],
         };
-        let mut dlogp = [0.0; 2];
-        let metrics = policy_loss(&LossConfig::default(), &tokens, 1.0, &mut dlogp, None);
+        let mut gradients = [ScoreGradient::default(); 2];
+        let metrics = policy_loss(&LossConfig::default(), &tokens, &mut gradients);
         assert_eq!(metrics.ratio_max_deviation, 0.0);
         assert_eq!((metrics.clipped, metrics.approx_kl), (0, 0.0));
-        assert_eq!(dlogp, [-1.5, 0.5]);
+        assert_eq!(gradients.map(|gradient| gradient.logp), [-1.5, 0.5]);
     }
 
     #[test]
     fn importance_weighs_the_policy_term_alone() {
         let tokens = Tokens {
-            logp: &[-1.0, -1.0],
+            scores: &scores(&[-1.0, -1.0], &[1.0, 2.0]),
             old_logp: &[-1.3, -1.1],
             importance: Some(&[2.0, 0.5]),
             reference_logp: Some(&[-0.5, -1.5]),
-            entropy: Some(&[1.0, 2.0]),
             advantage: &[1.0, -1.0],
             weight: &[1.0, 1.0],
         };
         let config = LossConfig { kl_coef: 0.1, entropy_coef: 0.01, ..LossConfig::default() };
-        let mut dlogp = [0.0; 2];
-        let metrics = policy_loss(&config, &tokens, 1.0, &mut dlogp, None);
+        let mut gradients = [ScoreGradient::default(); 2];
+        let metrics = policy_loss(&config, &tokens, &mut gradients);
         // 2.0 * -1.2 (clipped) and 0.5 * exp(0.1).
         assert!((metrics.policy_loss - (-2.4 + 0.552_585_459)).abs() < 1e-6, "{metrics:?}");
         let others = 0.1 * (0.148_721_271 + 0.106_530_660) - 0.01 * 3.0;
         assert!((metrics.loss - metrics.policy_loss - others).abs() < 1e-6, "{metrics:?}");
         let expected = [0.1 * (1.0 - 0.5f64.exp()), 0.552_585_459 + 0.1 * (1.0 - (-0.5f64).exp())];
-        for (gradient, expected) in dlogp.iter().zip(expected) {
-            assert!((f64::from(*gradient) - expected).abs() < 1e-6, "{dlogp:?}");
+        for (gradient, expected) in gradients.iter().zip(expected) {
+            assert!((f64::from(gradient.logp) - expected).abs() < 1e-6, "{gradients:?}");
         }
     }
 
-    /// A random token: (logp, old logp, reference logp, entropy, advantage).
-    fn token() -> impl Strategy<Value = (f32, f32, f32, f32, f32)> {
-        let away = || prop_oneof![8 => -1.0f32..1.0, 1 => -25.0f32..25.0];
-        (-8.0f32..0.0, away(), away(), 0.0f32..3.0, -2.0f32..2.0)
-            .prop_map(|(logp, old, reference, h, a)| (logp, logp - old, logp + reference, h, a))
+    /// A random token.
+    #[derive(Debug, Clone, Copy)]
+    struct Token {
+        logp: f32,
+        old_logp: f32,
+        reference_logp: f32,
+        entropy: f32,
+        advantage: f32,
     }
 
-    fn run(
-        config: &LossConfig,
-        tokens: &[(f32, f32, f32, f32, f32)],
-        weight: &[f32],
-    ) -> (Metrics, Vec<f32>, Vec<f32>) {
-        let column = |f: fn(&(f32, f32, f32, f32, f32)) -> f32| -> Vec<f32> {
-            tokens.iter().map(f).collect()
-        };
-        let (logp, old, reference, entropy, advantage) =
-            (column(|t| t.0), column(|t| t.1), column(|t| t.2), column(|t| t.3), column(|t| t.4));
-        let mut dlogp = vec![0.0; tokens.len()];
-        let mut dentropy = vec![0.0; tokens.len()];
+    fn token() -> impl Strategy<Value = Token> {
+        let away = || prop_oneof![8 => -1.0f32..1.0, 1 => -25.0f32..25.0];
+        (-8.0f32..0.0, away(), away(), 0.0f32..3.0, -2.0f32..2.0).prop_map(
+            |(logp, old, reference, entropy, advantage)| Token {
+                logp,
+                old_logp: logp - old,
+                reference_logp: logp + reference,
+                entropy,
+                advantage,
+            },
+        )
+    }
+
+    fn run(config: &LossConfig, tokens: &[Token], weight: &[f32]) -> (Metrics, Vec<ScoreGradient>) {
+        let column = |field: fn(&Token) -> f32| tokens.iter().map(field).collect::<Vec<f32>>();
+        let mut gradients = vec![ScoreGradient::default(); tokens.len()];
         let inputs = Tokens {
-            logp: &logp,
-            old_logp: &old,
+            scores: &scores(&column(|t| t.logp), &column(|t| t.entropy)),
+            old_logp: &column(|t| t.old_logp),
             importance: None,
-            reference_logp: Some(&reference),
-            entropy: Some(&entropy),
-            advantage: &advantage,
+            reference_logp: Some(&column(|t| t.reference_logp)),
+            advantage: &column(|t| t.advantage),
             weight,
         };
-        let metrics = policy_loss(config, &inputs, 1.0, &mut dlogp, Some(&mut dentropy));
-        (metrics, dlogp, dentropy)
+        let metrics = policy_loss(config, &inputs, &mut gradients);
+        (metrics, gradients)
     }
 
     const FULL: LossConfig = LossConfig { kl_coef: 0.3, entropy_coef: 0.05, ..HIGHER };
@@ -345,28 +346,26 @@ mod tests {
     proptest! {
         #[test]
         fn gradients_agree_with_finite_differences(token in token()) {
-            let (_, dlogp, dentropy) = run(&FULL, &[token], &[0.7]);
+            let gradient = run(&FULL, &[token], &[0.7]).1[0];
             let h = 2f32.powi(-9);
             let [down, up] = [-h, h].map(|h| {
-                let mut moved = token;
-                moved.0 += h;
-                run(&FULL, &[moved], &[0.7])
+                run(&FULL, &[Token { logp: token.logp + h, ..token }], &[0.7])
             });
             let [less, more] = [&down, &up].map(|r| r.0);
             // At a corner of the clipped loss the two sides differ and no derivative exists.
             let corner = less.clipped != more.clipped
                 || less.clipped_dual != more.clipped_dual
-                || (down.1[0] == 0.0) != (up.1[0] == 0.0)
-                || ((token.1 - token.0).abs() - 20.0).abs() < 2.0 * h
-                || ((token.2 - token.0).abs() - 20.0).abs() < 2.0 * h
+                || (down.1[0].logp == 0.0) != (up.1[0].logp == 0.0)
+                || ((token.old_logp - token.logp).abs() - 20.0).abs() < 2.0 * h
+                || ((token.reference_logp - token.logp).abs() - 20.0).abs() < 2.0 * h
                 || (less.kl / 0.7 > 9.9 && less.kl / 0.7 < 10.0)
                 || (more.kl / 0.7 > 9.9 && more.kl / 0.7 < 10.0);
             if !corner {
-                let numeric = (more.loss - less.loss) / f64::from((token.0 + h) - (token.0 - h));
-                let error = (numeric - f64::from(dlogp[0])).abs();
-                prop_assert!(error < 2e-3 * (1.0 + numeric.abs()), "{} {}", numeric, dlogp[0]);
+                let numeric = (more.loss - less.loss) / f64::from((token.logp + h) - (token.logp - h));
+                let error = (numeric - f64::from(gradient.logp)).abs();
+                prop_assert!(error < 2e-3 * (1.0 + numeric.abs()), "{} {:?}", numeric, gradient);
             }
-            prop_assert!((dentropy[0] + 0.05 * 0.7).abs() < 1e-7);
+            prop_assert!((gradient.entropy + 0.05 * 0.7).abs() < 1e-7);
         }
 
         #[test]
@@ -387,8 +386,7 @@ mod tests {
                 let weights = |lengths: &[usize]| {
                     aggregation.token_weights(lengths, Totals::of(lengths.iter().copied()))
                 };
-                let (whole, gradient, _) =
-                    run(&config, &sequences.concat(), &weights(&lengths));
+                let (whole, gradients) = run(&config, &sequences.concat(), &weights(&lengths));
 
                 let mut parts = Metrics::default();
                 for shard in 0..shards {
@@ -396,14 +394,13 @@ mod tests {
                         (0..sequences.len()).rev().filter(|i| i % shards == shard).collect();
                     let tokens: Vec<_> = chosen.iter().flat_map(|&i| sequences[i].clone()).collect();
                     let lengths: Vec<usize> = chosen.iter().map(|&i| lengths[i]).collect();
-                    let (part, dlogp, _) =
-                        run(&config, &tokens, &weights(&lengths));
+                    let (part, of_part) = run(&config, &tokens, &weights(&lengths));
                     parts.merge(&part);
                     let mut at = 0;
                     for &i in &chosen {
                         let start: usize = sequences[..i].iter().map(Vec::len).sum();
                         let n = sequences[i].len();
-                        prop_assert_eq!(&dlogp[at..at + n], &gradient[start..start + n]);
+                        prop_assert_eq!(&of_part[at..at + n], &gradients[start..start + n]);
                         at += n;
                     }
                 }

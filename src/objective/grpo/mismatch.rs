@@ -1,8 +1,7 @@
-//! Where sampler and trainer do not agree on a token's log-probability: how far they are apart, and
-//! the weights that correct for it.
+//! The distance between the log-probabilities that sampler and trainer give to the same tokens under the same
+//! weights, and the importance weights that correct for it.
 //!
-//! Both speak of the same weights and tokens, so on the CPU, where they have the same bits, every
-//! difference is 0 and every weight 1.
+//! On the CPU the two agree to the bit: every difference is 0 and every weight 1.
 
 /// Log-ratios are clamped to plus or minus this (verl).
 const LOG_RATIO_CLAMP: f64 = 20.0;
@@ -22,25 +21,27 @@ fn ratio(trainer: f32, sampler: f32) -> f64 {
 /// Sums over tokens; add those of micro-batches and ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Mismatch {
-    /// Tokens.
     pub tokens: usize,
     /// Sum of the distances of the two log-probabilities.
     pub distance: f64,
-    /// The largest of them.
     pub max_distance: f64,
     /// Sum of the ratios exp(trainer - sampler).
     pub ratio: f64,
-    /// The largest of them.
     pub max_ratio: f64,
     /// Ratios over the cap.
     pub truncated: usize,
 }
 
 impl Mismatch {
-    /// Compares what both say of some tokens; without a `cap` no ratio is over it.
-    pub fn of(trainer_logp: &[f32], sampler_logp: &[f32], cap: Option<f64>) -> Self {
-        let mut mismatch = Self { tokens: trainer_logp.len(), ..Self::default() };
-        for (&trainer, &sampler) in trainer_logp.iter().zip(sampler_logp) {
+    /// Compares the log-probabilities that trainer and sampler give to the same tokens, and counts the
+    /// ratios over `cap`.
+    pub fn between(
+        trainer_logp: impl IntoIterator<Item = f32>,
+        sampler_logp: &[f32],
+        cap: Option<f64>,
+    ) -> Self {
+        let mut mismatch = Self { tokens: sampler_logp.len(), ..Self::default() };
+        for (trainer, &sampler) in trainer_logp.into_iter().zip(sampler_logp) {
             let distance = (f64::from(trainer) - f64::from(sampler)).abs();
             let ratio = ratio(trainer, sampler);
             mismatch.distance += distance;
@@ -84,7 +85,7 @@ mod tests {
     fn equal_log_probabilities_weigh_exactly_one() {
         let logp = [-0.1, -7.3, -20.0];
         assert_eq!(importance_weights(&logp, &logp, 2.0), [1.0; 3]);
-        let equal = Mismatch::of(&logp, &logp, Some(2.0));
+        let equal = Mismatch::between(logp, &logp, Some(2.0));
         assert_eq!(equal, Mismatch { tokens: 3, ratio: 3.0, max_ratio: 1.0, ..equal });
         assert_eq!((equal.distance, equal.max_distance, equal.truncated), (0.0, 0.0, 0));
     }
@@ -92,11 +93,11 @@ mod tests {
     #[test]
     fn parts_add_up_to_the_whole() {
         let (trainer, sampler) = ([-1.0, -0.5, -2.0], [-1.25, -2.5, -1.0]);
-        let whole = Mismatch::of(&trainer, &sampler, Some(2.0));
+        let whole = Mismatch::between(trainer, &sampler, Some(2.0));
         assert_eq!((whole.distance, whole.max_distance, whole.truncated), (3.25, 2.0, 1));
         assert!((whole.ratio - (0.25f64.exp() + 2f64.exp() + (-1f64).exp())).abs() < 1e-12);
-        let mut sum = Mismatch::of(&trainer[..1], &sampler[..1], Some(2.0));
-        sum.merge(&Mismatch::of(&trainer[1..], &sampler[1..], Some(2.0)));
+        let mut sum = Mismatch::between([trainer[0]], &sampler[..1], Some(2.0));
+        sum.merge(&Mismatch::between([trainer[1], trainer[2]], &sampler[1..], Some(2.0)));
         assert_eq!(sum, whole);
     }
 }

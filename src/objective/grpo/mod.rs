@@ -6,7 +6,9 @@
 mod advantage;
 mod loss;
 mod mismatch;
+mod sampled;
 
 pub use advantage::{Advantages, advantages};
 pub use loss::{LossConfig, Metrics, Tokens, policy_loss};
 pub use mismatch::{Mismatch, importance_weights};
+pub use sampled::{PolicyObjective, PolicySums, SampledTokens};

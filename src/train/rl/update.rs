@@ -10,15 +10,12 @@ use super::config::Config;
 use super::rollout::Group;
 use crate::data::pack::first_fit;
 use crate::objective::grpo::{
-    LossConfig, Metrics, Mismatch, Tokens, importance_weights, policy_loss,
+    LossConfig, Metrics, Mismatch, PolicyObjective, PolicySums, SampledTokens,
 };
 use crate::objective::{Aggregation, Totals};
-use crate::trainer::Chunk;
-use crate::trainer::MicroBatch;
 use crate::trainer::device::DeviceKind;
-use crate::trainer::{Trainer, Update};
+use crate::trainer::{MicroBatch, Parameters, Trainer, Update};
 use anyhow::{Result, ensure};
-use std::ops::Range;
 
 /// What an update learnt from and did.
 pub(crate) struct Updated {
@@ -26,13 +23,6 @@ pub(crate) struct Updated {
     /// Sampler against trainer; of the same weights only in a step's first update.
     pub(crate) mismatch: Mismatch,
     pub(crate) update: Update,
-}
-
-/// Sums over a micro-batch.
-#[derive(Default)]
-struct Sums {
-    metrics: Metrics,
-    mismatch: Mismatch,
 }
 
 /// All updates of a step; the trainer keeps a reference model where the loss or its metric asks for one.
@@ -86,22 +76,12 @@ struct Learnt<'g> {
     advantage: f32,
 }
 
-/// The responses of some prompts, packed into rows, and what the loss needs to know of them.
+/// The responses of some prompts, packed into rows, and what the loss needs to know of their tokens.
 struct MiniBatch {
     rows: Vec<MicroBatch>,
-    known: Vec<Known>,
+    /// The targets of each row.
+    sampled: Vec<SampledTokens>,
     divisor: f64,
-}
-
-/// What the loss needs to know of the targets of a row besides their scores.
-struct Known {
-    sampler_logp: Vec<f32>,
-    /// The trainer's, where the sampler's are not taken for them.
-    trainer_logp: Option<Vec<f32>>,
-    importance: Option<Vec<f32>>,
-    reference_logp: Option<Vec<f32>>,
-    advantage: Vec<f32>,
-    weight: Vec<f32>,
 }
 
 impl MiniBatch {
@@ -109,7 +89,7 @@ impl MiniBatch {
     fn new(config: &Config, groups: &[Group<'_>]) -> Self {
         let aggregation = config.policy.aggregation;
         let learnt = learnt(config, groups);
-        let (mut rows, mut known) = (Vec::new(), Vec::new());
+        let (mut rows, mut sampled) = (Vec::new(), Vec::new());
         for micro_batch in learnt.chunks(config.train.micro_batch_size.unwrap_or(usize::MAX)) {
             let totals = Totals::of(micro_batch.iter().map(|learnt| learnt.response.len()));
             let families = families(config, micro_batch);
@@ -124,11 +104,11 @@ impl MiniBatch {
                     row.push(family[0].prompt, &responses);
                 }
                 let members = pack.iter().flat_map(|&index| families[index]);
-                known.push(Known::new(&members.collect::<Vec<_>>(), aggregation, totals));
+                sampled.push(sampled_tokens(&members.collect::<Vec<_>>(), aggregation, totals));
                 rows.push(row);
             }
         }
-        Self { rows, known, divisor: aggregation.divisor(totals(config, groups)) }
+        Self { rows, sampled, divisor: aggregation.divisor(totals(config, groups)) }
     }
 
     /// Scores under the reference model's weights and, where the sampler's log-probabilities are not
@@ -136,39 +116,24 @@ impl MiniBatch {
     fn score(&mut self, trainer: &mut Trainer, config: &Config) -> Result<()> {
         let temperature = config.rollout.temperature as f32;
         if config.policy.needs_reference() {
-            let scores = trainer.score_reference(&self.rows, temperature)?;
-            for (known, logp) in self.known.iter_mut().zip(scores) {
-                known.reference_logp = Some(logp);
+            let scores = trainer.score(Parameters::Reference, &self.rows, temperature)?;
+            for (tokens, logp) in self.sampled.iter_mut().zip(scores) {
+                tokens.reference_logp = Some(logp);
             }
         }
         if let Some(cap) = config.policy.importance_sampling_cap {
-            let scores = trainer.score(&self.rows, temperature)?;
-            for (known, own) in self.known.iter_mut().zip(scores) {
-                known.importance = Some(importance_weights(&own, &known.sampler_logp, cap));
-                known.trainer_logp = Some(own);
+            let scores = trainer.score(Parameters::Trained, &self.rows, temperature)?;
+            for (tokens, logp) in self.sampled.iter_mut().zip(scores) {
+                tokens.correct(logp, cap);
             }
         }
         Ok(())
     }
 
-    /// One update.
     fn update(&self, trainer: &mut Trainer, config: &Config) -> Result<Updated> {
-        let temperature = config.rollout.temperature as f32;
-        let of_rows =
-            trainer.accumulate(&self.rows, temperature, |chunk, gradients, sums: &mut Sums| {
-                let (mut dlogp, mut dentropy) =
-                    (vec![0.0; gradients.len()], vec![0.0; gradients.len()]);
-                let known = &self.known[chunk.batch];
-                sums.merge(&chunk_loss(&config.policy, &chunk, known, &mut dlogp, &mut dentropy));
-                for (gradient, (logp, entropy)) in
-                    gradients.iter_mut().zip(dlogp.iter().zip(dentropy))
-                {
-                    (gradient.logp, gradient.entropy) = (*logp, entropy);
-                }
-            })?;
-        let mut sums = Sums::default();
-        of_rows.iter().for_each(|of_row| sums.merge(of_row));
-        let Sums { mut metrics, mismatch } = sums;
+        let objective = PolicyObjective::new(&config.policy, &self.sampled);
+        trainer.accumulate(&self.rows, config.rollout.temperature as f32, &objective)?;
+        let PolicySums { mut metrics, mismatch } = objective.into_sums();
         metrics.loss /= self.divisor;
         let update = trainer.update(self.divisor, metrics.loss)?;
         Ok(Updated { metrics, mismatch, update })
@@ -200,57 +165,19 @@ fn length(family: &[Learnt<'_>]) -> usize {
     family[0].prompt.len() + family.iter().map(|learnt| learnt.response.len()).sum::<usize>()
 }
 
-impl Known {
-    /// Of the responses of a row, which are some of a micro-batch.
-    fn new(members: &[&Learnt<'_>], aggregation: Aggregation, micro_batch: Totals) -> Self {
-        let lengths: Vec<usize> = members.iter().map(|m| m.response.len()).collect();
-        let advantages = members.iter().zip(&lengths);
-        Self {
-            sampler_logp: members.iter().map(|m| m.sampler_logp).collect::<Vec<_>>().concat(),
-            trainer_logp: None,
-            importance: None,
-            reference_logp: None,
-            advantage: advantages.flat_map(|(m, &n)| std::iter::repeat_n(m.advantage, n)).collect(),
-            weight: aggregation.token_weights(&lengths, micro_batch),
-        }
-    }
-}
-
-impl Sums {
-    fn merge(&mut self, other: &Self) {
-        self.metrics.merge(&other.metrics);
-        self.mismatch.merge(&other.mismatch);
-    }
-}
-
-fn some<'v>(values: &'v Option<Vec<f32>>, part: &Range<usize>) -> Option<&'v [f32]> {
-    values.as_ref().map(|values| &values[part.clone()])
-}
-
-/// The loss of some of a row's targets, and its gradients.
-fn chunk_loss(
-    loss: &LossConfig,
-    chunk: &Chunk<'_>,
-    known: &Known,
-    dlogp: &mut [f32],
-    dentropy: &mut [f32],
-) -> Sums {
-    let part = chunk.first..chunk.first + chunk.scores.len();
-    let logp: Vec<f32> = chunk.scores.iter().map(|score| score.logp).collect();
-    let entropy: Vec<f32> = chunk.scores.iter().map(|score| score.entropy).collect();
-    let sampler_logp = &known.sampler_logp[part.clone()];
-    let tokens = Tokens {
-        logp: &logp,
-        old_logp: some(&known.trainer_logp, &part).unwrap_or(sampler_logp),
-        importance: some(&known.importance, &part),
-        reference_logp: some(&known.reference_logp, &part),
-        entropy: Some(&entropy),
-        advantage: &known.advantage[part.clone()],
-        weight: &known.weight[part.clone()],
-    };
-    Sums {
-        mismatch: Mismatch::of(&logp, sampler_logp, loss.importance_sampling_cap),
-        metrics: policy_loss(loss, &tokens, 1.0, dlogp, Some(dentropy)),
+/// The tokens of a row that holds the responses `members` of a micro-batch.
+fn sampled_tokens(
+    members: &[&Learnt<'_>],
+    aggregation: Aggregation,
+    micro_batch: Totals,
+) -> SampledTokens {
+    let lengths: Vec<usize> = members.iter().map(|m| m.response.len()).collect();
+    let advantages = members.iter().zip(&lengths);
+    SampledTokens {
+        sampler_logp: members.iter().map(|m| m.sampler_logp).collect::<Vec<_>>().concat(),
+        advantage: advantages.flat_map(|(m, &n)| std::iter::repeat_n(m.advantage, n)).collect(),
+        weight: aggregation.token_weights(&lengths, micro_batch),
+        ..SampledTokens::default()
     }
 }
 
@@ -350,7 +277,7 @@ mod tests {
         let mut config = config(1);
         config.train.seq_len = 8;
         let targets = |config: &Config| -> Vec<usize> {
-            MiniBatch::new(config, &groups).known.iter().map(|k| k.sampler_logp.len()).collect()
+            MiniBatch::new(config, &groups).sampled.iter().map(|s| s.sampler_logp.len()).collect()
         };
         assert_eq!(targets(&config), [4, 6, 4], "two fit together");
         config.train.micro_batch_size = Some(1);
@@ -362,7 +289,7 @@ mod tests {
             config.train.seq_len = seq_len;
             let batch = MiniBatch::new(&config, &groups);
             assert_eq!(batch.divisor, 4.0);
-            let weights: Vec<f32> = batch.known.iter().flat_map(|k| k.weight.clone()).collect();
+            let weights: Vec<f32> = batch.sampled.iter().flat_map(|s| s.weight.clone()).collect();
             assert_eq!(weights, [4.0 / 14.0; 14], "however many rows it takes");
         }
     }

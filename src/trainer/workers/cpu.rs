@@ -4,32 +4,33 @@
 //! thread, computing on its own part of the cores. What the host knows as the model's weights is what the
 //! first rank trains.
 
-use super::{Chunk, MicroBatch, Moments, Reduced, share, within};
+use super::{Moments, Parameters, Reduced, Share, Workers, within};
 use crate::base::threads;
 use crate::checkpoint::LanguageModel;
 use crate::engine::generator::Generator;
-use crate::model::{Decoder, Layout, Recompute, ScoreGradient, Workspace};
+use crate::model::{Decoder, Layout, Recompute, Workspace};
+use crate::objective::{Chunk, Objective};
 use crate::ops::adamw::AdamW;
 use crate::ops::reduce::sum_of_squares;
 use crate::ranks::{self, Comm, Shards};
-use crate::trainer::Execution;
+use crate::trainer::execution::Execution;
+use crate::trainer::micro_batch::MicroBatch;
 use anyhow::Result;
 use rayon::ThreadPool;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// All of them.
-pub(crate) struct Ranks {
-    pub(crate) shards: Shards,
+pub(crate) struct CpuWorkers {
+    shards: Shards,
     ranks: Vec<Rank>,
     /// The parameters of the ranks but the first.
     replicas: Vec<Vec<f32>>,
-    /// The parameters of the reference model; none where none is kept.
+    /// The parameters of the reference model; empty where none is kept.
     reference: Vec<f32>,
     decayed: Vec<Range<usize>>,
 }
 
-impl Ranks {
+impl CpuWorkers {
     pub(crate) fn start(
         model: &LanguageModel,
         execution: Execution,
@@ -46,32 +47,39 @@ impl Ranks {
             decayed,
         })
     }
+}
 
-    pub(crate) fn accumulate<M: Default + Send>(
+impl Workers for CpuWorkers {
+    fn shards(&self) -> Shards {
+        self.shards
+    }
+
+    fn accumulate(
         &mut self,
         model: &LanguageModel,
         batches: &[MicroBatch],
         temperature: f32,
-        objective: &(impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M) + Sync),
-    ) -> Result<Vec<M>> {
+        objective: &dyn Objective,
+    ) -> Result<()> {
         let params = std::iter::once(&model.params).chain(&self.replicas);
         let workers: Vec<_> = self.ranks.iter_mut().zip(params).collect();
-        let gathered = ranks::on_every_rank(
+        ranks::on_every_rank(
             workers,
             |(rank, _)| &*rank.comm,
             |(rank, params)| {
-                let own = share(batches, rank.comm.rank(), rank.comm.size());
-                Ok(rank.accumulate(&model.decoder, params, own, temperature, objective))
+                let share = Share::new(batches, rank.comm.rank(), rank.comm.size());
+                rank.accumulate(&model.decoder, params, share, temperature, objective);
+                Ok(())
             },
         )?;
-        Ok(gathered.into_iter().flatten().collect())
+        Ok(())
     }
 
-    pub(crate) fn update(
+    fn update(
         &mut self,
         model: &mut LanguageModel,
         adamw: AdamW,
-        scale: &(impl Fn(f64) -> Option<f32> + Sync),
+        scale: &(dyn Fn(f64) -> Option<f32> + Sync),
     ) -> Result<Vec<Reduced>> {
         let Self { shards, ranks, replicas, decayed, .. } = self;
         let layout = model.decoder.layout();
@@ -91,75 +99,57 @@ impl Ranks {
         )
     }
 
-    pub(crate) fn score(
-        &self,
+    fn score(
+        &mut self,
         model: &LanguageModel,
+        parameters: Parameters,
         rows: &[MicroBatch],
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>> {
-        Ok(score(&model.decoder, &model.params, rows, temperature))
+        let params = match parameters {
+            Parameters::Trained => &model.params,
+            Parameters::Reference => &self.reference,
+        };
+        let mut workspace = Workspace::new();
+        let mut score_row = |row: &MicroBatch| {
+            let MicroBatch { packed, targets } = row;
+            let scores = model.decoder.score(params, packed, targets, temperature, &mut workspace);
+            scores.iter().map(|score| score.logp).collect()
+        };
+        Ok(rows.iter().map(&mut score_row).collect())
     }
 
-    pub(crate) fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+    fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
         self.reference = params;
         Ok(())
     }
 
-    pub(crate) fn score_reference(
-        &self,
-        model: &LanguageModel,
-        rows: &[MicroBatch],
-        temperature: f32,
-    ) -> Result<Vec<Vec<f32>>> {
-        Ok(score(&model.decoder, &self.reference, rows, temperature))
-    }
-
-    pub(crate) fn generator<'r>(&'r self, model: &'r LanguageModel) -> Generator<'r> {
+    fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
         Generator::on_threads(model, self.ranks.len())
     }
 
     /// The host's parameters are the first rank's.
-    pub(crate) fn fetch_params(&mut self, _: &mut [f32]) -> Result<()> {
+    fn fetch_params(&mut self, _: &mut [f32]) -> Result<()> {
         Ok(())
     }
 
-    pub(crate) fn moments(&self) -> Result<Vec<Moments<'_>>> {
+    fn moments(&mut self) -> Result<Vec<Moments<'_>>> {
         let moments = self.ranks.iter().map(|rank| rank.moments.each_ref());
         Ok(moments.map(|both| both.map(|moments| Cow::Borrowed(moments.as_slice()))).collect())
     }
 
-    pub(crate) fn fill_moments<T>(
-        &mut self,
-        fill: impl FnOnce(Vec<[&mut [f32]; 2]>) -> Result<T>,
-    ) -> Result<T> {
-        let moments = self.ranks.iter_mut().map(|rank| rank.moments.each_mut());
-        fill(moments.map(|both| both.map(Vec::as_mut_slice)).collect())
+    fn set_moments(&mut self, moments: Vec<[Vec<f32>; 2]>) -> Result<()> {
+        self.ranks.iter_mut().zip(moments).for_each(|(rank, moments)| rank.moments = moments);
+        Ok(())
     }
 
-    pub(crate) fn release_memory(&mut self) {
+    fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
+    fn release_memory(&mut self) {
         self.ranks.iter_mut().for_each(Rank::release_memory);
     }
-
-    #[cfg(test)]
-    pub(crate) fn replicas(&self) -> &[Vec<f32>] {
-        &self.replicas
-    }
-}
-
-/// Log-probabilities of the targets of each row under `params`.
-fn score(
-    decoder: &Decoder,
-    params: &[f32],
-    rows: &[MicroBatch],
-    temperature: f32,
-) -> Vec<Vec<f32>> {
-    let mut workspace = Workspace::new();
-    let mut of_row = |row: &MicroBatch| {
-        let MicroBatch { packed, targets } = row;
-        let scores = decoder.score(params, packed, targets, temperature, &mut workspace);
-        scores.iter().map(|score| score.logp).collect()
-    };
-    rows.iter().map(&mut of_row).collect()
 }
 
 /// What a rank owns besides its parameters.
@@ -189,34 +179,31 @@ impl Rank {
         })
     }
 
-    /// Adds the gradients of `batches`, of which the first is number `first` of the step, and returns
-    /// what the objective gathered in each.
-    fn accumulate<M: Default + Send>(
+    /// Adds the gradients of the rank's share.
+    fn accumulate(
         &mut self,
         decoder: &Decoder,
         params: &[f32],
-        (first, batches): (usize, &[MicroBatch]),
+        share: Share<'_>,
         temperature: f32,
-        objective: &(impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M) + Sync),
-    ) -> Vec<M> {
+        objective: &dyn Objective,
+    ) {
         let Self { grads, workspace, pool, .. } = self;
-        let one = |(index, batch): (usize, &MicroBatch)| {
-            let mut gathered = M::default();
-            decoder.forward_backward(
-                params,
-                &batch.packed,
-                &batch.targets,
-                temperature,
-                &mut |at, scores, gradients| {
-                    let chunk = Chunk { batch: first + index, first: at, scores };
-                    objective(chunk, gradients, &mut gathered);
-                },
-                grads,
-                workspace,
-            );
-            gathered
-        };
-        on_pool(pool.as_ref(), || batches.iter().enumerate().map(one).collect())
+        on_pool(pool.as_ref(), || {
+            for (batch, MicroBatch { packed, targets }) in share.numbered() {
+                decoder.forward_backward(
+                    params,
+                    packed,
+                    targets,
+                    temperature,
+                    &mut |first, scores, gradients| {
+                        objective.learn(Chunk { batch, first, scores }, gradients);
+                    },
+                    grads,
+                    workspace,
+                );
+            }
+        });
     }
 
     /// Sums the gradients over the ranks; this rank's shard holds the sums then.
@@ -287,4 +274,31 @@ fn culprits(grads: &[f32], pieces: &[Range<usize>], layout: &Layout) -> Vec<usiz
         })
     };
     (0..layout.tensors.len()).filter(|&index| is_bad(&layout.tensors[index].range)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trainer::test_support::{Pull, batches, model};
+
+    #[test]
+    fn every_rank_holds_the_parameters_of_the_first_after_an_update() {
+        let mut model = model();
+        let before = model.params.clone();
+        let execution = Execution { ranks: 3, ..Execution::default() };
+        let mut workers = CpuWorkers::start(&model, execution, Vec::new()).unwrap();
+        workers.accumulate(&model, &batches(0), 1.0, &Pull::by(1.0)).unwrap();
+        let adamw = AdamW {
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            gradient_scale: 1.0,
+            step: 1,
+        };
+        workers.update(&mut model, adamw, &|_| Some(1.0)).unwrap();
+        assert_ne!(model.params, before);
+        assert!(workers.replicas.iter().all(|replica| *replica == model.params));
+    }
 }

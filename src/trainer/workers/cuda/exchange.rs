@@ -8,10 +8,19 @@
 use super::ties::Ties;
 use crate::cuda::nccl::{Communicator, UniqueId};
 use crate::cuda::{Device, DeviceSliceMut, Event, Half, Stream};
-use crate::ranks::Member;
-use crate::ranks::Shards;
+use crate::ranks::{Member, Shards};
 use anyhow::Result;
 use std::sync::Arc;
+
+/// What a rank needs to join the others.
+pub(crate) struct Invitation {
+    /// The identifier of the ranks' communicator; none for a rank without others.
+    pub(crate) id: Option<UniqueId>,
+    pub(crate) rank: usize,
+    /// Ranks of all nodes.
+    pub(crate) size: usize,
+    pub(crate) ties: Arc<Ties>,
+}
 
 /// One rank's end.
 pub(crate) struct Exchange {
@@ -22,26 +31,17 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// Joins the ranks that have `id`, which only a rank without others can do without, and waits for
-    /// all of them.
-    pub(crate) fn join(
-        device: &Arc<Device>,
-        id: Option<UniqueId>,
-        (rank, size): (usize, usize),
-        ties: &Arc<Ties>,
-    ) -> Result<Self> {
+    /// Joins the other ranks, and waits for all of them.
+    pub(crate) fn join(device: &Arc<Device>, invitation: Invitation) -> Result<Self> {
+        let Invitation { id, rank, size, ties } = invitation;
         let communicator = Arc::new(match id {
             Some(id) => Communicator::join(device, id, rank, size)?,
             None => Communicator::single(device),
         });
         ties.communicators.add(communicator.clone());
         communicator.wait().inspect_err(|_| ties.cut())?;
-        Ok(Self {
-            communicator,
-            ties: ties.clone(),
-            stream: Stream::new(device)?,
-            reached: Event::new(device)?,
-        })
+        let (stream, reached) = (Stream::new(device)?, Event::new(device)?);
+        Ok(Self { communicator, ties, stream, reached })
     }
 
     pub(crate) fn communicator(&self) -> &Communicator {

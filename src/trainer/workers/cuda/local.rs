@@ -1,57 +1,25 @@
 //! A rank on a GPU of this process.
-//!
-//! Contract: as of [`super::Ranks`], for one rank; collectives wait for all the others.
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Invitation};
+use super::rank::Rank;
 use super::shard::Shard;
-use super::ties::Ties;
-use crate::cuda::nccl::UniqueId;
+use super::spec::Spec;
 use crate::cuda::{Gpu, Half};
-use crate::model::cuda::{DeviceModel, Training, half_format};
-use crate::model::{Decoder, Layout, ModelConfig, Recompute, ScoreGradient};
+use crate::engine::generator::GpuRank;
+use crate::model::Layout;
+use crate::model::cuda::{DeviceModel, half_format};
+use crate::objective::{Chunk, Objective};
 use crate::ops::adamw::AdamW;
-use crate::ranks::Member;
-use crate::ranks::Portion;
-use crate::ranks::Shards;
-use crate::trainer::Chunk;
-use crate::trainer::MicroBatch;
-use crate::trainer::device::Gpus;
-use crate::trainer::workers::{GPU_BUCKET, Reduced};
+use crate::ranks::{Member, Portion, Shards};
+use crate::trainer::micro_batch::MicroBatch;
+use crate::trainer::workers::{Parameters, Reduced, Share};
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
-use std::ops::Range;
-use std::sync::Arc;
 
-/// What every rank is started with.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Spec {
-    /// The model's `config.json`.
-    pub(crate) model: String,
-    /// Ranks of all nodes.
-    pub(crate) size: usize,
-    pub(crate) gpus: Gpus,
-    pub(crate) recompute: Recompute,
-    /// Elements with weight decay.
-    pub(crate) decayed: Vec<Range<usize>>,
-}
-
-impl Spec {
-    pub(crate) fn decoder(&self) -> Result<Decoder> {
-        Ok(Decoder::new(ModelConfig::from_json(&self.model)?))
-    }
-
-    /// How flat buffers in `layout` are divided.
-    pub(crate) fn shards(&self, layout: &Layout) -> Shards {
-        Shards::new(layout.len, self.size, GPU_BUCKET)
-    }
-}
-
-/// What a rank owns.
 pub(crate) struct Local {
     pub(crate) model: DeviceModel,
     shard: Shard,
     exchange: Exchange,
-    /// Its pieces of the reference model's parameters, on the host; empty where none is kept.
+    /// The rank's shard of the reference model's parameters, on the host; empty where none is kept.
     reference: Vec<Half>,
     layout: Layout,
     shards: Shards,
@@ -59,146 +27,41 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// Rank `rank`, on the GPU `ordinal`, which brings its pieces of the parameters by portion. Calls
-    /// `ready` before it joins the others, which cannot be called off.
+    /// Starts on the GPU `ordinal` with the rank's pieces of the parameters, by portion. Calls `ready`
+    /// before it joins the others, which cannot be called off.
     pub(crate) fn start(
-        (ordinal, rank): (usize, usize),
+        ordinal: usize,
+        invitation: Invitation,
         spec: &Spec,
         pieces: &[&[f32]],
-        (id, ties): (Option<UniqueId>, &Arc<Ties>),
         ready: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
         let decoder = spec.decoder()?;
         let layout = decoder.layout().clone();
         let shards = spec.shards(&layout);
+        let portions = shards.portions(invitation.rank);
         let mut gpu = Gpu::open(ordinal, half_format(spec.gpus.precision), None)?;
-        let (config, decayed) = (spec.gpus.config, &spec.decayed);
-        let shard = Shard::new(&mut gpu, (shards, rank), config, (&layout, pieces), decayed)?;
+        let starts = portions.iter().map(|portion| portion.own.start).collect::<Vec<_>>();
+        let shard =
+            Shard::new(&mut gpu, &layout, portions, pieces, &spec.decayed, spec.gpus.config)?;
         let device = gpu.device.clone();
         let mut model = DeviceModel::new(gpu, decoder, spec.gpus.largest.longest)?;
-        for (Portion { own, .. }, piece) in shards.portions(rank).iter().zip(pieces) {
-            model.upload(own.start, piece)?;
+        for (start, piece) in starts.into_iter().zip(pieces) {
+            model.upload(start, piece)?;
         }
-        // What an update lacks is said now, not after the first rollouts.
+        // An update that lacks memory is refused now, not after the first rollouts.
         drop(model.training_with_gradients(spec.gpus.largest, spec.recompute)?);
         ready()?;
-        let exchange = Exchange::join(&device, id, (rank, spec.size), ties)?;
+        let exchange = Exchange::join(&device, invitation)?;
         let (params, gpu) = model.split();
         exchange.gather(shards, params, &gpu.stream)?;
         let (reference, spec) = (Vec::new(), spec.clone());
         Ok(Self { model, shard, exchange, reference, layout, shards, spec })
     }
 
-    /// What it has of every bucket.
+    /// The rank's part of every bucket.
     pub(crate) fn portions(&self) -> Vec<Portion> {
         self.shards.portions(self.rank())
-    }
-
-    /// The most bytes that were ever taken at once of the GPU's memory.
-    pub(crate) fn peak_bytes(&mut self) -> usize {
-        self.model.split().1.arena.peak_bytes()
-    }
-
-    /// Adds the gradients of `batches`, of which the first is number `first` of the step, in as many
-    /// rounds as every rank makes, and returns what the objective gathered in each.
-    pub(crate) fn accumulate<M: Default>(
-        &mut self,
-        (first, batches): (usize, &[MicroBatch]),
-        rounds: usize,
-        temperature: f32,
-        objective: &impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M),
-    ) -> Result<Vec<M>> {
-        let Self { model, shard, exchange, spec, .. } = self;
-        let mut of_batches = Vec::new();
-        let (mut training, mut gradients) =
-            model.training_with_gradients(spec.gpus.largest, spec.recompute)?;
-        for (index, MicroBatch { packed, targets }) in batches.iter().enumerate() {
-            let mut gathered = M::default();
-            training.forward_backward(
-                packed,
-                targets,
-                temperature,
-                &mut |at, scores, gradients| {
-                    let chunk = Chunk { batch: first + index, first: at, scores };
-                    objective(chunk, gradients, &mut gathered);
-                },
-                gradients.slice_mut(),
-                &mut |range, gradients, stream| shard.take(exchange, range, gradients, stream),
-            )?;
-            of_batches.push(gathered);
-        }
-        for _without_a_batch in batches.len()..rounds {
-            let all = 0..gradients.len();
-            training.stream().fill(gradients.slice_mut(), 0)?;
-            shard.take(exchange, all, gradients.slice_mut(), training.stream())?;
-        }
-        Ok(of_batches)
-    }
-
-    /// Sums the gradients over the ranks.
-    pub(crate) fn reduce(&mut self) -> Result<Reduced> {
-        let Self { model, shard, exchange, layout, .. } = self;
-        let (_, gpu) = model.split();
-        exchange.follow(&gpu.stream)?;
-        shard.reduce(exchange, &mut gpu.tools.transfer, layout)
-    }
-
-    /// Updates with the summed gradients, if it has to, and forgets them.
-    pub(crate) fn step(&mut self, adamw: Option<AdamW>) -> Result<()> {
-        let Self { model, shard, exchange, .. } = self;
-        let (params, gpu) = model.split();
-        if let Some(adamw) = adamw {
-            shard.step(exchange, &gpu.tools.kernels.adamw, adamw, params)?;
-        }
-        shard.clear(exchange)?;
-        exchange.precede(&gpu.stream)
-    }
-
-    /// Log-probabilities of the targets of each row.
-    pub(crate) fn score(&mut self, rows: &[MicroBatch], temperature: f32) -> Result<Vec<Vec<f32>>> {
-        let training = self.model.training(self.spec.gpus.largest, self.spec.recompute)?;
-        score(training, rows, temperature)
-    }
-
-    /// Keeps its `pieces` of a reference model's parameters.
-    pub(crate) fn keep_reference(&mut self, pieces: &[f32]) {
-        let format = half_format(self.spec.gpus.precision);
-        self.reference = pieces.iter().map(|&x| format.narrow(x)).collect();
-    }
-
-    /// Log-probabilities under the reference model, whose parameters all ranks bring together where
-    /// gradients are otherwise.
-    pub(crate) fn score_reference(
-        &mut self,
-        rows: &[MicroBatch],
-        temperature: f32,
-    ) -> Result<Vec<Vec<f32>>> {
-        let Self { model, exchange, reference, shards, spec, .. } = self;
-        let (mut training, mut params) =
-            model.training_with_gradients(spec.gpus.largest, spec.recompute)?;
-        for Portion { own, in_shard, .. } in shards.portions(exchange.rank()) {
-            training.upload(&reference[in_shard], params.slice_mut().into_range(own))?;
-        }
-        exchange.gather(*shards, params.slice_mut(), training.stream())?;
-        score(training.with_params(params.slice()), rows, temperature)
-    }
-
-    /// Copies its master weights to its pieces of the parameters, by portion.
-    pub(crate) fn fetch_params(&mut self, pieces: &mut [&mut [f32]]) -> Result<()> {
-        let transfer = &mut self.model.split().1.tools.transfer;
-        self.shard.fetch_params(self.exchange.stream(), transfer, pieces)
-    }
-
-    /// The moments of its shard.
-    pub(crate) fn moments(&mut self) -> Result<[Vec<f32>; 2]> {
-        let transfer = &mut self.model.split().1.tools.transfer;
-        self.shard.moments(self.exchange.stream(), transfer)
-    }
-
-    /// Replaces the moments of its shard.
-    pub(crate) fn set_moments(&mut self, moments: [&[f32]; 2]) -> Result<()> {
-        let transfer = &mut self.model.split().1.tools.transfer;
-        self.shard.set_moments(self.exchange.stream(), transfer, moments)
     }
 }
 
@@ -216,14 +79,110 @@ impl Member for Local {
     }
 }
 
-fn score(
-    mut training: Training<'_>,
-    rows: &[MicroBatch],
-    temperature: f32,
-) -> Result<Vec<Vec<f32>>> {
-    let mut of_row = |row: &MicroBatch| {
-        let scores = training.score(&row.packed, &row.targets, temperature)?;
-        Ok(scores.iter().map(|score| score.logp).collect())
-    };
-    rows.iter().map(&mut of_row).collect()
+impl Rank for Local {
+    fn accumulate(
+        &mut self,
+        share: Share<'_>,
+        rounds: usize,
+        temperature: f32,
+        objective: &dyn Objective,
+    ) -> Result<()> {
+        let Self { model, shard, exchange, spec, .. } = self;
+        let (mut training, mut gradients) =
+            model.training_with_gradients(spec.gpus.largest, spec.recompute)?;
+        for (batch, MicroBatch { packed, targets }) in share.numbered() {
+            training.forward_backward(
+                packed,
+                targets,
+                temperature,
+                &mut |first, scores, gradients| {
+                    objective.learn(Chunk { batch, first, scores }, gradients);
+                },
+                gradients.slice_mut(),
+                &mut |range, gradients, stream| shard.take(exchange, range, gradients, stream),
+            )?;
+        }
+        for _without_a_batch in share.batches.len()..rounds {
+            let all = 0..gradients.len();
+            training.stream().fill(gradients.slice_mut(), 0)?;
+            shard.take(exchange, all, gradients.slice_mut(), training.stream())?;
+        }
+        Ok(())
+    }
+
+    fn reduce(&mut self) -> Result<Reduced> {
+        let Self { model, shard, exchange, layout, .. } = self;
+        let (_, gpu) = model.split();
+        exchange.follow(&gpu.stream)?;
+        shard.reduce(exchange, &mut gpu.tools.transfer, layout)
+    }
+
+    fn step(&mut self, adamw: Option<AdamW>) -> Result<()> {
+        let Self { model, shard, exchange, .. } = self;
+        let (params, gpu) = model.split();
+        if let Some(adamw) = adamw {
+            shard.step(exchange, &gpu.tools.kernels.adamw, adamw, params)?;
+        }
+        shard.clear(exchange)?;
+        exchange.precede(&gpu.stream)
+    }
+
+    /// The parameters of the reference, which all ranks bring together, lie where gradients do otherwise.
+    fn score(
+        &mut self,
+        parameters: Parameters,
+        rows: &[MicroBatch],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>> {
+        let Self { model, exchange, reference, shards, spec, .. } = self;
+        let (mut training, mut gathered);
+        match parameters {
+            Parameters::Trained => {
+                training = model.training(spec.gpus.largest, spec.recompute)?;
+            }
+            Parameters::Reference => {
+                (training, gathered) =
+                    model.training_with_gradients(spec.gpus.largest, spec.recompute)?;
+                for Portion { own, in_shard, .. } in shards.portions(exchange.rank()) {
+                    training.upload(&reference[in_shard], gathered.slice_mut().into_range(own))?;
+                }
+                exchange.gather(*shards, gathered.slice_mut(), training.stream())?;
+                training = training.with_params(gathered.slice());
+            }
+        }
+        let mut score_row = |row: &MicroBatch| {
+            let scores = training.score(&row.packed, &row.targets, temperature)?;
+            Ok(scores.iter().map(|score| score.logp).collect())
+        };
+        rows.iter().map(&mut score_row).collect()
+    }
+
+    fn keep_reference(&mut self, shard: &[f32]) -> Result<()> {
+        let format = half_format(self.spec.gpus.precision);
+        self.reference = shard.iter().map(|&x| format.narrow(x)).collect();
+        Ok(())
+    }
+
+    fn sampler(&mut self) -> GpuRank<'_> {
+        GpuRank::Here(&mut self.model)
+    }
+
+    fn fetch_params(&mut self, pieces: &mut [&mut [f32]]) -> Result<()> {
+        let transfer = &mut self.model.split().1.tools.transfer;
+        self.shard.fetch_params(self.exchange.stream(), transfer, pieces)
+    }
+
+    fn moments(&mut self) -> Result<[Vec<f32>; 2]> {
+        let transfer = &mut self.model.split().1.tools.transfer;
+        self.shard.moments(self.exchange.stream(), transfer)
+    }
+
+    fn set_moments(&mut self, moments: [&[f32]; 2]) -> Result<()> {
+        let transfer = &mut self.model.split().1.tools.transfer;
+        self.shard.set_moments(self.exchange.stream(), transfer, moments)
+    }
+
+    fn peak_bytes(&mut self) -> Result<usize> {
+        Ok(self.model.split().1.arena.peak_bytes())
+    }
 }

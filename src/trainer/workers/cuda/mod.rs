@@ -12,84 +12,45 @@
 
 mod exchange;
 mod local;
+mod protocol;
+mod rank;
 mod remote;
 mod sampling;
 mod serve;
 mod shard;
+mod spec;
 mod ties;
 
-use super::{Chunk, MicroBatch, Moments, Reduced, share};
+use super::{Moments, Parameters, Reduced, Share, Workers};
 use crate::checkpoint::LanguageModel;
 use crate::cuda::nccl::UniqueId;
-use crate::engine::generator::{Generator, GpuRank};
-use crate::model::ScoreGradient;
+use crate::engine::generator::Generator;
+use crate::objective::Objective;
 use crate::ops::adamw::AdamW;
-use crate::ranks;
-use crate::ranks::Comm;
-use crate::ranks::Member;
-use crate::ranks::Shards;
 use crate::ranks::nodes::Nodes;
 use crate::ranks::rendezvous::Pace;
-use crate::trainer::Execution;
+use crate::ranks::{self, Comm, Shards};
 use crate::trainer::device::Gpus;
+use crate::trainer::execution::Execution;
+use crate::trainer::micro_batch::MicroBatch;
 use anyhow::Result;
-use local::{Local, Spec};
-use remote::{End, Remote};
+use exchange::Invitation;
+use local::Local;
+use protocol::End;
+use rank::Rank;
+use remote::Remote;
 pub(crate) use serve::serve;
+use spec::Spec;
 use std::borrow::Cow;
 use std::ops::Range;
-use std::time::Duration;
-use ties::Ties;
+use ties::{MEETING, Ties};
 
-/// How long nodes wait for each other at the start: node 0 may have data to prepare.
-const MEETING: Duration = Duration::from_secs(30 * 60);
-
-/// All of them.
-pub(crate) struct Ranks {
-    pub(crate) shards: Shards,
-    ranks: Vec<Rank>,
+pub(crate) struct GpuWorkers {
+    shards: Shards,
+    ranks: Vec<Box<dyn Rank>>,
 }
 
-/// One of them.
-enum Rank {
-    Local(Box<Local>),
-    Remote(Remote),
-}
-
-/// Does the same with a rank wherever it is.
-macro_rules! with {
-    ($rank:expr, $inner:ident => $work:expr) => {
-        match $rank {
-            Rank::Local($inner) => $work,
-            Rank::Remote($inner) => $work,
-        }
-    };
-}
-
-impl Member for Rank {
-    fn rank(&self) -> usize {
-        match self {
-            Self::Local(local) => local.rank(),
-            Self::Remote(remote) => remote.end().rank(),
-        }
-    }
-
-    fn size(&self) -> usize {
-        match self {
-            Self::Local(local) => local.size(),
-            Self::Remote(remote) => remote.end().size(),
-        }
-    }
-
-    fn abort(&self) {
-        match self {
-            Self::Local(local) => local.abort(),
-            Self::Remote(remote) => remote.end().abort(),
-        }
-    }
-}
-
-impl Ranks {
+impl GpuWorkers {
     pub(crate) fn start(
         model: &LanguageModel,
         execution: Execution,
@@ -106,8 +67,8 @@ impl Ranks {
         let message = id.map_or(Vec::new(), |id| id.as_bytes().to_vec());
         let meeting = nodes.meet(here, message, Pace::DEFAULT, MEETING)?;
         let ties = Ties::new(meeting)?;
-        let start = |comm: &mut Box<dyn Comm>| -> Result<Rank> {
-            let rank = comm.rank();
+        let start = |comm: &mut Box<dyn Comm>| -> Result<Box<dyn Rank>> {
+            let (rank, ties) = (comm.rank(), ties.clone());
             let portions = shards.portions(rank);
             let pieces: Vec<&[f32]> =
                 portions.iter().map(|portion| &model.params[portion.own.clone()]).collect();
@@ -115,13 +76,12 @@ impl Ranks {
             let ready = || comm.barrier();
             Ok(match rank.checked_sub(here) {
                 None => {
-                    let local = Local::start((rank, rank), &spec, &pieces, (id, &ties), ready)?;
-                    Rank::Local(Box::new(local))
+                    let invitation = Invitation { id, rank, size, ties };
+                    Box::new(Local::start(rank, invitation, &spec, &pieces, ready)?)
                 }
                 Some(lane) => {
-                    let (lane, ties) = (ties.lanes[lane].clone(), ties.clone());
-                    let end = End { rank, size, lane, ties };
-                    Rank::Remote(Remote::start(end, &spec, &pieces, ready)?)
+                    let end = End { rank, size, lane: ties.lanes[lane].clone(), ties };
+                    Box::new(Remote::start(end, &spec, &pieces, ready)?)
                 }
             })
         };
@@ -129,141 +89,103 @@ impl Ranks {
         Ok(Self { shards, ranks: ranks.inspect_err(|_| ties.cut())? })
     }
 
-    /// The most bytes that were ever taken at once of the memory of a GPU.
-    pub(crate) fn peak_bytes(&mut self) -> Result<usize> {
-        let peaks = self.on_every(|rank| match rank {
-            Rank::Local(local) => Ok(local.peak_bytes()),
-            Rank::Remote(remote) => remote.peak_bytes(),
-        })?;
-        Ok(peaks.into_iter().max().unwrap_or(0))
+    fn on_every<T: Send>(
+        &mut self,
+        work: impl Fn(&mut dyn Rank) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let ranks = self.ranks.iter_mut().collect();
+        ranks::on_every_rank(ranks, |rank: &&mut Box<dyn Rank>| &***rank, |rank| work(&mut ***rank))
+    }
+}
+
+impl Workers for GpuWorkers {
+    fn shards(&self) -> Shards {
+        self.shards
     }
 
-    pub(crate) fn accumulate<M: Default + Send>(
+    fn accumulate(
         &mut self,
         _: &LanguageModel,
         batches: &[MicroBatch],
         temperature: f32,
-        objective: &(impl Fn(Chunk<'_>, &mut [ScoreGradient], &mut M) + Sync),
-    ) -> Result<Vec<M>> {
-        let rounds = batches.len().div_ceil(self.ranks.len());
-        let gathered = self.on_every(|rank| {
-            let own = share(batches, rank.rank(), rank.size());
-            with!(rank, rank => rank.accumulate(own, rounds, temperature, objective))
+        objective: &dyn Objective,
+    ) -> Result<()> {
+        let rounds = Share::largest(batches.len(), self.ranks.len());
+        self.on_every(|rank| {
+            let share = Share::new(batches, rank.rank(), rank.size());
+            rank.accumulate(share, rounds, temperature, objective)
         })?;
-        Ok(gathered.into_iter().flatten().collect())
+        Ok(())
     }
 
-    pub(crate) fn update(
+    fn update(
         &mut self,
         _: &mut LanguageModel,
         adamw: AdamW,
-        scale: &(impl Fn(f64) -> Option<f32> + Sync),
+        scale: &(dyn Fn(f64) -> Option<f32> + Sync),
     ) -> Result<Vec<Reduced>> {
         self.on_every(|rank| {
-            let reduced = with!(rank, rank => rank.reduce())?;
+            let reduced = rank.reduce()?;
             let scale = scale(reduced.norm);
-            let adamw = scale.map(|gradient_scale| AdamW { gradient_scale, ..adamw });
-            with!(rank, rank => rank.step(adamw))?;
+            rank.step(scale.map(|gradient_scale| AdamW { gradient_scale, ..adamw }))?;
             Ok(reduced)
         })
     }
 
-    pub(crate) fn score(
+    fn score(
         &mut self,
         _: &LanguageModel,
+        parameters: Parameters,
         rows: &[MicroBatch],
         temperature: f32,
-    ) -> Result<Vec<Vec<f32>>> {
-        self.score_each(rows, |rank, own| with!(rank, rank => rank.score(own, temperature)))
-    }
-
-    /// Each rank keeps its pieces.
-    pub(crate) fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
-        let shards = self.shards;
-        self.on_every(|rank| {
-            let own = shards.portions(rank.rank()).into_iter().map(|portion| &params[portion.own]);
-            let own = own.collect::<Vec<_>>().concat();
-            match rank {
-                Rank::Local(local) => local.keep_reference(&own),
-                Rank::Remote(remote) => remote.keep_reference(&own)?,
-            }
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    pub(crate) fn score_reference(
-        &mut self,
-        _: &LanguageModel,
-        rows: &[MicroBatch],
-        temperature: f32,
-    ) -> Result<Vec<Vec<f32>>> {
-        self.score_each(
-            rows,
-            |rank, own| with!(rank, rank => rank.score_reference(own, temperature)),
-        )
-    }
-
-    /// What `score` finds of the rows, of which every rank has its share.
-    fn score_each(
-        &mut self,
-        rows: &[MicroBatch],
-        score: impl Fn(&mut Rank, &[MicroBatch]) -> Result<Vec<Vec<f32>>> + Sync,
     ) -> Result<Vec<Vec<f32>>> {
         let scores = self.on_every(|rank| {
-            let (_, own) = share(rows, rank.rank(), rank.size());
-            score(rank, own)
+            let share = Share::new(rows, rank.rank(), rank.size());
+            rank.score(parameters, share.batches, temperature)
         })?;
         Ok(scores.into_iter().flatten().collect())
     }
 
-    /// The parameters on the GPUs are the trained ones; of `model` it is the tokenizer and the shape that
-    /// count.
-    pub(crate) fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
-        let gpus = self.ranks.iter_mut().map(|rank| match rank {
-            Rank::Local(local) => GpuRank::Here(&mut local.model),
-            Rank::Remote(remote) => GpuRank::Elsewhere(remote),
-        });
-        Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.collect())
-    }
-
-    pub(crate) fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {
-        let pieces = self.shards.split_mut(params);
-        let fetch = |(rank, pieces): &mut (&mut Rank, Vec<&mut [f32]>)| with!(rank, rank => rank.fetch_params(pieces));
-        let workers = self.ranks.iter_mut().zip(pieces).collect();
-        ranks::on_every_rank(workers, |(rank, _)| &**rank, fetch)?;
+    /// Each rank keeps its shard.
+    fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
+        let shards = self.shards;
+        self.on_every(|rank| {
+            let own = shards.portions(rank.rank()).into_iter().map(|portion| &params[portion.own]);
+            rank.keep_reference(&own.collect::<Vec<_>>().concat())
+        })?;
         Ok(())
     }
 
-    pub(crate) fn moments(&mut self) -> Result<Vec<Moments<'_>>> {
-        let moments = self.on_every(|rank| with!(rank, rank => rank.moments()))?;
+    /// The parameters on the GPUs are the trained ones; of `model` only the tokenizer and the shape count.
+    fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
+        let gpus = self.ranks.iter_mut().map(|rank| rank.sampler()).collect();
+        Generator::on_gpus(&model.decoder, &model.tokenizer, gpus)
+    }
+
+    fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {
+        let workers = self.ranks.iter_mut().zip(self.shards.split_mut(params)).collect();
+        ranks::on_every_rank(
+            workers,
+            |(rank, _): &(&mut Box<dyn Rank>, Vec<&mut [f32]>)| &***rank,
+            |(rank, pieces)| rank.fetch_params(pieces),
+        )?;
+        Ok(())
+    }
+
+    fn moments(&mut self) -> Result<Vec<Moments<'_>>> {
+        let moments = self.on_every(|rank| rank.moments())?;
         Ok(moments.into_iter().map(|both| both.map(Cow::Owned)).collect())
     }
 
-    pub(crate) fn fill_moments<T>(
-        &mut self,
-        fill: impl FnOnce(Vec<[&mut [f32]; 2]>) -> Result<T>,
-    ) -> Result<T> {
-        let lens = (0..self.ranks.len()).map(|rank| self.shards.shard_len(rank));
-        let mut by_rank: Vec<[Vec<f32>; 2]> =
-            lens.map(|len| [vec![0.0; len], vec![0.0; len]]).collect();
-        let slices = by_rank.iter_mut().map(|both| both.each_mut().map(Vec::as_mut_slice));
-        let filled = fill(slices.collect())?;
-        self.on_every(|rank| {
-            let moments = by_rank[rank.rank()].each_ref().map(Vec::as_slice);
-            with!(rank, rank => rank.set_moments(moments))
-        })?;
-        Ok(filled)
+    fn set_moments(&mut self, moments: Vec<[Vec<f32>; 2]>) -> Result<()> {
+        self.on_every(|rank| rank.set_moments(moments[rank.rank()].each_ref().map(Vec::as_slice)))?;
+        Ok(())
     }
 
-    /// What a phase of the arena took went with the phase.
-    pub(crate) fn release_memory(&mut self) {}
-
-    fn on_every<T: Send>(
-        &mut self,
-        work: impl Fn(&mut Rank) -> Result<T> + Sync,
-    ) -> Result<Vec<T>> {
-        let ranks = self.ranks.iter_mut().collect();
-        ranks::on_every_rank(ranks, |rank: &&mut Rank| &**rank, |rank| work(rank))
+    fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
+        Ok(self.on_every(|rank| rank.peak_bytes())?.into_iter().max())
     }
+
+    /// The memory of the arena that a phase took went with the phase.
+    fn release_memory(&mut self) {}
 }

@@ -4,7 +4,8 @@
 //! sends every rollout when it ends. One that grows is shown now and then, which is when node 0 can call
 //! sampling off. Left out: judging there.
 
-use super::remote::{Answer, Remote, Request, Sample, heard, out_of_turn};
+use super::protocol::{Answer, Request, Sample, mismatch, receive_request};
+use super::remote::Remote;
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use crate::engine::device::DeviceModel;
@@ -50,7 +51,7 @@ impl Elsewhere for Remote {
                 }
                 Answer::Sampled(_) if is_over => return Err(Interrupted.into()),
                 Answer::Sampled(stats) => return Ok(stats),
-                other => return out_of_turn(&other),
+                other => return mismatch(&other),
             };
             lane.send(&request, &[])?;
         }
@@ -108,9 +109,9 @@ impl Queue for Node0<'_> {
         }
         let taken = self.reach(|lane| {
             lane.send(&Answer::Take, &[])?;
-            match heard(lane)? {
+            match receive_request(lane)? {
                 (Request::Taken(index), _) => Ok(index),
-                (other, _) => out_of_turn(&other),
+                (other, _) => mismatch(&other),
             }
         });
         self.is_empty.store(taken.flatten().is_none(), Ordering::Relaxed);
@@ -137,9 +138,9 @@ impl Observer for Shown<'_> {
         self.looked = Instant::now();
         let next = self.node_0.reach(|lane| {
             lane.send(&Answer::Growing(of(prompt, sample, rollout)), &rollout.logprobs)?;
-            match heard(lane)? {
+            match receive_request(lane)? {
                 (Request::Next(next), _) => Ok(next),
-                (other, _) => out_of_turn(&other),
+                (other, _) => mismatch(&other),
             }
         });
         let next = next.unwrap_or(Next::Cancel);

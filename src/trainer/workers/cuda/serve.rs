@@ -3,21 +3,24 @@
 //! Contract: reads no data and writes no file: all a rank needs comes from node 0. Ends when node 0 is done;
 //! a failure here is told to node 0, and one of node 0, or its loss, ends this node with an error.
 
-use super::MEETING;
+use super::exchange::Invitation;
 use super::local::Local;
-use super::remote::{Answer, End, Request, gradients_of, heard, numbers_of_scores, out_of_turn};
+use super::protocol::{
+    Answer, End, Request, gradients_of, mismatch, numbers_of_scores, receive_request,
+};
+use super::rank::Rank;
 use super::sampling::sample;
-use super::ties::Ties;
+use super::ties::{MEETING, Ties};
 use crate::base::interrupt;
 use crate::cuda::nccl::UniqueId;
 use crate::model::ScoreGradient;
-use crate::ranks;
-use crate::ranks::Lane;
+use crate::objective::{Chunk, Objective};
 use crate::ranks::nodes::Nodes;
 use crate::ranks::rendezvous::Pace;
-use crate::trainer::Chunk;
+use crate::ranks::{self, Lane};
+use crate::trainer::workers::Share;
 use anyhow::{Error, Result, ensure};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Lends `ranks` GPUs of this node to the run of node 0.
 pub(crate) fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
@@ -36,7 +39,7 @@ pub(crate) fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
     };
     let ends: Vec<End> = ties.lanes.iter().enumerate().map(end).collect();
     let work = |end: &mut End| {
-        obey(end, end.rank - first, id).inspect_err(|error| {
+        serve_rank(end, end.rank - first, id).inspect_err(|error| {
             // Node 0 may be what failed.
             let _ = end.lane.send(&Answer::Failed(format!("{error:#}")), &[]);
         })
@@ -46,7 +49,7 @@ pub(crate) fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
 }
 
 /// Serves one rank, on the GPU `ordinal`, to the end.
-fn obey(end: &End, ordinal: usize, id: UniqueId) -> Result<()> {
+fn serve_rank(end: &End, ordinal: usize, id: UniqueId) -> Result<()> {
     let lane = &*end.lane;
     let mut rank = start(end, ordinal, id)?;
     lane.send(&Answer::Done, &[])?;
@@ -59,19 +62,21 @@ fn obey(end: &End, ordinal: usize, id: UniqueId) -> Result<()> {
 }
 
 fn start(end: &End, ordinal: usize, id: UniqueId) -> Result<Local> {
-    let spec = match heard(&end.lane)? {
+    let spec = match receive_request(&end.lane)? {
         (Request::Start(spec), _) => spec,
-        (other, _) => return out_of_turn(&other),
+        (other, _) => return mismatch(&other),
     };
     let portions = spec.shards(spec.decoder()?.layout()).portions(end.rank);
     let pieces = portions.iter().map(|_| Ok(end.lane.receive::<()>()?.1));
     let pieces = pieces.collect::<Result<Vec<_>>>()?;
     let pieces: Vec<&[f32]> = pieces.iter().map(Vec::as_slice).collect();
-    Local::start((ordinal, end.rank), &spec, &pieces, (Some(id), &end.ties), || {
+    let (rank, size, ties) = (end.rank, end.size, end.ties.clone());
+    let invitation = Invitation { id: Some(id), rank, size, ties };
+    Local::start(ordinal, invitation, &spec, &pieces, || {
         end.lane.send(&Answer::Done, &[])?;
-        match heard(&end.lane)? {
+        match receive_request(&end.lane)? {
             (Request::Join, _) => Ok(()),
-            (other, _) => out_of_turn(&other),
+            (other, _) => mismatch(&other),
         }
     })
 }
@@ -80,15 +85,11 @@ fn start(end: &End, ordinal: usize, id: UniqueId) -> Result<Local> {
 fn answer(rank: &mut Local, lane: &Lane, request: Request, numbers: &[f32]) -> Result<()> {
     match request {
         Request::Accumulate { first, batches, rounds, temperature } => {
-            let ask =
-                |chunk: Chunk<'_>, gradients: &mut [ScoreGradient], failed: &mut Option<Error>| {
-                    match by_node_0(lane, chunk) {
-                        Ok(answered) => gradients.copy_from_slice(&answered),
-                        Err(error) => *failed = failed.take().or(Some(error)),
-                    }
-                };
-            let failed = rank.accumulate((first, &batches), rounds, temperature, &ask)?;
-            failed.into_iter().flatten().next().map_or(Ok(()), Err)?;
+            let objective = OfNode0 { lane, failure: Mutex::new(None) };
+            let share = Share { first, batches: &batches };
+            rank.accumulate(share, rounds, temperature, &objective)?;
+            let failure = objective.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+            failure.map_or(Ok(()), Err)?;
             lane.send(&Answer::Done, &[])
         }
         Request::Reduce => {
@@ -100,15 +101,12 @@ fn answer(rank: &mut Local, lane: &Lane, request: Request, numbers: &[f32]) -> R
             rank.step(adamw)?;
             lane.send(&Answer::Done, &[])
         }
-        Request::Score { rows, temperature, by_reference } => {
-            let scores = match by_reference {
-                true => rank.score_reference(&rows, temperature)?,
-                false => rank.score(&rows, temperature)?,
-            };
+        Request::Score { parameters, rows, temperature } => {
+            let scores = rank.score(parameters, &rows, temperature)?;
             lane.send(&Answer::Scores(scores.iter().map(Vec::len).collect()), &scores.concat())
         }
         Request::KeepReference => {
-            rank.keep_reference(numbers);
+            rank.keep_reference(numbers)?;
             lane.send(&Answer::Done, &[])
         }
         Request::FetchParams => {
@@ -131,20 +129,37 @@ fn answer(rank: &mut Local, lane: &Lane, request: Request, numbers: &[f32]) -> R
             let stats = sample(&mut rank.model, lane, config, &sampling, &prompts)?;
             lane.send(&Answer::Sampled(stats), &[])
         }
-        Request::PeakBytes => lane.send(&Answer::PeakBytes(rank.peak_bytes()), &[]),
-        other => out_of_turn(&other),
+        Request::PeakBytes => lane.send(&Answer::PeakBytes(rank.peak_bytes()?), &[]),
+        other => mismatch(&other),
     }
 }
 
-/// The gradients that the objective, which runs on node 0, gives for a chunk.
-fn by_node_0(lane: &Lane, chunk: Chunk<'_>) -> Result<Vec<ScoreGradient>> {
-    let Chunk { batch, first, scores } = chunk;
-    lane.send(&Answer::Chunk { batch, first }, &numbers_of_scores(scores))?;
-    let numbers = match heard(lane)? {
-        (Request::Gradients, numbers) => numbers,
-        (other, _) => return out_of_turn(&other),
-    };
-    let gradients = gradients_of(&numbers);
-    ensure!(gradients.len() == scores.len(), "gradients of other targets");
-    Ok(gradients)
+/// The objective, which runs on node 0.
+struct OfNode0<'l> {
+    lane: &'l Lane,
+    /// The first failure to reach node 0; the gradients stay zero from then on.
+    failure: Mutex<Option<Error>>,
+}
+
+impl Objective for OfNode0<'_> {
+    fn learn(&self, chunk: Chunk<'_>, gradients: &mut [ScoreGradient]) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.is_none() {
+            *failure = self.ask(chunk, gradients).err();
+        }
+    }
+}
+
+impl OfNode0<'_> {
+    fn ask(&self, chunk: Chunk<'_>, gradients: &mut [ScoreGradient]) -> Result<()> {
+        let Chunk { batch, first, scores } = chunk;
+        self.lane.send(&Answer::Chunk { batch, first }, &numbers_of_scores(scores))?;
+        let answered = match receive_request(self.lane)? {
+            (Request::Gradients, numbers) => gradients_of(&numbers),
+            (other, _) => return mismatch(&other),
+        };
+        ensure!(answered.len() == gradients.len(), "gradients of other targets");
+        gradients.copy_from_slice(&answered);
+        Ok(())
+    }
 }

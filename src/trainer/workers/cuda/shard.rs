@@ -16,7 +16,6 @@ use crate::cuda::{Arena, DeviceBuffer, DeviceSliceMut, Gpu, Half, Stream, Transf
 use crate::model::Layout;
 use crate::ops::adamw::AdamW;
 use crate::ranks::Portion;
-use crate::ranks::Shards;
 use crate::trainer::device::{GpuConfig, GradientSums, Moments};
 use crate::trainer::workers::{Reduced, within};
 use anyhow::Result;
@@ -52,21 +51,21 @@ enum Both {
 }
 
 impl Shard {
-    /// The shard of `rank`, without moments and gradients; its master weights are `pieces` of the parameters,
-    /// by portion.
+    /// A shard of `portions`, without moments and gradients; its master weights are `pieces` of the
+    /// parameters, by portion.
     pub(crate) fn new(
         gpu: &mut Gpu,
-        (shards, rank): (Shards, usize),
-        config: GpuConfig,
-        (layout, pieces): (&Layout, &[&[f32]]),
+        layout: &Layout,
+        portions: Vec<Portion>,
+        pieces: &[&[f32]],
         decayed: &[Range<usize>],
+        config: GpuConfig,
     ) -> Result<Self> {
         let arena = &mut gpu.arena;
-        let portions = shards.portions(rank);
-        let len = shards.shard_len(rank);
+        let len = portions.iter().map(|portion| portion.own.len()).sum();
         let sums = match config.gradient_sums {
             GradientSums::Sharded => len,
-            GradientSums::Full => shards.total_len(),
+            GradientSums::Full => layout.len,
         };
         let most_decayed = layout.tensors.len();
         let parts = portions.iter().map(|portion| Flat::square_parts(portion.own.len())).sum();

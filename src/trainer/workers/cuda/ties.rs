@@ -9,8 +9,11 @@ use crate::ranks::rendezvous::Meeting;
 use crate::ranks::watch::Watch;
 use anyhow::Result;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Of all ranks of this process.
+/// How long nodes wait for each other at the start: node 0 may have data to prepare.
+pub(crate) const MEETING: Duration = Duration::from_secs(30 * 60);
+
 pub(crate) struct Ties {
     pub(crate) communicators: Group,
     pub(crate) lanes: Vec<Arc<Lane>>,

@@ -1,0 +1,159 @@
+//! The messages between node 0 and a rank of another node.
+//!
+//! Contract: one request at a time, each answered once, but for the chunks of targets whose scores a rank
+//! gives while it accumulates: node 0 answers those with gradients, so that an objective runs there for all
+//! ranks, and models and objectives share only scalars per token between nodes too.
+
+use super::spec::Spec;
+use super::ties::Ties;
+use crate::engine::{EngineConfig, FinishReason, Next, Request as Prompt, SamplingParams, Stats};
+use crate::model::{ScoreGradient, TokenScores};
+use crate::ops::adamw::AdamW;
+use crate::ranks::{Lane, Member};
+use crate::trainer::micro_batch::MicroBatch;
+use crate::trainer::workers::Parameters;
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What node 0 asks of a rank.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// To get ready; its pieces of the parameters follow, a message for each portion.
+    Start(Spec),
+    /// To join the others, now that all are ready.
+    Join,
+    /// To add gradients; each chunk of targets is answered with its gradients.
+    Accumulate {
+        first: usize,
+        batches: Vec<MicroBatch>,
+        rounds: usize,
+        temperature: f32,
+    },
+    /// With the gradients by the scores of the last chunk.
+    Gradients,
+    Reduce,
+    Step(Option<AdamW>),
+    Score {
+        parameters: Parameters,
+        rows: Vec<MicroBatch>,
+        temperature: f32,
+    },
+    /// With its pieces of the parameters.
+    KeepReference,
+    /// Answered by a message for each portion.
+    FetchParams,
+    /// Answered by a message for each moment.
+    Moments,
+    /// A message for each moment follows.
+    SetMoments,
+    PeakBytes,
+    /// To sample until nothing is left to take.
+    Sample {
+        config: EngineConfig,
+        sampling: SamplingParams,
+        prompts: Vec<Prompt>,
+    },
+    /// The index of a prompt to sample, as long as there are any.
+    Taken(Option<usize>),
+    /// What becomes of the rollout that was shown.
+    Next(Next),
+    /// Nothing more will come.
+    End,
+}
+
+/// What a rank answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Done,
+    /// With the scores of a chunk of targets of the batch, from its target `first` on.
+    Chunk {
+        batch: usize,
+        first: usize,
+    },
+    /// The bits of the norm, which may be no number.
+    Reduced {
+        norm: u64,
+        culprits: Vec<usize>,
+    },
+    /// With the log-probabilities of rows of these lengths.
+    Scores(Vec<usize>),
+    /// With numbers that were asked for.
+    Numbers,
+    PeakBytes(usize),
+    /// Asks for a prompt.
+    Take,
+    /// Shows a rollout that grows, now and then, with its log-probabilities.
+    Growing(Sample),
+    /// A rollout that ended, with its log-probabilities; not answered.
+    Finished(Sample),
+    Sampled(Stats),
+    Failed(String),
+}
+
+/// A rollout without its log-probabilities, which are sent as numbers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    pub(crate) prompt: usize,
+    pub(crate) sample: usize,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) finish_reason: FinishReason,
+}
+
+/// One end of the connection between node 0 and a rank of another node.
+pub(crate) struct End {
+    pub(crate) rank: usize,
+    pub(crate) size: usize,
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) ties: Arc<Ties>,
+}
+
+impl Member for End {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn abort(&self) {
+        self.ties.cut();
+    }
+}
+
+/// Waits for the next request of node 0 where its end would come too early.
+pub(crate) fn receive_request(lane: &Lane) -> Result<(Request, Vec<f32>)> {
+    match lane.receive()? {
+        (Request::End, _) => bail!("node 0 ended the run: what it said tells why"),
+        request => Ok(request),
+    }
+}
+
+/// The error of a message that does not fit the one before.
+pub(crate) fn mismatch<T>(message: &impl std::fmt::Debug) -> Result<T> {
+    bail!("protocol mismatch ({message:?}): are all nodes running the same build?");
+}
+
+pub(crate) fn numbers_of_scores(scores: &[TokenScores]) -> Vec<f32> {
+    scores.iter().flat_map(|s| [s.logp, s.entropy, s.mean_logp]).collect()
+}
+
+pub(crate) fn scores_of(numbers: &[f32]) -> Vec<TokenScores> {
+    let (scores, _) = numbers.as_chunks();
+    scores
+        .iter()
+        .map(|&[logp, entropy, mean_logp]| TokenScores { logp, entropy, mean_logp })
+        .collect()
+}
+
+pub(crate) fn numbers_of_gradients(gradients: &[ScoreGradient]) -> Vec<f32> {
+    gradients.iter().flat_map(|g| [g.logp, g.entropy, g.mean_logp]).collect()
+}
+
+pub(crate) fn gradients_of(numbers: &[f32]) -> Vec<ScoreGradient> {
+    let (gradients, _) = numbers.as_chunks();
+    let gradient =
+        |&[logp, entropy, mean_logp]: &[f32; 3]| ScoreGradient { logp, entropy, mean_logp };
+    gradients.iter().map(gradient).collect()
+}
