@@ -86,7 +86,7 @@ fn accumulate(
 #[test]
 fn every_tensor_has_the_gradient_that_differences_show() {
     let lens = [9, 1, 30, 17];
-    for (kind, tied) in [("llama", true), ("qwen2", false)] {
+    for (kind, tied) in [("llama", true), ("qwen2", false), ("qwen3", true)] {
         let decoder = decoder(kind, tied);
         let params = parameters(&decoder);
         let (packed, targets) = batch(&lens);
@@ -146,7 +146,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn recomputing_does_not_change_a_bit() {
     let lens = [9, 1, 130, 17];
-    for (kind, tied) in [("llama", true), ("llama", false), ("qwen2", false)] {
+    for (kind, tied) in [("llama", true), ("llama", false), ("qwen2", false), ("qwen3", false)] {
         let decoder = decoder(kind, tied);
         let params = parameters(&decoder);
         let results = [Recompute::None, Recompute::Selective, Recompute::Layer].map(|recompute| {
@@ -168,7 +168,7 @@ fn recomputing_does_not_change_a_bit() {
 #[test]
 fn the_memory_of_training_is_known_before() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    for (kind, tied) in [("llama", true), ("qwen2", false)] {
+    for (kind, tied) in [("llama", true), ("qwen2", false), ("qwen3", false)] {
         for recompute in [Recompute::None, Recompute::Selective, Recompute::Layer] {
             let decoder = decoder(kind, tied);
             let params = parameters(&decoder);
@@ -248,7 +248,7 @@ fn generated_scores(decoder: &Decoder, params: &[f32], packed: &Packed, piece: u
 
 #[test]
 fn generation_has_the_bits_of_training() {
-    for (kind, tied) in [("llama", true), ("qwen2", false)] {
+    for (kind, tied) in [("llama", true), ("qwen2", false), ("qwen3", false)] {
         let decoder = decoder(kind, tied);
         let params = parameters(&decoder);
         let (packed, targets) = batch(&[60, 5, 130, 33, 2, 71, 18]);

@@ -1,4 +1,4 @@
-//! Scores and gradients of tiny random Llama and Qwen2 models against transformers
+//! Scores and gradients of tiny random Llama, Qwen2 and Qwen3 models against transformers
 //! (`scripts/golden/decoder.py` made the files, in double precision).
 
 use codeseq::model::{Decoder, ModelConfig, Packed, ScoreGradient, Target, TokenScores, Workspace};
@@ -125,4 +125,9 @@ fn qwen2_with_tied_embeddings_matches_transformers() {
 #[test]
 fn qwen2_with_its_own_head_matches_transformers() {
     check("qwen2-untied");
+}
+
+#[test]
+fn qwen3_with_its_own_head_matches_transformers() {
+    check("qwen3");
 }

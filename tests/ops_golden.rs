@@ -9,6 +9,7 @@ use codeseq::ops::adamw::AdamW;
 use codeseq::ops::attention::{AttentionScratch, Heads, attention, attention_backward};
 use codeseq::ops::buffer::Buffer;
 use codeseq::ops::embedding::{embedding, embedding_backward};
+use codeseq::ops::head_norm::{head_norm, head_norm_backward};
 use codeseq::ops::logprob::{ScoreGradient, statistics, statistics_backward};
 use codeseq::ops::matmul::{
     Panels, Start, matmul, pack, pack_transposed, packed_len, weight_gradient,
@@ -75,6 +76,20 @@ fn rms_norm_is_that_of_pytorch() {
     let mut dy = op.get("dy").to_vec();
     rms_norm_backward(x, weight, eps, &mut dy, &mut dx, &mut d_weight);
     op.check("dx", &dx);
+    op.check("d_weight", &d_weight);
+}
+
+#[test]
+fn head_norm_is_that_of_pytorch() {
+    let op = Operation::new("head_norm");
+    let heads = Heads { queries: 3, keys: 2, dim: 13 };
+    let (before, weight, eps) = (op.get("qkv"), op.get("weight"), 1e-5);
+    let mut y = before.to_vec();
+    head_norm(heads, weight, eps, &mut y);
+    op.check("y", &y);
+    let (mut d_qkv, mut d_weight) = (op.get("dy").to_vec(), op.zeros_like("weight"));
+    head_norm_backward(heads, weight, eps, before, &mut d_qkv, &mut d_weight);
+    op.check("d_qkv", &d_qkv);
     op.check("d_weight", &d_weight);
 }
 

@@ -220,4 +220,5 @@ parity!(qwen2_5_tied, "qwen2.5-tied");
 parity!(qwen2_5_untied, "qwen2.5-untied");
 parity!(r1_distill_qwen, "r1-distill-qwen");
 parity!(mistral, "mistral");
+parity!(qwen3, "qwen3");
 parity!(internlm2_5, "internlm2.5");

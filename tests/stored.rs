@@ -94,7 +94,8 @@ fn tokens(len: usize) -> Vec<u32> {
 #[test]
 fn scores_have_the_bits_of_training_in_every_format_and_family() {
     let all = [Dtype::Bf16, Dtype::F32, Dtype::F16];
-    for (kind, tied) in [("llama", true), ("qwen2", false), ("internlm2", false)] {
+    for (kind, tied) in [("llama", true), ("qwen2", false), ("qwen3", false), ("internlm2", false)]
+    {
         for dtypes in [&all[..1], &all[1..2], &all[2..], &all[..]] {
             let model = Stored::new(decoder(kind, tied), dtypes);
             let weights = model.weights();

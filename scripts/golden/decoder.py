@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/decoder/*.safetensors: tiny random Llama and Qwen2 models of transformers, with
+"""Makes tests/golden/decoder/*.safetensors: tiny random Llama, Qwen2 and Qwen3 models of transformers, with
 the log-probability of every next token, its entropy, and the gradient of every parameter of a loss
-on both. Needs torch and transformers. Usage: decoder.py (from the repository root)
+on both. Needs torch and transformers. Usage: decoder.py [NAME ...] (from the repository
+root)
 """
 
 import json
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 OUT = Path("tests/golden/decoder")
 LENGTHS = [1, 9, 40, 17]
@@ -32,6 +34,7 @@ MODELS = {
     "llama-untied": LlamaConfig(**SHAPE, tie_word_embeddings=False, rope_theta=500000.0),
     "qwen2-tied": Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "qwen2-untied": Qwen2Config(**SHAPE, tie_word_embeddings=False, rope_theta=1000000.0),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=6, tie_word_embeddings=False, rope_theta=1000000.0),
 }
 
 
@@ -74,5 +77,5 @@ def make(name: str, config) -> None:
     save_file(tensors, OUT / f"{name}.safetensors", metadata)
 
 
-for model_name, model_config in MODELS.items():
-    make(model_name, model_config)
+for model_name in sys.argv[1:] or MODELS:
+    make(model_name, MODELS[model_name])

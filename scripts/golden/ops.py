@@ -35,6 +35,18 @@ def rms_norm() -> dict:
     return dict(x=x, weight=weight, y=y, dy=dy, dx=x.grad, d_weight=weight.grad)
 
 
+def head_norm() -> dict:
+    """The norms of query heads and of key heads in rows of queries, keys and values, as Qwen3 has them."""
+    queries, keys, dim = 3, 2, 13
+    qkv, weight = normal(ROWS, (queries + 2 * keys) * dim), normal(2, dim)
+    heads = qkv.view(ROWS, -1, dim)
+    q, k, v = heads.split([queries, keys, keys], 1)
+    q, k = (F.rms_norm(x, (dim,), w, eps=1e-5) for x, w in zip([q, k], weight))
+    y = torch.cat([q, k, v], 1).flatten(1)
+    (dy,) = upstream(y)
+    return dict(qkv=qkv, weight=weight, y=y, dy=dy, d_qkv=qkv.grad, d_weight=weight.grad)
+
+
 def rope() -> dict:
     """Angles, cosines and sines in f32, as transformers computes them."""
     heads, dim, positions = 3, 12, torch.tensor([0, 1, 17, 100, 511, 1000, 2047])
@@ -140,7 +152,7 @@ def adamw() -> dict:
 
 def main() -> None:
     tensors = {}
-    for op in [rms_norm, rope, attention, swiglu, embedding, logprob, matmul, adamw]:
+    for op in [rms_norm, rope, attention, swiglu, embedding, logprob, matmul, adamw, head_norm]:
         for name, tensor in op().items():
             tensors[f"{op.__name__}.{name}"] = tensor.detach().float().contiguous()
     save_file(tensors, OUT)

@@ -125,6 +125,16 @@ CONFIGS = {
         use_mrope=False,
     ),
     "mistral": MISTRAL,
+    "qwen3": QWEN
+    | dict(
+        architectures=["Qwen3ForCausalLM"],
+        model_type="qwen3",
+        attention_bias=False,
+        head_dim=8,
+        num_attention_heads=4,
+        rope_scaling=None,
+        sliding_window=None,
+    ),
     "internlm2.5": SHAPE
     | dict(
         architectures=["InternLM2ForCausalLM"],
@@ -207,7 +217,7 @@ def write_tokenizer(family: str, model_dir: Path) -> None:
     model["vocab"] = {token: i for token, i in model["vocab"].items() if i < TOKENS}
     model["merges"] = model["merges"][:num_merges]
     tokenizer = Tokenizer.from_str(json.dumps(definition))
-    is_qwen = CONFIGS[family]["model_type"] == "qwen2"
+    is_qwen = CONFIGS[family]["model_type"] in ["qwen2", "qwen3"]
     pieces = Split(Regex(PIECES % ("" if is_qwen else "{1,3}")), "isolated")
     tokenizer.pre_tokenizer = Sequence([pieces, ByteLevel(add_prefix_space=False, use_regex=False)])
     if is_qwen:

@@ -45,6 +45,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Queries, keys and values have biases.
     pub qkv_bias: bool,
+    /// Query heads and key heads are normalised.
+    pub has_head_norm: bool,
     /// Longest sequence that the model was made for.
     pub max_position_embeddings: usize,
     /// Standard deviation of fresh weights.
@@ -104,6 +106,7 @@ impl ModelConfig {
             rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, 0.0..=1.0)? as f32,
             tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
             qkv_bias: family.has_qkv_bias(),
+            has_head_norm: family.names.head_norms.is_some(),
             max_position_embeddings: keys.max_position_embeddings()?,
             initializer_range: keys.number_or("initializer_range", 0.02, 0.0..=1e3)? as f32,
             eos_token_ids: keys.tokens("eos_token_id")?,
@@ -242,7 +245,7 @@ mod tests {
 
     #[test]
     fn key_heads_that_are_null_are_as_many_as_query_heads() {
-        for model_type in ["llama", "mistral", "qwen2", "internlm2"] {
+        for model_type in ["llama", "mistral", "qwen2", "qwen3", "internlm2"] {
             let changes = json!({"architectures": null, "model_type": model_type,
                 "num_key_value_heads": null, "sliding_window": null});
             let config = llama_with(&changes).unwrap();
@@ -264,6 +267,7 @@ mod tests {
         assert_eq!(of("llama"), (32, 2, 2048));
         assert_eq!(of("mistral"), (8, 2, 131_072));
         assert_eq!(of("qwen2"), (32, 2, 32_768));
+        assert_eq!(of("qwen3"), (32, 128, 32_768));
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! over threads.
 
 use super::layout::{Ranges, TensorSpec};
-use super::weights::{Matrix, PackedWeights, Pass, Source, Weights};
+use super::weights::{LayerWeights, Matrix, PackedWeights, Pass, Source, Weights};
 use super::{Layout, ModelConfig};
 use crate::ops::attention::{Heads, Sequences};
 use crate::ops::buffer::{Buffer, parts};
 use crate::ops::element::Elements;
+use crate::ops::head_norm::head_norm;
 use crate::ops::matmul::{Start, TILE, matmul_by_columns};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::Rope;
@@ -53,6 +54,19 @@ pub struct Target {
     pub row: usize,
     /// The token.
     pub token: u32,
+}
+
+/// Where queries and keys turn to: the position of each row.
+pub(crate) struct Turn<'a> {
+    pub(crate) rope: &'a Rope,
+    pub(crate) positions: &'a mut dyn Iterator<Item = usize>,
+}
+
+/// Queries, keys and values of rows, as attention takes them.
+pub(crate) struct Projection<'a> {
+    pub(crate) qkv: &'a mut [f32],
+    /// The same before heads are normalised, which the backward reads.
+    pub(crate) before_norm: Option<&'a mut [f32]>,
 }
 
 /// Rows that one work item takes through the matrices of a layer; a multiple of the tile.
@@ -120,27 +134,35 @@ impl Decoder {
         self.config.num_heads * self.config.head_dim
     }
 
-    /// The first half of a layer, up to attention: `qkv` of rows `x`, queries and keys turned.
-    /// Returns the rows after the norm, which lie in `scratch`.
+    /// The first half of a layer, up to attention: queries, keys and values of rows `x`. Returns the
+    /// rows after the norm, which lie in `scratch`.
     pub(crate) fn attention_input<'s>(
         &self,
         threads: usize,
-        (packed, layer): (&PackedWeights, usize),
+        weights: LayerWeights<'_>,
         x: &[f32],
-        (rope, positions): (&Rope, &mut dyn Iterator<Item = usize>),
-        qkv: &mut [f32],
+        turn: Turn<'_>,
+        out: Projection<'_>,
         scratch: &'s mut Buffer,
     ) -> &'s [f32] {
-        let (hidden, heads) = (self.config.hidden_size, self.heads());
-        let vectors = packed.layer(layer);
+        let (hidden, heads, eps) =
+            (self.config.hidden_size, self.heads(), self.config.rms_norm_eps);
+        let vectors = weights.vectors();
+        let Projection { qkv, before_norm } = out;
         let rows = x.len() / hidden;
         let [normal] = parts(scratch, [rows * hidden]);
-        rms_norm(x, &vectors.input_norm, self.config.rms_norm_eps, normal);
+        rms_norm(x, &vectors.input_norm, eps, normal);
         let bias = vectors.qkv_bias.as_deref().map_or(Start::Zero, Start::Bias);
-        let panels = packed.panels(Matrix::Qkv(layer));
+        let panels = weights.panels(Matrix::Qkv);
         matmul_by_columns(threads, normal, hidden, rows, panels, bias, qkv, heads.row());
-        for (row, position) in qkv.chunks_exact_mut(heads.row()).zip(positions) {
-            rope.forward(row, heads.queries + heads.keys, position);
+        if let Some(weight) = &vectors.head_norm {
+            if let Some(kept) = before_norm {
+                kept.copy_from_slice(qkv);
+            }
+            head_norm(heads, weight, eps, qkv);
+        }
+        for (row, position) in qkv.chunks_exact_mut(heads.row()).zip(turn.positions) {
+            turn.rope.forward(row, heads.queries + heads.keys, position);
         }
         normal
     }
@@ -151,7 +173,7 @@ impl Decoder {
     pub(crate) fn attention_output<'s>(
         &self,
         threads: usize,
-        (packed, layer): (&PackedWeights, usize),
+        weights: LayerWeights<'_>,
         attention: &[f32],
         middle: &mut [f32],
         gate_up: &mut [f32],
@@ -162,7 +184,7 @@ impl Decoder {
         let width = self.attention_width();
         let rows = middle.len() / hidden;
         let [normal, product] = parts(scratch, [rows * hidden, rows * inner]);
-        let panels = packed.panels(Matrix::Output(layer));
+        let panels = weights.panels(Matrix::Output);
         matmul_by_columns(
             threads,
             attention,
@@ -173,12 +195,12 @@ impl Decoder {
             middle,
             hidden,
         );
-        rms_norm(middle, &packed.layer(layer).post_norm, self.config.rms_norm_eps, normal);
-        let panels = packed.panels(Matrix::GateUp(layer));
+        rms_norm(middle, &weights.vectors().post_norm, self.config.rms_norm_eps, normal);
+        let panels = weights.panels(Matrix::GateUp);
         matmul_by_columns(threads, normal, hidden, rows, panels, Start::Zero, gate_up, 2 * inner);
         swiglu(gate_up, inner, product);
         out.copy_from_slice(middle);
-        let panels = packed.panels(Matrix::Down(layer));
+        let panels = weights.panels(Matrix::Down);
         matmul_by_columns(threads, product, inner, rows, panels, Start::Accumulate, out, hidden);
         [normal, product]
     }

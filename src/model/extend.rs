@@ -8,7 +8,7 @@
 //! has seen the largest batch.
 
 use super::cache::{BLOCK_TOKENS, KvCache};
-use super::decoder::{CHUNK, Decoder};
+use super::decoder::{CHUNK, Decoder, Projection, Turn};
 use super::weights::Weights;
 use crate::ops::attention::{Cached, Heads, Pages, attend_cached, store_key, store_value};
 use crate::ops::buffer::Buffer;
@@ -232,12 +232,13 @@ impl Decoder {
             weights.embed(row.token, x);
         }
         for layer in 0..self.config().num_layers {
-            let weights = (&weights.packed, layer);
+            let weights = weights.packed.layer(layer);
             let chunks = rows.chunks(CHUNK).zip(x.chunks(CHUNK * hidden));
             for ((rows, x), qkv) in chunks.zip(qkv.chunks_mut(CHUNK * heads.row())) {
                 let mut positions = rows.iter().map(|row| row.position as usize);
-                let turn = (rope, &mut positions as &mut dyn Iterator<Item = usize>);
-                self.attention_input(threads, weights, x, turn, qkv, &mut buffers.scratch[0]);
+                let turn = Turn { rope, positions: &mut positions };
+                let out = Projection { qkv, before_norm: None };
+                self.attention_input(threads, weights, x, turn, out, &mut buffers.scratch[0]);
             }
             let mut first = 0;
             for run in rows.chunk_by(|a, b| a.sequence == b.sequence) {

@@ -98,6 +98,8 @@ pub(crate) struct LayerRanges {
     pub(crate) input_norm: Range<usize>,
     pub(crate) qkv: Range<usize>,
     pub(crate) qkv_bias: Option<Range<usize>>,
+    /// The norm of query heads, then that of key heads.
+    pub(crate) head_norm: Option<Range<usize>>,
     pub(crate) output: Range<usize>,
     pub(crate) post_norm: Range<usize>,
     pub(crate) gate_up: Range<usize>,
@@ -180,6 +182,10 @@ impl Builder {
                     input_norm: builder.add(name(names.input_norm), &[hidden]),
                     qkv: builder.qkv(config, layer),
                     qkv_bias: builder.qkv_bias(config, layer),
+                    head_norm: names.head_norms.map(|[query, key]| {
+                        let dim = config.head_dim;
+                        builder.join([(name(query), &[dim]), (name(key), &[dim])])
+                    }),
                     output: builder.add(name(names.output), &[hidden, queries]),
                     post_norm: builder.add(name(names.post_norm), &[hidden]),
                     gate_up: builder.join([
@@ -298,9 +304,12 @@ mod tests {
 
     #[test]
     fn tensors_cover_the_buffer_without_gaps() {
-        for (kind, tied, count) in
-            [("llama", true, 20), ("qwen2", false, 27), ("internlm2", false, 17)]
-        {
+        for (kind, tied, count) in [
+            ("llama", true, 20),
+            ("qwen2", false, 27),
+            ("qwen3", false, 25),
+            ("internlm2", false, 17),
+        ] {
             let layout = Layout::new(&config(kind, tied));
             assert_eq!(layout.tensors.len(), count);
             let mut end = 0;

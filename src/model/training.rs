@@ -69,6 +69,7 @@ struct GradientBuffers {
     normal: Buffer,
     product: Buffer,
     norm_partials: Buffer,
+    head_norm_partials: Buffer,
     bias_partials: Buffer,
 }
 

@@ -23,6 +23,13 @@ pub(crate) enum Matrix {
     Head,
 }
 
+/// The weights of one layer.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerWeights<'a> {
+    pub(crate) all: &'a PackedWeights,
+    pub(crate) layer: usize,
+}
+
 /// Which product the panels are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
@@ -62,6 +69,7 @@ pub(crate) struct PackedWeights {
 pub(crate) struct LayerVectors {
     pub(crate) input_norm: Vec<f32>,
     pub(crate) qkv_bias: Option<Vec<f32>>,
+    pub(crate) head_norm: Option<Vec<f32>>,
     pub(crate) post_norm: Vec<f32>,
 }
 
@@ -128,6 +136,7 @@ impl Weights<'static> {
         let layers = ranges.layers.iter().map(|layer| LayerVectors {
             input_norm: vector(&layer.input_norm),
             qkv_bias: layer.qkv_bias.as_ref().map(vector),
+            head_norm: layer.head_norm.as_ref().map(vector),
             post_norm: vector(&layer.post_norm),
         });
         let layers = layers.collect();
@@ -260,14 +269,16 @@ impl PackedWeights {
             if let Some(bias) = &ranges.qkv_bias {
                 copy(bias, vectors.qkv_bias.get_or_insert_default());
             }
+            if let Some(norm) = &ranges.head_norm {
+                copy(norm, vectors.head_norm.get_or_insert_default());
+            }
             copy(&ranges.post_norm, &mut vectors.post_norm);
         }
         copy(&ranges.norm, &mut self.norm);
     }
 
-    /// Norms and bias of a layer.
-    pub(crate) fn layer(&self, layer: usize) -> &LayerVectors {
-        &self.layers[layer]
+    pub(crate) fn layer(&self, layer: usize) -> LayerWeights<'_> {
+        LayerWeights { all: self, layer }
     }
 
     /// The last norm.
@@ -295,6 +306,17 @@ impl PackedWeights {
             Pass::Forward => Panels { data, depth: *inputs, columns: *outputs },
             Pass::Backward => Panels { data, depth: *outputs, columns: *inputs },
         }
+    }
+}
+
+impl<'a> LayerWeights<'a> {
+    pub(crate) fn vectors(self) -> &'a LayerVectors {
+        &self.all.layers[self.layer]
+    }
+
+    /// The panels of one of its matrices, as [`Matrix::Qkv`] makes it of the layer's number.
+    pub(crate) fn panels(self, matrix: impl Fn(usize) -> Matrix) -> Panels<'a> {
+        self.all.panels(matrix(self.layer))
     }
 }
 

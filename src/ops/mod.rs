@@ -11,6 +11,7 @@ pub mod attention;
 pub mod buffer;
 pub mod element;
 pub mod embedding;
+pub mod head_norm;
 pub mod logprob;
 pub mod matmul;
 pub mod parallel;

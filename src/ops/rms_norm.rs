@@ -8,7 +8,7 @@ use super::simd::{LANES, Simd, load_partial, simd_fn, store_partial, sum_lanes};
 
 /// 1 / rms of a row.
 #[inline(always)]
-fn scale<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+pub(crate) fn scale<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
     let mut sum = s.splat(0.0);
     for chunk in chunks {

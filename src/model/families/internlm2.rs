@@ -9,6 +9,7 @@ pub(crate) const FAMILY: Family = Family {
         embedding: "model.tok_embeddings.weight",
         input_norm: "attention_norm",
         qkv: QkvNames::Grouped("attention.wqkv"),
+        head_norms: None,
         output: "attention.wo",
         post_norm: "ffn_norm",
         gate: "feed_forward.w1",

@@ -11,6 +11,7 @@ pub(crate) const FAMILY: Family = Family {
         embedding: "model.embed_tokens.weight",
         input_norm: "input_layernorm",
         qkv: QkvNames::Apart { names: QKV, has_bias: false },
+        head_norms: None,
         output: "self_attn.o_proj",
         post_norm: "post_attention_layernorm",
         gate: "mlp.gate_proj",

@@ -8,14 +8,15 @@ mod internlm2;
 mod llama;
 mod mistral;
 mod qwen2;
+mod qwen3;
 
 use super::config_keys::Keys;
 use crate::base::error::usage;
 use anyhow::Result;
 
 /// The families, in the order in which messages name them.
-pub static ALL: [&Family; 4] =
-    [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &internlm2::FAMILY];
+pub static ALL: [&Family; 5] =
+    [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY, &internlm2::FAMILY];
 
 /// What a family has of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub(crate) struct Names {
     pub(crate) embedding: &'static str,
     pub(crate) input_norm: &'static str,
     pub(crate) qkv: QkvNames,
+    /// The norms of query heads and of key heads, where there are such.
+    pub(crate) head_norms: Option<[&'static str; 2]>,
     pub(crate) output: &'static str,
     pub(crate) post_norm: &'static str,
     pub(crate) gate: &'static str,

@@ -5,9 +5,11 @@
 //! the backward of their operations; where the forward kept them, those are used.
 
 use super::{Buffer, CHUNK, Decoder, Packed, Workspace, chunk_of};
+use crate::model::decoder::{Projection, Turn};
 use crate::model::layout::LayerRanges;
 use crate::model::weights::Matrix;
 use crate::ops::attention::{attention, attention_backward};
+use crate::ops::head_norm::head_norm_backward;
 use crate::ops::matmul::{Start, matmul, weight_gradient};
 use crate::ops::parallel::{SharedMut, for_each};
 use crate::ops::reduce::add_rows;
@@ -20,6 +22,8 @@ use std::ops::Range;
 pub(crate) struct LayerBuffers {
     pub(crate) x: Buffer,
     pub(crate) qkv: Buffer,
+    /// Queries, keys and values before their norm, in a model that has one.
+    pub(crate) before_norm: Buffer,
     pub(crate) attention: Buffer,
     pub(crate) lse: Buffer,
     pub(crate) middle: Buffer,
@@ -52,7 +56,7 @@ impl Decoder {
         let (Some(rope), Some(packed)) = (rope, forward) else { return };
         let chunks = tokens.div_ceil(CHUNK);
         let kept = &mut layers[slot];
-        let weights = (&*packed, layer);
+        let weights = packed.layer(layer);
         let input = &*kept.x.grow(tokens * hidden);
         let qkv = kept.qkv.grow(tokens * heads.row());
         let attended = kept.attention.grow(tokens * width);
@@ -61,14 +65,24 @@ impl Decoder {
             [(input_normal, hidden), (post_normal, hidden), (product, inner)]
                 .map(|(buffer, width)| SharedMut::new(buffer.grow(tokens * width)))
         });
+        let before_norm = self.ranges.layers[layer].head_norm.as_ref();
+        let before_norm =
+            before_norm.map(|_| SharedMut::new(kept.before_norm.grow(tokens * heads.row())));
         let shared_qkv = SharedMut::new(qkv);
         for_each(chunks, scratch, |item, scratch| {
+            let at = chunk_of(item, tokens, heads.row());
             // SAFETY: each item has its own rows.
-            let qkv = unsafe { shared_qkv.part(chunk_of(item, tokens, heads.row())) };
+            let out = unsafe {
+                Projection {
+                    before_norm: before_norm.as_ref().map(|all| all.part(at.clone())),
+                    qkv: shared_qkv.part(at),
+                }
+            };
             let at = chunk_of(item, tokens, hidden);
             let x = &input[at.clone()];
             let mut positions = positions[chunk_of(item, tokens, 1)].iter().copied();
-            let normal = self.attention_input(1, weights, x, (rope, &mut positions), qkv, scratch);
+            let turn = Turn { rope, positions: &mut positions };
+            let normal = self.attention_input(1, weights, x, turn, out, scratch);
             if let Some([kept, _, _]) = &outputs {
                 // SAFETY: each item has its own rows.
                 unsafe { kept.part(at) }.copy_from_slice(normal);
@@ -116,7 +130,8 @@ impl Decoder {
         let (heads, width) = (self.heads(), self.attention_width());
         let eps = self.config().rms_norm_eps;
         let ranges = &self.ranges.layers[layer];
-        let LayerRanges { input_norm, qkv, qkv_bias, output, post_norm, gate_up, down } = ranges;
+        let LayerRanges { input_norm, qkv, qkv_bias, head_norm, output, post_norm, gate_up, down } =
+            ranges;
         let Workspace {
             rope,
             backward,
@@ -194,20 +209,31 @@ impl Decoder {
         let d_x = gradients.x.grow(tokens * hidden);
         let bias_width = if qkv_bias.is_some() { heads.row() } else { 0 };
         let bias_partials = gradients.bias_partials.grow(chunks * bias_width);
+        let before_norm = kept.before_norm.as_slice();
+        let head_norm_width = head_norm.as_ref().map_or(0, Range::len);
+        let head_norm_partials = gradients.head_norm_partials.grow(chunks * head_norm_width);
         {
-            let [d_x, normal, partials, bias_partials, d_qkv] =
-                [d_x, &mut *normal, &mut *partials, &mut *bias_partials, &mut *d_qkv]
-                    .map(SharedMut::new);
+            let [d_x, normal, partials, bias_partials, head_norm_partials, d_qkv] = [
+                d_x,
+                &mut *normal,
+                &mut *partials,
+                &mut *bias_partials,
+                &mut *head_norm_partials,
+                &mut *d_qkv,
+            ]
+            .map(SharedMut::new);
             for_each(chunks, scratch, |item, _| {
                 let at = chunk_of(item, tokens, hidden);
                 let rows = chunk_of(item, tokens, 1);
                 // SAFETY: each item has its own rows and its own partial sums.
-                let (d_x, normal, partial, bias_partial, d_qkv) = unsafe {
+                let (d_x, normal, partial, bias_partial, head_norm_partial, d_qkv) = unsafe {
                     (
                         d_x.part(at.clone()),
                         normal.part(at.clone()),
                         partials.part(item * hidden..(item + 1) * hidden),
                         bias_partials.part(item * bias_width..(item + 1) * bias_width),
+                        head_norm_partials
+                            .part(item * head_norm_width..(item + 1) * head_norm_width),
                         d_qkv.part(chunk_of(item, tokens, heads.row())),
                     )
                 };
@@ -216,6 +242,12 @@ impl Decoder {
                     d_qkv.chunks_exact_mut(heads.row()).zip(&positions[rows.clone()])
                 {
                     rope.backward(row, turned, position);
+                }
+                if let Some(range) = head_norm {
+                    head_norm_partial.fill(0.0);
+                    let before = &before_norm[chunk_of(item, tokens, heads.row())];
+                    let weight = &params[range.clone()];
+                    head_norm_backward(heads, weight, eps, before, d_qkv, head_norm_partial);
                 }
                 if bias_width > 0 {
                     bias_partial.fill(0.0);
@@ -231,6 +263,9 @@ impl Decoder {
             });
         }
         add_rows(partials, &mut grads[input_norm.clone()]);
+        if let Some(range) = head_norm {
+            add_rows(head_norm_partials, &mut grads[range.clone()]);
+        }
         if let Some(range) = qkv_bias {
             add_rows(bias_partials, &mut grads[range.clone()]);
         }

@@ -63,8 +63,14 @@ impl Decoder {
         let vocab = self.config().vocab_size;
         let (heads, width) = (self.heads(), self.attention_width());
         let num_layers = self.config().num_layers;
+        let (before_norm, head_norm) = if self.config().has_head_norm {
+            (tokens * heads.row(), 2 * heads.dim)
+        } else {
+            (0, 0)
+        };
         let layer = bytes([
             tokens * heads.row(),
+            before_norm,
             tokens * width,
             tokens * heads.queries,
             tokens * hidden,
@@ -97,6 +103,7 @@ impl Decoder {
                 tokens * inner,
                 chunks * hidden,
                 chunks * bias,
+                chunks * head_norm,
             ]),
             head: bytes([
                 chunk * hidden,
@@ -143,7 +150,7 @@ impl Workspace {
             let outputs = layer.outputs.as_ref();
             let outputs =
                 outputs.map_or(0, |o| sum(&[&o.input_normal, &o.post_normal, &o.product]));
-            let kept = [&layer.x, &layer.qkv, &layer.attention, &layer.lse];
+            let kept = [&layer.x, &layer.qkv, &layer.before_norm, &layer.attention, &layer.lse];
             sum(&kept) + sum(&[&layer.middle, &layer.gate_up]) + outputs
         };
         let head = &self.head;
@@ -158,7 +165,8 @@ impl Workspace {
                 + self.x.bytes(),
             backward: sum(&[&gradients.x, &gradients.middle, &gradients.attention])
                 + sum(&[&gradients.normal, &gradients.product])
-                + sum(&[&gradients.norm_partials, &gradients.bias_partials]),
+                + sum(&[&gradients.norm_partials, &gradients.bias_partials])
+                + gradients.head_norm_partials.bytes(),
             head: sum(&[&head.x, &head.normal, &head.logits, &head.d_x, &head.partials]),
             scratch: self.scratch.iter().map(Buffer::bytes).sum::<usize>()
                 + self.attention_scratch.iter().map(AttentionScratch::bytes).sum::<usize>()
