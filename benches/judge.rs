@@ -13,8 +13,7 @@
 mod judge_support;
 
 use anyhow::{Context, Result};
-use codeseq::data::problem::Case;
-use codeseq::sandbox::{Judge, Mode, Options, Program, VerdictKind, verdicts};
+use codeseq::sandbox::{Case, Judge, Mode, Options, Program, VerdictKind, verdicts};
 use judge_support::{Solved, mix};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::json;

@@ -22,21 +22,22 @@ pub mod rollout;
 pub mod trainer;
 
 pub mod engine;
+pub mod rewards;
 
 pub mod checkpoint;
-pub mod rewards;
+pub mod tasks;
 
 pub mod config;
 pub mod data;
 pub mod model;
 pub mod objective;
 pub mod optim;
-pub mod sandbox;
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod ops;
 pub mod ranks;
+pub mod sandbox;
 pub mod tokenizer;
 
 pub mod base;

@@ -13,9 +13,11 @@ use codeseq::data::jsonl;
 use codeseq::data::problem::Problem;
 use codeseq::data::prompt::GtgPrompt;
 use codeseq::engine::generator::Generator;
-use codeseq::eval::gtg;
-use codeseq::rollout::attempts::{AttemptSettings, Task, attempt, attempt_each};
+use codeseq::eval::score;
+use codeseq::rollout::AttemptSettings;
+use codeseq::rollout::attempts::{attempt, attempt_each};
 use codeseq::sandbox::{Judge, Options};
+use codeseq::tasks::NumberSequences;
 use codeseq::tokenizer::Message;
 use codeseq::tokenizer::bpe::{self, BpeOptions};
 use serde_json::{Value, json};
@@ -165,6 +167,11 @@ fn settings() -> AttemptSettings {
 fn judge() -> Judge {
     let launcher = Some(env!("CARGO_BIN_EXE_train").into());
     Judge::start(Options { launcher, ..Options::default() }).unwrap()
+}
+
+fn task(judge: &Judge) -> NumberSequences<'_> {
+    let problems: Vec<Problem> = jsonl::read(&INPUTS.join("problems.jsonl")).unwrap();
+    NumberSequences::new(problems, GtgPrompt::bundled().unwrap(), judge).unwrap()
 }
 
 #[test]
@@ -317,6 +324,49 @@ fn a_range_that_selects_nothing_keeps_the_rollouts_for_another() {
 }
 
 #[test]
+fn responses_are_saved_with_their_grades_and_the_reasons_are_counted() {
+    let place = Evals::new();
+    let text = done(&mut place.eval("eval gtg --out score.json --save-responses all.jsonl"));
+    assert!(text.contains("wrong_answer"), "{text}");
+    let rows: Vec<Value> = jsonl::read(&place.path("all.jsonl")).unwrap();
+    assert_eq!(rows.len(), PROBLEMS * ROLLOUTS);
+    let passed = rows.iter().filter(|row| row["passed"] == true).count() as u64;
+    let score = place.json("score.json");
+    let problems = score["problems"].as_array().unwrap();
+    assert_eq!(passed, problems.iter().map(num_passed).sum::<u64>());
+    let failures: u64 =
+        score["failures"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+    assert_eq!(passed + failures, rows.len() as u64);
+    let wrong = rows.iter().find(|row| row["failure"] == "wrong_answer").unwrap();
+    assert!(wrong["response"].as_str().unwrap().contains("print(3 + int(input()))"));
+    assert_eq!(wrong["verdict"]["cases"][0]["verdict"], "fail");
+}
+
+#[test]
+fn a_prompt_of_ones_own_is_shown_and_part_of_what_is_resumed() {
+    let place = Evals::new();
+    let bundled =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("data/prompts/gtg.txt"));
+    let bundled = bundled.unwrap();
+    fs::write(place.path("same.txt"), &bundled).unwrap();
+    fs::write(place.path("other.txt"), format!("{bundled}!")).unwrap();
+    fs::write(place.path("empty.txt"), "Write a program.").unwrap();
+    done(&mut place.eval("eval gtg --out score.json --prompt same.txt"));
+    assert_eq!(place.result("score.json"), timeless(&INPUTS.join("score.json")));
+
+    let common = COMMON.join(" ");
+    for command in ["eval gtg", "eval cases", "data solvability"] {
+        let words = format!("{command} --out o.json --prompt empty.txt {common}");
+        place.mistake(&words, &["empty.txt", "problem.description"]);
+    }
+    let mut command = place.eval(&format!("eval gtg --out score.json {SLOW}"));
+    let journal = place.path("score.partial.jsonl");
+    kill(start(&mut command, || has_finished(&journal, 1)));
+    let again = format!("eval gtg --out score.json --resume --prompt other.txt {common}");
+    place.mistake(&again, &["score.partial.jsonl", "another prompt"]);
+}
+
+#[test]
 fn mistakes_are_named_in_one_line_before_any_work() {
     let place = Evals::new();
     let write = |name: &str, rows: &[Value]| fs::write(place.path(name), lines(rows)).unwrap();
@@ -327,7 +377,7 @@ fn mistakes_are_named_in_one_line_before_any_work() {
     };
     write("empty.jsonl", &[]);
     write("twice.jsonl", &[problem(0), problem(1), problem(0)]);
-    write("untested.jsonl", &[problem(0), without("tests", json!([]))]);
+    write("untested.jsonl", &[problem(1), without("tests", json!([]))]);
     write("termless.jsonl", &[without("terms", json!([]))]);
     write("long.jsonl", &[without("description", json!("shoe ".repeat(400)))]);
     let gtg = |words: &str| format!("eval gtg --model model {words}");
@@ -365,16 +415,12 @@ fn mistakes_are_named_in_one_line_before_any_work() {
 #[test]
 fn an_error_while_collecting_ends_sampling_and_judging() {
     let model = LanguageModel::open(&INPUTS.join("model")).unwrap();
-    let problems: Vec<Problem> = jsonl::read(&INPUTS.join("problems.jsonl")).unwrap();
-    let settings = settings();
-    let tasks: Vec<Task<'_>> =
-        problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();
+    let (judge, settings) = (judge(), settings());
     let mut num_done = 0;
     let error = attempt_each(
         &mut Generator::on_threads(&model, 1),
-        &judge(),
-        &GtgPrompt::bundled().unwrap(),
-        &tasks,
+        &task(&judge),
+        &settings.queries(PROBLEMS),
         &settings,
         &Progress::hidden(),
         &mut |_, _| {
@@ -389,19 +435,19 @@ fn an_error_while_collecting_ends_sampling_and_judging() {
 #[test]
 fn attempts_come_in_order_with_their_own_verdicts_and_validation_agrees() {
     let model = LanguageModel::open(&INPUTS.join("model")).unwrap();
-    let problems: Vec<Problem> = jsonl::read(&INPUTS.join("problems.jsonl")).unwrap();
-    let borrowed: Vec<&Problem> = problems.iter().collect();
-    let (judge, prompt) = (judge(), GtgPrompt::bundled().unwrap());
-    let hidden = Progress::hidden();
+    let (judge, settings) = (judge(), settings());
+    let task = task(&judge);
     let mut generator = Generator::on_threads(&model, 1);
+    let queries = settings.queries(PROBLEMS);
     let (groups, cost) =
-        attempt(&mut generator, &judge, &prompt, &borrowed, &settings(), &hidden).unwrap();
+        attempt(&mut generator, &task, &queries, &settings, &Progress::hidden()).unwrap();
     for attempt in groups.iter().flat_map(|group| &group.attempts) {
-        let is_right = attempt.parsed.code.as_deref() == Some("print(2 * int(input()))");
-        assert_eq!(attempt.passed(), is_right, "{}", attempt.text);
+        let is_right = attempt.text.contains("```python\nprint(2 * int(input()))\n```");
+        assert_eq!(attempt.grade.passed(), is_right, "{}", attempt.text);
+        assert_eq!(attempt.grade.verdict.cases.len(), task.problems()[0].tests.len());
     }
     assert!(cost.judging_cpu > Duration::ZERO && cost.generation > Duration::ZERO);
     let score = score();
-    let pass_at_1 = gtg::validate(&mut generator, &judge, &problems, &settings()).unwrap();
+    let pass_at_1 = score::validate(&mut generator, &task, &settings).unwrap();
     assert_eq!(json!(pass_at_1), score["pass_at_1"]);
 }

@@ -4,10 +4,9 @@
 
 mod judge_support;
 
-use codeseq::data::problem::Case;
 use codeseq::sandbox::{
-    Ending, Judge, Limits, Mode, Options, Profile, Program, Reason, Verdict, VerdictKind, Watch,
-    verdicts,
+    Case, Ending, Judge, Limits, Mode, Options, Profile, Program, Reason, Verdict, VerdictKind,
+    Watch, verdicts,
 };
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -408,6 +407,27 @@ fn problems_may_come_through_a_pipe_and_verdicts_leave_through_one_with_ids_as_t
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.starts_with(r#"{"problem_id":7,"verdict":"pass""#), "{text}");
     assert!(text.contains("1 solutions: 1 pass"), "{text}");
+}
+
+#[test]
+fn a_response_that_is_no_text_is_a_row_without_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = [
+        r#""response":null"#,
+        r#""response":["print(2)"]"#,
+        r#""response":"\ud800""#,
+        r#""code":null"#,
+        r#""code":"print(2)","response":null"#,
+    ]
+    .map(|answer| format!("{{\"problem_id\":7,{answer}}}\n"));
+    std::fs::write(dir.path().join("rows.jsonl"), rows.concat()).unwrap();
+    let arguments = ["--problems", "p.jsonl", "--solutions", "rows.jsonl", "--out", "o.jsonl"];
+    let output = command(dir.path(), &arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(dir.path().join("o.jsonl")).unwrap();
+    let no_code = r#"{"problem_id":7,"verdict":"fail","reason":"no_code""#;
+    let found: Vec<bool> = text.lines().map(|line| line.starts_with(no_code)).collect();
+    assert_eq!(found, [true, true, true, true, false], "{text}");
 }
 
 #[test]

@@ -9,8 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
-use codeseq::data::problem::Case;
-use codeseq::sandbox::{Judge, Limits, Mode, Options, Verdict, VerdictKind, verdicts};
+use codeseq::sandbox::{Case, Judge, Limits, Mode, Options, Verdict, VerdictKind, verdicts};
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

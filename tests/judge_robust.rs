@@ -6,8 +6,7 @@
 mod judge_support;
 
 use codeseq::base::error::exit_code;
-use codeseq::data::problem::Case;
-use codeseq::sandbox::{Judge, Mode, Options, Reason, VerdictKind, verdicts};
+use codeseq::sandbox::{Case, Judge, Mode, Options, Reason, VerdictKind, verdicts};
 use judge_support::{Solved, mix};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -8,20 +8,19 @@ use std::path::{Path, PathBuf};
 /// listed for it in `SAME_ROW`.
 const ROWS: [&[&str]; 9] = [
     &["base"],
-    &["cuda", "ops", "ranks", "tokenizer"],
-    &["config", "data", "model", "objective", "optim", "sandbox"],
-    &["checkpoint", "rewards"],
-    &["engine"],
+    &["cuda", "ops", "ranks", "sandbox", "tokenizer"],
+    &["config", "data", "model", "objective", "optim"],
+    &["checkpoint", "tasks"],
+    &["engine", "rewards"],
     &["rollout", "trainer"],
     &["eval", "plan", "run"],
     &["bench", "gpu_check", "problems", "report", "train"],
     &["cli"],
 ];
 
-const SAME_ROW: [(&str, &str); 7] = [
+const SAME_ROW: [(&str, &str); 6] = [
     ("cuda", "ops"),
     ("cuda", "ranks"),
-    ("sandbox", "data"),
     ("plan", "run"),
     ("plan", "train"),
     ("bench", "train"),

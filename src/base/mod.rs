@@ -8,6 +8,7 @@ pub mod fs;
 pub mod hub;
 pub mod human;
 pub mod interrupt;
+pub mod json;
 pub mod limits;
 pub mod log;
 pub mod memory;

@@ -1,21 +1,21 @@
 //! The arguments of every command that has a model attempt problems, and what they prepare.
 
 use super::device::{Candidate, RankArgs};
-use super::judge::JudgeArgs;
 use crate::base::error::Interrupted;
 use crate::base::fs::check_writable;
 use crate::base::interrupt;
 use crate::checkpoint::hub::{self, Needs};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
-use crate::data::prompt::GtgPrompt;
 use crate::eval::journal::{Identity, Journal};
-use crate::rollout::attempts::{AttemptSettings, Task, check_fit};
+use crate::rollout::AttemptSettings;
+use crate::rollout::attempts::check_fit;
 use crate::sandbox::Judge;
-use anyhow::Result;
+use crate::tasks::{Task, TaskKind};
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
-/// Which model, which problems, how they are attempted and judged.
+/// Which model, which problems, and how they are attempted.
 #[derive(Debug, clap::Args)]
 pub struct AttemptArgs {
     /// A model directory in Hugging Face layout, or the name of a model on the Hub
@@ -24,6 +24,9 @@ pub struct AttemptArgs {
     /// Problems (JSON Lines)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// Prompt template [default: the bundled one]
+    #[arg(long, value_name = "FILE")]
+    prompt: Option<PathBuf>,
     /// Rollouts for each problem
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub rollouts: usize,
@@ -44,57 +47,56 @@ pub struct AttemptArgs {
     /// Continue a run that was stopped; its journal lies beside --out
     #[arg(long, requires = "out")]
     resume: bool,
-    #[command(flatten)]
-    judge: JudgeArgs,
 }
 
-/// Everything that attempts need, checked.
+/// A model that can attempt a task.
 pub struct Prepared {
-    /// The problems.
-    pub problems: Vec<Problem>,
     /// The model, and where it generates.
     pub candidate: Candidate,
-    /// The judge of its programs.
-    pub judge: Judge,
-    /// How problems are attempted.
     pub settings: AttemptSettings,
     /// Where answers are kept until the result is written; none without a result to write.
     pub journal: Option<Journal>,
 }
 
 impl AttemptArgs {
-    /// Reads and checks everything, so that whatever is wrong shows before any work is done.
-    pub fn prepare(
-        &self,
-        out: Option<&Path>,
-        check: fn(&[Problem]) -> Result<()>,
-    ) -> Result<Prepared> {
+    /// Reads the problems, once the arguments are known to be possible. Files that are to be written must be
+    /// writable.
+    pub fn read_problems(&self, outs: &[&Path]) -> Result<Vec<Problem>> {
         interrupt::install()?;
-        let settings = self.settings();
-        settings.check()?;
+        self.settings().check()?;
         self.ranks.check()?;
-        out.map_or(Ok(()), |out| check_writable(out, &[&self.data]))?;
-        let problems: Vec<Problem> = jsonl::read(&self.data)?;
-        check(&problems).map_err(|e| e.context(self.data.display().to_string()))?;
+        outs.iter().try_for_each(|out| check_writable(out, &[&self.data]))?;
+        jsonl::read(&self.data)
+    }
+
+    /// The task of a kind with these problems.
+    pub fn open_task<'j>(
+        &self,
+        kind: TaskKind,
+        problems: Vec<Problem>,
+        judge: &'j Judge,
+    ) -> Result<Box<dyn Task + 'j>> {
+        let place = || self.data.display().to_string();
+        kind.open(problems, self.prompt.as_deref(), judge).with_context(place)
+    }
+
+    /// Opens the model and the journal of the result `out`, so that whatever is wrong shows before any work is
+    /// done.
+    pub fn prepare(&self, task: &dyn Task, out: Option<&Path>) -> Result<Prepared> {
+        let settings = self.settings();
         let dir = hub::resolve(&self.model, Needs::Model)?;
         let mut candidate = self.ranks.open(&dir)?;
-        let prompt = GtgPrompt::bundled()?;
-        let tasks: Vec<Task<'_>> =
-            problems.iter().enumerate().map(|(place, p)| settings.task(place, p)).collect();
-        let generator = candidate.generator();
-        check_fit(&generator, &prompt, &tasks, &settings)?;
-        let options = self.judge.options();
-        let judge = Judge::start(options.clone())?;
+        let queries = settings.queries(task.num_problems());
+        check_fit(&candidate.generator(), task, &queries, &settings)?;
         // What is written into a device or a pipe leaves nothing to go on from.
         let journal = out
             .filter(|out| !out.exists() || out.is_file())
             .map(|out| {
-                let asked = (&*problems, &prompt, &settings);
-                let identity = Identity::new((&dir, &self.ranks.device()), asked, &options)?;
+                let identity = Identity::new((&dir, &self.ranks.device()), task, &settings)?;
                 Journal::open(Journal::path_for(out), &identity, self.resume)
             })
             .transpose()?;
-        Ok(Prepared { problems, candidate, judge, settings, journal })
+        Ok(Prepared { candidate, settings, journal })
     }
 
     fn settings(&self) -> AttemptSettings {

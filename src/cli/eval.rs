@@ -1,12 +1,15 @@
 //! `train eval`: score a model.
 
 use super::attempts::AttemptArgs;
+use super::judge::JudgeArgs;
 use super::print;
 use crate::base::fs::write_json;
 use crate::base::table::Table;
 use crate::eval::cases::{self, CaseAnalysis};
-use crate::eval::gtg::{self, GtgScore};
-use crate::eval::problems;
+use crate::eval::responses;
+use crate::eval::score::{self, Evaluation, Score};
+use crate::sandbox::Judge;
+use crate::tasks::{Task, TaskKind};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -27,14 +30,26 @@ enum What {
     Cases(CasesArgs),
 }
 
+/// What every score is written into.
+#[derive(Debug, clap::Args)]
+struct ScoreArgs {
+    /// Write the whole result here (JSON)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write every response with its grade here (JSON Lines)
+    #[arg(long, value_name = "FILE")]
+    save_responses: Option<PathBuf>,
+}
+
 /// Arguments of `train eval gtg`.
 #[derive(Debug, clap::Args)]
 struct GtgArgs {
     #[command(flatten)]
     attempts: AttemptArgs,
-    /// Write the whole result here (JSON)
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    score: ScoreArgs,
+    #[command(flatten)]
+    judge: JudgeArgs,
 }
 
 /// Arguments of `train eval cases`.
@@ -48,6 +63,8 @@ struct CasesArgs {
     /// Write the whole result here (JSON)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    judge: JudgeArgs,
 }
 
 /// Scores, prints a table, and writes the result.
@@ -59,27 +76,41 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn gtg(args: &GtgArgs) -> Result<()> {
-    let mut prepared = args.attempts.prepare(args.out.as_deref(), problems::check)?;
-    let evaluation = gtg::evaluate(
+    let problems = args.attempts.read_problems(&args.score.outs())?;
+    let judge = Judge::start(args.judge.options())?;
+    let task = args.attempts.open_task(TaskKind::Gtg, problems, &judge)?;
+    score_on(task.as_ref(), &args.attempts, &args.score)
+}
+
+/// Scores a model on a task, whatever it is.
+fn score_on(task: &dyn Task, attempts: &AttemptArgs, args: &ScoreArgs) -> Result<()> {
+    let mut prepared = attempts.prepare(task, args.out.as_deref())?;
+    let evaluation = score::evaluate(
         &mut prepared.candidate.generator(),
-        &prepared.judge,
-        &prepared.problems,
+        task,
         &prepared.settings,
-        "gtg",
+        task.name(),
         prepared.journal.as_mut(),
     );
-    let score = prepared.or_how_to_resume(evaluation)?.score;
+    let Evaluation { score, answers } = prepared.or_how_to_resume(evaluation)?;
+    if let Some(path) = &args.save_responses {
+        responses::write(path, task, &answers)?;
+    }
     write(args.out.as_deref(), &score)?;
     prepared.forget_journal()?;
-    print(gtg_text(&score))
+    print(score_text(task.name(), &score))
 }
 
 fn cases(args: &CasesArgs) -> Result<()> {
-    let mut prepared = args.attempts.prepare(args.out.as_deref(), problems::check_with_terms)?;
+    let outs: Vec<&Path> = args.out.iter().map(PathBuf::as_path).collect();
+    let problems = args.attempts.read_problems(&outs)?;
+    let judge = Judge::start(args.judge.options())?;
+    let task = args.attempts.open_task(TaskKind::Gtg, problems, &judge)?;
+    cases::check(task.as_ref())?;
+    let mut prepared = args.attempts.prepare(task.as_ref(), args.out.as_deref())?;
     let analysis = cases::analyse(
         &mut prepared.candidate.generator(),
-        &prepared.judge,
-        &prepared.problems,
+        task.as_ref(),
         &prepared.settings,
         usize::from(args.max_tries),
         prepared.journal.as_mut(),
@@ -88,6 +119,13 @@ fn cases(args: &CasesArgs) -> Result<()> {
     write(args.out.as_deref(), &analysis)?;
     prepared.forget_journal()?;
     print(cases_text(&analysis))
+}
+
+impl ScoreArgs {
+    /// The files that will be written.
+    fn outs(&self) -> Vec<&Path> {
+        self.out.iter().chain(&self.save_responses).map(PathBuf::as_path).collect()
+    }
 }
 
 fn write(out: Option<&Path>, result: &impl Serialize) -> Result<()> {
@@ -107,9 +145,9 @@ fn with_interval(share: f64, interval: Option<[f64; 2]>) -> String {
     percent(share) + &interval.unwrap_or_default()
 }
 
-/// pass@1 of all and of each family, pass@k for some k, and what was left out.
-fn gtg_text(score: &GtgScore) -> String {
-    let mut table = Table::new(["GTG", "pass@1", "problems"]);
+/// pass@1 of all and of each family, pass@k for some k, why responses failed, and what was left out.
+fn score_text(task: &str, score: &Score) -> String {
+    let mut table = Table::new([task, "pass@1", "problems"]);
     table.row([
         "all".to_owned(),
         with_interval(score.pass_at_1, Some(score.ci95)),
@@ -126,9 +164,13 @@ fn gtg_text(score: &GtgScore) -> String {
     for (k, estimate) in score.pass_at_k.iter().filter(|(k, _)| k.is_power_of_two()) {
         by_k.row([k.to_string(), with_interval(estimate.mean, Some(estimate.ci95))]);
     }
+    let mut failures = Table::new(["did not pass", "responses"]);
+    for (reason, count) in &score.failures {
+        failures.row([reason.clone(), count.to_string()]);
+    }
     format!(
-        "{table}\n{by_k}\n{} rollouts for each problem, {:.0} tokens on average, {} in the wrong format, \
-         {} without a verdict\n",
+        "{table}\n{by_k}\n{failures}\n{} rollouts for each problem, {:.0} tokens on average, {} in the \
+         wrong format, {} without a verdict\n",
         score.num_rollouts,
         score.mean_response_tokens,
         percent(score.format_errors),

@@ -3,13 +3,14 @@
 use crate::base::error::{Interrupted, usage};
 use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::interrupt;
+use crate::base::json;
 use crate::base::progress::Progress;
 use crate::data::jsonl;
-use crate::data::problem::{self, Problem};
+use crate::data::problem::Problem;
 use crate::sandbox::{
-    Job, Judge, Limits, Mode, Options, Profile, Verdict, VerdictKind, Watch, extract_code,
-    verdicts_with,
+    Job, Judge, Limits, Mode, Options, Profile, Verdict, VerdictKind, Watch, verdicts_with,
 };
+use crate::tasks::{program, with_opened_thought};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
@@ -30,6 +31,9 @@ pub struct Args {
     /// Where verdicts go, JSON Lines in the order of the solutions
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// The prompts ended with <think>: a response without </think> has no program
+    #[arg(long)]
+    thought_opened: bool,
     /// How the judge runs programs
     #[command(flatten)]
     judge: JudgeArgs,
@@ -108,12 +112,37 @@ impl JudgeArgs {
     }
 }
 
-/// One line of the solutions.
+/// One line of the solutions. A program or a response that is null, or no text, is one that nothing can be
+/// run of: it is judged as `no_code`.
 #[derive(Deserialize)]
 struct Solution {
     problem_id: Id,
-    code: Option<String>,
-    response: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    code: Option<Given>,
+    #[serde(default, deserialize_with = "given")]
+    response: Option<Given>,
+}
+
+/// The text of a key that a line has; `None` where its value is no text.
+type Given = Option<String>;
+
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Given>, D::Error> {
+    let written = Box::<RawValue>::deserialize(deserializer)?;
+    Ok(Some(serde_json::from_str(written.get()).ok()))
+}
+
+impl Solution {
+    /// The program to run, if there is one; an error without or with both of the keys.
+    fn program(&self, thought_opened: bool) -> Result<Option<String>, &'static str> {
+        match (&self.code, &self.response) {
+            (Some(Some(_)), Some(Some(_))) | (None, None) => Err("give either code or response"),
+            (Some(Some(code)), _) => Ok(Some(code.clone())),
+            (_, Some(Some(response))) => {
+                Ok(program(&with_opened_thought(response, thought_opened)).ok())
+            }
+            (Some(None), _) | (_, Some(None)) => Ok(None),
+        }
+    }
 }
 
 /// A problem's id, and how it was written: a string or an integer.
@@ -125,7 +154,7 @@ struct Id {
 impl<'de> Deserialize<'de> for Id {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let written = Box::<RawValue>::deserialize(deserializer)?;
-        let text = problem::text(&*written).map_err(de::Error::custom)?;
+        let text = json::text(&*written).map_err(de::Error::custom)?;
         Ok(Self { text, written })
     }
 }
@@ -177,11 +206,9 @@ pub fn run(args: Args) -> Result<()> {
                 args.problems.display()
             ))
         })?;
-        let code = match (&solution.code, &solution.response) {
-            (Some(code), None) => Some(code.clone()),
-            (None, Some(response)) => extract_code(response),
-            _ => return Err(usage(format!("{}: give either code or response", place()))),
-        };
+        let code = solution
+            .program(args.thought_opened)
+            .map_err(|why| usage(format!("{}: {why}", place())))?;
         let Judged { problem, tolerance } = &problems[at];
         jobs.push(Job { code, cases: &problem.tests, tolerance: *tolerance });
     }

@@ -4,8 +4,9 @@
 //! `test`; github.com/141forever/CodeSeq) and, for ids, strings or integers. Inputs and outputs may be JSON
 //! numbers or strings and keep every digit.
 
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::value::RawValue;
+use crate::base::json::text;
+use crate::sandbox::Case;
+use serde::{Deserialize, Serialize};
 
 /// One problem: a story that asks for a term of a sequence, examples, and hidden tests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,27 +55,6 @@ pub struct Example {
     /// Why.
     #[serde(default)]
     pub explanation: String,
-}
-
-/// One test: input and expected output.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Case {
-    /// What the program reads.
-    #[serde(deserialize_with = "text")]
-    pub input: String,
-    /// What it must print.
-    #[serde(deserialize_with = "text")]
-    pub output: String,
-}
-
-/// A JSON string's content, or the digits of a JSON number as they were written.
-pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let raw = Box::<RawValue>::deserialize(deserializer)?;
-    match raw.get().as_bytes()[0] {
-        b'"' => serde_json::from_str(raw.get()).map_err(serde::de::Error::custom),
-        b'-' | b'0'..=b'9' => Ok(raw.get().to_owned()),
-        _ => Err(serde::de::Error::custom("expected a string or a number")),
-    }
 }
 
 #[cfg(test)]

@@ -21,9 +21,23 @@ const REQUIRED: [&str; 3] =
     ["problem.description", "problem.input_requirement", "problem.output_requirement"];
 
 /// A template, checked and ready to render.
-struct Template(Environment<'static>);
+pub(crate) struct Template {
+    environment: Environment<'static>,
+    hash: String,
+}
 
 impl Template {
+    /// The template of a user's `file`, or else the one that comes with the program, with its place.
+    pub(crate) fn open(file: Option<&Path>, bundled: (&str, &str)) -> Result<(Self, String)> {
+        match file {
+            Some(path) => {
+                let place = path.display().to_string();
+                Ok((Self::parse(&read_text(path)?, &place)?, place))
+            }
+            None => Ok((Self::parse(bundled.0, bundled.1)?, bundled.1.to_owned())),
+        }
+    }
+
     fn parse(source: &str, place: &str) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -31,67 +45,72 @@ impl Template {
         environment.add_template_owned(NAME, source.trim_end().to_owned()).map_err(|e| {
             usage(format!("{place}: the prompt template is malformed: {}", one_line(&e)))
         })?;
-        Ok(Self(environment))
+        Ok(Self { environment, hash: format!("{:x}", Sha256::digest(source.as_bytes())) })
     }
 
     /// Whether it uses the variable `name` or something of it.
-    fn uses(&self, name: &str) -> bool {
-        let template = self.0.get_template(NAME).expect("invariant: added on construction");
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        let template = template.expect("invariant: added on construction");
         template.undeclared_variables(false).contains(name)
     }
 
     /// Whether it uses the field `name` of `whole`, or `whole` as it is.
     fn shows(&self, whole: &str, name: &str) -> bool {
-        let template = self.0.get_template(NAME).expect("invariant: added on construction");
+        let template = self.environment.get_template(NAME);
+        let template = template.expect("invariant: added on construction");
         let shown = template.undeclared_variables(true);
         shown.contains(whole) || shown.contains(name)
     }
 
-    fn render(&self, context: Value, what: impl FnOnce() -> String) -> Result<String> {
-        let template = self.0.get_template(NAME).expect("invariant: added on construction");
+    pub(crate) fn render(&self, context: Value, what: impl FnOnce() -> String) -> Result<String> {
+        let template = self.environment.get_template(NAME);
+        let template = template.expect("invariant: added on construction");
         template.render(context).map_err(|e| {
             usage(format!("the prompt template fails on {}: {}", what(), one_line(&e)))
         })
     }
+
+    /// SHA-256 of the template file, in hex.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
+    }
 }
 
-/// The prompt that shows a problem.
-pub struct GtgPrompt {
-    template: Template,
-    hash: String,
-}
+/// The prompt that shows a problem and asks for a program.
+pub struct GtgPrompt(Template);
 
 impl GtgPrompt {
     /// The prompt that comes with the program.
     pub fn bundled() -> Result<Self> {
-        Self::parse(include_str!("../../data/prompts/gtg.txt"), "data/prompts/gtg.txt")
+        Self::open(None)
     }
 
-    /// A prompt of the user's own.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        Self::parse(&read_text(path)?, &path.display().to_string())
+    /// The prompt of a user's `file`, or else the one that comes with the program.
+    pub fn open(file: Option<&Path>) -> Result<Self> {
+        let bundled = (include_str!("../../data/prompts/gtg.txt"), "data/prompts/gtg.txt");
+        Self::checked(Template::open(file, bundled)?)
     }
 
-    fn parse(source: &str, place: &str) -> Result<Self> {
-        let template = Template::parse(source, place)?;
+    fn checked((template, place): (Template, String)) -> Result<Self> {
         if let Some(missing) = REQUIRED.iter().find(|name| !template.shows("problem", name)) {
             return Err(usage(format!(
                 "{place}: the prompt template does not show {{{{ {missing} }}}}, without which nobody \
                  can know what is asked"
             )));
         }
-        Ok(Self { template, hash: format!("{:x}", Sha256::digest(source.as_bytes())) })
+        Ok(Self(template))
     }
 
     /// The text that the user's turn holds for `problem`.
     pub fn render(&self, problem: &Problem) -> Result<String> {
         let context = context! { problem => Serde(problem) };
-        self.template.render(context, || format!("problem {}", problem.problem_id))
+        self.0.render(context, || format!("problem {}", problem.problem_id))
     }
 
     /// SHA-256 of the template file, in hex.
     pub fn hash(&self) -> &str {
-        &self.hash
+        self.0.hash()
     }
 }
 
@@ -99,18 +118,13 @@ impl GtgPrompt {
 pub struct CodePrompt(Template);
 
 impl CodePrompt {
-    /// The question that comes with the program.
-    pub fn bundled() -> Result<Self> {
-        Self::parse(include_str!("../../data/prompts/is_code.txt"), "data/prompts/is_code.txt")
+    /// The question of a user's `file`, or else the one that comes with the program.
+    pub fn open(file: Option<&Path>) -> Result<Self> {
+        let bundled = (include_str!("../../data/prompts/is_code.txt"), "data/prompts/is_code.txt");
+        Self::checked(Template::open(file, bundled)?)
     }
 
-    /// A question of the user's own.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        Self::parse(&read_text(path)?, &path.display().to_string())
-    }
-
-    fn parse(source: &str, place: &str) -> Result<Self> {
-        let template = Template::parse(source, place)?;
+    fn checked((template, place): (Template, String)) -> Result<Self> {
         if !template.uses("messages") {
             return Err(usage(format!(
                 "{place}: the prompt template does not use `messages`: every question would be the same"
@@ -131,6 +145,10 @@ mod tests {
     use super::*;
     use crate::data::problem::Example;
     use crate::data::sample::Message;
+
+    fn parsed<T>(source: &str, checked: fn((Template, String)) -> Result<T>) -> Result<T> {
+        checked((Template::parse(source, "p.txt")?, "p.txt".to_owned()))
+    }
 
     fn problem() -> Problem {
         let example = |input: &str, output: &str| Example {
@@ -164,7 +182,7 @@ mod tests {
     fn the_question_shows_the_beginning_of_each_turn() {
         let long = "x".repeat(3000);
         let messages = vec![Message::new("user", "<Why?>"), Message::new("assistant", &long)];
-        let text = CodePrompt::bundled()
+        let text = CodePrompt::open(None)
             .unwrap()
             .render(&Sample { messages, ..Sample::default() })
             .unwrap();
@@ -177,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_template_with_an_unknown_name_is_the_users_mistake() {
-        let prompt = GtgPrompt::parse("{{ problem }} {{ problem.nonsense }}", "p.txt").unwrap();
+        let prompt = parsed("{{ problem }} {{ problem.nonsense }}", GtgPrompt::checked).unwrap();
         let error = prompt.render(&problem()).unwrap_err();
         assert_eq!(crate::base::error::exit_code(&error), 2);
     }
@@ -185,8 +203,8 @@ mod tests {
     #[test]
     fn a_template_that_does_not_compile_is_named_in_one_line() {
         let errors = [
-            GtgPrompt::parse("a\n{% for %}\nb", "p.txt").err().unwrap().to_string(),
-            CodePrompt::parse("a\n{{ messages[ }}\nb", "p.txt").err().unwrap().to_string(),
+            parsed("a\n{% for %}\nb", GtgPrompt::checked).err().unwrap().to_string(),
+            parsed("a\n{{ messages[ }}\nb", CodePrompt::checked).err().unwrap().to_string(),
         ];
         for error in errors {
             assert!(error.starts_with("p.txt: the prompt template is malformed"), "{error}");
@@ -196,18 +214,18 @@ mod tests {
 
     #[test]
     fn a_question_that_does_not_show_the_conversation_is_refused() {
-        let error = CodePrompt::parse("Is this code?", "p.txt").err().unwrap().to_string();
+        let error = parsed("Is this code?", CodePrompt::checked).err().unwrap().to_string();
         assert!(error.contains("p.txt") && error.contains("`messages`"), "{error}");
     }
 
     #[test]
     fn a_template_that_does_not_ask_is_refused_with_what_is_missing() {
-        let missing = |source: &str| GtgPrompt::parse(source, "p.txt").err().unwrap().to_string();
+        let missing = |source: &str| parsed(source, GtgPrompt::checked).err().unwrap().to_string();
         assert!(missing("Write a program.").contains("p.txt: "));
         assert!(missing("Write a program.").contains("{{ problem.description }}"));
         let story = "{{ problem.description }} {{ problem.input_requirement }}";
         assert!(missing(story).contains("{{ problem.output_requirement }}"));
         let all = "{% set p = problem %}{{ p.description }}";
-        assert!(GtgPrompt::parse(all, "p.txt").is_ok());
+        assert!(parsed(all, GtgPrompt::checked).is_ok());
     }
 }

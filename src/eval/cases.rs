@@ -4,18 +4,16 @@
 //! limited number of times. A case is right if it is a term of the sequence. Copies of the examples
 //! count: the analysis asks whether what the model believes is true.
 
-use super::answers::{self, Answer, Exam};
+use super::answers::{self, Exam};
 use super::journal::Journal;
-use super::problems;
 use super::quadrants::Quadrants;
+use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::base::rng;
-use crate::data::problem::Problem;
-use crate::data::prompt::GtgPrompt;
 use crate::engine::generator::Generator;
-use crate::rewards::Reference;
-use crate::rollout::attempts::{AttemptSettings, Task};
-use crate::sandbox::Judge;
+use crate::rollout::AttemptSettings;
+use crate::rollout::attempt::{Answer, Query};
+use crate::tasks::Task;
 use anyhow::Result;
 use serde::Serialize;
 
@@ -42,37 +40,46 @@ pub struct CaseAnalysis {
 /// Keeps the draws of later tries apart from those of the first, which are GTG's.
 const ASKED_AGAIN: u64 = 0x6167_6169;
 
+/// Refuses a problem without terms to check a model's own cases against.
+pub fn check(task: &dyn Task) -> Result<()> {
+    let mut problems = (0..task.num_problems()).map(|problem| task.about(problem));
+    match problems.find(|problem| !problem.checks_own_cases) {
+        None => Ok(()),
+        Some(problem) => Err(usage(format!(
+            "problem {:?} has no terms to check the model's own cases against",
+            problem.id
+        ))),
+    }
+}
+
 /// Asks for `settings.num_samples` responses with cases to each problem, each at most `max_tries`
-/// times. Problems need terms.
+/// times.
 pub fn analyse(
     generator: &mut Generator<'_>,
-    judge: &Judge,
-    problems: &[Problem],
+    task: &dyn Task,
     settings: &AttemptSettings,
     max_tries: usize,
     mut journal: Option<&mut Journal>,
 ) -> Result<CaseAnalysis> {
-    problems::check_with_terms(problems)?;
-    let prompt = &GtgPrompt::bundled()?;
-    let references: Vec<Reference> =
-        problems.iter().map(problems::reference).collect::<Result<_>>()?;
+    check(task)?;
+    let num_problems = task.num_problems();
     let mut tally =
-        Tally { num_missing: vec![settings.num_samples; problems.len()], ..Tally::default() };
+        Tally { num_missing: vec![settings.num_samples; num_problems], ..Tally::default() };
     for round in 0..max_tries {
-        let tasks = tally.tasks(round, problems, settings);
-        if tasks.is_empty() {
+        let queries = tally.queries(round, settings);
+        if queries.is_empty() {
             break;
         }
-        let num_asked = tasks.iter().map(|(_, task)| task.num_samples).sum();
+        let num_asked = queries.iter().map(|query| query.num_samples).sum();
         tally.num_asked.push(num_asked);
         let label = if round == 0 { "cases".to_owned() } else { format!("try {}", round + 1) };
         let progress = Progress::new(&label, num_asked as u64, "rollouts");
-        let exam = Exam { generator: &mut *generator, judge, prompt, settings };
+        let exam = Exam { generator: &mut *generator, task, settings };
         let (answers, _) =
-            answers::collect(exam, round, &tasks, &progress, journal.as_deref_mut())?;
+            answers::collect(exam, round, &queries, &progress, journal.as_deref_mut())?;
         progress.finish();
-        for (&(place, _), answers) in tasks.iter().zip(&answers) {
-            tally.add(place, &references[place], answers);
+        for (query, answers) in queries.iter().zip(&answers) {
+            tally.add(query.problem, answers);
         }
     }
     let Tally { mut quadrants, num_missing, num_asked, num_infra } = tally;
@@ -82,9 +89,9 @@ pub fn analyse(
         shares: quadrants.shares(),
         num_asked,
         num_infra,
-        num_problems: problems.len(),
+        num_problems,
         num_rollouts: settings.num_samples,
-        prompt_sha256: prompt.hash().to_owned(),
+        prompt_sha256: task.prompt_sha256().to_owned(),
     })
 }
 
@@ -99,34 +106,29 @@ struct Tally {
 }
 
 impl Tally {
-    /// What is asked in a round, with the problems' places.
-    fn tasks<'a>(
-        &self,
-        round: usize,
-        problems: &'a [Problem],
-        settings: &AttemptSettings,
-    ) -> Vec<(usize, Task<'a>)> {
-        let task = |(place, (problem, &num_samples)): (usize, (&'a Problem, &usize))| {
-            let first = settings.task(place, problem);
+    /// What is asked in a round: as many responses as are missing.
+    fn queries(&self, round: usize, settings: &AttemptSettings) -> Vec<Query> {
+        let query = |(problem, &num_samples): (usize, &usize)| {
+            let first = settings.query(problem, problem);
             let key = match round {
                 0 => first.key,
-                _ => rng::key(settings.key, &[place as u64, ASKED_AGAIN, round as u64]),
+                _ => rng::key(settings.key, &[problem as u64, ASKED_AGAIN, round as u64]),
             };
-            (place, Task { key, num_samples, ..first })
+            Query { key, num_samples, ..first }
         };
-        let all = problems.iter().zip(&self.num_missing).enumerate().map(task);
-        all.filter(|(_, task)| task.num_samples > 0).collect()
+        let all = self.num_missing.iter().enumerate().map(query);
+        all.filter(|query| query.num_samples > 0).collect()
     }
 
-    fn add(&mut self, place: usize, reference: &Reference, answers: &[Answer]) {
-        for answer in answers {
-            let (num_cases, num_true) = reference.count_cases(&answer.parsed().cases, true);
+    fn add(&mut self, problem: usize, answers: &[Answer]) {
+        for Answer { grade, .. } in answers {
+            let (num_cases, num_true) = grade.count_own_cases(true);
             if num_cases == 0 {
                 continue;
             }
-            self.num_missing[place] -= 1;
-            if answer.is_judged() {
-                self.quadrants.add(num_cases, num_true, answer.passed());
+            self.num_missing[problem] -= 1;
+            if grade.is_judged() {
+                self.quadrants.add(num_cases, num_true, grade.passed());
             } else {
                 self.num_infra += 1;
             }
@@ -138,49 +140,40 @@ impl Tally {
 mod tests {
     use super::*;
     use crate::sandbox::{Reason, VerdictKind};
+    use crate::tasks::tests::{Given, graded};
 
-    fn answer(thought: &str, verdict: VerdictKind) -> Answer {
-        Answer { text: format!("{thought}\n```python\nx\n```"), num_tokens: 1, verdict }
+    fn answer(own_cases: &[bool], kind: VerdictKind) -> Answer {
+        Answer { text: String::new(), num_tokens: 1, grade: graded(kind, own_cases) }
     }
 
     #[test]
     fn only_responses_without_a_case_are_asked_again_with_other_draws() {
-        let problems: Vec<Problem> = ["a", "b"]
-            .map(|id| {
-                let tests = serde_json::json!([{"input": 1, "output": 2}]);
-                let problem =
-                    serde_json::json!({"problem_id": id, "tests": tests, "terms": ["0", "2"]});
-                serde_json::from_value(problem).unwrap()
-            })
-            .to_vec();
-        let settings = AttemptSettings {
-            num_samples: 3,
-            temperature: 1.0,
-            max_new_tokens: 1,
-            max_sequences: 1,
-            key: 5,
-            ..AttemptSettings::default()
-        };
+        let settings = AttemptSettings { num_samples: 3, key: 5, ..AttemptSettings::default() };
         let mut tally = Tally { num_missing: vec![3, 3], ..Tally::default() };
-        let first = tally.tasks(0, &problems, &settings);
-        assert_eq!(first[1].1.key, settings.task(1, &problems[1]).key, "the first try is GTG's");
+        let first = tally.queries(0, &settings);
+        assert_eq!(first[1].key, settings.query(1, 1).key, "the first try is GTG's");
 
-        let reference = problems::reference(&problems[0]).unwrap();
         let wrong = VerdictKind::Fail(Reason::WrongAnswer);
-        let with_case = "case: 1 -> 2";
-        let all = [with_case; 3].map(|thought| answer(thought, VerdictKind::Pass));
-        tally.add(0, &reference, &all);
-        let some = [("none", wrong), ("case: 1 -> 3", wrong), (with_case, VerdictKind::Infra)];
-        tally.add(1, &reference, &some.map(|(thought, verdict)| answer(thought, verdict)));
+        tally.add(0, &[true; 3].map(|is_true| answer(&[is_true], VerdictKind::Pass)));
+        let some = [(&[][..], wrong), (&[false], wrong), (&[true], VerdictKind::Infra)];
+        tally.add(1, &some.map(|(own_cases, kind)| answer(own_cases, kind)));
         assert_eq!(tally.quadrants.cases_right_program_right, 3);
         assert_eq!(tally.quadrants.cases_wrong_program_wrong, 1);
         assert_eq!(tally.num_infra, 1);
 
-        let second = tally.tasks(1, &problems, &settings);
-        let places: Vec<(usize, usize)> =
-            second.iter().map(|(place, task)| (*place, task.num_samples)).collect();
-        assert_eq!(places, [(1, 1)]);
-        let third = tally.tasks(2, &problems, &settings);
-        assert!(second[0].1.key != first[1].1.key && second[0].1.key != third[0].1.key);
+        let second = tally.queries(1, &settings);
+        let missing: Vec<(usize, usize)> =
+            second.iter().map(|query| (query.problem, query.num_samples)).collect();
+        assert_eq!(missing, [(1, 1)]);
+        let third = tally.queries(2, &settings);
+        assert!(second[0].key != first[1].key && second[0].key != third[0].key);
+    }
+
+    #[test]
+    fn a_problem_without_terms_is_named() {
+        let problem = serde_json::json!({"problem_id": "a", "tests": []});
+        let error = check(&Given(vec![serde_json::from_value(problem).unwrap()])).unwrap_err();
+        assert_eq!(crate::base::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("\"a\" has no terms"), "{error}");
     }
 }

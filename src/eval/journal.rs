@@ -5,12 +5,10 @@
 //! finished problem, appended and flushed. A last line without its end, as a kill leaves it, is
 //! ignored. The journal goes when the result is written. Left out: log-probabilities.
 
-use super::answers::Answer;
 use crate::base::error::usage;
-use crate::data::problem::Problem;
-use crate::data::prompt::GtgPrompt;
-use crate::rollout::attempts::AttemptSettings;
-use crate::sandbox::Options;
+use crate::rollout::AttemptSettings;
+use crate::rollout::attempt::Answer;
+use crate::tasks::Task;
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -24,38 +22,44 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identity(Vec<(String, String)>);
 
+/// The version of the lines' format.
+const FORMAT: &str = "2";
+
 impl Identity {
     /// Reads all files of the model; the weights too, since two checkpoints of a run differ in
     /// nothing else.
     pub fn new(
         (model_dir, device): (&Path, &str),
-        (problems, prompt, settings): (&[Problem], &GtgPrompt, &AttemptSettings),
-        judge: &Options,
+        task: &dyn Task,
+        settings: &AttemptSettings,
     ) -> Result<Self> {
-        let limits = serde_json::to_string(&(&judge.limits, judge.profile));
-        let problems = serde_json::to_vec(problems).context("encoding problems")?;
         let values = [
+            ("format", FORMAT.to_owned()),
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("task", task.name().to_owned()),
             ("model", hash_of_model(model_dir)?),
             ("device", device.to_owned()),
-            ("problems", hex(Sha256::digest(problems))),
-            ("prompt", prompt.hash().to_owned()),
+            ("problems", hash_of_problems(task)?),
+            ("prompt", task.prompt_sha256().to_owned()),
             ("rollouts", settings.num_samples.to_string()),
             ("temperature", settings.temperature.to_string()),
             ("max_new_tokens", settings.max_new_tokens.to_string()),
             ("seed", settings.key.to_string()),
-            ("judge", limits.context("encoding the judge's limits")?),
+            ("judge", task.grading()?),
         ];
         Ok(Self(values.map(|(name, value)| (name.to_owned(), value)).to_vec()))
     }
 
     /// The first value in which `other` differs, as text.
     fn difference(&self, other: &Self) -> Option<String> {
-        let Some(((name, ours), (_, theirs))) =
-            self.0.iter().zip(&other.0).find(|(ours, theirs)| ours != theirs)
-        else {
-            return (self.0.len() != other.0.len()).then(|| "format".to_owned());
+        let names = |identity: &Self| -> Vec<String> {
+            identity.0.iter().map(|(name, _)| name.clone()).collect()
         };
+        if names(self) != names(other) {
+            return Some("another version of the program".to_owned());
+        }
+        let mut pairs = self.0.iter().zip(&other.0);
+        let ((name, ours), (_, theirs)) = pairs.find(|(ours, theirs)| ours != theirs)?;
         // A hash says nothing to a person.
         Some(match name.as_str() {
             "model" | "prompt" => format!("another {name}"),
@@ -63,6 +67,16 @@ impl Identity {
             _ => format!("{name} {theirs} (now {ours})"),
         })
     }
+}
+
+/// SHA-256 over all problems of a task, in order.
+fn hash_of_problems(task: &dyn Task) -> Result<String> {
+    let mut hasher = Sha256::new();
+    for problem in 0..task.num_problems() {
+        hasher.update(task.problem_json(problem)?.get());
+        hasher.update("\n");
+    }
+    Ok(hex(hasher.finalize()))
 }
 
 /// SHA-256 over the names and contents of the files that make a model.
@@ -202,28 +216,29 @@ fn read(
     identity: &Identity,
     resume: bool,
 ) -> Result<HashMap<Place, Vec<Answer>>> {
-    let mut lines = content.split_inclusive(|&byte| byte == b'\n').enumerate();
+    let lines: Vec<&[u8]> = content.split_inclusive(|&byte| byte == b'\n').collect();
+    let mut lines = lines.into_iter().enumerate();
     let damaged = |number: usize, e: serde_json::Error| {
         usage(format!("{}:{}: {e}; delete the journal to start anew", path.display(), number + 1))
     };
     let Some((_, first)) = lines.next() else { return Ok(HashMap::new()) };
     let made_with: Identity = serde_json::from_slice(first).map_err(|e| damaged(0, e))?;
+    if lines.len() == 0 {
+        return Ok(HashMap::new());
+    }
+    if let Some(difference) = identity.difference(&made_with) {
+        return Err(usage(format!(
+            "{} is the journal of a run with {difference}: repeat its settings with --resume, or delete it",
+            path.display()
+        )));
+    }
     let known: HashMap<Place, Vec<Answer>> = lines
         .map(|(number, line)| {
             let line: Line<'_> = serde_json::from_slice(line).map_err(|e| damaged(number, e))?;
             Ok((line.place, line.answers.into_owned()))
         })
         .collect::<Result<_>>()?;
-    if known.is_empty() {
-        return Ok(known);
-    }
     let path = path.display();
-    if let Some(difference) = identity.difference(&made_with) {
-        return Err(usage(format!(
-            "{path} is the journal of a run with {difference}: repeat its settings with --resume, or \
-             delete it"
-        )));
-    }
     if !resume {
         return Err(usage(format!(
             "{path} holds {} problems of a run that was stopped: continue it with --resume, or delete it",
@@ -238,6 +253,7 @@ mod tests {
     use super::*;
     use crate::base::error::exit_code;
     use crate::sandbox::{Reason, VerdictKind};
+    use crate::tasks::tests::{Given, graded};
 
     fn identity(seed: u64) -> Identity {
         Identity(vec![("model".into(), "abc".into()), ("seed".into(), seed.to_string())])
@@ -245,7 +261,11 @@ mod tests {
 
     fn answers(text: &str) -> Vec<Answer> {
         [VerdictKind::Pass, VerdictKind::Fail(Reason::WrongAnswer), VerdictKind::Infra]
-            .map(|verdict| Answer { text: text.to_owned(), num_tokens: 3, verdict })
+            .map(|kind| Answer {
+                text: text.to_owned(),
+                num_tokens: 3,
+                grade: graded(kind, &[true, false]),
+            })
             .to_vec()
     }
 
@@ -316,6 +336,28 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap().replacen("problem_id", "problem", 1);
         std::fs::write(&path, text).unwrap();
         assert!(refusal(1, true).contains("x.partial.jsonl:2:"));
+    }
+
+    #[test]
+    fn a_journal_of_an_older_format_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("old.partial.jsonl");
+        let lines = "[[\"version\",\"0.1.0\"],[\"seed\",\"1\"]]\n{\"round\":0,\"problem\":0}\n";
+        std::fs::write(&path, lines).unwrap();
+        let error = Journal::open(path, &identity(1), true).err().unwrap();
+        assert!(error.to_string().contains("another version of the program"), "{error}");
+    }
+
+    #[test]
+    fn the_problems_and_the_task_are_part_of_a_runs_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = |id: &str| {
+            let problem = serde_json::json!({"problem_id": id, "tests": []});
+            let task = Given(vec![serde_json::from_value(problem).unwrap()]);
+            Identity::new((dir.path(), "cpu"), &task, &AttemptSettings::default()).unwrap()
+        };
+        assert_eq!(identity("a").difference(&identity("a")), None);
+        assert_eq!(identity("a").difference(&identity("b")).as_deref(), Some("other problems"));
     }
 
     #[test]

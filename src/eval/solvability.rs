@@ -3,9 +3,9 @@
 //! Paper section 3, step 8 and formula 1: of N rollouts N_p pass all tests, Sov = N_p / N; with
 //! N = 32 problems with 1 to 15 are kept. A rollout that the judge failed on counts in neither.
 
-use super::answers::Answer;
-use super::gtg::{Evaluation, ProblemScore};
+use super::score::{Evaluation, ProblemScore};
 use crate::data::problem::Problem;
+use crate::rollout::attempt::Answer;
 use std::ops::RangeInclusive;
 
 /// The problems that are kept and what Table 1 of the paper says of them.
@@ -35,7 +35,7 @@ pub struct Counts {
 impl Selection {
     /// Keeps the first `most` problems that `passed` of `rollouts` rollouts solve.
     pub fn new(
-        problems: Vec<Problem>,
+        problems: &[Problem],
         evaluation: &Evaluation,
         passed: &RangeInclusive<usize>,
         rollouts: usize,
@@ -44,7 +44,7 @@ impl Selection {
         let mut selection =
             Self { kept: Vec::new(), counts: Counts::default(), longest_response: 0 };
         let results = evaluation.score.problems.iter().zip(&evaluation.answers);
-        for (problem, (score, answers)) in problems.into_iter().zip(results) {
+        for (problem, (score, answers)) in problems.iter().zip(results) {
             if selection.counts.add(score, passed, rollouts) && selection.kept.len() < most {
                 selection.keep(problem, score, answers);
             }
@@ -52,11 +52,11 @@ impl Selection {
         selection
     }
 
-    fn keep(&mut self, mut problem: Problem, score: &ProblemScore, answers: &[Answer]) {
-        problem.solvability = Some(score.pass_rate());
+    fn keep(&mut self, problem: &Problem, score: &ProblemScore, answers: &[Answer]) {
+        let solvability = Some(score.pass_rate());
         let longest = answers.iter().map(|answer| answer.num_tokens).max().unwrap_or(0);
         self.longest_response = self.longest_response.max(longest);
-        self.kept.push(problem);
+        self.kept.push(Problem { solvability, ..problem.clone() });
     }
 
     /// Least, largest and mean solvability of what was kept; `None` if nothing was.

@@ -2,6 +2,12 @@
 //!
 //! Problems are the unit of chance: intervals come from drawing problems anew (bootstrap), and two
 //! models are compared on the same problems. Draws are keyed, so equal inputs give equal intervals.
+//!
+//! Drawing anew knows only the problems that were drawn: of a few problems, or of problems that are all alike
+//! (all solved, none solved), it would say too much. There the interval allows for problems of another kind that
+//! no draw has met: their share is at most the upper bound of Wilson's score interval for 0 of `n`, and they may
+//! lie anywhere between the least and the largest value. For `n` of `n` problems solved this is Wilson's own
+//! interval.
 
 use crate::base::rng::Stream;
 use rand::Rng;
@@ -16,6 +22,8 @@ pub struct Estimate {
     pub ci95: [f64; 2],
 }
 
+/// With fewer problems drawing anew alone says little.
+pub const MIN_FOR_BOOTSTRAP: usize = 8;
 /// How often problems are drawn anew.
 const RESAMPLES: usize = 10_000;
 /// Keeps these draws apart from other uses of the same seed.
@@ -38,8 +46,29 @@ pub fn pass_at_k(rollouts: usize, passed: usize, k: usize) -> Option<f64> {
     Some(1.0 - all_fail)
 }
 
-/// The mean of one value per problem with its interval; `None` without problems.
-pub fn mean_with_interval(values: &[f64], seed: u64) -> Option<Estimate> {
+/// Between which values a mean over problems can lie.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    least: f64,
+    most: f64,
+}
+
+/// The mean of a share from 0 to 1 of each problem, with its interval; `None` without problems.
+pub fn mean_share(shares: &[f64], seed: u64) -> Option<Estimate> {
+    mean_within(shares, Bounds { least: 0.0, most: 1.0 }, seed)
+}
+
+/// The mean gain of a share from `before` to `after`, problem by problem, with its interval; `None` unless
+/// there are as many of both.
+pub fn paired_gain(before: &[f64], after: &[f64], seed: u64) -> Option<Estimate> {
+    if before.len() != after.len() {
+        return None;
+    }
+    let gains: Vec<f64> = before.iter().zip(after).map(|(b, a)| a - b).collect();
+    mean_within(&gains, Bounds { least: -1.0, most: 1.0 }, seed)
+}
+
+fn mean_within(values: &[f64], bounds: Bounds, seed: u64) -> Option<Estimate> {
     if values.is_empty() {
         return None;
     }
@@ -50,16 +79,20 @@ pub fn mean_with_interval(values: &[f64], seed: u64) -> Option<Estimate> {
         .collect();
     means.sort_unstable_by(f64::total_cmp);
     let mean = values.iter().sum::<f64>() / n as f64;
-    Some(Estimate { mean, ci95: [quantile(&means, 0.025), quantile(&means, 0.975)] })
+    let mut ci95 = [quantile(&means, 0.025), quantile(&means, 0.975)];
+    if n < MIN_FOR_BOOTSTRAP || values.iter().all(|&value| value == values[0]) {
+        let unseen = most_unseen(n);
+        ci95[0] -= unseen * (ci95[0] - bounds.least);
+        ci95[1] += unseen * (bounds.most - ci95[1]);
+    }
+    Some(Estimate { mean, ci95 })
 }
 
-/// The mean gain from `before` to `after`, problem by problem; `None` unless they are as many.
-pub fn paired_gain(before: &[f64], after: &[f64], seed: u64) -> Option<Estimate> {
-    if before.len() != after.len() {
-        return None;
-    }
-    let gains: Vec<f64> = before.iter().zip(after).map(|(b, a)| a - b).collect();
-    mean_with_interval(&gains, seed)
+/// The largest share of a population that `n` draws without a member of it allow, by Wilson's score
+/// interval at 95 %.
+fn most_unseen(n: usize) -> f64 {
+    const Z: f64 = 1.959_963_984_540_054;
+    Z * Z / (n as f64 + Z * Z)
 }
 
 /// The quantile of sorted values, linear between neighbours.
@@ -103,32 +136,51 @@ mod tests {
     #[test]
     fn the_interval_is_that_of_the_normal_law_where_it_applies() {
         let values: Vec<f64> = (0..200).map(|i| f64::from(i % 4 == 0)).collect();
-        let estimate = mean_with_interval(&values, 1).unwrap();
+        let estimate = mean_share(&values, 1).unwrap();
         let half = 1.96 * (0.25 * 0.75 / 200f64).sqrt();
         assert_eq!(estimate.mean, 0.25);
         assert!((estimate.ci95[0] - (0.25 - half)).abs() < 0.006, "{estimate:?}");
         assert!((estimate.ci95[1] - (0.25 + half)).abs() < 0.006, "{estimate:?}");
-        assert_eq!(mean_with_interval(&values, 1), Some(estimate));
+        assert_eq!(mean_share(&values, 1), Some(estimate));
     }
 
     #[test]
-    fn an_equal_gain_on_every_problem_is_certain() {
+    fn problems_all_alike_leave_room_for_others_as_wilsons_interval_does() {
+        // From statsmodels.stats.proportion.proportion_confint(n, n, method="wilson").
+        for (n, least) in [(1, 0.206_549), (10, 0.722_467), (200, 0.981_155)] {
+            let all = mean_share(&vec![1.0; n], 1).unwrap();
+            assert_eq!((all.mean, all.ci95[1]), (1.0, 1.0));
+            assert!((all.ci95[0] - least).abs() < 1e-6, "{n}: {all:?}");
+            let none = mean_share(&vec![0.0; n], 1).unwrap();
+            assert_eq!((none.mean, none.ci95[0]), (0.0, 0.0));
+            assert!((none.ci95[1] - (1.0 - least)).abs() < 1e-6, "{n}: {none:?}");
+        }
+    }
+
+    #[test]
+    fn an_interval_of_a_few_problems_has_a_width() {
+        let [one, two] = [&[0.5][..], &[0.5, 0.5625]].map(|few| mean_share(few, 1).unwrap());
+        assert!(one.ci95[0] < 0.2 && one.ci95[1] > 0.8, "{one:?}");
+        assert!(two.ci95[0] < 0.3 && two.ci95[1] > 0.7, "{two:?}");
+    }
+
+    #[test]
+    fn an_equal_gain_on_some_problems_is_not_certain_for_all() {
         let before = [0.1, 0.5, 0.9];
         let gain = paired_gain(&before, &before.map(|b| b + 0.0625), 3).unwrap();
-        assert!((gain.ci95[1] - gain.ci95[0]).abs() < 1e-12, "{gain:?}");
+        assert!((gain.mean - 0.0625).abs() < 1e-12, "{gain:?}");
+        assert!(gain.ci95[0] < 0.0 && gain.ci95[1] > 0.125, "{gain:?}");
         assert!(paired_gain(&before, &[0.5], 3).is_none());
         assert!(paired_gain(&[], &[], 3).is_none());
     }
 
     proptest! {
         #[test]
-        fn the_interval_lies_within_the_values(
+        fn the_interval_holds_the_mean_and_lies_within_the_bounds(
             values in proptest::collection::vec(0.0f64..1.0, 1..20), seed: u64,
         ) {
-            let Estimate { ci95: [low, high], .. } = mean_with_interval(&values, seed).unwrap();
-            let min = values.iter().copied().fold(f64::MAX, f64::min);
-            let max = values.iter().copied().fold(f64::MIN, f64::max);
-            prop_assert!(min - 1e-9 <= low && low <= high && high <= max + 1e-9);
+            let Estimate { mean, ci95: [low, high] } = mean_share(&values, seed).unwrap();
+            prop_assert!(0.0 <= low && low <= mean + 1e-9 && mean <= high + 1e-9 && high <= 1.0);
         }
     }
 }

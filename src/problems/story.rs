@@ -5,7 +5,8 @@
 
 use super::family::Pattern;
 use super::keys::stream;
-use crate::data::problem::{Case, Example, Problem};
+use crate::data::problem::{Example, Problem};
+use crate::sandbox::Case;
 use num_bigint::BigInt;
 use rand::Rng;
 use rand::seq::IndexedRandom;

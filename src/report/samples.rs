@@ -2,7 +2,7 @@
 
 use crate::base::error::usage;
 use crate::data::jsonl;
-use crate::rewards::Breakdown;
+use crate::rewards::Reward;
 use crate::run::samples::Sample;
 use crate::run::steps_with_samples;
 use crate::sandbox::VerdictKind;
@@ -22,7 +22,7 @@ pub enum End {
 struct Ranked {
     step: u64,
     sample: Sample,
-    reward: Breakdown,
+    reward: Reward,
 }
 
 /// The `count` best or worst responses of the run in `dir`, of equal ones the latest. Responses on
@@ -34,7 +34,7 @@ pub fn text(dir: &Path, end: End, count: usize) -> Result<String> {
         chosen.extend(
             samples
                 .into_iter()
-                .filter_map(|sample| Some(Ranked { step, reward: sample.reward?, sample })),
+                .filter_map(|sample| Some(Ranked { step, reward: sample.reward.clone()?, sample })),
         );
         // Stable: what came first, the latest, stays first among equals.
         chosen.sort_by(|a, b| match end {
@@ -53,7 +53,7 @@ impl Ranked {
     fn text(&self) -> String {
         let Sample { problem_id, sample, response, num_tokens, verdict, .. } = &self.sample;
         let verdict = match verdict.kind {
-            _ if !self.reward.format => "wrong format".to_owned(),
+            _ if self.sample.format_error.is_some() => "wrong format".to_owned(),
             VerdictKind::Pass => "pass".to_owned(),
             VerdictKind::Fail(reason) => format!("fail, {reason:?}"),
             VerdictKind::Infra => "no verdict".to_owned(),
@@ -68,27 +68,16 @@ impl Ranked {
     }
 }
 
-/// A reward and the parts that it has.
-fn worth(reward: &Breakdown) -> String {
-    let Breakdown { total, solvability_term, case_term, external, overlong, .. } = *reward;
-    let Breakdown { num_cases, num_true_cases, .. } = *reward;
-    let of_rule = |term: f64| Some(term).filter(|&term| term != 0.0);
-    let parts = [
-        ("solvability", of_rule(solvability_term)),
-        ("cases", of_rule(case_term)),
-        ("external", external),
-        ("overlong", overlong),
-    ];
-    let shown = |(name, part): (&str, Option<f64>)| Some(format!("{name} {:.4}", part?));
-    let parts: Vec<String> = parts.into_iter().filter_map(shown).collect();
-    let mut text = format!("reward {total:.4}");
-    if !parts.is_empty() {
-        text += &format!(": {}", parts.join(", "));
-    }
-    if num_cases > 0 {
-        text += &format!("; {num_true_cases} of {num_cases} own cases right");
-    }
-    text
+/// A reward, the parts of it that are not 0, and the numbers that they rest on.
+fn worth(Reward { total, parts, facts }: &Reward) -> String {
+    let parts = parts.iter().filter(|(_, part)| **part != 0.0);
+    let parts: Vec<String> = parts.map(|(name, part)| format!("{name} {part:.4}")).collect();
+    let facts: Vec<String> = facts.iter().map(|(name, fact)| format!("{name} {fact}")).collect();
+    let after = |mark: &str, numbers: Vec<String>| match numbers.is_empty() {
+        true => String::new(),
+        false => format!("{mark}{}", numbers.join(", ")),
+    };
+    format!("reward {total:.4}{}{}", after(": ", parts), after("; ", facts))
 }
 
 #[cfg(test)]
@@ -132,22 +121,10 @@ mod tests {
 
     #[test]
     fn a_reward_is_shown_with_the_parts_that_it_has() {
-        let reward = Breakdown {
-            total: 1.3,
-            format: true,
-            passed: true,
-            solvability_term: 1.25,
-            case_term: 0.05,
-            external: None,
-            overlong: None,
-            num_cases: 2,
-            num_true_cases: 1,
-        };
-        let parts = "reward 1.3000: solvability 1.2500, cases 0.0500; 1 of 2 own cases right";
-        assert_eq!(worth(&reward), parts);
-        let external = Breakdown { num_cases: 0, ..reward }.with_external(0.5).with_overlong(-0.25);
-        assert_eq!(worth(&external), "reward 0.2500: external 0.5000, overlong -0.2500");
-        let binary = Breakdown { total: 1.0, solvability_term: 0.0, case_term: 0.0, ..reward };
-        assert_eq!(worth(&Breakdown { num_cases: 0, ..binary }), "reward 1.0000");
+        let reward = Reward::default().part("solvability_term", 1.25).part("case_term", 0.05);
+        let reward = reward.part("format_term", 0.0).fact("num_cases", 2.0);
+        let text = "reward 1.3000: case_term 0.0500, solvability_term 1.2500; num_cases 2";
+        assert_eq!(worth(&reward), text);
+        assert_eq!(worth(&Reward::default()), "reward 0.0000");
     }
 }

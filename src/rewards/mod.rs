@@ -1,12 +1,14 @@
-//! What a response is worth: its format, its program's verdict, its own cases.
+//! What a response is worth: a sum of named parts, from what its grade says.
 //!
-//! Pure: no sandbox, no model, no I/O. The judge's verdict comes in as one of three values, and no
-//! verdict gives no reward: the member is masked out, never scored 0.
+//! Pure: no sandbox, no model, no I/O. A grade without a verdict gives no reward: the member of a group is masked
+//! out, never scored 0. `docs/extending.md` shows how to add a reward.
 
-pub mod cssr;
+mod config;
+mod cssr;
 mod overlong;
-pub mod response;
+mod reward;
+mod rule;
 
-pub use cssr::{Breakdown, Reference, RewardConfig, RewardKind, Verdict, reward};
+pub use config::{RewardConfig, RewardKind};
 pub use overlong::Overlong;
-pub use response::{FormatError, ParsedResponse, parse};
+pub use reward::{Response, Reward};

@@ -1,4 +1,8 @@
 //! Attempts at problems: sampled and graded.
 
+pub mod attempt;
 pub mod attempts;
-mod judging;
+mod grading;
+mod settings;
+
+pub use settings::AttemptSettings;

@@ -5,10 +5,10 @@
 
 use crate::base::fs::AtomicFile;
 use crate::data::jsonl;
-use crate::data::problem::Problem;
-use crate::rewards::Breakdown;
-use crate::rollout::attempts::{Attempt, ProblemAttempts};
+use crate::rewards::Reward;
+use crate::rollout::attempt::{Attempt, ProblemAttempts};
 use crate::sandbox::Verdict;
+use crate::tasks::FormatError;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -30,24 +30,28 @@ pub struct Sample {
     pub verdict: Verdict,
     /// What it was worth; nothing where the judge failed.
     #[serde(default)]
-    pub reward: Option<Breakdown>,
+    pub reward: Option<Reward>,
+    /// What breaks the format that the prompt asks for, if anything does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format_error: Option<FormatError>,
 }
 
-/// Writes the step's rollouts: for each problem its attempts and what each was worth.
+/// Writes the step's rollouts: for the name of each problem its attempts and what each was worth.
 pub fn record<'a>(
     path: &Path,
-    groups: impl IntoIterator<Item = (&'a Problem, &'a ProblemAttempts, &'a [Option<Breakdown>])>,
+    groups: impl IntoIterator<Item = (&'a str, &'a ProblemAttempts, &'a [Option<Reward>])>,
 ) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    for (problem, group, rewards) in groups {
-        for (sample, (attempt, &reward)) in group.attempts.iter().zip(rewards).enumerate() {
+    for (problem_id, group, rewards) in groups {
+        for (sample, (attempt, reward)) in group.attempts.iter().zip(rewards).enumerate() {
             let row = Sample {
-                problem_id: problem.problem_id.clone(),
+                problem_id: problem_id.to_owned(),
                 sample,
                 response: attempt.text.clone(),
                 num_tokens: attempt.rollout.tokens.len(),
-                verdict: attempt.verdict.clone(),
-                reward,
+                verdict: attempt.grade.verdict.clone(),
+                reward: reward.clone(),
+                format_error: attempt.grade.format_error,
             };
             serde_json::to_writer(&mut file, &row).context("encoding a rollout")?;
             file.write_all(b"\n").with_context(|| format!("writing {}", path.display()))?;
@@ -62,7 +66,7 @@ pub struct Recorded(HashMap<(String, usize), Sample>);
 /// What was recorded of some groups.
 pub struct Replayed {
     /// What each response was worth, as far as that is known.
-    pub rewards: Vec<Vec<Option<Breakdown>>>,
+    pub rewards: Vec<Vec<Option<Reward>>>,
     /// Whether every response had been recorded.
     pub is_whole: bool,
 }
@@ -75,22 +79,22 @@ impl Recorded {
         Ok(Self(keyed.collect()))
     }
 
-    /// Replaces verdicts by those recorded for the same responses.
-    pub fn replay(&self, problems: &[&Problem], groups: &mut [ProblemAttempts]) -> Replayed {
+    /// Replaces verdicts by those recorded for the same responses to the problems of these names.
+    pub fn replay(&self, problem_ids: &[&str], groups: &mut [ProblemAttempts]) -> Replayed {
         let mut is_whole = true;
-        let mut replay_one = |problem: &Problem, (sample, attempt): (usize, &mut Attempt)| {
-            let row = self.0.get(&(problem.problem_id.clone(), sample));
+        let mut replay_one = |id: &str, (sample, attempt): (usize, &mut Attempt)| {
+            let row = self.0.get(&(id.to_owned(), sample));
             let Some(row) = row.filter(|row| row.response == attempt.text) else {
                 is_whole = false;
                 return None;
             };
-            attempt.verdict = row.verdict.clone();
-            row.reward
+            attempt.grade.verdict = row.verdict.clone();
+            row.reward.clone()
         };
         let mut rewards = Vec::new();
-        for (problem, group) in problems.iter().zip(groups) {
+        for (id, group) in problem_ids.iter().zip(groups) {
             let attempts = group.attempts.iter_mut().enumerate();
-            rewards.push(attempts.map(|attempt| replay_one(problem, attempt)).collect());
+            rewards.push(attempts.map(|attempt| replay_one(id, attempt)).collect());
         }
         Replayed { rewards, is_whole }
     }
@@ -100,12 +104,9 @@ impl Recorded {
 pub(crate) mod tests {
     use super::*;
     use crate::engine::{FinishReason, Rollout};
-    use crate::rewards::parse;
     use crate::sandbox::{Reason, VerdictKind};
-
-    pub(crate) fn problem(id: &str) -> Problem {
-        serde_json::from_value(serde_json::json!({"problem_id": id, "tests": []})).unwrap()
-    }
+    use crate::tasks::tests::graded;
+    use crate::tasks::{Grade, program};
 
     /// One attempt for each text and verdict.
     pub(crate) fn group(attempts: &[(&str, VerdictKind)]) -> ProblemAttempts {
@@ -116,14 +117,7 @@ pub(crate) mod tests {
                 finish_reason: FinishReason::Stop,
             },
             text: text.to_owned(),
-            parsed: parse(text),
-            verdict: Verdict {
-                kind,
-                cases: Vec::new(),
-                cpu_ms: 0.1 + 0.2,
-                failure: None,
-                near_limit: false,
-            },
+            grade: Grade { format_error: program(text).err(), ..graded(kind, &[]) },
         };
         ProblemAttempts { prompt: vec![5, 6], attempts: attempts.iter().map(attempt).collect() }
     }
@@ -132,7 +126,7 @@ pub(crate) mod tests {
     fn a_step_run_again_has_the_verdicts_of_the_first_time() {
         let dir = tempfile::tempdir().unwrap();
         let journal = dir.path().join("samples/step-000003.jsonl");
-        let problems = [&problem("a"), &problem("b")];
+        let problems = ["a", "b"];
         let slow = VerdictKind::Fail(Reason::CpuTime);
         let first = [group(&[("x", slow), ("y", VerdictKind::Pass)]), group(&[("x", slow)])];
         let rewards: Vec<_> = first.iter().map(|group| vec![None; group.attempts.len()]).collect();
@@ -143,16 +137,17 @@ pub(crate) mod tests {
         let mut again = vec![group(&[("x", pass), ("other", slow)]), group(&[("x", pass)])];
         let replayed = Recorded::read(&journal).unwrap().replay(&problems, &mut again);
         assert!(!replayed.is_whole);
-        assert_eq!(again[0].attempts[0].verdict, first[0].attempts[0].verdict);
-        assert_eq!(again[0].attempts[1].verdict.kind, slow, "another response keeps its own");
-        assert_eq!(again[1].attempts[0].verdict.kind, slow);
+        let verdict = |group: usize, sample: usize| &again[group].attempts[sample].grade.verdict;
+        assert_eq!(verdict(0, 0), &first[0].attempts[0].grade.verdict);
+        assert_eq!(verdict(0, 1).kind, slow, "another response keeps its own");
+        assert_eq!(verdict(1, 0).kind, slow);
     }
 
     #[test]
     fn a_step_run_for_the_first_time_keeps_its_verdicts() {
         let mut groups = [group(&[("x", VerdictKind::Pass)])];
         let recorded = Recorded::read(Path::new("no/such.jsonl")).unwrap();
-        assert!(!recorded.replay(&[&problem("a")], &mut groups).is_whole);
-        assert_eq!(groups[0].attempts[0].verdict.kind, VerdictKind::Pass);
+        assert!(!recorded.replay(&["a"], &mut groups).is_whole);
+        assert_eq!(groups[0].attempts[0].grade.verdict.kind, VerdictKind::Pass);
     }
 }

@@ -31,7 +31,7 @@ mod verdict;
 pub use compare::same_output;
 pub use extract::{PythonBlock, extract_code, last_python_block};
 pub use layers::Layers;
-pub use options::{Limits, Mode, Options, Profile, Program};
+pub use options::{Case, Limits, Mode, Options, Profile, Program};
 pub use outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};
 pub use pool::{Judge, Watch};
 pub use python::PythonInfo;

@@ -1,5 +1,6 @@
 //! What the caller chooses: programs, limits, and how to run them.
 
+use crate::base::json::text;
 use crate::base::limits::refuse_outside;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,17 @@ pub struct Program {
     pub code: String,
     /// Standard input of each case.
     pub inputs: Vec<String>,
+}
+
+/// A test of a program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Case {
+    /// What the program reads.
+    #[serde(deserialize_with = "text")]
+    pub input: String,
+    /// What it must print.
+    #[serde(deserialize_with = "text")]
+    pub output: String,
 }
 
 /// What a program may use. The defaults suit general-term programs (short, integer).

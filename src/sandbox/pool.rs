@@ -5,7 +5,7 @@
 
 use super::cache::Cache;
 use super::layers::Layers;
-use super::options::{Mode, Options, Program};
+use super::options::{Limits, Mode, Options, Profile, Program};
 use super::outcome::Outcome;
 use super::python;
 use super::server::{Plan, Server};
@@ -164,6 +164,11 @@ impl Judge {
     /// Programs that run at the same time.
     pub fn num_workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// The settings that verdicts depend on.
+    pub fn limits(&self) -> (&Limits, Profile) {
+        self.shared.plan.limits()
     }
 
     /// Which protections are in force.

@@ -9,7 +9,7 @@
 use super::cgroup::MemoryGroup;
 use super::launcher::{self, Order};
 use super::layers::{Layers, seccomp_available};
-use super::options::{Limits, Options};
+use super::options::{Limits, Options, Profile};
 use super::python::{HIDDEN_MODULES, MODULES, PythonInfo};
 use super::{policy, sys};
 use anyhow::{Context, Result, bail};
@@ -80,6 +80,10 @@ impl Plan {
             None => launcher::find()?,
         };
         Ok(Self { options: options.clone(), python, one_shot, launcher })
+    }
+
+    pub(crate) fn limits(&self) -> (&Limits, Profile) {
+        (&self.options.limits, self.options.profile)
     }
 
     fn settings(&self, namespaces: &[String], landlock_abi: u32) -> Result<Vec<u8>> {

@@ -1,10 +1,9 @@
 //! Verdicts: what programs printed, compared with what they should have.
 
 use super::compare::same_output;
-use super::options::Program;
+use super::options::{Case, Program};
 use super::outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};
 use super::pool::{Judge, Watch};
-use crate::data::problem::Case;
 use serde::{Deserialize, Serialize};
 
 /// Pass, fail or a failure of the judge itself.

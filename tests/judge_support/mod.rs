@@ -1,6 +1,6 @@
 //! What the judge's tests and its benchmark share: a mix of short correct programs.
 
-use codeseq::data::problem::Case;
+use codeseq::sandbox::Case;
 use num_bigint::BigInt;
 use num_traits::One;
 

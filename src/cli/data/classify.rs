@@ -58,10 +58,7 @@ pub fn run(args: Args) -> Result<()> {
     args.device.check(1)?;
     interrupt::install()?;
     check_writable(&args.out, &[])?;
-    let prompt = match &args.prompt {
-        Some(path) => CodePrompt::from_file(path)?,
-        None => CodePrompt::bundled()?,
-    };
+    let prompt = CodePrompt::open(args.prompt.as_deref())?;
     let files = resolve(&args.data)?;
     match args.device.kind {
         DeviceKind::Cpu => {

@@ -61,10 +61,7 @@ pub fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let config = config(&args)?;
     check_new_dir(&args.out)?;
-    let prompt = match &args.prompt {
-        Some(path) => GtgPrompt::from_file(path)?,
-        None => GtgPrompt::bundled()?,
-    };
+    let prompt = GtgPrompt::open(args.prompt.as_deref())?;
     interrupt::install()?;
     let judge = Judge::start(args.judge.options())?;
     tracing::info!("{}", judge.layers());

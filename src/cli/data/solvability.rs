@@ -3,11 +3,13 @@
 use crate::base::error::usage;
 use crate::base::table::Table;
 use crate::cli::attempts::AttemptArgs;
+use crate::cli::judge::JudgeArgs;
 use crate::cli::print;
 use crate::data::jsonl;
-use crate::eval::gtg;
-use crate::eval::problems;
+use crate::eval::score;
 use crate::eval::solvability::Selection;
+use crate::sandbox::Judge;
+use crate::tasks::TaskKind;
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -28,6 +30,8 @@ pub struct Args {
     /// Keep at most this many problems, the first ones
     #[arg(long, value_name = "N")]
     most: Option<usize>,
+    #[command(flatten)]
+    judge: JudgeArgs,
 }
 
 /// Attempts every problem, writes those in range, prints statistics.
@@ -42,20 +46,21 @@ pub fn run(args: Args) -> Result<()> {
     if args.most == Some(0) {
         return Err(usage("--most 0 would keep no problem: leave it out, or give at least 1"));
     }
-    let mut prepared = args.attempts.prepare(Some(&args.out), problems::check)?;
-    let evaluation = gtg::evaluate(
+    let problems = args.attempts.read_problems(&[&args.out])?;
+    let judge = Judge::start(args.judge.options())?;
+    let task = args.attempts.open_task(TaskKind::Gtg, problems.clone(), &judge)?;
+    let mut prepared = args.attempts.prepare(task.as_ref(), Some(&args.out))?;
+    let evaluation = score::evaluate(
         &mut prepared.candidate.generator(),
-        &prepared.judge,
-        &prepared.problems,
+        task.as_ref(),
         &prepared.settings,
         "solvability",
         prepared.journal.as_mut(),
     );
     let evaluation = prepared.or_how_to_resume(evaluation)?;
     let rollouts = prepared.settings.num_samples;
-    let all = std::mem::take(&mut prepared.problems);
     let most = args.most.unwrap_or(usize::MAX);
-    let selection = Selection::new(all, &evaluation, &range, rollouts, most);
+    let selection = Selection::new(&problems, &evaluation, &range, rollouts, most);
     if selection.kept.is_empty() {
         let path = prepared.journal.as_ref().map(|journal| journal.path().display().to_string());
         return Err(usage(format!(

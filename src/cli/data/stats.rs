@@ -43,10 +43,7 @@ pub fn run(args: Args) -> Result<()> {
     if !args.config.is_empty() {
         return stats_mixture::run(&args.config, &args.set, args.tokenizer.as_deref());
     }
-    let prompt = match &args.prompt {
-        Some(path) => GtgPrompt::from_file(path)?,
-        None => GtgPrompt::bundled()?,
-    };
+    let prompt = GtgPrompt::open(args.prompt.as_deref())?;
     let mut text = String::new();
     for place in &args.places {
         for file in input::resolve(place)? {

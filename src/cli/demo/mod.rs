@@ -13,12 +13,14 @@ use crate::checkpoint::LanguageModel;
 use crate::config::{self, Resolved};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
 use crate::engine::generator::Generator;
-use crate::eval::gtg::{self, Evaluation};
+use crate::eval::score::{self, Evaluation};
 use crate::plan::Plan;
-use crate::rollout::attempts::AttemptSettings;
+use crate::rollout::AttemptSettings;
 use crate::run::{Existing, RunDir};
 use crate::sandbox::{Judge, Options};
+use crate::tasks::{NumberSequences, Task};
 use crate::train::rehearsal;
 use crate::train::rl;
 use crate::train::sft;
@@ -107,36 +109,29 @@ fn settings(num_samples: usize) -> AttemptSettings {
     }
 }
 
-/// The test problems and the judge of their answers.
-struct Examination {
-    judge: Judge,
-    test: Vec<Problem>,
-    unseen: Vec<Problem>,
+/// The test problems, and those of families that training never shows.
+struct Examination<'j> {
+    test: NumberSequences<'j>,
+    unseen: NumberSequences<'j>,
 }
 
 /// A model's scores on both sets.
 struct Scores {
     test: Evaluation,
-    unseen: Option<Evaluation>,
+    unseen: Evaluation,
 }
 
-impl Examination {
+impl Examination<'_> {
     fn score(&self, dir: &Path, out: &Path, rollouts: usize, label: &str) -> Result<Scores> {
         let model = LanguageModel::open(dir)?;
-        let evaluate = |problems: &[Problem], rollouts, label: &str| {
+        let evaluate = |task: &NumberSequences<'_>, rollouts, label: &str| {
             let mut generator = Generator::on_threads(&model, 1);
-            gtg::evaluate(&mut generator, &self.judge, problems, &settings(rollouts), label, None)
+            score::evaluate(&mut generator, task, &settings(rollouts), label, None)
         };
         let test = evaluate(&self.test, rollouts, &format!("score {label}"))?;
         write_json(out, &test.score)?;
-        let unseen = match self.unseen.len() {
-            0 => None,
-            _ => Some(evaluate(
-                &self.unseen,
-                rollouts.min(UNSEEN_ROLLOUTS),
-                &format!("score {label}, unseen families"),
-            )?),
-        };
+        let label = format!("score {label}, unseen families");
+        let unseen = evaluate(&self.unseen, rollouts.min(UNSEEN_ROLLOUTS), &label)?;
         Ok(Scores { test, unseen })
     }
 }
@@ -175,9 +170,8 @@ pub fn run(args: Args) -> Result<()> {
     let limits = grpo.value.judge.clone();
     let judge = Judge::start(Options { limits, ..Options::default() })?;
     let examination = Examination {
-        judge,
-        test: problems("test.jsonl", size.test_problems)?,
-        unseen: problems("test_unseen.jsonl", size.unseen_problems)?,
+        test: problems("test.jsonl", size.test_problems, &judge)?,
+        unseen: problems("test_unseen.jsonl", size.unseen_problems, &judge)?,
     };
     let data = page::describe_data(&sft.value, &grpo.value, &examination)?;
     print(page::introduction(&data, &examination))?;
@@ -185,12 +179,12 @@ pub fn run(args: Args) -> Result<()> {
         usage(format!("{CONFIGS}/sft.toml: the demo needs model.path, a starting checkpoint"))
     })?;
     let estimate = clock.time("estimate", || {
-        rehearsal::estimate(&sft.value, &grpo.value, examination.test.len() * rollouts * 2)
+        let num_responses = examination.test.num_problems() * rollouts * 2;
+        rehearsal::estimate(&sft.value, &grpo.value, num_responses)
     })?;
     print(format!("This will take about {}.\n\n", human::duration(estimate)))?;
 
     let out = |name: &str| args.out.join(name);
-    let judge = &examination.judge;
     let command = super::launch::command_line();
     let base = clock.time("score base", || {
         examination.score(&base_dir, &out("gtg-base.json"), size.base_rollouts, "base")
@@ -205,7 +199,7 @@ pub fn run(args: Args) -> Result<()> {
     let grpo_dir = clock.time("GRPO", || {
         grpo_run.write_plan(&Plan::of_grpo(&grpo.value)?)?;
         grpo_run.write_environment(&command, judge.layers())?;
-        rl::train(&grpo.value, &grpo_run, judge, "GRPO")
+        rl::train(&grpo.value, &grpo_run, &judge, "GRPO")
     })?;
     let after_grpo = clock.time("score SFT + RL", || {
         examination.score(&grpo_dir, &out("gtg-grpo.json"), rollouts, "SFT + RL")
@@ -290,8 +284,8 @@ fn load<T>(
     read(&[path], &sets)
 }
 
-fn problems(name: &str, most: usize) -> Result<Vec<Problem>> {
+fn problems<'j>(name: &str, most: usize, judge: &'j Judge) -> Result<NumberSequences<'j>> {
     let mut problems: Vec<Problem> = jsonl::read(&Path::new(DATA).join(name))?;
     problems.truncate(most);
-    Ok(problems)
+    NumberSequences::new(problems, GtgPrompt::bundled()?, judge)
 }

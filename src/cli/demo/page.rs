@@ -2,16 +2,16 @@
 
 use super::{Examination, Scores};
 use crate::data::problem::Problem;
-use crate::data::prompt::GtgPrompt;
 use crate::data::sample::Sample;
 use crate::data::{jsonl, problem};
-use crate::eval::gtg::Evaluation;
+use crate::eval::score::Evaluation;
 use crate::eval::stats::paired_gain;
 use crate::report::curve::Curve;
 use crate::report::demo::{Cases, DemoReport, Estimate, Example, Response, Score};
 use crate::run::RunDir;
 use crate::run::environment::Environment;
 use crate::run::metrics::read_run;
+use crate::tasks::Task;
 use crate::train::rl;
 use crate::train::sft;
 use anyhow::Result;
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 pub(crate) fn describe_data(
     sft: &sft::Config,
     grpo: &rl::Config,
-    examination: &Examination,
+    examination: &Examination<'_>,
 ) -> Result<Vec<(String, String)>> {
     let samples: Vec<Sample> = read_all(&sft.data.files)?;
     let problems: Vec<Problem> = read_all(&grpo.data.files)?;
@@ -38,8 +38,11 @@ pub(crate) fn describe_data(
             format!("{}, by reflection rounds {}", samples.len(), rounds.join(", ")),
         ),
         line("RL problems", of_families(&problems)),
-        line("test problems", format!("{}, unseen parameters", of_families(&examination.test))),
-        line("and of unseen families", of_families(&examination.unseen)),
+        line(
+            "test problems",
+            format!("{}, unseen parameters", of_families(examination.test.problems())),
+        ),
+        line("and of unseen families", of_families(examination.unseen.problems())),
     ])
 }
 
@@ -57,12 +60,12 @@ fn of_families(problems: &[Problem]) -> String {
 }
 
 /// The data and one problem, for the terminal.
-pub(crate) fn introduction(data: &[(String, String)], examination: &Examination) -> String {
+pub(crate) fn introduction(data: &[(String, String)], examination: &Examination<'_>) -> String {
     let mut text = String::new();
     for (name, value) in data {
         text.push_str(&format!("{name:<24}{value}\n"));
     }
-    if let Some(problem) = examination.test.first() {
+    if let Some(problem) = examination.test.problems().first() {
         text.push_str(&format!("\nA test problem:\n  {}\n", problem.description));
         for problem::Example { input, output, explanation } in &problem.examples {
             text.push_str(&format!("  {input} -> {output}  {explanation}\n"));
@@ -76,7 +79,7 @@ pub(crate) fn introduction(data: &[(String, String)], examination: &Examination)
 pub(crate) struct Parts<'a> {
     pub(crate) caveat: Option<String>,
     pub(crate) data: Vec<(String, String)>,
-    pub(crate) examination: &'a Examination,
+    pub(crate) examination: &'a Examination<'a>,
     /// Base, SFT, SFT + RL.
     pub(crate) scores: [&'a Scores; 3],
     /// SFT, GRPO.
@@ -132,12 +135,13 @@ fn score(scores: &Scores) -> Score {
         pass_at_1: estimate(&scores.test),
         pass_at_k: test.pass_at_k.iter().map(|(&k, share)| (k, share.mean)).collect(),
         families: test.families.iter().map(|(name, f)| (name.clone(), f.pass_at_1)).collect(),
-        unseen_families: scores.unseen.as_ref().map(estimate),
+        unseen_families: Some(estimate(&scores.unseen)),
     }
 }
 
 fn cases(evaluation: &Evaluation) -> Cases {
-    let [c_c, c_f, no_c, no_f] = evaluation.score.quadrants.shares().unwrap_or_default();
+    let shares = evaluation.score.quadrants.and_then(|quadrants| quadrants.shares());
+    let [c_c, c_f, no_c, no_f] = shares.unwrap_or_default();
     Cases { c_c, c_f, no_c, no_f }
 }
 
@@ -148,7 +152,7 @@ fn example(parts: &Parts<'_>) -> Result<Example> {
         let rate = |s: &Scores| s.test.score.problems[i].pass_rate();
         rate(grpo) - rate(sft)
     };
-    let best = (0..parts.examination.test.len())
+    let best = (0..parts.examination.test.num_problems())
         .max_by(|&a, &b| gain(a).total_cmp(&gain(b)))
         .expect("invariant: there is at least one test problem");
     let responses = ["base", "SFT", "SFT + RL"]
@@ -159,11 +163,11 @@ fn example(parts: &Parts<'_>) -> Result<Example> {
             Response {
                 model: model.to_owned(),
                 text: answer.text.clone(),
-                is_right: answer.passed(),
+                is_right: answer.grade.passed(),
             }
         })
         .collect();
-    let prompt = GtgPrompt::bundled()?.render(&parts.examination.test[best])?;
+    let prompt = parts.examination.test.prompt(best)?;
     Ok(Example { prompt, responses })
 }
 

@@ -8,14 +8,18 @@ use crate::base::error::usage;
 use crate::base::limits::{refuse_outside, refuse_product, refuse_sizes};
 use crate::checkpoint::ModelSource;
 use crate::config::{self, Profile, Resolved};
+use crate::data::jsonl;
+use crate::data::problem::Problem;
 use crate::engine::{EngineConfig, check_temperature};
 use crate::model::{BatchSize, Precision, Recompute};
 use crate::objective::{Aggregation, Totals, grpo::LossConfig};
 use crate::optim::{AdamWConfig, LossScaleConfig, Schedule};
 use crate::plan::PlanConfig;
 use crate::rewards::{Overlong, RewardConfig, RewardKind};
+use crate::rollout::AttemptSettings;
 use crate::run::{CheckpointConfig, RunConfig};
-use crate::sandbox::Limits;
+use crate::sandbox::{Judge, Limits};
+use crate::tasks::{Task, TaskKind};
 use crate::trainer::device::{DeviceKind, GpuConfig};
 use crate::trainer::{Execution, LossScaling};
 use anyhow::Result;
@@ -40,6 +44,12 @@ pub struct Config {
     pub seed: u64,
     /// What to start from.
     pub model: ModelSource,
+    /// What is asked, and how answers are graded.
+    #[serde(default)]
+    pub task: TaskKind,
+    /// The template of the prompt, also for validation; the task's own where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PathBuf>,
     /// What to learn from.
     pub data: DataConfig,
     /// How responses are sampled.
@@ -247,6 +257,39 @@ impl Config {
         config::load_over(&PROFILES, files, sets)
     }
 
+    /// The task with the problems of `files`, the first `most` of them.
+    pub(crate) fn open_task<'j>(
+        &self,
+        files: &[PathBuf],
+        most: Option<usize>,
+        judge: &'j Judge,
+    ) -> Result<Box<dyn Task + 'j>> {
+        let mut problems = Vec::new();
+        for file in files {
+            problems.extend(jsonl::read::<Problem>(file)?);
+        }
+        problems.truncate(most.unwrap_or(usize::MAX));
+        self.task.open(problems, self.prompt.as_deref(), judge)
+    }
+
+    /// How problems are attempted, with this key.
+    pub(crate) fn attempts(
+        &self,
+        num_samples: usize,
+        temperature: f64,
+        key: u64,
+    ) -> AttemptSettings {
+        AttemptSettings {
+            num_samples,
+            temperature: temperature as f32,
+            max_new_tokens: self.rollout.max_new_tokens,
+            max_prompt_tokens: Some(self.data.max_prompt_tokens),
+            max_sequences: self.rollout.max_sequences,
+            kv_cache_tokens: self.rollout.kv_cache_tokens,
+            key,
+        }
+    }
+
     /// The rule that rewards follow; with a program of the user's in its place, one that needs nothing
     /// of a problem.
     pub(crate) fn reward_rule(&self) -> RewardConfig {
@@ -451,8 +494,16 @@ impl ValidationConfig {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The demo's settings with so many prompts a step.
+    pub(crate) fn config(num_prompts: usize) -> Config {
+        let mut config: Config =
+            toml::from_str(include_str!("../../../configs/demo/grpo.toml")).unwrap();
+        config.rollout.num_prompts = num_prompts;
+        config
+    }
 
     #[test]
     fn the_default_profile_says_what_the_code_assumes_without_one() {

@@ -25,6 +25,15 @@ const LINES_AHEAD: usize = 16;
 /// Between two looks at whether the user wants to stop.
 const POLL: Duration = Duration::from_millis(100);
 
+/// What came from the program within the time that was allowed.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Heard {
+    Line(Vec<u8>),
+    Nothing,
+    /// It writes nothing more.
+    End,
+}
+
 /// The program while it runs.
 pub(crate) struct LineProcess {
     child: Child,
@@ -71,12 +80,16 @@ impl LineProcess {
 
     /// Whether what [`LineProcess::tell`] was given once is written within `patience`, or never will be.
     pub(crate) fn is_written(&self, patience: Duration) -> Result<bool> {
-        Ok(receive(&self.written, patience)? != Err(RecvTimeoutError::Timeout))
+        Ok(!matches!(receive(&self.written, patience)?, Err(RecvTimeoutError::Timeout)))
     }
 
     /// The next line, if there is one within `patience`.
-    pub(crate) fn line(&self, patience: Duration) -> Result<Result<Vec<u8>, RecvTimeoutError>> {
-        receive(&self.lines, patience)
+    pub(crate) fn line(&self, patience: Duration) -> Result<Heard> {
+        Ok(match receive(&self.lines, patience)? {
+            Ok(line) => Heard::Line(line),
+            Err(RecvTimeoutError::Timeout) => Heard::Nothing,
+            Err(RecvTimeoutError::Disconnected) => Heard::End,
+        })
     }
 
     /// A line that is there already.
@@ -142,14 +155,16 @@ mod tests {
     #[test]
     fn a_line_without_end_comes_in_pieces_and_is_not_read_ahead() {
         let process = started("exec tr '\\0' x < /dev/zero");
-        let line = process.line(Duration::from_secs(60)).unwrap().unwrap();
-        assert_eq!(line, vec![b'x'; LONGEST_LINE]);
+        let line = process.line(Duration::from_secs(60)).unwrap();
+        assert_eq!(line, Heard::Line(vec![b'x'; LONGEST_LINE]));
     }
 
     #[test]
     fn its_children_end_with_it() {
         let process = started("sleep 1000 & echo $!; wait");
-        let line = process.line(Duration::from_secs(60)).unwrap().unwrap();
+        let Heard::Line(line) = process.line(Duration::from_secs(60)).unwrap() else {
+            panic!("it says the number of its child");
+        };
         let child = String::from_utf8(line).unwrap().trim().to_owned();
         let is_running = || {
             let stat = std::fs::read_to_string(format!("/proc/{child}/stat"));

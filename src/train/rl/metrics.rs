@@ -3,39 +3,48 @@
 use super::rollout::Group;
 use super::update::Updated;
 use crate::objective::grpo::{LossConfig, Metrics};
-use crate::rewards::Breakdown;
-use crate::rollout::attempts::AttemptCost;
+use crate::rewards::Reward;
+use crate::rollout::attempt::{Attempt, AttemptCost};
 use crate::run::metrics::{Row, row};
+use crate::tasks::Grade;
+use std::collections::BTreeMap;
 
-/// Of the groups that were learnt from; means only of what there is.
-pub(crate) fn rollout_metrics(groups: &[Group<'_>]) -> Row {
-    let rewards: Vec<&Breakdown> = groups.iter().flat_map(|g| &g.rewards).flatten().collect();
-    let attempts: Vec<_> = groups.iter().flat_map(|g| &g.attempts.attempts).collect();
-    let lengths: Vec<f64> = attempts.iter().map(|a| a.rollout.tokens.len() as f64).collect();
-    let of_rewards =
-        |f: &dyn Fn(&Breakdown) -> Option<f64>| mean(rewards.iter().filter_map(|r| f(r)));
-    let is_true = |b: bool| f64::from(u8::from(b));
-    let zero_variance = groups.iter().map(|g| is_true(g.advantages.zero_variance));
-    let mut found = row([("reward/infra", (attempts.len() - rewards.len()) as f64)]);
+/// Of the groups that were learnt from; means only of what there is. Parts and facts of rewards are logged under
+/// their own names, as means over all rewarded responses: one without the part has 0 of it.
+pub(crate) fn rollout_metrics(groups: &[Group]) -> Row {
+    let rewarded: Vec<(&Attempt, &Reward)> = groups.iter().flat_map(Group::rewarded).collect();
+    let lengths: Vec<f64> = groups
+        .iter()
+        .flat_map(|group| &group.attempts.attempts)
+        .map(|attempt| attempt.rollout.tokens.len() as f64)
+        .collect();
+    let share = |is: fn(&Grade) -> bool| {
+        mean(rewarded.iter().map(|(attempt, _)| f64::from(u8::from(is(&attempt.grade)))))
+    };
+    let zero_variance = groups.iter().map(|g| f64::from(u8::from(g.advantages.zero_variance)));
+    let mut found = row([("reward/infra", (lengths.len() - rewarded.len()) as f64)]);
     let means = [
-        ("reward/mean", of_rewards(&|r| Some(r.total))),
-        ("reward/pass_rate", of_rewards(&|r| Some(is_true(r.passed)))),
-        ("reward/format_errors", of_rewards(&|r| Some(is_true(!r.format)))),
-        ("reward/solvability_term", of_rewards(&|r| Some(r.solvability_term))),
-        ("reward/case_term", of_rewards(&|r| Some(r.case_term))),
-        ("reward/num_cases", of_rewards(&|r| Some(r.num_cases as f64))),
-        ("reward/num_true_cases", of_rewards(&|r| Some(r.num_true_cases as f64))),
-        ("reward/external", of_rewards(&|r| r.external)),
-        ("reward/overlong_penalty", of_rewards(&|r| r.overlong)),
+        ("reward/mean", mean(rewarded.iter().map(|(_, reward)| reward.total))),
+        ("reward/pass_rate", share(Grade::passed)),
+        ("reward/format_errors", share(|grade| !grade.format_ok())),
         ("reward/zero_variance_groups", mean(zero_variance)),
         ("response/mean_tokens", mean(lengths.iter().copied())),
         ("response/max_tokens", lengths.iter().copied().reduce(f64::max)),
     ];
     found.extend(row(means.into_iter().filter_map(|(key, mean)| Some((key, mean?)))));
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    for (_, reward) in &rewarded {
+        for (name, value) in reward.parts.iter().chain(&reward.facts) {
+            *sums.entry(name).or_default() += value;
+        }
+    }
+    for (name, sum) in sums {
+        found.insert(format!("reward/{name}"), (sum / rewarded.len() as f64).into());
+    }
     found
 }
 
-/// Nothing of nothing.
+/// `None` without values.
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let values: Vec<f64> = values.collect();
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
@@ -105,7 +114,7 @@ pub(crate) fn time_metrics(cost: &AttemptCost, update_secs: f64) -> Row {
     let generation_secs = cost.generation.as_secs_f64();
     row([
         ("time/generation_secs", generation_secs),
-        ("time/judging_secs", cost.judging.as_secs_f64()),
+        ("time/judging_secs", cost.grading.as_secs_f64()),
         ("time/update_secs", update_secs),
         ("time/generated_tokens_per_sec", cost.engine.generated_tokens as f64 / generation_secs),
         ("time/batch_occupancy", cost.engine.occupancy),
@@ -116,8 +125,6 @@ pub(crate) fn time_metrics(cost: &AttemptCost, update_secs: f64) -> Row {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rewarder::by_rule;
-    use super::super::rollout::tests::{config, tasks};
     use super::*;
     use crate::objective::grpo::{Advantages, Mismatch};
     use crate::run::samples::tests::group;
@@ -156,30 +163,24 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_a_reward_is_logged_where_there_is_one() {
-        let tasks = tasks(1);
-        let attempts = group(&[("a", VerdictKind::Pass), ("b", VerdictKind::Pass)]);
-        let rewards = by_rule(&config(1), &tasks[0], &attempts);
-        let advantages = Advantages { values: vec![0.0; 2], zero_variance: true };
-        let mut of_rule = Group { task: &tasks[0], attempts, rewards, advantages };
-        for (reward, cases) in of_rule.rewards.iter_mut().flatten().zip([1, 4]) {
-            (reward.num_cases, reward.num_true_cases) = (cases, cases / 4);
-        }
-        let groups = [of_rule];
-        let row = rollout_metrics(&groups);
-        assert_eq!(row["reward/num_cases"], 2.5);
-        assert_eq!(row["reward/num_true_cases"], 0.5);
-        assert!(!row.contains_key("reward/external"));
-        assert!(!row.contains_key("reward/overlong_penalty"));
-
-        let [mut external] = groups;
-        for reward in external.rewards.iter_mut().flatten() {
-            *reward = reward.with_external(0.75).with_overlong(-0.25);
-        }
-        let row = rollout_metrics(&[external]);
-        for (key, value) in
-            [("reward/external", 0.75), ("reward/overlong_penalty", -0.25), ("reward/mean", 0.5)]
-        {
+    fn every_part_and_fact_of_a_reward_is_logged_under_its_name() {
+        let pass = VerdictKind::Pass;
+        let attempts =
+            group(&[("a", pass), ("```python\nx\n```", pass), ("c", VerdictKind::Infra)]);
+        let first = Reward::default().part("own_term", 0.75).fact("num_cases", 1.0);
+        let second = Reward::default().part("overlong_penalty", -0.25).fact("num_cases", 4.0);
+        let rewards = vec![Some(first), Some(second), None];
+        let advantages = Advantages { values: vec![0.0; 3], zero_variance: true };
+        let row = rollout_metrics(&[Group { problem: 0, attempts, rewards, advantages }]);
+        for (key, value) in [
+            ("reward/mean", 0.25),
+            ("reward/own_term", 0.375),
+            ("reward/overlong_penalty", -0.125),
+            ("reward/num_cases", 2.5),
+            ("reward/pass_rate", 0.5),
+            ("reward/format_errors", 0.5),
+            ("reward/infra", 1.0),
+        ] {
             assert_eq!(row[key], value, "{key}");
         }
     }

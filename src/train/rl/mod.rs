@@ -13,6 +13,7 @@ mod parity;
 mod reward_process;
 mod rewarder;
 mod rollout;
+mod training_set;
 mod update;
 mod validation;
 
@@ -23,17 +24,17 @@ pub use config::{
 pub use reward_process::ExternalReward;
 
 use super::session::{Session, Start, Terms};
-use crate::data::prompt::GtgPrompt;
 use crate::run::RunDir;
 use crate::run::metrics::{Row, mebibytes};
 use crate::sandbox::Judge;
 use crate::trainer::Trainer;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use metrics::{mismatch_metrics, policy_metrics, rollout_metrics, time_metrics};
 use rewarder::Rewarder;
-use rollout::{Cursor, Rollouts, Task, collect, read_tasks};
+use rollout::{Rollouts, collect};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use training_set::{Cursor, TrainingSet};
 use update::improve;
 use validation::Validation;
 
@@ -42,38 +43,33 @@ use validation::Validation;
 pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Result<PathBuf> {
     config.check()?;
     let start = Start::find(run, &config.model, config.seed)?;
-    let prompt = GtgPrompt::bundled()?;
-    let tasks = read_tasks(config, &start.model, &prompt)?;
-    let validation = Validation::read(config)?;
-    let mut rewarder = Rewarder::start(config, judge)?;
+    let task = config.open_task(&config.data.files, None, judge).context("reading data.files")?;
+    let set = TrainingSet::new(config, task.as_ref(), &start.model)?;
+    let validation = Validation::read(config, judge)?;
+    let mut rewarder = Rewarder::start(config)?;
     let (total_steps, execution) = (config.train.total_steps, config.execution());
     let (trainer, saved) = start.trainer(config.optim, config.schedule, total_steps, execution)?;
-    let mut cursor = Cursor::go_on(saved, &tasks)?;
+    let mut cursor = set.go_on(saved)?;
     let mut session = Session::open(run, trainer, terms(config, label))?;
     if config.policy.needs_reference() {
         session.trainer.keep_reference(config.model.open(config.seed)?.params)?;
     }
     if let Some(validation) = &validation {
-        validation.begin(&mut session, judge)?;
+        validation.begin(&mut session)?;
     }
     while session.has_next_step() {
         let journal = run.samples(session.trainer.step + 1);
         // Only a whole step moves the cursor.
         let mut next = cursor;
-        let rollouts = sample(
-            &mut session.trainer,
-            &mut rewarder,
-            config,
-            (&prompt, &tasks),
-            (&mut next, &journal),
-        )
-        .map_err(|error| session.break_off(&cursor, error))?;
+        let rollouts =
+            sample(&mut session.trainer, &mut rewarder, config, &set, (&mut next, &journal))
+                .map_err(|error| session.break_off(&cursor, error))?;
         let row = learn(&mut session.trainer, config, &rollouts)?;
         cursor = next;
         let (message, trouble) = (describe(&row), trouble(&row));
         session.log(row, message)?;
         if let Some(validation) = &validation {
-            let scored = validation.score_step(&mut session, judge);
+            let scored = validation.score_step(&mut session);
             scored.map_err(|error| session.break_off(&cursor, error))?;
         }
         session.end_step(&cursor, trouble)?;
@@ -92,21 +88,21 @@ fn terms<'a>(config: &'a Config, label: &'a str) -> Terms<'a> {
 }
 
 /// The rollouts of the next step, judged and rewarded.
-fn sample<'t>(
+fn sample(
     trainer: &mut Trainer,
-    rewarder: &mut Rewarder<'_>,
+    rewarder: &mut Rewarder,
     config: &Config,
-    (prompt, tasks): (&GtgPrompt, &'t [Task]),
+    set: &TrainingSet<'_>,
     (cursor, journal): (&mut Cursor, &Path),
-) -> Result<Rollouts<'t>> {
+) -> Result<Rollouts> {
     // Sampling and updating take their memory in turn.
     trainer.release_memory();
     let mut generator = trainer.generator();
-    collect(config, (&mut generator, rewarder), prompt, tasks, cursor, journal)
+    collect(config, (&mut generator, rewarder), set, cursor, journal)
 }
 
 /// Makes the updates of a step, and returns what it logs.
-fn learn(trainer: &mut Trainer, config: &Config, rollouts: &Rollouts<'_>) -> Result<Row> {
+fn learn(trainer: &mut Trainer, config: &Config, rollouts: &Rollouts) -> Result<Row> {
     let started = Instant::now();
     let updates = improve(trainer, config, &rollouts.groups)?;
     let mut row = rollout_metrics(&rollouts.groups);

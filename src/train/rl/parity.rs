@@ -2,7 +2,7 @@
 //! (`scripts/golden/grpo.py` made the files and compares its loss with TRL's).
 
 use super::config::Config;
-use super::rollout::{Group, Task, tests::tasks};
+use super::rollout::Group;
 use super::update::improve;
 use crate::checkpoint::LanguageModel;
 use crate::engine::FinishReason;
@@ -74,7 +74,7 @@ fn logprobs(trainer: &Trainer, prompt: &[u32], response: &[u32], temperature: f3
     scores.iter().map(|score| score.logp).collect()
 }
 
-fn sampled<'t>(config: &Config, trainer: &Trainer, task: &'t Task, given: &Given) -> Group<'t> {
+fn sampled(config: &Config, trainer: &Trainer, given: &Given) -> Group {
     let mut attempts = group(&vec![("", VerdictKind::Pass); given.responses.len()]);
     attempts.prompt.clone_from(&given.prompt);
     for (attempt, response) in attempts.attempts.iter_mut().zip(&given.responses) {
@@ -86,7 +86,7 @@ fn sampled<'t>(config: &Config, trainer: &Trainer, task: &'t Task, given: &Given
     }
     let rewards: Vec<Option<f64>> = given.rewards.iter().copied().map(Some).collect();
     let advantages = advantages(&rewards, config.advantage.norm_by_std, config.advantage.eps);
-    Group { task, attempts, rewards: Vec::new(), advantages }
+    Group { problem: 0, attempts, rewards: Vec::new(), advantages }
 }
 
 fn trainer(config: &Config, decoder: Decoder, params: Vec<f32>) -> Trainer {
@@ -121,11 +121,10 @@ fn check(case: &str, set: &[&str]) {
     let initial = parameters(&tensors, &decoder, "initial");
     let mut trainer = trainer(&config, decoder.clone(), initial.clone());
     trainer.keep_reference(initial).unwrap();
-    let task = &tasks(1)[0];
     let mut worst = [0f64; 3];
     for (step, given) in rollouts.iter().enumerate() {
-        let groups: Vec<Group<'_>> =
-            given.iter().map(|given| sampled(&config, &trainer, task, given)).collect();
+        let groups: Vec<Group> =
+            given.iter().map(|given| sampled(&config, &trainer, given)).collect();
         let updates = improve(&mut trainer, &config, &groups).unwrap();
         assert_eq!(updates[0].metrics.ratio_max_deviation, 0.0, "on policy at first");
         for (updated, expected) in updates.iter().zip(&mut expected) {

@@ -8,13 +8,14 @@
 //! it should end, and with the run it is killed. Left out: rewards while other responses are still being
 //! generated.
 
-use super::line_process::{LONGEST_LINE, LineProcess};
+use super::line_process::{Heard, LONGEST_LINE, LineProcess};
 use crate::base::error::usage;
 use crate::base::limits::refuse_outside;
-use crate::data::problem::Problem;
+use crate::rollout::attempt::Attempt;
+use crate::sandbox::CaseVerdict;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::sync::mpsc::RecvTimeoutError;
+use serde_json::value::RawValue;
 use std::time::Duration;
 
 /// Starts in a row without an answer after which the run stops.
@@ -50,13 +51,28 @@ impl ExternalReward {
 /// A response whose reward is asked for.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Question<'a> {
-    pub(crate) problem: &'a Problem,
-    pub(crate) response: &'a str,
-    pub(crate) num_tokens: usize,
-    /// Whether the response has the thinking and the program that the prompt asks for.
-    pub(crate) format: bool,
-    /// Whether its program passes every test.
-    pub(crate) passed: bool,
+    /// As its file has it.
+    problem: Box<RawValue>,
+    response: &'a str,
+    num_tokens: usize,
+    /// Whether the response has what the prompt asks for, in its place.
+    format: bool,
+    /// Whether the answer is right in every case.
+    passed: bool,
+    cases: &'a [CaseVerdict],
+}
+
+impl<'a> Question<'a> {
+    pub(crate) fn new(problem: Box<RawValue>, attempt: &'a Attempt) -> Self {
+        Self {
+            problem,
+            response: &attempt.text,
+            num_tokens: attempt.rollout.tokens.len(),
+            format: attempt.grade.format_ok(),
+            passed: attempt.grade.passed(),
+            cases: &attempt.grade.verdict.cases,
+        }
+    }
 }
 
 /// A line that the program reads.
@@ -80,6 +96,14 @@ pub(crate) struct RewardProcess {
     running: Option<LineProcess>,
     /// Questions of the run so far.
     num_asked: usize,
+}
+
+/// How an exchange with the program ended.
+enum Exchange {
+    /// Every question has its answer.
+    Whole,
+    /// The program is of no more use, for this reason.
+    Lost(String),
 }
 
 /// The questions of one step and what is known of their answers.
@@ -109,10 +133,10 @@ impl RewardProcess {
         while step.num_open() > 0 {
             let before = step.num_open();
             let exchanged = self.exchange(&mut step);
-            if !matches!(exchanged, Ok(Ok(()))) {
+            if !matches!(exchanged, Ok(Exchange::Whole)) {
                 self.running = None;
             }
-            let Err(loss) = exchanged? else { continue };
+            let Exchange::Lost(loss) = exchanged? else { continue };
             fruitless = if step.num_open() < before { 1 } else { fruitless + 1 };
             let program = self.config.command.join(" ");
             if fruitless == STARTS {
@@ -128,9 +152,8 @@ impl RewardProcess {
         Ok(step.rewards.into_iter().flatten().collect())
     }
 
-    /// Asks what has no reward yet and takes answers until all are there, or the process is lost:
-    /// then says how.
-    fn exchange(&mut self, step: &mut Step<'_>) -> Result<Result<(), String>> {
+    /// Asks what has no reward yet and takes answers until all are there, or the process is lost.
+    fn exchange(&mut self, step: &mut Step<'_>) -> Result<Exchange> {
         let ExternalReward { command, timeout_secs } = &self.config;
         let timeout = Duration::from_secs_f64(*timeout_secs);
         let running = match &mut self.running {
@@ -140,10 +163,10 @@ impl RewardProcess {
         running.tell(step.open_questions()?);
         while step.num_open() > 0 {
             match running.line(timeout)? {
-                Ok(line) => step.take(&line)?,
-                Err(RecvTimeoutError::Disconnected) => return Ok(Err("ended".to_owned())),
-                Err(RecvTimeoutError::Timeout) => {
-                    return Ok(Err(format!("answered nothing for {timeout_secs} s")));
+                Heard::Line(line) => step.take(&line)?,
+                Heard::End => return Ok(Exchange::Lost("ended".to_owned())),
+                Heard::Nothing => {
+                    return Ok(Exchange::Lost(format!("answered nothing for {timeout_secs} s")));
                 }
             }
         }
@@ -154,7 +177,7 @@ impl RewardProcess {
                 command.join(" ")
             )));
         }
-        Ok(Ok(()))
+        Ok(Exchange::Whole)
     }
 }
 
@@ -215,7 +238,8 @@ fn refuse(line: &[u8], why: &str) -> anyhow::Error {
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
-    use crate::run::samples::tests::problem;
+    use crate::run::samples::tests::group;
+    use crate::sandbox::VerdictKind;
 
     /// Runs a Python program and asks it in so many steps for the rewards of five responses of lengths 0
     /// to 4; those of the last step.
@@ -227,15 +251,13 @@ mod tests {
         let command = ["python3", "-c", program].map(str::to_owned).to_vec();
         let config = ExternalReward { command, timeout_secs };
         config.check("external_reward").unwrap();
-        let problem = problem("p");
-        let question = |num_tokens| Question {
-            problem: &problem,
-            response,
-            num_tokens,
-            format: true,
-            passed: false,
-        };
-        let questions: Vec<Question<'_>> = (0..5).map(question).collect();
+        let mut attempts = group(&[(response, VerdictKind::Pass); 5]).attempts;
+        for (length, attempt) in attempts.iter_mut().enumerate() {
+            attempt.rollout.tokens = vec![7; length];
+        }
+        let problem = RawValue::from_string("{}".to_owned()).unwrap();
+        let question = |attempt| Question::new(problem.clone(), attempt);
+        let questions: Vec<Question<'_>> = attempts.iter().map(question).collect();
         let mut process = RewardProcess::start(&config)?;
         for _ in 1..steps {
             process.ask(&questions)?;

@@ -2,91 +2,101 @@
 
 use super::config::Config;
 use super::reward_process::{Question, RewardProcess};
-use super::rollout::Task;
-use crate::rewards::{Breakdown, reward};
-use crate::rollout::attempts::{Attempt, ProblemAttempts};
-use crate::sandbox::Judge;
+use crate::rewards::{Overlong, Response, Reward, RewardConfig};
+use crate::rollout::attempt::{Attempt, ProblemAttempts};
+use crate::tasks::Task;
 use anyhow::Result;
 
-/// The rewards of one group; `None` where the judge failed.
-pub(crate) type GroupRewards = Vec<Option<Breakdown>>;
+/// The rewards of one group; `None` where nothing is known of a response.
+pub(crate) type GroupRewards = Vec<Option<Reward>>;
 
-/// The judge, and the user's program where there is one.
-pub(crate) struct Rewarder<'j> {
-    pub(crate) judge: &'j Judge,
+/// The rule, what is added to it, and the user's program that takes its place, where there is one.
+pub(crate) struct Rewarder {
+    rule: RewardConfig,
+    overlong: Option<Overlong>,
+    max_new_tokens: usize,
     process: Option<RewardProcess>,
 }
 
-impl<'j> Rewarder<'j> {
+impl Rewarder {
     /// Starts the user's program, if any.
-    pub(crate) fn start(config: &Config, judge: &'j Judge) -> Result<Self> {
+    pub(crate) fn start(config: &Config) -> Result<Self> {
         let process = config.external_reward.as_ref().map(RewardProcess::start).transpose()?;
-        Ok(Self { judge, process })
+        Ok(Self {
+            rule: config.reward_rule(),
+            overlong: config.overlong,
+            max_new_tokens: config.rollout.max_new_tokens,
+            process,
+        })
     }
 
     /// What each response is worth. `recorded` is what was found of the same responses before, which
     /// the user's program is not asked again.
     pub(crate) fn rewards(
         &mut self,
-        config: &Config,
-        tasks: &[&Task],
+        task: &dyn Task,
+        problems: &[usize],
         groups: &[ProblemAttempts],
         recorded: &[GroupRewards],
     ) -> Result<Vec<GroupRewards>> {
-        let mut rewards: Vec<GroupRewards> =
-            tasks.iter().zip(groups).map(|(task, group)| by_rule(config, task, group)).collect();
+        let asked = problems.iter().zip(groups);
+        let mut rewards: Vec<GroupRewards> = asked
+            .map(|(&problem, group)| by_rule(&self.rule, task.about(problem).solvability, group))
+            .collect();
         if let Some(process) = &mut self.process {
-            replace(&mut rewards, process, (tasks, groups), recorded)?;
+            ask(&mut rewards, process, task, (problems, groups), recorded)?;
         }
-        if let Some(overlong) = config.overlong {
+        if let Some(overlong) = self.overlong {
             let attempts = groups.iter().flat_map(|group| &group.attempts);
             for (reward, attempt) in rewards.iter_mut().flatten().zip(attempts) {
                 let length = attempt.rollout.tokens.len();
-                let penalty = overlong.penalty(length, config.rollout.max_new_tokens);
-                *reward = reward.map(|reward| reward.with_overlong(penalty));
+                let penalty = overlong.penalty(length, self.max_new_tokens);
+                *reward = reward.take().map(|reward| reward.part("overlong_penalty", penalty));
             }
         }
         Ok(rewards)
     }
 }
 
-/// By the rule alone.
-pub(crate) fn by_rule(config: &Config, task: &Task, group: &ProblemAttempts) -> GroupRewards {
-    let rule = config.reward_rule();
-    let of_attempt = |attempt: &Attempt| {
-        reward(&rule, &task.reference, &attempt.parsed, attempt.verdict_for_reward())
+/// By the rule alone, for a problem of this solvability.
+pub(crate) fn by_rule(
+    rule: &RewardConfig,
+    solvability: Option<f64>,
+    group: &ProblemAttempts,
+) -> GroupRewards {
+    let of_attempt = |Attempt { rollout, text, grade }: &Attempt| {
+        rule.reward(grade, &Response { text, num_tokens: rollout.tokens.len(), solvability })
     };
     group.attempts.iter().map(of_attempt).collect()
 }
 
 /// Puts what the program says in place of what the rule gave.
-fn replace(
+fn ask(
     rewards: &mut [GroupRewards],
     process: &mut RewardProcess,
-    (tasks, groups): (&[&Task], &[ProblemAttempts]),
+    task: &dyn Task,
+    (problems, groups): (&[usize], &[ProblemAttempts]),
     recorded: &[GroupRewards],
 ) -> Result<()> {
     let (mut questions, mut asked) = (Vec::new(), Vec::new());
     for (index, group) in groups.iter().enumerate() {
+        let problem = task.problem_json(problems[index])?;
         for (sample, attempt) in group.attempts.iter().enumerate() {
-            let Some(found) = &mut rewards[index][sample] else { continue };
-            if let Some(known) = recorded[index][sample].and_then(|reward| reward.external) {
-                *found = found.with_external(known);
-                continue;
-            }
-            questions.push(Question {
-                problem: &tasks[index].problem,
-                response: &attempt.text,
-                num_tokens: attempt.rollout.tokens.len(),
-                format: found.format,
-                passed: found.passed,
+            let Some(found) = rewards[index][sample].take() else { continue };
+            let known = recorded[index][sample].as_ref().and_then(|reward| reward.external());
+            rewards[index][sample] = Some(match known {
+                Some(known) => found.replaced_by(known),
+                None => {
+                    questions.push(Question::new(problem.clone(), attempt));
+                    asked.push((index, sample));
+                    found
+                }
             });
-            asked.push((index, sample));
         }
     }
     for ((index, sample), answer) in asked.into_iter().zip(process.ask(&questions)?) {
-        let found = &mut rewards[index][sample];
-        *found = found.map(|reward| reward.with_external(answer));
+        let found = rewards[index][sample].take();
+        rewards[index][sample] = found.map(|reward| reward.replaced_by(answer));
     }
     Ok(())
 }

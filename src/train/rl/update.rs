@@ -29,7 +29,7 @@ pub(crate) struct Updated {
 pub(crate) fn improve(
     trainer: &mut Trainer,
     config: &Config,
-    groups: &[Group<'_>],
+    groups: &[Group],
 ) -> Result<Vec<Updated>> {
     let mut mini_batches: Vec<MiniBatch> = groups
         .chunks(config.mini_batch_prompts())
@@ -86,7 +86,7 @@ struct MiniBatch {
 
 impl MiniBatch {
     /// A row holds responses of one micro-batch; how many rows a micro-batch needs changes nothing.
-    fn new(config: &Config, groups: &[Group<'_>]) -> Self {
+    fn new(config: &Config, groups: &[Group]) -> Self {
         let aggregation = config.policy.aggregation;
         let learnt = learnt(config, groups);
         let (mut rows, mut sampled) = (Vec::new(), Vec::new());
@@ -182,17 +182,17 @@ fn sampled_tokens(
 }
 
 /// The tokens and sequences that the loss is a mean over.
-fn totals(config: &Config, groups: &[Group<'_>]) -> Totals {
+fn totals(config: &Config, groups: &[Group]) -> Totals {
     let counted = groups
         .iter()
         .filter(|g| !(config.advantage.drop_zero_variance && g.advantages.zero_variance));
-    let judged = counted.flat_map(|g| &g.attempts.attempts).filter(|a| a.is_judged());
+    let judged = counted.flat_map(|g| &g.attempts.attempts).filter(|a| a.grade.is_judged());
     Totals::of(judged.map(|a| a.rollout.tokens.len()))
 }
 
 /// The responses to learn from. Without KL and entropy terms a response whose advantage is 0 has
 /// a gradient of exactly 0: it counts in the divisor, but is not computed.
-fn learnt<'g>(config: &Config, groups: &'g [Group<'_>]) -> Vec<Learnt<'g>> {
+fn learnt<'g>(config: &Config, groups: &'g [Group]) -> Vec<Learnt<'g>> {
     let LossConfig { kl_coef, entropy_coef, aggregation, .. } = config.policy;
     let needs_all =
         kl_coef != 0.0 || entropy_coef != 0.0 || aggregation == Aggregation::MicroTokenMean;
@@ -202,7 +202,7 @@ fn learnt<'g>(config: &Config, groups: &'g [Group<'_>]) -> Vec<Learnt<'g>> {
             continue;
         }
         for (attempt, &advantage) in group.attempts.iter().zip(&advantages.values) {
-            if attempt.is_judged() && (needs_all || advantage != 0.0) {
+            if attempt.grade.is_judged() && (needs_all || advantage != 0.0) {
                 learnt.push(Learnt {
                     group: index,
                     prompt: &group.prompt,
@@ -218,7 +218,7 @@ fn learnt<'g>(config: &Config, groups: &'g [Group<'_>]) -> Vec<Learnt<'g>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rollout::tests::{config, tasks};
+    use super::super::config::tests::config;
     use super::*;
     use crate::objective::grpo::Advantages;
     use crate::run::samples::tests::group;
@@ -227,9 +227,8 @@ mod tests {
     #[test]
     fn responses_without_an_advantage_or_a_verdict_are_not_computed() {
         let wrong = VerdictKind::Fail(Reason::WrongAnswer);
-        let tasks = tasks(1);
         let groups = [Group {
-            task: &tasks[0],
+            problem: 0,
             attempts: group(&[("a", VerdictKind::Pass), ("b", wrong), ("c", VerdictKind::Infra)]),
             rewards: Vec::new(),
             advantages: Advantages { values: vec![0.0, -1.0, 0.0], zero_variance: false },
@@ -245,9 +244,8 @@ mod tests {
 
     #[test]
     fn groups_without_variance_leave_the_mean_only_when_asked() {
-        let tasks = tasks(1);
         let of = |zero_variance, values: Vec<f32>| Group {
-            task: &tasks[0],
+            problem: 0,
             attempts: group(&[("a", VerdictKind::Pass), ("b", VerdictKind::Pass)]),
             rewards: Vec::new(),
             advantages: Advantages { values, zero_variance },
@@ -260,20 +258,19 @@ mod tests {
     }
 
     /// A group whose responses have these lengths, after a prompt of two tokens.
-    fn of_lengths<'t>(task: &'t super::super::rollout::Task, lengths: &[usize]) -> Group<'t> {
+    fn of_lengths(lengths: &[usize]) -> Group {
         let mut attempts = group(&vec![("a", VerdictKind::Pass); lengths.len()]);
         for (attempt, &length) in attempts.attempts.iter_mut().zip(lengths) {
             attempt.rollout.tokens = vec![7; length];
             attempt.rollout.logprobs = vec![-0.5; length];
         }
         let advantages = Advantages { values: vec![1.0; lengths.len()], zero_variance: false };
-        Group { task, attempts, rewards: Vec::new(), advantages }
+        Group { problem: 0, attempts, rewards: Vec::new(), advantages }
     }
 
     #[test]
     fn a_row_holds_responses_of_one_micro_batch_and_its_means_are_that_ones() {
-        let tasks = tasks(1);
-        let groups = [of_lengths(&tasks[0], &[2, 2, 6, 4])];
+        let groups = [of_lengths(&[2, 2, 6, 4])];
         let mut config = config(1);
         config.train.seq_len = 8;
         let targets = |config: &Config| -> Vec<usize> {
@@ -296,8 +293,7 @@ mod tests {
 
     #[test]
     fn responses_of_a_group_share_their_prompt_as_far_as_a_row_holds_them() {
-        let tasks = tasks(1);
-        let groups = [&[2, 2, 6, 4][..], &[3, 3]].map(|lengths| of_lengths(&tasks[0], lengths));
+        let groups = [&[2, 2, 6, 4][..], &[3, 3]].map(of_lengths);
         let mut config = config(2);
         let sizes = |config: &Config| -> Vec<usize> {
             families(config, &learnt(config, &groups)).iter().map(|family| family.len()).collect()

@@ -5,21 +5,19 @@
 
 use super::config::Config;
 use crate::base::rng;
-use crate::data::jsonl;
-use crate::data::problem::Problem;
-use crate::eval::gtg;
-use crate::eval::problems;
-use crate::rollout::attempts::AttemptSettings;
+use crate::eval::score;
+use crate::rollout::AttemptSettings;
 use crate::run::metrics::{Row, row};
 use crate::sandbox::Judge;
+use crate::tasks::Task;
 use crate::train::session::Session;
 use crate::trainer::Trainer;
 use anyhow::{Context, Result};
 use std::time::Instant;
 
 /// The problems, and how often and how they are asked.
-pub(crate) struct Validation {
-    problems: Vec<Problem>,
+pub(crate) struct Validation<'j> {
+    task: Box<dyn Task + 'j>,
     every: u64,
     settings: AttemptSettings,
 }
@@ -28,54 +26,44 @@ const PASS_AT_1: &str = "val/pass_at_1";
 /// Label of a third use of the run's seed.
 const VALIDATION: u64 = 3;
 
-impl Validation {
+impl<'j> Validation<'j> {
     /// Reads the problems of `[validation]`, if there is that table.
-    pub(crate) fn read(config: &Config) -> Result<Option<Self>> {
+    pub(crate) fn read(config: &Config, judge: &'j Judge) -> Result<Option<Self>> {
         let Some(validation) = &config.validation else { return Ok(None) };
-        let mut problems = Vec::new();
-        for file in &validation.files {
-            problems.extend(jsonl::read::<Problem>(file)?);
-        }
-        problems::check(&problems).context("reading validation.files")?;
-        problems.truncate(validation.num_problems.unwrap_or(usize::MAX));
-        let settings = AttemptSettings {
-            num_samples: validation.rollouts,
-            temperature: validation.temperature as f32,
-            max_new_tokens: config.rollout.max_new_tokens,
-            max_prompt_tokens: Some(config.data.max_prompt_tokens),
-            max_sequences: config.rollout.max_sequences,
-            kv_cache_tokens: config.rollout.kv_cache_tokens,
-            // The same draws every time: scores of different steps differ by the weights alone.
-            key: rng::key(config.seed, &[VALIDATION]),
-        };
-        Ok(Some(Self { problems, every: validation.every, settings }))
+        let task = config
+            .open_task(&validation.files, validation.num_problems, judge)
+            .context("reading validation.files")?;
+        // The same draws every time: scores of different steps differ by the weights alone.
+        let key = rng::key(config.seed, &[VALIDATION]);
+        let settings = config.attempts(validation.rollouts, validation.temperature, key);
+        Ok(Some(Self { task, every: validation.every, settings }))
     }
 
     /// Scores the model that the session starts from, unless that was done before.
-    pub(crate) fn begin(&self, session: &mut Session<'_>, judge: &Judge) -> Result<()> {
+    pub(crate) fn begin(&self, session: &mut Session<'_>) -> Result<()> {
         if session.trainer.step > 0 {
-            return self.score_step(session, judge);
+            return self.score_step(session);
         }
-        let baseline = self.score(&mut session.trainer, judge)?;
+        let baseline = self.score(&mut session.trainer)?;
         session.keep_baseline(baseline);
         Ok(())
     }
 
     /// Scores the step that the trainer has made, where that is due and was not done before.
-    pub(crate) fn score_step(&self, session: &mut Session<'_>, judge: &Judge) -> Result<()> {
+    pub(crate) fn score_step(&self, session: &mut Session<'_>) -> Result<()> {
         let step = session.trainer.step;
         let is_due = step.is_multiple_of(self.every) || !session.has_next_step();
         if !is_due || session.metrics.has(step, PASS_AT_1)? {
             return Ok(());
         }
-        let scores = self.score(&mut session.trainer, judge)?;
+        let scores = self.score(&mut session.trainer)?;
         session.metrics.amend(step, scores)
     }
 
-    fn score(&self, trainer: &mut Trainer, judge: &Judge) -> Result<Row> {
+    fn score(&self, trainer: &mut Trainer) -> Result<Row> {
         let started = Instant::now();
         let pass_at_1 =
-            gtg::validate(&mut trainer.generator(), judge, &self.problems, &self.settings)?;
+            score::validate(&mut trainer.generator(), self.task.as_ref(), &self.settings)?;
         Ok(row([(PASS_AT_1, pass_at_1), ("time/validation_secs", started.elapsed().as_secs_f64())]))
     }
 }

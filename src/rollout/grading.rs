@@ -1,104 +1,101 @@
-//! Judging while sampling: responses go to judging threads as they end, verdicts come back.
+//! Grading while sampling: responses go to grading threads as they end, grades come back.
 //!
-//! Contract: attempts are put together by task and sample, so timing cannot change them. When
-//! either side fails or the user interrupts, programs that have not started are given up, without
-//! verdicts, and nothing waits. Left out: what to do with the attempts (the caller's `on_done`).
+//! Contract: attempts are put together by query and sample, so timing cannot change them. When
+//! either side fails or the user interrupts, responses whose grading has not started are given up, without
+//! grades, and nothing waits. Left out: what to do with the attempts (the caller's `on_done`).
 
-use super::attempts::{Attempt, ProblemAttempts, Task};
+use super::attempt::{Attempt, ProblemAttempts};
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
 use crate::engine::{Next, Observer, Request, Rollout};
-use crate::rewards::parse;
-use crate::sandbox::{Job, Judge, Watch, extract_code, verdicts_with};
+use crate::tasks::{Task, with_opened_thought};
 use crate::tokenizer::Tokenizer;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-/// A response to be judged.
+/// What a query asked.
+pub(crate) struct Asked {
+    pub(crate) problem: usize,
+    /// Whether the prompt ends with the beginning of a thought.
+    pub(crate) opens_thought: bool,
+}
+
+/// A response to be graded.
 pub(crate) struct Sampled {
-    task: usize,
+    query: usize,
     sample: usize,
     rollout: Rollout,
 }
 
-/// A response that was judged.
-pub(crate) struct Judged {
-    task: usize,
+/// A response that was graded.
+pub(crate) struct Graded {
+    query: usize,
     sample: usize,
     attempt: Result<Attempt>,
 }
 
-/// What judging threads share.
+/// What grading threads share.
 pub(crate) struct Desk<'a> {
-    judge: &'a Judge,
+    task: &'a dyn Task,
     tokenizer: &'a Tokenizer,
-    tasks: &'a [Task<'a>],
+    asked: &'a [Asked],
     /// Whoever is free takes the next.
     inbox: Mutex<Receiver<Sampled>>,
     is_closed: AtomicBool,
 }
 
 impl<'a> Desk<'a> {
-    /// A desk that judges answers to `tasks` as they come into `inbox`.
+    /// A desk that grades responses to what was `asked` as they come into `inbox`.
     pub(crate) fn new(
-        judge: &'a Judge,
+        task: &'a dyn Task,
         tokenizer: &'a Tokenizer,
-        tasks: &'a [Task<'a>],
+        asked: &'a [Asked],
         inbox: Receiver<Sampled>,
     ) -> Self {
-        Self {
-            judge,
-            tokenizer,
-            tasks,
-            inbox: Mutex::new(inbox),
-            is_closed: AtomicBool::new(false),
-        }
+        Self { task, tokenizer, asked, inbox: Mutex::new(inbox), is_closed: AtomicBool::new(false) }
     }
 
-    /// Starts the threads, one for each worker of the judge; they end when no more responses can come.
-    pub(crate) fn open<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Receiver<Judged> {
-        let (sender, judged) = mpsc::channel();
-        for _ in 0..self.judge.num_workers() {
+    /// Starts the threads, as many as the task can use; they end when no more responses can come.
+    pub(crate) fn open<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Receiver<Graded> {
+        let (sender, graded) = mpsc::channel();
+        for _ in 0..self.task.num_graders() {
             let sender = sender.clone();
             scope.spawn(move || {
                 while let Some(sampled) = self.next() {
-                    let Some(judged) = self.judge(sampled) else { continue };
-                    if sender.send(judged).is_err() {
+                    let Some(graded) = self.grade(sampled) else { continue };
+                    if sender.send(graded).is_err() {
                         break;
                     }
                 }
             });
         }
-        judged
+        graded
     }
 
     fn next(&self) -> Option<Sampled> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 
-    /// The judged response; `None` once the desk is closed.
-    fn judge(&self, Sampled { task, sample, rollout }: Sampled) -> Option<Judged> {
+    /// The graded response; `None` once the desk is closed.
+    fn grade(&self, Sampled { query, sample, rollout }: Sampled) -> Option<Graded> {
         if self.is_closed() {
             return None;
         }
-        let attempt = self.attempt(task, rollout);
-        // A program that was given up looks like a failure of the judge; it is none.
-        (!self.is_closed()).then_some(Judged { task, sample, attempt })
+        let attempt = self.attempt(&self.asked[query], rollout);
+        // A response whose grading was given up looks like a failure of the judge; it is none.
+        (!self.is_closed()).then_some(Graded { query, sample, attempt })
     }
 
-    fn attempt(&self, task: usize, rollout: Rollout) -> Result<Attempt> {
+    fn attempt(&self, asked: &Asked, rollout: Rollout) -> Result<Attempt> {
         let text = self.tokenizer.decode(&rollout.tokens)?;
-        let cases = &self.tasks[task].problem.tests;
-        let job = Job { code: extract_code(&text), cases, tolerance: None };
-        let watch = Watch { progress: None, cancel: Some(&|| self.is_closed()) };
-        let verdict = verdicts_with(self.judge, &[job], watch).pop();
-        let verdict = verdict.context("the judge gave no verdict")?;
-        Ok(Attempt { rollout, parsed: parse(&text), text, verdict })
+        let response = with_opened_thought(&text, asked.opens_thought);
+        let grade = self.task.grade(asked.problem, &response, &|| self.is_closed())?;
+        Ok(Attempt { rollout, text, grade })
     }
 
     fn close(&self) {
@@ -113,11 +110,11 @@ impl<'a> Desk<'a> {
 /// Sends responses to the desk and puts together what comes back.
 pub(crate) struct Collector<'a> {
     rollouts: Sender<Sampled>,
-    judged: Receiver<Judged>,
+    graded: Receiver<Graded>,
     groups: Groups<'a>,
 }
 
-/// The attempts so far, by task.
+/// The attempts so far, by query.
 struct Groups<'a> {
     desk: &'a Desk<'a>,
     groups: Vec<Group>,
@@ -127,7 +124,7 @@ struct Groups<'a> {
     failure: Option<anyhow::Error>,
 }
 
-/// The attempts of one task; empty once they are handed out.
+/// The attempts of one query; empty once they are handed out.
 struct Group {
     prompt: Vec<u32>,
     attempts: Vec<Option<Attempt>>,
@@ -139,7 +136,7 @@ impl<'a> Collector<'a> {
     pub(crate) fn new(
         desk: &'a Desk<'a>,
         requests: &[Request],
-        (rollouts, judged): (Sender<Sampled>, Receiver<Judged>),
+        (rollouts, graded): (Sender<Sampled>, Receiver<Graded>),
         progress: &'a Progress,
         on_done: &'a mut (dyn FnMut(usize, ProblemAttempts) -> Result<()> + Send),
     ) -> Self {
@@ -156,18 +153,18 @@ impl<'a> Collector<'a> {
             judging_cpu: Duration::ZERO,
             failure: None,
         };
-        Self { rollouts, judged, groups }
+        Self { rollouts, graded, groups }
     }
 
-    /// Waits for the verdicts that are missing, if all was sampled, and returns the CPU time of all
+    /// Waits for the grades that are missing, if all was sampled, and returns the CPU time of all
     /// judged programs.
     pub(crate) fn finish(self, is_sampled: bool) -> Result<Duration> {
-        let Self { rollouts, judged, mut groups } = self;
+        let Self { rollouts, graded, mut groups } = self;
         drop(rollouts);
         if !is_sampled {
             groups.desk.close();
         }
-        judged.into_iter().for_each(|judged| groups.take(judged));
+        graded.into_iter().for_each(|graded| groups.take(graded));
         match groups.failure {
             Some(failure) => Err(failure),
             None if groups.groups.iter().any(|group| group.num_missing > 0) => {
@@ -180,33 +177,33 @@ impl<'a> Collector<'a> {
 
 impl Observer for Collector<'_> {
     fn token(&mut self, _request: usize, _sample: usize, _rollout: &Rollout) -> Next {
-        while let Ok(judged) = self.judged.try_recv() {
-            self.groups.take(judged);
+        while let Ok(graded) = self.graded.try_recv() {
+            self.groups.take(graded);
         }
         if self.groups.failure.is_some() { Next::Cancel } else { Next::Continue }
     }
 
-    fn finished(&mut self, task: usize, sample: usize, rollout: Rollout) {
+    fn finished(&mut self, query: usize, sample: usize, rollout: Rollout) {
         // The desk outlives the sender.
-        let _ = self.rollouts.send(Sampled { task, sample, rollout });
+        let _ = self.rollouts.send(Sampled { query, sample, rollout });
     }
 }
 
 impl Groups<'_> {
-    fn take(&mut self, judged: Judged) {
+    fn take(&mut self, graded: Graded) {
         if self.failure.is_none()
-            && let Err(failure) = self.put(judged)
+            && let Err(failure) = self.put(graded)
         {
             self.failure = Some(failure);
             self.desk.close();
         }
     }
 
-    fn put(&mut self, Judged { task, sample, attempt }: Judged) -> Result<()> {
+    fn put(&mut self, Graded { query, sample, attempt }: Graded) -> Result<()> {
         let attempt = attempt?;
         self.progress.inc(1);
-        self.judging_cpu += Duration::from_secs_f64(attempt.verdict.cpu_ms.max(0.0) / 1e3);
-        let group = &mut self.groups[task];
+        self.judging_cpu += Duration::from_secs_f64(attempt.grade.verdict.cpu_ms.max(0.0) / 1e3);
+        let group = &mut self.groups[query];
         group.attempts[sample] = Some(attempt);
         group.num_missing -= 1;
         if group.num_missing > 0 {
@@ -214,6 +211,6 @@ impl Groups<'_> {
         }
         let prompt = std::mem::take(&mut group.prompt);
         let attempts = std::mem::take(&mut group.attempts).into_iter().flatten().collect();
-        (self.on_done)(task, ProblemAttempts { prompt, attempts })
+        (self.on_done)(query, ProblemAttempts { prompt, attempts })
     }
 }

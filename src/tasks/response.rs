@@ -1,8 +1,11 @@
-//! Reads a response: its program, the cases it made itself, how often it corrected itself.
+//! Reads a response: its thought, its program, the cases that it made itself.
 //!
-//! The program is the last python block (`sandbox::last_python_block`); it lies after `</think>`, if
-//! there is one. The chain of thought is all that precedes it. A self-made case is a line of the chain
-//! of thought
+//! A thought lies between `<think>` and `</think>`; the answer is what follows. A prompt may open the thought in
+//! the model's place: then `<think>` is put before the response ([`with_opened_thought`]), and one rule holds for
+//! all: a thought that does not end leaves no answer.
+//!
+//! The program is the last python block (`sandbox::last_python_block`) of the answer. The chain of thought is all
+//! that precedes it. A self-made case is a line of the chain of thought
 //!
 //! ```text
 //! [bullet] case [number]: INPUT SEPARATOR VALUE [anything]
@@ -10,78 +13,72 @@
 //!
 //! `case` in any letter case; bullets `-`, `*`, `+`, `•`, `1.`, `1)`; separators `->`, `=>`, `→`, or
 //! else the last `=`, or else the last `:`. INPUT holds exactly one integer (`3`, `n = 3`, `f(3)`)
-//! and VALUE begins with one. A line that starts with `fails:` ends a failed attempt. Any text is
-//! read without error: what does not fit is no case.
+//! and VALUE begins with one. Any text is read without error: what does not fit is no case.
 
+use super::grade::FormatError;
 use crate::sandbox::{PythonBlock, last_python_block};
-use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::HashSet;
 
-/// What breaks the format rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FormatError {
-    /// `<think>` without `</think>`.
-    UnclosedThink,
-    /// No python block.
-    NoCode,
-    /// The last python block does not end.
-    UnclosedCode,
-    /// The last python block holds nothing.
-    EmptyCode,
+const OPEN: &str = "<think>";
+const CLOSE: &str = "</think>";
+
+/// Whether a prompt, as the model reads it, ends with the beginning of a thought.
+pub fn opens_thought(prompt: &str) -> bool {
+    prompt.trim_end().ends_with(OPEN)
 }
 
-/// A response in parts.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ParsedResponse {
-    /// What is wrong with the format, if anything.
-    pub format_error: Option<FormatError>,
-    /// The program, if its block is closed and not empty.
-    pub code: Option<String>,
-    /// Distinct self-made cases (input, value), in order, as canonical decimal integers.
-    pub cases: Vec<(String, String)>,
-    /// Failed attempts in the chain of thought.
-    pub rounds: usize,
-}
-
-impl ParsedResponse {
-    /// Whether the format rule is kept.
-    pub fn format_ok(&self) -> bool {
-        self.format_error.is_none()
+/// A response as it is graded: with the beginning of its thought, where the prompt has that.
+pub fn with_opened_thought(response: &str, is_opened: bool) -> Cow<'_, str> {
+    match is_opened {
+        true => Cow::Owned(format!("{OPEN}\n{response}")),
+        false => Cow::Borrowed(response),
     }
 }
 
-/// Reads `response`.
-pub fn parse(response: &str) -> ParsedResponse {
-    let answer_start = match (response.find("<think>"), response.find("</think>")) {
-        (Some(open), _) => response[open..].find("</think>").map(|close| open + close),
+/// What follows the thought, all of a response without one; `None` if the thought does not end.
+pub(crate) fn answer(response: &str) -> Option<&str> {
+    let start = match (response.find(OPEN), response.find(CLOSE)) {
+        (Some(open), _) => response[open..].find(CLOSE).map(|close| open + close),
         (None, Some(close)) => Some(close),
         (None, None) => Some(0),
     };
-    let answer = &response[answer_start.unwrap_or(response.len())..];
-    let block = last_python_block(answer);
-    let thought = match &block {
-        Some(block) => &response[..response.len() - answer.len() + block.start],
-        None => response,
-    };
-    let format_error = match (&block, answer_start) {
-        (_, None) => Some(FormatError::UnclosedThink),
-        (None, _) => Some(FormatError::NoCode),
-        (Some(PythonBlock { code: None, .. }), _) => Some(FormatError::UnclosedCode),
-        (Some(PythonBlock { code: Some(code), .. }), _) => {
-            code.trim().is_empty().then_some(FormatError::EmptyCode)
-        }
-    };
-    let code = block.and_then(|block| block.code).filter(|code| !code.trim().is_empty());
-    let mut seen = HashSet::new();
-    let cases = thought.lines().filter_map(case).filter(|case| seen.insert(case.clone())).collect();
-    let rounds = thought.lines().filter(|line| is_failure(line)).count();
-    ParsedResponse { format_error, code, cases, rounds }
+    start.map(|start| &response[start..])
 }
 
-fn is_failure(line: &str) -> bool {
-    let line = line.trim_start();
-    ["fails:", "failed:"].iter().any(|word| starts_with_ignoring_case(line, word))
+/// The program of a response.
+pub fn program(response: &str) -> Result<String, FormatError> {
+    read(response).program
+}
+
+/// A response with a program, in parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProgramResponse {
+    pub(crate) program: Result<String, FormatError>,
+    /// Distinct self-made cases (input, value), in order, as canonical decimal integers.
+    pub(crate) cases: Vec<(String, String)>,
+}
+
+/// Reads a response that holds a program.
+pub(crate) fn read(response: &str) -> ProgramResponse {
+    let answer = answer(response);
+    let block = answer.and_then(last_python_block);
+    let thought = match (answer, &block) {
+        (Some(answer), Some(block)) => &response[..response.len() - answer.len() + block.start],
+        _ => response,
+    };
+    let mut seen = HashSet::new();
+    let cases = thought.lines().filter_map(case).filter(|case| seen.insert(case.clone())).collect();
+    let program = match (answer, block) {
+        (None, _) => Err(FormatError::UnclosedThink),
+        (_, None) => Err(FormatError::NoCode),
+        (_, Some(PythonBlock { code: None, .. })) => Err(FormatError::UnclosedCode),
+        (_, Some(PythonBlock { code: Some(code), .. })) if code.trim().is_empty() => {
+            Err(FormatError::EmptyCode)
+        }
+        (_, Some(PythonBlock { code: Some(code), .. })) => Ok(code),
+    };
+    ProgramResponse { program, cases }
 }
 
 fn starts_with_ignoring_case(text: &str, prefix: &str) -> bool {
@@ -153,7 +150,7 @@ fn canonical(sign: &str, digits: &str) -> String {
 }
 
 /// A decimal integer without superfluous signs and zeros; `None` if `text` is anything else.
-pub fn canonical_integer(text: &str) -> Option<String> {
+pub(crate) fn canonical_integer(text: &str) -> Option<String> {
     let text = text.trim();
     let (sign, digits) = match text.strip_prefix('-') {
         Some(rest) => ("-", rest),
@@ -179,11 +176,9 @@ mod tests {
 
     #[test]
     fn a_response_is_read_in_all_its_parts() {
-        let parsed = parse(RESPONSE);
-        assert_eq!(parsed.format_error, None);
-        assert_eq!(parsed.code.as_deref(), Some("n = int(input())\nprint(4 * n - 1)"));
-        assert_eq!(parsed.cases, pairs(&[("3", "11"), ("4", "15")]));
-        assert_eq!(parsed.rounds, 1);
+        let read = read(RESPONSE);
+        assert_eq!(read.program.as_deref(), Ok("n = int(input())\nprint(4 * n - 1)"));
+        assert_eq!(read.cases, pairs(&[("3", "11"), ("4", "15")]));
     }
 
     #[test]
@@ -225,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_format_needs_a_closed_think_part_and_a_closed_block_with_code_after_it() {
-        let error = |text: &str| parse(text).format_error;
+        let error = |text: &str| program(text).err();
         assert_eq!(error("```python\nprint(1)\n```"), None);
         assert_eq!(error("a</think>```python\n```python\nprint(1)\n``` "), None);
         assert_eq!(error("<think>```python\nprint(1)\n```"), Some(FormatError::UnclosedThink));
@@ -241,18 +236,30 @@ mod tests {
     }
 
     #[test]
+    fn a_thought_that_the_prompt_opened_has_to_end_before_the_program() {
+        assert!(opens_thought("<|Assistant|><think>\n"));
+        assert!(!opens_thought("<|Assistant|><think>\n\n</think>\n\n"));
+        assert!(!opens_thought("Think inside <think> and </think>."));
+        let block = "```python\nprint(1)\n```";
+        let read = |response: &str| program(&with_opened_thought(response, true));
+        assert_eq!(read(&format!("try\n{block}")), Err(FormatError::UnclosedThink));
+        assert_eq!(read(&format!("try</think>\n{block}")).as_deref(), Ok("print(1)"));
+        assert_eq!(read(&format!("<think>try</think>\n{block}")).as_deref(), Ok("print(1)"));
+    }
+
+    #[test]
     fn the_last_block_is_the_program_and_what_precedes_it_is_thought() {
-        let parsed = parse(
+        let read = read(
             "case: 1 -> 2\n```python\nfirst\n```\ncase: 2 -> 4\n```Python\nlast\n```\ncase: 3 -> 6",
         );
-        assert_eq!(parsed.code.as_deref(), Some("last"));
-        assert_eq!(parsed.cases, pairs(&[("1", "2"), ("2", "4")]));
+        assert_eq!(read.program.as_deref(), Ok("last"));
+        assert_eq!(read.cases, pairs(&[("1", "2"), ("2", "4")]));
     }
 
     proptest! {
         #[test]
         fn any_text_is_read_without_error(text in any::<String>()) {
-            parse(&text);
+            read(&text);
         }
 
         #[test]
@@ -264,14 +271,11 @@ mod tests {
                 Just("é"), Just(" "), Just("1)"), Just("•"),
             ], 0..60),
         ) {
-            let parsed = parse(&parts.concat());
-            prop_assert_eq!(parsed.format_ok(), parsed.format_error.is_none());
-            if parsed.format_ok() {
-                prop_assert!(parsed.code.is_some());
-            }
-            let distinct: HashSet<_> = parsed.cases.iter().collect();
-            prop_assert_eq!(distinct.len(), parsed.cases.len());
-            for (input, value) in &parsed.cases {
+            let read = read(&parts.concat());
+            prop_assert!(read.program.is_err() || !read.program.unwrap().trim().is_empty());
+            let distinct: HashSet<_> = read.cases.iter().collect();
+            prop_assert_eq!(distinct.len(), read.cases.len());
+            for (input, value) in &read.cases {
                 let again = canonical_integer(input);
                 prop_assert_eq!(again.as_ref(), Some(input));
                 let again = canonical_integer(value);

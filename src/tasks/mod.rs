@@ -1,0 +1,166 @@
+//! What a model is asked, and how its responses are graded: one type that reinforcement, evaluation and the
+//! selection of problems share, so that a reward, a score and a selection never disagree about a response.
+//!
+//! Contract: equal problems, prompts and responses give equal grades, but for what only time decides (programs
+//! that the judge ran out of time on). A grade keeps every case. Left out: sampling responses (`rollout`), and
+//! what a grade is worth (`rewards`).
+
+mod grade;
+mod number_sequences;
+mod problems;
+mod response;
+
+pub use grade::{FormatError, Grade, OwnCase};
+pub use number_sequences::NumberSequences;
+pub use response::{opens_thought, program, with_opened_thought};
+
+use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
+use crate::sandbox::Judge;
+use crate::tokenizer::Message;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::path::Path;
+
+/// Problems of one kind, their prompt, and the way to grade a response to one of them.
+///
+/// Problems are numbered from 0. `docs/extending.md` shows how to add a task.
+pub trait Task: Sync {
+    /// The task's name, as it is written in commands and configurations.
+    fn name(&self) -> &'static str;
+
+    /// The number of problems, at least one.
+    fn num_problems(&self) -> usize;
+
+    /// What is known of a problem besides its text.
+    fn about(&self, problem: usize) -> About<'_>;
+
+    /// The conversation that asks for a response.
+    fn messages(&self, problem: usize) -> Result<Vec<Message>>;
+
+    /// Grades a response. Several threads call this while others sample. Once `is_cancelled` returns true
+    /// nobody needs the grade any more, so that any will do.
+    fn grade(
+        &self,
+        problem: usize,
+        response: &str,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Grade>;
+
+    /// The number of threads that grade at the same time.
+    fn num_graders(&self) -> usize {
+        1
+    }
+
+    /// The problem as its file has it.
+    fn problem_json(&self, problem: usize) -> Result<Box<RawValue>>;
+
+    /// SHA-256 of the prompt's template, in hex.
+    fn prompt_sha256(&self) -> &str;
+
+    /// The settings that grades depend on, as text; empty where there are none.
+    fn grading(&self) -> Result<String> {
+        Ok(String::new())
+    }
+}
+
+/// The tasks that a configuration can name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskKind {
+    /// General-term generation: a program for every term of a sequence.
+    #[default]
+    Gtg,
+}
+
+impl TaskKind {
+    /// The task with these problems and the prompt of a user's file, or else its own.
+    pub fn open<'j>(
+        self,
+        problems: Vec<Problem>,
+        prompt: Option<&Path>,
+        judge: &'j Judge,
+    ) -> Result<Box<dyn Task + 'j>> {
+        Ok(match self {
+            Self::Gtg => Box::new(NumberSequences::new(problems, GtgPrompt::open(prompt)?, judge)?),
+        })
+    }
+}
+
+/// What is known of a problem besides its text.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// The problem's name, unique within the task.
+    pub id: &'a str,
+    /// The group that a table of scores counts the problem in.
+    pub family: Option<&'a str>,
+    /// The share of rollouts that solve the problem, where that was estimated.
+    pub solvability: Option<f64>,
+    /// Whether cases that a response makes itself can be checked.
+    pub checks_own_cases: bool,
+}
+
+impl<'a> About<'a> {
+    fn of(problem: &'a Problem) -> Self {
+        Self {
+            id: &problem.problem_id,
+            family: problem.family.as_deref(),
+            solvability: problem.solvability,
+            checks_own_cases: false,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::sandbox::{Verdict, VerdictKind};
+
+    /// Problems without anybody who could grade an answer to them.
+    pub(crate) struct Given(pub(crate) Vec<Problem>);
+
+    impl Task for Given {
+        fn name(&self) -> &'static str {
+            "given"
+        }
+
+        fn num_problems(&self) -> usize {
+            self.0.len()
+        }
+
+        fn about(&self, problem: usize) -> About<'_> {
+            let problem = &self.0[problem];
+            About { checks_own_cases: !problem.terms.is_empty(), ..About::of(problem) }
+        }
+
+        fn messages(&self, problem: usize) -> Result<Vec<Message>> {
+            Ok(vec![Message::new("user", &self.0[problem].description)])
+        }
+
+        fn grade(&self, _: usize, _: &str, _: &dyn Fn() -> bool) -> Result<Grade> {
+            anyhow::bail!("nobody grades")
+        }
+
+        fn problem_json(&self, problem: usize) -> Result<Box<RawValue>> {
+            Ok(serde_json::value::to_raw_value(&self.0[problem])?)
+        }
+
+        fn prompt_sha256(&self) -> &str {
+            ""
+        }
+    }
+
+    /// A grade with this verdict, in the right format, of a response whose own cases are so many truths.
+    pub(crate) fn graded(kind: VerdictKind, own_cases: &[bool]) -> Grade {
+        let verdict = Verdict {
+            kind,
+            cases: Vec::new(),
+            cpu_ms: 0.1 + 0.2,
+            failure: None,
+            near_limit: false,
+        };
+        let case = |&is_true: &bool| OwnCase { is_true, is_copy: false };
+        Grade { format_error: None, verdict, own_cases: own_cases.iter().map(case).collect() }
+    }
+}
