@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, ensure};
 use codeseq::checkpoint::LanguageModel;
-use codeseq::engine::{Engine, EngineConfig, Next, Observer, Request, Rollout, SamplingParams};
+use codeseq::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingParams};
 use serde::Deserialize;
 use serde_json::json;
 use std::io::{BufRead, Write};
@@ -19,22 +19,6 @@ use std::time::Instant;
 struct Job {
     prompts: Vec<Vec<u32>>,
     new_tokens: Vec<usize>,
-}
-
-/// Ends each rollout at its own length.
-struct Lengths<'a> {
-    wanted: &'a [usize],
-    tokens: Vec<Vec<u32>>,
-}
-
-impl Observer for Lengths<'_> {
-    fn token(&mut self, request: usize, _sample: usize, rollout: &Rollout) -> Next {
-        if rollout.tokens.len() < self.wanted[request] { Next::Continue } else { Next::Stop }
-    }
-
-    fn finished(&mut self, request: usize, _sample: usize, rollout: Rollout) {
-        self.tokens[request] = rollout.tokens;
-    }
 }
 
 fn main() -> Result<()> {
@@ -59,16 +43,17 @@ fn generate(model: &LanguageModel, job: &Job) -> Result<Vec<Vec<u32>>> {
     let prompt = longest(&mut job.prompts.iter().map(Vec::len));
     let response = longest(&mut job.new_tokens.iter().copied());
     let config = EngineConfig::roomy(job.prompts.len(), prompt + response);
-    let requests: Vec<Request> = (0u64..)
-        .zip(&job.prompts)
-        .map(|(key, prompt)| Request { prompt: prompt.clone(), num_samples: 1, key })
-        .collect();
-    let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let mut lengths = Lengths { wanted: &job.new_tokens, tokens: vec![Vec::new(); requests.len()] };
-    Engine::new(&model.decoder, &model.params, config).generate(
-        &requests,
-        &sampling,
-        &mut lengths,
-    )?;
-    Ok(lengths.tokens)
+    let request = |(prompt, &max_new_tokens): (&Vec<u32>, &usize)| Request {
+        prompt: prompt.clone(),
+        sampling: SamplingParams { temperature: 0.0, max_new_tokens, ..SamplingParams::default() },
+        num_samples: 1,
+        key: 0,
+    };
+    let requests: Vec<Request> = job.prompts.iter().zip(&job.new_tokens).map(request).collect();
+    let mut tokens = vec![Vec::new(); requests.len()];
+    let mut keep = |RequestId(request): RequestId, _sample: usize, rollout: Rollout| {
+        tokens[request] = rollout.tokens;
+    };
+    Engine::new(&model.decoder, &model.params, config).generate(&requests, &mut keep)?;
+    Ok(tokens)
 }

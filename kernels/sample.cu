@@ -2,9 +2,9 @@
 // number. Twin of src/ops/sample.rs.
 //
 // Layout: rows of `stride` fp32 logits, a multiple of 8; the first `vocab` make the softmax, of which
-// the first `choices` may be drawn (the rest pad the vocabulary). A block takes a row.
-// Contract: the number is that of base::rng::uniform(keys[row], indices[row]), and the token is the
-// CPU's: the weights come from the same polynomial and, without truncation, are added in the same
+// the first `choices` of a row's settings may be drawn (the rest pad the vocabulary). A block takes a row.
+// Rows have settings of their own; each of the two kernels leaves those of the other alone.
+// Contract: the number is that of base::rng::uniform(key, index), and the token is the CPU's: the weights come from the same polynomial and, without truncation, are added in the same
 // order. With truncation weights become integers, as on the CPU, whose sums have no order, so that
 // nothing needs sorting: a radix descent finds the cut and the token. The log-probability is that of
 // the whole softmax before truncation, by the function of the training head. Left out: repetition
@@ -208,20 +208,35 @@ __device__ __forceinline__ unsigned inside(unsigned token, int choices) {
     return token < unsigned(choices) ? token : 0;
 }
 
-// tokens[row] and its log-probability; the first most likely one where is_greedy, at temperature 1.
+// How the token of a row is drawn: RowSampling of src/cuda/kernels/sample.rs.
+struct RowSampling {
+    unsigned long long key, index;
+    float inverse_temperature;  // 1 where the most likely token is taken
+    int top_k;
+    float top_p, min_p;
+    int choices;
+    int kind;
+};
+static_assert(sizeof(RowSampling) == 40, "as the host has it");
+
+enum Kind { GREEDY, WHOLE, TRUNCATED };
+
+// tokens[row] and its log-probability, of rows that take the first most likely token or draw from the
+// whole vocabulary.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-sample(const float* logits, const unsigned long long* keys, const unsigned long long* indices,
-       unsigned* tokens, float* logp, int vocab, int choices, int stride, float inverse_temperature,
-       int is_greedy) {
+sample(const float* logits, const RowSampling* rows, unsigned* tokens, float* logp, int vocab, int stride) {
     __shared__ float scratch[WARP];
     __shared__ Draw draw;
+    RowSampling own = rows[blockIdx.x];
+    if (own.kind == TRUNCATED) return;
+    int choices = own.choices;
+    float inverse_temperature = own.inverse_temperature;
     const float* row = logits + size_t(blockIdx.x) * stride;
     if (threadIdx.x == 0) draw.token = NO_TOKEN;
     Statistics found = statistics(row, vocab, inverse_temperature, scratch);
     float max = choices == vocab ? found.max : largest(row, choices, scratch);
-    if (!is_greedy) {
-        float u = uniform(keys[blockIdx.x], indices[blockIdx.x]);
-        draw_token(row, choices, max, inverse_temperature, u, draw);
+    if (own.kind == WHOLE) {
+        draw_token(row, choices, max, inverse_temperature, uniform(own.key, own.index), draw);
     }
     // Rounding can leave the sum a little under the target: then it is the most likely token.
     if (draw.token == NO_TOKEN) {
@@ -392,30 +407,33 @@ __device__ __forceinline__ Place at_least(Choices choices, float least, unsigned
     return {0, unsigned(block_sum(count, scratch)), block_sum(weight, scratch)};
 }
 
-// The same from the choices that survive top-k (0: all), then top-p, and min-p.
+// The same of rows whose choices are those that survive top-k (0: all), then top-p, and min-p.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1)
-sample_truncated(const float* logits, const unsigned long long* keys, const unsigned long long* indices,
-                 unsigned* tokens, float* logp, int vocab, int num_choices, int stride,
-                 float inverse_temperature, int top_k, float top_p, float min_p) {
+sample_truncated(const float* logits, const RowSampling* rows, unsigned* tokens, float* logp, int vocab,
+                 int stride) {
     __shared__ float scratch[WARP];
     __shared__ Descent descent;
     __shared__ unsigned long long sums[WARP];
+    RowSampling own = rows[blockIdx.x];
+    if (own.kind != TRUNCATED) return;
+    int num_choices = own.choices;
+    float inverse_temperature = own.inverse_temperature;
     const float* row = logits + size_t(blockIdx.x) * stride;
     Statistics found = statistics(row, vocab, inverse_temperature, scratch);
     Choices choices = {row, num_choices, largest(row, num_choices, scratch), inverse_temperature};
-    bool limits_count = top_k > 0 && top_k < num_choices;
-    Place cut = limits_count ? descend(choices, true, top_k, descent) : at_least(choices, 0, sums);
-    if (top_p < 1.0f) {
-        double share = ceil(double(top_p) * double(cut.weight));
+    bool limits_count = own.top_k > 0 && own.top_k < num_choices;
+    Place cut = limits_count ? descend(choices, true, own.top_k, descent) : at_least(choices, 0, sums);
+    if (own.top_p < 1.0f) {
+        double share = ceil(double(own.top_p) * double(cut.weight));
         Place nucleus = descend(choices, false, share < 1 ? 1 : (unsigned long long)(share), descent);
         if (nucleus.count < cut.count) cut = nucleus;
     }
-    if (min_p > 0.0f) {
+    if (own.min_p > 0.0f) {
         // The most likely token always stays.
-        Place likely = at_least(choices, fminf(min_p, 1.0f), sums);
+        Place likely = at_least(choices, fminf(own.min_p, 1.0f), sums);
         if (likely.count < cut.count) cut = likely;
     }
-    double u = uniform(keys[blockIdx.x], indices[blockIdx.x]);
+    double u = uniform(own.key, own.index);
     unsigned long long need = (unsigned long long)(u * double(cut.weight)) + 1;
     Place drawn = descend(choices, false, need < cut.weight ? need : cut.weight, descent);
     if (threadIdx.x > 0) return;

@@ -13,7 +13,9 @@ mod support;
 use codeseq::base::progress::Progress;
 use codeseq::base::rng;
 use codeseq::cuda::{Gpu, HalfFormat};
-use codeseq::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, device, share};
+use codeseq::engine::{
+    Engine, EngineConfig, Queue, Request, RequestId, Rollout, Sampler, SamplingParams, Team, device,
+};
 use codeseq::model::cuda::{DeviceModel, GenerationSize};
 use codeseq::model::layout::init;
 use codeseq::model::{Decoder, ModelConfig, Row};
@@ -105,7 +107,8 @@ fn sampling() -> SamplingParams {
 }
 
 fn request(length: u32, num_samples: usize, key: u64) -> Request {
-    Request { prompt: (0..length).map(|i| (7 * i + length) % VOCAB).collect(), num_samples, key }
+    let prompt = (0..length).map(|i| (7 * i + length) % VOCAB).collect();
+    Request { prompt, sampling: sampling(), num_samples, key }
 }
 
 /// Prompts of many lengths with different numbers of samples.
@@ -185,7 +188,7 @@ fn greedy_tokens_like_the_cpus(tiny: &Tiny) -> Option<(usize, usize)> {
         assert!(rollouts.iter().all(|rollout| rollout.tokens == rollouts[0].tokens));
         for (i, &token) in rollouts[0].tokens.iter().enumerate() {
             let prompt = [request.prompt.as_slice(), &rollouts[0].tokens[..i]].concat();
-            beginnings.push(Request { prompt, num_samples: 1, key: 0 });
+            beginnings.push(Request { prompt, ..self::request(1, 1, 0) });
             taken.push(token);
         }
     }
@@ -215,11 +218,9 @@ fn cuda_numbers_that_fp16_does_not_hold_are_an_error_and_bf16_holds_them() {
         tiny.params.iter_mut().for_each(|x| *x *= 1024.0);
         let Some(mut model) = tiny.on_gpu() else { return };
         let scored = device::score(&mut model, &[vec![1, 2, 3]], 1.0, &Progress::hidden());
-        let generated = Engine::on_gpu(&mut model, WIDE).unwrap().generate(
-            &[request(9, 2, 1)],
-            &sampling(),
-            &mut |_: usize, _: usize, _: Rollout| {},
-        );
+        let generated = Engine::on_gpu(&mut model, WIDE)
+            .unwrap()
+            .generate(&[request(9, 2, 1)], &mut |_: RequestId, _: usize, _: Rollout| {});
         for refusal in [scored.err(), generated.err()] {
             let says = refusal.map(|refusal| format!("{refusal:#}"));
             assert_eq!(says.is_some_and(|text| text.contains("bf16")), format == FP16);
@@ -259,8 +260,42 @@ fn cuda_rollouts_do_not_depend_on_sizes_company_or_preemption() {
     }
 }
 
-fn narrow_on<'m>(model: &'m mut DeviceModel) -> impl FnOnce() -> anyhow::Result<Engine<'m>> + Send {
-    move || Engine::on_gpu(model, EngineConfig { max_sequences: 2, ..WIDE })
+#[test]
+fn cuda_requests_with_different_settings_give_together_what_each_gives_alone() {
+    let tiny = Tiny::new("llama", true);
+    let Some(mut model) = tiny.on_gpu() else { return };
+    let settings = [
+        sampling(),
+        SamplingParams { temperature: 0.0, max_new_tokens: 7, ..sampling() },
+        SamplingParams { top_k: 5, top_p: 0.9, ..sampling() },
+        SamplingParams { temperature: 1.3, min_p: 0.1, top_logprobs: 3, ..sampling() },
+        SamplingParams { repetition_penalty: 1.4, ..sampling() },
+        SamplingParams { repetition_penalty: 1.2, temperature: 0.0, vocab_size: 40, ..sampling() },
+    ];
+    let of_settings = |(request, sampling)| Request { sampling, ..request };
+    let mixed: Vec<Request> = requests().into_iter().zip(settings).map(of_settings).collect();
+    let mut generate = |requests: &[Request]| {
+        let mut found: Vec<Vec<Rollout>> =
+            requests.iter().map(|r| vec![Rollout::default(); r.num_samples]).collect();
+        let mut keep = |RequestId(request): RequestId, sample: usize, rollout: Rollout| {
+            found[request][sample] = rollout;
+        };
+        Engine::on_gpu(&mut model, WIDE).unwrap().generate(requests, &mut keep).unwrap();
+        found
+    };
+    let together = generate(&mixed);
+    for (request, together) in mixed.iter().zip(&together) {
+        let alone = generate(std::slice::from_ref(request));
+        assert_eq!(bits(&alone[0]), bits(together));
+        for (alone, together) in alone[0].iter().zip(together) {
+            assert_eq!(alone.top_logprobs, together.top_logprobs);
+            let tokens = alone.tokens.iter().zip(&alone.logprobs);
+            for (top, (token, logprob)) in alone.top_logprobs.iter().zip(tokens) {
+                let own = top.iter().find(|(likely, _)| likely == token);
+                assert!(own.is_none_or(|(_, by_host)| (by_host - logprob).abs() < 1e-5));
+            }
+        }
+    }
 }
 
 #[test]
@@ -270,11 +305,12 @@ fn cuda_two_gpus_share_a_workload_and_give_what_one_does() {
     let expected = rollouts(&mut one, &requests(), &sampling(), WIDE);
     let mut found: Vec<Vec<Option<Rollout>>> =
         requests().iter().map(|request| vec![None; request.num_samples]).collect();
-    let mut note = |request: usize, sample: usize, rollout: Rollout| {
+    let mut note = |RequestId(request): RequestId, sample: usize, rollout: Rollout| {
         assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
     };
-    let engines = vec![narrow_on(&mut one), narrow_on(&mut other)];
-    share(engines, &requests(), &sampling(), &mut note).unwrap();
+    let (all, narrow) = (requests(), EngineConfig { max_sequences: 2, ..WIDE });
+    let mut team = Team::new(vec![Box::new(&mut one), Box::new(&mut other)]);
+    team.sample(&Queue::new(&all, narrow), &mut note).unwrap();
     for (found, expected) in found.into_iter().zip(&expected) {
         let found: Vec<Rollout> = found.into_iter().map(Option::unwrap).collect();
         assert_eq!(bits(&found), bits(expected));
@@ -331,9 +367,9 @@ fn cuda_a_cache_shrinks_to_the_memory_that_is_left() {
     let least = EngineConfig { cache_blocks: LEAST_BLOCKS - 1, ..WIDE };
     let refusal = Engine::on_gpu(&mut model, least)
         .unwrap()
-        .generate(&[request(4, 1, 1)], &sampling(), &mut |_: usize, _: usize, _: Rollout| {})
+        .generate(&[request(4, 1, 1)], &mut |_: RequestId, _: usize, _: Rollout| {})
         .unwrap_err();
-    assert!(refusal.to_string().contains("needs 5"), "{refusal}");
+    assert!(format!("{refusal:#}").contains("needs 5"), "{refusal:#}");
 }
 
 /// A run of reinforcement of so many sequences at a time whose prompts and responses have these lengths.

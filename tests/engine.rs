@@ -6,12 +6,12 @@ mod engine_support;
 
 use codeseq::base::error::exit_code;
 use codeseq::engine::{
-    Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams, Stats,
-    share,
+    Engine, EngineConfig, FinishReason, Next, Observer, Queue, Request, RequestId, Rollout,
+    Sampler, SamplingParams, Stats, Team, Threads,
 };
 use codeseq::model::layout::init;
 use codeseq::model::{Decoder, ModelConfig};
-use engine_support::{LEAST_BLOCKS, WIDE, bits, collect, scores};
+use engine_support::{LEAST_BLOCKS, WIDE, bits, collect, scores, with};
 use proptest::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::LazyLock;
@@ -49,6 +49,11 @@ impl Tiny {
         Engine::new(&self.decoder, &self.params, config)
     }
 
+    fn team(&self, ranks: usize) -> Team<'_> {
+        let threads = Threads::new(&self.decoder, self.decoder.pack(&self.params));
+        Team::new((0..ranks).map(|_| Box::new(threads.clone()) as Box<dyn Sampler>).collect())
+    }
+
     /// Rollouts by request and sample.
     fn rollouts(
         &self,
@@ -84,7 +89,8 @@ fn requests() -> Vec<Request> {
 }
 
 fn request(length: u32, num_samples: usize, key: u64) -> Request {
-    Request { prompt: (0..length).map(|i| (7 * i + length) % VOCAB).collect(), num_samples, key }
+    let prompt = (0..length).map(|i| (7 * i + length) % VOCAB).collect();
+    Request { prompt, sampling: sampling(), num_samples, key }
 }
 
 #[test]
@@ -182,11 +188,11 @@ proptest! {
 fn shared(ranks: usize, config: &EngineConfig, requests: &[Request]) -> (Vec<Vec<Rollout>>, Stats) {
     let mut found: Vec<Vec<Option<Rollout>>> =
         requests.iter().map(|request| vec![None; request.num_samples]).collect();
-    let mut note = |request: usize, sample: usize, rollout: Rollout| {
+    let mut note = |RequestId(request): RequestId, sample: usize, rollout: Rollout| {
         assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
     };
-    let makes = (0..ranks).map(|_| || Ok(LLAMA.engine(config.clone())));
-    let stats = share(makes.collect(), requests, &sampling(), &mut note).unwrap();
+    let queue = Queue::new(requests, config.clone());
+    let stats = LLAMA.team(ranks).sample(&queue, &mut note).unwrap();
     let found = found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());
     (found.collect(), stats)
 }
@@ -195,9 +201,9 @@ fn shared(ranks: usize, config: &EngineConfig, requests: &[Request]) -> (Vec<Vec
 fn what_one_rank_refuses_no_rank_does() {
     let requests = [request(9, 1, 1), request(100, 1, 1)];
     for ranks in [1, 2] {
-        let mut nothing = |_: usize, _: usize, _: Rollout| unreachable!("refused");
-        let makes = (0..ranks).map(|_| || Ok(LLAMA.engine(WIDE)));
-        let error = share(makes.collect(), &requests, &sampling(), &mut nothing).unwrap_err();
+        let mut nothing = |_: RequestId, _: usize, _: Rollout| unreachable!("refused");
+        let queue = Queue::new(&requests, WIDE);
+        let error = LLAMA.team(ranks).sample(&queue, &mut nothing).unwrap_err();
         assert!(error.to_string().contains("prompt 2"), "{error}");
     }
 }
@@ -240,7 +246,7 @@ fn prompts_that_begin_alike_are_computed_once() {
     let begin: Vec<u32> = (0..64).collect();
     let prompts = [1, 2, 3].map(|last| [begin.as_slice(), &[last]].concat());
     let requests: Vec<Request> =
-        prompts.map(|prompt| Request { prompt, num_samples: 2, key: 5 }).to_vec();
+        prompts.map(|prompt| Request { prompt, num_samples: 2, ..request(1, 1, 5) }).to_vec();
     let mut engine = LLAMA.engine(EngineConfig { max_sequences: 2, ..WIDE });
     let (first, _) = collect(&mut engine, &requests, &sampling());
     let (again, stats) = collect(&mut engine, &requests, &sampling());
@@ -253,21 +259,21 @@ fn prompts_that_begin_alike_are_computed_once() {
 /// Notes every token; stops one rollout and cancels another.
 #[derive(Default)]
 struct Watching {
-    seen: Vec<(usize, usize, u32)>,
-    finished: Vec<(usize, usize, Rollout)>,
+    seen: Vec<(RequestId, usize, u32)>,
+    finished: Vec<(RequestId, usize, Rollout)>,
 }
 
 impl Observer for Watching {
-    fn token(&mut self, request: usize, sample: usize, rollout: &Rollout) -> Next {
+    fn token(&mut self, request: RequestId, sample: usize, rollout: &Rollout) -> Next {
         self.seen.push((request, sample, *rollout.tokens.last().unwrap()));
-        match (request, sample, rollout.tokens.len()) {
+        match (request.0, sample, rollout.tokens.len()) {
             (2, 0, 3) => Next::Stop,
             (2, 1, 2) => Next::Cancel,
             _ => Next::Continue,
         }
     }
 
-    fn finished(&mut self, request: usize, sample: usize, rollout: Rollout) {
+    fn finished(&mut self, request: RequestId, sample: usize, rollout: Rollout) {
         self.finished.push((request, sample, rollout));
     }
 }
@@ -277,18 +283,156 @@ fn an_observer_sees_every_token_and_may_end_a_rollout() {
     let mut watching = Watching::default();
     let endless = SamplingParams { stop_ids: Vec::new(), ..sampling() };
     let mut engine = LLAMA.engine(EngineConfig { cache_blocks: 12, ..WIDE });
-    engine.generate(&requests(), &endless, &mut watching).unwrap();
+    engine.generate(&with(&endless, &requests()), &mut watching).unwrap();
     assert_eq!(engine.blocks_in_use(), 0);
     assert_eq!(watching.finished.len(), requests().iter().map(|r| r.num_samples).sum::<usize>());
     for (request, sample, rollout) in &watching.finished {
         let seen = watching.seen.iter().filter(|(r, s, _)| (r, s) == (request, sample));
         assert!(seen.map(|(_, _, token)| token).eq(&rollout.tokens));
-        let expected = match (request, sample) {
+        let expected = match (request.0, sample) {
             (2, 0) => (3, FinishReason::Stop),
             (2, 1) => (2, FinishReason::Cancelled),
             _ => (20, FinishReason::Length),
         };
         assert_eq!((rollout.tokens.len(), rollout.finish_reason), expected);
+    }
+}
+
+/// Requests that differ in all that a request can ask for.
+fn mixed() -> Vec<Request> {
+    let settings = [
+        sampling(),
+        SamplingParams { temperature: 0.0, max_new_tokens: 7, ..sampling() },
+        SamplingParams { top_k: 5, top_p: 0.9, stop_ids: Vec::new(), ..sampling() },
+        SamplingParams { temperature: 1.3, min_p: 0.1, top_logprobs: 3, ..sampling() },
+        SamplingParams { repetition_penalty: 1.4, max_new_tokens: 33, ..sampling() },
+        SamplingParams { vocab_size: 40, max_new_tokens: 1, ..sampling() },
+    ];
+    let of_settings = |(request, sampling)| Request { sampling, ..request };
+    requests().into_iter().zip(settings).map(of_settings).collect()
+}
+
+/// What each of [`mixed`] gives alone.
+static ALONE: LazyLock<Vec<Vec<Rollout>>> = LazyLock::new(|| {
+    let alone = |request: Request| {
+        let mut rollouts = vec![Rollout::default(); request.num_samples];
+        let mut keep = |_: RequestId, sample: usize, rollout: Rollout| rollouts[sample] = rollout;
+        LLAMA.engine(WIDE).generate(&[request], &mut keep).unwrap();
+        rollouts
+    };
+    mixed().into_iter().map(alone).collect()
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn rollouts_do_not_depend_on_arrivals_and_cancellations(
+        // Each request's arrival, and how many steps later it is cancelled, if it is.
+        plans in proptest::collection::vec((0usize..30, proptest::option::of(0usize..12)), 12),
+        max_sequences in 1usize..12,
+        prefill_tokens in 1usize..80,
+        cache_blocks in LEAST_BLOCKS..40,
+    ) {
+        let mut engine =
+            LLAMA.engine(EngineConfig { max_sequences, prefill_tokens, cache_blocks, ..WIDE });
+        let mut finished: Vec<(RequestId, usize, Rollout)> = Vec::new();
+        let (mut ids, mut cancelled) = (vec![None; plans.len()], Vec::new());
+        for step in 0.. {
+            for (plan, &(arrival, cancel_after)) in plans.iter().enumerate() {
+                if arrival == step {
+                    ids[plan] = Some(engine.submit(mixed()[plan % 6].clone()).unwrap());
+                }
+                if let (Some(id), Some(after)) = (ids[plan], cancel_after)
+                    && arrival + after == step
+                {
+                    engine.cancel(id);
+                    cancelled.push((id, finished.len()));
+                }
+            }
+            if step > 30 && engine.is_idle() {
+                break;
+            }
+            let mut keep = |id: RequestId, sample: usize, rollout: Rollout| {
+                finished.push((id, sample, rollout));
+            };
+            engine.step(&mut keep).unwrap();
+        }
+        prop_assert_eq!(engine.blocks_in_use(), 0);
+        for (plan, &(_, cancel_after)) in plans.iter().enumerate() {
+            let id = ids[plan].unwrap();
+            let alone = &ALONE[plan % 6];
+            let own: Vec<_> = finished.iter().filter(|(finished, _, _)| *finished == id).collect();
+            prop_assert!(own.len() == alone.len() || cancel_after.is_some());
+            for (_, sample, rollout) in own {
+                let (found, alone) = (std::slice::from_ref(rollout), std::slice::from_ref(&alone[*sample]));
+                prop_assert_eq!(bits(found), bits(alone));
+                prop_assert_eq!(&rollout.top_logprobs, &alone[0].top_logprobs);
+            }
+        }
+        for (id, before) in cancelled {
+            let said = finished[before..].iter().any(|(finished, _, _)| *finished == id);
+            prop_assert!(!said, "nothing is said of what is cancelled");
+        }
+    }
+}
+
+/// Hears nothing.
+fn deaf(_: RequestId, _: usize, _: Rollout) {}
+
+#[test]
+fn a_cancelled_request_gives_its_blocks_back_in_whatever_state_it_is() {
+    let endless = SamplingParams { stop_ids: Vec::new(), ..sampling() };
+    let crowd = with(&endless, &[request(30, 8, 1), request(60, 4, 2), request(25, 8, 3)]);
+    // Samples that start in one block and grow into a second, so that some are preempted.
+    let config = EngineConfig { cache_blocks: 9, prefill_tokens: 20, ..WIDE };
+    for steps in 0..24 {
+        let mut engine = LLAMA.engine(config.clone());
+        let ids: Vec<RequestId> =
+            crowd.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+        for _ in 0..steps {
+            engine.step(&mut deaf).unwrap();
+        }
+        for &id in &ids[..2] {
+            engine.cancel(id);
+        }
+        let mut num_finished = 0;
+        while !engine.is_idle() {
+            engine.step(&mut |_: RequestId, _: usize, _: Rollout| num_finished += 1).unwrap();
+        }
+        assert!(num_finished <= 8 && (steps > 0 || num_finished == 8), "{num_finished}");
+        let mut engine = LLAMA.engine(config.clone());
+        let id = engine.submit(crowd[0].clone()).unwrap();
+        for _ in 0..steps {
+            engine.step(&mut deaf).unwrap();
+        }
+        engine.cancel(id);
+        assert_eq!((engine.blocks_in_use(), engine.is_idle()), (0, true), "after {steps} steps");
+    }
+}
+
+#[test]
+fn the_most_likely_tokens_come_with_the_log_probabilities_of_training() {
+    for (temperature, vocab_size) in [(0.0, 70), (0.7, 70), (1.3, 50)] {
+        let sampling = SamplingParams { temperature, vocab_size, top_logprobs: 4, ..sampling() };
+        let divisor = if temperature == 0.0 { 1.0 } else { temperature };
+        let request = request(9, 2, 3);
+        for rollout in &LLAMA.rollouts(std::slice::from_ref(&request), &sampling, WIDE)[0] {
+            assert_eq!(rollout.top_logprobs.len(), rollout.tokens.len());
+            for (i, top) in rollout.top_logprobs.iter().enumerate() {
+                let context = [request.prompt.as_slice(), &rollout.tokens[..i]].concat();
+                let mut all: Vec<(u32, f32)> = (0..vocab_size as u32)
+                    .map(|token| (token, LLAMA.scores(&context, &[token], divisor)[0]))
+                    .collect();
+                all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+                let bits = |tokens: &[(u32, f32)]| -> Vec<(u32, u32)> {
+                    tokens.iter().map(|&(token, logp)| (token, logp.to_bits())).collect()
+                };
+                assert_eq!(bits(top), bits(&all[..4]));
+                if temperature == 0.0 {
+                    assert_eq!(top[0], (rollout.tokens[i], rollout.logprobs[i]));
+                }
+            }
+        }
     }
 }
 
@@ -385,17 +529,15 @@ fn more_samples_than_places_read_each_prompt_once() {
 #[test]
 fn what_could_never_finish_is_refused() {
     let refusal = |config: EngineConfig, request: Request, sampling: SamplingParams| {
-        let error = LLAMA
-            .engine(config)
-            .generate(&[request], &sampling, &mut |_: usize, _: usize, _: Rollout| {
-                unreachable!("refused")
-            })
-            .unwrap_err();
-        assert_eq!(exit_code(&error), 2);
-        error.to_string()
+        let mut nothing = |_: RequestId, _: usize, _: Rollout| unreachable!("refused");
+        let mut engine = LLAMA.engine(config);
+        let request = Request { sampling, ..request };
+        let error = engine.generate(std::slice::from_ref(&request), &mut nothing).unwrap_err();
+        assert_eq!([exit_code(&error), exit_code(&engine.submit(request).unwrap_err())], [2, 2]);
+        format!("{error:#}")
     };
     let empty = Request { prompt: Vec::new(), ..request(1, 1, 1) };
-    assert!(refusal(WIDE, empty, sampling()).contains("prompt 1 is empty"));
+    assert!(refusal(WIDE, empty, sampling()).contains("prompt 1: the prompt is empty"));
     assert!(refusal(WIDE, request(100, 1, 1), sampling()).contains("max_length"));
     for (config, max_new_tokens, name) in [
         (EngineConfig { max_sequences: 0, ..WIDE }, 1, "max_sequences"),

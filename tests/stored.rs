@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 use codeseq::base::progress::Progress;
-use codeseq::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Scorer};
+use codeseq::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingParams, Scorer};
 use codeseq::model::layout::init;
 use codeseq::model::{Decoder, ModelConfig, Packed, Target, TensorSpec, Workspace};
 use codeseq::ops::element::{Dtype, Elements};
@@ -127,10 +127,10 @@ fn generated_log_probabilities_are_those_of_training_and_padding_is_never_drawn(
         ..SamplingParams::default()
     };
     let prompt = tokens(9);
-    let request = Request { prompt: prompt.clone(), num_samples: 8, key: 5 };
+    let request = Request { prompt: prompt.clone(), sampling, num_samples: 8, key: 5 };
     let mut count = 0;
     Engine::with_weights(&model.decoder, model.weights(), config)
-        .generate(&[request], &sampling, &mut |_: usize, _: usize, rollout: Rollout| {
+        .generate(&[request], &mut |_: RequestId, _: usize, rollout: Rollout| {
             assert!(rollout.tokens.iter().all(|&token| (token as usize) < vocab_size));
             let whole = [prompt.clone(), rollout.tokens].concat();
             let expected = model.expected(&whole, 1.5);

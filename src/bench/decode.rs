@@ -86,11 +86,11 @@ fn step(
     let rows: Vec<Row> = (0..batch as u32).map(|sequence| row(sequence, context)).collect();
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
     let policy = Policy { sampling, repetition_penalty: 1.0, vocab_size };
-    let draws: Vec<Draw<'_>> =
-        (0..batch as u64).map(|key| Draw { key, prompt: &[], response: &[] }).collect();
+    let draw = |key| Draw { key, prompt: &[], response: &[], policy, num_top: 0 };
+    let draws: Vec<Draw<'_>> = (0..batch as u64).map(draw).collect();
     let milliseconds = wall(repeats, || {
         generation.extend(&tables, &rows)?;
-        generation.draw(&draws, &policy).map(drop)
+        generation.draw(&draws).map(drop)
     })?;
     Ok(Some(milliseconds))
 }

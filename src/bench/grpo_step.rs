@@ -15,7 +15,7 @@ use super::report::{Limits, Line, Report};
 use super::step::{PEAK, mfu};
 use crate::base::{human, rng};
 use crate::cuda::Gpu;
-use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams, Stats};
+use crate::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingParams, Stats};
 use crate::model::cuda::{DeviceModel, TrainingMemory};
 use crate::model::flops::ModelFlops;
 use crate::model::{BatchSize, Decoder, ModelConfig, Recompute};
@@ -119,9 +119,9 @@ pub fn run(mut gpu: Gpu, config: &ModelConfig, sizes: Sizes, report: &mut Report
 impl Step<'_> {
     /// The whole step with responses of so many tokens.
     fn take(&mut self, response: usize) -> Result<Times> {
-        let requests = self.requests();
+        let requests = self.requests(response);
         let start = Instant::now();
-        let (rollouts, stats) = self.generate(&requests, response)?;
+        let (rollouts, stats) = self.generate(&requests)?;
         let generation = start.elapsed().as_secs_f64();
         let generation_peak = self.model.split().1.arena.peak_bytes();
         let start = Instant::now();
@@ -135,9 +135,11 @@ impl Step<'_> {
         Ok(Times { generation, gradients, optimizer, stats, mismatch, generation_peak, has_cudnn })
     }
 
-    fn requests(&self) -> Vec<Request> {
+    fn requests(&self, response: usize) -> Vec<Request> {
+        let sampling = SamplingParams { max_new_tokens: response, ..SamplingParams::default() };
         let request = |index: u64| Request {
             prompt: tokens(rng::key(5, &[index]), self.config.vocab_size, self.sizes.prompt),
+            sampling: sampling.clone(),
             num_samples: self.sizes.samples,
             key: rng::key(6, &[index]),
         };
@@ -145,14 +147,13 @@ impl Step<'_> {
     }
 
     /// All rollouts, by prompt and sample.
-    fn generate(&mut self, requests: &[Request], response: usize) -> Result<(Vec<Rollout>, Stats)> {
+    fn generate(&mut self, requests: &[Request]) -> Result<(Vec<Rollout>, Stats)> {
         let mut engine = Engine::on_gpu(&mut self.model, self.sizes.engine())?;
-        let sampling = SamplingParams { max_new_tokens: response, ..SamplingParams::default() };
         let mut rollouts = Vec::with_capacity(self.sizes.rollouts());
-        let mut keep = |request: usize, sample: usize, rollout: Rollout| {
+        let mut keep = |request: RequestId, sample: usize, rollout: Rollout| {
             rollouts.push((request, sample, rollout));
         };
-        let stats = engine.generate(requests, &sampling, &mut keep)?;
+        let stats = engine.generate(requests, &mut keep)?;
         rollouts.sort_by_key(|&(request, sample, _)| (request, sample));
         Ok((rollouts.into_iter().map(|(_, _, rollout)| rollout).collect(), stats))
     }

@@ -20,7 +20,7 @@ use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
 use crate::cuda::kernels::prompt;
 use crate::cuda::kernels::rms_norm::Norm;
 use crate::cuda::kernels::rope::{Angles, BLOCK_TOKENS, Direction, Heads};
-use crate::cuda::kernels::sample::{Rows, Sampling};
+use crate::cuda::kernels::sample::{Kinds, RowSampling, Rows, Sampling};
 use crate::cuda::{DeviceBuffer, Gpu, Half, Phase, Stream, Tools};
 use crate::model::ModelConfig;
 use anyhow::Result;
@@ -386,23 +386,19 @@ impl Bench<'_> {
 
         let logits: Vec<f32> = (0..vocab as u64).map(|i| rng::uniform(8, i)).collect();
         let logits = self.put(phase, &logits.repeat(batch))?;
-        let numbers = self.put(phase, &vec![1u64; batch])?;
         let mut tokens = phase.take::<u32>("tokens", batch)?;
         let mut logp = phase.take::<f32>("scores", batch)?;
         for (name, top_p) in [("sampling", 1.0), ("sampling with top_p 0.95", 0.95)] {
             let sampling = Sampling { temperature: 1.0, top_k: 0, top_p, min_p: 0.0 };
-            let rows = Rows {
-                logits: logits.slice(),
-                stride: vocab,
-                vocab,
-                choices: vocab,
-                keys: numbers.slice(),
-                indices: numbers.slice(),
-            };
+            let of_rows = vec![RowSampling::new((1, 1), sampling, vocab); batch];
+            let kinds = Kinds::of(&of_rows);
+            let of_rows = self.put(phase, &of_rows)?;
+            let (logits, sampling) = (logits.slice(), of_rows.slice());
+            let rows = Rows { logits, stride: vocab, vocab, sampling, kinds };
             let (stream, kernels) = (self.stream, &self.tools.kernels);
             let time = self.clock.time(stream, || {
                 let (tokens, logp) = (tokens.slice_mut(), logp.slice_mut());
-                kernels.sample.sample(stream, sampling, rows, tokens, logp)
+                kernels.sample.sample(stream, rows, tokens, logp)
             })?;
             self.line(name, time, 4 * batch * vocab, 0.0);
         }

@@ -2,8 +2,9 @@
 
 use crate::base::error::usage;
 use crate::checkpoint::{LanguageModel, StoredModel};
+use crate::engine::Sampler;
 use crate::engine::device::{self, DeviceModel};
-use crate::engine::generator::{Generator, GpuRank};
+use crate::engine::generator::Generator;
 use crate::model::{Decoder, Precision};
 use crate::ranks::nodes;
 use crate::trainer::device::DeviceKind;
@@ -103,8 +104,8 @@ impl Candidate {
         match self {
             Self::Threads(model, ranks) => Generator::on_threads(model, *ranks),
             Self::Gpus(model, gpus) => {
-                let gpus = gpus.iter_mut().map(GpuRank::Here).collect();
-                Generator::on_gpus(&model.decoder, &model.tokenizer, gpus)
+                let gpus = gpus.iter_mut().map(|gpu| Box::new(gpu) as Box<dyn Sampler>);
+                Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.collect())
             }
         }
     }

@@ -10,8 +10,8 @@ use crate::checkpoint::{InferenceModel, StoredModel};
 use crate::data::jsonl;
 use crate::data::sample::Sample;
 use crate::engine::{
-    Engine, EngineConfig, FinishReason, Next, Observer, Request, Rollout, SamplingParams,
-    check_temperature,
+    Engine, EngineConfig, FinishReason, Next, Observer, Request, RequestId, Rollout,
+    SamplingParams, check_temperature,
 };
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::Tokenizer;
@@ -127,7 +127,6 @@ struct Work<'a> {
     args: &'a Args,
     tokenizer: &'a Tokenizer,
     requests: Vec<Request>,
-    sampling: SamplingParams,
     config: EngineConfig,
 }
 
@@ -143,9 +142,6 @@ impl<'a> Work<'a> {
             let labels: Vec<u64> = prompt.iter().map(|&token| token.into()).collect();
             rng::key(args.seed, &labels)
         };
-        let request =
-            |prompt: Vec<u32>| Request { key: key(&prompt), prompt, num_samples: args.num_samples };
-        let requests: Vec<Request> = prompts(args, tokenizer)?.into_iter().map(request).collect();
         let eos_ids = if args.ignore_eos { Vec::new() } else { eos_ids };
         let stop_ids = eos_ids.into_iter().chain(args.stop_id.iter().copied()).collect();
         let sampling = SamplingParams {
@@ -157,9 +153,17 @@ impl<'a> Work<'a> {
             max_new_tokens: args.max_new_tokens,
             stop_ids,
             vocab_size: tokenizer.vocab_size(),
+            top_logprobs: 0,
         };
+        let request = |prompt: Vec<u32>| Request {
+            key: key(&prompt),
+            prompt,
+            sampling: sampling.clone(),
+            num_samples: args.num_samples,
+        };
+        let requests: Vec<Request> = prompts(args, tokenizer)?.into_iter().map(request).collect();
         let config = engine_config(args, decoder.config(), &requests)?;
-        Ok(Self { args, tokenizer, requests, sampling, config })
+        Ok(Self { args, tokenizer, requests, config })
     }
 
     /// Refuses a cache that the memory of this machine does not hold.
@@ -175,7 +179,7 @@ impl<'a> Work<'a> {
     fn run(&self, mut engine: Engine<'_>) -> Result<()> {
         let started = Instant::now();
         let mut watch = Watch::new(self.tokenizer, self.args);
-        let stats = engine.generate(&self.requests, &self.sampling, &mut watch)?;
+        let stats = engine.generate(&self.requests, &mut watch)?;
         watch.into_result()?;
         tracing::debug!("{}", stats.summary(started.elapsed()));
         Ok(())
@@ -252,7 +256,7 @@ impl<'a> Watch<'a> {
                 self.stream(&text, text.len())?;
                 print("\n")?;
             } else if self.args.json {
-                let Rollout { tokens: output_ids, logprobs, finish_reason } = rollout;
+                let Rollout { tokens: output_ids, logprobs, finish_reason, .. } = rollout;
                 let line = Line { prompt, sample, text, output_ids, logprobs, finish_reason };
                 print(format!("{}\n", serde_json::to_string(&line)?))?;
             } else {
@@ -268,7 +272,7 @@ impl<'a> Watch<'a> {
 }
 
 impl Observer for Watch<'_> {
-    fn token(&mut self, _request: usize, _sample: usize, rollout: &Rollout) -> Next {
+    fn token(&mut self, _request: RequestId, _sample: usize, rollout: &Rollout) -> Next {
         if self.failure.is_some() {
             return Next::Cancel;
         }
@@ -278,7 +282,7 @@ impl Observer for Watch<'_> {
         })
     }
 
-    fn finished(&mut self, request: usize, sample: usize, rollout: Rollout) {
+    fn finished(&mut self, RequestId(request): RequestId, sample: usize, rollout: Rollout) {
         self.done.insert((request, sample), rollout);
         if let Err(failure) = self.print_ended() {
             self.failure.get_or_insert(failure);

@@ -5,7 +5,7 @@
 //! only computes, and a row's result depends on its own sequence. Left out: who holds which block.
 
 use crate::model::{DecodeWorkspace, Decoder, KvCache, Row, Weights};
-use crate::ops::sample::{Draw, Policy};
+use crate::ops::sample::{Draw, Drawn};
 use anyhow::Result;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ pub(crate) trait Backend {
     /// logits of the rows that want them, in order, until the next time.
     fn extend(&mut self, tables: &[&[u32]], rows: &[Row]) -> Result<()>;
 
-    /// A token and its log-probability for each of `draws` from the first logits that were kept.
-    fn draw(&mut self, draws: &[Draw<'_>], policy: &Policy) -> Result<Vec<(u32, f32)>>;
+    /// The token of each of `draws`, from the first logits that were kept, each by its own policy.
+    fn draw(&mut self, draws: &[Draw<'_>]) -> Result<Vec<Drawn>>;
 
     /// The logits that were kept at `place`.
     fn logits(&mut self, place: usize) -> Result<Vec<f32>>;
@@ -60,9 +60,9 @@ impl Backend for Host<'_> {
         Ok(())
     }
 
-    fn draw(&mut self, draws: &[Draw<'_>], policy: &Policy) -> Result<Vec<(u32, f32)>> {
+    fn draw(&mut self, draws: &[Draw<'_>]) -> Result<Vec<Drawn>> {
         let rows = self.workspace.logits().par_chunks(self.vocab());
-        Ok(draws.par_iter().zip(rows).map(|(draw, logits)| draw.draw(logits, policy)).collect())
+        Ok(draws.par_iter().zip(rows).map(|(draw, logits)| draw.draw(logits)).collect())
     }
 
     fn logits(&mut self, place: usize) -> Result<Vec<f32>> {

@@ -1,6 +1,9 @@
 //! The sizes of an engine, and what a workload took of them.
 
+use super::Request;
+use crate::base::error::usage;
 use crate::model::{BLOCK_TOKENS, KvCache, ModelConfig};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -30,6 +33,41 @@ impl EngineConfig {
         self.max_sequences + max_prompts(self.max_sequences)
     }
 
+    /// Refuses sizes with which no request of a model of this shape could finish.
+    pub(crate) fn check(&self, model: &ModelConfig) -> Result<()> {
+        let Self { max_sequences, max_length, prefill_tokens, cache_blocks } = *self;
+        model.check_length(max_length)?;
+        let sizes = [("max_sequences", max_sequences), ("prefill_tokens", prefill_tokens)];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(usage(format!("{name} is 0: generation needs at least 1")));
+        }
+        let least = Self::least_cache_tokens(max_length) / BLOCK_TOKENS;
+        if cache_blocks < least {
+            return Err(usage(format!(
+                "the key-value cache has {cache_blocks} blocks, but one sequence of {max_length} tokens \
+                 (max_length) needs {least}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a request that could never finish within these sizes.
+    pub(crate) fn check_request(&self, request: &Request) -> Result<()> {
+        let (length, max_length) = (request.prompt.len(), self.max_length);
+        if length == 0 {
+            return Err(usage("the prompt is empty: give it at least one token"));
+        }
+        if length >= max_length {
+            return Err(usage(format!(
+                "the prompt has {length} tokens: no room for a response within {max_length} (max_length)"
+            )));
+        }
+        if request.sampling.max_new_tokens == 0 {
+            return Err(usage("max_new_tokens is 0: generation needs at least 1"));
+        }
+        Ok(())
+    }
+
     /// Bytes of the key-value cache for a model of this shape.
     pub fn cache_bytes(&self, model: &ModelConfig) -> u64 {
         KvCache::bytes_for(model, self.cache_blocks)
@@ -56,7 +94,7 @@ pub(crate) fn max_prompts(max_sequences: usize) -> usize {
 /// What a workload took.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Stats {
-    /// Sampled tokens.
+    /// Sampled tokens, also of what was cancelled.
     pub generated_tokens: usize,
     /// Prompt tokens read, again after a preemption; those shared with an earlier prompt not.
     pub prompt_tokens: usize,

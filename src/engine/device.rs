@@ -2,13 +2,13 @@
 //! build without them.
 
 use super::backend::Backend;
-use super::{Engine, EngineConfig};
+use super::{Engine, EngineConfig, Observer, Queue, Sampler, Stats};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::cuda::{Gpu, device};
 use crate::model::cuda::{Generation, GenerationSize, half_format};
 use crate::model::{BatchSize, Decoder, ModelConfig, Packed, Precision, Recompute, Row, Target};
-use crate::ops::sample::{Draw, Policy};
+use crate::ops::sample::{Draw, Drawn};
 use anyhow::{Result, ensure};
 
 pub use crate::model::cuda::DeviceModel;
@@ -51,9 +51,9 @@ impl Backend for Generation<'_> {
         self.extend(tables, rows)
     }
 
-    fn draw(&mut self, draws: &[Draw<'_>], policy: &Policy) -> Result<Vec<(u32, f32)>> {
-        let drawn = self.draw(draws, policy)?;
-        check_finite(drawn.iter().map(|&(_, logprob)| logprob))?;
+    fn draw(&mut self, draws: &[Draw<'_>]) -> Result<Vec<Drawn>> {
+        let drawn = self.draw(draws)?;
+        check_finite(drawn.iter().map(|drawn| drawn.logprob))?;
         Ok(drawn)
     }
 
@@ -89,6 +89,12 @@ impl<'m> Engine<'m> {
         })?;
         let cache_blocks = generation.num_blocks();
         Ok(Self::on(generation, EngineConfig { cache_blocks, ..config }))
+    }
+}
+
+impl Sampler for DeviceModel {
+    fn sample(&mut self, queue: &Queue<'_>, observer: &mut dyn Observer) -> Result<Stats> {
+        Engine::on_gpu(self, queue.config().clone())?.work_off(queue, observer)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Stands in for `device.rs` in a build without GPUs: there are none.
 
-use super::{Engine, EngineConfig};
+use super::{Engine, EngineConfig, Observer, Queue, Sampler, Stats};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::model::{Decoder, ModelConfig, Precision};
@@ -41,6 +41,12 @@ impl<'m> Engine<'m> {
     /// Never called.
     pub fn on_gpu(model: &'m mut DeviceModel, _config: EngineConfig) -> Result<Self> {
         match *model {}
+    }
+}
+
+impl Sampler for DeviceModel {
+    fn sample(&mut self, _queue: &Queue<'_>, _observer: &mut dyn Observer) -> Result<Stats> {
+        match *self {}
     }
 }
 

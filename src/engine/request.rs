@@ -18,7 +18,7 @@ pub fn check_temperature(name: &str, temperature: f32) -> Result<()> {
     Err(usage(format!("{name} is {temperature}: it must be 0, or from {least} to {most}")))
 }
 
-/// How tokens are drawn and when a rollout ends.
+/// How the tokens of a request are drawn and when its rollouts end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token.
@@ -38,6 +38,8 @@ pub struct SamplingParams {
     pub stop_ids: Vec<u32>,
     /// Only tokens below this are drawn: the tokenizer's; the model's embedding may have more rows.
     pub vocab_size: usize,
+    /// Each token comes with the log-probabilities of so many most likely tokens in its place.
+    pub top_logprobs: usize,
 }
 
 impl Default for SamplingParams {
@@ -52,6 +54,7 @@ impl Default for SamplingParams {
             max_new_tokens: usize::MAX,
             stop_ids: Vec::new(),
             vocab_size: usize::MAX,
+            top_logprobs: 0,
         }
     }
 }
@@ -65,11 +68,17 @@ impl SamplingParams {
     }
 }
 
+/// A request: of an engine the number of those submitted before it, of a queue its place there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestId(pub usize);
+
 /// A prompt and the samples wanted of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
+    /// How each sample is drawn and when it ends.
+    pub sampling: SamplingParams,
     /// How many independent rollouts.
     pub num_samples: usize,
     /// Key of this prompt's randomness; sample `i` at position `t` draws number `t` of the key
@@ -78,19 +87,20 @@ pub struct Request {
 }
 
 /// Why a rollout ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// With a stop token, or because the observer said so.
     Stop,
-    /// At the token limit.
+    /// At the token limit; also the reason of one that is still growing.
+    #[default]
     Length,
     /// The observer no longer wanted it.
     Cancelled,
 }
 
 /// A sampled continuation of a prompt.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
     /// New tokens, the stop token included.
     pub tokens: Vec<u32>,
@@ -98,6 +108,9 @@ pub struct Rollout {
     /// truncation and penalty and over all rows of the model, padding rows among them, as training
     /// computes it; at temperature 0 that of temperature 1.
     pub logprobs: Vec<f32>,
+    /// For each new token the most likely tokens in its place, likeliest first, with their
+    /// log-probabilities in the same sense; empty unless [`SamplingParams::top_logprobs`] asks for them.
+    pub top_logprobs: Vec<Vec<(u32, f32)>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -116,18 +129,18 @@ pub enum Next {
 /// Watches rollouts grow. Which of several rollouts grows first means nothing.
 ///
 /// A closure of (request, sample, rollout) watches only their ends.
-pub trait Observer {
+pub trait Observer: Send {
     /// A token was drawn, the last of `rollout`.
-    fn token(&mut self, _request: usize, _sample: usize, _rollout: &Rollout) -> Next {
+    fn token(&mut self, _request: RequestId, _sample: usize, _rollout: &Rollout) -> Next {
         Next::Continue
     }
 
-    /// A rollout ended; called once for each sample.
-    fn finished(&mut self, request: usize, sample: usize, rollout: Rollout);
+    /// A rollout ended; called once for each sample of a request that is not cancelled.
+    fn finished(&mut self, request: RequestId, sample: usize, rollout: Rollout);
 }
 
-impl<F: FnMut(usize, usize, Rollout)> Observer for F {
-    fn finished(&mut self, request: usize, sample: usize, rollout: Rollout) {
+impl<F: FnMut(RequestId, usize, Rollout) + Send> Observer for F {
+    fn finished(&mut self, request: RequestId, sample: usize, rollout: Rollout) {
         self(request, sample, rollout);
     }
 }

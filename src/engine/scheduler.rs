@@ -1,6 +1,6 @@
-//! The generation loop: which rows go into the next forward pass, and what becomes of them.
+//! The engine: requests come and go at any time, and each step is one forward pass.
 //!
-//! Each pass advances every running sequence by one token and, in the rows left, reads prompts and
+//! A step advances every running sequence by one token and, in the rows left, reads prompts and
 //! reads again what was preempted. Sequences are older or younger by when they started, and prompts
 //! are younger than all of them: when blocks run out the youngest gives up its own and waits, so the
 //! oldest always gets on. None of this can change a token.
@@ -8,15 +8,16 @@
 use super::backend::{Backend, Host};
 use super::blocks::BlockPool;
 use super::config::{EngineConfig, Stats, max_prompts};
-use super::sequence::{Prompt, Sequence};
-use super::share::{InOrder, Queue};
-use super::{FinishReason, Next, Observer, Request, SamplingParams};
-use crate::base::error::{Interrupted, usage};
+use super::queue::{Numbered, Queue};
+use super::sequence::{Prompt, Sequence, Submitted};
+use super::{FinishReason, Next, Observer, Request, RequestId};
+use crate::base::error::Interrupted;
 use crate::base::interrupt;
-use crate::model::{BLOCK_TOKENS, Decoder, KvCache, Row, Weights};
+use crate::model::{Decoder, KvCache, Row, Weights};
 use crate::ops::sample::Draw;
 use anyhow::Result;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Generates with a trainer's weights, which must not change while it lives, or with its own.
@@ -24,15 +25,14 @@ pub struct Engine<'m> {
     backend: Box<dyn Backend + 'm>,
     pool: BlockPool,
     config: EngineConfig,
+    num_submitted: usize,
+    work: Work,
 }
 
-/// What is left to do for some requests.
-struct Workload<'r> {
-    queue: &'r dyn Queue,
-    requests: &'r [Request],
-    sampling: &'r SamplingParams,
-    /// Requests taken and not begun, and how many of their samples were started before they were preempted.
-    waiting: VecDeque<(usize, usize)>,
+/// The samples that are not finished, and what was done so far.
+#[derive(Default)]
+struct Work {
+    waiting: VecDeque<Waiting>,
     /// Sequences without blocks, oldest first.
     preempted: VecDeque<Sequence>,
     /// Oldest first.
@@ -40,6 +40,13 @@ struct Workload<'r> {
     /// Oldest first.
     running: Vec<Sequence>,
     stats: Stats,
+}
+
+/// A request whose prompt is not being read.
+struct Waiting {
+    of: Rc<Submitted>,
+    /// Samples that were started before the prompt had to give up its blocks.
+    num_started: usize,
 }
 
 /// The rows of a pass, and who gets the logits that they want, in order: first the running
@@ -69,102 +76,137 @@ impl<'m> Engine<'m> {
 
     /// An engine on a backend whose cache has the blocks of `config`.
     pub(crate) fn on(backend: impl Backend + 'm, config: EngineConfig) -> Self {
-        Self { backend: Box::new(backend), pool: BlockPool::new(config.cache_blocks), config }
+        let pool = BlockPool::new(config.cache_blocks);
+        let work = Work::default();
+        Self { backend: Box::new(backend), pool, config, num_submitted: 0, work }
     }
 
-    /// Blocks that sequences hold: 0 between workloads. Kept prompts do not count.
+    /// Blocks that sequences hold: 0 when nothing is left to do. Kept prompts do not count.
     pub fn blocks_in_use(&self) -> usize {
         self.pool.in_use()
     }
 
-    /// Samples every request and tells `observer`.
+    /// Takes a request, whose samples begin as soon as there are places and blocks.
     ///
-    /// Errors with [`Interrupted`] when the user stops the run. Refuses what could never finish: an
-    /// empty prompt, one that leaves no room within `max_length`, sizes of 0, a cache that cannot
-    /// hold one sequence. A rollout also ends at `max_length`.
-    pub fn generate(
-        &mut self,
-        requests: &[Request],
-        sampling: &SamplingParams,
-        observer: &mut impl Observer,
-    ) -> Result<Stats> {
-        self.work_off(&InOrder::new(requests), sampling, observer)
+    /// Refuses what could never finish: an empty prompt, one that leaves no room within `max_length`,
+    /// no tokens to draw, sizes of 0, a cache that cannot hold one sequence.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId> {
+        self.check(&request)?;
+        let id = RequestId(self.num_submitted);
+        self.num_submitted += 1;
+        if request.num_samples > 0 {
+            let of = Rc::new(Submitted { id, request });
+            self.work.waiting.push_back(Waiting { of, num_started: 0 });
+        }
+        Ok(id)
     }
 
-    /// Samples requests of `queue` until it is empty; others may take some of them.
-    pub fn work_off(
-        &mut self,
-        queue: &dyn Queue,
-        sampling: &SamplingParams,
-        observer: &mut (impl Observer + ?Sized),
-    ) -> Result<Stats> {
-        self.refuse_endless(queue.requests(), sampling)?;
-        let mut work = Workload {
-            queue,
-            requests: queue.requests(),
-            sampling,
-            waiting: VecDeque::new(),
-            preempted: VecDeque::new(),
-            prompts: Vec::new(),
-            running: Vec::new(),
-            stats: Stats::default(),
-        };
-        loop {
-            if interrupt::requested() {
-                return Err(Interrupted.into());
-            }
-            self.admit(&mut work);
-            if work.is_done() {
-                break;
-            }
-            self.pass(&mut work)?;
-            self.start_samples(&mut work)?;
-            work.observe(observer, self.config.max_length);
-        }
-        let stats = &mut work.stats;
-        stats.occupancy /= (stats.passes * self.config.max_sequences).max(1) as f64;
-        Ok(work.stats)
+    /// Refuses what [`Engine::submit`] refuses.
+    fn check(&self, request: &Request) -> Result<()> {
+        self.config.check(self.backend.decoder().config())?;
+        self.config.check_request(request)
     }
 
-    fn refuse_endless(&self, requests: &[Request], sampling: &SamplingParams) -> Result<()> {
-        let EngineConfig { max_sequences, max_length, prefill_tokens, cache_blocks } = self.config;
-        self.backend.decoder().config().check_length(max_length)?;
-        let sizes = [
-            ("max_sequences", max_sequences),
-            ("prefill_tokens", prefill_tokens),
-            ("max_new_tokens", sampling.max_new_tokens),
-        ];
-        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(usage(format!("{name} is 0: generation needs at least 1")));
+    /// Gives up the samples of a request that have not ended, in whatever state they are, and their
+    /// blocks. An observer hears no more of them.
+    pub fn cancel(&mut self, id: RequestId) {
+        let Work { waiting, preempted, prompts, running, .. } = &mut self.work;
+        waiting.retain(|waiting| waiting.of.id != id);
+        preempted.retain(|sequence| sequence.of.id != id);
+        prompts.retain(|prompt| prompt.of.id != id);
+        running.retain(|sequence| sequence.of.id != id);
+    }
+
+    /// Whether every request has ended.
+    pub fn is_idle(&self) -> bool {
+        let Work { waiting, preempted, prompts, running, .. } = &self.work;
+        waiting.is_empty() && preempted.is_empty() && prompts.is_empty() && running.is_empty()
+    }
+
+    /// Whether a request that is submitted now would begin soon: the next pass has rows for it, and
+    /// places are free for more samples than the prompts at hand will start. One is read ahead in any
+    /// case.
+    pub fn has_room(&self) -> bool {
+        let Work { waiting, preempted, prompts, running, .. } = &self.work;
+        let requests = waiting.iter().map(|waiting| &waiting.of.request);
+        let needed: usize =
+            requests.clone().map(|request| KvCache::blocks_for(request.prompt.len()) + 1).sum();
+        if !preempted.is_empty()
+            || prompts.len() + waiting.len() >= max_prompts(self.config.max_sequences)
+            || !waiting.is_empty() && needed > self.config.cache_blocks - self.pool.in_use()
+        {
+            return false;
         }
-        let least = EngineConfig::least_cache_tokens(max_length) / BLOCK_TOKENS;
-        if cache_blocks < least {
-            return Err(usage(format!(
-                "the key-value cache has {cache_blocks} blocks, but one sequence of {max_length} tokens \
-                 (max_length) needs {least}"
-            )));
+        let to_start = prompts.iter().map(Prompt::num_to_start).sum::<usize>()
+            + requests.clone().map(|request| request.num_samples).sum::<usize>();
+        let to_read =
+            prompts.iter().map(|prompt| prompt.tokens().len() - prompt.num_cached).sum::<usize>()
+                + requests.map(|request| request.prompt.len()).sum::<usize>();
+        prompts.is_empty() && waiting.is_empty()
+            || running.len() + to_start < self.config.max_sequences
+                && to_read < self.config.prefill_tokens
+    }
+
+    /// One forward pass, of which `observer` hears; does nothing where nothing is left to do.
+    ///
+    /// Errors with [`Interrupted`] when the user stops the run.
+    pub fn step(&mut self, observer: &mut (impl Observer + ?Sized)) -> Result<()> {
+        if interrupt::requested() {
+            return Err(Interrupted.into());
         }
-        for (i, request) in requests.iter().enumerate() {
-            let length = request.prompt.len();
-            if length == 0 {
-                return Err(usage(format!(
-                    "prompt {} is empty: give it at least one token",
-                    i + 1
-                )));
-            }
-            if length >= max_length {
-                return Err(usage(format!(
-                    "prompt {} has {length} tokens: no room for a response within {max_length} \
-                     (max_length)",
-                    i + 1
-                )));
-            }
-        }
+        self.admit();
+        self.pass()?;
+        self.start_samples()?;
+        self.work.observe(observer, self.config.max_length);
         Ok(())
     }
 
+    /// Samples every request and tells `observer`, which knows requests by their place in `requests`.
+    ///
+    /// Errors are those of [`Engine::submit`], of all requests before any is begun, and of
+    /// [`Engine::step`]; what was begun is given up then. A rollout also ends at `max_length`.
+    pub fn generate(
+        &mut self,
+        requests: &[Request],
+        observer: &mut (impl Observer + ?Sized),
+    ) -> Result<Stats> {
+        self.work_off(&Queue::new(requests, self.config.clone()), observer)
+    }
+
+    /// Samples requests of `queue` until it is empty; others may take some of them.
+    pub(crate) fn work_off(
+        &mut self,
+        queue: &Queue<'_>,
+        observer: &mut (impl Observer + ?Sized),
+    ) -> Result<Stats> {
+        queue.check(|request| self.check(request))?;
+        let mut observer = Numbered::new(observer);
+        loop {
+            while self.has_room()
+                && let Some((number, request)) = queue.take()
+            {
+                observer.name(self.submit(request.clone())?, number);
+            }
+            if self.is_idle() {
+                return Ok(self.take_stats());
+            }
+            if let Err(error) = self.step(&mut observer) {
+                self.work = Work::default();
+                return Err(error);
+            }
+        }
+    }
+
+    /// What was done since the last time.
+    pub fn take_stats(&mut self) -> Stats {
+        let mut stats = std::mem::take(&mut self.work.stats);
+        stats.occupancy /= (stats.passes * self.config.max_sequences).max(1) as f64;
+        stats
+    }
+
     /// Lets in what there are places and blocks for: first what was preempted, then prompts.
-    fn admit(&mut self, work: &mut Workload<'_>) {
+    fn admit(&mut self) {
+        let work = &mut self.work;
         let mut free = self.config.cache_blocks - self.pool.in_use();
         let mut fits = |tokens: usize| {
             let needed = KvCache::blocks_for(tokens) + 1;
@@ -174,22 +216,17 @@ impl<'m> Engine<'m> {
         };
         while let Some(sequence) = work.preempted.front()
             && work.running.len() < self.config.max_sequences
-            && fits(sequence.len(&work.requests[sequence.request]))
+            && fits(sequence.len())
         {
             work.running.extend(work.preempted.pop_front());
         }
         while work.preempted.is_empty()
             && work.prompts.len() < max_prompts(self.config.max_sequences)
+            && let Some(Waiting { of, num_started }) = work.waiting.front()
+            && fits(of.request.prompt.len())
         {
-            if work.waiting.is_empty() && work.has_room(&self.config) {
-                work.waiting.extend(work.queue.take().map(|request| (request, 0)));
-            }
-            let Some(&(request, num_started)) = work.waiting.front() else { break };
-            if !fits(work.requests[request].prompt.len()) {
-                break;
-            }
-            let known = self.pool.find_prefix(&work.requests[request].prompt);
-            let prompt = Prompt::new(request, num_started, known);
+            let known = self.pool.find_prefix(&of.request.prompt);
+            let prompt = Prompt::new(Rc::clone(of), *num_started, known);
             work.stats.shared_tokens += prompt.num_cached;
             work.prompts.push(prompt);
             work.waiting.pop_front();
@@ -197,11 +234,12 @@ impl<'m> Engine<'m> {
     }
 
     /// One forward pass over the next rows, and a token for each running sequence that is up to date.
-    fn pass(&mut self, work: &mut Workload<'_>) -> Result<()> {
-        let Rows { rows, running, prompts } = self.next_rows(work);
+    fn pass(&mut self) -> Result<()> {
+        let Rows { rows, running, prompts } = self.next_rows();
         if rows.is_empty() {
             return Ok(());
         }
+        let work = &mut self.work;
         work.stats.passes += 1;
         work.stats.occupancy += work.running.len() as f64;
         let in_use = self.pool.in_use() as f64 / self.config.cache_blocks as f64;
@@ -213,30 +251,27 @@ impl<'m> Engine<'m> {
         for (place, &index) in prompts.iter().enumerate() {
             let prompt = &mut work.prompts[index];
             prompt.logits = self.backend.logits(running.len() + place)?;
-            self.pool.keep_prefix(&work.requests[prompt.request].prompt, prompt.table.blocks());
+            self.pool.keep_prefix(prompt.tokens(), prompt.table.blocks());
         }
-        let next = |&index: &usize| {
-            let sequence = &work.running[index];
-            sequence.draft.next(&work.requests[sequence.request].prompt)
-        };
-        let draws: Vec<Draw<'_>> = running.iter().map(next).collect();
-        let drawn = self.backend.draw(&draws, &work.sampling.policy())?;
+        let draws: Vec<Draw<'_>> = running.iter().map(|&i| work.running[i].next()).collect();
+        let drawn = self.backend.draw(&draws)?;
+        work.stats.generated_tokens += drawn.len();
         for (index, drawn) in running.into_iter().zip(drawn) {
-            work.running[index].draft.push(drawn, work.sampling);
+            work.running[index].push(drawn);
         }
         Ok(())
     }
 
     /// The rows of the next pass, with blocks for all of them: one for each running sequence, then as
     /// many as the limit allows of those to be read, oldest first.
-    fn next_rows(&mut self, work: &mut Workload<'_>) -> Rows {
+    fn next_rows(&mut self) -> Rows {
+        let work = &mut self.work;
         let mut next = Rows::default();
         let mut budget = self.config.prefill_tokens;
         let mut index = 0;
         while index < work.running.len() {
             let sequence = &work.running[index];
-            let (start, len) =
-                (sequence.num_cached, sequence.len(&work.requests[sequence.request]));
+            let (start, len) = (sequence.num_cached, sequence.len());
             let is_read_again = start + 1 < len;
             let end = if is_read_again { len.min(start + budget) } else { len };
             budget -= if is_read_again { end - start } else { 0 };
@@ -249,18 +284,16 @@ impl<'m> Engine<'m> {
             // It was the youngest itself.
             let Some(sequence) = work.running.get_mut(index) else { break };
             sequence.num_cached = end;
-            let request = &work.requests[sequence.request];
             work.stats.prompt_tokens += if is_read_again { end - start } else { 0 };
-            next.rows.extend(sequence.rows(request, index, start..end));
+            next.rows.extend(sequence.rows(index, start..end));
             next.running.extend((end == len).then_some(index));
             index += 1;
         }
         let first_prompt = work.running.len();
         let mut index = 0;
         while index < work.prompts.len() {
-            let tokens = &work.requests[work.prompts[index].request].prompt;
-            let start = work.prompts[index].num_cached;
-            let end = tokens.len().min(start + budget);
+            let (start, len) = (work.prompts[index].num_cached, work.prompts[index].tokens().len());
+            let end = len.min(start + budget);
             while work.prompts.get(index).is_some_and(|prompt| prompt.table.capacity() < end) {
                 match self.pool.take() {
                     Some(block) => work.prompts[index].table.push(block),
@@ -272,35 +305,33 @@ impl<'m> Engine<'m> {
             prompt.num_cached = end;
             work.stats.prompt_tokens += end - start;
             next.rows.extend((start..end).map(|position| Row {
-                token: tokens[position],
+                token: prompt.tokens()[position],
                 sequence: (first_prompt + index) as u32,
                 position: position as u32,
-                wants_logits: position + 1 == tokens.len(),
+                wants_logits: position + 1 == len,
                 is_prompt: true,
             }));
-            let is_read = start < end && end == tokens.len();
-            next.prompts.extend(is_read.then_some(index));
+            next.prompts.extend((start < end && end == len).then_some(index));
             index += 1;
         }
         next
     }
 
     /// Starts samples of the prompts that are read while there are places and blocks.
-    fn start_samples(&mut self, work: &mut Workload<'_>) -> Result<()> {
-        let policy = work.sampling.policy();
+    fn start_samples(&mut self) -> Result<()> {
+        let work = &mut self.work;
         let mut index = 0;
         while index < work.prompts.len() && work.running.len() < self.config.max_sequences {
             let prompt = &mut work.prompts[index];
-            let request = &work.requests[prompt.request];
             if prompt.logits.is_empty() {
                 index += 1;
                 continue;
             }
-            let started = prompt.start(request, &mut self.pool, &mut *self.backend)?;
-            if let Some(mut sequence) = started {
-                let drawn = sequence.draft.next(&request.prompt).draw(&prompt.logits, &policy);
-                sequence.draft.push(drawn, work.sampling);
-                let is_finished = prompt.num_started == request.num_samples;
+            if let Some(mut sequence) = prompt.start(&mut self.pool, &mut *self.backend)? {
+                let drawn = sequence.next().draw(&prompt.logits);
+                sequence.push(drawn);
+                work.stats.generated_tokens += 1;
+                let is_finished = prompt.num_to_start() == 0;
                 work.running.push(sequence);
                 if is_finished {
                     work.prompts.remove(index);
@@ -316,33 +347,12 @@ impl<'m> Engine<'m> {
     }
 }
 
-impl Workload<'_> {
-    /// Whether it is this engine's turn to take a prompt: the next pass has rows for it, and places are
-    /// free for more samples than the prompts at hand will start. One is read ahead in any case.
-    fn has_room(&self, config: &EngineConfig) -> bool {
-        let to_start = |prompt: &Prompt| {
-            self.requests[prompt.request].num_samples.saturating_sub(prompt.num_started)
-        };
-        let to_read =
-            |prompt: &Prompt| self.requests[prompt.request].prompt.len() - prompt.num_cached;
-        let num_spoken_for = self.running.len() + self.prompts.iter().map(to_start).sum::<usize>();
-        let num_to_read = self.prompts.iter().map(to_read).sum::<usize>();
-        self.prompts.is_empty()
-            || num_spoken_for < config.max_sequences && num_to_read < config.prefill_tokens
-    }
-
-    fn is_done(&self) -> bool {
-        self.waiting.is_empty()
-            && self.preempted.is_empty()
-            && self.prompts.is_empty()
-            && self.running.is_empty()
-    }
-
+impl Work {
     /// Takes the blocks of the youngest, a prompt if there is one.
     fn preempt_youngest(&mut self) {
         self.stats.preemptions += 1;
-        if let Some(prompt) = self.prompts.pop() {
-            self.waiting.push_front((prompt.request, prompt.num_started));
+        if let Some(Prompt { of, num_started, .. }) = self.prompts.pop() {
+            self.waiting.push_front(Waiting { of, num_started });
         } else if let Some(mut sequence) = self.running.pop() {
             sequence.preempt();
             self.preempted.push_front(sequence);
@@ -351,26 +361,24 @@ impl Workload<'_> {
 
     /// Shows new tokens to the observer and hands out what has ended.
     fn observe(&mut self, observer: &mut (impl Observer + ?Sized), max_length: usize) {
-        let (requests, sampling, stats) = (self.requests, self.sampling, &mut self.stats);
-        let mut ended = |sequence: &mut Sequence| {
-            if !std::mem::take(&mut sequence.draft.has_new_token) {
+        let mut has_ended = |sequence: &mut Sequence| {
+            if !std::mem::take(&mut sequence.has_new_token) {
                 return false;
             }
-            let rollout = &mut sequence.draft.rollout;
-            match observer.token(sequence.request, sequence.sample, rollout) {
+            let (id, len) = (sequence.of.id, sequence.len());
+            let rollout = &mut sequence.rollout;
+            match observer.token(id, sequence.sample, rollout) {
                 Next::Continue => {}
                 Next::Stop => rollout.finish_reason = FinishReason::Stop,
                 Next::Cancel => rollout.finish_reason = FinishReason::Cancelled,
             }
             rollout.finish_reason != FinishReason::Length
-                || rollout.tokens.len() >= sampling.max_new_tokens
-                || sequence.len(&requests[sequence.request]) >= max_length
+                || rollout.tokens.len() >= sequence.of.request.sampling.max_new_tokens
+                || len >= max_length
         };
-        for sequence in self.running.extract_if(.., |sequence| ended(sequence)).collect::<Vec<_>>()
-        {
-            let rollout = sequence.draft.rollout;
-            stats.generated_tokens += rollout.tokens.len();
-            observer.finished(sequence.request, sequence.sample, rollout);
+        let ended: Vec<Sequence> = self.running.extract_if(.., |s| has_ended(s)).collect();
+        for Sequence { of, sample, rollout, .. } in ended {
+            observer.finished(of.id, sample, rollout);
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use super::backend::Backend;
 use super::blocks::{Block, BlockPool};
-use super::{FinishReason, Request, Rollout, SamplingParams};
+use super::{FinishReason, Request, RequestId, Rollout, SamplingParams};
 use crate::base::rng;
 use crate::model::{BLOCK_TOKENS, Row};
-use crate::ops::sample::Draw;
+use crate::ops::sample::{Draw, Drawn};
 use anyhow::Result;
 use std::ops::Range;
+use std::rc::Rc;
 
 /// The blocks of a sequence, in the order of positions.
 #[derive(Default)]
@@ -52,9 +53,15 @@ impl From<Vec<Block>> for BlockTable {
     }
 }
 
+/// A request that is not finished, shared by its prompt and its samples.
+pub(crate) struct Submitted {
+    pub(crate) id: RequestId,
+    pub(crate) request: Request,
+}
+
 /// A prompt being read, or read and waiting for places to start its samples.
 pub(crate) struct Prompt {
-    pub(crate) request: usize,
+    pub(crate) of: Rc<Submitted>,
     pub(crate) table: BlockTable,
     /// Positions in the cache.
     pub(crate) num_cached: usize,
@@ -67,22 +74,30 @@ pub(crate) struct Prompt {
 impl Prompt {
     /// A prompt of which `num_started` samples were started before; begins with the blocks of a
     /// prompt that began alike.
-    pub(crate) fn new(request: usize, num_started: usize, known: Vec<Block>) -> Self {
+    pub(crate) fn new(of: Rc<Submitted>, num_started: usize, known: Vec<Block>) -> Self {
         let table = BlockTable::from(known);
         let num_cached = table.capacity();
-        Self { request, table, num_cached, logits: Vec::new(), num_started }
+        Self { of, table, num_cached, logits: Vec::new(), num_started }
+    }
+
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.of.request.prompt
+    }
+
+    /// Samples that have yet to leave.
+    pub(crate) fn num_to_start(&self) -> usize {
+        self.of.request.num_samples - self.num_started
     }
 
     /// The next sample, in blocks of its own from where it will differ; `None` without a free block.
     /// The last sample takes the prompt's blocks over.
     pub(crate) fn start(
         &mut self,
-        request: &Request,
         pool: &mut BlockPool,
         backend: &mut dyn Backend,
     ) -> Result<Option<Sequence>> {
-        let len = request.prompt.len();
-        let is_last = self.num_started + 1 == request.num_samples;
+        let len = self.tokens().len();
+        let is_last = self.num_to_start() == 1;
         let table = if is_last {
             std::mem::take(&mut self.table)
         } else if len.is_multiple_of(BLOCK_TOKENS) {
@@ -95,57 +110,58 @@ impl Prompt {
         let sample = self.num_started;
         self.num_started += 1;
         Ok(Some(Sequence {
-            request: self.request,
+            key: rng::key(self.of.request.key, &[sample as u64]),
+            of: Rc::clone(&self.of),
             sample,
             table,
             num_cached: len,
-            draft: Draft::new(rng::key(request.key, &[sample as u64])),
+            rollout: Rollout::default(),
+            has_new_token: false,
         }))
     }
 }
 
-/// A rollout in the making: all of a sequence that sampling needs.
-pub(crate) struct Draft {
-    key: u64,
-    pub(crate) rollout: Rollout,
-    /// The last token has not been looked at yet.
-    pub(crate) has_new_token: bool,
-}
-
-impl Draft {
-    fn new(key: u64) -> Self {
-        let finish_reason = FinishReason::Length;
-        let rollout = Rollout { tokens: Vec::new(), logprobs: Vec::new(), finish_reason };
-        Self { key, rollout, has_new_token: false }
-    }
-
-    /// Its next token.
-    pub(crate) fn next<'a>(&'a self, prompt: &'a [u32]) -> Draw<'a> {
-        Draw { key: self.key, prompt, response: &self.rollout.tokens }
-    }
-
-    /// Takes what was drawn.
-    pub(crate) fn push(&mut self, (token, logprob): (u32, f32), params: &SamplingParams) {
-        self.rollout.tokens.push(token);
-        self.rollout.logprobs.push(logprob);
-        self.has_new_token = true;
-        if params.stop_ids.contains(&token) {
-            self.rollout.finish_reason = FinishReason::Stop;
-        }
-    }
-}
-
-/// A sequence that has sampled at least one token.
+/// A rollout in the making, with what is cached of it.
 pub(crate) struct Sequence {
-    pub(crate) request: usize,
+    pub(crate) of: Rc<Submitted>,
     pub(crate) sample: usize,
+    /// Key of the sample's randomness.
+    key: u64,
     pub(crate) table: BlockTable,
     /// Positions in the cache; one less than there are tokens, unless it was preempted.
     pub(crate) num_cached: usize,
-    pub(crate) draft: Draft,
+    pub(crate) rollout: Rollout,
+    /// The last token has not been shown yet.
+    pub(crate) has_new_token: bool,
 }
 
 impl Sequence {
+    /// Its next token.
+    pub(crate) fn next(&self) -> Draw<'_> {
+        let Request { prompt, sampling, .. } = &self.of.request;
+        Draw {
+            key: self.key,
+            prompt,
+            response: &self.rollout.tokens,
+            policy: sampling.policy(),
+            num_top: sampling.top_logprobs,
+        }
+    }
+
+    /// Takes what was drawn.
+    pub(crate) fn push(&mut self, Drawn { token, logprob, top }: Drawn) {
+        let SamplingParams { stop_ids, top_logprobs, .. } = &self.of.request.sampling;
+        if stop_ids.contains(&token) {
+            self.rollout.finish_reason = FinishReason::Stop;
+        }
+        if *top_logprobs > 0 {
+            self.rollout.top_logprobs.push(top);
+        }
+        self.rollout.tokens.push(token);
+        self.rollout.logprobs.push(logprob);
+        self.has_new_token = true;
+    }
+
     /// Gives its blocks back; what it has sampled stays.
     pub(crate) fn preempt(&mut self) {
         self.table = BlockTable::default();
@@ -153,24 +169,23 @@ impl Sequence {
     }
 
     /// Tokens of the prompt and of the rollout.
-    pub(crate) fn len(&self, request: &Request) -> usize {
-        request.prompt.len() + self.draft.rollout.tokens.len()
+    pub(crate) fn len(&self) -> usize {
+        self.of.request.prompt.len() + self.rollout.tokens.len()
     }
 
     /// Rows for `positions`, the last of which wants logits if it is the last of all.
-    pub(crate) fn rows<'a>(
-        &'a self,
-        request: &'a Request,
+    pub(crate) fn rows(
+        &self,
         sequence: usize,
         positions: Range<usize>,
-    ) -> impl Iterator<Item = Row> + 'a {
-        let len = self.len(request);
-        let prompt = &request.prompt;
+    ) -> impl Iterator<Item = Row> + '_ {
+        let len = self.len();
+        let prompt = &self.of.request.prompt;
         positions.map(move |position| Row {
             token: prompt
                 .get(position)
                 .copied()
-                .unwrap_or_else(|| self.draft.rollout.tokens[position - prompt.len()]),
+                .unwrap_or_else(|| self.rollout.tokens[position - prompt.len()]),
             sequence: sequence as u32,
             position: position as u32,
             wants_logits: position + 1 == len,

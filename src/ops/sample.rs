@@ -45,6 +45,21 @@ pub struct Draw<'a> {
     pub prompt: &'a [u32],
     /// What was drawn before.
     pub response: &'a [u32],
+    /// How it is drawn.
+    pub policy: Policy,
+    /// How many of the most likely tokens are wanted beside it.
+    pub num_top: usize,
+}
+
+/// A token that was drawn. Log-probabilities are those before truncation and penalty.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Drawn {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The most likely tokens in its place with theirs, likeliest first.
+    pub top: Vec<(u32, f32)>,
 }
 
 impl Draw<'_> {
@@ -58,18 +73,44 @@ impl Draw<'_> {
         self.prompt.iter().chain(self.response).copied()
     }
 
-    /// The token, and its log-probability before truncation and penalty.
-    pub fn draw(&self, logits: &[f32], policy: &Policy) -> (u32, f32) {
-        let Policy { sampling, repetition_penalty, vocab_size } = *policy;
+    /// What is drawn from `logits`.
+    pub fn draw(&self, logits: &[f32]) -> Drawn {
+        let Policy { sampling, repetition_penalty, vocab_size } = self.policy;
         let uniform = rng::uniform(self.key, self.index());
-        if repetition_penalty == 1.0 {
-            return sample(logits, vocab_size, sampling, uniform);
-        }
-        let mut penalized = logits.to_vec();
-        penalize_repetition(&mut penalized, self.seen(), repetition_penalty);
-        let (token, _) = sample(&penalized, vocab_size, sampling, uniform);
-        (token, sampling.logp(logits, token))
+        let (token, logprob) = if repetition_penalty == 1.0 {
+            sample(logits, vocab_size, sampling, uniform)
+        } else {
+            let mut penalized = logits.to_vec();
+            penalize_repetition(&mut penalized, self.seen(), repetition_penalty);
+            let (token, _) = sample(&penalized, vocab_size, sampling, uniform);
+            (token, sampling.logp(logits, token))
+        };
+        Drawn { token, logprob, top: self.top(logits) }
     }
+
+    /// The most likely tokens that could be drawn, if any are wanted, and their log-probabilities.
+    pub fn top(&self, logits: &[f32]) -> Vec<(u32, f32)> {
+        let Policy { sampling, vocab_size, .. } = self.policy;
+        if self.num_top == 0 {
+            return Vec::new();
+        }
+        let row = statistics(logits, sampling.divisor());
+        let most_likely = most_likely(&logits[..vocab_size.min(logits.len())], self.num_top);
+        most_likely.into_iter().map(|token| (token, row.logp(logits[token as usize]))).collect()
+    }
+}
+
+/// The `count` tokens with the largest logits, largest first, the lower of equal ones before.
+fn most_likely(logits: &[f32], count: usize) -> Vec<u32> {
+    let descending =
+        |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+    let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
+    if count < tokens.len() {
+        tokens.select_nth_unstable_by(count, descending);
+        tokens.truncate(count);
+    }
+    tokens.sort_unstable_by(descending);
+    tokens
 }
 
 /// Makes `seen` tokens less likely: divides their positive and multiplies their negative logits.
@@ -89,8 +130,12 @@ pub fn penalize_repetition(logits: &mut [f32], seen: impl Iterator<Item = u32>, 
 impl Sampling {
     /// Natural log-probability of a token under softmax(logits / temperature), of temperature 1 at 0.
     pub fn logp(&self, logits: &[f32], token: u32) -> f32 {
-        let temperature = if self.temperature == 0.0 { 1.0 } else { self.temperature };
-        statistics(logits, temperature).logp(logits[token as usize])
+        statistics(logits, self.divisor()).logp(logits[token as usize])
+    }
+
+    /// What logits are divided by: the temperature, 1 where it is 0.
+    pub fn divisor(&self) -> f32 {
+        if self.temperature == 0.0 { 1.0 } else { self.temperature }
     }
 }
 

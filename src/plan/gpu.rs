@@ -185,7 +185,7 @@ pub(crate) fn sampling(decoder: &Decoder, engine: &EngineConfig) -> Vec<PlannedB
         ("logits", matrix(logits, hidden) + words(logits * vocab)),
         (
             "draws",
-            2 * aligned(8 * logits)
+            aligned(40 * logits)
                 + 2 * words(logits)
                 + words(penalized * vocab)
                 + words(penalized + 1)

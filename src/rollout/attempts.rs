@@ -86,6 +86,7 @@ pub fn attempt_each(
         .zip(prompts)
         .map(|(query, prompt)| Request {
             prompt: prompt.tokens,
+            sampling: sampling.clone(),
             num_samples: query.num_samples,
             key: query.key,
         })
@@ -96,7 +97,7 @@ pub fn attempt_each(
         let graded = desk.open(scope);
         let mut collector = Collector::new(&desk, &requests, (rollouts, graded), progress, on_done);
         let started = Instant::now();
-        let sampled = generator.generate(&config, &requests, &sampling, &mut collector);
+        let sampled = generator.generate(&config, &requests, &mut collector);
         let generation = started.elapsed();
         let graded = collector.finish(sampled.is_ok());
         let grading = started.elapsed() - generation;

@@ -8,7 +8,7 @@ use super::attempt::{Attempt, ProblemAttempts};
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
-use crate::engine::{Next, Observer, Request, Rollout};
+use crate::engine::{Next, Observer, Request, RequestId, Rollout};
 use crate::tasks::{Task, with_opened_thought};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
@@ -176,14 +176,14 @@ impl<'a> Collector<'a> {
 }
 
 impl Observer for Collector<'_> {
-    fn token(&mut self, _request: usize, _sample: usize, _rollout: &Rollout) -> Next {
+    fn token(&mut self, _request: RequestId, _sample: usize, _rollout: &Rollout) -> Next {
         while let Ok(graded) = self.graded.try_recv() {
             self.groups.take(graded);
         }
         if self.groups.failure.is_some() { Next::Cancel } else { Next::Continue }
     }
 
-    fn finished(&mut self, query: usize, sample: usize, rollout: Rollout) {
+    fn finished(&mut self, RequestId(query): RequestId, sample: usize, rollout: Rollout) {
         // The desk outlives the sender.
         let _ = self.rollouts.send(Sampled { query, sample, rollout });
     }

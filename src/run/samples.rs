@@ -114,6 +114,7 @@ pub(crate) mod tests {
             rollout: Rollout {
                 tokens: vec![7, 8],
                 logprobs: vec![-0.5, -0.25],
+                top_logprobs: Vec::new(),
                 finish_reason: FinishReason::Stop,
             },
             text: text.to_owned(),

@@ -5,7 +5,7 @@
 
 use super::{rl, sft};
 use crate::data::loader::Cursor;
-use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
+use crate::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingParams};
 use crate::objective::sft::NegativeLogLikelihood;
 use crate::tokenizer::Tokenized;
 use crate::trainer::{Execution, MicroBatch, Trainer};
@@ -68,13 +68,15 @@ fn generation_rate(trainer: &Trainer, prompts: Vec<Vec<u32>>) -> Result<f64> {
     let requests: Vec<Request> = prompts
         .into_iter()
         .enumerate()
-        .map(|(i, prompt)| Request { prompt, num_samples: 8, key: i as u64 })
+        .map(|(i, prompt)| Request {
+            prompt,
+            sampling: sampling.clone(),
+            num_samples: 8,
+            key: i as u64,
+        })
         .collect();
     let started = Instant::now();
-    let stats = Engine::new(&model.decoder, &model.params, config).generate(
-        &requests,
-        &sampling,
-        &mut |_: usize, _: usize, _: Rollout| {},
-    )?;
+    let stats = Engine::new(&model.decoder, &model.params, config)
+        .generate(&requests, &mut |_: RequestId, _: usize, _: Rollout| {})?;
     Ok(stats.generated_tokens as f64 / started.elapsed().as_secs_f64())
 }

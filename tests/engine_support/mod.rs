@@ -2,7 +2,7 @@
 //! compare of it.
 
 use codeseq::engine::{
-    Engine, EngineConfig, FinishReason, Request, Rollout, SamplingParams, Stats,
+    Engine, EngineConfig, FinishReason, Request, RequestId, Rollout, SamplingParams, Stats,
 };
 use codeseq::model::{Decoder, Packed, Target, Workspace};
 
@@ -13,7 +13,14 @@ pub(crate) const WIDE: EngineConfig =
 /// The fewest blocks in which a sequence of [`WIDE`]'s length fits.
 pub(crate) const LEAST_BLOCKS: usize = 5;
 
-/// Runs a workload; every sample of every request must finish exactly once, and every block come back.
+/// The requests, all with these sampling settings.
+pub(crate) fn with(sampling: &SamplingParams, requests: &[Request]) -> Vec<Request> {
+    let request = |request: &Request| Request { sampling: sampling.clone(), ..request.clone() };
+    requests.iter().map(request).collect()
+}
+
+/// Runs requests with these sampling settings; every sample must finish exactly once, and every block come
+/// back.
 pub(crate) fn collect(
     engine: &mut Engine<'_>,
     requests: &[Request],
@@ -21,10 +28,10 @@ pub(crate) fn collect(
 ) -> (Vec<Vec<Rollout>>, Stats) {
     let mut found: Vec<Vec<Option<Rollout>>> =
         requests.iter().map(|request| vec![None; request.num_samples]).collect();
-    let mut note = |request: usize, sample: usize, rollout: Rollout| {
+    let mut note = |RequestId(request): RequestId, sample: usize, rollout: Rollout| {
         assert!(found[request][sample].replace(rollout).is_none(), "finished twice");
     };
-    let stats = engine.generate(requests, sampling, &mut note).unwrap();
+    let stats = engine.generate(&with(sampling, requests), &mut note).unwrap();
     assert_eq!(engine.blocks_in_use(), 0, "every block is given back");
     let rollouts =
         found.into_iter().map(|samples| samples.into_iter().map(Option::unwrap).collect());

@@ -3,7 +3,7 @@
 use crate::compare::on_every_order;
 use crate::cuda::half::HalfFormat;
 use crate::cuda::kernels::repetition::Seen;
-use crate::cuda::kernels::sample::{Rows, Sampling};
+use crate::cuda::kernels::sample::{Kinds, RowSampling, Rows, Sampling};
 use codeseq::base::rng;
 use codeseq::ops::sample;
 
@@ -39,36 +39,43 @@ impl Case {
     /// Token for token what the CPU draws.
     #[track_caller]
     fn check(&self, sampling: Sampling) {
+        self.check_each(&vec![sampling; self.rows]);
+    }
+
+    /// The same where each row is drawn in its own way.
+    #[track_caller]
+    fn check_each(&self, sampling: &[Sampling]) {
         let key = |row: usize| rng::key(7, &[row as u64]);
         let index = |row: usize| row as u64 * 3;
         on_every_order(
             FORMAT,
             |gpu| {
                 let logits = gpu.put(&self.logits);
-                let (keys, indices): (Vec<u64>, Vec<u64>) =
-                    (0..self.rows).map(|row| (key(row), index(row))).unzip();
-                let (keys, indices) = (gpu.put(&keys), gpu.put(&indices));
+                let of_row =
+                    |row| RowSampling::new((key(row), index(row)), sampling[row], self.choices);
+                let of_rows: Vec<RowSampling> = (0..self.rows).map(of_row).collect();
+                let kinds = Kinds::of(&of_rows);
+                let of_rows = gpu.put(&of_rows);
                 let rows = Rows {
                     logits: logits.slice(),
                     stride: self.stride,
                     vocab: self.vocab,
-                    choices: self.choices,
-                    keys: keys.slice(),
-                    indices: indices.slice(),
+                    sampling: of_rows.slice(),
+                    kinds,
                 };
                 let (mut tokens, mut logp) = (gpu.poisoned(self.rows), gpu.poisoned(self.rows));
                 let (tokens_, logp_) = (tokens.slice_mut(), logp.slice_mut());
-                gpu.kernels.sample.sample(&gpu.stream, sampling, rows, tokens_, logp_).unwrap();
+                gpu.kernels.sample.sample(&gpu.stream, rows, tokens_, logp_).unwrap();
                 (tokens.get(), logp.get())
             },
             |(tokens, logp)| {
-                let Sampling { temperature, top_k, top_p, min_p } = sampling;
-                let settings = sample::Sampling { temperature, top_k, top_p, min_p };
                 for row in 0..self.rows {
+                    let Sampling { temperature, top_k, top_p, min_p } = sampling[row];
+                    let settings = sample::Sampling { temperature, top_k, top_p, min_p };
                     let u = rng::uniform(key(row), index(row));
                     let (token, expected) =
                         sample::sample(self.row(row), self.choices, settings, u);
-                    assert_eq!(tokens[row], token, "row {row}, u {u}, {sampling:?}");
+                    assert_eq!(tokens[row], token, "row {row}, u {u}, {:?}", sampling[row]);
                     let error = (logp[row] - expected).abs();
                     assert!(error <= 1e-5 * expected.abs().max(1.0), "{} {expected}", logp[row]);
                 }
@@ -131,6 +138,19 @@ fn truncated_tokens_are_those_of_the_cpu() {
     let large = Case::new(2, [128_256, 128_256, 128_000], 3.0);
     large.check(Sampling { temperature: 0.7, top_k: 50, top_p: 0.95, min_p: 0.0 });
     large.check(Sampling { top_p: 0.9, ..PLAIN });
+}
+
+#[test]
+fn rows_are_drawn_each_in_its_own_way() {
+    let settings = [
+        PLAIN,
+        Sampling { top_k: 3, ..PLAIN },
+        Sampling { temperature: 0.0, ..PLAIN },
+        Sampling { temperature: 0.5, ..PLAIN },
+        Sampling { top_p: 0.7, min_p: 0.05, ..PLAIN },
+        Sampling { temperature: 0.0, top_k: 3, ..PLAIN },
+    ];
+    Case::new(6, [1000, 999, 990], 2.0).check_each(&settings);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::data::input::{InputFile, resolve};
 use crate::data::prompt::CodePrompt;
 use crate::data::sample::Sample;
 use crate::data::tokenized::Line;
-use crate::engine::{Engine, EngineConfig, Request, Rollout, SamplingParams};
+use crate::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingParams};
 use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::{Message, Tokenizer};
 use crate::trainer::device::DeviceKind;
@@ -175,13 +175,14 @@ impl Asker<'_> {
                 self.file.add(id, false, "")?;
                 progress.inc(1);
             } else {
-                requests.push(Request { prompt, num_samples: 1, key: 0 });
+                let sampling = self.sampling.clone();
+                requests.push(Request { prompt, sampling, num_samples: 1, key: 0 });
                 asked.push(id);
             }
         }
-        let Self { engine, tokenizer, sampling, file, counts, .. } = self;
+        let Self { engine, tokenizer, file, counts, .. } = self;
         let mut stored = Ok(());
-        let mut store = |request: usize, _sample: usize, rollout: Rollout| {
+        let mut store = |RequestId(request): RequestId, _sample: usize, rollout: Rollout| {
             let answer = tokenizer.decode(&rollout.tokens);
             let result = answer.and_then(|answer| {
                 let is_code = is_yes(&answer);
@@ -193,7 +194,7 @@ impl Asker<'_> {
             }
             progress.inc(1);
         };
-        engine.generate(&requests, sampling, &mut store)?;
+        engine.generate(&requests, &mut store)?;
         stored
     }
 }

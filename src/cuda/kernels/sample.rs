@@ -6,6 +6,7 @@ use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Function, cubin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
+use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
 /// Threads that read a row of logits: `kernels/statistics.cuh` counts on them.
@@ -34,21 +35,79 @@ pub struct Sampling {
     pub min_p: f32,
 }
 
-/// Rows of logits, `[rows, stride]`, and the uniform number of each: the `index`-th of its `key`.
+/// How the token of a row is drawn, as `kernels/sample.cu` reads it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct RowSampling {
+    key: u64,
+    index: u64,
+    inverse_temperature: f32,
+    top_k: i32,
+    top_p: f32,
+    min_p: f32,
+    choices: i32,
+    kind: i32,
+}
+
+// The kinds of rows: those of `Kind` in the kernel.
+const GREEDY: i32 = 0;
+const WHOLE: i32 = 1;
+const TRUNCATED: i32 = 2;
+
+impl RowSampling {
+    /// Draws one of the first `choices` tokens by the `index`-th uniform number of `key`.
+    pub fn new((key, index): (u64, u64), sampling: Sampling, choices: usize) -> Self {
+        let Sampling { temperature, top_k, top_p, min_p } = sampling;
+        assert!(0 < choices && choices <= MOST_CHOICES, "{choices} choices");
+        let is_truncated = (top_k > 0 && top_k < choices) || top_p < 1.0 || min_p > 0.0;
+        let kind = match temperature {
+            0.0 => GREEDY,
+            _ if is_truncated => TRUNCATED,
+            _ => WHOLE,
+        };
+        Self {
+            key,
+            index,
+            inverse_temperature: if kind == GREEDY { 1.0 } else { 1.0 / temperature },
+            top_k: i32::try_from(top_k).unwrap_or(0),
+            top_p,
+            min_p,
+            choices: choices as i32,
+            kind,
+        }
+    }
+}
+
+/// Which kinds of rows there are: a kernel serves those that take a token from the whole vocabulary,
+/// another those that truncate it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Kinds {
+    whole: bool,
+    truncated: bool,
+}
+
+impl Kinds {
+    /// Those of `rows`.
+    pub fn of(rows: &[RowSampling]) -> Self {
+        let has =
+            |is_truncated: bool| rows.iter().any(|row| (row.kind == TRUNCATED) == is_truncated);
+        Self { whole: has(false), truncated: has(true) }
+    }
+}
+
+/// Rows of logits, `[rows, stride]`, and how a token of each is drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// Logits; the first `vocab` of a row make the softmax, the first `choices` may be drawn.
+    /// Logits; the first `vocab` of a row make the softmax.
     pub logits: DeviceSlice<'a, f32>,
     /// Elements between rows, a multiple of eight.
     pub stride: usize,
-    /// Logits of a row.
+    /// Logits of a row, no fewer than its choices.
     pub vocab: usize,
-    /// Tokens of the vocabulary.
-    pub choices: usize,
-    /// Keys of `base::rng`.
-    pub keys: DeviceSlice<'a, u64>,
-    /// Indices under the keys.
-    pub indices: DeviceSlice<'a, u64>,
+    /// How each row is drawn.
+    pub sampling: DeviceSlice<'a, RowSampling>,
+    /// The kinds of rows in `sampling`.
+    pub kinds: Kinds,
 }
 
 impl Sampler {
@@ -63,49 +122,29 @@ impl Sampler {
     pub fn sample(
         &self,
         stream: &Stream,
-        sampling: Sampling,
         rows: Rows<'_>,
         tokens: DeviceSliceMut<'_, u32>,
         logp: DeviceSliceMut<'_, f32>,
     ) -> Result<()> {
-        let Rows { logits, stride, vocab, choices, keys, indices } = rows;
-        let Sampling { temperature, top_k, top_p, min_p } = sampling;
-        let choices = choices.min(vocab);
-        assert!(0 < choices && vocab <= stride && choices <= MOST_CHOICES, "{choices} choices");
+        let Rows { logits, stride, vocab, sampling, kinds } = rows;
+        assert!(vocab <= stride, "{vocab} logits in rows of {stride}");
         let count = rows_of(logits.len(), stride);
-        let lens = [keys.len(), indices.len(), tokens.len(), logp.len()];
-        assert_eq!(lens, [count; 4], "as many keys and tokens as rows");
-        let is_greedy = temperature == 0.0;
-        let scale = if is_greedy { 1.0 } else { 1.0 / temperature };
-        let is_truncated = (top_k > 0 && top_k < choices) || top_p < 1.0 || min_p > 0.0;
-        let [vocab, choices, stride, greedy] =
-            [vocab, choices, stride, usize::from(is_greedy)].map(int);
-        // SAFETY: the kernels' parameters.
-        unsafe {
-            if is_truncated && !is_greedy {
-                let top_k = i32::try_from(top_k).unwrap_or(0);
-                self.truncated.launch(
+        let lens = [sampling.len(), tokens.len(), logp.len()];
+        assert_eq!(lens, [count; 3], "as many draws and tokens as rows");
+        let [vocab, stride] = [vocab, stride].map(int);
+        for kernel in [(&self.sample, kinds.whole), (&self.truncated, kinds.truncated)] {
+            let (kernel, true) = kernel else { continue };
+            // SAFETY: the kernels' parameters.
+            unsafe {
+                kernel.launch(
                     blocks(count),
                     ROW_THREADS,
                     0,
                     stream,
-                    &[
-                        &logits, &keys, &indices, &tokens, &logp, &vocab, &choices, &stride,
-                        &scale, &top_k, &top_p, &min_p,
-                    ],
-                )
-            } else {
-                self.sample.launch(
-                    blocks(count),
-                    ROW_THREADS,
-                    0,
-                    stream,
-                    &[
-                        &logits, &keys, &indices, &tokens, &logp, &vocab, &choices, &stride,
-                        &scale, &greedy,
-                    ],
-                )
+                    &[&logits, &sampling, &tokens, &logp, &vocab, &stride],
+                )?;
             }
         }
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use super::{Comparison, EXACT, WIDE, expected};
 use crate::base::rng;
 use crate::cuda::HalfFormat;
 use crate::cuda::kernels::repetition::Seen;
-use crate::cuda::kernels::sample::{Rows, Sampling};
+use crate::cuda::kernels::sample::{Kinds, RowSampling, Rows, Sampling};
 use crate::ops::logprob::statistics;
 use crate::ops::sample;
 use anyhow::Result;
@@ -66,19 +66,20 @@ impl Draws {
 
     /// Tokens and their log-probabilities.
     fn on(&self, rig: &Rig<'_>, sampling: Sampling) -> Result<(Vec<u32>, Vec<f32>)> {
-        let (logits, keys) = (rig.put(&self.logits)?, rig.put(&self.keys)?);
-        let indices = rig.put(&self.indices)?;
+        let places = self.keys.iter().copied().zip(self.indices.iter().copied());
+        let of_rows: Vec<RowSampling> =
+            places.map(|place| RowSampling::new(place, sampling, self.vocab)).collect();
+        let (logits, sampling) = (rig.put(&self.logits)?, rig.put(&of_rows)?);
         let rows = Rows {
             logits: logits.slice(),
             stride: self.vocab,
             vocab: self.vocab,
-            choices: self.vocab,
-            keys: keys.slice(),
-            indices: indices.slice(),
+            sampling: sampling.slice(),
+            kinds: Kinds::of(&of_rows),
         };
         let (mut tokens, mut logp) = (rig.poisoned::<u32>(ROWS)?, rig.poisoned::<f32>(ROWS)?);
         let kernels = &rig.kernels.sample;
-        kernels.sample(rig.stream, sampling, rows, tokens.slice_mut(), logp.slice_mut())?;
+        kernels.sample(rig.stream, rows, tokens.slice_mut(), logp.slice_mut())?;
         Ok((rig.get(&tokens)?, rig.get(&logp)?))
     }
 }

@@ -1,18 +1,20 @@
 //! Draws from the logits of a pass, on the device.
 //!
-//! Contract: the tokens of [`Draw::draw`] on the same logits; only keys and numbers cross to the device,
-//! and only tokens and their log-probabilities back. With a repetition penalty, which few ask for, the
-//! logits are copied and penalized some rows at a time, since their own say the log-probabilities.
+//! Contract: the tokens of [`Draw::draw`] on the same logits, each by its own policy, which alone decides
+//! how its row is computed; only settings cross to the device, and only tokens and their log-probabilities
+//! back, but for the logits of a row of which the most likely tokens are wanted. With a repetition penalty,
+//! which few ask for, logits are copied and penalized some rows at a time, since their own say the
+//! log-probabilities.
 
 use super::Generation;
 use crate::cuda::kernels::Kernels;
 use crate::cuda::kernels::logprob::{Shape, Statistics};
 use crate::cuda::kernels::repetition::Seen;
-use crate::cuda::kernels::sample::{Rows, Sampling};
+use crate::cuda::kernels::sample::{Kinds, RowSampling, Rows, Sampling};
 use crate::cuda::{DeviceSlice, Phase, Stream, Tools};
 use crate::model::Decoder;
 use crate::model::cuda::memory::Matrix;
-use crate::ops::sample::{self, Draw, Policy};
+use crate::ops::sample::{self, Draw, Drawn};
 use anyhow::Result;
 use bytemuck::Pod;
 use std::ops::Range;
@@ -22,8 +24,7 @@ const PENALIZED: usize = 128;
 
 /// The buffers of draws.
 pub(crate) struct Drawing<'a> {
-    keys: Matrix<'a, u64>,
-    indices: Matrix<'a, u64>,
+    sampling: Matrix<'a, RowSampling>,
     tokens: Matrix<'a, u32>,
     logp: Matrix<'a, f32>,
     penalized: Matrix<'a, f32>,
@@ -44,8 +45,7 @@ impl<'a> Drawing<'a> {
         let vocab = decoder.config().vocab_size;
         let penalized = rows.min(PENALIZED);
         Ok(Self {
-            keys: Matrix::take(phase, "keys of draws", rows, 1)?,
-            indices: Matrix::take(phase, "numbers of draws", rows, 1)?,
+            sampling: Matrix::take(phase, "settings of draws", rows, 1)?,
             tokens: Matrix::take(phase, "drawn tokens", rows, 1)?,
             logp: Matrix::take(phase, "log-probabilities", rows, 1)?,
             penalized: Matrix::take(phase, "penalized logits", penalized, vocab)?,
@@ -56,42 +56,56 @@ impl<'a> Drawing<'a> {
     }
 }
 
+/// The penalty of a row and the temperature of its log-probability.
+fn penalty(draw: &Draw<'_>) -> Option<(f32, f32)> {
+    let penalty = draw.policy.repetition_penalty;
+    (penalty != 1.0).then(|| (penalty, draw.policy.sampling.divisor()))
+}
+
 impl Generation<'_> {
-    /// A token and its log-probability for each of `draws` from the first logits that were kept.
-    pub fn draw(&mut self, draws: &[Draw<'_>], policy: &Policy) -> Result<Vec<(u32, f32)>> {
-        let count = draws.len();
-        let (keys, indices): (Vec<u64>, Vec<u64>) =
-            draws.iter().map(|draw| (draw.key, draw.index())).unzip();
+    /// The token of each of `draws` from the first logits that were kept.
+    pub fn draw(&mut self, draws: &[Draw<'_>]) -> Result<Vec<Drawn>> {
+        let vocab = self.decoder.config().vocab_size;
+        let of_row = |draw: &Draw<'_>| {
+            let choices = draw.policy.vocab_size.min(vocab);
+            RowSampling::new((draw.key, draw.index()), of_device(draw.policy.sampling), choices)
+        };
+        let sampling: Vec<RowSampling> = draws.iter().map(of_row).collect();
         let Self { stream, tools, drawing, .. } = self;
-        tools.transfer.upload(stream, &keys, drawing.keys.rows_mut(count))?;
-        tools.transfer.upload(stream, &indices, drawing.indices.rows_mut(count))?;
-        if policy.repetition_penalty == 1.0 {
-            let Self { stream, tools, buffers, drawing, .. } = self;
-            let logits = Some(buffers.logits.rows(count));
-            drawing.draw((stream, &tools.kernels), logits, 0..count, policy)?;
-        } else {
-            for first in (0..count).step_by(PENALIZED) {
-                let rows = first..count.min(first + PENALIZED);
-                self.draw_penalized(&draws[rows.clone()], rows, policy)?;
+        tools.transfer.upload(stream, &sampling, drawing.sampling.rows_mut(draws.len()))?;
+        // Neighbours that are penalized alike, or not at all.
+        let mut first = 0;
+        for alike in draws.chunk_by(|a, b| penalty(a) == penalty(b)) {
+            let most = if penalty(&alike[0]).is_some() { PENALIZED } else { alike.len() };
+            for part in alike.chunks(most) {
+                let rows = first..first + part.len();
+                let kinds = Kinds::of(&sampling[rows.clone()]);
+                self.draw_alike(part, rows.clone(), kinds)?;
+                first = rows.end;
             }
         }
-        let (mut tokens, mut logp) = (vec![0; count], vec![0.0; count]);
+        let (mut tokens, mut logp) = (vec![0; draws.len()], vec![0.0; draws.len()]);
         let Self { stream, tools, drawing, .. } = self;
-        tools.transfer.download(stream, drawing.tokens.rows(count), &mut tokens)?;
-        tools.transfer.download(stream, drawing.logp.rows(count), &mut logp)?;
-        Ok(tokens.into_iter().zip(logp).collect())
+        tools.transfer.download(stream, drawing.tokens.rows(draws.len()), &mut tokens)?;
+        tools.transfer.download(stream, drawing.logp.rows(draws.len()), &mut logp)?;
+        let drawn = tokens.into_iter().zip(logp);
+        let mut drawn: Vec<Drawn> =
+            drawn.map(|(token, logprob)| Drawn { token, logprob, top: Vec::new() }).collect();
+        for (row, draw) in draws.iter().enumerate().filter(|(_, draw)| draw.num_top > 0) {
+            drawn[row].top = draw.top(&self.logits(row)?);
+        }
+        Ok(drawn)
     }
 
-    /// Draws from penalized copies of `rows` of the logits.
-    fn draw_penalized(
-        &mut self,
-        draws: &[Draw<'_>],
-        rows: Range<usize>,
-        policy: &Policy,
-    ) -> Result<()> {
+    /// Draws from `rows` of the logits, or from copies that are penalized, all in the same way.
+    fn draw_alike(&mut self, draws: &[Draw<'_>], rows: Range<usize>, kinds: Kinds) -> Result<()> {
         let vocab = self.decoder.config().vocab_size;
         let Self { stream, tools, buffers, drawing, .. } = self;
         let Tools { kernels, transfer, .. } = &mut **tools;
+        let logits = part(&buffers.logits, &rows);
+        let Some((penalty, temperature)) = penalty(&draws[0]) else {
+            return drawing.draw((stream, kernels), Some(logits), rows, kinds);
+        };
         let (starts, tokens) = seen(draws);
         let count = rows.len();
         transfer.upload(stream, &starts, drawing.starts.rows_mut(count + 1))?;
@@ -100,15 +114,10 @@ impl Generation<'_> {
             starts: drawing.starts.rows(count + 1),
             tokens: drawing.seen.rows(tokens.len()),
         };
-        let logits = part(&buffers.logits, &rows);
         stream.copy(drawing.penalized.rows_mut(count), logits)?;
         let penalized = drawing.penalized.rows_mut(count);
-        kernels.repetition.penalize(stream, policy.repetition_penalty, seen, penalized, vocab)?;
-        drawing.draw((stream, kernels), None, rows.clone(), policy)?;
-        let temperature = match policy.sampling.temperature {
-            0.0 => 1.0,
-            temperature => temperature,
-        };
+        kernels.repetition.penalize(stream, penalty, seen, penalized, vocab)?;
+        drawing.draw((stream, kernels), None, rows.clone(), kinds)?;
         kernels.logprob.forward(
             stream,
             Shape { vocab, stride: vocab, temperature },
@@ -127,21 +136,20 @@ impl Drawing<'_> {
         (stream, kernels): (&Stream, &Kernels),
         logits: Option<DeviceSlice<'_, f32>>,
         rows: Range<usize>,
-        policy: &Policy,
+        kinds: Kinds,
     ) -> Result<()> {
-        let Self { keys, indices, tokens, logp, penalized, .. } = self;
+        let Self { sampling, tokens, logp, penalized, .. } = self;
         let vocab = penalized.width();
         let drawn = Rows {
             logits: logits.unwrap_or_else(|| penalized.rows(rows.len())),
             stride: vocab,
             vocab,
-            choices: policy.vocab_size,
-            keys: part(keys, &rows),
-            indices: part(indices, &rows),
+            sampling: part(sampling, &rows),
+            kinds,
         };
         let tokens = tokens.rows_mut(rows.end).into_range(rows.clone());
         let logp = logp.rows_mut(rows.end).into_range(rows);
-        kernels.sample.sample(stream, of_device(policy.sampling), drawn, tokens, logp)
+        kernels.sample.sample(stream, drawn, tokens, logp)
     }
 }
 
@@ -172,10 +180,13 @@ fn of_device(sampling: sample::Sampling) -> Sampling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::sample::Policy;
 
     #[test]
     fn tokens_that_a_text_has_more_than_once_are_listed_once() {
-        let draw = |prompt, response| Draw { key: 0, prompt, response };
+        let sampling = sample::Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let policy = Policy { sampling, repetition_penalty: 1.0, vocab_size: 10 };
+        let draw = |prompt, response| Draw { key: 0, prompt, response, policy, num_top: 0 };
         let draws = [draw(&[7, 3, 7], &[3, 1]), draw(&[], &[]), draw(&[5], &[5])];
         assert_eq!(seen(&draws), (vec![0, 3, 3, 4], vec![1, 3, 7, 5]));
     }

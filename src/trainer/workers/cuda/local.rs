@@ -5,7 +5,7 @@ use super::rank::Rank;
 use super::shard::Shard;
 use super::spec::Spec;
 use crate::cuda::{Gpu, Half};
-use crate::engine::generator::GpuRank;
+use crate::engine::Sampler;
 use crate::model::Layout;
 use crate::model::cuda::{DeviceModel, half_format};
 use crate::objective::{Chunk, Objective};
@@ -163,8 +163,8 @@ impl Rank for Local {
         Ok(())
     }
 
-    fn sampler(&mut self) -> GpuRank<'_> {
-        GpuRank::Here(&mut self.model)
+    fn sampler(&mut self) -> &mut dyn Sampler {
+        &mut self.model
     }
 
     fn fetch_params(&mut self, pieces: &mut [&mut [f32]]) -> Result<()> {

@@ -24,6 +24,7 @@ mod ties;
 use super::{Moments, Parameters, Reduced, Share, Workers};
 use crate::checkpoint::LanguageModel;
 use crate::cuda::nccl::UniqueId;
+use crate::engine::Sampler;
 use crate::engine::generator::Generator;
 use crate::objective::Objective;
 use crate::ops::adamw::AdamW;
@@ -158,8 +159,8 @@ impl Workers for GpuWorkers {
 
     /// The parameters on the GPUs are the trained ones; of `model` only the tokenizer and the shape count.
     fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
-        let gpus = self.ranks.iter_mut().map(|rank| rank.sampler()).collect();
-        Generator::on_gpus(&model.decoder, &model.tokenizer, gpus)
+        let gpus = self.ranks.iter_mut().map(|rank| Box::new(rank.sampler()) as Box<dyn Sampler>);
+        Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.collect())
     }
 
     fn fetch_params(&mut self, params: &mut [f32]) -> Result<()> {

@@ -6,7 +6,7 @@
 
 use super::spec::Spec;
 use super::ties::Ties;
-use crate::engine::{EngineConfig, FinishReason, Next, Request as Prompt, SamplingParams, Stats};
+use crate::engine::{EngineConfig, Next, Request as Prompt, RequestId, Rollout, Stats};
 use crate::model::{ScoreGradient, TokenScores};
 use crate::ops::adamw::AdamW;
 use crate::ranks::{Lane, Member};
@@ -48,14 +48,10 @@ pub(crate) enum Request {
     /// A message for each moment follows.
     SetMoments,
     PeakBytes,
-    /// To sample until nothing is left to take.
-    Sample {
-        config: EngineConfig,
-        sampling: SamplingParams,
-        prompts: Vec<Prompt>,
-    },
-    /// The index of a prompt to sample, as long as there are any.
-    Taken(Option<usize>),
+    /// To sample, with an engine of these sizes, until nothing is left to take.
+    Sample(EngineConfig),
+    /// A prompt to sample and its place in the queue, as long as there are any.
+    Taken(Option<(usize, Prompt)>),
     /// What becomes of the rollout that was shown.
     Next(Next),
     /// Nothing more will come.
@@ -91,13 +87,12 @@ pub(crate) enum Answer {
     Failed(String),
 }
 
-/// A rollout without its log-probabilities, which are sent as numbers.
+/// A rollout, whose log-probabilities are sent as numbers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Sample {
-    pub(crate) prompt: usize,
+    pub(crate) prompt: RequestId,
     pub(crate) sample: usize,
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) finish_reason: FinishReason,
+    pub(crate) rollout: Rollout,
 }
 
 /// One end of the connection between node 0 and a rank of another node.

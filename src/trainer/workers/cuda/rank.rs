@@ -3,7 +3,7 @@
 //! Contract: as of [`super::GpuWorkers`], for one rank; collectives wait for all the others, so all ranks
 //! make the same calls in the same order.
 
-use crate::engine::generator::GpuRank;
+use crate::engine::Sampler;
 use crate::objective::Objective;
 use crate::ops::adamw::AdamW;
 use crate::ranks::Member;
@@ -39,7 +39,7 @@ pub(crate) trait Rank: Member {
     fn keep_reference(&mut self, shard: &[f32]) -> Result<()>;
 
     /// The rank as one that samples with the trained parameters.
-    fn sampler(&mut self) -> GpuRank<'_>;
+    fn sampler(&mut self) -> &mut dyn Sampler;
 
     /// Copies the master weights of its shard to its pieces of the parameters, by portion.
     fn fetch_params(&mut self, pieces: &mut [&mut [f32]]) -> Result<()>;

@@ -3,7 +3,7 @@
 use super::protocol::{Answer, End, Request, mismatch, numbers_of_gradients, scores_of};
 use super::rank::Rank;
 use super::spec::Spec;
-use crate::engine::generator::GpuRank;
+use crate::engine::Sampler;
 use crate::model::ScoreGradient;
 use crate::objective::{Chunk, Objective};
 use crate::ops::adamw::AdamW;
@@ -135,8 +135,8 @@ impl Rank for Remote {
         self.ask(&Request::KeepReference, shard)
     }
 
-    fn sampler(&mut self) -> GpuRank<'_> {
-        GpuRank::Elsewhere(self)
+    fn sampler(&mut self) -> &mut dyn Sampler {
+        self
     }
 
     fn fetch_params(&mut self, pieces: &mut [&mut [f32]]) -> Result<()> {

@@ -125,8 +125,8 @@ fn answer(rank: &mut Local, lane: &Lane, request: Request, numbers: &[f32]) -> R
             rank.set_moments([&first, &second])?;
             lane.send(&Answer::Done, &[])
         }
-        Request::Sample { config, sampling, prompts } => {
-            let stats = sample(&mut rank.model, lane, config, &sampling, &prompts)?;
+        Request::Sample(config) => {
+            let stats = sample(&mut rank.model, lane, config)?;
             lane.send(&Answer::Sampled(stats), &[])
         }
         Request::PeakBytes => lane.send(&Answer::PeakBytes(rank.peak_bytes()?), &[]),

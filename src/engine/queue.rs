@@ -1,0 +1,208 @@
+//! Requests to be sampled and who samples them: threads, a GPU, a rank of another node, or several of
+//! these together.
+//!
+//! Contract: a sampler takes the next request when it has room for it, so a member of a team does the share
+//! that it gets done, long responses weigh what they weigh, and none is idle while requests wait. A rollout
+//! depends on its request alone: any team of one kind gives the same ones. Left out: dividing the samples of
+//! one request, whose prompt is computed once for all of them.
+
+use super::{Engine, EngineConfig, Next, Observer, Request, RequestId, Rollout, Stats};
+use crate::base::threads;
+use crate::model::{Decoder, Weights};
+use anyhow::{Context, Result};
+use rayon::ThreadPool;
+use std::collections::HashMap;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Requests that samplers have yet to take.
+pub struct Queue<'r> {
+    requests: &'r [Request],
+    config: EngineConfig,
+    num_taken: AtomicUsize,
+}
+
+impl<'r> Queue<'r> {
+    /// Requests to be sampled, in order, by engines of these sizes.
+    pub fn new(requests: &'r [Request], config: EngineConfig) -> Self {
+        Self { requests, config, num_taken: AtomicUsize::new(0) }
+    }
+
+    /// The sizes of an engine that works on them.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// The next request of which samples are wanted, with its place; nobody else gets it.
+    pub fn take(&self) -> Option<(usize, &'r Request)> {
+        loop {
+            let number = self.num_taken.fetch_add(1, Ordering::Relaxed);
+            let request = self.requests.get(number)?;
+            if request.num_samples > 0 {
+                return Some((number, request));
+            }
+        }
+    }
+
+    /// Refuses what `check` refuses of any request, and says which it is.
+    pub(crate) fn check(&self, check: impl Fn(&Request) -> Result<()>) -> Result<()> {
+        let check =
+            |(index, request)| check(request).with_context(|| format!("prompt {}", index + 1));
+        self.requests.iter().enumerate().try_for_each(check)
+    }
+}
+
+/// Who samples.
+pub trait Sampler: Send {
+    /// Samples requests of `queue` until it is empty, and tells `observer`, which knows requests by their
+    /// place in it. Others may take some of them. One that is far away shows now and then alone what grows.
+    fn sample(&mut self, queue: &Queue<'_>, observer: &mut dyn Observer) -> Result<Stats>;
+}
+
+impl<S: Sampler + ?Sized> Sampler for &mut S {
+    fn sample(&mut self, queue: &Queue<'_>, observer: &mut dyn Observer) -> Result<Stats> {
+        (**self).sample(queue, observer)
+    }
+}
+
+/// The threads of the present pool.
+#[derive(Clone)]
+pub struct Threads<'m> {
+    decoder: &'m Decoder,
+    weights: Arc<Weights<'m>>,
+}
+
+impl<'m> Threads<'m> {
+    /// Threads that read these weights, which others may share.
+    pub fn new(decoder: &'m Decoder, weights: impl Into<Arc<Weights<'m>>>) -> Self {
+        Self { decoder, weights: weights.into() }
+    }
+}
+
+impl Sampler for Threads<'_> {
+    fn sample(&mut self, queue: &Queue<'_>, observer: &mut dyn Observer) -> Result<Stats> {
+        let weights = Arc::clone(&self.weights);
+        Engine::with_weights(self.decoder, weights, queue.config().clone())
+            .work_off(queue, observer)
+    }
+}
+
+/// Samplers that share a queue, each on a thread of its own with its part of the cores.
+pub struct Team<'m>(Vec<Box<dyn Sampler + 'm>>);
+
+impl<'m> Team<'m> {
+    /// At least one sampler.
+    pub fn new(members: Vec<Box<dyn Sampler + 'm>>) -> Self {
+        Self(members)
+    }
+}
+
+impl Sampler for Team<'_> {
+    fn sample(&mut self, queue: &Queue<'_>, observer: &mut dyn Observer) -> Result<Stats> {
+        if let [alone] = &mut self.0[..] {
+            return alone.sample(queue, observer);
+        }
+        let pool = |_: &_| threads::of_rank(self.0.len());
+        let pools: Vec<_> = self.0.iter().map(pool).collect::<Result<_>>()?;
+        let observer = &Mutex::new(observer);
+        let of_members: Vec<Result<Stats>> = std::thread::scope(|scope| {
+            let work = |pool: ThreadPool, member: &mut Box<dyn Sampler + '_>| {
+                pool.install(|| member.sample(queue, &mut InTurn(observer)))
+            };
+            let threads: Vec<_> = pools
+                .into_iter()
+                .zip(&mut self.0)
+                .map(|(pool, member)| scope.spawn(move || work(pool, member)))
+                .collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        let mut all = Stats::default();
+        for stats in of_members {
+            all.merge(&stats?);
+        }
+        Ok(all)
+    }
+}
+
+/// An observer that several samplers tell, one after the other.
+struct InTurn<'a, 'o>(&'a Mutex<&'o mut dyn Observer>);
+
+impl<'o> InTurn<'_, 'o> {
+    fn lock(&self) -> MutexGuard<'_, &'o mut dyn Observer> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for InTurn<'_, '_> {
+    fn token(&mut self, request: RequestId, sample: usize, rollout: &Rollout) -> Next {
+        self.lock().token(request, sample, rollout)
+    }
+
+    fn finished(&mut self, request: RequestId, sample: usize, rollout: Rollout) {
+        self.lock().finished(request, sample, rollout);
+    }
+}
+
+/// An observer that knows requests by their place in a queue, told by an engine, which numbers them as
+/// they were submitted. It hears nothing of other requests of the engine.
+pub(crate) struct Numbered<'o, O: ?Sized> {
+    pub(crate) observer: &'o mut O,
+    places: HashMap<RequestId, RequestId>,
+}
+
+impl<'o, O: Observer + ?Sized> Numbered<'o, O> {
+    pub(crate) fn new(observer: &'o mut O) -> Self {
+        Self { observer, places: HashMap::new() }
+    }
+
+    /// Says where in the queue the request stands that the engine knows as `id`.
+    pub(crate) fn name(&mut self, id: RequestId, place: usize) {
+        self.places.insert(id, RequestId(place));
+    }
+}
+
+impl<O: Observer + ?Sized> Observer for Numbered<'_, O> {
+    fn token(&mut self, request: RequestId, sample: usize, rollout: &Rollout) -> Next {
+        let place = self.places.get(&request);
+        place.map_or(Next::Continue, |&place| self.observer.token(place, sample, rollout))
+    }
+
+    fn finished(&mut self, request: RequestId, sample: usize, rollout: Rollout) {
+        if let Some(&place) = self.places.get(&request) {
+            self.observer.finished(place, sample, rollout);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::SamplingParams;
+
+    #[test]
+    fn every_request_is_taken_once_by_whoever_asks() {
+        let request = |num_samples| Request {
+            prompt: vec![1],
+            sampling: SamplingParams::default(),
+            num_samples,
+            key: 0,
+        };
+        let requests: Vec<Request> = (0..1000).map(|i| request(i % 3)).collect();
+        let queue = Queue::new(&requests, EngineConfig::roomy(1, 8));
+        let taken: Vec<Vec<usize>> = std::thread::scope(|scope| {
+            let take = || std::iter::from_fn(|| Some(queue.take()?.0)).collect();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(taken.iter().all(|of_one| of_one.is_sorted()));
+        let mut all = taken.concat();
+        all.sort_unstable();
+        let wanted = (0..1000).filter(|i| i % 3 > 0);
+        assert!(all.into_iter().eq(wanted));
+        assert_eq!(queue.take(), None);
+    }
+}
