@@ -13,7 +13,7 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 #else
-#include "emulation/cuda.h"
+#include "../tests/emulated_gpu/cuda.h"
 #endif
 
 typedef __nv_bfloat16 bf16;

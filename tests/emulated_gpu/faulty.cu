@@ -1,5 +1,5 @@
 // Kernels with the mistakes that the emulation has to find; never compiled for a device.
-#include "../common.cuh"
+#include "../../kernels/common.cuh"
 
 // The block's numbers backwards, without a barrier between writing and reading.
 extern "C" __global__ void faulty_barrier(unsigned* out) {

@@ -10,55 +10,55 @@
 #include <utility>
 
 namespace {
-#include "../common.cuh"
-#include "../tensor_cores.cuh"
-#include "../statistics.cuh"
+#include "../../kernels/common.cuh"
+#include "../../kernels/tensor_cores.cuh"
+#include "../../kernels/statistics.cuh"
 
 #define FAMILY(name) namespace name##_family
 FAMILY(adamw) {
-#include "../adamw.cu"
+#include "../../kernels/adamw.cu"
 }
 FAMILY(attention) {
-#include "../attention.cu"
+#include "../../kernels/attention.cu"
 }
 FAMILY(attention_decode) {
-#include "../attention_decode.cu"
+#include "../../kernels/attention_decode.cu"
 }
 FAMILY(attention_prompt) {
-#include "../attention_prompt.cu"
+#include "../../kernels/attention_prompt.cu"
 }
 FAMILY(column_sums) {
-#include "../column_sums.cu"
+#include "../../kernels/column_sums.cu"
 }
 FAMILY(embedding) {
-#include "../embedding.cu"
+#include "../../kernels/embedding.cu"
 }
 FAMILY(faulty) {
 #include "faulty.cu"
 }
 FAMILY(fill) {
-#include "../fill.cu"
+#include "../../kernels/fill.cu"
 }
 FAMILY(flat) {
-#include "../flat.cu"
+#include "../../kernels/flat.cu"
 }
 FAMILY(logprob) {
-#include "../logprob.cu"
+#include "../../kernels/logprob.cu"
 }
 FAMILY(repetition) {
-#include "../repetition.cu"
+#include "../../kernels/repetition.cu"
 }
 FAMILY(rms_norm) {
-#include "../rms_norm.cu"
+#include "../../kernels/rms_norm.cu"
 }
 FAMILY(rope) {
-#include "../rope.cu"
+#include "../../kernels/rope.cu"
 }
 FAMILY(sample) {
-#include "../sample.cu"
+#include "../../kernels/sample.cu"
 }
 FAMILY(swiglu) {
-#include "../swiglu.cu"
+#include "../../kernels/swiglu.cu"
 }
 
 template <class... A, size_t... I>
