@@ -13,7 +13,7 @@ mod models;
 
 use bytemuck::Pod;
 use codeseq::base::rng;
-use codeseq::cuda::attention::{
+use codeseq::cuda::cudnn::{
     Attention, DETERMINISTIC_SINCE, Gradients, Operands, Results, Segments, Sizes, version,
 };
 use codeseq::cuda::{

@@ -77,12 +77,12 @@ fn cuda_the_check_of_a_gpu_machine_runs_to_its_end_on_the_emulated_driver() {
     assert!(numbers["lines"][0]["milliseconds"].as_f64().unwrap() > 0.0);
     let operations = read("correctness.txt");
     for family in ["rms_norm", "logprob", "embedding", "rope", "swiglu", "attention", "decoding"] {
-        assert!(operations.contains(&format!("right  {family}")), "{family}\n{operations}");
+        assert!(operations.contains(&format!("right    {family}")), "{family}\n{operations}");
     }
     for family in ["products", "adamw", "flat buffers", "sampling", "repetition penalty"] {
-        assert!(operations.contains(&format!("right  {family}")), "{family}\n{operations}");
+        assert!(operations.contains(&format!("right    {family}")), "{family}\n{operations}");
     }
-    let cudnn = operations.lines().filter(|line| line.starts_with("right  cuDNN attention"));
+    let cudnn = operations.lines().filter(|line| line.starts_with("right    cuDNN attention"));
     assert_eq!(cudnn.count(), 4, "both heads of 128 in both formats\n{operations}");
 }
 

@@ -8,7 +8,7 @@ mod cuda_support;
 
 use codeseq::cuda::gemm::{Gemm, Linear, Start};
 use codeseq::cuda::kernels::Kernels;
-use codeseq::cuda::{Arena, Device, Event, Half, HalfFormat, Stream, Transfer, device, report};
+use codeseq::cuda::{Arena, Device, Event, Half, HalfFormat, Stream, Transfer, device, inventory};
 use cuda_support::Driver;
 use std::sync::Arc;
 
@@ -37,9 +37,9 @@ fn device_with(format: HalfFormat) -> Option<Arc<Device>> {
 }
 
 #[test]
-fn cuda_report_tells_devices_and_that_kernels_run() {
+fn cuda_inventory_tells_devices_and_that_kernels_run() {
     let Some(device) = first_device() else { return };
-    let lines = report().lines();
+    let lines = inventory().lines();
     let gpu = &lines.iter().find(|(name, _)| name == "gpu 0").unwrap().1;
     assert!(gpu.contains(&device.properties().name), "{gpu}");
     assert!(gpu.contains("compute capability 9.0") && gpu.ends_with("kernels run"), "{gpu}");

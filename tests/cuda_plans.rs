@@ -8,7 +8,7 @@
 mod cuda_support;
 
 use codeseq::cuda::HalfFormat;
-use codeseq::cuda::attention::{PlanReport, Sizes, check_plans, version};
+use codeseq::cuda::cudnn::{PlanReport, Sizes, check_plans, version};
 use cuda_support::{driver_or, preload};
 use std::path::{Path, PathBuf};
 

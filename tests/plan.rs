@@ -7,12 +7,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
+use codeseq::base::memory;
 use codeseq::checkpoint::LanguageModel;
 use codeseq::data::pack::Batch;
 use codeseq::model::{Decoder, ModelConfig, layout};
 use codeseq::objective::sft::NegativeLogLikelihood;
 use codeseq::plan::Plan;
-use codeseq::run::environment::{peak_resident_bytes, resident_bytes};
 use codeseq::tokenizer::bpe::{self, BpeOptions};
 use codeseq::tokenizer::{Message, Tokenized, Tokenizer};
 use codeseq::train::sft;
@@ -66,7 +66,7 @@ fn the_plan_is_within_5_percent_of_the_memory_that_training_takes() {
     let tokenizer = tokenizer(dir.path());
     assert!(planned > f64::from(1 << 30), "the plan is {planned}");
 
-    let before = resident_bytes().unwrap() as f64;
+    let before = memory::resident().unwrap() as f64;
     let shape = ModelConfig::from_json(&shape()).unwrap();
     let params = layout::init(&shape, 1);
     let model = LanguageModel { params, decoder: Decoder::new(shape), tokenizer };
@@ -87,7 +87,7 @@ fn the_plan_is_within_5_percent_of_the_memory_that_training_takes() {
         trainer.accumulate(&batches, 1.0, &objective).unwrap();
         trainer.update((SEQ_LEN * rows.len()) as f64, 1.0).unwrap();
     }
-    let measured = peak_resident_bytes().unwrap() as f64 - before;
+    let measured = memory::peak_resident().unwrap() as f64 - before;
     for (label, value) in plan.lines() {
         println!("{label:<40}{value}");
     }

@@ -18,14 +18,8 @@ const ROWS: [&[&str]; 9] = [
     &["cli"],
 ];
 
-const SAME_ROW: [(&str, &str); 6] = [
-    ("cuda", "ops"),
-    ("cuda", "ranks"),
-    ("plan", "run"),
-    ("plan", "train"),
-    ("bench", "train"),
-    ("gpu_check", "bench"),
-];
+const SAME_ROW: [(&str, &str); 4] =
+    [("cuda", "ops"), ("cuda", "ranks"), ("plan", "run"), ("plan", "train")];
 
 /// All files below a directory of the repository.
 fn files_below(dir: &str) -> Vec<PathBuf> {

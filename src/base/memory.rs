@@ -1,34 +1,48 @@
-//! How much memory this process may still take.
+//! Memory: how much the machine has, how much this process holds, and how much it may still take.
 //!
-//! Contract: the smallest of what the machine has available, what its control group leaves, and what
-//! the limit on the address space (`ulimit -v`) leaves; `None` where the system says nothing of them. Advice for a check before allocating, not a reservation.
+//! Contract: every number is in bytes, and `None` where the system does not tell it. What is available is
+//! advice for a check before allocating, not a reservation.
 
 use super::error::usage;
 use super::human;
 use anyhow::Result;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-/// Bytes that can still be allocated.
+/// The memory of the machine.
+pub fn total() -> Option<u64> {
+    kibibytes("/proc/meminfo", "MemTotal:")
+}
+
+/// The memory that this process holds now.
+pub fn resident() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmRSS:")
+}
+
+/// The most memory that this process has held.
+pub fn peak_resident() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmHWM:")
+}
+
+/// The memory that this process can still allocate: the smallest of what the machine has available, what
+/// the control group leaves, and what the limit on the address space (`ulimit -v`) leaves.
 pub fn available() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
-    let machine = read("/proc/meminfo").and_then(|text| field(&text, "MemAvailable:"));
-    let machine = machine.map(|kibibytes| kibibytes << 10);
     // Only anonymous memory counts: the kernel drops cached files when it needs their place.
     let limit = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse::<u64>().ok());
     let used = read("/sys/fs/cgroup/memory.stat").and_then(|text| field(&text, "anon"));
     let group = limit.zip(used).map(|(limit, used)| limit.saturating_sub(used));
+    let machine = kibibytes("/proc/meminfo", "MemAvailable:");
     machine.into_iter().chain(group).chain(address_space_left()).min()
 }
 
-/// What this process may still map, where that is limited.
+/// The address space that this process may still map, where it is limited.
 fn address_space_left() -> Option<u64> {
     let (limit, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let mapped = field(&status, "VmSize:")? << 10;
+    let mapped = kibibytes("/proc/self/status", "VmSize:")?;
     (limit != RLIM_INFINITY).then(|| limit.saturating_sub(mapped))
 }
 
-/// Refuses to start what needs `bytes` where fewer are available; `what` begins the message.
+/// Refuses work that needs more `bytes` than are available; the message begins with `what`.
 pub fn check(bytes: u64, what: &str, advice: &str) -> Result<()> {
     match available() {
         Some(available) if bytes > available => Err(usage(format!(
@@ -38,6 +52,11 @@ pub fn check(bytes: u64, what: &str, advice: &str) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// A field of a file that counts in kibibytes.
+fn kibibytes(path: &str, name: &str) -> Option<u64> {
+    Some(field(&std::fs::read_to_string(path).ok()?, name)? << 10)
 }
 
 /// The number behind `name` at the start of a line.
@@ -56,6 +75,13 @@ mod tests {
         let text = "anon_thp 3\nanon 12\nMemAvailable:   77 kB\n";
         assert_eq!((field(text, "anon"), field(text, "MemAvailable:")), (Some(12), Some(77)));
         assert_eq!(field(text, "file"), None);
+    }
+
+    #[test]
+    fn this_machine_has_more_memory_than_this_process_holds() {
+        let (total, resident, peak) =
+            (total().unwrap(), resident().unwrap(), peak_resident().unwrap());
+        assert!(0 < resident && resident <= peak && peak < total);
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! What everything else stands on: errors with exit codes, atomic files, keyed randomness, logs,
-//! progress, interruption, and repositories on the Hub.
+//! The ground floor: errors with exit codes, atomic files, keyed randomness, logs, progress,
+//! interruption, memory, and repositories on the Hub.
 //!
-//! Knows nothing of models, problems or runs.
+//! Nothing here knows of models, problems or runs.
 
 pub mod error;
 pub mod fs;
+pub mod hex;
 pub mod hub;
 pub mod human;
 pub mod interrupt;

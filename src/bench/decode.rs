@@ -6,8 +6,8 @@
 //! once, and the cache. Weights are random.
 
 use super::clock::{Repeats, wall};
+use super::measurement::{Limits, Line, Measurement};
 use super::random::upload_weights;
-use super::report::{Limits, Line, Report};
 use crate::base::human;
 use crate::cuda::Gpu;
 use crate::model::cuda::{DeviceModel, GenerationSize};
@@ -18,33 +18,33 @@ use anyhow::Result;
 /// Tokens of a prompt that are read at a time.
 const PROMPT: usize = 512;
 
-/// Measures every batch with every context on `gpu` and adds it to `report`.
+/// Measures every batch with every context on `gpu` and adds it to `measurement`.
 pub fn run(
     gpu: Gpu,
     config: &ModelConfig,
     (batches, contexts): (&[usize], &[usize]),
     repeats: Repeats,
-    report: &mut Report,
+    measurement: &mut Measurement,
 ) -> Result<()> {
     let longest = contexts.iter().max().map_or(0, |context| context + 1);
     let mut model = DeviceModel::new(gpu, Decoder::new(config.clone()), longest)?;
     upload_weights(&mut model)?;
-    report.limits = Some(Limits::H100);
+    measurement.limits = Some(Limits::H100);
     for &batch in batches {
         for &context in contexts {
             let name = format!("batch {batch}, context {context}");
             let Some(milliseconds) = step(&mut model, batch, context, repeats)? else {
-                report.fact(&name, "the cache has no room");
+                measurement.fact(&name, "the cache has no room");
                 continue;
             };
             let tokens = batch as f64 / milliseconds * 1e3;
-            report.fact(&format!("{name}: tokens per second"), format!("{tokens:.0}"));
+            measurement.fact(&format!("{name}: tokens per second"), format!("{tokens:.0}"));
             let (bytes, flops) = work(config, batch, context);
-            report.lines.push(Line { name, milliseconds, bytes, flops });
+            measurement.lines.push(Line { name, milliseconds, bytes, flops });
         }
     }
-    report.fact("limits", "of an H100's data sheet, not measured");
-    report.fact("peak memory", human::bytes(model.split().1.arena.peak_bytes() as u64));
+    measurement.fact("limits", "of an H100's data sheet, not measured");
+    measurement.fact("peak memory", human::bytes(model.split().1.arena.peak_bytes() as u64));
     Ok(())
 }
 

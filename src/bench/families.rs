@@ -56,7 +56,7 @@ const NAMES: [(&str, Family); 16] = [
 ];
 
 impl Family {
-    /// All of them, in the order of a report.
+    /// All of them, in the order of a measurement.
     pub const ALL: [Self; 11] = [
         Self::Products,
         Self::Attention,
@@ -77,7 +77,7 @@ impl Family {
         named.map_or(Self::Other, |(_, family)| *family)
     }
 
-    /// What a report calls it.
+    /// What a measurement calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Products => "products (GEMM)",

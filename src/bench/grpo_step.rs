@@ -9,9 +9,9 @@
 //! that NVIDIA states for an H100. Left out: judging, which a run does while it generates, the
 //! exchange with other GPUs, and a reference model.
 
+use super::measurement::{Limits, Line, Measurement};
 use super::optimizer::Share;
 use super::random::{tokens, upload_weights};
-use super::report::{Limits, Line, Report};
 use super::step::{PEAK, mfu};
 use crate::base::{human, rng};
 use crate::cuda::Gpu;
@@ -93,8 +93,13 @@ struct Times {
     has_cudnn: bool,
 }
 
-/// Measures it on `gpu` and adds it to `report`.
-pub fn run(mut gpu: Gpu, config: &ModelConfig, sizes: Sizes, report: &mut Report) -> Result<()> {
+/// Measures it on `gpu` and adds it to `measurement`.
+pub fn run(
+    mut gpu: Gpu,
+    config: &ModelConfig,
+    sizes: Sizes,
+    measurement: &mut Measurement,
+) -> Result<()> {
     let decoder = Decoder::new(config.clone());
     let share = Share::new(&mut gpu, decoder.layout().len, sizes.world)?;
     let mut model = DeviceModel::new(gpu, decoder, sizes.length())?;
@@ -108,11 +113,11 @@ pub fn run(mut gpu: Gpu, config: &ModelConfig, sizes: Sizes, report: &mut Report
     let training =
         TrainingMemory::new(step.model.decoder(), sizes.row(), sizes.recompute, times.has_cudnn);
     let peak = step.model.split().1.arena.peak_bytes();
-    describe(report, config, sizes, &times);
-    report.fact("peak memory of generation", human::bytes(generation_peak as u64));
-    report.fact("peak memory", human::bytes(peak as u64));
+    describe(measurement, config, sizes, &times);
+    measurement.fact("peak memory of generation", human::bytes(generation_peak as u64));
+    measurement.fact("peak memory", human::bytes(peak as u64));
     let planned = generation_peak.max(lasting + gradients + training.total());
-    report.fact("the same by plan", human::bytes(planned as u64));
+    measurement.fact("the same by plan", human::bytes(planned as u64));
     Ok(())
 }
 
@@ -212,7 +217,7 @@ fn sampled_tokens(members: &[(usize, &Rollout)]) -> SampledTokens {
 }
 
 /// Puts what was found into words.
-fn describe(report: &mut Report, config: &ModelConfig, sizes: Sizes, times: &Times) {
+fn describe(measurement: &mut Measurement, config: &ModelConfig, sizes: Sizes, times: &Times) {
     let Times { generation, gradients, optimizer, stats, mismatch, .. } = times;
     let update = gradients + optimizer;
     let flops = sizes.rollouts() as f64 * ModelFlops::new(config).training(sizes.length());
@@ -222,8 +227,8 @@ fn describe(report: &mut Report, config: &ModelConfig, sizes: Sizes, times: &Tim
         bytes: 0.0,
         flops,
     };
-    report.limits = Some(Limits::H100);
-    report.lines.extend([
+    measurement.limits = Some(Limits::H100);
+    measurement.lines.extend([
         line("generation", *generation, 0.0),
         line("update: forward and backward", *gradients, flops),
         line("update: optimizer", *optimizer, 0.0),
@@ -233,22 +238,24 @@ fn describe(report: &mut Report, config: &ModelConfig, sizes: Sizes, times: &Tim
     let per_second = |count: usize, seconds: f64| format!("{:.0}", count as f64 / seconds);
     let mfu = mfu(flops, update * 1e3);
     let rollouts = format!("{} x {}", sizes.prompts, sizes.samples);
-    report.fact("prompts x responses", rollouts);
-    report.fact("tokens of each", format!("{} + {}", sizes.prompt, sizes.response));
-    report.fact("generated tokens per second", per_second(stats.generated_tokens, *generation));
-    report.fact("occupancy of decoding", format!("{:.1} %", 100.0 * stats.occupancy));
-    report.fact("passes, preemptions", format!("{}, {}", stats.passes, stats.preemptions));
-    report.fact("trained tokens per second", per_second(tokens, update));
-    report.fact("MFU of the update", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
+    measurement.fact("prompts x responses", rollouts);
+    measurement.fact("tokens of each", format!("{} + {}", sizes.prompt, sizes.response));
+    measurement
+        .fact("generated tokens per second", per_second(stats.generated_tokens, *generation));
+    measurement.fact("occupancy of decoding", format!("{:.1} %", 100.0 * stats.occupancy));
+    measurement.fact("passes, preemptions", format!("{}, {}", stats.passes, stats.preemptions));
+    measurement.fact("trained tokens per second", per_second(tokens, update));
+    measurement.fact("MFU of the update", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
     let rate = sizes.rollouts() as f64 / (generation + update);
-    report.fact("rollouts per second", format!("{rate:.2}"));
+    measurement.fact("rollouts per second", format!("{rate:.2}"));
     let mean = mismatch.distance / mismatch.tokens.max(1) as f64;
     let distance = format!("{mean:.1e} on average, {:.1e} at most", mismatch.max_distance);
-    report.fact("sampler against trainer, log-probabilities", distance);
-    report.fact("judging", "left out: it runs while responses are generated");
-    report.fact("recompute", format!("{:?}", sizes.recompute).to_lowercase());
-    report.fact("attention", if times.has_cudnn { "cuDNN" } else { "own kernels (no cuDNN here)" });
-    report.fact("limits", "of an H100's data sheet, not measured");
+    measurement.fact("sampler against trainer, log-probabilities", distance);
+    measurement.fact("judging", "left out: it runs while responses are generated");
+    measurement.fact("recompute", format!("{:?}", sizes.recompute).to_lowercase());
+    measurement
+        .fact("attention", if times.has_cudnn { "cuDNN" } else { "own kernels (no cuDNN here)" });
+    measurement.fact("limits", "of an H100's data sheet, not measured");
 }
 
 #[cfg(test)]

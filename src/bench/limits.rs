@@ -1,7 +1,7 @@
 //! What bounds a GPU: the bandwidth of a copy and the rate of a square product, measured.
 
 use super::clock::Clock;
-use super::report::{Limits, Line};
+use super::measurement::{Limits, Line};
 use crate::base::rng;
 use crate::cuda::gemm::{Linear, Start};
 use crate::cuda::{DeviceBuffer, Gpu, Half, Phase, Stream, Tools, Transfer};

@@ -7,8 +7,8 @@
 
 use super::clock::{Clock, Repeats};
 use super::limits::{self, is_real};
+use super::measurement::{Limits, Line, Measurement};
 use super::optimizer::ADAMW;
-use super::report::{Limits, Line, Report};
 use crate::base::rng;
 use crate::cuda::gemm::{Linear, Start};
 use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
@@ -70,13 +70,13 @@ struct Bench<'a> {
     lines: Vec<Line>,
 }
 
-/// Measures all of it on `gpu` and adds it to `report`.
+/// Measures all of it on `gpu` and adds it to `measurement`.
 pub fn run(
     gpu: &mut Gpu,
     config: &ModelConfig,
     sizes: Sizes,
     repeats: Repeats,
-    report: &mut Report,
+    measurement: &mut Measurement,
 ) -> Result<()> {
     let heads =
         Heads { queries: config.num_heads, keys: config.num_kv_heads, dim: config.head_dim };
@@ -92,12 +92,13 @@ pub fn run(
     bench.prompt(&mut arena.phase())?;
     bench.decoding(&mut arena.phase())?;
     let lines = bench.lines;
-    report.limits = Some(Limits::measured(&lines[0], &lines[1..]));
-    report.fact("rows of a batch", sizes.rows);
-    report.fact("targets of a chunk", sizes.targets);
-    report.fact("parameters of a shard", sizes.shard);
-    report.fact("sequences decoded, tokens of each", format!("{}, {}", sizes.batch, sizes.context));
-    report.lines.extend(lines);
+    measurement.limits = Some(Limits::measured(&lines[0], &lines[1..]));
+    measurement.fact("rows of a batch", sizes.rows);
+    measurement.fact("targets of a chunk", sizes.targets);
+    measurement.fact("parameters of a shard", sizes.shard);
+    measurement
+        .fact("sequences decoded, tokens of each", format!("{}, {}", sizes.batch, sizes.context));
+    measurement.lines.extend(lines);
     Ok(())
 }
 

@@ -8,9 +8,9 @@
 use super::clock::{Clock, Repeats, wall};
 use super::families::{Family, MicroStep, update};
 use super::limits;
+use super::measurement::{Breakdown, Limits, Line, Measurement};
 use super::optimizer::Share;
 use super::random::{batch, upload_weights};
-use super::report::{Breakdown, Limits, Line, Report};
 use crate::base::human;
 use crate::cuda::{DeviceSlice, DeviceSliceMut, Event, Gpu, Half};
 use crate::model::cuda::{DeviceModel, TrainingMemory};
@@ -32,33 +32,33 @@ pub struct Sizes {
     pub recompute: Recompute,
 }
 
-/// Measures it on `gpu` and adds it to `report`.
+/// Measures it on `gpu` and adds it to `measurement`.
 pub fn run(
     mut gpu: Gpu,
     config: &ModelConfig,
     sizes: Sizes,
     repeats: Repeats,
-    report: &mut Report,
+    measurement: &mut Measurement,
 ) -> Result<()> {
     let Sizes { tokens, world, recompute } = sizes;
     let decoder = Decoder::new(config.clone());
     let len = decoder.layout().len;
     let clock = Clock::new(&gpu.device, repeats)?;
     let [copy, product] = limits::measure(&mut gpu, &clock, limits::Sizes::new(config))?;
-    report.limits = Some(Limits::measured(&copy, [&product]));
-    report.lines.extend([copy, product]);
+    measurement.limits = Some(Limits::measured(&copy, [&product]));
+    measurement.lines.extend([copy, product]);
     let mut share = Share::new(&mut gpu, len, world)?;
     let mut grads = gpu.arena.lasting::<Half>("gradients", len)?;
     let mut model = DeviceModel::new(gpu, decoder, tokens)?;
     upload_weights(&mut model)?;
     let lasting: usize = model.split().1.arena.taken().map(|(_, bytes)| bytes).sum();
-    let has_cudnn = micro_step(&mut model, grads.slice_mut(), sizes, repeats, report)?;
-    optimizer(&mut model, grads.slice(), &mut share, &clock, report)?;
+    let has_cudnn = micro_step(&mut model, grads.slice_mut(), sizes, repeats, measurement)?;
+    optimizer(&mut model, grads.slice(), &mut share, &clock, measurement)?;
     let size = BatchSize { tokens, longest: tokens, targets: tokens };
     let plan = TrainingMemory::new(model.decoder(), size, recompute, has_cudnn);
     let peak = model.split().1.arena.peak_bytes();
-    report.fact("peak memory", human::bytes(peak as u64));
-    report.fact("the same by plan", human::bytes((lasting + plan.total()) as u64));
+    measurement.fact("peak memory", human::bytes(peak as u64));
+    measurement.fact("the same by plan", human::bytes((lasting + plan.total()) as u64));
     Ok(())
 }
 
@@ -68,7 +68,7 @@ fn micro_step(
     mut grads: DeviceSliceMut<'_, Half>,
     sizes: Sizes,
     repeats: Repeats,
-    report: &mut Report,
+    measurement: &mut Measurement,
 ) -> Result<bool> {
     let Sizes { tokens, recompute, .. } = sizes;
     let config = model.decoder().config().clone();
@@ -96,18 +96,18 @@ fn micro_step(
 
     let flops = ModelFlops::new(&config).training(tokens);
     let name = "micro-step: forward and backward".to_owned();
-    report.lines.push(Line { name, milliseconds, bytes: 0.0, flops });
+    measurement.lines.push(Line { name, milliseconds, bytes: 0.0, flops });
     let (name, flops_forward) = ("scoring: forward".to_owned(), flops / 3.0);
-    report.lines.push(Line { name, milliseconds: forward, bytes: 0.0, flops: flops_forward });
+    measurement.lines.push(Line { name, milliseconds: forward, bytes: 0.0, flops: flops_forward });
     let step = MicroStep { config: &config, tokens, recompute, has_cudnn };
     let breakdown = Breakdown::new("micro-step", milliseconds, &operations, |f| step.work(f));
-    report.breakdowns.push(breakdown);
+    measurement.breakdowns.push(breakdown);
     let (per_second, mfu) = (tokens as f64 / milliseconds * 1e3, mfu(flops, milliseconds));
-    report.fact("tokens of a micro-step", tokens);
-    report.fact("tokens per second", format!("{per_second:.0}"));
-    report.fact("MFU", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
-    report.fact("attention", if has_cudnn { "cuDNN" } else { "own kernels (no cuDNN here)" });
-    report.fact("recompute", format!("{recompute:?}").to_lowercase());
+    measurement.fact("tokens of a micro-step", tokens);
+    measurement.fact("tokens per second", format!("{per_second:.0}"));
+    measurement.fact("MFU", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
+    measurement.fact("attention", if has_cudnn { "cuDNN" } else { "own kernels (no cuDNN here)" });
+    measurement.fact("recompute", format!("{recompute:?}").to_lowercase());
     Ok(has_cudnn)
 }
 
@@ -117,7 +117,7 @@ fn optimizer(
     grads: DeviceSlice<'_, Half>,
     share: &mut Share,
     clock: &Clock,
-    report: &mut Report,
+    measurement: &mut Measurement,
 ) -> Result<()> {
     let len = share.len();
     let (mut params, gpu) = model.split();
@@ -130,9 +130,9 @@ fn optimizer(
     let operations = gpu.stream.profile(queue)?;
     let bytes = Family::ALL.iter().map(|&family| update(family, len).bytes).sum();
     let name = "optimizer: add gradients and update".to_owned();
-    report.lines.push(Line { name, milliseconds, bytes, flops: 0.0 });
+    measurement.lines.push(Line { name, milliseconds, bytes, flops: 0.0 });
     let breakdown = Breakdown::new("optimizer", milliseconds, &operations, |f| update(f, len));
-    report.breakdowns.push(breakdown);
+    measurement.breakdowns.push(breakdown);
     Ok(())
 }
 

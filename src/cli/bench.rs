@@ -3,7 +3,7 @@
 use super::launch::command_line;
 use super::print;
 use crate::base::fs::{check_writable, write_atomic};
-use crate::bench::Report;
+use crate::bench::Measurement;
 use crate::bench::clock::Repeats;
 use crate::bench::decode;
 use crate::bench::grpo_step;
@@ -136,22 +136,22 @@ pub struct DecodeArgs {
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Ops(OpsArgs { common, repeated, seq }) => {
-            measure(&common, |mut gpu, config, report| {
+            measure(&common, |mut gpu, config, measurement| {
                 let sizes = ops::Sizes::new(config, seq);
-                ops::run(&mut gpu, config, sizes, repeated.repeats(), report)
+                ops::run(&mut gpu, config, sizes, repeated.repeats(), measurement)
             })
         }
         Command::Step(StepArgs { common, repeated, seq, zero_world, recompute_layers }) => {
             let recompute = recompute(recompute_layers);
             let sizes = step::Sizes { tokens: seq, world: zero_world, recompute };
-            measure(&common, |gpu, config, report| {
-                step::run(gpu, config, sizes, repeated.repeats(), report)
+            measure(&common, |gpu, config, measurement| {
+                step::run(gpu, config, sizes, repeated.repeats(), measurement)
             })
         }
         Command::GrpoStep(args) => grpo_step(&args),
         Command::Decode(DecodeArgs { common, repeated, batch, context }) => {
-            measure(&common, |gpu, config, report| {
-                decode::run(gpu, config, (&batch, &context), repeated.repeats(), report)
+            measure(&common, |gpu, config, measurement| {
+                decode::run(gpu, config, (&batch, &context), repeated.repeats(), measurement)
             })
         }
     }
@@ -168,7 +168,9 @@ fn grpo_step(args: &GrpoStepArgs) -> Result<()> {
         world: args.zero_world,
         recompute: recompute(args.recompute_layers),
     };
-    measure(&args.common, |gpu, config, report| grpo_step::run(gpu, config, sizes, report))
+    measure(&args.common, |gpu, config, measurement| {
+        grpo_step::run(gpu, config, sizes, measurement)
+    })
 }
 
 fn recompute(layers: bool) -> Recompute {
@@ -178,7 +180,7 @@ fn recompute(layers: bool) -> Recompute {
 /// Opens the GPU, measures, and prints what was found.
 fn measure(
     common: &Common,
-    work: impl FnOnce(Gpu, &ModelConfig, &mut Report) -> Result<()>,
+    work: impl FnOnce(Gpu, &ModelConfig, &mut Measurement) -> Result<()>,
 ) -> Result<()> {
     let config = shapes::find(&common.model_config)?;
     if let Some(file) = &common.json {
@@ -186,13 +188,14 @@ fn measure(
     }
     let format = HalfFormat::Bf16;
     let device = Device::open(common.gpu, format)?;
-    let mut report = Report::new(command_line(), device.properties())?;
-    work(Gpu::open(common.gpu, format, None)?, &config, &mut report)?;
+    let mut measurement = Measurement::new(command_line(), device.properties())?;
+    work(Gpu::open(common.gpu, format, None)?, &config, &mut measurement)?;
     if let Some(file) = &common.json {
-        let text = serde_json::to_string_pretty(&report).context("encoding the report")?;
+        let text =
+            serde_json::to_string_pretty(&measurement).context("encoding the measurement")?;
         write_atomic(file, format!("{text}\n").as_bytes())?;
     }
-    print(report)
+    print(measurement)
 }
 
 /// A number from 1 up.

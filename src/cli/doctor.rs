@@ -4,7 +4,8 @@
 //! Exit code 0 if programs can be judged, else 1: nothing but `sft`, `generate` and `score` works then.
 
 use super::judge::JudgeArgs;
-use crate::base::human;
+use crate::base::{human, memory};
+use crate::run::environment;
 use crate::sandbox::{Judge, Layers};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -34,7 +35,7 @@ struct Report {
 }
 
 #[cfg(feature = "cuda")]
-type Gpus = crate::cuda::report::Report;
+type Gpus = crate::cuda::inventory::Inventory;
 
 /// A build that knows nothing about GPUs.
 #[cfg(not(feature = "cuda"))]
@@ -74,15 +75,15 @@ enum JudgeState {
 pub fn run(args: Args) -> Result<()> {
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
-        kernel: read_trimmed("/proc/sys/kernel/osrelease"),
+        kernel: environment::os(),
         cpu: Cpu {
-            model: field("/proc/cpuinfo", "model name"),
+            model: environment::cpu(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             simd: simd(),
         },
         memory: Memory {
-            total_bytes: kilobytes("MemTotal") << 10,
-            available_bytes: kilobytes("MemAvailable") << 10,
+            total_bytes: memory::total().unwrap_or(0),
+            available_bytes: memory::available().unwrap_or(0),
         },
         disk: Disk {
             free_bytes: free_bytes(std::path::Path::new(".")),
@@ -111,7 +112,7 @@ impl Report {
         let mut line = |name: &str, value: String| {
             let _ = writeln!(text, "{name:<10}{value}");
         };
-        line("train", format!("{} on Linux {}", self.version, self.kernel));
+        line("train", format!("{} on {}", self.version, self.kernel));
         let simd = self.cpu.simd.join(" ");
         line("cpu", format!("{} cores, {} ({simd})", self.cpu.cores, self.cpu.model));
         let (total, available) = (self.memory.total_bytes, self.memory.available_bytes);
@@ -141,7 +142,7 @@ impl Report {
 
 #[cfg(feature = "cuda")]
 fn gpus() -> Gpus {
-    crate::cuda::report()
+    crate::cuda::inventory()
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -154,24 +155,6 @@ impl Gpus {
     fn lines(&self) -> Vec<(String, String)> {
         vec![("gpu".to_owned(), self.error.to_owned())]
     }
-}
-
-fn read_trimmed(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-}
-
-/// The first value of a field in a file of `name : value` lines.
-fn field(path: &str, name: &str) -> String {
-    read_trimmed(path)
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(key, _)| key.trim() == name)
-        .map(|(_, value)| value.trim().to_owned())
-        .unwrap_or_else(|| "unknown".to_owned())
-}
-
-fn kilobytes(name: &str) -> u64 {
-    field("/proc/meminfo", name).trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
 fn free_bytes(path: &std::path::Path) -> u64 {

@@ -3,9 +3,9 @@
 use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
 use super::print;
+use crate::base::memory;
 use crate::data::outlook::outlook;
 use crate::plan;
-use crate::run::environment::{peak_resident_bytes, resident_bytes};
 use crate::tokenizer::Tokenizer;
 use crate::train::sft;
 use anyhow::Result;
@@ -32,10 +32,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     launch(&args.config, &resolved, &plan, &args.out, |run| {
         run.write_environment(&command_line(), &())?;
-        let before = resident_bytes();
+        let before = memory::resident();
         let model_dir = sft::train(config, run, "sft")?;
         if plan.device == plan::Device::Cpu
-            && let (Some(before), Some(peak)) = (before, peak_resident_bytes())
+            && let (Some(before), Some(peak)) = (before, memory::peak_resident())
         {
             let [planned, taken] = [plan.total_bytes() as u64, peak.saturating_sub(before)];
             let [planned, taken] = [planned, taken].map(|bytes| bytes as f64 / 1e9);

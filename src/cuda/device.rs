@@ -37,6 +37,16 @@ pub struct Properties {
     pub l2_bytes: usize,
 }
 
+/// The name that the emulated driver gives to its devices.
+pub(crate) const EMULATED: &str = "Emulated GPU (no hardware)";
+
+impl Properties {
+    /// Whether the device is the emulated one, whose times mean nothing.
+    pub fn is_emulated(&self) -> bool {
+        self.name == EMULATED
+    }
+}
+
 /// A GPU, its primary context, and the format of the numbers of 16 bits that it computes with.
 #[derive(Debug)]
 pub struct Device {

@@ -7,18 +7,18 @@
 //! Device memory comes from one [`Arena`] per device. Left out: kernels for cards other than compute
 //! capability 9.0, and unified memory.
 
-pub mod attention;
+pub mod cudnn;
 pub mod device;
 pub mod gemm;
 pub mod gpu;
 pub mod half;
 pub mod host;
+pub mod inventory;
 pub mod kernels;
 pub mod library;
 pub mod memory;
 pub mod module;
 pub mod nccl;
-pub mod report;
 pub mod stream;
 
 pub use self::half::{Half, HalfFormat};
@@ -26,7 +26,7 @@ pub use device::Device;
 pub use gemm::Gemm;
 pub use gpu::{Gpu, Tools};
 pub use host::Transfer;
+pub use inventory::inventory;
 pub use memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
 pub use module::{Function, Module};
-pub use report::report;
 pub use stream::{Event, Graph, OperationTime, Stream};

@@ -11,6 +11,7 @@ pub use super::settings::{DataConfig, SourceConfig};
 use super::token_cache::TokenCache;
 use super::token_file::TokenFile;
 use crate::base::error::usage;
+use crate::base::hex::hex;
 use crate::base::human;
 #[cfg(test)]
 use crate::tokenizer::Tokenized;
@@ -102,10 +103,6 @@ impl Source {
     pub(crate) fn in_memory(name: &str, weight: f64, samples: &[Tokenized]) -> Self {
         Self { name: name.to_owned(), weight, samples: super::token_file::in_memory(samples) }
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

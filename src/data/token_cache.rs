@@ -6,7 +6,6 @@
 //! tokenised in memory each time, unless `cache_dir` is given. Nothing that was dropped is silent.
 
 use super::code_answers::CodeAnswers;
-use super::dataset::hex;
 use super::input::InputFile;
 use super::rules::{Counts, Decision, Reason, Rules};
 use super::settings::{DataConfig, SourceConfig};
@@ -14,6 +13,7 @@ use super::token_file::{Hash, Stale, TokenFile, TokenWriter};
 use super::tokenized::{self, Line};
 use crate::base::error::usage;
 use crate::base::fs::AtomicFile;
+use crate::base::hex::hex;
 use crate::base::progress::Progress;
 use crate::tokenizer::{Message, Tokenized, Tokenizer};
 use anyhow::{Context, Result};

@@ -6,6 +6,7 @@
 //! ignored. The journal goes when the result is written. Left out: log-probabilities.
 
 use crate::base::error::usage;
+use crate::base::hex::hex;
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempt::Answer;
 use crate::tasks::Task;
@@ -98,10 +99,6 @@ fn hash_of_model(dir: &Path) -> Result<String> {
     };
     let hashes: Vec<Vec<u8>> = paths.par_iter().map(hash).collect::<Result<_>>()?;
     Ok(hex(Sha256::digest(hashes.concat())))
-}
-
-fn hex(digest: impl AsRef<[u8]>) -> String {
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Which time of asking which problem.

@@ -1,14 +1,14 @@
 //! `gpu-check`: whether a GPU computes what the CPU does, in one binary that can be carried to it.
 //!
-//! Contract: every operation through its launcher ([`operations`]), then whole models ([`models`]); each
-//! twice, and the bits have to agree, but for the backward of a cuDNN that adds up in no fixed order. The
-//! checks of cuDNN, where it is not installed, say so and count as right.
+//! Contract: the checks run every operation through its launcher ([`operations`]), then whole models
+//! ([`models`]). Each runs twice, and its bits have to agree; only the backward of a cuDNN before 9.25 may
+//! differ. A check of cuDNN is skipped where the library is not installed, which is neither right nor wrong.
 //! Left out: speed.
 
 mod models;
 mod operations;
 
-use crate::cuda::{Gpu, HalfFormat, attention};
+use crate::cuda::{Gpu, HalfFormat, cudnn};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -19,8 +19,26 @@ pub struct Check {
     pub name: String,
     /// How far it is off, in words.
     pub found: String,
-    /// Whether that is as it should be.
-    pub is_right: bool,
+    /// What that means.
+    pub outcome: Outcome,
+}
+
+/// What a check says of the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The GPU computes what the CPU does.
+    Right,
+    /// The GPU computes something else.
+    Wrong,
+    /// The check could not run here, and says nothing.
+    Skipped,
+}
+
+impl Outcome {
+    fn right_if(is_right: bool) -> Self {
+        if is_right { Self::Right } else { Self::Wrong }
+    }
 }
 
 /// How large the inputs of single operations are.
@@ -65,6 +83,6 @@ pub fn run(ordinal: usize, shapes: Shapes) -> Result<Vec<Check>> {
 
 /// Whether equal passes have to give equal bits, with cuDNN's attention or without.
 fn deterministic(has_cudnn: bool) -> bool {
-    let is_ordered = |(version, _)| version >= attention::DETERMINISTIC_SINCE;
-    !has_cudnn || attention::version().is_ok_and(is_ordered)
+    let is_ordered = |(version, _)| version >= cudnn::DETERMINISTIC_SINCE;
+    !has_cudnn || cudnn::version().is_ok_and(is_ordered)
 }

@@ -4,7 +4,7 @@
 //! bit. Tolerances are those of bf16, the coarser format: 2e-2 for a log-probability and 4e-3 for their
 //! mean, 3e-2 for a gradient relative to its norm.
 
-use super::{Check, deterministic};
+use super::{Check, Outcome, deterministic};
 use crate::base::rng;
 use crate::cuda::{Gpu, Half, HalfFormat};
 use crate::model::cuda::DeviceModel;
@@ -90,7 +90,7 @@ fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Res
     checks.push(Check {
         name: format!("{name}: log-probabilities"),
         found: format!("off by at most {worst:.1e}, on average {mean:.1e}"),
-        is_right: worst < 2e-2 && mean < 4e-3,
+        outcome: Outcome::right_if(worst < 2e-2 && mean < 4e-3),
     });
     let gradients: Vec<f32> = first.gradients.iter().map(|&x| format.widen(x)).collect();
     let tensors = &model.decoder().layout().tensors;
@@ -103,13 +103,13 @@ fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Res
     checks.push(Check {
         name: format!("{name}: gradients"),
         found: format!("relative error at most {error:.1e}, of {tensor}"),
-        is_right: error < 3e-2,
+        outcome: Outcome::right_if(error < 3e-2),
     });
     let is_equal = first == second;
     checks.push(Check {
         name: format!("{name}: the same pass twice"),
         found: if is_equal { "the same bits" } else { "other bits" }.to_owned(),
-        is_right: is_equal || !deterministic(has_cudnn),
+        outcome: Outcome::right_if(is_equal || !deterministic(has_cudnn)),
     });
     Ok(())
 }

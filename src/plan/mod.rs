@@ -10,12 +10,12 @@ mod rl;
 
 use crate::base::error::usage;
 use crate::base::limits::refuse_outside;
+use crate::base::memory;
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::{ModelSource, Origin};
 use crate::model::{BatchSize, Decoder, Layout, ModelConfig, Recompute};
 use crate::ranks::Shards;
 use crate::ranks::nodes::Nodes;
-use crate::run::environment::memory_bytes;
 use crate::train::settings::TrainConfig;
 use crate::train::sft;
 use crate::trainer::device::{self, DeviceKind, GpuConfig};
@@ -191,7 +191,7 @@ impl Plan {
                  train.device=\"cuda\", or NNODES=1",
                 nodes.count
             ))),
-            Device::Cpu => self.check_fits(memory_bytes().unwrap_or(u64::MAX)),
+            Device::Cpu => self.check_fits(memory::total().unwrap_or(u64::MAX)),
             Device::Gpu { .. } => device::check_gpus(nodes.share(self.ranks)?, &self.shape),
         }
     }

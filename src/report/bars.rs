@@ -16,13 +16,13 @@ pub(crate) struct Bar<'a> {
     /// Its length.
     pub(crate) value: f64,
     /// Ends of the error bar.
-    pub(crate) interval: Option<(f64, f64)>,
+    pub(crate) interval: Option<[f64; 2]>,
 }
 
 /// Horizontal bars from zero, each with its value to the right.
 pub(crate) fn bars(label: &str, format: Format, bars: &[Bar<'_>]) -> String {
     const ROW: f64 = 44.0;
-    let longest = bars.iter().map(|b| b.interval.map_or(b.value, |i| i.1)).fold(0.0, f64::max);
+    let longest = bars.iter().map(|b| b.interval.map_or(b.value, |i| i[1])).fold(0.0, f64::max);
     let axis = Axis::around(0.0, longest.max(1e-9), 5, format);
     let x_at = |value: f64| LABEL + axis.at(value) * (WIDTH - LABEL - VALUE);
     let mut svg = open(label, ROW * bars.len() as f64);
@@ -41,7 +41,7 @@ pub(crate) fn bars(label: &str, format: Format, bars: &[Bar<'_>]) -> String {
             value = format.text(bar.value),
         ));
         let mut text_at = x;
-        if let Some((low, high)) = bar.interval {
+        if let Some([low, high]) = bar.interval {
             let (low, high) = (x_at(low), x_at(high));
             text_at = high;
             svg.push_str(&format!(
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn empty_and_zero_charts_have_finite_coordinates() {
-        let zero = Bar { name: "base", colour: 0, value: 0.0, interval: Some((0.0, 0.0)) };
+        let zero = Bar { name: "base", colour: 0, value: 0.0, interval: Some([0.0, 0.0]) };
         let all = [
             bars("a", Format::Percent, &[zero]),
             bars("b", Format::Seconds, &[]),

@@ -3,6 +3,7 @@
 //! Plain data: measures nothing. All scores are fractions from 0 to 1.
 
 use super::curve::Curve;
+use crate::eval::stats::Estimate;
 use serde_json::{Value, json};
 
 /// Everything the page shows.
@@ -36,15 +37,6 @@ pub struct DemoReport {
     pub configs: Vec<(String, String)>,
     /// The machine and the program, as names and texts.
     pub environment: Vec<(String, String)>,
-}
-
-/// A number with its 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
-    /// The estimate.
-    pub value: f64,
-    /// The ends of the interval.
-    pub ci95: (f64, f64),
 }
 
 /// How a model does on the held-out problems.
@@ -124,7 +116,7 @@ impl DemoReport {
     /// The results as `summary.json` holds them.
     pub fn summary(&self) -> Value {
         let score = |score: &Score| {
-            let estimate = |e: &Estimate| json!({"pass_at_1": e.value, "ci95": e.ci95});
+            let estimate = |e: &Estimate| json!({"pass_at_1": e.mean, "ci95": e.ci95});
             let mut value = estimate(&score.pass_at_1);
             value["problems"] = json!(score.problems);
             value["rollouts"] = json!(score.rollouts);
@@ -140,7 +132,7 @@ impl DemoReport {
                 "base": score(&self.base),
                 "sft": score(&self.sft),
                 "grpo": score(&self.grpo),
-                "gain": {"grpo_minus_sft": self.gain.value, "ci95": self.gain.ci95},
+                "gain": {"grpo_minus_sft": self.gain.mean, "ci95": self.gain.ci95},
             },
             "cases": {"sft": cases(&self.sft_cases), "grpo": cases(&self.grpo_cases)},
             "seconds": self.total_seconds(),
@@ -151,7 +143,7 @@ impl DemoReport {
 
 /// `20.1 to 24.9 %`.
 pub(crate) fn interval(estimate: Estimate) -> String {
-    format!("{:.1} to {:.1} %", estimate.ci95.0 * 100.0, estimate.ci95.1 * 100.0)
+    format!("{:.1} to {:.1} %", estimate.ci95[0] * 100.0, estimate.ci95[1] * 100.0)
 }
 
 /// A difference of fractions in percentage points, signed.
@@ -161,5 +153,5 @@ pub(crate) fn points(difference: f64) -> String {
 
 /// The interval of a difference, in percentage points.
 pub(crate) fn points_interval(estimate: Estimate) -> String {
-    format!("{} to {}", points(estimate.ci95.0), points(estimate.ci95.1))
+    format!("{} to {}", points(estimate.ci95[0]), points(estimate.ci95[1]))
 }

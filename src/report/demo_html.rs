@@ -3,10 +3,11 @@
 use super::axis::Format;
 use super::bars::{Bar, bars, dots, shares};
 use super::curve::Curve;
-use super::demo::{CASES, DemoReport, Estimate, MODELS, Score, interval, points, points_interval};
+use super::demo::{CASES, DemoReport, MODELS, Score, interval, points, points_interval};
 use super::html::{self, Page, escape, figures, folded, legend, thirds, verbatim};
 use super::line::{Horizontal, Series, chart};
 use crate::base::human;
+use crate::eval::stats::Estimate;
 
 impl DemoReport {
     /// The page.
@@ -53,7 +54,7 @@ impl DemoReport {
             .enumerate()
             .map(|(i, (name, score))| {
                 let estimate = score.pass_at_1;
-                let value = Format::Percent.text(estimate.value);
+                let value = Format::Percent.text(estimate.mean);
                 tile(
                     &format!("c{i}"),
                     name,
@@ -63,7 +64,7 @@ impl DemoReport {
             })
             .collect();
         let gain = format!("95 %: {} points, paired", points_interval(self.gain));
-        tiles.push_str(&tile("c3", "Gain of RL over SFT", &points(self.gain.value), &gain));
+        tiles.push_str(&tile("c3", "Gain of RL over SFT", &points(self.gain.mean), &gain));
         format!("<div class=\"tiles\">{tiles}</div>")
     }
 
@@ -117,7 +118,7 @@ impl DemoReport {
     fn score_bars(&self, label: &str, of: impl Fn(&Score) -> Option<Estimate>) -> String {
         let bar = |(i, score): (usize, &Score)| {
             let estimate = of(score)?;
-            let (value, interval) = (estimate.value, Some(estimate.ci95));
+            let (value, interval) = (estimate.mean, Some(estimate.ci95));
             Some(Bar { name: MODELS[i], colour: i, value, interval })
         };
         let all: Vec<Bar<'_>> = self.scores().into_iter().enumerate().filter_map(bar).collect();

@@ -25,21 +25,21 @@ impl DemoReport {
     }
 
     fn scores_text(&self) -> String {
-        let largest = self.scores().iter().map(|s| s.pass_at_1.ci95.1).fold(0.0, f64::max);
+        let largest = self.scores().iter().map(|s| s.pass_at_1.ci95[1]).fold(0.0, f64::max);
         let mut table = Table::new(["model", "pass@1", "", "95 %", "unseen families"]).left(2);
         for (name, score) in MODELS.iter().zip(self.scores()) {
             let estimate = score.pass_at_1;
             table.row([
                 (*name).to_owned(),
-                percent(estimate.value),
-                bar(estimate.value, estimate.ci95, largest, 26),
+                percent(estimate.mean),
+                bar(estimate.mean, estimate.ci95, largest, 26),
                 interval(estimate),
-                score.unseen_families.map_or(String::new(), |e| percent(e.value)),
+                score.unseen_families.map_or(String::new(), |e| percent(e.mean)),
             ]);
         }
         format!(
             "{table}\ngain of RL over SFT: {} points (95 %: {}, paired by problem)\n",
-            points(self.gain.value),
+            points(self.gain.mean),
             points_interval(self.gain)
         )
     }
@@ -69,6 +69,7 @@ fn heading(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::eval::stats::Estimate;
     use crate::report::curve::Curve;
     use crate::report::demo::*;
 
@@ -77,14 +78,14 @@ mod tests {
         let score = |value: f64, problems| Score {
             problems,
             rollouts: 32,
-            pass_at_1: Estimate { value, ci95: (value * 0.9, value * 1.1) },
+            pass_at_1: Estimate { mean: value, ci95: [value * 0.9, value * 1.1] },
             pass_at_k: [1, 2, 4, 8, 16, 32]
                 .map(|k| (k, 1.0 - (1.0 - value).powf((k as f64).powf(0.6))))
                 .to_vec(),
             families: (0..41)
                 .map(|i| (format!("family_{i}"), (value * f64::from(i) / 20.0).min(1.0)))
                 .collect(),
-            unseen_families: Some(Estimate { value: value / 3.0, ci95: (0.0, value) }),
+            unseen_families: Some(Estimate { mean: value / 3.0, ci95: [0.0, value] }),
         };
         let curve = |name: &str, from: f64, to: f64, steps: u32| Curve {
             name: name.into(),
@@ -111,7 +112,7 @@ mod tests {
             base: score(0.004, 200),
             sft: score(0.312, 200),
             grpo: score(0.418, 200),
-            gain: Estimate { value: 0.106, ci95: (0.081, 0.131) },
+            gain: Estimate { mean: 0.106, ci95: [0.081, 0.131] },
             sft_cases: Cases { c_c: 0.24, c_f: 0.2, no_c: 0.07, no_f: 0.49 },
             grpo_cases: Cases { c_c: 0.36, c_f: 0.19, no_c: 0.06, no_f: 0.39 },
             sft_curves: vec![curve("loss", 2.4, 0.31, 600), curve("tokens/s", 0.0, 11_500.0, 600)],

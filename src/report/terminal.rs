@@ -93,9 +93,9 @@ fn between(from: (usize, usize), to: (usize, usize)) -> impl Iterator<Item = (us
 }
 
 /// A bar for a fraction of `whole`; the interval is its lighter part.
-pub(crate) fn bar(value: f64, interval: (f64, f64), whole: f64, width: usize) -> String {
+pub(crate) fn bar(value: f64, interval: [f64; 2], whole: f64, width: usize) -> String {
     let cell = |fraction: f64| (fraction / whole.max(1e-12) * width as f64).round() as usize;
-    let (low, middle, high) = (cell(interval.0), cell(value), cell(interval.1));
+    let (low, middle, high) = (cell(interval[0]), cell(value), cell(interval[1]));
     let drawn = "█".repeat(low.min(middle))
         + &"▓".repeat(middle.saturating_sub(low))
         + &"░".repeat(high.saturating_sub(middle));
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_bar_shows_its_interval() {
-        assert_eq!(bar(0.5, (0.4, 0.7), 1.0, 10), "████▓░░   ");
-        assert_eq!(bar(0.0, (0.0, 0.0), 0.0, 4), "    ");
+        assert_eq!(bar(0.5, [0.4, 0.7], 1.0, 10), "████▓░░   ");
+        assert_eq!(bar(0.0, [0.0, 0.0], 0.0, 4), "    ");
     }
 }

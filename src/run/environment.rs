@@ -2,6 +2,7 @@
 //!
 //! Names no user, no host and no network address.
 
+use crate::base::memory;
 use serde::Serialize;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -33,10 +34,10 @@ impl Environment {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             commit: commit(),
-            cpu: field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned()),
+            cpu: cpu(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads: rayon::current_num_threads(),
-            memory_bytes: memory_bytes().unwrap_or(0),
+            memory_bytes: memory::total().unwrap_or(0),
             os: os(),
             unix_secs: unix_secs() as u64,
         }
@@ -48,16 +49,6 @@ pub fn unix_secs() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// Memory that this process holds now.
-pub fn resident_bytes() -> Option<u64> {
-    kib("/proc/self/status", "VmRSS")
-}
-
-/// The most memory that this process has held.
-pub fn peak_resident_bytes() -> Option<u64> {
-    kib("/proc/self/status", "VmHWM")
-}
-
 fn commit() -> Option<String> {
     let output = Command::new("git")
         .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--abbrev=12"])
@@ -67,23 +58,16 @@ fn commit() -> Option<String> {
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }
 
-/// Memory of the machine.
-pub fn memory_bytes() -> Option<u64> {
-    kib("/proc/meminfo", "MemTotal")
+/// The name of the processor's model.
+pub fn cpu() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("model name"));
+    let name = line.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
+    name.unwrap_or("unknown").to_owned()
 }
 
-/// A field in kibibytes, in bytes.
-fn kib(file: &str, name: &str) -> Option<u64> {
-    Some(field(file, name)?.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-}
-
-fn field(file: &str, name: &str) -> Option<String> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let (_, value) = text.lines().find(|line| line.starts_with(name))?.split_once(':')?;
-    Some(value.trim().to_owned())
-}
-
-fn os() -> String {
+/// The kernel, its release and the architecture.
+pub fn os() -> String {
     nix::sys::utsname::uname().map_or_else(
         |_| std::env::consts::OS.to_owned(),
         |name| {

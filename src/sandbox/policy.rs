@@ -10,6 +10,7 @@
 //! Without ctypes a child cannot install the third itself; then the launcher installs a wider one
 //! before it starts Python, which must be able to read its modules.
 
+use crate::base::hex::hex;
 use anyhow::{Context, Result};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
@@ -61,7 +62,7 @@ pub(crate) fn to_hex(program: &BpfProgram) -> String {
         bytes.extend_from_slice(&[step.jt, step.jf]);
         bytes.extend_from_slice(&step.k.to_ne_bytes());
     }
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    hex(bytes)
 }
 
 fn any(calls: &[i64]) -> Rules {

@@ -7,6 +7,7 @@
 
 use super::session::{Session, Start, Terms};
 use super::settings::TrainConfig;
+use crate::base::memory;
 use crate::checkpoint::ModelSource;
 use crate::data::dataset::DataConfig;
 use crate::data::loader::Loader;
@@ -15,7 +16,6 @@ use crate::model::flops::ModelFlops;
 use crate::objective::sft::NegativeLogLikelihood;
 use crate::optim::{AdamWConfig, Schedule};
 use crate::plan::PlanConfig;
-use crate::run::environment::resident_bytes;
 use crate::run::metrics::{Row, mebibytes, row};
 use crate::run::{CheckpointConfig, RunConfig, RunDir};
 use crate::trainer::{MicroBatch, Trainer, Update};
@@ -198,7 +198,7 @@ impl StepResult {
                     .peak_tflops()
                     .map(|peak| self.model_flops / self.secs / (peak * 1e12 * config.ranks as f64)),
             ),
-            ("time/resident_mib", resident_bytes().map(|b| mebibytes(b as usize))),
+            ("time/resident_mib", memory::resident().map(|b| mebibytes(b as usize))),
             ("time/gpu_peak_mib", self.gpu_peak_bytes.map(mebibytes)),
         ];
         metrics.extend(row(optional.into_iter().filter_map(|(key, v)| Some((key, v?)))));

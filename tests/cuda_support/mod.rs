@@ -46,7 +46,7 @@ pub(crate) fn driver_with_cudnn() -> Option<Driver> {
     let driver = driver()?;
     static HAS_CUDNN: OnceLock<bool> = OnceLock::new();
     let has_cudnn = HAS_CUDNN.get_or_init(|| match driver {
-        Driver::Real => codeseq::cuda::attention::version().is_ok(),
+        Driver::Real => codeseq::cuda::cudnn::version().is_ok(),
         Driver::StandIn => {
             let folder = emulated_gpu().expect("a compiler made the driver");
             preload(&folder.join("cudnn/libcudnn.so.9"))

@@ -5,9 +5,9 @@ use crate::data::problem::Problem;
 use crate::data::sample::Sample;
 use crate::data::{jsonl, problem};
 use crate::eval::score::Evaluation;
-use crate::eval::stats::paired_gain;
+use crate::eval::stats::{Estimate, paired_gain};
 use crate::report::curve::Curve;
-use crate::report::demo::{Cases, DemoReport, Estimate, Example, Response, Score};
+use crate::report::demo::{Cases, DemoReport, Example, Response, Score};
 use crate::run::RunDir;
 use crate::run::environment::Environment;
 use crate::run::metrics::read_run;
@@ -105,7 +105,7 @@ pub(crate) fn report(parts: Parts<'_>) -> Result<DemoReport> {
         base: score(base),
         sft: score(sft),
         grpo: score(grpo),
-        gain: Estimate { value: gain.mean, ci95: gain.ci95.into() },
+        gain: gain,
         sft_cases: cases(&sft.test),
         grpo_cases: cases(&grpo.test),
         sft_curves: vec![
@@ -127,8 +127,7 @@ pub(crate) fn report(parts: Parts<'_>) -> Result<DemoReport> {
 
 fn score(scores: &Scores) -> Score {
     let test = &scores.test.score;
-    let estimate =
-        |e: &Evaluation| Estimate { value: e.score.pass_at_1, ci95: e.score.ci95.into() };
+    let estimate = |e: &Evaluation| Estimate { mean: e.score.pass_at_1, ci95: e.score.ci95 };
     Score {
         problems: test.num_problems,
         rollouts: test.num_rollouts,

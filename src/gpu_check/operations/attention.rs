@@ -4,7 +4,7 @@
 use super::elementwise::parted;
 use super::rig::{Buffer, Numbers, Rig};
 use super::{Comparison, Expected, SUMS, cached, deterministic, expected};
-use crate::cuda::attention::{Attention, Gradients, Operands, Results, Segments, Sizes};
+use crate::cuda::cudnn::{Attention, Gradients, Operands, Results, Segments, Sizes};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
 use crate::cuda::kernels::rope::Heads;
 use crate::cuda::{Half, HalfFormat};
@@ -165,7 +165,7 @@ fn cudnn(to: &mut Comparison<'_>, packs: &[Pack<'_>]) -> Result<()> {
     let plans = match Attention::new(&to.gpu.stream, sizes) {
         Ok(plans) => RefCell::new(plans),
         Err(reason) => {
-            to.skip(&packs[0].name("cuDNN attention"), &reason);
+            to.cudnn_did_not_start(&packs[0].name("cuDNN attention"), &reason);
             return Ok(());
         }
     };

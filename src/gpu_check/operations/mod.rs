@@ -19,9 +19,8 @@ mod rig;
 mod rows;
 mod sampling;
 
-use super::{Check, Shapes, deterministic};
-use crate::bench::report::is_emulated;
-use crate::cuda::{Gpu, HalfFormat};
+use super::{Check, Outcome, Shapes, deterministic};
+use crate::cuda::{Gpu, HalfFormat, cudnn};
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 use rig::Rig;
@@ -102,17 +101,23 @@ impl Comparison<'_> {
             found.push("other bits the second time".to_owned());
             is_right &= !is_deterministic;
         }
-        self.checks.push(Check { name, found: found.join(", "), is_right });
+        self.checks.push(Check {
+            name,
+            found: found.join(", "),
+            outcome: Outcome::right_if(is_right),
+        });
         Ok(())
     }
 
-    /// Says that cuDNN does not start, which is right where it is not installed or there is no GPU.
-    fn skip(&mut self, name: &str, reason: &anyhow::Error) {
-        let is_emulated = is_emulated(self.gpu.device.properties());
-        let is_right = is_emulated || crate::cuda::attention::version().is_err();
-        let found = format!("SKIPPED: {reason:#}");
+    /// Records why cuDNN did not start. That is wrong where the library lies beside a real GPU.
+    fn cudnn_did_not_start(&mut self, name: &str, reason: &anyhow::Error) {
+        let is_emulated = self.gpu.device.properties().is_emulated();
+        let outcome = match cudnn::version() {
+            Ok(_) if !is_emulated => Outcome::Wrong,
+            _ => Outcome::Skipped,
+        };
         let name = format!("{name}, {:?}", self.format);
-        self.checks.push(Check { name, found, is_right });
+        self.checks.push(Check { name, found: format!("{reason:#}"), outcome });
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::rig::{Buffer, Number, Numbers, Rig};
 use super::{Comparison, EXACT, WIDE, expected};
-use crate::bench::optimizer::ADAMW;
 use crate::cuda::kernels::Float;
 use crate::cuda::kernels::adamw::{DecayRange, Moment, Shard, StepInputs};
 use crate::cuda::kernels::flat::Flat;
@@ -69,7 +68,15 @@ fn squares_of<T: Float>(rig: &Rig<'_>, x: &Buffer<'_, T>) -> Result<(f32, f32)> 
 }
 
 fn settings(step: u64) -> AdamW {
-    AdamW { learning_rate: 0.01, gradient_scale: 0.5, step, ..ADAMW }
+    AdamW {
+        learning_rate: 0.01,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        gradient_scale: 0.5,
+        step,
+    }
 }
 
 /// Some steps with exact moments and gradients of 16 bits; one with moments in bf16, which begins with

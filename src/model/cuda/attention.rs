@@ -7,7 +7,7 @@
 
 use super::batch::Batch;
 use super::memory::{Matrix, Shape};
-use crate::cuda::attention::{Attention as Plans, Gradients, Operands, Results, Segments, Sizes};
+use crate::cuda::cudnn::{Attention as Plans, Gradients, Operands, Results, Segments, Sizes};
 use crate::cuda::kernels::Kernels;
 use crate::cuda::kernels::attention::Forward;
 use crate::cuda::kernels::rope::{Angles, Direction, Heads};

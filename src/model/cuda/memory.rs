@@ -7,7 +7,7 @@
 use super::attention::SEGMENTS;
 use super::batch::padded;
 use super::head::head_chunk;
-use crate::cuda::attention::Sizes;
+use crate::cuda::cudnn::Sizes;
 use crate::cuda::kernels::attention::Tile;
 use crate::cuda::kernels::column_sums::PARTS;
 use crate::cuda::kernels::logprob::{ScoreGradient, Statistics};

@@ -5,9 +5,9 @@
 //! front end 1.32 logs for packed segments with a causal and a padding mask, all tensors and settings are
 //! equal; it also sets factors of 1 and an unordered reduction, which are the defaults.
 
-use super::Sizes;
 use super::backend::{Backend, DataType, PointwiseMode, ReductionOperator, attribute};
 use super::graph::{Graph, Packed, Role, Shape, Tensor};
+use super::sizes::Sizes;
 use crate::cuda::half::HalfFormat;
 use anyhow::Result;
 

@@ -9,26 +9,21 @@
 //! up with empty ones. Memory is the caller's: a table of segments and [`Sizes::scratch_bytes`]. The
 //! backward's sums of the query gradient have a fixed order where cuDNN can do that in reasonable memory:
 //! since 9.25. Without the library, opening fails with
-//! [`Absent`](super::library::Absent), and the caller takes another implementation.
+//! [`Absent`](crate::cuda::library::Absent), and the caller takes another implementation.
 //! Left out: dropout, bias, sliding windows, and decoding, for which these engines are slow.
 //! Not yet run on a GPU; without one the plans of both directions are built and checked, and the graphs are
 //! run by a stand-in for the library (`tests/emulated_gpu/interpreter.cpp`). NVIDIA tests empty segments with 9.25
 //! and newer alone, but has filled packs up with them, at their end, since 9.6 (TransformerEngine).
 
-mod backend;
-mod composition;
-mod graph;
-mod plan;
-
-use super::half::{Half, HalfFormat};
-use super::host::Transfer;
-use super::memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
-use super::stream::Stream;
+use super::backend::{Backend, Descriptor, Handle, Kind, Knob, attribute};
+use super::graph::{Graph, Role};
+use super::plan::{Engine, Plan, Target};
+use super::sizes::{Sizes, WORKSPACE};
+use crate::cuda::half::{Half, HalfFormat};
+use crate::cuda::host::Transfer;
+use crate::cuda::memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
+use crate::cuda::stream::Stream;
 use anyhow::{Context, Result, ensure};
-use backend::{Backend, Descriptor, Handle, Kind, Knob, attribute};
-use graph::{Graph, Role};
-use plan::{Engine, Plan, Target};
-use std::path::PathBuf;
 
 /// The engine whose backward adds up in a fixed order, with the settings that make it do so.
 const DETERMINISTIC: Engine = Engine {
@@ -48,65 +43,6 @@ const OLDEST: usize = 91_900;
 
 /// The first version whose backward adds up in a fixed order.
 pub const DETERMINISTIC_SINCE: usize = 92_500;
-
-/// Bytes that a plan may need while it runs: far more than any needs for a pack of known segments.
-const WORKSPACE: usize = 16 << 20;
-
-/// Integers of a table begin at multiples of this many: 16 bytes.
-const TABLE_ALIGNMENT: usize = 4;
-
-/// The declared size of a pack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// The most segments of a pack.
-    pub segments: usize,
-    /// The most tokens of a segment, and of a pack.
-    pub length: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-}
-
-impl Sizes {
-    /// What scores are multiplied with.
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
-
-    /// Elements of a pack with a vector for every query head.
-    fn query_len(&self) -> usize {
-        self.length * self.heads * self.head_dim
-    }
-
-    /// Integers of the table of [`Segments`].
-    pub fn table_len(&self) -> usize {
-        4 * self.part()
-    }
-
-    /// Integers from one part of the table to the next.
-    fn part(&self) -> usize {
-        (self.segments + 1).next_multiple_of(TABLE_ALIGNMENT)
-    }
-
-    /// Bytes of row sums.
-    fn row_sum_bytes(&self) -> usize {
-        (self.length * self.heads * size_of::<f32>()).next_multiple_of(256)
-    }
-
-    /// Bytes of a gradient of every query head: f32 as in NVIDIA's front end, also of keys and values,
-    /// which are stored in 16 bits.
-    fn full_head_bytes(&self) -> usize {
-        (self.query_len() * size_of::<f32>()).next_multiple_of(256)
-    }
-
-    /// Bytes that both directions work in: row sums, three gradients of full heads, the plans' own.
-    pub fn scratch_bytes(&self) -> usize {
-        self.row_sum_bytes() + 3 * self.full_head_bytes() + WORKSPACE
-    }
-}
 
 /// Where the segments of a pack begin, on the device.
 #[derive(Debug)]
@@ -395,12 +331,6 @@ pub fn check_plans(
     let plans = plans(backend, (sizes, format), &Target::Described(&device), is_deterministic)?;
     Ok(plans
         .map(|plan| PlanReport { engine: plan.engine(), workspace_bytes: plan.workspace_bytes() }))
-}
-
-/// The library's version (10000 major + 100 minor + patch) and where it was found.
-pub fn version() -> Result<(usize, Option<PathBuf>)> {
-    let backend = Backend::get()?;
-    Ok((backend.version(), backend.file()))
 }
 
 #[cfg(test)]

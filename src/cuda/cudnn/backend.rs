@@ -10,6 +10,12 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+/// The library's version (10000 major + 100 minor + patch) and where it was found.
+pub fn version() -> Result<(usize, Option<PathBuf>)> {
+    let backend = Backend::get()?;
+    Ok((backend.version(), backend.file()))
+}
+
 /// Kinds of descriptors (`cudnnBackendDescriptorType_t`).
 #[derive(Clone, Copy, Debug)]
 #[repr(i32)]

@@ -13,17 +13,9 @@ use anyhow::Result;
 use serde::Serialize;
 use std::fmt;
 
-/// The name that the emulated driver gives to its devices.
-const EMULATED: &str = "Emulated GPU (no hardware)";
-
-/// Whether a device is none.
-pub fn is_emulated(device: &Properties) -> bool {
-    device.name == EMULATED
-}
-
 /// A measurement.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct Measurement {
     /// The command line.
     pub command: Vec<String>,
     /// The device.
@@ -163,14 +155,14 @@ impl Breakdown {
     }
 }
 
-impl Report {
+impl Measurement {
     /// An empty one.
     pub fn new(command: Vec<String>, device: &Properties) -> Result<Self> {
         Ok(Self {
             command,
             device: device.clone(),
             driver: driver_version()?,
-            is_emulated: is_emulated(device),
+            is_emulated: device.is_emulated(),
             environment: Environment::current(),
             limits: None,
             lines: Vec::new(),
@@ -185,7 +177,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_emulated {
             writeln!(f, "EMULATED: there is no GPU here, and none of these times means anything.")?;
@@ -216,8 +208,9 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::device::EMULATED;
 
-    fn report(name: &str) -> Report {
+    fn measurement(name: &str) -> Measurement {
         let properties = Properties {
             ordinal: 0,
             name: name.to_owned(),
@@ -227,7 +220,7 @@ mod tests {
             shared_bytes_per_block: 232_448,
             l2_bytes: 50 << 20,
         };
-        Report {
+        Measurement {
             command: vec!["train".to_owned(), "bench".to_owned()],
             device: properties,
             driver: 13_000,
@@ -247,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_line_tells_its_rate_and_its_share_of_the_limit() {
-        let text = report("H100").to_string();
+        let text = measurement("H100").to_string();
         let line = text.lines().find(|line| line.starts_with("copy")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["copy", "2.0000", "1500.0", "-", "50", "%"]);
@@ -266,9 +259,9 @@ mod tests {
             Family::Norms => Work { bytes: 6e9, flops: 0.0 },
             _ => Work::default(),
         };
-        let mut report = report("H100");
-        report.breakdowns = vec![Breakdown::new("step", 10.0, &operations, work)];
-        let text = report.to_string();
+        let mut measurement = measurement("H100");
+        measurement.breakdowns = vec![Breakdown::new("step", 10.0, &operations, work)];
+        let text = measurement.to_string();
         let words = |start: &str| -> Vec<String> {
             let line = text.lines().find(|line| line.starts_with(start)).unwrap();
             line[start.len()..].split_whitespace().map(str::to_owned).collect()
@@ -282,7 +275,7 @@ mod tests {
 
     #[test]
     fn times_without_hardware_are_called_meaningless_before_anything_else() {
-        assert!(report(EMULATED).to_string().starts_with("EMULATED: there is no GPU"));
-        assert!(!report("H100").to_string().contains("EMULATED"));
+        assert!(measurement(EMULATED).to_string().starts_with("EMULATED: there is no GPU"));
+        assert!(!measurement("H100").to_string().contains("EMULATED"));
     }
 }

@@ -1,13 +1,13 @@
 //! What a machine offers for GPU runs: driver, devices, libraries.
 //!
-//! Contract: nothing that is absent is an error here; it is part of the report.
+//! Contract: nothing that is absent is an error here; it is part of the inventory.
 
 use super::device::{self, Device, Properties};
 use super::half::HalfFormat;
 use super::library::file_of;
 use super::memory::Arena;
 use super::module::{Module, cubin};
-use super::{Stream, Transfer, attention, gemm, nccl};
+use super::{Stream, Transfer, cudnn, gemm, nccl};
 use crate::base::human;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 /// Everything about the GPUs of a machine.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct Inventory {
     /// The driver, or why there is none.
     pub driver: Found<Driver>,
     /// The visible GPUs.
@@ -95,10 +95,10 @@ impl<T> From<Result<T>> for Found<T> {
 }
 
 /// Looks at everything.
-pub fn report() -> Report {
+pub fn inventory() -> Inventory {
     let count = device::count().unwrap_or(0);
     let pairs = (0..count).flat_map(|a| (0..count).filter(move |&b| a != b).map(move |b| (a, b)));
-    Report {
+    Inventory {
         driver: driver().into(),
         devices: (0..count).filter_map(gpu).collect(),
         peers: pairs.filter(|&(a, b)| device::can_access_peer(a, b).unwrap_or(false)).collect(),
@@ -153,7 +153,7 @@ fn cublas_lt() -> Result<Located> {
 }
 
 fn cudnn() -> Result<Located> {
-    let (number, path) = attention::version()?;
+    let (number, path) = cudnn::version()?;
     Ok(Located { version: dotted(number), path })
 }
 
@@ -167,7 +167,7 @@ fn dotted(number: usize) -> String {
     format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100)
 }
 
-impl Report {
+impl Inventory {
     /// As lines of name and value.
     pub fn lines(&self) -> Vec<(String, String)> {
         let Found::Here(driver) = &self.driver else {
@@ -221,13 +221,13 @@ mod tests {
 
     #[test]
     fn a_machine_without_a_driver_gets_one_line() {
-        let report = Report {
+        let inventory = Inventory {
             driver: Found::Absent { error: "no NVIDIA driver".to_owned() },
             devices: Vec::new(),
             peers: Vec::new(),
             libraries: Vec::new(),
         };
-        assert_eq!(report.lines(), [("gpu".to_owned(), "no NVIDIA driver".to_owned())]);
+        assert_eq!(inventory.lines(), [("gpu".to_owned(), "no NVIDIA driver".to_owned())]);
     }
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
         };
         let gpu = |ordinal, kernels| Gpu { properties: properties(ordinal), kernels };
         let absent = |error: &str| Found::Absent { error: error.to_owned() };
-        let report = Report {
+        let inventory = Inventory {
             driver: Found::Here(Driver { version: None, cuda: "13.0".to_owned() }),
             devices: vec![
                 gpu(0, Found::Here(Runs { free_bytes: 79 << 30 })),
@@ -252,7 +252,8 @@ mod tests {
             peers: vec![(0, 1)],
             libraries: vec![LibraryState { name: "NCCL", state: absent("NCCL is not here") }],
         };
-        let lines: Vec<_> = report.lines().into_iter().map(|(n, t)| format!("{n}: {t}")).collect();
+        let lines: Vec<_> =
+            inventory.lines().into_iter().map(|(n, t)| format!("{n}: {t}")).collect();
         let card = "H100, 80.0 GiB, compute capability 9.0, 132 multiprocessors";
         let expected = [
             "driver: of unknown version, supports CUDA 13.0".to_owned(),
