@@ -11,8 +11,8 @@ model's files is in no time. Left out: the continuous batching of transformers.
 
 Each engine is a process that waits for jobs, so that only one works at a time.
 Needs torch and transformers; for llama.cpp also to_gguf.py's output and llama_generate, compiled as
-docs/comparisons.md says. Build ours first: cargo build --release --example generate
-Usage: generate.py --model DIR [--binary target/release/examples/generate] [--rounds 5] [--threads 2]
+docs/comparisons.md says. Build ours first: cargo build --release --example peer_generate
+Usage: generate.py --model DIR [--binary target/release/examples/peer_generate] [--rounds 5] [--threads 2]
        [--llama LLAMA_GENERATE MODEL.gguf] [--workloads NAME ...] [--out FILE.json]
 """
 
@@ -65,7 +65,7 @@ def jobs(model: str) -> dict:
 
 
 def transformers_worker(args: argparse.Namespace) -> None:
-    """Answers jobs on stdin as examples/generate.rs does."""
+    """Answers jobs on stdin as scripts/peers/generate.rs does."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -164,7 +164,7 @@ def machine() -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--binary", default="target/release/examples/generate")
+    parser.add_argument("--binary", default="target/release/examples/peer_generate")
     parser.add_argument("--llama", nargs=2, metavar=("LLAMA_GENERATE", "GGUF"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)

@@ -3,8 +3,8 @@
 
 The peer is made as fast as eager PyTorch goes on a CPU: joined projections, SDPA, F.rms_norm,
 fused AdamW, sequences of one length (no padding), no page faults from malloc.
-Needs torch; build ours first: cargo build --release --example train_step
-Usage: train_step.py [--binary target/release/examples/train_step] [--rounds 5] [--threads 2]
+Needs torch; build ours first: cargo build --release --example peer_train_step
+Usage: train_step.py [--binary target/release/examples/peer_train_step] [--rounds 5] [--threads 2]
 """
 
 import argparse
@@ -114,7 +114,7 @@ def run(command: list, threads: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--binary", default="target/release/examples/train_step")
+    parser.add_argument("--binary", default="target/release/examples/peer_train_step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)

@@ -6,11 +6,11 @@
 
 use std::fmt;
 
-/// A mistake in what the user gave: says what, where, and what to do.
+/// A mistake in what the user gave. The text says what, where, and what to do.
 #[derive(Debug)]
 pub struct Usage(pub String);
 
-/// The user stopped the run; everything needed to resume is on disk.
+/// The user stopped the run. Everything that a resumed run needs is on disk.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -34,7 +34,7 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(message.into()))
 }
 
-/// The process exit code that `error` means.
+/// Returns the exit code of the process that ends with `error`.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<Usage>().is_some() {
         2

@@ -17,7 +17,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// As many symbolic links in a row as the kernel follows.
+/// The number of symbolic links in a row that the kernel follows.
 const MAX_LINKS: usize = 40;
 
 /// Reads a whole text file, without its byte order mark; the error names the path.
@@ -45,8 +45,8 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomic(path, &text)
 }
 
-/// Says before any work is done, and without a trace, that `path` cannot become an output file: it is
-/// a directory or one of the `inputs`, or no file can be made there. A mistake of the user's.
+/// Refuses, before any work is done and without a trace, a `path` that cannot become an output file: it is
+/// a directory or one of the `inputs`, or no file can be made there.
 pub fn check_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
     let refuse = |why: String| usage(format!("cannot write {}: {why}", path.display()));
     match Place::of(path)? {
@@ -67,7 +67,7 @@ pub fn check_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
     }
 }
 
-/// The same for a directory that is to be made: it may exist only if it is empty.
+/// Refuses, in the same way, a directory that cannot be made: it may exist only if it is empty.
 pub fn check_new_dir(path: &Path) -> Result<()> {
     let refuse = |why: String| usage(format!("cannot make {}: {why}", path.display()));
     // A directory takes the place of an empty one, but not of a link to one or of the current one.
@@ -81,7 +81,7 @@ pub fn check_new_dir(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes and forgets a nameless file in the nearest directory above `path` that exists.
+/// Tries to make a nameless file in the nearest directory above `path` that exists.
 fn check_parent(path: &Path) -> std::result::Result<(), String> {
     let above = path.ancestors().skip(1).map(|dir| match dir.as_os_str().is_empty() {
         true => Path::new("."),
@@ -92,9 +92,9 @@ fn check_parent(path: &Path) -> std::result::Result<(), String> {
     tempfile::tempfile_in(nearest).map(drop).map_err(|e| format!("{}: {e}", nearest.display()))
 }
 
-/// Where that which is written to a path ends up.
+/// The place to which writing to a path leads.
 enum Place {
-    /// A file, or none yet, at the end of any symbolic links.
+    /// A file at the end of any symbolic links; it need not exist yet.
     Regular(PathBuf),
     /// A device, a FIFO or a socket.
     Special(PathBuf),
@@ -137,15 +137,15 @@ fn own_descriptor(path: &Path) -> Option<RawFd> {
     (fs::canonicalize(parent(path)).ok()? == own).then_some(number)
 }
 
-/// A file under construction; it appears at its path on [`AtomicFile::commit`] and leaves nothing
-/// behind when dropped before. What cannot be replaced is written to from the start.
+/// A file under construction. It appears at its path on [`AtomicFile::commit`] and leaves nothing
+/// behind when it is dropped before. A place that cannot be replaced is written to from the start.
 pub struct AtomicFile {
     writer: BufWriter<Sink>,
     path: PathBuf,
 }
 
 enum Sink {
-    /// Takes the second's name in the end.
+    /// A temporary sibling, which takes the name of the path in the end.
     Sibling(tempfile::NamedTempFile, PathBuf),
     Direct(File),
 }
@@ -207,7 +207,7 @@ impl Write for Sink {
     }
 }
 
-/// A new temporary file beside `file`, instead of those that killed processes left there. It is locked
+/// Makes a temporary file beside `file`, and removes those that killed processes left there. It is locked
 /// as long as somebody writes it.
 fn sibling(file: &Path) -> Result<tempfile::NamedTempFile> {
     const NAME_CHARS: usize = 60;
@@ -263,7 +263,7 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Everything in the directory `path`, in no order.
+/// Lists the directory `path`, in no order.
 pub(crate) fn children(path: &Path) -> Result<Vec<PathBuf>> {
     fs::read_dir(path)
         .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect())

@@ -17,12 +17,10 @@ use std::path::{Path, PathBuf};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// What a repository holds.
+/// The kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A model.
     Model,
-    /// A data set.
     Dataset,
 }
 
@@ -44,7 +42,7 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// Reads `owner/name` or `owner/name@revision`; none for what can only be a path.
+    /// Reads `owner/name` or `owner/name@revision`; `None` for text that can only be a path.
     pub fn parse(kind: Kind, text: &str) -> Option<Self> {
         let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
         let is_plain = |part: &str| {
@@ -65,16 +63,16 @@ impl Repo {
     }
 }
 
-/// How much of a repository was fetched.
+/// The extent to which a repository was fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// All that is ever asked for: the name may point to it.
+    /// Everything that is ever asked for was fetched: the name may point to it.
     Whole,
-    /// A part.
+    /// A part was fetched.
     Part,
 }
 
-/// Where repositories come from.
+/// The Hub, or a mirror of it, and the cache on this machine.
 pub struct Hub {
     cache: PathBuf,
     endpoint: String,
@@ -83,7 +81,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// As the environment says.
+    /// Reads the address and the cache from the environment.
     pub fn from_env() -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let home = variable("HF_HOME")
@@ -105,7 +103,7 @@ impl Hub {
         })
     }
 
-    /// The repository in the cache, where `is_complete` says that all is there; otherwise it is
+    /// Finds the repository in the cache if `is_complete` says that all is there; otherwise it is
     /// downloaded by `fetch`.
     pub fn directory(
         &self,
@@ -130,7 +128,7 @@ impl Hub {
             .with_context(|| format!("downloading {id} at {revision} from {}", self.endpoint))
     }
 
-    /// Where the revision, a name or a commit, lies in the cache, all of it or a part.
+    /// Returns the folder of the revision (a name or a commit) in the cache; it may hold a part only.
     pub fn snapshot(&self, repo: &Repo) -> Option<PathBuf> {
         let dir = self.repo_dir(repo);
         let commit = std::fs::read_to_string(dir.join("refs").join(&repo.revision));
@@ -180,7 +178,7 @@ pub struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// The files of the repository.
+    /// Lists the files of the repository.
     pub fn files(&self) -> &[String] {
         &self.files
     }
@@ -190,7 +188,7 @@ impl Download<'_> {
         self.files.iter().any(|f| f == file)
     }
 
-    /// Downloads one file unless it lies in the snapshot; where it lies.
+    /// Downloads one file unless the snapshot has it, and returns its path.
     pub fn fetch(&self, file: &str) -> Result<PathBuf> {
         let path = self.snapshot.join(file);
         if path.is_file() {
@@ -205,7 +203,7 @@ impl Download<'_> {
     }
 }
 
-/// What a failed request means.
+/// Explains a failed request.
 fn explain(error: ApiError, Repo { kind, id, revision }: &Repo) -> anyhow::Error {
     let text = error.to_string();
     let kind = kind.title();

@@ -1,6 +1,6 @@
 //! Numbers as people read them.
 
-/// `1234567` as `1,234,567`.
+/// Writes `1234567` as `1,234,567`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -13,7 +13,7 @@ pub fn count(n: u64) -> String {
     text
 }
 
-/// A length of time in its two largest units: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`.
+/// Writes a length of time in its two largest units: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`.
 pub fn duration(secs: f64) -> String {
     let whole = secs.max(0.0).round() as u64;
     match whole {
@@ -24,7 +24,7 @@ pub fn duration(secs: f64) -> String {
     }
 }
 
-/// A size with a binary unit: `512 B`, `1.5 MiB`.
+/// Writes a size with a binary unit: `512 B`, `1.5 MiB`.
 pub fn bytes(n: u64) -> String {
     let mut value = n as f64;
     let mut unit = "B";

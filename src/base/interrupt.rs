@@ -28,7 +28,7 @@ pub fn install() -> Result<()> {
     Ok(())
 }
 
-/// Ignores both for the rest of the process: another one asks this to stop.
+/// Ignores both signals for the rest of the process: another process asks this one to stop.
 pub fn leave_to_another() -> Result<()> {
     let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM] {

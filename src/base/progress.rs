@@ -14,17 +14,17 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 static SHOWN: AtomicBool = AtomicBool::new(false);
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Lets progress be seen from now on.
+/// Shows progress from now on.
 pub fn show() {
     SHOWN.store(true, Ordering::Relaxed);
 }
 
-/// Runs `write` with the bars out of the way.
+/// Runs `write` while the bars are hidden.
 pub fn suspend<R>(write: impl FnOnce() -> R) -> R {
     if SHOWN.load(Ordering::Relaxed) { BARS.suspend(write) } else { write() }
 }
 
-/// The progress of one task of known size; may be shared between threads.
+/// The progress of one task of known size. Threads may share it.
 pub struct Progress(View);
 
 enum View {
@@ -59,7 +59,7 @@ impl Progress {
         })
     }
 
-    /// A task that nobody watches.
+    /// Starts a task that nobody watches.
     pub fn hidden() -> Self {
         Self(View::Hidden)
     }
@@ -95,7 +95,7 @@ impl Progress {
         }
     }
 
-    /// Sets what is shown behind the numbers, such as the latest loss.
+    /// Sets the text behind the numbers, such as the latest loss.
     pub fn set_message(&self, message: impl Into<String>) {
         match &self.0 {
             View::Hidden => {}

@@ -8,7 +8,7 @@ use rand::RngCore;
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
-/// The Philox4x32-10 block of `counter` under `key`.
+/// Computes the Philox4x32-10 block of `counter` under `key`.
 pub fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
     let mut k = [key as u32, (key >> 32) as u32];
     let mut c = counter;
@@ -36,13 +36,13 @@ pub fn key(seed: u64, labels: &[u64]) -> u64 {
     })
 }
 
-/// A uniform number in [0, 1) with 24 random bits: the `index`-th of `key`.
+/// Draws the `index`-th uniform number of `key`, in [0, 1) with 24 random bits.
 pub fn uniform(key: u64, index: u64) -> f32 {
     let block = philox(key, [index as u32, (index >> 32) as u32, 0x756e_6966, 0]);
     (block[0] >> 8) as f32 / (1u32 << 24) as f32
 }
 
-/// The stream of random numbers of a key, for `rand`'s distributions and shuffles.
+/// The stream of random numbers of a key, for the distributions and shuffles of `rand`.
 pub struct Stream {
     key: u64,
     block: u64,
@@ -51,7 +51,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The stream of `seed` and `labels`; equal arguments give equal streams.
+    /// Opens the stream of `seed` and `labels`; equal arguments give equal streams.
     pub fn new(seed: u64, labels: &[u64]) -> Self {
         Self { key: key(seed, labels), block: 0, buffer: [0; 4], used: 4 }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A table under construction; prints with [`fmt::Display`].
+/// A table under construction. [`fmt::Display`] prints it.
 #[derive(Debug, Clone)]
 pub struct Table {
     header: Vec<String>,

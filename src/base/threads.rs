@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// What the first thread needs of stack: as much as Rust gives to others.
+/// The stack that the first thread needs: as much as Rust gives to other threads.
 const STACK_BYTES: u64 = 2 << 20;
 
 /// Raises a soft limit on the first thread's stack that is too low; refuses a hard one.
@@ -25,7 +25,7 @@ pub fn check_stack() -> Result<()> {
     Ok(())
 }
 
-/// Starts the threads, as many as cores or `RAYON_NUM_THREADS`; without this the first computation would,
+/// Starts the threads, as many as cores or `RAYON_NUM_THREADS`. Without this the first computation would start them,
 /// and could only panic where the system has no threads to give.
 pub fn start() -> Result<()> {
     ThreadPoolBuilder::new().build_global().map_err(|e| {

@@ -9,9 +9,8 @@ use super::family::{Numbers, Pattern};
 /// A wrong program and the sentence that explains it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// The program.
     pub code: String,
-    /// The mistake.
+    /// A sentence that names the mistake.
     pub reason: String,
 }
 
@@ -32,7 +31,7 @@ const COMMON: [(&str, &str, &str); 13] = [
     (" ** ", " * ", "A power is needed, not a product."),
 ];
 
-/// The wrong programs of `pattern`, without repetition; none equals the solution.
+/// Lists the wrong programs of `pattern`. No two are equal, and none equals the solution.
 pub fn attempts(pattern: &Pattern) -> Vec<Attempt> {
     let solution = pattern.family.solution(pattern.numbers);
     let mut found: Vec<Attempt> = Vec::new();
@@ -83,7 +82,7 @@ fn edit_first(
     Some(format!("{}{replace}{}", &code[..at], &code[at + find.len()..]))
 }
 
-/// One number off by one, or two numbers in each other's place.
+/// Slips with numbers: one is off by one, or two are swapped.
 fn misread(pattern: &Pattern) -> Vec<(Numbers, String)> {
     let values = pattern.values();
     let roles: Vec<&str> = pattern.family.numbers.iter().map(|open| open.role).collect();
@@ -108,7 +107,7 @@ fn misread(pattern: &Pattern) -> Vec<(Numbers, String)> {
     slips
 }
 
-/// Mistaken operators, each at its first place outside of a `range(...)`.
+/// Slips with operators: each replaces its first occurrence outside of a `range(...)`.
 fn operators(code: &str) -> Vec<(String, String)> {
     let edits = [
         (" + ", " - ", "It must be added, not subtracted."),

@@ -13,32 +13,32 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-/// What a data set holds.
+/// The data card: what a data set holds.
 #[derive(Debug, Clone, Serialize)]
 pub struct Card {
-    /// The seed that determines it.
+    /// The seed that determines the data set.
     pub seed: u64,
-    /// SHA-256 of the prompt template.
+    /// The SHA-256 of the prompt template.
     pub prompt_sha256: String,
-    /// Families in all, unseen ones included.
+    /// The number of families, unseen ones included.
     pub families: usize,
-    /// Distinct patterns that the generator could choose from.
+    /// The number of distinct patterns that the generator could choose from.
     pub distinct_patterns: usize,
-    /// Training patterns dropped for sharing a run of terms with a test sequence.
+    /// The number of training patterns that were dropped because they share a run of terms with a test sequence.
     pub dropped_patterns: usize,
-    /// Terms in a run that must not be shared.
+    /// The length of such a run, in terms.
     pub run_length: usize,
-    /// Patterns per split.
+    /// The number of patterns in each split.
     pub patterns: BTreeMap<&'static str, usize>,
-    /// Samples or problems per split.
+    /// The number of samples or problems in each split.
     pub rows: BTreeMap<&'static str, usize>,
-    /// SFT samples by reflection rounds.
+    /// The number of SFT samples with 0, 1, 2, ... reflection rounds.
     pub rounds: Vec<usize>,
-    /// The starting checkpoint's corpus by kind.
+    /// The number of samples of each kind in the corpus of the starting checkpoint.
     pub pretrain_kinds: BTreeMap<String, usize>,
-    /// Patterns of each family per split: kind, then SFT, RL, test, pretraining.
+    /// Each family's kind, and its number of patterns for SFT, RL, test and pretraining.
     pub family_table: BTreeMap<&'static str, FamilyRow>,
-    /// SHA-256 of each file; filled on writing.
+    /// The SHA-256 of each file; empty until the files are written.
     pub files: BTreeMap<String, String>,
 }
 
@@ -53,7 +53,7 @@ pub struct FamilyRow {
 }
 
 impl Card {
-    /// The card of what was made of `splits`.
+    /// Counts what was made of `splits`.
     pub fn new(
         config: &Config,
         families: &[Family],

@@ -14,11 +14,8 @@ use std::ops::RangeInclusive;
 pub struct Numbers {
     /// The first number that the story tells.
     pub a: i64,
-    /// The second.
     pub b: i64,
-    /// The third.
     pub c: i64,
-    /// The fourth.
     pub d: i64,
 }
 
@@ -30,7 +27,7 @@ impl Numbers {
         Self { a: at(0), b: at(1), c: at(2), d: at(3) }
     }
 
-    /// The first `count` numbers.
+    /// Returns the first `count` numbers.
     pub fn first(&self, count: usize) -> Vec<i64> {
         [self.a, self.b, self.c, self.d][..count].to_vec()
     }
@@ -40,7 +37,7 @@ impl Numbers {
         Some([self.a, self.b, self.c, self.d][place])
     }
 
-    /// The same numbers with the `place`-th one replaced.
+    /// Returns the numbers with the `place`-th one replaced.
     pub fn with(&self, place: usize, value: i64) -> Self {
         let mut values = self.first(4);
         values[place] = value;
@@ -50,28 +47,28 @@ impl Numbers {
 
 /// A number that a family leaves open.
 pub struct Open {
-    /// What it means, for explanations: "the {role} is 3, not 4".
+    /// What the number means in explanations: "the {role} is 3, not 4".
     pub role: &'static str,
     range: RangeInclusive<i64>,
 }
 
-/// One plausible mistake: an edit of one place of the program, and its explanation.
+/// A plausible mistake: it edits one place of the program, and explains the edit.
 pub struct Slip {
-    /// What the right program says there.
+    /// The text of the right program at that place.
     pub find: &'static str,
-    /// What the wrong one says.
+    /// The text of the wrong program there.
     pub replace: &'static str,
-    /// One short sentence that names the mistake.
+    /// A short sentence that names the mistake.
     pub reason: &'static str,
 }
 
-/// How an example's output is explained.
+/// The way in which an example's output is explained.
 pub enum Explain {
-    /// By the values up to it.
+    /// The explanation lists the values up to it.
     Values,
-    /// By a template over the numbers, `{n}` and the value `{v}`.
+    /// The explanation fills a template with the numbers, the input `{n}` and the value `{v}`.
     Formula(&'static str),
-    /// By a function of the numbers, the input and the value.
+    /// A function of the numbers, the input and the value writes the explanation.
     With(fn(Numbers, i64, &BigInt) -> String),
 }
 
@@ -82,21 +79,19 @@ enum Terms {
 
 /// A family of sequences, built step by step in `problems::families`.
 pub struct Family {
-    /// Unique name.
     pub name: &'static str,
     /// The kind of mathematics, for the data card.
     pub kind: &'static str,
     /// The problem input of the first term.
     pub start: i64,
-    /// The open numbers.
+    /// The numbers that the family leaves open.
     pub numbers: Vec<Open>,
-    /// Tellings of the problem.
+    /// The tellings of the problem.
     pub stories: Vec<&'static str>,
-    /// Slips written for this family.
+    /// The slips that were written for this family.
     pub slips: Vec<Slip>,
-    /// How examples are explained.
     pub explain: Explain,
-    /// Scored separately and never trained on.
+    /// Whether the family is kept out of training and scored separately.
     pub unseen: bool,
     keep: fn(Numbers) -> bool,
     import: &'static str,
@@ -105,7 +100,7 @@ pub struct Family {
 }
 
 impl Family {
-    /// A family whose first term belongs to problem input `start`.
+    /// Begins a family whose first term belongs to problem input `start`.
     pub fn new(name: &'static str, start: i64) -> Self {
         Self {
             name,
@@ -123,7 +118,7 @@ impl Family {
         }
     }
 
-    /// Opens the next number: its role in explanations and its values.
+    /// Opens the next number, with its role in explanations and the values that it may have.
     pub fn number(mut self, role: &'static str, range: RangeInclusive<i64>) -> Self {
         self.numbers.push(Open { role, range });
         self
@@ -146,13 +141,13 @@ impl Family {
         self
     }
 
-    /// The names that the program takes from `math`.
+    /// Names what the program imports from `math`.
     pub fn import(mut self, names: &'static str) -> Self {
         self.import = names;
         self
     }
 
-    /// The program after its first line, which reads `n`.
+    /// Gives the program after its first line, which reads `n`.
     pub fn code(mut self, body: &'static str) -> Self {
         self.body = body;
         self
@@ -194,7 +189,7 @@ impl Family {
         self
     }
 
-    /// The first `count` terms under `numbers`.
+    /// Computes the first `count` terms under `numbers`.
     pub fn terms(&self, numbers: Numbers, count: usize) -> Vec<BigInt> {
         match self.terms {
             Terms::At(term) => (0..count as i64).map(|i| term(numbers, self.start + i)).collect(),
@@ -202,7 +197,7 @@ impl Family {
         }
     }
 
-    /// The Python program under `numbers`, with `edit` made to the template of its body.
+    /// Writes the Python program under `numbers`; `edit` changes the template of its body.
     pub fn program(&self, numbers: Numbers, edit: impl Fn(&str) -> String) -> String {
         let import = match self.import {
             "" => String::new(),
@@ -212,17 +207,17 @@ impl Family {
         format!("{import}n = int(input())\n{body}")
     }
 
-    /// The right Python program under `numbers`.
+    /// Writes the right Python program under `numbers`.
     pub fn solution(&self, numbers: Numbers) -> String {
         self.program(numbers, str::to_owned)
     }
 
-    /// The program's template after the line that reads `n`.
+    /// Returns the program's template after the line that reads `n`.
     pub fn body(&self) -> &'static str {
         self.body
     }
 
-    /// Up to `most` choices of the numbers, drawn by `stream`.
+    /// Draws up to `most` choices of the numbers from `stream`.
     pub fn choices(&self, most: usize, stream: &mut Stream) -> Vec<Numbers> {
         let mut choices = vec![Vec::new()];
         for open in &self.numbers {
@@ -244,39 +239,37 @@ impl Family {
 
 /// A family with its numbers chosen, and its first terms.
 pub struct Pattern<'f> {
-    /// The family.
     pub family: &'f Family,
-    /// The chosen numbers.
     pub numbers: Numbers,
     /// The first [`Pattern::TERMS`] terms.
     pub terms: Vec<BigInt>,
 }
 
 impl<'f> Pattern<'f> {
-    /// How many terms a pattern knows: enough for all tests and the leak check.
+    /// The number of terms that a pattern knows: enough for all tests and for the leak check.
     pub const TERMS: usize = 40;
 
-    /// The pattern of `family` under `numbers`.
+    /// Chooses `numbers` for `family`.
     pub fn new(family: &'f Family, numbers: Numbers) -> Self {
         Self { family, numbers, terms: family.terms(numbers, Self::TERMS) }
     }
 
-    /// Unique: the family's name and the numbers.
+    /// Returns the pattern's unique name: the family's name and the numbers.
     pub fn id(&self) -> String {
         self.values().iter().fold(self.family.name.to_owned(), |id, v| format!("{id}-{v}"))
     }
 
-    /// The chosen numbers in the story's order.
+    /// Returns the chosen numbers in the story's order.
     pub fn values(&self) -> Vec<i64> {
         self.numbers.first(self.family.numbers.len())
     }
 
-    /// The term at problem input `n`, which must lie within the known ones.
+    /// Returns the term at problem input `n`, which must be a known one.
     pub fn term(&self, n: i64) -> &BigInt {
         &self.terms[(n - self.family.start) as usize]
     }
 
-    /// Fills a template with the numbers and what `more` knows.
+    /// Fills a template with the numbers and with what `more` knows.
     pub fn fill(&self, template: &str, more: impl Fn(&str) -> Option<String>) -> String {
         fill(template, |name| match self.numbers.named(name) {
             Some(value) => Some(value.to_string()),
@@ -284,7 +277,7 @@ impl<'f> Pattern<'f> {
         })
     }
 
-    /// Why the sequence's value at `n` is what it is.
+    /// Explains why the sequence has its value at `n`.
     pub fn explanation(&self, n: i64) -> String {
         let value = self.term(n);
         match self.family.explain {

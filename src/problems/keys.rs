@@ -2,12 +2,12 @@
 
 use crate::base::rng::Stream;
 
-/// The stream of a named decision about a named thing.
+/// Opens the stream of a named decision about a named thing.
 pub(crate) fn stream(seed: u64, decision: &str, about: &str, index: u64) -> Stream {
     Stream::new(seed, &[label(decision), label(about), index])
 }
 
-/// FNV-1a (Fowler, Noll and Vo) of a name.
+/// Hashes a name by FNV-1a (Fowler, Noll and Vo).
 fn label(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

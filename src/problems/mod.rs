@@ -29,27 +29,28 @@ use reflect::Failure;
 use split::{Splits, Wanted};
 use story::Inputs;
 
-/// Runs programs; per program and input what it printed, trimmed, or `None` if it failed to.
+/// Runs programs. For each program and input it returns what the program printed, trimmed, or `None` if it
+/// failed.
 pub type Run<'a> = dyn FnMut(&[Program]) -> Result<Vec<Vec<Option<String>>>> + 'a;
 
-/// What to generate.
+/// The sizes of the data set to generate.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Determines everything.
+    /// The seed determines the whole data set.
     pub seed: u64,
-    /// SFT samples.
+    /// The number of SFT samples.
     pub sft: usize,
-    /// Patterns that the SFT samples share.
+    /// The number of patterns that the SFT samples share.
     pub sft_patterns: usize,
-    /// RL problems.
+    /// The number of RL problems.
     pub rl: usize,
-    /// Test problems of known families.
+    /// The number of test problems of known families.
     pub test: usize,
-    /// Test problems of unseen families.
+    /// The number of test problems of unseen families.
     pub unseen: usize,
-    /// Samples for the starting checkpoint.
+    /// The number of samples for the starting checkpoint.
     pub pretrain: usize,
-    /// Weights of 0, 1, 2, ... reflection rounds.
+    /// The weights of 0, 1, 2, ... reflection rounds.
     pub rounds: Vec<u32>,
 }
 
@@ -57,13 +58,13 @@ impl Config {
     /// The paper's Table 13: SFT samples with 0 to 5 reflection rounds.
     pub const PAPER_ROUNDS: [u32; 6] = [1045, 1151, 742, 630, 1110, 819];
 
-    /// As many patterns for `sft` samples as the paper's Table 1 has: 1,271 for 5,487.
+    /// Returns the number of patterns for `sft` samples, in the ratio of the paper's Table 1: 1,271 for 5,487.
     pub fn paper_patterns(sft: usize) -> usize {
         (sft * 1271).div_ceil(5487)
     }
 }
 
-/// Everything that a generation makes.
+/// A generated data set.
 pub struct Dataset {
     /// Conversations with reflection.
     pub sft: Vec<Sample>,
@@ -73,23 +74,22 @@ pub struct Dataset {
     pub test: Vec<Problem>,
     /// Held-out problems of unseen families.
     pub test_unseen: Vec<Problem>,
-    /// For the starting checkpoint: problems and responses, never together, and drills.
+    /// The corpus of the starting checkpoint: problems and responses, never together, and drills.
     pub pretrain: Vec<Sample>,
-    /// What is in it.
+    /// The card says what the data set holds.
     pub card: card::Card,
 }
 
 /// A pattern with its inputs and the wrong programs that the judge saw fail.
 pub struct Judged<'p, 'f> {
-    /// The pattern.
     pub pattern: &'p Pattern<'f>,
-    /// Inputs of its examples and tests.
+    /// The inputs of its examples and tests.
     pub inputs: Inputs,
-    /// Attempts that fail, each with a failing case.
+    /// The attempts that failed, each with a failing case.
     pub failures: Vec<Failure>,
 }
 
-/// Generates a data set; `run` is the judge.
+/// Generates a data set. `run` is the judge.
 pub fn generate(config: &Config, prompt: &GtgPrompt, run: &mut Run) -> Result<Dataset> {
     let families = families::all();
     let wanted = Wanted {
@@ -114,7 +114,7 @@ fn inputs_of(pattern: &Pattern, seed: u64) -> Inputs {
     story::inputs(pattern, seed).expect("splits hold usable patterns only")
 }
 
-/// Problems of `patterns`, each in one telling, their solutions checked by the judge.
+/// Tells a problem for each of `patterns`; the judge checks its solution.
 fn problems(patterns: &[Pattern], seed: u64, run: &mut Run) -> Result<Vec<Problem>> {
     let mut made = Vec::with_capacity(patterns.len());
     let mut programs = Vec::with_capacity(patterns.len());
@@ -212,14 +212,14 @@ fn sft_samples(config: &Config, judged: &[Judged], prompt: &GtgPrompt) -> Result
     Ok(samples)
 }
 
-/// A user's turn and the answer.
+/// Makes a conversation of a user's turn and its answer.
 fn turns(user: String, assistant: String) -> Vec<Message> {
     [("user", user), ("assistant", assistant)]
         .map(|(role, content)| Message { role: role.to_owned(), content })
         .to_vec()
 }
 
-/// Rounds for each sample: in all as `weights` ask, and for none more than `most` allows.
+/// Chooses the rounds of each sample. All together follow `weights`; none has more than `most` allows.
 fn assign_rounds(weights: &[u32], most: &[usize], seed: u64) -> Vec<usize> {
     let quotas = quotas(weights, most.len());
     let mut order: Vec<usize> = (0..most.len()).collect();
@@ -240,7 +240,7 @@ fn assign_rounds(weights: &[u32], most: &[usize], seed: u64) -> Vec<usize> {
     rounds
 }
 
-/// `total` divided in proportion to `weights`, by largest remainder.
+/// Divides `total` in proportion to `weights`, by largest remainder.
 fn quotas(weights: &[u32], total: usize) -> Vec<usize> {
     let sum: u64 = weights.iter().map(|&w| u64::from(w)).sum();
     let share = |w: u32| u64::from(w) * total as u64;

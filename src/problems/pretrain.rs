@@ -18,13 +18,13 @@ use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::seq::IndexedRandom;
 
-/// Patterns whose attempts are judged, for responses and repairs: at most so many,
+/// The most patterns whose attempts are judged, for responses and repairs,
 const MOST_JUDGED: usize = 1500;
 
-/// and one for so many samples.
+/// and the number of samples for which there is one.
 const SAMPLES_PER_JUDGED: usize = 4;
 
-/// What a sample shows.
+/// The kind of thing that a sample shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Problem,
@@ -38,7 +38,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Every kind with its share in percent.
+    /// Every kind, with its share in per cent.
     const SHARES: [(Self, u32); 8] = [
         (Self::Problem, 25),
         (Self::Response, 30),
@@ -64,7 +64,7 @@ impl Kind {
     }
 }
 
-/// The corpus, of patterns that no other split has.
+/// Makes the corpus of patterns that no other split has.
 pub fn samples(
     config: &Config,
     patterns: &[Pattern],
@@ -176,7 +176,7 @@ fn without_judge(
     })
 }
 
-/// The integers of a text in its order.
+/// Returns the integers of a text, in its order.
 fn integers(text: &str) -> Vec<&str> {
     text.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty()).collect()
 }

@@ -13,18 +13,17 @@ use rand::seq::{IndexedRandom, SliceRandom};
 /// An attempt with a case on which the judge saw it fail.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// What was tried.
     pub attempt: Attempt,
-    /// The failing input.
+    /// The input on which it failed.
     pub input: i64,
-    /// What the program printed there.
+    /// The output of the program there.
     pub got: String,
 }
 
-/// How far after the first term self-made cases may lie.
+/// The distance from the first term within which self-made cases lie.
 const CASE_REACH: i64 = 6;
 
-/// Two or three small inputs that the examples do not use, in ascending order.
+/// Chooses two or three small inputs that the examples do not use, in ascending order.
 pub fn own_cases(pattern: &Pattern, inputs: &Inputs, random: &mut impl Rng) -> Vec<i64> {
     let start = pattern.family.start;
     let small: Vec<i64> =
@@ -35,7 +34,7 @@ pub fn own_cases(pattern: &Pattern, inputs: &Inputs, random: &mut impl Rng) -> V
     cases
 }
 
-/// `rounds` failures in an order of its own.
+/// Chooses `rounds` of the failures and their order.
 pub fn choose_failures<'a>(
     failures: &'a [Failure],
     rounds: usize,
@@ -47,7 +46,7 @@ pub fn choose_failures<'a>(
     order
 }
 
-/// The whole response.
+/// Writes the whole response.
 pub fn response(pattern: &Pattern, cases: &[i64], failures: &[&Failure]) -> String {
     let mut text = String::from("<think>\n");
     for &n in cases {
@@ -63,13 +62,13 @@ pub fn response(pattern: &Pattern, cases: &[i64], failures: &[&Failure]) -> Stri
     text
 }
 
-/// The line that says where and why an attempt fails.
+/// Writes the line that says where and why an attempt fails.
 pub fn fails_line(pattern: &Pattern, failure: &Failure) -> String {
     let Failure { attempt, input, got } = failure;
     format!("fails: {input} -> {got}, expected {}. {}", pattern.term(*input), attempt.reason)
 }
 
-/// A python block.
+/// Writes a python block.
 pub fn fenced(code: &str) -> String {
     format!("```python\n{code}\n```")
 }

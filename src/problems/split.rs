@@ -14,46 +14,42 @@ use num_bigint::BigInt;
 use rand::seq::SliceRandom;
 use std::collections::{HashMap, HashSet};
 
-/// Terms in a run that must not be shared.
+/// The number of consecutive terms that no training and test sequence may share.
 pub const WINDOW: usize = 8;
 
-/// Choices of numbers that a family contributes at most.
+/// The most choices of numbers that a family contributes.
 const PATTERNS_PER_FAMILY: usize = 130;
 
-/// Families with fewer patterns give no test problems.
+/// The fewest patterns with which a family gives test problems.
 const ENOUGH_FOR_TESTS: usize = 24;
 
-/// A test pattern may cost at most this many training patterns.
+/// The most training patterns that a test pattern may cost.
 const MOST_DROPPED: usize = 6;
 
-/// How many patterns each split wants.
+/// The number of patterns that each split wants.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
-    /// Patterns of SFT samples.
     pub sft: usize,
-    /// RL problems.
     pub rl: usize,
-    /// Test problems of known families.
+    /// Patterns of test problems whose families are known.
     pub test: usize,
-    /// Test problems of unseen families.
+    /// Patterns of test problems whose families are unseen.
     pub unseen: usize,
 }
 
 /// The patterns of each split.
 pub struct Splits<'f> {
-    /// For SFT samples.
     pub sft: Vec<Pattern<'f>>,
-    /// For RL problems.
     pub rl: Vec<Pattern<'f>>,
-    /// For test problems of known families.
+    /// Patterns of test problems whose families are known.
     pub test: Vec<Pattern<'f>>,
-    /// For test problems of unseen families.
+    /// Patterns of test problems whose families are unseen.
     pub unseen: Vec<Pattern<'f>>,
-    /// What is left: for the starting checkpoint.
+    /// The patterns that are left, for the starting checkpoint.
     pub rest: Vec<Pattern<'f>>,
-    /// Distinct patterns before the split.
+    /// The number of distinct patterns before the split.
     pub distinct: usize,
-    /// Training patterns dropped because they share a run of terms with a test pattern.
+    /// The number of training patterns that were dropped because they share a run of terms with a test pattern.
     pub dropped: usize,
 }
 
@@ -100,7 +96,7 @@ fn check_enough(what: &str, flag: &str, wanted: usize, got: usize) -> Result<()>
     Ok(())
 }
 
-/// Every pattern whose early terms can carry a problem, each sequence once; unless the user interrupts.
+/// Lists every pattern whose early terms can carry a problem, each sequence once, unless the user interrupts.
 fn distinct_patterns<'f>(families: &'f [Family], seed: u64) -> Result<Vec<Pattern<'f>>> {
     let mut seen = HashSet::new();
     let mut patterns = Vec::new();
@@ -139,7 +135,7 @@ fn by_turns<'f>(patterns: Vec<Pattern<'f>>, seed: u64, set: &str) -> Vec<Pattern
     order.into_iter().map(|(_, pattern)| pattern).collect()
 }
 
-/// Which of `known` become test patterns: by turns over the families, skipping those that share
+/// Chooses which of `known` become test patterns: by turns over the families, without those that share
 /// runs with many others.
 fn choose_test(known: &[Pattern], unseen: &[Pattern], wanted: usize) -> HashSet<usize> {
     let mut holders: HashMap<&[BigInt], Vec<usize>> = HashMap::new();
@@ -172,7 +168,7 @@ fn choose_test(known: &[Pattern], unseen: &[Pattern], wanted: usize) -> HashSet<
     chosen
 }
 
-/// Every run of [`WINDOW`] consecutive terms.
+/// Lists every run of [`WINDOW`] consecutive terms.
 pub fn windows<'p>(pattern: &'p Pattern) -> impl Iterator<Item = &'p [BigInt]> {
     pattern.terms.windows(WINDOW)
 }

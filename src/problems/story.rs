@@ -20,15 +20,15 @@ const THINGS: [&str; 16] = [
 ];
 const UNITS: [&str; 5] = ["day", "week", "month", "year", "hour"];
 
-/// Outputs beyond this many digits are avoided where fewer tests still suffice.
+/// The number of digits beyond which outputs are avoided where fewer tests suffice.
 const LONG_DIGITS: usize = 12;
 
 /// The problem inputs of the two examples and of the tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs {
-    /// Two consecutive inputs.
+    /// Two consecutive inputs, for examples.
     pub examples: [i64; 2],
-    /// Five to seven inputs after them.
+    /// Five to seven inputs after them, for tests.
     pub tests: Vec<i64>,
 }
 
@@ -64,7 +64,7 @@ fn digits(value: &BigInt) -> usize {
     value.to_string().len()
 }
 
-/// The problem of `pattern` in its `telling`-th wording; equal tellings give equal text.
+/// Tells the problem of `pattern` in its `telling`-th wording; equal tellings give equal text.
 pub fn problem(pattern: &Pattern, inputs: &Inputs, seed: u64, telling: u64) -> Problem {
     let mut random = stream(seed, "story", &pattern.id(), telling);
     let family = pattern.family;

@@ -4,7 +4,7 @@
 
 use num_bigint::BigInt;
 
-/// Replaces every placeholder of `template` by what `lookup` says of its name.
+/// Replaces every placeholder of `template` by the value that `lookup` has for its name.
 pub(crate) fn fill(template: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut text = String::with_capacity(template.len() + 16);
     let mut rest = template;

@@ -2,7 +2,7 @@
 
 use crate::base::human;
 
-/// What a number on an axis or beside a bar means.
+/// The meaning of a number on an axis or beside a bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     /// A plain number.
@@ -14,7 +14,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// The number, to about three digits.
+    /// Writes the number to about three digits.
     pub(crate) fn text(self, value: f64) -> String {
         match self {
             Self::Percent => format!("{:.1} %", value * 100.0),
@@ -37,7 +37,7 @@ impl Format {
     }
 }
 
-/// A number to about three digits: `1,234`, `56.7`, `0.123`, `4.5e-5`.
+/// Writes a number to about three digits: `1,234`, `56.7`, `0.123`, `4.5e-5`.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -66,16 +66,14 @@ fn decimals(step: f64) -> usize {
 /// The range of an axis and its ticks.
 #[derive(Debug, Clone)]
 pub(crate) struct Axis {
-    /// Value at the low end.
     pub(crate) low: f64,
-    /// Value at the high end.
     pub(crate) high: f64,
-    /// Position and text of each tick.
+    /// The position and text of each tick.
     pub(crate) ticks: Vec<(f64, String)>,
 }
 
 impl Axis {
-    /// An axis whose ends are round numbers around `low..high`.
+    /// Makes an axis whose ends are round numbers around `low..high`.
     pub(crate) fn around(low: f64, high: f64, max_ticks: usize, format: Format) -> Self {
         // Fractions and counts read best against zero unless they move in a narrow band far from it.
         let low = if low > 0.0 && low < 0.6 * high { 0.0 } else { low };
@@ -91,7 +89,7 @@ impl Axis {
         }
     }
 
-    /// An axis that ends exactly at `low` and `high`, with round ticks between.
+    /// Makes an axis that ends exactly at `low` and `high`, with round ticks between.
     pub(crate) fn within(low: f64, high: f64, max_ticks: usize) -> Self {
         let (low, high) = widened(low, high);
         let step = round_step((high - low) / max_ticks as f64).max(1.0);
@@ -105,14 +103,14 @@ impl Axis {
         }
     }
 
-    /// An axis over powers of two, for numbers of samples; positions are exponents.
+    /// Makes an axis over powers of two, for numbers of samples; positions are exponents.
     pub(crate) fn powers_of_two(highest: f64) -> Self {
         let last = highest.max(2.0).log2().ceil() as usize;
         let ticks = (0..=last).map(|e| (e as f64, (1u64 << e).to_string())).collect();
         Self { low: 0.0, high: last as f64, ticks }
     }
 
-    /// Where `value` lies, from 0 (low end) to 1.
+    /// Returns where `value` lies, from 0 (low end) to 1.
     pub(crate) fn at(&self, value: f64) -> f64 {
         (value - self.low) / (self.high - self.low)
     }
@@ -127,7 +125,7 @@ fn widened(low: f64, high: f64) -> (f64, f64) {
     }
 }
 
-/// The smallest of 1, 2, 2.5, 5, 10 times a power of ten that is not below `step`.
+/// Returns the smallest of 1, 2, 2.5, 5, 10 times a power of ten that is not below `step`.
 fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     let factor = [1.0, 2.0, 2.5, 5.0].into_iter().find(|f| f * power >= step * (1.0 - 1e-9));

@@ -9,17 +9,17 @@ const VALUE: f64 = 66.0;
 
 /// A horizontal bar with its interval.
 pub(crate) struct Bar<'a> {
-    /// Written to its left.
+    /// The text to its left.
     pub(crate) name: &'a str,
-    /// Index of its colour in the style sheet.
+    /// The index of its colour in the style sheet.
     pub(crate) colour: usize,
-    /// Its length.
+    /// The length of the bar.
     pub(crate) value: f64,
-    /// Ends of the error bar.
+    /// The ends of the error bar.
     pub(crate) interval: Option<[f64; 2]>,
 }
 
-/// Horizontal bars from zero, each with its value to the right.
+/// Draws horizontal bars from zero, each with its value to the right.
 pub(crate) fn bars(label: &str, format: Format, bars: &[Bar<'_>]) -> String {
     const ROW: f64 = 44.0;
     let longest = bars.iter().map(|b| b.interval.map_or(b.value, |i| i[1])).fold(0.0, f64::max);
@@ -61,7 +61,7 @@ pub(crate) fn bars(label: &str, format: Format, bars: &[Bar<'_>]) -> String {
     svg + "</svg>"
 }
 
-/// Rows of shares of a whole; `colours[i]` is the style of every row's i-th share.
+/// Draws rows of shares of a whole; `colours[i]` is the style of every row's i-th share.
 pub(crate) fn shares(label: &str, colours: &[&str], rows: &[(&str, Vec<f64>)]) -> String {
     const ROW: f64 = 48.0;
     let mut svg = open(label, ROW * rows.len() as f64);
@@ -96,7 +96,7 @@ pub(crate) fn shares(label: &str, colours: &[&str], rows: &[(&str, Vec<f64>)]) -
     svg + "</svg>"
 }
 
-/// For each row a dot per fraction, in the given colours, joined by a line: what changed, and where.
+/// Draws a row of dots, one for each fraction in the given colours, joined by a line: it shows what changed, and where.
 pub(crate) fn dots(label: &str, colours: &[usize], rows: &[(String, Vec<f64>)]) -> String {
     const ROW: f64 = 19.0;
     const NAMES: f64 = 190.0;

@@ -21,24 +21,21 @@ use std::path::{Path, PathBuf};
 const NOT_RESULTS: [&str; 2] = ["plan.json", "env.json"];
 const WRITTEN_AT: &str = "time/unix_secs";
 const RUN_COLOURS: usize = 6;
-/// Blocks of a curve that has one line.
+/// The number of blocks of a curve that has one line.
 const SPARK_COLUMNS: usize = 24;
 
-/// A run as it lies on disk.
+/// A run as it is stored on disk.
 #[derive(Debug, Clone)]
 pub struct Run {
     /// The directory as the user named it.
     pub name: String,
-    /// Its metrics.
     pub rows: Vec<Row>,
-    /// Its resolved configuration.
     pub config: toml::Table,
-    /// Numbers of its result files, by path in them.
+    /// The numbers of its result files, each with its path in the file.
     pub results: Vec<(String, Value)>,
 }
 
 impl Run {
-    /// Reads a run directory.
     pub fn read(dir: &Path) -> Result<Self> {
         let config = dir.join("config.toml");
         let config = match config.exists() {
@@ -50,7 +47,7 @@ impl Run {
         Ok(Self { name: dir.display().to_string(), rows, config, results: results(dir)? })
     }
 
-    /// The runs that `path` names: itself, and the runs directly below it (as the demo has them).
+    /// Reads the runs that `path` names: itself, and the runs directly below it (as the demo has them).
     pub fn read_all(path: &Path) -> Result<Vec<Self>> {
         let found: Vec<Self> = std::iter::once(path.to_owned())
             .chain(children(path)?.into_iter().filter(|child| child.join(metrics::FILE).exists()))
@@ -86,7 +83,7 @@ impl Run {
     }
 }
 
-/// The page that shows `runs` side by side.
+/// Writes the page that shows `runs` side by side.
 pub fn html(runs: &[Run]) -> String {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let mut page = Page::new("Training runs", &names.join(" · "));
@@ -112,7 +109,7 @@ pub fn html(runs: &[Run]) -> String {
     page.finish()
 }
 
-/// The same for a terminal, where a metric has a line for each run, and of the results the main ones.
+/// Writes `runs` side by side for a terminal: a line for each metric of each run, and the main results.
 pub fn text(runs: &[Run]) -> String {
     let titled = |header: &[&str], rows: Vec<Vec<String>>| {
         let mut table = Table::new(header.iter().copied());
@@ -151,7 +148,7 @@ pub fn text(runs: &[Run]) -> String {
     text + &metrics.to_string()
 }
 
-/// The curves of each of `metrics`, keys or what keys begin with before the slash, for a terminal.
+/// Draws curves for a terminal. Each of `metrics` is a key, or what keys begin with before the slash.
 pub fn curves(runs: &[Run], metrics: &[String]) -> Result<String> {
     let areas = areas(runs);
     let mut text = String::new();
@@ -205,7 +202,7 @@ fn colour_class(run: usize) -> String {
     format!("c{}", colour(run))
 }
 
-/// Metric keys by the part before the slash, in order of appearance; `time` last.
+/// Groups metric keys by the part before the slash, in order of appearance; `time` comes last.
 fn areas(runs: &[Run]) -> Vec<(String, Vec<String>)> {
     let mut areas: Vec<(String, Vec<String>)> = Vec::new();
     for (key, value) in runs.iter().flat_map(|run| &run.rows).flatten() {
@@ -257,7 +254,7 @@ fn result_rows(runs: &[Run]) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Whether a result is one to see first: no single family's, and of pass@k where k is a power of two.
+/// Whether a result is a main one: it is not of a single family, and the k of a pass@k is a power of two.
 fn is_main(key: &str) -> bool {
     let parts: Vec<&str> = key.split('.').collect();
     let is_main_k = |at: usize| {
@@ -283,7 +280,7 @@ fn results(dir: &Path) -> Result<Vec<(String, Value)>> {
     Ok(results)
 }
 
-/// The numbers in nested objects; lists longer than an interval are too much for a table.
+/// Collects the numbers in nested objects; lists longer than an interval are too much for a table.
 fn numbers(path: &str, value: &Value, found: &mut Vec<(String, Value)>) {
     match value {
         Value::Object(object) => {

@@ -5,29 +5,26 @@ use crate::run::metrics::{Row, step_of};
 /// A named curve; points are (step, value), finite and in order of steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// What is drawn.
     pub name: String,
     /// Whether the values are fractions, to be shown in per cent.
     pub is_fraction: bool,
-    /// The values.
     pub points: Vec<(f64, f64)>,
 }
 
 impl Curve {
-    /// The values that the metrics rows of a run have under `key`.
+    /// Takes the values under `key` from the metrics rows of a run.
     pub fn from_rows(name: &str, rows: &[Row], key: &str) -> Self {
         let point = |row: &Row| Some((step_of(row)? as f64, row.get(key)?.as_f64()?));
         let points = rows.iter().filter_map(point).collect();
         Self { name: name.to_owned(), is_fraction: false, points }
     }
 
-    /// The same, as fractions.
+    /// Marks the values as fractions.
     pub fn fraction(mut self) -> Self {
         self.is_fraction = true;
         self
     }
 
-    /// The last value, if there is any.
     pub(crate) fn last(&self) -> Option<f64> {
         self.points.last().map(|&(_, value)| value)
     }
@@ -37,7 +34,7 @@ impl Curve {
     }
 }
 
-/// A running average over about `window` points around each, down to a third of them at the ends.
+/// Averages about `window` points around each point, down to a third of them at the ends.
 pub(crate) fn smoothed(points: &[(f64, f64)], window: f64) -> Vec<(f64, f64)> {
     let reach = (window / 2.0).round() as usize;
     let average = |i: usize| {
@@ -55,7 +52,7 @@ pub(crate) fn is_noisy(points: &[(f64, f64)]) -> bool {
     travelled > 4.0 * (high - low)
 }
 
-/// The least and greatest of `values`; infinities, crossed, when there is none.
+/// Returns the least and greatest of `values`. Without values they are infinite, and the least is the greater.
 pub(crate) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }

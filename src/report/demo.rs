@@ -6,49 +6,49 @@ use super::curve::Curve;
 use crate::eval::stats::Estimate;
 use serde_json::{Value, json};
 
-/// Everything the page shows.
+/// The data of the demo's report.
 #[derive(Debug, Clone)]
 pub struct DemoReport {
-    /// What a reader must know to read the numbers, if they are not a whole demo's.
+    /// A warning to the reader, if the numbers are not those of a whole demo.
     pub caveat: Option<String>,
-    /// What the data is, as names and texts.
+    /// The data, described in names and texts.
     pub data: Vec<(String, String)>,
-    /// The untrained model.
+    /// The score of the untrained model.
     pub base: Score,
-    /// After supervised fine-tuning.
+    /// The score after supervised fine-tuning.
     pub sft: Score,
-    /// After reinforcement.
+    /// The score after reinforcement.
     pub grpo: Score,
-    /// pass@1 after reinforcement less pass@1 before, paired by problem.
+    /// pass@1 after reinforcement minus pass@1 before it, paired by problem.
     pub gain: Estimate,
-    /// Cases and solutions after supervised fine-tuning.
+    /// The cases and solutions after supervised fine-tuning.
     pub sft_cases: Cases,
-    /// Cases and solutions after reinforcement.
+    /// The cases and solutions after reinforcement.
     pub grpo_cases: Cases,
-    /// Curves of supervised fine-tuning.
+    /// The curves of supervised fine-tuning.
     pub sft_curves: Vec<Curve>,
-    /// Curves of reinforcement.
+    /// The curves of reinforcement.
     pub grpo_curves: Vec<Curve>,
-    /// One test problem and what each model said.
+    /// One test problem with the response of each model.
     pub example: Example,
-    /// Seconds by stage.
+    /// The seconds of each stage.
     pub seconds: Vec<(String, f64)>,
-    /// Resolved configurations by name, as TOML.
+    /// The resolved configurations, by name, as TOML.
     pub configs: Vec<(String, String)>,
     /// The machine and the program, as names and texts.
     pub environment: Vec<(String, String)>,
 }
 
-/// How a model does on the held-out problems.
+/// A model's score on the held-out problems.
 #[derive(Debug, Clone)]
 pub struct Score {
-    /// Number of problems.
+    /// The number of problems.
     pub problems: usize,
-    /// Responses sampled for each.
+    /// The number of responses to each problem.
     pub rollouts: usize,
-    /// Mean over problems of the share of right responses.
+    /// The mean over problems of the share of right responses.
     pub pass_at_1: Estimate,
-    /// (k, share of problems with a right one among k responses).
+    /// Each k with pass@k.
     pub pass_at_k: Vec<(usize, f64)>,
     /// pass@1 by problem family.
     pub families: Vec<(String, f64)>,
@@ -56,7 +56,7 @@ pub struct Score {
     pub unseen_families: Option<Estimate>,
 }
 
-/// Responses by whether all self-made cases are right and whether the solution is (figure 5).
+/// The shares of responses by two questions: are all self-made cases right, and is the solution (figure 5)?
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cases {
     /// Right cases, right solution (C-C).
@@ -72,24 +72,19 @@ pub struct Cases {
 /// A problem and the responses to it.
 #[derive(Debug, Clone)]
 pub struct Example {
-    /// The whole prompt.
     pub prompt: String,
-    /// One response per model.
     pub responses: Vec<Response>,
 }
 
-/// What a model said, and whether it was right.
+/// A model's response, and whether it was right.
 #[derive(Debug, Clone)]
 pub struct Response {
-    /// Which model.
     pub model: String,
-    /// The text.
     pub text: String,
-    /// The judge's verdict.
     pub is_right: bool,
 }
 
-/// Names of the three models, in order; their colours are 0, 1, 2.
+/// The names of the three models, in order; their colours are 0, 1, 2.
 pub(crate) const MODELS: [&str; 3] = ["base", "SFT", "SFT + RL"];
 pub(crate) const CASES: [(&str, &str); 4] = [
     ("C-C: cases right, solution right", "q0"),
@@ -113,7 +108,7 @@ impl DemoReport {
         self.seconds.iter().map(|(_, seconds)| seconds).sum()
     }
 
-    /// The results as `summary.json` holds them.
+    /// Writes the results as `summary.json` holds them.
     pub fn summary(&self) -> Value {
         let score = |score: &Score| {
             let estimate = |e: &Estimate| json!({"pass_at_1": e.mean, "ci95": e.ci95});
@@ -141,17 +136,17 @@ impl DemoReport {
     }
 }
 
-/// `20.1 to 24.9 %`.
+/// Writes an interval: `20.1 to 24.9 %`.
 pub(crate) fn interval(estimate: Estimate) -> String {
     format!("{:.1} to {:.1} %", estimate.ci95[0] * 100.0, estimate.ci95[1] * 100.0)
 }
 
-/// A difference of fractions in percentage points, signed.
+/// Writes a difference of fractions in percentage points, with its sign.
 pub(crate) fn points(difference: f64) -> String {
     format!("{:+.1}", difference * 100.0)
 }
 
-/// The interval of a difference, in percentage points.
+/// Writes the interval of a difference in percentage points.
 pub(crate) fn points_interval(estimate: Estimate) -> String {
     format!("{} to {}", points(estimate.ci95[0]), points(estimate.ci95[1]))
 }

@@ -10,7 +10,7 @@ use crate::base::human;
 use crate::eval::stats::Estimate;
 
 impl DemoReport {
-    /// The page.
+    /// Writes the page.
     pub fn html(&self) -> String {
         let subtitle = format!(
             "A small language model learns to write programs for number sequences: supervised \

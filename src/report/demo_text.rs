@@ -6,7 +6,7 @@ use crate::base::human;
 use crate::base::table::Table;
 
 impl DemoReport {
-    /// The report as text.
+    /// Writes the report as text.
     pub fn text(&self) -> String {
         let mut text = heading("General-term generation, held-out problems");
         text.push_str(&self.scores_text());

@@ -47,7 +47,7 @@ impl Page {
     }
 }
 
-/// `text` with the characters that mean something in HTML written out.
+/// Writes out the characters of `text` that mean something in HTML.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -63,12 +63,12 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Charts or texts side by side, two in a row, each with a caption (ready HTML).
+/// Puts charts or texts side by side, two in a row, each with a caption (ready HTML).
 pub(crate) fn figures(figures: &[(String, String)]) -> String {
     side_by_side("figures", figures)
 }
 
-/// The same with three in a row.
+/// Puts charts or texts side by side, three in a row.
 pub(crate) fn thirds(figures: &[(String, String)]) -> String {
     side_by_side("figures thirds", figures)
 }
@@ -85,7 +85,7 @@ fn side_by_side(class: &str, figures: &[(String, String)]) -> String {
     format!("<div class=\"{class}\">{all}</div>")
 }
 
-/// Names beside the colours they are drawn in.
+/// Writes names beside the colours in which they are drawn.
 pub(crate) fn legend<'a>(entries: impl IntoIterator<Item = (&'a str, String)>) -> String {
     let items: String = entries
         .into_iter()
@@ -94,7 +94,7 @@ pub(crate) fn legend<'a>(entries: impl IntoIterator<Item = (&'a str, String)>) -
     format!("<span class=\"legend\">{items}</span>")
 }
 
-/// A table of texts; the first column holds names, the others numbers.
+/// Writes a table; the first column holds names, the others numbers.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
         cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
@@ -108,7 +108,7 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     format!("<div class=\"scroll\"><table>{head}<tbody>{body}</tbody></table></div>")
 }
 
-/// A table of names and texts.
+/// Writes a table of names and texts.
 pub(crate) fn facts(facts: &[(String, String)]) -> String {
     let rows: String = facts
         .iter()
@@ -119,12 +119,12 @@ pub(crate) fn facts(facts: &[(String, String)]) -> String {
     format!("<div class=\"scroll\"><table><tbody>{rows}</tbody></table></div>")
 }
 
-/// A text of many lines, as it is.
+/// Writes a text of many lines as it is.
 pub(crate) fn verbatim(text: &str) -> String {
     format!("<pre>{}</pre>", escape(text))
 }
 
-/// Something folded away under a title.
+/// Folds ready HTML away under a title.
 pub(crate) fn folded(title: &str, html: &str) -> String {
     format!("<details><summary>{}</summary>{html}</details>", escape(title))
 }

@@ -10,20 +10,20 @@ const LEFT: f64 = 52.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
-/// From this many points on a curve has no dots, and if noisy is drawn faintly under its average.
+/// The number of points from which on a curve has no dots; if it is noisy, it is drawn faintly under its average.
 const MANY: usize = 40;
 
 /// One line of a chart.
 pub(crate) struct Series<'a> {
-    /// Shown when the pointer rests on the line.
+    /// The text that appears when the pointer rests on the line.
     pub(crate) name: &'a str,
-    /// Index of its colour in the style sheet.
+    /// The index of its colour in the style sheet.
     pub(crate) colour: usize,
-    /// (x, y), finite.
+    /// The points (x, y), finite.
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// How the x axis is divided.
+/// The division of the x axis.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Horizontal {
     /// Steps.
@@ -32,7 +32,7 @@ pub(crate) enum Horizontal {
     PowersOfTwo,
 }
 
-/// A chart of one or more series over a common x axis.
+/// Draws one or more series over a common x axis.
 pub(crate) fn chart(
     label: &str,
     x_label: &str,

@@ -9,7 +9,7 @@ use crate::sandbox::VerdictKind;
 use anyhow::Result;
 use std::path::Path;
 
-/// Which end of the list by reward.
+/// An end of the list of responses by reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum End {
     /// Highest rewards first
@@ -18,14 +18,14 @@ pub enum End {
     Worst,
 }
 
-/// A response that was worth something, however little.
+/// A response with its reward.
 struct Ranked {
     step: u64,
     sample: Sample,
     reward: Reward,
 }
 
-/// The `count` best or worst responses of the run in `dir`, of equal ones the latest. Responses on
+/// Shows the `count` best or worst responses of the run in `dir`, of equal ones the latest. Responses on
 /// which the judge failed are in neither list.
 pub fn text(dir: &Path, end: End, count: usize) -> Result<String> {
     let mut chosen: Vec<Ranked> = Vec::new();
@@ -68,7 +68,7 @@ impl Ranked {
     }
 }
 
-/// A reward, the parts of it that are not 0, and the numbers that they rest on.
+/// Writes a reward, the parts of it that are not 0, and the numbers that they rest on.
 fn worth(Reward { total, parts, facts }: &Reward) -> String {
     let parts = parts.iter().filter(|(_, part)| **part != 0.0);
     let parts: Vec<String> = parts.map(|(name, part)| format!("{name} {part:.4}")).collect();

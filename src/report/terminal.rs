@@ -7,11 +7,11 @@ const COLUMNS: usize = 60;
 const ROWS: usize = 5;
 const DOTS_ACROSS: usize = 2;
 const DOTS_DOWN: usize = 4;
-/// Bits of a braille character by dot column and row.
+/// The bits of a braille character by dot column and row.
 const BRAILLE: [[u32; DOTS_DOWN]; DOTS_ACROSS] =
     [[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]];
 
-/// A curve, smoothed, with its name and its first and last values as they are; empty if it has no points.
+/// Draws a smoothed curve, with its name and its unsmoothed first and last values; nothing if it has no points.
 pub(crate) fn curve(curve: &Curve) -> String {
     let (Some(first), Some(last)) = (curve.points.first(), curve.points.last()) else {
         return String::new();
@@ -63,7 +63,7 @@ fn canvas(points: &[(f64, f64)], axis: &Axis) -> Vec<String> {
     cells.iter().map(|row| row.iter().map(cell).collect()).collect()
 }
 
-/// A curve in one line of `columns` blocks, each the mean of its steps.
+/// Draws a curve in one line of `columns` blocks, each the mean of its steps.
 pub(crate) fn spark(points: &[(f64, f64)], columns: usize) -> String {
     const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let columns = columns.min(points.len());
@@ -81,7 +81,7 @@ pub(crate) fn spark(points: &[(f64, f64)], columns: usize) -> String {
     means.iter().map(block).collect()
 }
 
-/// The dots of a straight line.
+/// Lists the dots of a straight line.
 fn between(from: (usize, usize), to: (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
     let steps = from.0.abs_diff(to.0).max(from.1.abs_diff(to.1)).max(1);
     (0..=steps).map(move |i| {
@@ -92,7 +92,7 @@ fn between(from: (usize, usize), to: (usize, usize)) -> impl Iterator<Item = (us
     })
 }
 
-/// A bar for a fraction of `whole`; the interval is its lighter part.
+/// Draws a bar for a fraction of `whole`; the interval is its lighter part.
 pub(crate) fn bar(value: f64, interval: [f64; 2], whole: f64, width: usize) -> String {
     let cell = |fraction: f64| (fraction / whole.max(1e-12) * width as f64).round() as usize;
     let (low, middle, high) = (cell(interval[0]), cell(value), cell(interval[1]));
@@ -102,7 +102,7 @@ pub(crate) fn bar(value: f64, interval: [f64; 2], whole: f64, width: usize) -> S
     format!("{drawn:<width$}")
 }
 
-/// A fraction in per cent, as in tables.
+/// Writes a fraction in per cent, as in tables.
 pub(crate) fn percent(fraction: f64) -> String {
     Format::Percent.text(fraction)
 }

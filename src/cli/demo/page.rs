@@ -105,7 +105,7 @@ pub(crate) fn report(parts: Parts<'_>) -> Result<DemoReport> {
         base: score(base),
         sft: score(sft),
         grpo: score(grpo),
-        gain: gain,
+        gain,
         sft_cases: cases(&sft.test),
         grpo_cases: cases(&grpo.test),
         sft_curves: vec![

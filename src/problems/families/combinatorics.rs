@@ -4,7 +4,7 @@ use super::{big, choose, extend, iterate};
 use crate::problems::family::Family;
 use num_bigint::BigInt;
 
-/// The number of ways to write 0, 1, 2, ... as unordered sums of `parts`.
+/// Counts the ways to write 0, 1, 2, ... as unordered sums of `parts`.
 fn partitions(count: usize, parts: &[i64]) -> Vec<BigInt> {
     let mut ways = vec![big(0); count];
     ways[0] = big(1);

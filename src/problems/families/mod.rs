@@ -22,7 +22,7 @@ mod unseen;
 use super::family::Family;
 use num_bigint::BigInt;
 
-/// Every family, in a fixed order.
+/// Lists every family, in a fixed order.
 pub fn all() -> Vec<Family> {
     let kinds = [
         ("polynomials", polynomials::families()),
@@ -53,7 +53,7 @@ fn big(value: i64) -> BigInt {
     BigInt::from(value)
 }
 
-/// `first`, then each term from the one before and its index from 1.
+/// Makes a sequence of `first`, then each term from the one before and its index from 1.
 fn iterate(count: usize, first: i64, step: impl Fn(&BigInt, i64) -> BigInt) -> Vec<BigInt> {
     let mut terms = vec![big(first)];
     for i in 1..count {
@@ -63,7 +63,7 @@ fn iterate(count: usize, first: i64, step: impl Fn(&BigInt, i64) -> BigInt) -> V
     terms
 }
 
-/// The given first terms, then each from all those before.
+/// Makes a sequence of the given first terms, then each term from all those before.
 fn extend(count: usize, first: &[i64], step: impl Fn(&[BigInt]) -> BigInt) -> Vec<BigInt> {
     let mut terms: Vec<BigInt> = first.iter().map(|&v| big(v)).collect();
     while terms.len() < count {
@@ -72,12 +72,12 @@ fn extend(count: usize, first: &[i64], step: impl Fn(&[BigInt]) -> BigInt) -> Ve
     terms
 }
 
-/// The first `count` integers above `from` that fulfil `condition`.
+/// Selects the first `count` integers above `from` that fulfil `condition`.
 fn select(count: usize, from: i64, condition: impl Fn(i64) -> bool) -> Vec<BigInt> {
     (from + 1..).filter(|&x| condition(x)).take(count).map(big).collect()
 }
 
-/// The running sums of `terms`.
+/// Returns the running sums of `terms`.
 fn sums(terms: Vec<BigInt>) -> Vec<BigInt> {
     let mut total = big(0);
     terms
@@ -104,7 +104,7 @@ fn choose(n: i64, k: i64) -> BigInt {
     num_integer::binomial(big(n), big(k))
 }
 
-/// The digits of `x` in `base`, lowest first.
+/// Returns the digits of `x` in `base`, lowest first.
 fn digits_in(mut x: BigInt, base: i64) -> Vec<i64> {
     let mut digits = Vec::new();
     while x > big(0) {
@@ -118,7 +118,7 @@ fn digit_sum(x: &BigInt) -> i64 {
     digits_in(x.clone(), 10).iter().sum()
 }
 
-/// The number whose digits in `base` are `digits`, lowest first.
+/// Returns the number whose digits in `base` are `digits`, lowest first.
 fn from_digits(digits: &[i64], base: i64) -> BigInt {
     digits.iter().rev().fold(big(0), |x, &d| x * base + d)
 }

@@ -4,7 +4,7 @@
 //! `{"prompts": [[id, ...], ...], "new_tokens": [count, ...]}` and answers each with
 //! `{"seconds": wall time, "tokens": [[id, ...], ...]}`. The engine is made anew for each job, within the
 //! time, so that nothing is known of the prompts.
-//! Usage: `generate MODEL`
+//! Usage: `peer_generate MODEL`
 
 use anyhow::{Context, Result, ensure};
 use codeseq::checkpoint::LanguageModel;
@@ -22,7 +22,7 @@ struct Job {
 }
 
 fn main() -> Result<()> {
-    let model = std::env::args().nth(1).context("usage: generate MODEL")?;
+    let model = std::env::args().nth(1).context("usage: peer_generate MODEL")?;
     let model = LanguageModel::open(Path::new(&model))?;
     for line in std::io::stdin().lock().lines() {
         let job: Job = serde_json::from_str(&line?).context("reading a job")?;

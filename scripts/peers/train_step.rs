@@ -1,7 +1,7 @@
 //! Times training steps and cached generation of the demo's model; prints one JSON line.
 //!
 //! `scripts/peers/train_step.py` runs it in turn with PyTorch on the same shapes.
-//! Usage: `train_step [train STEPS | decode SEQUENCES]`
+//! Usage: `peer_train_step [train STEPS | decode SEQUENCES]`
 
 use anyhow::{Context, Result};
 use codeseq::base::rng;
