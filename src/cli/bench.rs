@@ -15,38 +15,37 @@ use crate::model::{ModelConfig, Recompute};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 
-/// What to measure.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Copies, products and kernels by themselves, each against the limit of the device
+    /// Time copies, products and kernels one by one, each against the limit of the device
     Ops(OpsArgs),
-    /// The micro-step of training with a share of the optimizer: seconds, tokens per second, MFU, and
+    /// Time a micro-step of training with a share of the optimizer: seconds, tokens per second, MFU, and
     /// the time of each family of kernels against the limit of the device
     Step(StepArgs),
-    /// One GPU's share of a step of GRPO, without judging: seconds of generation and of the update
+    /// Time one GPU's share of a step of GRPO without judging: seconds of generation and of the update
     GrpoStep(GrpoStepArgs),
-    /// One step of decoding, for batches and contexts: milliseconds, tokens per second
+    /// Time one step of decoding for batches and contexts: milliseconds, tokens per second
     Decode(DecodeArgs),
 }
 
-/// What all have.
+/// The arguments of every measurement.
 #[derive(Debug, clap::Args)]
 struct Common {
     /// llama3-8b, qwen2.5-7b, tiny, or the path of a config.json
     #[arg(long, value_name = "MODEL", default_value = "llama3-8b")]
     model_config: String,
-    /// Which GPU
+    /// The number of the GPU
     #[arg(long, value_name = "ORDINAL", default_value_t = 0)]
     gpu: usize,
-    /// Write the numbers as JSON, too
+    /// Also write the numbers as JSON to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// How often.
+/// The number of repeats, where a measurement is repeated.
 #[derive(Debug, clap::Args)]
 struct Repeated {
-    /// Runs of which the median counts, after some to warm up
+    /// Number of runs, of which the median counts; some more warm up before
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     repeats: usize,
 }
@@ -57,29 +56,27 @@ impl Repeated {
     }
 }
 
-/// Arguments of `train bench ops`.
 #[derive(Debug, clap::Args)]
 pub struct OpsArgs {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
     repeated: Repeated,
-    /// Tokens of a batch, one sequence
+    /// Tokens of the batch, which is one sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
     seq: usize,
 }
 
-/// Arguments of `train bench step`.
 #[derive(Debug, clap::Args)]
 pub struct StepArgs {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
     repeated: Repeated,
-    /// Tokens of a batch, one sequence
+    /// Tokens of the batch, which is one sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
     seq: usize,
-    /// GPUs that would share the optimizer state
+    /// Number of GPUs that would share the optimizer state
     #[arg(long, value_name = "GPUS", default_value_t = 8, value_parser = at_least_one)]
     zero_world: usize,
     /// Keep only the input of each layer for the backward
@@ -87,12 +84,11 @@ pub struct StepArgs {
     recompute_layers: bool,
 }
 
-/// Arguments of `train bench grpo-step`.
 #[derive(Debug, clap::Args)]
 pub struct GrpoStepArgs {
     #[command(flatten)]
     common: Common,
-    /// Prompts of this GPU; the paper's 64 over 8 GPUs are 8
+    /// Prompts of this GPU; the paper's 64 prompts on 8 GPUs are 8 for each
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
     prompts: usize,
     /// Responses to each prompt
@@ -104,10 +100,10 @@ pub struct GrpoStepArgs {
     /// Tokens of every response, which no end token cuts short; the paper has 2048 at most
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = at_least_one)]
     response: usize,
-    /// Responses of a micro-batch, which go through the model in one row
+    /// Responses in a micro-batch; they go through the model in one row
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
     micro_batch: usize,
-    /// GPUs that would share the optimizer state
+    /// Number of GPUs that would share the optimizer state
     #[arg(long, value_name = "GPUS", default_value_t = 8, value_parser = at_least_one)]
     zero_world: usize,
     /// Keep only the input of each layer for the backward, as the longest responses need
@@ -115,24 +111,22 @@ pub struct GrpoStepArgs {
     recompute_layers: bool,
 }
 
-/// Arguments of `train bench decode`.
 #[derive(Debug, clap::Args)]
 pub struct DecodeArgs {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
     repeated: Repeated,
-    /// Sequences of a step
+    /// Sequences in a step
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [64, 256],
           value_parser = at_least_one)]
     batch: Vec<usize>,
-    /// Tokens that each sequence has
+    /// Tokens in each sequence
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [1024, 2048],
           value_parser = at_least_one)]
     context: Vec<usize>,
 }
 
-/// Measures and prints.
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Ops(OpsArgs { common, repeated, seq }) => {
@@ -198,7 +192,6 @@ fn measure(
     print(measurement)
 }
 
-/// A number from 1 up.
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err(format!("{text} is not a number from 1 up")),

@@ -11,7 +11,6 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::fmt::Write;
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Print one JSON object
@@ -22,7 +21,6 @@ pub struct Args {
     judge: JudgeArgs,
 }
 
-/// Everything the command finds out.
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
@@ -37,7 +35,7 @@ struct Report {
 #[cfg(feature = "cuda")]
 type Gpus = crate::cuda::inventory::Inventory;
 
-/// A build that knows nothing about GPUs.
+/// What a build without GPUs says of them.
 #[cfg(not(feature = "cuda"))]
 #[derive(Debug, Serialize)]
 struct Gpus {
@@ -71,7 +69,6 @@ enum JudgeState {
     Refused { error: String },
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),

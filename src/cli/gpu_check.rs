@@ -4,21 +4,19 @@ use super::print;
 use crate::gpu_check::{self, Outcome, Shapes};
 use anyhow::{Context, Result, ensure};
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which GPU
+    /// The number of the GPU
     #[arg(long, value_name = "ORDINAL", default_value_t = 0)]
     gpu: usize,
-    /// How large the inputs of single operations are
+    /// The size of the inputs of single operations
     #[arg(long, value_enum, default_value_t = Shapes::Full)]
     shapes: Shapes,
-    /// Print one JSON array
+    /// Print the checks as one JSON array
     #[arg(long)]
     json: bool,
 }
 
-/// Runs all checks and prints what each found.
 pub fn run(args: Args) -> Result<()> {
     let checks = gpu_check::run(args.gpu, args.shapes)?;
     if args.json {

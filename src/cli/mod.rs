@@ -33,7 +33,7 @@ use std::io::{ErrorKind, Write};
 #[derive(Debug, clap::Parser)]
 #[command(name = "train", version, about)]
 pub struct Cli {
-    /// Log more
+    /// Log more details
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
 
@@ -41,13 +41,11 @@ pub struct Cli {
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
-    /// How much to say on stderr.
     pub fn verbosity(&self) -> Verbosity {
         match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -57,7 +55,6 @@ impl Cli {
     }
 }
 
-/// The commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Run the whole loop on the bundled data: SFT, GRPO, GTG scores, a report
@@ -66,11 +63,11 @@ pub enum Command {
     Sft(sft::Args),
     /// Reinforce with rewards from the judge
     Grpo(grpo::Args),
-    /// Score a model
+    /// Score a model on problems
     Eval(eval::Args),
     /// Sample from a model
     Generate(generate::Args),
-    /// Log-probabilities of given tokens
+    /// Compute the log-probabilities of given tokens
     Score(score::Args),
     /// Run untrusted programs on problems' tests
     Judge(judge::Args),
@@ -79,7 +76,7 @@ pub enum Command {
     Data(data::Command),
     /// Compare runs in the terminal, or (--out) as a page
     Report(report::Args),
-    /// Say what this machine offers and which protections are in force
+    /// Show what this machine offers, and which protections the judge has here
     Doctor(doctor::Args),
     /// Measure this program on a GPU
     #[cfg(feature = "cuda")]
@@ -98,23 +95,22 @@ pub enum Command {
     Completions(completions::Args),
 }
 
-/// Arguments of a command that a build without GPUs knows only by name.
+/// The arguments of a command that a build without GPUs knows only by name.
 #[cfg(not(feature = "cuda"))]
 #[derive(Debug, clap::Args)]
 pub struct NoGpu {
-    /// Whatever the command takes
+    /// Any arguments
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub rest: Vec<String>,
 }
 
 impl Command {
-    /// Whether it computes on threads of its own process.
+    /// Whether the command computes on threads of this process.
     fn computes(&self) -> bool {
         !matches!(self, Self::Judge(_) | Self::Report(_) | Self::Doctor(_) | Self::Completions(_))
     }
 }
 
-/// Runs the chosen command.
 pub fn run(cli: Cli) -> Result<()> {
     if cli.command.computes() {
         threads::start()?;
@@ -144,7 +140,7 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// The reader of stdout is gone; there is nothing left to do and nothing went wrong.
+/// The reader of stdout is gone. There is nothing left to do, and nothing went wrong.
 #[derive(Debug)]
 pub struct OutputClosed;
 
@@ -156,7 +152,7 @@ impl fmt::Display for OutputClosed {
 
 impl std::error::Error for OutputClosed {}
 
-/// Writes a result to stdout, as it is.
+/// Writes a result to stdout.
 pub fn print(text: impl fmt::Display) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match write!(stdout, "{text}").and_then(|()| stdout.flush()) {

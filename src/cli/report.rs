@@ -7,31 +7,29 @@ use crate::report::samples::{self, End};
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run directories; one that holds several runs stands for all of them
+    /// Run directories; a directory that holds several runs stands for all of them
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
 
-    /// Write a self-contained HTML page, with every result
+    /// Write a self-contained HTML page with every result
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Draw the curves of a metric, or of all that begin with it (`reward`), in the terminal instead
+    /// Draw curves in the terminal: of one metric, or of all metrics that begin with the key (`reward`)
     #[arg(long = "metric", value_name = "KEY", conflicts_with_all = ["out", "samples"])]
     metrics: Vec<String>,
 
-    /// Show the responses with the highest or lowest rewards instead
+    /// Show the responses with the highest or lowest rewards
     #[arg(long, value_name = "END", conflicts_with = "out")]
     samples: Option<End>,
 
-    /// How many of them
+    /// Number of responses to show
     #[arg(short = 'n', long, value_name = "N", default_value_t = 5, requires = "samples")]
     count: usize,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     if args.count == 0 {
         return Err(usage("-n is 0: it must be at least 1"));

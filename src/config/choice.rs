@@ -4,7 +4,7 @@
 //! same text contradict each other and stay, for an error. Only the type knows what is a choice,
 //! and it says so by refusing the merged table.
 
-use super::explain::{Entry, entries, remove};
+use super::entries::{Entry, entries, remove};
 use super::source::Sources;
 use toml::de::DeTable;
 

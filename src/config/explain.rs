@@ -5,51 +5,12 @@
 
 use super::choice;
 use super::diff::paths;
+use super::entries::{Entry, entries, remove};
 use super::resolved::dotted;
 use super::source::Sources;
 use crate::base::error::usage;
 use anyhow::{Error, Result};
-use std::ops::Range;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
-
-/// A key of the merged table, at any depth.
-pub(crate) struct Entry {
-    /// Dotted path.
-    pub(crate) path: String,
-    key: Range<usize>,
-    /// Span of the value.
-    pub(crate) value: Range<usize>,
-    is_table: bool,
-}
-
-impl Entry {
-    fn name(&self) -> &str {
-        self.path.rsplit('.').next().unwrap_or(&self.path)
-    }
-}
-
-/// Every key of the table and of the tables in it.
-pub(crate) fn entries(table: &DeTable<'_>) -> Vec<Entry> {
-    let mut found = Vec::new();
-    collect(table, "", &mut found);
-    found
-}
-
-fn collect(table: &DeTable<'_>, prefix: &str, found: &mut Vec<Entry>) {
-    for (key, value) in table {
-        let path = dotted(prefix, key.get_ref());
-        let below = match value.get_ref() {
-            DeValue::Table(table) => Some(table),
-            _ => None,
-        };
-        let is_table = below.is_some();
-        found.push(Entry { path: path.clone(), key: key.span(), value: value.span(), is_table });
-        if let Some(table) = below {
-            collect(table, &path, found);
-        }
-    }
-}
+use toml::de::DeTable;
 
 /// The paths of a whole configuration in which a misplaced key may have its right place.
 ///
@@ -70,20 +31,6 @@ pub(crate) fn known_elsewhere(
         }
     }
     Vec::new()
-}
-
-/// Takes out the key at a dotted path.
-pub(crate) fn remove(table: &mut DeTable<'_>, path: &str) {
-    match path.split_once('.') {
-        None => {
-            table.remove(path);
-        }
-        Some((first, rest)) => {
-            if let Some(DeValue::Table(below)) = table.get_mut(first).map(Spanned::get_mut) {
-                remove(below, rest);
-            }
-        }
-    }
 }
 
 fn find_key(entries: &[Entry], error: &toml::de::Error, name: &str) -> Option<String> {
@@ -126,7 +73,7 @@ pub(crate) fn explain(
     let span = error.span().unwrap_or(0..0);
     let entry = entries.iter().find(|e| e.value == span && !span.is_empty());
     let place =
-        entry.map_or_else(|| sources.names(), |entry| sources.origin(span_of(entry)).to_string());
+        entry.map_or_else(|| sources.names(), |entry| sources.origin(entry.start()).to_string());
     let path = entry.map_or("", |e| e.path.as_str());
     if message.starts_with("missing field") {
         let name = quoted(message).next().unwrap_or_default();
@@ -149,7 +96,7 @@ pub(crate) fn explain(
     }
     if message.starts_with("wanted exactly 1 element") {
         let several = choice::contradiction(&entries, error).map(|(table, _)| table);
-        let place = several.map_or(place, |table| sources.origin(span_of(table)).to_string());
+        let place = several.map_or(place, |table| sources.origin(table.start()).to_string());
         let path = several.map_or(path, |table| table.path.as_str());
         return usage(format!("{place}: `{path}` takes exactly one key"));
     }
@@ -161,10 +108,6 @@ pub(crate) fn explain(
         "" => usage(format!("{place}: {message}")),
         path => usage(format!("{place}: `{path}` is {message}")),
     }
-}
-
-fn span_of(entry: &Entry) -> usize {
-    if entry.is_table { entry.key.start } else { entry.value.start }
 }
 
 /// Refuses a key that was given but left no trace in the typed configuration.

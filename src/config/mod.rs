@@ -8,6 +8,7 @@
 
 mod choice;
 mod diff;
+mod entries;
 mod explain;
 mod load;
 mod resolved;

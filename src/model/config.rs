@@ -131,11 +131,6 @@ impl ModelConfig {
         }
         Ok(())
     }
-
-    /// The number of parameters.
-    pub fn num_parameters(&self) -> usize {
-        super::Layout::new(self).len
-    }
 }
 
 #[cfg(test)]
@@ -322,7 +317,8 @@ mod tests {
         ] {
             largest[key] = most.into();
         }
-        let parameters = ModelConfig::from_json(&largest.to_string()).unwrap().num_parameters();
+        let largest = ModelConfig::from_json(&largest.to_string()).unwrap();
+        let parameters = crate::model::Layout::new(&largest).len;
         assert!(parameters.checked_mul(64).is_some(), "{parameters} parameters with their moments");
     }
 

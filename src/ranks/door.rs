@@ -4,7 +4,7 @@
 //! node is shown out.
 
 use super::greeting::Hello;
-use super::rendezvous::Pace;
+use super::pace::Pace;
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use anyhow::{Context, Result};

@@ -13,6 +13,7 @@ mod greeting;
 mod guest;
 mod lane;
 pub mod nodes;
+pub mod pace;
 pub mod rendezvous;
 mod shards;
 mod threads;

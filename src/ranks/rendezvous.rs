@@ -10,6 +10,7 @@ use super::Lane;
 use super::door::{Door, has_ended};
 use super::greeting::{Hello, Reply};
 use super::nodes::Nodes;
+use super::pace::Pace;
 use crate::base::error::usage;
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,22 +23,6 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Where this process listens as node 0, until the nodes meet.
 static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
-
-/// How often nodes show that they live, and how long one may be silent.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// Between two signs of life.
-    pub beat: Duration,
-    /// Without a sign of life until a node counts as dead; also for a newcomer to say who it is.
-    pub patience: Duration,
-}
-
-impl Pace {
-    /// A node that falls silent ends the run within a minute, with the time that a process which hangs
-    /// then gets to end by itself.
-    pub const DEFAULT: Self =
-        Self { beat: Duration::from_secs(5), patience: Duration::from_secs(30) };
-}
 
 /// The nodes of a run, connected.
 #[derive(Debug)]

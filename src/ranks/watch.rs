@@ -5,7 +5,7 @@
 //! with the node's name, the others' with node 0's, which ends its connections. A node that is done says
 //! goodbye and is not missed. Left out: going on with fewer nodes.
 //!
-//! [`Pace::patience`]: super::rendezvous::Pace::patience
+//! [`Pace::patience`]: super::pace::Pace::patience
 
 use super::rendezvous::{Link, Meeting};
 use anyhow::{Context, Result};
@@ -115,7 +115,7 @@ impl Drop for Watch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rendezvous::Pace;
+    use super::super::pace::Pace;
     use super::super::rendezvous::tests::{PACE, TIMEOUT, meet_all};
     use super::*;
     use std::time::Duration;

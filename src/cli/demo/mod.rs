@@ -29,13 +29,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Arguments of `train demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A first look in about a minute: fewer steps, problems and rollouts
+    /// Show in about a minute that everything runs, with fewer steps, problems and rollouts
     #[arg(long)]
     quick: bool,
-    /// Where runs, scores and the report go
+    /// The directory for runs, scores and the report
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     out: PathBuf,
     /// Replace an earlier demo in that directory
@@ -47,7 +46,7 @@ pub struct Args {
     /// Override one value of grpo.toml
     #[arg(long, value_name = "KEY=VALUE")]
     grpo_set: Vec<String>,
-    /// Rollouts for each test problem
+    /// Number of rollouts for each test problem
     #[arg(long, value_name = "N")]
     rollouts: Option<usize>,
 }
@@ -55,7 +54,7 @@ pub struct Args {
 const CONFIGS: &str = "configs/demo";
 const DATA: &str = "data/demo";
 
-/// All that a demo leaves in its directory.
+/// Everything that a demo leaves in its directory.
 const OWN: [&str; 7] = [
     "sft",
     "grpo",
@@ -66,7 +65,7 @@ const OWN: [&str; 7] = [
     "summary.json",
 ];
 
-/// How much work the demo does.
+/// The amount of work that the demo does.
 struct Size {
     test_problems: usize,
     unseen_problems: usize,

@@ -18,7 +18,7 @@ use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// What the data is: names and texts.
+/// Describes the data in names and texts.
 pub(crate) fn describe_data(
     sft: &sft::Config,
     grpo: &rl::Config,
@@ -59,7 +59,7 @@ fn of_families(problems: &[Problem]) -> String {
     format!("{} of {} families", problems.len(), families.len())
 }
 
-/// The data and one problem, for the terminal.
+/// Introduces the data and one problem in the terminal.
 pub(crate) fn introduction(data: &[(String, String)], examination: &Examination<'_>) -> String {
     let mut text = String::new();
     for (name, value) in data {
@@ -75,7 +75,7 @@ pub(crate) fn introduction(data: &[(String, String)], examination: &Examination<
     text
 }
 
-/// What the report is made of.
+/// The parts of the report.
 pub(crate) struct Parts<'a> {
     pub(crate) caveat: Option<String>,
     pub(crate) data: Vec<(String, String)>,
@@ -88,7 +88,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) seconds: Vec<(String, f64)>,
 }
 
-/// The report of the demo.
+/// Puts the report together.
 pub(crate) fn report(parts: Parts<'_>) -> Result<DemoReport> {
     let [base, sft, grpo] = parts.scores;
     let rates = |scores: &Scores| -> Vec<f64> {
@@ -144,7 +144,7 @@ fn cases(evaluation: &Evaluation) -> Cases {
     Cases { c_c, c_f, no_c, no_f }
 }
 
-/// The problem on which reinforcement gained most, and the first response of each model.
+/// Finds the problem on which reinforcement gained most, and the first response of each model to it.
 fn example(parts: &Parts<'_>) -> Result<Example> {
     let [_, sft, grpo] = parts.scores;
     let gain = |i: usize| {
@@ -170,7 +170,7 @@ fn example(parts: &Parts<'_>) -> Result<Example> {
     Ok(Example { prompt, responses })
 }
 
-/// The machine and the program, as names and texts.
+/// Describes the machine and the program in names and texts.
 fn environment() -> Result<Vec<(String, String)>> {
     let serde_json::Value::Object(fields) = serde_json::to_value(Environment::current())? else {
         unreachable!("invariant: an environment is an object");

@@ -29,7 +29,7 @@ use crate::engine::generator::Generator;
 use crate::objective::Objective;
 use crate::ops::adamw::AdamW;
 use crate::ranks::nodes::Nodes;
-use crate::ranks::rendezvous::Pace;
+use crate::ranks::pace::Pace;
 use crate::ranks::{self, Comm, Shards};
 use crate::trainer::device::Gpus;
 use crate::trainer::execution::Execution;

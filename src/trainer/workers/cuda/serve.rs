@@ -16,7 +16,7 @@ use crate::cuda::nccl::UniqueId;
 use crate::model::ScoreGradient;
 use crate::objective::{Chunk, Objective};
 use crate::ranks::nodes::Nodes;
-use crate::ranks::rendezvous::Pace;
+use crate::ranks::pace::Pace;
 use crate::ranks::{self, Lane};
 use crate::trainer::workers::Share;
 use anyhow::{Error, Result, ensure};
