@@ -124,3 +124,14 @@ fn every_model_configuration_is_one_the_decoder_computes() {
         ModelConfig::from_json(&text).unwrap_or_else(|e| panic!("{}: {e:#}", file.display()));
     }
 }
+
+#[test]
+fn the_configuration_in_the_readme_is_accepted() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("```toml\n").unwrap();
+    let (config, _) = rest.split_once("```").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mine.toml");
+    std::fs::write(&file, config).unwrap();
+    sft(&[file], &[]);
+}
