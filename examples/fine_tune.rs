@@ -20,7 +20,8 @@ fn main() -> Result<()> {
         anyhow::bail!("usage: fine_tune MODEL SAMPLES OUT");
     };
     let model = LanguageModel::open(Path::new(model))?;
-    let data = DataConfig { files: vec![samples.into()], max_length: ROW_TOKENS, ..DataConfig::default() };
+    let data =
+        DataConfig { files: vec![samples.into()], max_length: ROW_TOKENS, ..DataConfig::default() };
     let mut rows = data.open(&model.tokenizer)?.loader(ROW_TOKENS, 0, Cursor::default())?;
     let optim = AdamWConfig { lr: 1e-3, ..AdamWConfig::default() };
     let mut trainer = Trainer::new(model, optim, Schedule::default(), STEPS, Execution::default())?;

@@ -11,7 +11,7 @@ use super::random::upload_weights;
 use crate::base::human;
 use crate::cuda::Gpu;
 use crate::model::cuda::{DeviceModel, GenerationSize};
-use crate::model::{Decoder, KvCache, ModelConfig, Row};
+use crate::model::{Decoder, KvCache, Layout, ModelConfig, Row};
 use crate::ops::sample::{Draw, Policy, Sampling};
 use anyhow::Result;
 
@@ -99,7 +99,7 @@ fn step(
 fn work(config: &ModelConfig, batch: usize, context: usize) -> (f64, f64) {
     let embedding = config.vocab_size * config.hidden_size;
     let tied = if config.tie_word_embeddings { 0 } else { embedding };
-    let weights = (config.num_parameters() - tied) as f64;
+    let weights = (Layout::new(config).len - tied) as f64;
     let (batch, context) = (batch as f64, context as f64);
     let layers = (config.num_layers * config.head_dim) as f64;
     let cached = 2.0 * batch * context * layers * config.num_kv_heads as f64;

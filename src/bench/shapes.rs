@@ -45,10 +45,11 @@ pub fn find(name: &str) -> Result<ModelConfig> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Layout;
 
     #[test]
     fn known_models_have_their_number_of_parameters() {
-        let parameters = |name| find(name).unwrap().num_parameters() as f64 / 1e9;
+        let parameters = |name| Layout::new(&find(name).unwrap()).len as f64 / 1e9;
         assert!((parameters("llama3-8b") - 8.030).abs() < 0.001);
         assert!((parameters("qwen2.5-7b") - 7.616).abs() < 0.001);
     }

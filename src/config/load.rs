@@ -1,7 +1,8 @@
 //! Files and `--set` arguments in, a typed configuration out.
 
 use super::choice;
-use super::explain::{self, entries};
+use super::entries::entries;
+use super::explain;
 use super::resolved::Resolved;
 use super::source::{Profile, Sources};
 use anyhow::{Context, Result};
