@@ -1,8 +1,7 @@
 //! Judges two programs on the tests of a problem: `cargo run --release --example judge`.
 
 use anyhow::Result;
-use codeseq::data::problem::Case;
-use codeseq::sandbox::{Judge, Options, launcher, verdicts};
+use codeseq::sandbox::{Case, Judge, Options, launcher, verdicts};
 use std::io::Write;
 
 fn main() -> Result<()> {

@@ -106,12 +106,9 @@ const KNOWN_CIRCLES: &[&[&str]] = &[
     ],
     &["base/log.rs", "base/progress.rs"],
     &["engine/queue.rs", "engine/scheduler.rs", "engine/share.rs"],
-    &["rollout/attempts.rs", "rollout/judging.rs"],
     &["data/input.rs", "data/jsonl.rs", "data/parquet.rs", "data/tokenized.rs"],
     &["data/dataset.rs", "data/loader.rs"],
     &["plan/mod.rs", "train/mod.rs", "train/sft.rs"],
-    &["train/rl/rewarder.rs", "train/rl/rollout.rs"],
-    &["eval/answers.rs", "eval/journal.rs"],
 ];
 
 #[test]
