@@ -108,7 +108,6 @@ const KNOWN_CIRCLES: &[&[&str]] = &[
     &["engine/queue.rs", "engine/scheduler.rs", "engine/share.rs"],
     &["data/input.rs", "data/jsonl.rs", "data/parquet.rs", "data/tokenized.rs"],
     &["data/dataset.rs", "data/loader.rs"],
-    &["plan/mod.rs", "train/mod.rs", "train/sft.rs"],
 ];
 
 #[test]

@@ -7,9 +7,11 @@
 
 mod gpu;
 mod rl;
+mod settings;
+
+pub use settings::PlanConfig;
 
 use crate::base::error::usage;
-use crate::base::limits::refuse_outside;
 use crate::base::memory;
 use crate::checkpoint::LanguageModel;
 use crate::checkpoint::{ModelSource, Origin};
@@ -20,24 +22,7 @@ use crate::train::settings::TrainConfig;
 use crate::train::sft;
 use crate::trainer::device::{self, DeviceKind, GpuConfig};
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
-
-/// What the plan of a GPU run is measured against.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PlanConfig {
-    /// Memory of one GPU, in GB of 10^9 bytes; 80 where none is given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gpu_memory_gb: Option<f64>,
-}
-
-impl PlanConfig {
-    /// Refuses a memory that no GPU has; `table` is where it stands.
-    pub fn check(&self, table: &str) -> Result<()> {
-        let gigabytes = self.gpu_memory_gb.unwrap_or(1.0);
-        refuse_outside(table, &[("gpu_memory_gb", gigabytes, 1e-3..=1e6)])
-    }
-}
+use serde::Serialize;
 
 /// The plan of a training run.
 #[derive(Debug, Clone, Serialize)]
