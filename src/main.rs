@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use codeseq::base::{error, log, threads};
+use codeseq::base::{error, log, terminal, threads};
 use codeseq::cli;
 use codeseq::sandbox::launcher;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         // Whoever reads stdout has seen enough, as `head` does.
         Err(e) if e.downcast_ref::<cli::OutputClosed>().is_some() => ExitCode::SUCCESS,
         Err(e) => {
-            log::line(format_args!("error: {e:#}"));
+            terminal::line(format_args!("error: {e:#}"));
             ExitCode::from(error::exit_code(&e))
         }
     }

@@ -104,7 +104,6 @@ const KNOWN_CIRCLES: &[&[&str]] = &[
         "model/cuda/memory.rs",
         "model/cuda/training.rs",
     ],
-    &["base/log.rs", "base/progress.rs"],
     &["engine/queue.rs", "engine/scheduler.rs", "engine/share.rs"],
     &["data/input.rs", "data/jsonl.rs", "data/parquet.rs", "data/tokenized.rs"],
     &["data/dataset.rs", "data/loader.rs"],

@@ -1,13 +1,12 @@
 //! Logs: `tracing` events to stderr, and to the run's log file once it has one.
 //!
-//! `RUST_LOG` overrides the level. Colours only on a terminal that has them and without `NO_COLOR`.
-//! Whatever is written to stderr, nobody has to listen: a closed one is no error.
+//! `RUST_LOG` overrides the level. Nobody has to listen to stderr: a closed one is no error.
 
 use crate::base::progress;
+use crate::base::terminal::is_coloured;
 use anyhow::{Context, Result};
-use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tracing_subscriber::layer::SubscriberExt;
@@ -46,21 +45,6 @@ pub fn init(verbosity: Verbosity) {
     if verbosity != Verbosity::Quiet {
         progress::show();
     }
-}
-
-/// Writes a line for people to stderr.
-pub fn line(text: impl Display) {
-    let _ = writeln!(io::stderr(), "{text}");
-}
-
-/// Whether it is a terminal that can move its cursor.
-pub fn is_terminal(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
-}
-
-/// Whether colours are wanted there.
-pub fn is_coloured(stream: &impl IsTerminal) -> bool {
-    is_terminal(stream) && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// Copies every event from now on to `path`, in place of an earlier file.

@@ -16,4 +16,5 @@ pub mod memory;
 pub mod progress;
 pub mod rng;
 pub mod table;
+pub mod terminal;
 pub mod threads;

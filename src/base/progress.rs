@@ -3,7 +3,7 @@
 //!
 //! Silent until the program calls [`show`], so that library code and tests print nothing.
 
-use crate::base::{human, log};
+use crate::base::{human, terminal};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -50,11 +50,11 @@ impl Progress {
     pub fn new(label: &str, total: u64, unit: &str) -> Self {
         Self(if !SHOWN.load(Ordering::Relaxed) {
             View::Hidden
-        } else if log::is_terminal(&std::io::stderr()) {
+        } else if terminal::is_terminal(&std::io::stderr()) {
             View::Bar(bar(label, total, unit))
         } else {
             let lines = Lines::new(label, total, unit);
-            log::line(format_args!("{label}: {} {unit}", human::count(total)));
+            terminal::line(format_args!("{label}: {} {unit}", human::count(total)));
             View::Lines(Mutex::new(lines))
         })
     }
@@ -173,7 +173,7 @@ impl Lines {
     }
 
     fn print(&mut self) {
-        log::line(self.text(self.started.elapsed().as_secs_f64()));
+        terminal::line(self.text(self.started.elapsed().as_secs_f64()));
         self.printed = Instant::now();
         self.printed_done = self.done;
     }

@@ -1,7 +1,7 @@
 //! `train data inspect`: shows samples token by token, those with loss set apart.
 
 use crate::base::error::usage;
-use crate::base::log;
+use crate::base::terminal;
 use crate::checkpoint::hub::{self, Needs};
 use crate::cli::print;
 use crate::data::tokenized;
@@ -27,7 +27,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let tokenizer = Tokenizer::load(&hub::resolve(&args.tokenizer, Needs::Tokenizer)?)?;
-    let is_coloured = log::is_coloured(&std::io::stdout());
+    let is_coloured = terminal::is_coloured(&std::io::stdout());
     let style = if is_coloured { Style::Colours } else { Style::Brackets };
     let mut totals = Totals::default();
     tokenized::for_each(&args.data, &tokenizer, |sample| {
