@@ -1,6 +1,8 @@
-//! With the feature `cuda`: compiles `kernels/*.cu` to `$OUT_DIR/NAME.cubin` for compute capability
-//! 9.0. What the assembler says about registers and spills is kept beside it, as `NAME.ptxas`. A file with
-//! numbers of 16 bits is compiled once more with these in half precision, to `NAME.fp16.cubin`.
+//! Compiles `kernels/*.cu` with the feature `cuda`; without it there is nothing to do.
+//!
+//! Each file becomes `$OUT_DIR/NAME.cubin` for compute capability 9.0. `NAME.ptxas` beside it keeps what the
+//! assembler says about registers and spills. A file with numbers of 16 bits is compiled once more with these
+//! in half precision, to `NAME.fp16.cubin`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +22,7 @@ const OPTIONS: [&str; 9] = [
     "-v",
 ];
 
-/// What a source calls numbers of 16 bits, and the macro that makes them half precision.
+/// The name of numbers of 16 bits in a source, and the macro that makes them half precision.
 const HALF: (&str, &str) = ("Half", "-DHALF_IS_FP16");
 
 /// One run of the compiler.
@@ -78,7 +80,7 @@ fn compile_kernels() -> Result<(), String> {
     })
 }
 
-/// The files of a folder, in order.
+/// Lists the files of a folder, in order.
 fn list(folder: &str) -> Result<Vec<PathBuf>, String> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;
     let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
@@ -90,7 +92,7 @@ fn changed(file: &Path) -> Option<SystemTime> {
     file.metadata().and_then(|m| m.modified()).ok()
 }
 
-/// `nvcc` of `CUDA_HOME`, of scripts/cuda-toolkit.sh, of the path, or of the usual folder.
+/// Finds `nvcc` in `CUDA_HOME`, where scripts/cuda-toolkit.sh put it, on the path, or in the usual folder.
 fn find_nvcc() -> Result<PathBuf, String> {
     let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -102,7 +104,7 @@ fn find_nvcc() -> Result<PathBuf, String> {
 }
 
 impl Compilation<'_> {
-    /// Compiles unless the cubin is newer than the source and than `shared`, what all depend on.
+    /// Compiles, unless the cubin is newer than the source and than `shared`, on which all sources depend.
     fn run(&self, nvcc: &Path, shared: Option<SystemTime>) -> Result<(), String> {
         let Self { source, cubin, is_fp16 } = self;
         if changed(cubin).is_some_and(|made| Some(made) > changed(source) && Some(made) > shared) {

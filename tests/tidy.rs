@@ -134,6 +134,18 @@ fn every_module_has_a_row() {
 }
 
 #[test]
+fn every_module_is_on_the_maps() {
+    let read = |name: &str| {
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+    };
+    let (readme, architecture) = (read("README.md"), read("ARCHITECTURE.md"));
+    for module in ROWS.concat() {
+        assert!(readme.contains(&format!("{module}/")), "README.md does not name src/{module}");
+        assert!(architecture.contains(&format!("`{module}`")), "ARCHITECTURE.md: no {module}");
+    }
+}
+
+#[test]
 fn every_file_opens_with_what_it_is() {
     for file in source_files() {
         let text = std::fs::read_to_string(&file).unwrap();
