@@ -6,6 +6,10 @@
 
 use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
 
+/// Logits whose sums are in single precision. The sums of blocks are added in double precision: beside
+/// the largest probability, a single-precision sum of a whole vocabulary would lose the tail.
+const BLOCK: usize = 2048;
+
 /// What a row of logits says about its distribution.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Statistics {
@@ -49,26 +53,42 @@ fn statistics_generic<S: Simd>(s: S, logits: &[f32], temperature: f32) -> Statis
     }
     let max = max_lanes(s, max);
     let inverse_temperature = 1.0 / temperature;
-    let (shift, factor) = (s.splat(max), s.splat(inverse_temperature));
-    let mut even = [s.splat(0.0); 3];
-    let mut odd = add_eight(s, tail, (shift, factor), even);
+    let scale = (s.splat(max), s.splat(inverse_temperature));
+    let tail_total: f32 = tail_logits.iter().map(|x| (x - max) * inverse_temperature).sum();
+    let mut odd = add_eight(s, tail, scale, [s.splat(0.0); 3]);
     // The lanes beyond the row are minus infinity: they count in no mean.
     odd[2] = s.splat(0.0);
-    let (pairs, last) = chunks.as_chunks::<2>();
-    for [first, second] in pairs {
-        even = add_eight(s, s.load(first), (shift, factor), even);
-        odd = add_eight(s, s.load(second), (shift, factor), odd);
+    let mut blocks = chunks.chunks(BLOCK / LANES);
+    let mut sums = add_block(s, blocks.next().unwrap_or_default(), scale, odd).map(f64::from);
+    sums[2] += f64::from(tail_total);
+    for block in blocks {
+        let of_block = add_block(s, block, scale, [s.splat(0.0); 3]);
+        sums.iter_mut().zip(of_block).for_each(|(sum, part)| *sum += f64::from(part));
     }
-    for chunk in last {
-        even = add_eight(s, s.load(chunk), (shift, factor), even);
-    }
-    let sum = sum_lanes(s, s.add(even[0], odd[0]));
-    let weighted = sum_lanes(s, s.add(even[1], odd[1]));
-    let tail_total: f32 = tail_logits.iter().map(|x| (x - max) * inverse_temperature).sum();
-    let total = sum_lanes(s, s.add(even[2], odd[2])) + tail_total;
+    let [sum, weighted, total] = sums.map(|sum| sum as f32);
     let log_sum = sum.ln();
     let mean_logp = total / logits.len() as f32 - log_sum;
     Statistics { max, inverse_temperature, log_sum, entropy: log_sum - weighted / sum, mean_logp }
+}
+
+/// The sums of e^z, of z e^z and of z over a block, on top of `odd`.
+#[inline(always)]
+fn add_block<S: Simd>(
+    s: S,
+    block: &[[f32; LANES]],
+    scale: (S::V, S::V),
+    mut odd: [S::V; 3],
+) -> [f32; 3] {
+    let mut even = [s.splat(0.0); 3];
+    let (pairs, last) = block.as_chunks::<2>();
+    for [first, second] in pairs {
+        even = add_eight(s, s.load(first), scale, even);
+        odd = add_eight(s, s.load(second), scale, odd);
+    }
+    for chunk in last {
+        even = add_eight(s, s.load(chunk), scale, even);
+    }
+    std::array::from_fn(|i| sum_lanes(s, s.add(even[i], odd[i])))
 }
 
 /// Adds eight logits to the sums of e^z, of z e^z and of z.
@@ -191,6 +211,23 @@ mod tests {
                 let slope = (loss(&up) - loss(&down)) / 2e-5;
                 assert!((f64::from(gradient[i]) - slope).abs() < 2e-6, "{i}");
             }
+        }
+    }
+
+    #[test]
+    fn the_tail_of_a_large_vocabulary_counts() {
+        for (vocab, peak) in [(151_936, 12.0f32), (128_256, 20.0), (50_257, 8.0)] {
+            let mut logits: Vec<f32> =
+                (0..vocab).map(|i| ((i * 7919 % 104_729) as f32 * 0.013).sin() * 3.0).collect();
+            logits[vocab / 3] = peak;
+            let double: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+            let [logp, entropy, _] = exact(&double, vocab / 3, 1.0);
+            let row = statistics(&logits, 1.0);
+            assert!(
+                (f64::from(row.logp(peak)) - logp).abs() < 2e-6 * logp.abs().max(1.0),
+                "{vocab}"
+            );
+            assert!((f64::from(row.entropy) - entropy).abs() < 2e-6 * entropy.max(1.0), "{vocab}");
         }
     }
 
