@@ -121,6 +121,51 @@ fn a_question_longer_than_the_models_positions_is_too_long_to_ask() {
 }
 
 #[test]
+fn keys_of_problems_that_nobody_knows_survive_a_selection() {
+    let place = Place::new();
+    let first =
+        fs::read_to_string("data/demo/rl.jsonl").unwrap().lines().next().unwrap().to_owned();
+    let keys = r#"{"answer_key":{"gold":12345678901234567890123},"level":1.50,"#;
+    fs::write(place.path("p.jsonl"), first.replacen('{', keys, 1)).unwrap();
+    let select = "data solvability --data @p.jsonl --out @o.jsonl --rollouts 2 --max-new-tokens 8";
+    place.done(&format!("{select} --min-passed 0 --max-passed 2 --model {MODEL}"));
+    let kept = fs::read_to_string(place.path("o.jsonl")).unwrap();
+    assert!(kept.contains(r#""answer_key":{"gold":12345678901234567890123}"#), "{kept}");
+    assert!(kept.contains(r#""level":1.50"#), "{kept}");
+}
+
+#[test]
+fn samples_longer_than_the_models_positions_are_refused_by_training_and_scoring_alike() {
+    let place = Place::new();
+    let long = samples(&["long"]).replace("\"id\":\"long\",", "");
+    let long = long.replace("\"q\"", &format!("\"{}\"", "17 ".repeat(600)));
+    fs::write(place.path("a.jsonl"), long).unwrap();
+    let sets = format!(
+        "--set model.path={MODEL} --set data.files=['{}'] --set data.max_length=4096",
+        place.path("a.jsonl").display()
+    );
+    let trained = place.mistake(&format!("sft --config configs/demo/sft.toml {sets} --out @run"));
+    let scored = place.mistake(&format!("score --model {MODEL} --data @a.jsonl --out @scores"));
+    for error in [trained, scored] {
+        assert!(error.contains("but the model has 1024 positions"), "{error}");
+    }
+}
+
+#[test]
+fn keys_of_turns_that_the_template_does_not_use_are_named() {
+    let place = Place::new();
+    fs::write(place.path("a.jsonl"), samples(&["one"]).replace("\"q\"", "\"q\",\"name\":\"Bo\""))
+        .unwrap();
+    let shown = place.train(&format!("data inspect --data @a.jsonl --tokenizer {MODEL}"));
+    let errors = String::from_utf8(shown.stderr).unwrap();
+    assert!(errors.contains("the template does not use: `name`"), "{errors}");
+    let stats = format!("data stats --config configs/demo/sft.toml --set model.path={MODEL}");
+    let files = place.path("a.jsonl").display().to_string();
+    let counted = place.done(&format!("{stats} --set data.files=['{files}']"));
+    assert!(counted.contains("`name` in 1"), "{counted}");
+}
+
+#[test]
 fn all_files_of_a_directory_are_counted() {
     let place = Place::new();
     fs::create_dir(place.path("all")).unwrap();

@@ -154,6 +154,66 @@ fn each_limit_has_its_reason() {
 }
 
 #[test]
+fn each_limit_names_itself_with_its_number() {
+    let error = |code: &str, change: fn(&mut Limits)| {
+        let judge = start(|options| change(&mut options.limits));
+        let pairs = ["1", "2", "3", "4"].map(|n| (n, "8"));
+        verdict_by(&judge, code, &pairs).failure.unwrap().error.unwrap()
+    };
+    let spin = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end:\n    pass\nprint(8)";
+    let endless = "while True:\n    pass";
+    assert_eq!(error(endless, |l| l.cpu_ms_per_case = 150), "more than 150 ms of CPU time");
+    let program = "more than 500 ms of CPU time in all cases together";
+    assert_eq!(error(spin, |l| l.cpu_ms_per_program = 500), program);
+    let program = "more than 300 ms of CPU time in all cases together";
+    assert_eq!(error(endless, |l| l.cpu_ms_per_program = 300), program);
+    assert_eq!(error("import time\ntime.sleep(100)", |_| {}), "slept for 1 s");
+    assert!(error("x = [0] * 10 ** 9", |l| l.memory_mb = 256).contains("256 MB of memory"));
+    let flood = error("print('x' * 10 ** 6)", |l| l.output_bytes = 1_000);
+    assert_eq!(flood, "more than 1000 bytes of output");
+}
+
+#[test]
+fn what_contest_programs_ask_the_system_for_works_or_is_forbidden_by_name() {
+    for code in [
+        "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(1 << 29)\n\
+         def main():\n    print(int(input()) + 1)\n\
+         t = threading.Thread(target=main)\nt.start()\nt.join()",
+        "import resource\nresource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY,) * 2)\n\
+         print(int(input()) + 1)",
+        "import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, (1 << 29, -1))\n\
+         sys.setrecursionlimit(10 ** 5)\ndef f(n):\n    return n and 1 + f(n - 1)\n\
+         print(int(input()) + 1 + f(30_000) - 30_000)",
+        "import locale\nlocale.setlocale(locale.LC_ALL, '')\nprint(int(input()) + 1)",
+        "import sys, os, io\ninput = io.BytesIO(os.read(0, os.fstat(0).st_size)).readline\n\
+         print(int(input()) + 1)",
+        "import sys\nsys.stdout = open(1, 'w')\ninput = sys.stdin.readline\nprint(int(input()[:-1]) + 1)",
+    ] {
+        passes(code, &[("7", "8"), ("9", "10")]);
+    }
+    for (code, name) in [
+        ("import resource as r\nr.setrlimit(r.RLIMIT_AS, (1 << 28,) * 2)", "resource limits"),
+        ("import locale\nlocale.setlocale(locale.LC_ALL, 'de_DE')", "locale"),
+        ("import signal\nsignal.setitimer(signal.ITIMER_REAL, 1)", "[Errno 1]"),
+        ("open('input.txt')", "PermissionError"),
+        ("import numpy", "numpy"),
+    ] {
+        let error = fails(code, Reason::Forbidden).failure.unwrap().error.unwrap();
+        assert!(error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn an_input_ends_in_a_line_end_as_at_a_terminal_unless_it_is_wanted_raw() {
+    let shows = "import sys\nprint(repr(sys.stdin.read()))";
+    let pairs = [("1 2", r"'1 2\n'"), ("1\n2\n", r"'1\n2\n'"), ("", "''")];
+    passes(shows, &pairs);
+    let raw = start(|options| options.limits.raw_input = true);
+    let pairs = [("1 2", "'1 2'"), ("1\n", r"'1\n'")];
+    assert_eq!(verdict_by(&raw, shows, &pairs).kind, VerdictKind::Pass);
+}
+
+#[test]
 fn an_error_tells_its_line_and_the_failing_case() {
     let code = "n = int(input())\n\nprint(12 // (n - 3))";
     let verdict = verdict(code, &[("1", "-6"), ("3", "0"), ("4", "12")]);

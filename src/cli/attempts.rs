@@ -5,8 +5,8 @@ use crate::base::error::Interrupted;
 use crate::base::fs::check_writable;
 use crate::base::interrupt;
 use crate::checkpoint::hub::{self, Needs};
-use crate::data::jsonl;
 use crate::data::problem::Problem;
+use crate::data::rows;
 use crate::eval::journal::{Identity, Journal};
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempts::check_fit;
@@ -66,7 +66,7 @@ impl AttemptArgs {
         self.settings().check()?;
         self.ranks.check()?;
         outs.iter().try_for_each(|out| check_writable(out, &[&self.data]))?;
-        jsonl::read(&self.data)
+        rows::read(&self.data)
     }
 
     /// The task of a kind with these problems.

@@ -7,7 +7,7 @@ use super::print;
 use crate::base::error::usage;
 use crate::base::{interrupt, memory, rng};
 use crate::checkpoint::{InferenceModel, StoredModel};
-use crate::data::jsonl;
+use crate::data::rows;
 use crate::data::sample::Sample;
 use crate::engine::{
     Engine, EngineConfig, FinishReason, Next, Observer, Request, RequestId, Rollout,
@@ -335,7 +335,7 @@ fn prompts(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
         (Some(text), _) => Ok(vec![tokenizer.encode_with_special_tokens(text)?]),
         (None, Some(file)) => {
             let samples: Vec<(usize, Sample)> =
-                jsonl::numbered_rows(file)?.collect::<Result<_>>()?;
+                rows::numbered(file, None)?.collect::<Result<_>>()?;
             if samples.is_empty() {
                 return Err(usage(format!("{}: no conversation to answer", file.display())));
             }

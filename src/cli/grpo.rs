@@ -4,7 +4,7 @@ use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
 use super::print;
 use crate::base::human;
-use crate::data::jsonl;
+use crate::data::rows;
 use crate::plan;
 use crate::sandbox::{Judge, Options};
 use crate::train::rl;
@@ -46,7 +46,7 @@ fn data_lines(config: &rl::Config) -> Result<String> {
 }
 
 fn data_line(name: &str, files: &[PathBuf]) -> Result<String> {
-    let count: u64 = files.iter().map(|file| jsonl::count(file)).sum::<Result<_>>()?;
+    let count: u64 = files.iter().map(|file| rows::count(file)).sum::<Result<_>>()?;
     let label = format!("data: {name}");
     Ok(format!("{label:<40}{} problems\n", human::count(count)))
 }

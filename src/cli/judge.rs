@@ -5,8 +5,8 @@ use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::interrupt;
 use crate::base::json;
 use crate::base::progress::Progress;
-use crate::data::jsonl;
 use crate::data::problem::Problem;
+use crate::data::rows;
 use crate::sandbox::{
     Job, Judge, Limits, Mode, Options, Profile, Verdict, VerdictKind, Watch, verdicts_with,
 };
@@ -63,6 +63,9 @@ pub struct JudgeArgs {
     /// Python's recursion limit
     #[arg(long, value_name = "N", default_value_t = Limits::default().recursion, value_parser = clap::value_parser!(u32).range(50..10_000_000))]
     recursion: u32,
+    /// Give a case's input as it is, also where it does not end in a line end
+    #[arg(long)]
+    raw_input: bool,
     /// Builtins that programs find
     #[arg(long, value_enum, default_value_t)]
     profile: Profile,
@@ -99,6 +102,7 @@ impl JudgeArgs {
                 memory_mb: self.memory_mb,
                 output_bytes: self.output_bytes as usize,
                 recursion: self.recursion,
+                raw_input: self.raw_input,
             },
             profile: self.profile,
             mode: self.mode,
@@ -192,9 +196,9 @@ struct Row<'a> {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     check_writable(&args.out, &[&args.problems, &args.solutions])?;
-    let problems: Vec<Judged> = jsonl::read(&args.problems)?;
+    let problems: Vec<Judged> = rows::read(&args.problems)?;
     let by_id = index(&problems, &args.problems)?;
-    let solutions: Vec<Solution> = jsonl::read(&args.solutions)?;
+    let solutions: Vec<Solution> = rows::read(&args.solutions)?;
     let mut jobs = Vec::with_capacity(solutions.len());
     for (number, solution) in solutions.iter().enumerate() {
         let place = || format!("{}: solution {}", args.solutions.display(), number + 1);

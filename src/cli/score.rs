@@ -5,9 +5,9 @@ use crate::base::error::usage;
 use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
 use crate::checkpoint::{InferenceModel, StoredModel};
-use crate::data::jsonl;
+use crate::data::rows;
 use crate::engine::{Scorer, check_temperature, device};
-use crate::model::{Decoder, ModelConfig};
+use crate::model::Decoder;
 use crate::tokenizer::{Message, Tokenizer};
 use crate::trainer::device::DeviceKind;
 use anyhow::{Context, Result};
@@ -57,7 +57,7 @@ pub fn run(args: Args) -> Result<()> {
     check_temperature("--temperature", args.temperature)?;
     args.device.check(1)?;
     check_writable(&args.out, &[&args.data])?;
-    let lines: Vec<(usize, Line)> = jsonl::numbered_rows(&args.data)?.collect::<Result<_>>()?;
+    let lines: Vec<(usize, Line)> = rows::numbered(&args.data, None)?.collect::<Result<_>>()?;
     if lines.is_empty() {
         return Err(usage(format!("{}: no lines to score", args.data.display())));
     }
@@ -149,14 +149,8 @@ fn tokens(decoder: &Decoder, tokenizer: &Tokenizer, line: Line) -> Result<Vec<u3
         }
         _ => return Err(usage("give either input_ids, or prompt and completion, or messages")),
     };
-    let ModelConfig { vocab_size: vocab, max_position_embeddings: positions, .. } =
-        *decoder.config();
-    if tokens.len() > positions {
-        return Err(usage(format!(
-            "{} tokens: the model has {positions} positions (max_position_embeddings)",
-            tokens.len()
-        )));
-    }
+    let vocab = decoder.config().vocab_size;
+    decoder.config().check_length(tokens.len())?;
     match tokens.iter().position(|&id| id as usize >= vocab) {
         Some(i) => Err(usage(format!(
             "token {i} is {}: it must be below the model's vocab_size {vocab}",

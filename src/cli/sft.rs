@@ -4,7 +4,7 @@ use super::config::ConfigArgs;
 use super::launch::{command_line, launch};
 use super::print;
 use crate::base::memory;
-use crate::data::outlook::outlook;
+use crate::data::outlook::{RunRows, outlook};
 use crate::plan;
 use crate::tokenizer::Tokenizer;
 use crate::train::sft;
@@ -28,7 +28,7 @@ pub fn run(args: Args) -> Result<()> {
     let config = &resolved.value;
     let plan = plan::Plan::of_sft(config)?;
     if args.config.dry_run {
-        print(data_lines(config, &plan)?)?;
+        print(data_lines(config)?)?;
     }
     launch(&args.config, &resolved, &plan, &args.out, |run| {
         run.write_environment(&command_line(), &())?;
@@ -46,10 +46,12 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// The lines of `--dry-run` about the data, from headers and caches alone.
-fn data_lines(config: &sft::Config, plan: &plan::Plan) -> Result<String> {
+fn data_lines(config: &sft::Config) -> Result<String> {
     let tokenizer = config.model.tokenizer_here().and_then(|dir| Tokenizer::load(&dir).ok());
-    let total_tokens = (plan.max_tokens_per_step as u64 * plan.total_steps) as f64;
-    let sources = outlook(&config.data, tokenizer.as_ref(), total_tokens)?;
+    let train = &config.train;
+    let num_rows = train.total_steps as usize * train.rows_per_step();
+    let rows = RunRows { num_rows, seq_len: train.seq_len, seed: config.seed };
+    let sources = outlook(&config.data, tokenizer.as_ref(), rows)?;
     let lines = sources.iter().map(|source| {
         let label = format!("data: {}", source.name);
         format!("{label:<40}{}\n", source.describe())

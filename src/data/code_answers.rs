@@ -28,7 +28,6 @@ struct Answer {
 }
 
 impl CodeAnswers {
-    /// Reads a file of answers.
     pub fn read(path: &Path) -> Result<Self> {
         let answers = jsonl::rows::<Answer>(path)?.map(|answer| {
             let Answer { id, is_code, .. } = answer?;
@@ -38,7 +37,6 @@ impl CodeAnswers {
         answers.collect::<Result<_>>().map(Self)
     }
 
-    /// Whether there is an answer for the sample `id`.
     pub fn has(&self, id: &str) -> bool {
         self.0.contains_key(id)
     }
@@ -86,7 +84,6 @@ impl AnswerFile {
         }
     }
 
-    /// Adds an answer.
     pub fn add(&mut self, id: &str, is_code: bool, answer: &str) -> Result<()> {
         let answer = Answer { id: Some(id.to_owned()), is_code, answer: answer.to_owned() };
         let line = serde_json::to_string(&answer).context("encoding an answer")? + "\n";

@@ -6,15 +6,12 @@
 
 use super::input::{InputFile, resolve};
 use super::loader::{Cursor, Loader};
-use super::mixture::{MixBy, Part};
+use super::mixture::MixBy;
 pub use super::settings::{DataConfig, SourceConfig};
+pub use super::source::Source;
 use super::token_cache::TokenCache;
-use super::token_file::TokenFile;
 use crate::base::error::usage;
-use crate::base::hex::hex;
 use crate::base::human;
-#[cfg(test)]
-use crate::tokenizer::Tokenized;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
@@ -56,7 +53,6 @@ impl DataConfig {
     }
 }
 
-/// Tokenised sources.
 pub struct Dataset {
     /// In the order of their names.
     pub sources: Vec<Source>,
@@ -64,18 +60,7 @@ pub struct Dataset {
     pack_ahead: usize,
 }
 
-/// A tokenised source.
-pub struct Source {
-    /// As the configuration calls it; none for `data.files`.
-    pub name: String,
-    /// Its share.
-    pub weight: f64,
-    /// What is learnt.
-    pub samples: TokenFile,
-}
-
 impl Dataset {
-    /// Tokens of the longest sample.
     pub fn longest(&self) -> usize {
         let lengths = |source: &Source| source.samples.longest();
         self.sources.iter().map(lengths).max().unwrap_or(0)
@@ -84,24 +69,6 @@ impl Dataset {
     /// Packed rows of at most `seq_len` tokens, from `cursor` on.
     pub fn loader(self, seq_len: usize, seed: u64, cursor: Cursor) -> Result<Loader> {
         Loader::of_sources(self.sources, self.mix_by, self.pack_ahead, seq_len, seed, cursor)
-    }
-}
-
-impl Source {
-    /// The source as the mixture sees it.
-    pub fn part(&self) -> Part {
-        Part {
-            name: self.name.clone(),
-            weight: self.weight,
-            len: self.samples.len(),
-            data: hex(&self.samples.checksum()[..8]),
-        }
-    }
-
-    /// A source of samples made by a test.
-    #[cfg(test)]
-    pub(crate) fn in_memory(name: &str, weight: f64, samples: &[Tokenized]) -> Self {
-        Self { name: name.to_owned(), weight, samples: super::token_file::in_memory(samples) }
     }
 }
 
@@ -183,6 +150,14 @@ mod tests {
         std::fs::write(&file, text.lines().next().unwrap()).unwrap();
         assert_eq!(counts(&cached(7), &tokenizer).unwrap().read, 1, "another input");
         assert_eq!(files().len(), 3);
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_is_named_with_its_key() {
+        let (_dir, tokenizer, file) = place(&[4, 7]);
+        let cached = DataConfig { cache_dir: Some("/proc/absent".into()), ..config(&file, 7) };
+        let error = format!("{:#}", cached.open(&tokenizer).err().unwrap());
+        assert!(error.contains("data.cache_dir") && error.contains("/proc/absent"), "{error}");
     }
 
     #[test]

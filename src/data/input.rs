@@ -1,72 +1,39 @@
 //! The files behind a source of samples, and their rows.
 //!
-//! Contract: a place is a file (`.jsonl`, `.json` or `.parquet`), a directory, whose files are taken
-//! in the order of their names (of a data set with splits only `train*`), or the name of a data set
-//! on the Hub ([`crate::base::hub`]). Rows are read as they are asked for; a bad one is named by file
-//! and row.
+//! Contract: a place is a file ([`super::rows`]), a directory ([`super::directory`] says which of its
+//! files are samples), or the name of a data set on the Hub ([`crate::base::hub`]). Rows are read as they
+//! are asked for; a bad one is named by file and row.
 
-use super::tokenized::Line;
-use super::{jsonl, parquet};
+use super::directory::Choice;
+use super::header::Header;
+use super::rows::{self, Format};
+use super::tokenized::{self, Line};
 use crate::base::error::{Interrupted, usage};
 use crate::base::hub::{Extent, Hub, Kind, Repo};
 use crate::base::interrupt;
+use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Rows held at a time.
 const CHUNK: usize = 1024;
 
-/// Rows of one file.
-pub type Rows = Box<dyn Iterator<Item = Result<Line>> + Send>;
-
-/// How much a file holds, as far as that can be told at once.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Header {
-    /// Rows: of JSON Lines an estimate, unless the file is short.
-    pub rows: f64,
-    /// Bytes of the text in them, about.
-    pub text_bytes: f64,
-}
-
-/// A file of samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InputFile {
-    path: PathBuf,
-    is_parquet: bool,
-}
+pub struct InputFile(PathBuf);
 
 impl InputFile {
-    /// A file by its extension; none for another kind of file.
-    fn of(path: &Path) -> Option<Self> {
-        let is_parquet = match path.extension()?.to_str()? {
-            "parquet" => true,
-            "jsonl" | "json" => false,
-            _ => return None,
-        };
-        Some(Self { path: path.to_owned(), is_parquet })
-    }
-
-    /// Where it lies.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0
     }
 
-    /// Whether it is Parquet, which holds conversations only; otherwise it is JSON Lines.
-    pub fn is_parquet(&self) -> bool {
-        self.is_parquet
+    pub fn rows(&self) -> Result<impl Iterator<Item = Result<Line>> + Send + use<>> {
+        let rows = rows::numbered(&self.0, Some(&Line::keys()))?;
+        Ok(rows.map(|row| Ok(row?.1)))
     }
 
-    /// Its rows, in order.
-    pub fn rows(&self) -> Result<Rows> {
-        Ok(if self.is_parquet {
-            Box::new(parquet::rows(&self.path)?.map(|sample| sample.map(Line::Sample)))
-        } else {
-            Box::new(jsonl::rows(&self.path)?)
-        })
-    }
-
-    /// Its rows in order, some at a time, until the user stops the program.
+    /// Gives `take` the rows in order, some at a time, until the user stops the program.
     pub fn for_each_chunk(&self, mut take: impl FnMut(Vec<Line>) -> Result<()>) -> Result<()> {
         let mut rows = self.rows()?;
         loop {
@@ -81,20 +48,18 @@ impl InputFile {
         }
     }
 
-    /// Its bytes.
     pub fn size(&self) -> Result<u64> {
-        let unreadable = |e| usage(format!("cannot read {}: {e}", self.path.display()));
-        Ok(self.path.metadata().map_err(unreadable)?.len())
+        let unreadable = |e| usage(format!("cannot read {}: {e}", self.0.display()));
+        Ok(self.0.metadata().map_err(unreadable)?.len())
     }
 
-    /// What its beginning or its footer says of it.
     pub fn header(&self) -> Result<Header> {
-        if self.is_parquet { parquet::header(&self.path) } else { jsonl::header(&self.path) }
+        rows::header(&self.0)
     }
 
-    /// How many rows it has, without reading them whole.
+    /// Counts the rows without decoding them.
     pub fn count(&self) -> Result<u64> {
-        if self.is_parquet { parquet::count(&self.path) } else { jsonl::count(&self.path) }
+        rows::count(&self.0)
     }
 }
 
@@ -103,7 +68,7 @@ pub fn resolve(place: &str) -> Result<Vec<InputFile>> {
     if let Some(files) = local(place)? {
         return Ok(files);
     }
-    files_below(&find(&Hub::from_env()?, &repo(place)?)?)
+    files_below(&find(&Hub::from_env()?, place)?)
 }
 
 /// The files of a place that are on this machine; none of a data set that is not, or not wholly.
@@ -130,15 +95,18 @@ fn local(place: &str) -> Result<Option<Vec<InputFile>>> {
              a .jsonl file first"
         )));
     }
-    let file = InputFile::of(path).ok_or_else(|| {
-        usage(format!("{place}: unknown kind of file; samples lie in .jsonl or .parquet"))
-    })?;
-    Ok(Some(vec![file]))
+    if Format::of(path).is_none() {
+        return Err(usage(format!(
+            "{place}: not a kind of file that is read: samples lie in .jsonl, .json or .parquet, not \
+             compressed as a whole (gzip -d, zstd -d)"
+        )));
+    }
+    Ok(Some(vec![InputFile(path.to_owned())]))
 }
 
 /// The data set that a place names.
 fn repo(place: &str) -> Result<Repo> {
-    let is_file = InputFile::of(Path::new(place)).is_some();
+    let is_file = Format::of(Path::new(place)).is_some();
     Repo::parse(Kind::Dataset, place).filter(|_| !is_file).ok_or_else(|| {
         usage(format!(
             "{place}: no such file or directory, nor a data set's name (owner/name or \
@@ -148,16 +116,12 @@ fn repo(place: &str) -> Result<Repo> {
 }
 
 /// The data set's directory in the cache, downloaded if need be.
-fn find(hub: &Hub, repo: &Repo) -> Result<PathBuf> {
-    hub.directory(repo, is_complete, |download| {
-        let names = download.files().iter().map(Path::new);
-        let files =
-            wanted(names.filter(|name| !is_hidden(name)).filter_map(InputFile::of).collect());
-        if files.is_empty() {
-            return Err(usage("the data set has no .jsonl and no .parquet file"));
-        }
-        for file in files {
-            download.fetch(&file.path.to_string_lossy())?;
+fn find(hub: &Hub, place: &str) -> Result<PathBuf> {
+    hub.directory(&repo(place)?, is_complete, |download| {
+        let names = download.files().iter().map(PathBuf::from);
+        let choice = Choice::of(place, names.collect())?;
+        for file in choice.files {
+            download.fetch(&file.to_string_lossy())?;
         }
         Ok(Extent::Whole)
     })
@@ -167,7 +131,7 @@ fn find(hub: &Hub, repo: &Repo) -> Result<PathBuf> {
 fn is_complete(snapshot: &Path) -> bool {
     let mut parts: BTreeMap<String, usize> = BTreeMap::new();
     let Ok(files) = files_below(snapshot) else { return false };
-    for path in files.iter().map(|file| file.path.to_string_lossy()) {
+    for path in files.iter().map(|file| file.0.to_string_lossy()) {
         // Such as train-00000-of-00006.parquet.
         if let Some((part, total)) = path.rsplit_once("-of-")
             && let Some((name, _)) = part.rsplit_once('-')
@@ -182,44 +146,63 @@ fn is_complete(snapshot: &Path) -> bool {
 }
 
 fn files_below(dir: &Path) -> Result<Vec<InputFile>> {
-    let mut files = Vec::new();
-    collect(dir, &mut files).with_context(|| format!("listing {}", dir.display()))?;
-    let files = wanted(files);
-    if files.is_empty() {
-        return Err(usage(format!("{}: no .jsonl or .parquet file in it", dir.display())));
-    }
-    Ok(files)
+    let mut names = Vec::new();
+    collect(dir, Path::new(""), &mut names)
+        .with_context(|| format!("listing {}", dir.display()))?;
+    let place = dir.display().to_string();
+    let choice = Choice::of(&place, names)?;
+    choice.warn(&place);
+    Ok(choice.files.iter().map(|name| InputFile(dir.join(name))).collect())
 }
 
-/// In the order of their names; of splits only the training ones.
-fn wanted(mut files: Vec<InputFile>) -> Vec<InputFile> {
-    files.sort_by(|a, b| a.path.cmp(&b.path));
-    let is_training = |f: &InputFile| {
-        f.path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("train"))
-    };
-    if files.iter().any(is_training) {
-        files.retain(is_training);
-    }
-    files
-}
-
-fn is_hidden(path: &Path) -> bool {
-    path.components().any(|part| part.as_os_str().to_string_lossy().starts_with('.'))
-}
-
-fn collect(dir: &Path, files: &mut Vec<InputFile>) -> std::io::Result<()> {
+/// The names of all files below `dir`, seen from its top.
+fn collect(dir: &Path, below: &Path, names: &mut Vec<PathBuf>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        let path = entry.path();
-        if is_hidden(Path::new(&entry.file_name())) {
-            continue;
-        }
+        let name = below.join(entry.file_name());
         // Follows links: the hub's cache consists of them.
-        if path.is_dir() {
-            collect(&path, files)?;
+        if entry.path().is_dir() {
+            collect(&entry.path(), &name, names)?;
         } else {
-            files.extend(InputFile::of(&path));
+            names.push(name);
         }
+    }
+    Ok(())
+}
+
+/// Reads and tokenises every sample of a place, in order, and hands each to `take`; only some are held
+/// at a time. Each has a loss mask that is neither empty nor full; one that breaks this, or that the
+/// tokenizer or its template refuses, is named by file and row.
+pub fn for_each(
+    place: &str,
+    tokenizer: &Tokenizer,
+    mut take: impl FnMut(Tokenized) -> Result<()>,
+) -> Result<()> {
+    let mut unread = BTreeSet::new();
+    for file in resolve(place)? {
+        let mut number = 0;
+        file.for_each_chunk(|lines| {
+            let tokenized: Vec<Result<(Tokenized, BTreeSet<String>)>> = lines
+                .into_par_iter()
+                .map(|line| {
+                    let unread = tokenized::unread_keys(&line, tokenizer)?;
+                    let sample = tokenized::encode(line, tokenizer)?;
+                    sample.check_mask("conversation")?;
+                    Ok((sample, unread))
+                })
+                .collect();
+            tokenized.into_iter().try_for_each(|sample| {
+                number += 1;
+                let name = || format!("{}: sample {number}", file.path().display());
+                let (sample, keys) = sample.with_context(name)?;
+                unread.extend(keys);
+                take(sample)
+            })
+        })?;
+    }
+    if !unread.is_empty() {
+        let keys = Vec::from_iter(unread).join("`, `");
+        tracing::warn!("{place}: turns have keys that the template does not use: `{keys}`");
     }
     Ok(())
 }
@@ -231,7 +214,7 @@ mod tests {
     use crate::base::hub::tests::{hub, serve};
 
     fn names(files: &[InputFile]) -> Vec<String> {
-        files.iter().map(|f| f.path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+        files.iter().map(|f| f.0.file_name().unwrap().to_string_lossy().into_owned()).collect()
     }
 
     #[test]
@@ -270,16 +253,15 @@ mod tests {
             ("data/train-00001-of-00002.jsonl", "{}"),
         ];
         let cache = tempfile::tempdir().unwrap();
-        let name = repo("owner/name").unwrap();
         let online = hub(cache.path(), &serve(Kind::Dataset, &FILES), false);
-        let dir = find(&online, &name).unwrap();
+        let dir = find(&online, "owner/name").unwrap();
         let parts = ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"];
         assert_eq!(names(&files_below(&dir).unwrap()), parts);
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "only data/");
         let offline = hub(cache.path(), "http://localhost:9", true);
-        assert_eq!(find(&offline, &name).unwrap(), dir);
+        assert_eq!(find(&offline, "owner/name").unwrap(), dir);
         std::fs::remove_file(dir.join("data").join(parts[0])).unwrap();
-        let error = find(&offline, &name).unwrap_err().to_string();
+        let error = find(&offline, "owner/name").unwrap_err().to_string();
         assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
     }
 

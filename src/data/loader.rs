@@ -1,14 +1,12 @@
 //! Endless packed rows over a data set.
 //!
-//! Contract: a row holds whole samples, at most `seq_len` tokens; it closes when a source ends a
-//! pass. Samples are taken in the mixture's order; where the next one does not fit, up to `ahead`
-//! others are looked through for some that do, and those passed over come first in the next row. With
-//! `ahead` 0 rows are cut where the order overflows them. Everything continues exactly from a
+//! Contract: rows are those of [`Packer`], filled with tokens. Everything continues exactly from a
 //! [`Cursor`].
 
-use super::dataset::Source;
 use super::mixture::{Draw, MixBy, Mixture, Part, SourceCursor};
 use super::pack::Batch;
+use super::packer::Packer;
+use super::source::Source;
 use crate::base::error::usage;
 use crate::base::human;
 use anyhow::Result;
@@ -16,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Rows after which how well they fill does not change any more.
-const TELLING_ROWS: usize = 10_000;
+pub(crate) const TELLING_ROWS: usize = 10_000;
 
 /// A place in the endless order of rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,13 +37,9 @@ pub struct Loader {
 /// What some rows hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packing {
-    /// How many rows.
     pub rows: usize,
-    /// Samples in them.
     pub samples: usize,
-    /// Tokens in them.
     pub tokens: usize,
-    /// Tokens that they could hold.
     pub capacity: usize,
 }
 
@@ -102,17 +96,15 @@ impl Loader {
             return Err(usage("the checkpoint has samples in hand that the data do not have"));
         }
         let mixture = Mixture::new(parts, mix_by, seed, &cursor.sources)?;
-        let packer = Packer { mixture, in_hand: cursor.ahead, ahead, seq_len };
+        let packer = Packer::new(mixture, cursor.ahead, ahead, seq_len);
         Ok(Self { sources, starts, packer })
     }
 
     /// Where the next batch starts; save this to resume.
     pub fn cursor(&self) -> Cursor {
-        let Packer { mixture, in_hand, .. } = &self.packer;
-        Cursor { sources: mixture.progress(), ahead: in_hand.clone() }
+        Cursor { sources: self.packer.progress(), ahead: self.packer.in_hand().to_vec() }
     }
 
-    /// The next row.
     pub fn next_batch(&mut self) -> Batch {
         let sources = &self.sources;
         let draws = self.packer.next_row(|draw| sources[draw.source].samples.length(draw.index));
@@ -135,12 +127,11 @@ impl Loader {
             samples += row.len();
             tokens += row.iter().map(length).sum::<usize>();
         }
-        Packing { rows: num_rows, samples, tokens, capacity: num_rows * self.packer.seq_len }
+        Packing { rows: num_rows, samples, tokens, capacity: num_rows * self.seq_len() }
     }
 
-    /// Most tokens of a row.
     pub fn seq_len(&self) -> usize {
-        self.packer.seq_len
+        self.packer.seq_len()
     }
 
     /// Tokens of a batch by the name of their source, where sources have names.
@@ -165,44 +156,6 @@ impl Loader {
     ) -> Result<Self> {
         let source = Source::in_memory("", 1.0, &samples);
         Self::of_sources(vec![source], MixBy::Samples, 0, seq_len, seed, cursor)
-    }
-}
-
-/// Divides the order into rows; knows lengths, not tokens.
-#[derive(Clone)]
-struct Packer {
-    mixture: Mixture,
-    /// Samples passed over, oldest first.
-    in_hand: Vec<Draw>,
-    /// Most samples in hand.
-    ahead: usize,
-    seq_len: usize,
-}
-
-impl Packer {
-    fn next_row(&mut self, length: impl Fn(Draw) -> usize) -> Vec<Draw> {
-        let passes = self.mixture.passes();
-        let (mut row, mut room) = (Vec::new(), self.seq_len);
-        let mut place = |draw: Draw| {
-            let fits = length(draw) <= room;
-            if fits {
-                room -= length(draw);
-                row.push(draw);
-            }
-            fits
-        };
-        self.in_hand.retain(|&draw| !place(draw));
-        while self.mixture.passes() == passes {
-            let draw = self.mixture.peek();
-            if !place(draw) {
-                if self.in_hand.len() >= self.ahead {
-                    break;
-                }
-                self.in_hand.push(draw);
-            }
-            self.mixture.take(length(draw));
-        }
-        row
     }
 }
 
@@ -260,6 +213,13 @@ mod tests {
             loader.packing(40).efficiency()
         };
         assert!(packing(0) < 0.85 && packing(16) > 0.95, "{} {}", packing(0), packing(16));
+    }
+
+    #[test]
+    fn a_tiny_source_does_not_cut_the_rows_of_a_mixture_short() {
+        let lengths: Vec<usize> = (0..60).map(|i| 1 + i % 3).collect();
+        let loader = loader([&[2], &lengths], 0, 5, Cursor::default());
+        assert!(loader.packing(200).efficiency() > 0.85, "{}", loader.packing(200));
     }
 
     #[test]

@@ -17,10 +17,8 @@ use sha2::{Digest, Sha256};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MixBy {
-    /// Of samples.
     #[default]
     Samples,
-    /// Of tokens.
     Tokens,
 }
 
@@ -28,9 +26,7 @@ pub enum MixBy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Draw {
-    /// Which source.
     pub source: usize,
-    /// Which of its samples.
     pub index: usize,
 }
 
@@ -38,24 +34,21 @@ pub struct Draw {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceCursor {
-    /// Where in its order.
     pub place: Place,
     /// What it has given so far, in samples or tokens.
     pub taken: u64,
-    /// Tells its samples from others.
+    /// A checksum that tells these samples from others.
     pub data: String,
 }
 
 /// A source as the order sees it.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// Its name; none where it is the only one and unnamed.
+    /// Empty where the source is the only one and has no name.
     pub name: String,
-    /// Its share, above 0.
     pub weight: f64,
-    /// How many samples it has.
     pub len: usize,
-    /// Tells its samples from others.
+    /// A checksum that tells these samples from others.
     pub data: String,
 }
 
@@ -103,7 +96,7 @@ impl Mixture {
         Ok(Self { mix_by, parts, orders, taken })
     }
 
-    /// What to save to resume.
+    /// How far each source has been read; a later run continues there.
     pub fn progress(&self) -> Vec<SourceCursor> {
         let parts = self.parts.iter().zip(&self.orders).zip(&self.taken);
         parts
@@ -115,9 +108,12 @@ impl Mixture {
             .collect()
     }
 
-    /// Passes completed, over all sources.
-    pub fn passes(&self) -> u64 {
-        self.orders.iter().map(|order| order.place().epoch).sum()
+    /// Passes completed over a source that is alone; several end theirs at different times.
+    pub fn passes_of_one(&self) -> Option<u64> {
+        match &self.orders[..] {
+            [only] => Some(only.place().epoch),
+            _ => None,
+        }
     }
 
     /// The next sample, without taking it: of the source that is furthest behind its share.

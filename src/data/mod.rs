@@ -1,20 +1,26 @@
 //! Problems and samples as they lie in files, and the batches made of them.
 
 pub mod code_answers;
+pub mod columns;
 pub mod dataset;
+mod directory;
+pub mod header;
 pub mod input;
 pub mod jsonl;
 pub mod loader;
 pub mod mixture;
 pub mod outlook;
 pub mod pack;
+mod packer;
 pub mod parquet;
 pub mod problem;
 pub mod prompt;
+pub mod rows;
 pub mod rules;
 pub mod sample;
 pub mod settings;
 pub mod shuffle;
+pub mod source;
 mod token_cache;
 pub mod token_file;
 pub mod tokenized;

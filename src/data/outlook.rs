@@ -1,13 +1,16 @@
 //! What a run will see of its data, told from their beginning before all is tokenised.
 //!
-//! Contract: reads parquet footers, the first MiB of JSON Lines and the counts of token caches that are
-//! fresh, and tokenises at most 512 rows of a source, so it takes a second whatever the size. What
-//! a cache says is exact. Other samples and tokens are those of the first rows, as training takes them,
-//! times the rows that there are, which for JSON Lines are told from the length of the first; without a
-//! tokenizer tokens are those of all rows, at [`BYTES_PER_TOKEN`]. Nothing is downloaded.
+//! Contract: reads parquet footers, the first MiB of JSON Lines and the token caches that are fresh, and
+//! tokenises at most 512 rows of a source, so it takes a second whatever the size. What a cache says is
+//! exact. Other samples and tokens are those of the first rows, as training takes them, times the rows that
+//! there are, which for JSON Lines are told from the length of the first; without a tokenizer tokens are
+//! those of all rows, at [`BYTES_PER_TOKEN`]. How often a source is read follows from packing samples of
+//! these lengths into the run's first rows. Nothing is downloaded.
 
 use super::input::{InputFile, resolve_here};
-use super::mixture::MixBy;
+use super::loader::TELLING_ROWS;
+use super::mixture::{Draw, Mixture, Part};
+use super::packer::Packer;
 use super::settings::{DataConfig, SourceConfig};
 use super::token_cache::TokenCache;
 use crate::base::human;
@@ -24,7 +27,6 @@ const EXAMINED: usize = 512;
 pub struct SourceOutlook {
     /// As the configuration calls it.
     pub name: String,
-    /// Its share.
     pub weight: f64,
     /// Its samples; none where it is not on this machine.
     pub size: Option<Size>,
@@ -35,89 +37,135 @@ pub struct SourceOutlook {
 /// How much a source holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Size {
-    /// Samples.
     pub samples: f64,
-    /// Tokens.
     pub tokens: f64,
-    /// What they are told from.
     pub basis: Basis,
 }
 
 /// What a size is told from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
-    /// All rows, tokenised.
+    /// Every row has been tokenised.
     All,
-    /// The first rows, tokenised.
+    /// Only the first rows have been tokenised.
     First,
-    /// Bytes.
     Bytes,
 }
 
-/// The sources of a run that reads `total_tokens`. The tokenizer, where there is one, finds what is
-/// cached, and counts.
+/// The rows that a run reads.
+#[derive(Debug, Clone, Copy)]
+pub struct RunRows {
+    pub num_rows: usize,
+    /// Most tokens of a row.
+    pub seq_len: usize,
+    pub seed: u64,
+}
+
+/// The sources of a run that reads `rows`. The tokenizer, where there is one, finds what is cached, and
+/// counts.
 pub fn outlook(
     data: &DataConfig,
     tokenizer: Option<&Tokenizer>,
-    total_tokens: f64,
+    rows: RunRows,
 ) -> Result<Vec<SourceOutlook>> {
     let configs = data.named_sources();
-    let sources = configs.iter().map(|(name, config)| {
-        let size = size(data, (name, config), tokenizer)?;
-        let name = if name.is_empty() { "data.files" } else { name };
-        Ok(SourceOutlook { name: name.to_owned(), weight: config.weight, size, passes: None })
-    });
-    let mut sources: Vec<SourceOutlook> = sources.collect::<Result<_>>()?;
-    count_passes(&mut sources, data.mix_by, total_tokens);
+    let mut sources = Vec::new();
+    let mut lengths = Vec::new();
+    for (name, config) in &configs {
+        let known = examine(data, (name, config), tokenizer)?;
+        let title = if name.is_empty() { "data.files" } else { name };
+        sources.push(SourceOutlook {
+            name: title.to_owned(),
+            weight: config.weight,
+            size: known.as_ref().map(|known| known.size),
+            passes: None,
+        });
+        lengths.extend(known.map(|known| known.lengths));
+    }
+    if lengths.len() == sources.len() && lengths.iter().all(|lengths| !lengths.is_empty()) {
+        let names: Vec<&String> = configs.keys().collect();
+        count_passes(&mut sources, &names, &lengths, data, rows)?;
+    }
     Ok(sources)
 }
 
-fn size(
+/// A source, and the lengths of its samples, or of some that stand for all.
+struct Known {
+    size: Size,
+    lengths: Vec<usize>,
+}
+
+fn examine(
     data: &DataConfig,
     (name, config): (&str, &SourceConfig),
     tokenizer: Option<&Tokenizer>,
-) -> Result<Option<Size>> {
+) -> Result<Option<Known>> {
     let mut files = Vec::new();
     for place in &config.paths {
         let Some(found) = resolve_here(place)? else { return Ok(None) };
         files.extend(found);
     }
-    let Some(tokenizer) = tokenizer else { return size_by_bytes(&files).map(Some) };
+    let Some(tokenizer) = tokenizer else { return by_bytes(&files).map(Some) };
     let cache = TokenCache::new(name, config, data, files.clone(), tokenizer);
-    if let Some(counts) = cache.counts()? {
+    if let Some((counts, lengths)) = cache.summary()? {
         let (samples, tokens) = (counts.kept as f64, counts.tokens as f64);
-        return Ok(Some(Size { samples, tokens, basis: Basis::All }));
+        return Ok(Some(Known { size: Size { samples, tokens, basis: Basis::All }, lengths }));
     }
     let mut size = Size { samples: 0.0, tokens: 0.0, basis: Basis::First };
+    let mut lengths = Vec::new();
     for file in &files {
-        let first = cache.counts_of_first(file, EXAMINED.div_ceil(files.len()))?;
-        let times = file.header()?.rows / first.read.max(1) as f64;
-        size.samples += times * first.kept as f64;
-        size.tokens += times * first.tokens as f64;
+        let first = cache.first(file, EXAMINED.div_ceil(files.len()))?;
+        let counts = first.counts();
+        let times = file.header()?.rows / counts.read.max(1) as f64;
+        size.samples += times * counts.kept as f64;
+        size.tokens += times * counts.tokens as f64;
+        lengths.extend((0..first.len()).map(|index| first.length(index)));
     }
-    Ok(Some(size))
+    Ok(Some(Known { size, lengths }))
 }
 
-fn size_by_bytes(files: &[InputFile]) -> Result<Size> {
+fn by_bytes(files: &[InputFile]) -> Result<Known> {
     let headers = files.iter().map(InputFile::header).collect::<Result<Vec<_>>>()?;
-    let samples = headers.iter().map(|header| header.rows).sum();
+    let samples: f64 = headers.iter().map(|header| header.rows).sum();
     let bytes: f64 = headers.iter().map(|header| header.text_bytes).sum();
-    Ok(Size { samples, tokens: bytes / BYTES_PER_TOKEN, basis: Basis::Bytes })
+    let tokens = bytes / BYTES_PER_TOKEN;
+    let mean = (samples > 0.0).then(|| (tokens / samples).ceil() as usize);
+    Ok(Known { size: Size { samples, tokens, basis: Basis::Bytes }, lengths: Vec::from_iter(mean) })
 }
 
-fn count_passes(sources: &mut [SourceOutlook], mix_by: MixBy, total_tokens: f64) {
-    let Some(sizes) = sources.iter().map(|source| source.size).collect::<Option<Vec<_>>>() else {
-        return;
+/// Packs the run's first rows and counts what they take of each source.
+fn count_passes(
+    sources: &mut [SourceOutlook],
+    names: &[&String],
+    lengths: &[Vec<usize>],
+    data: &DataConfig,
+    rows: RunRows,
+) -> Result<()> {
+    let sizes: Vec<Size> = sources.iter().filter_map(|source| source.size).collect();
+    let parts = sources.iter().zip(names).zip(&sizes).map(|((source, name), size)| Part {
+        name: (*name).clone(),
+        weight: source.weight,
+        len: (size.samples.round() as usize).max(1),
+        data: String::new(),
+    });
+    let mixture = Mixture::new(parts.collect(), data.mix_by, rows.seed, &[])?;
+    let mut packer = Packer::new(mixture, Vec::new(), data.pack_ahead, rows.seq_len);
+    let length = |draw: Draw| {
+        let lengths = &lengths[draw.source];
+        lengths[draw.index % lengths.len()].clamp(1, rows.seq_len)
     };
-    let unit = |size: &Size| match mix_by {
-        MixBy::Tokens => 1.0,
-        MixBy::Samples => size.tokens / size.samples,
-    };
-    let tokens: f64 = sources.iter().zip(&sizes).map(|(s, size)| s.weight * unit(size)).sum();
-    for (source, size) in sources.iter_mut().zip(&sizes) {
-        let own = total_tokens * source.weight * unit(size) / tokens;
-        source.passes = Some(own / size.tokens).filter(|passes| passes.is_finite());
+    let told = rows.num_rows.min(TELLING_ROWS);
+    let mut taken = vec![0; sources.len()];
+    for _ in 0..told {
+        for draw in packer.next_row(length) {
+            taken[draw.source] += length(draw);
+        }
     }
+    for ((source, size), taken) in sources.iter_mut().zip(&sizes).zip(taken) {
+        let times = rows.num_rows as f64 / told as f64;
+        source.passes = Some(taken as f64 * times / size.tokens).filter(|n| n.is_finite());
+    }
+    Ok(())
 }
 
 impl SourceOutlook {
@@ -141,39 +189,65 @@ impl SourceOutlook {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::loader::Cursor;
     use crate::tokenizer::bpe;
+    use std::path::Path;
 
-    fn source(weight: f64, samples: f64, tokens: f64) -> SourceOutlook {
-        let size = Some(Size { samples, tokens, basis: Basis::All });
-        SourceOutlook { name: "a".to_owned(), weight, size, passes: None }
-    }
+    const ROWS: RunRows = RunRows { num_rows: 40, seq_len: 110, seed: 3 };
 
-    fn passes(mix_by: MixBy) -> Vec<f64> {
-        let mut sources = [source(5.0, 1000.0, 100_000.0), source(1.0, 100.0, 40_000.0)];
-        count_passes(&mut sources, mix_by, 60_000.0);
-        sources.iter().map(|source| source.passes.unwrap()).collect()
+    /// Two sources of labelled ids, one of which is read several times.
+    fn mixture(dir: &Path) -> DataConfig {
+        let write = |name: &str, count: usize, length: &dyn Fn(usize) -> usize| {
+            let line = |i: usize| {
+                let labels = vec![5; length(i) - 1];
+                let labels = [&[-100][..], &labels].concat();
+                serde_json::json!({"input_ids": vec![5; length(i)], "labels": labels}).to_string()
+            };
+            let lines: Vec<String> = (0..count).map(line).collect();
+            std::fs::write(dir.join(name), lines.join("\n")).unwrap();
+        };
+        write("a.jsonl", 2, &|_| 30);
+        write("b.jsonl", 90, &|i| 10 + 7 * (i % 9));
+        let dir = dir.display();
+        toml::from_str(&format!(
+            "max_length = 99\ncache_dir = '{dir}/cache'\n[sources.a]\npaths = ['{dir}/a.jsonl']\n\
+             [sources.b]\npaths = ['{dir}/b.jsonl']"
+        ))
+        .unwrap()
     }
 
     #[test]
-    fn passes_follow_from_weights_and_sizes() {
-        let close = |found: Vec<f64>, expected: [f64; 2]| {
-            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9), "{found:?}");
+    fn how_often_sources_are_read_is_what_happens() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = bpe::tests::small(dir.path());
+        let data = mixture(dir.path());
+        let passes = |tokenizer| -> Vec<f64> {
+            let sources = outlook(&data, tokenizer, ROWS).unwrap();
+            sources.iter().map(|source| source.passes.unwrap()).collect()
         };
-        close(passes(MixBy::Tokens), [0.5, 0.25]);
-        // Of 900 tokens 500 are of the first source: five samples of 100, one of 400.
-        close(
-            passes(MixBy::Samples),
-            [60_000.0 * 5.0 / 9.0 / 100_000.0, 60_000.0 * 4.0 / 9.0 / 4e4],
-        );
+        let estimate = passes(Some(&tokenizer));
+        let dataset = data.open(&tokenizer).unwrap();
+        let sizes: Vec<f64> =
+            dataset.sources.iter().map(|source| source.samples.counts().tokens as f64).collect();
+        let mut loader = dataset.loader(ROWS.seq_len, ROWS.seed, Cursor::default()).unwrap();
+        let mut taken = [0.0; 2];
+        for _ in 0..ROWS.num_rows {
+            let batch = loader.next_batch();
+            let tokens = loader.tokens_by_source(&batch);
+            tokens.iter().zip(&mut taken).for_each(|((_, n), sum)| *sum += *n as f64);
+        }
+        let happened = [taken[0] / sizes[0], taken[1] / sizes[1]];
+        assert_eq!(passes(Some(&tokenizer)), happened);
+        assert_eq!(estimate, happened, "all rows are among the first");
+        assert!(passes(None).iter().all(|n| n.is_finite()));
     }
 
     #[test]
     fn a_source_that_is_not_here_is_said_to_be_missing() {
-        let mut sources =
-            [source(1.0, 10.0, 100.0), SourceOutlook { size: None, ..source(1.0, 0.0, 0.0) }];
-        count_passes(&mut sources, MixBy::Tokens, 50.0);
-        assert_eq!(sources[0].describe(), "10 samples of 10 tokens");
-        assert!(sources[1].describe().contains("not on this machine"));
+        let size = Size { samples: 10.0, tokens: 100.0, basis: Basis::All };
+        let source = |size| SourceOutlook { name: "a".to_owned(), weight: 1.0, size, passes: None };
+        assert_eq!(source(Some(size)).describe(), "10 samples of 10 tokens");
+        assert!(source(None).describe().contains("not on this machine"));
     }
 
     #[test]
@@ -191,7 +265,7 @@ mod tests {
             cache_dir: Some(dir.path().join("cache")),
             ..DataConfig::default()
         };
-        let see = || outlook(&data, Some(&tokenizer), 100.0).unwrap().remove(0);
+        let see = || outlook(&data, Some(&tokenizer), ROWS).unwrap().remove(0);
         let estimate = see();
         let counts = data.open(&tokenizer).unwrap().sources[0].samples.counts().clone();
         // Every other sample is too long for a row.
@@ -199,7 +273,7 @@ mod tests {
         assert_eq!(see().size, Some(exact));
         assert_eq!(estimate.size, Some(Size { basis: Basis::First, ..exact }));
         assert!(estimate.describe().starts_with("about 500 samples"), "{}", estimate.describe());
-        let guess = outlook(&data, None, 100.0).unwrap().remove(0);
+        let guess = outlook(&data, None, ROWS).unwrap().remove(0);
         assert_eq!(guess.size.unwrap().samples, 1000.0);
         assert!(guess.describe().contains("at 4 bytes a token"), "{}", guess.describe());
     }

@@ -11,7 +11,6 @@ use anyhow::Result;
 /// Sequences packed one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Batch {
-    /// All tokens, sequence after sequence.
     pub tokens: Vec<u32>,
     /// Where each sequence starts, and the end of the last.
     pub cu_seqlens: Vec<u32>,
@@ -33,7 +32,6 @@ impl Batch {
         batch
     }
 
-    /// A batch of no sequences.
     pub fn empty() -> Self {
         Self { cu_seqlens: vec![0], ..Self::default() }
     }

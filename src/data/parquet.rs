@@ -1,29 +1,30 @@
-//! Samples in parquet files with the columns of `allenai/tulu-3-sft-mixture`: `messages`
-//! (list of struct `role`, `content`), and where present `id` and `source`.
+//! Rows in Parquet files, as the same rows would stand in JSON Lines.
 //!
-//! Contract: rows come in the file's order, one at a time; a column's fields may come in any order
-//! and `id`, `source` and a message's content may be null. A file that is damaged, or a row that is
-//! no conversation, is the user's error and is named by file and row.
+//! Contract: rows come in the file's order, one at a time. A null is null in a row and in what its lists
+//! hold, such as turns; deeper, such as in tool calls, where a writer's schema is the sum of all rows' keys,
+//! it is an absent key. Bytes are text, or refused; decimals, dates and times are their text. A file that is damaged, or a row that is not what
+//! the reader expects, is the user's mistake and is named by file and row.
 //!
-//! Left out: other columns, which are not even decompressed, and writing.
+//! Left out: writing.
 
-use super::input::Header;
-use super::sample::{Message, Sample};
+use super::header::Header;
 use crate::base::error::usage;
 use anyhow::{Result, anyhow};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
 use parquet::record::reader::RowIter;
-use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use std::cell::Cell;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
 use std::sync::{Arc, Once};
 
+/// The column whose text is counted.
 const MESSAGES: &str = "messages";
-const COLUMNS: [&str; 3] = [MESSAGES, "id", "source"];
 
 /// How many rows the file says it has.
 pub fn count(path: &Path) -> Result<u64> {
@@ -43,21 +44,28 @@ pub fn header(path: &Path) -> Result<Header> {
     Ok(Header { rows: rows as f64, text_bytes: text_bytes as f64 })
 }
 
-/// The samples of the file, read as they are asked for.
-pub fn rows(path: &Path) -> Result<impl Iterator<Item = Result<Sample>> + use<>> {
+/// The rows of the file with their numbers, read as they are asked for; of all columns, or of those among
+/// `columns`.
+pub fn numbered_rows<T: DeserializeOwned>(
+    path: &Path,
+    columns: Option<&[&str]>,
+) -> Result<impl Iterator<Item = Result<(usize, T)>> + Send + use<T>> {
     let reader = open(path)?;
-    let columns = columns(&reader).map_err(|e| usage(format!("{}: {e}", path.display())))?;
-    let mut rows = RowIter::from_file_into(Box::new(reader))
-        .project(Some(columns))
-        .map_err(|e| damaged(path, &e))?;
+    let schema = columns.map(|columns| projection(&reader, columns)).transpose();
+    let schema = schema.map_err(|e| damaged(path, &e))?;
+    let mut rows =
+        RowIter::from_file_into(Box::new(reader)).project(schema).map_err(|e| damaged(path, &e))?;
     let path = path.to_owned();
     let mut number = 0;
     Ok(std::iter::from_fn(move || {
         number += 1;
-        let sample = guarded(|| rows.next().transpose())
-            .and_then(|row| row.map(sample).transpose())
-            .map_err(|e| usage(format!("{}: row {number}: {e}", path.display())));
-        sample.transpose()
+        let row = guarded(|| rows.next().transpose()).transpose()?;
+        let read = row.and_then(|row| {
+            let row = object(row.into_columns(), 0)?.to_string();
+            serde_json::from_str(&row).map_err(|e| anyhow!("{}: {e}", beginning(&row)))
+        });
+        let named = |e| usage(format!("{}: row {number}: {e:#}", path.display()));
+        Some(read.map(|row| (number, row)).map_err(named))
     }))
 }
 
@@ -96,64 +104,98 @@ fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
 }
 
 /// The file's schema without the columns that are not read.
-fn columns(reader: &SerializedFileReader<File>) -> Result<Type> {
+fn projection(reader: &SerializedFileReader<File>, columns: &[&str]) -> Result<Type> {
     let schema = reader.metadata().file_metadata().schema();
     let fields: Vec<Arc<Type>> =
-        schema.get_fields().iter().filter(|f| COLUMNS.contains(&f.name())).cloned().collect();
-    if !fields.iter().any(|field| field.name() == MESSAGES) {
-        return Err(anyhow!("no column `{MESSAGES}`: expected rows of role and content"));
-    }
+        schema.get_fields().iter().filter(|f| columns.contains(&f.name())).cloned().collect();
     Ok(Type::group_type_builder(schema.name()).with_fields(fields).build()?)
 }
 
-fn sample(row: Row) -> Result<Sample> {
-    let mut sample = Sample::default();
-    for (name, field) in row.into_columns() {
-        match (name.as_str(), field) {
-            (MESSAGES, Field::ListInternal(list)) => {
-                sample.messages = list.elements().iter().map(message).collect::<Result<_>>()?;
-            }
-            (MESSAGES, _) => return Err(anyhow!("`{MESSAGES}` is not a list")),
-            ("id", field) => sample.id = text(field),
-            (_, field) => sample.source = text(field),
+/// How a row begins, for a reader who sees no columns.
+fn beginning(row: &str) -> String {
+    match row.char_indices().nth(60) {
+        None => format!("{row} in JSON Lines"),
+        Some((end, _)) => format!("{}... in JSON Lines", &row[..end]),
+    }
+}
+
+/// Structs this deep and deeper have no key for what is null.
+const DEEP: usize = 2;
+
+/// A row or a struct, which lies in `depth` others, as JSON.
+fn object(columns: Vec<(String, Field)>, depth: usize) -> Result<Value> {
+    let mut keys = Map::new();
+    for (name, field) in columns {
+        if depth < DEEP || !matches!(field, Field::Null) {
+            let value =
+                json(field, depth + 1).map_err(|e| e.context(format!("column `{name}`")))?;
+            keys.insert(name, value);
         }
     }
-    Ok(sample)
+    Ok(Value::Object(keys))
 }
 
-fn message(field: &Field) -> Result<Message> {
-    let Field::Group(group) = field else { return Err(anyhow!("a message is not a struct")) };
-    let find = |name: &str| {
-        let value = group.get_column_iter().find(|(column, _)| *column == name);
-        value.and_then(|(_, field)| text(field.clone()))
-    };
-    let role = find("role").ok_or_else(|| anyhow!("a message has no role"))?;
-    Ok(Message::new(role, find("content").unwrap_or_default()))
-}
-
-/// A string, or a number as it is spelled; none where it is null.
-fn text(field: Field) -> Option<String> {
-    match field {
-        Field::Null => None,
-        Field::Str(text) => Some(text),
-        other => Some(other.to_string()),
-    }
+/// A field as JSON. Numbers that JSON has no exact form for are text.
+fn json(field: Field, depth: usize) -> Result<Value> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => value.into(),
+        Field::Byte(value) => value.into(),
+        Field::Short(value) => value.into(),
+        Field::Int(value) => value.into(),
+        Field::Long(value) => value.into(),
+        Field::UByte(value) => value.into(),
+        Field::UShort(value) => value.into(),
+        Field::UInt(value) => value.into(),
+        Field::ULong(value) => value.into(),
+        Field::Str(text) => Value::String(text),
+        // Columns of text that their writer did not call text.
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => Value::String(text.to_owned()),
+            Err(_) => return Err(anyhow!("it holds bytes that are no text (UTF-8)")),
+        },
+        Field::Double(value) if value.is_finite() => value.into(),
+        // In decimal, as it would stand in JSON: 0.1 and not 0.10000000149011612.
+        Field::Float(value) if value.is_finite() => {
+            value.to_string().parse::<f64>().expect("invariant: a number's own text").into()
+        }
+        Field::Group(row) => object(row.into_columns(), depth)?,
+        Field::ListInternal(list) => list
+            .elements()
+            .iter()
+            .cloned()
+            .map(|field| json(field, depth))
+            .collect::<Result<_>>()?,
+        Field::MapInternal(map) => {
+            let key = |key: &Field| match key {
+                Field::Str(text) => text.clone(),
+                other => other.to_string(),
+            };
+            object(map.entries().iter().map(|(k, v)| (key(k), v.clone())).collect(), depth)?
+        }
+        // Decimals, dates, times, and numbers that are not finite: their text.
+        other => Value::String(other.to_string()),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
+    use crate::data::jsonl;
+    use crate::data::sample::{Message, Sample};
 
     /// Two row groups of made-up rows, by scripts/golden/parquet_rows.py.
-    const GOLDEN: &str = "tests/golden/data/rows.parquet";
-
     fn golden() -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(GOLDEN)
+        golden_file("rows.parquet")
+    }
+
+    fn golden_file(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data").join(name)
     }
 
     fn read(path: &Path) -> Result<Vec<Sample>> {
-        rows(path)?.collect()
+        numbered_rows(path, None)?.map(|row| Ok(row?.1)).collect()
     }
 
     #[test]
@@ -171,6 +213,46 @@ mod tests {
         assert_eq!((&samples[1].id, &samples[1].source), (&None, &None));
         assert_eq!(samples[1].messages[1].content, "", "null content");
         assert_eq!(samples[2].messages.len(), 4, "turns stay together");
+    }
+
+    #[test]
+    fn every_codec_gives_the_same_rows() {
+        let rows = read(&golden()).unwrap();
+        for codec in ["none", "gzip", "brotli", "lz4", "zstd"] {
+            assert_eq!(
+                read(&golden_file(&format!("rows-{codec}.parquet"))).unwrap(),
+                rows,
+                "{codec}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_same_rows_in_json_lines_are_the_same_samples() {
+        let samples = read(&golden_file("turns.parquet")).unwrap();
+        assert_eq!(samples, jsonl::read::<Sample>(&golden_file("turns.jsonl")).unwrap());
+        assert_eq!(samples[0].id.as_deref(), Some("9007199254740993"));
+        assert_eq!(samples[0].messages[0], Message::new("user", "Wie viele?"));
+        assert!(!samples[0].messages[1].train && samples[1].messages[1].train);
+        assert_eq!(samples[1].messages[1].more["tool_calls"][0]["function"]["name"], "weather");
+    }
+
+    #[test]
+    fn text_in_binary_columns_is_text() {
+        let samples = read(&golden_file("bytes.parquet")).unwrap();
+        assert_eq!(samples[0].id.as_deref(), Some("7"));
+        assert_eq!(
+            samples[0].messages,
+            [Message::new("user", "ä"), Message::new("assistant", "b")]
+        );
+    }
+
+    #[test]
+    fn a_row_of_another_kind_is_shown_with_what_it_lacks() {
+        let error = numbered_rows::<crate::data::problem::Problem>(&golden(), None).unwrap().next();
+        let error = error.unwrap().unwrap_err().to_string();
+        assert!(error.contains("rows.parquet: row 1: {\"id\":\"a\""), "{error}");
+        assert!(error.contains("in JSON Lines: missing field `problem_id`"), "{error}");
     }
 
     #[test]

@@ -2,14 +2,18 @@
 //!
 //! Reads three spellings of the same thing: ours, the authors' (`input requirement`, `example`,
 //! `test`; github.com/141forever/CodeSeq) and, for ids, strings or integers. Inputs and outputs may be JSON
-//! numbers or strings and keep every digit.
+//! numbers or strings and keep every digit. Keys that are not known here are kept as they were written,
+//! for prompts, for reward programs and for files that problems are copied to.
 
+use super::columns::Columns;
 use crate::base::json::text;
 use crate::sandbox::Case;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::value::RawValue;
 
 /// One problem: a story that asks for a term of a sequence, examples, and hidden tests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Problem {
     /// Unique in its file.
     #[serde(deserialize_with = "text")]
@@ -17,10 +21,8 @@ pub struct Problem {
     /// The story; determines the sequence without naming it.
     #[serde(default)]
     pub description: String,
-    /// What the program reads.
     #[serde(default, alias = "input requirement")]
     pub input_requirement: String,
-    /// What the program prints.
     #[serde(default, alias = "output requirement")]
     pub output_requirement: String,
     /// Shown to the model.
@@ -41,18 +43,52 @@ pub struct Problem {
     /// The generator's family, for per-family tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<String>,
+    /// The row's other keys.
+    #[serde(flatten, skip_deserializing)]
+    pub columns: Columns,
+}
+
+/// The keys of a problem in all spellings.
+const KEYS: [&str; 14] = [
+    "problem_id",
+    "description",
+    "input_requirement",
+    "input requirement",
+    "output_requirement",
+    "output requirement",
+    "examples",
+    "example",
+    "tests",
+    "test",
+    "terms",
+    "offset",
+    "solvability",
+    "family",
+];
+
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Problem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let row = Box::<RawValue>::deserialize(deserializer)?;
+        let mut known = serde_json::Deserializer::from_str(row.get());
+        let mut problem = Self::deserialize(&mut known).map_err(de::Error::custom)?;
+        problem.columns = Columns::other_than(&KEYS, &row)?;
+        Ok(problem)
+    }
 }
 
 /// An example with the reason for its output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Example {
-    /// What the program reads.
     #[serde(deserialize_with = "text")]
     pub input: String,
-    /// What it prints.
     #[serde(deserialize_with = "text")]
     pub output: String,
-    /// Why.
     #[serde(default)]
     pub explanation: String,
 }
@@ -70,6 +106,22 @@ mod tests {
         assert_eq!(problem.problem_id, "45");
         assert_eq!(problem.input_requirement, "i");
         assert_eq!(problem.tests[0].output, "123456789012345678901234567890");
+    }
+
+    #[test]
+    fn keys_that_are_not_known_are_written_as_they_were_read() {
+        let line = r#"{"problem_id":"a","description":"","input_requirement":"","output_requirement":"","examples":[],"tests":[],"offset":0,"answer_key":{"gold": 12345678901234567890123},"level":1.50}"#;
+        let problem: Problem = serde_json::from_str(line).unwrap();
+        assert_eq!(serde_json::to_string(&problem).unwrap(), line);
+    }
+
+    #[test]
+    fn every_key_of_a_problem_is_known() {
+        let line = r#"{"problem_id":"a","tests":[],"terms":["1"],"solvability":0.5,"family":"f"}"#;
+        let problem: Problem = serde_json::from_str(line).unwrap();
+        let written = serde_json::to_value(&problem).unwrap();
+        assert!(written.as_object().unwrap().keys().all(|key| KEYS.contains(&key.as_str())));
+        assert_eq!(written.as_object().unwrap().len(), 10);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::base::fs::read_text;
 use crate::data::problem::Problem;
 use crate::data::sample::Sample;
 use crate::tokenizer::{FUEL, one_line};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, UndefinedBehavior, context};
 use sha2::{Digest, Sha256};
@@ -104,7 +104,8 @@ impl GtgPrompt {
 
     /// The text that the user's turn holds for `problem`.
     pub fn render(&self, problem: &Problem) -> Result<String> {
-        let context = context! { problem => Serde(problem) };
+        let shown = shown(problem).context("encoding a problem")?;
+        let context = context! { problem => Serde(shown) };
         self.0.render(context, || format!("problem {}", problem.problem_id))
     }
 
@@ -112,6 +113,18 @@ impl GtgPrompt {
     pub fn hash(&self) -> &str {
         self.0.hash()
     }
+}
+
+/// A problem as templates see it: integers that are too long for a number are their digits.
+fn shown(problem: &Problem) -> serde_json::Result<serde_json::Value> {
+    let mut shown = serde_json::to_value(problem)?;
+    for (key, written) in problem.columns.iter() {
+        let is_integer = written.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit());
+        if is_integer && written.parse::<i64>().is_err() {
+            shown[key] = written.to_owned().into();
+        }
+    }
+    Ok(shown)
 }
 
 /// The question whether a conversation is code.
@@ -143,6 +156,7 @@ impl CodePrompt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::columns::Columns;
     use crate::data::problem::Example;
     use crate::data::sample::Message;
 
@@ -167,6 +181,7 @@ mod tests {
             offset: 0,
             solvability: None,
             family: None,
+            columns: Columns::default(),
         }
     }
 

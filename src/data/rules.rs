@@ -24,12 +24,12 @@ pub const TULU3_CODE: [&str; 2] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OverLength {
-    /// It is left out and counted.
+    /// The sample is left out and counted.
     #[default]
     Drop,
     /// Its first tokens are kept; left out if none of them carries loss.
     Truncate,
-    /// It is an error.
+    /// The run stops.
     Refuse,
 }
 
@@ -58,14 +58,14 @@ pub enum Reason {
     Code,
     /// No token carries loss, or no assistant says anything.
     Empty,
-    /// Fewer tokens than the least.
+    /// The sample has fewer tokens than `min_length`.
     Short,
-    /// More tokens than the most.
+    /// The sample has more tokens than are allowed.
     Long,
 }
 
 impl Reason {
-    /// In words, for tables.
+    /// The reason as tables and logs name it.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Source => "of a dropped source",
@@ -125,11 +125,9 @@ impl Rules {
 /// What becomes of a tokenised sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// It stays as it is.
     Keep,
-    /// It stays, cut.
+    /// The sample stays, cut to the longest length.
     Truncate,
-    /// It goes.
     Drop(Reason),
 }
 
@@ -138,9 +136,8 @@ pub enum Decision {
 pub struct Counts {
     /// Samples in the files.
     pub read: u64,
-    /// Samples kept.
     pub kept: u64,
-    /// Of those, the ones that were cut.
+    /// Kept samples that were cut.
     pub truncated: u64,
     /// Tokens of the kept samples.
     pub tokens: u64,
@@ -148,12 +145,14 @@ pub struct Counts {
     pub learnt: u64,
     /// Samples left out, by reason.
     pub dropped: BTreeMap<Reason, u64>,
+    /// Samples kept with a key of a turn that the chat template does not use, by the key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unread: BTreeMap<String, u64>,
     /// Samples kept, by what the rows call their source.
     pub origins: BTreeMap<String, u64>,
 }
 
 impl Counts {
-    /// Counts a sample that is kept.
     pub fn keep(&mut self, sample: &Tokenized, origin: Option<&str>, is_cut: bool) {
         self.read += 1;
         self.kept += 1;
@@ -165,7 +164,6 @@ impl Counts {
         }
     }
 
-    /// Counts a sample that is left out.
     pub fn drop(&mut self, reason: Reason) {
         self.read += 1;
         *self.dropped.entry(reason).or_default() += 1;
@@ -185,6 +183,12 @@ impl Counts {
         }
         if self.truncated > 0 {
             text += &format!(", {} truncated", count(self.truncated));
+        }
+        if !self.unread.is_empty() {
+            let keys = self.unread.iter().map(|(key, &n)| format!("`{key}` in {}", count(n)));
+            let keys: Vec<String> = keys.collect();
+            text +=
+                &format!("; turns have keys that the template does not use: {}", keys.join(", "));
         }
         text
     }
@@ -266,5 +270,7 @@ mod tests {
         counts.drop(Reason::Long);
         assert_eq!((counts.read, counts.kept, counts.tokens, counts.learnt), (3, 1, 5, 4));
         assert_eq!(counts.describe(), "1 of 3 samples kept (1 too short, 1 too long), 1 truncated");
+        counts.unread.insert("name".to_owned(), 1);
+        assert!(counts.describe().ends_with("the template does not use: `name` in 1"));
     }
 }

@@ -31,7 +31,7 @@ pub struct DataConfig {
     /// Samples without anything to learn that may be skipped, in each source; one more is an error.
     #[serde(default)]
     pub max_empty: u64,
-    /// What weights are shares of.
+    /// What weights are shares of: samples or tokens.
     #[serde(default)]
     pub mix_by: MixBy,
     /// Samples to look through for one that fits into the rest of a row; 0 takes them as they come.
@@ -42,7 +42,6 @@ pub struct DataConfig {
     pub cache_dir: Option<PathBuf>,
 }
 
-/// A source of samples.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {

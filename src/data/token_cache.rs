@@ -19,6 +19,7 @@ use crate::tokenizer::{Message, Tokenized, Tokenizer};
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -28,7 +29,7 @@ const LARGE: u64 = 64 << 20;
 /// Tasks below this many samples take no bar.
 const WORTH_A_BAR: u64 = 20_000;
 /// Part of the key: changes with the meaning of what is stored.
-const VERSION: &[u8] = b"codeseq tokens 1";
+const VERSION: &[u8] = b"codeseq tokens 2";
 
 /// Tokenises one source.
 pub(crate) struct TokenCache<'a> {
@@ -37,7 +38,7 @@ pub(crate) struct TokenCache<'a> {
     max_empty: u64,
     code_answers: Option<&'a Path>,
     files: Vec<InputFile>,
-    /// Where the configuration wants it.
+    /// `data.cache_dir`.
     dir: Option<&'a Path>,
     tokenizer: &'a Tokenizer,
 }
@@ -51,7 +52,7 @@ struct Build<W> {
 
 /// What became of a row.
 enum Outcome {
-    Kept { sample: Tokenized, origin: Option<String>, is_cut: bool },
+    Kept { sample: Tokenized, origin: Option<String>, unread: BTreeSet<String>, is_cut: bool },
     Dropped(Reason),
 }
 
@@ -79,24 +80,39 @@ impl<'a> TokenCache<'a> {
     /// The tokens: from the cache, or made now.
     pub(crate) fn tokens(&self) -> Result<TokenFile> {
         let key = self.key()?;
-        let Some(path) = self.path(&key)? else {
-            let bytes = self.build(&key, Vec::new())?;
-            return Ok(TokenFile::from_bytes(bytes, &key).expect("invariant: just written"));
-        };
+        let Some(path) = self.path(&key)? else { return self.tokens_in_memory(&key) };
         match TokenFile::open(&path, &key) {
             Ok(tokens) => return Ok(tokens),
             Err(Stale::Absent) => {}
             Err(_) => tracing::warn!("{} is damaged and made anew", path.display()),
         }
-        self.build(&key, AtomicFile::create(&path)?)?.commit()?;
+        let file = match AtomicFile::create(&path) {
+            Ok(file) => file,
+            // A place that nobody chose.
+            Err(e) if self.dir.is_none() => {
+                tracing::warn!(
+                    "tokens are kept in memory and made anew by each start, as they cannot be stored \
+                     (data.cache_dir names another place): {e:#}"
+                );
+                return self.tokens_in_memory(&key);
+            }
+            Err(e) => return Err(e.context("data.cache_dir cannot be written")),
+        };
+        self.build(&key, file)?.commit().context("storing tokens in data.cache_dir")?;
         TokenFile::open(&path, &key)
             .map_err(|e| anyhow::anyhow!("{} cannot be read back: {e:?}", path.display()))
     }
 
-    /// What the cache says of these tokens, if it has them; they are not read themselves.
-    pub(crate) fn counts(&self) -> Result<Option<Counts>> {
+    fn tokens_in_memory(&self, key: &Hash) -> Result<TokenFile> {
+        let bytes = self.build(key, Vec::new())?;
+        Ok(TokenFile::from_bytes(bytes, key).expect("invariant: just written"))
+    }
+
+    /// What the cache says of these tokens, if it has them: counts, and the lengths of samples. They are not
+    /// read themselves.
+    pub(crate) fn summary(&self) -> Result<Option<(Counts, Vec<usize>)>> {
         let key = self.key()?;
-        Ok(self.path(&key)?.and_then(|path| TokenFile::read_counts(&path, &key).ok()))
+        Ok(self.path(&key)?.and_then(|path| TokenFile::read_summary(&path, &key).ok()))
     }
 
     /// Where the tokens are kept; nowhere where the inputs are small and nobody named a directory.
@@ -125,15 +141,17 @@ impl<'a> TokenCache<'a> {
         Ok(hash.finalize().into())
     }
 
-    /// What becomes of the first `most` rows of `file`, one of the source's.
-    pub(crate) fn counts_of_first(&self, file: &InputFile, most: usize) -> Result<Counts> {
-        let mut build = self.begin(std::io::sink())?;
+    /// The tokens of the first `most` rows of `file`, one of the source's.
+    pub(crate) fn first(&self, file: &InputFile, most: usize) -> Result<TokenFile> {
+        let mut build = self.begin(Vec::new())?;
         let rows = file.rows()?.take(most).collect::<Result<Vec<_>>>()?;
         self.add_rows(&mut build, file, 0, rows)?;
-        Ok(build.counts)
+        let key = Hash::default();
+        let bytes = build.writer.finish(&build.counts, &key)?;
+        Ok(TokenFile::from_bytes(bytes, &key).expect("invariant: just written"))
     }
 
-    /// Before the first row.
+    /// Begins with no rows.
     fn begin<W: Write>(&self, out: W) -> Result<Build<W>> {
         let answers = self.code_answers.map(CodeAnswers::read).transpose()?.unwrap_or_default();
         Ok(Build { answers, writer: TokenWriter::new(out), counts: Counts::default() })
@@ -191,21 +209,25 @@ impl<'a> TokenCache<'a> {
             }
             Line::Ids(_) => None,
         };
+        let unread = tokenized::unread_keys(&line, self.tokenizer)?;
         let mut sample = tokenized::encode(line, self.tokenizer)?;
         if sample.learnt() > 0 {
             sample.check_mask("conversation")?;
         }
         Ok(match self.rules.of_tokens(&mut sample)? {
             Decision::Drop(reason) => Outcome::Dropped(reason),
-            decision => Outcome::Kept { sample, origin, is_cut: decision == Decision::Truncate },
+            decision => {
+                Outcome::Kept { sample, origin, unread, is_cut: decision == Decision::Truncate }
+            }
         })
     }
 
     fn add<W: Write>(&self, outcome: Outcome, build: &mut Build<W>) -> Result<()> {
         let Build { writer, counts, .. } = build;
         match outcome {
-            Outcome::Kept { sample, origin, is_cut } => {
+            Outcome::Kept { sample, origin, unread, is_cut } => {
                 counts.keep(&sample, origin.as_deref(), is_cut);
+                unread.into_iter().for_each(|key| *counts.unread.entry(key).or_default() += 1);
                 writer.push(&sample)
             }
             Outcome::Dropped(reason) => {

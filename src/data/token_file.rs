@@ -46,7 +46,6 @@ impl<W: Write> TokenWriter<W> {
         Self { out, hash: Sha256::new(), num_ids: 0, runs: Vec::new(), index: Vec::new() }
     }
 
-    /// Adds a sample.
     pub fn push(&mut self, sample: &Tokenized) -> Result<()> {
         let ids: Vec<u8> = sample.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         self.write(&ids)?;
@@ -92,11 +91,11 @@ const WRITING: &str = "writing tokens";
 /// Why a block cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stale {
-    /// There is none.
+    /// The file does not exist.
     Absent,
-    /// It was made from something else.
+    /// The block was made from something else.
     OtherKey,
-    /// It is cut, changed, or of another version.
+    /// The block is cut, changed, or of another version.
     Damaged,
 }
 
@@ -140,12 +139,20 @@ impl TokenFile {
         Self::parse(Bytes::Owned(bytes), key)
     }
 
-    /// What the block in a file says of its samples, which are neither read nor checked.
-    pub fn read_counts(path: &Path, key: &Hash) -> Result<Counts, Stale> {
+    /// What the block in a file says of its samples, which are neither read nor checked: their counts and
+    /// their lengths.
+    pub fn read_summary(path: &Path, key: &Hash) -> Result<(Counts, Vec<usize>), Stale> {
         let file = File::open(path).map_err(|_| Stale::Absent)?;
         // SAFETY: as in `open`.
         let map = unsafe { Mmap::map(&file) }.map_err(|_| Stale::Damaged)?;
-        Parts::of(&map, key)?.counts(&map)
+        let parts = Parts::of(&map, key)?;
+        let entries = map[parts.index_at..parts.counts_at].chunks_exact(ENTRY);
+        let mut before = 0;
+        let lengths = entries.map(|entry| {
+            let end = u64_at(entry, 0);
+            end.saturating_sub(std::mem::replace(&mut before, end)) as usize
+        });
+        Ok((parts.counts(&map)?, lengths.collect()))
     }
 
     fn parse(bytes: Bytes, key: &Hash) -> Result<Self, Stale> {
@@ -161,12 +168,10 @@ impl TokenFile {
         Ok(Self { num_samples, runs_at, index_at, counts, checksum, bytes })
     }
 
-    /// How many samples there are.
     pub fn len(&self) -> usize {
         self.num_samples
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.num_samples == 0
     }
@@ -176,17 +181,15 @@ impl TokenFile {
         &self.counts
     }
 
-    /// Tells these samples from all others.
+    /// A hash that tells these samples from all others.
     pub fn checksum(&self) -> &Hash {
         &self.checksum
     }
 
-    /// Tokens of sample `index`.
     pub fn length(&self, index: usize) -> usize {
         self.range(index, 0).len()
     }
 
-    /// Sample `index`.
     pub fn sample(&self, index: usize) -> Tokenized {
         let input_ids = self.words(0, self.range(index, 0)).collect();
         let mut loss_mask = Vec::with_capacity(self.length(index));
@@ -196,12 +199,10 @@ impl TokenFile {
         Tokenized { input_ids, loss_mask }
     }
 
-    /// Tokens of the longest sample.
     pub fn longest(&self) -> usize {
         (0..self.len()).map(|index| self.length(index)).max().unwrap_or(0)
     }
 
-    /// All samples in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Tokenized> + '_ {
         (0..self.len()).map(|index| self.sample(index))
     }
@@ -305,6 +306,7 @@ mod tests {
         let bytes = writer.finish(&Counts::default(), &[7; 32]).unwrap();
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(open(&[7; 32]), None);
+        assert_eq!(TokenFile::read_summary(&path, &[7; 32]).unwrap().1, [2]);
         assert_eq!(open(&[8; 32]), Some(Stale::OtherKey));
         for place in 0..bytes.len() {
             let mut damaged = bytes.clone();

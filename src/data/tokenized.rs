@@ -1,54 +1,70 @@
-//! Samples as tokens, from either kind of file: conversations, or ids with labels made elsewhere.
-//!
-//! Contract: every sample that [`for_each`] gives has a loss mask that is neither empty nor full; one
-//! that breaks this, or that the tokenizer or its template refuses, is named by file and row.
+//! Rows of samples, conversations or ids with labels made elsewhere, and their tokens.
 
-use super::input::resolve;
 use super::sample::Sample;
 use crate::base::error::usage;
 use crate::tokenizer::{Tokenized, Tokenizer};
-use anyhow::{Context, Result};
-use rayon::prelude::*;
-use serde::{Deserialize, Deserializer, Serialize};
+use anyhow::Result;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
+use std::collections::BTreeSet;
 
 /// The label of a token without loss.
 pub const NO_LOSS: i64 = -100;
 
-/// A tokenised sample as it lies in a file (JSON Lines).
+/// A tokenised sample as it lies in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabelledIds {
-    /// The tokens.
     pub input_ids: Vec<u32>,
     /// The same tokens, or [`NO_LOSS`] where none is to be learnt.
     pub labels: Vec<i64>,
+    /// 1 for each token; padding is refused.
+    #[serde(default, skip_serializing)]
+    attention_mask: Vec<u8>,
 }
 
-/// One line of a file of samples.
+/// One row of a file of samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
-    /// A conversation.
     Sample(Sample),
     /// Tokens made elsewhere.
     Ids(LabelledIds),
 }
 
+impl Line {
+    /// The keys that are read of a row.
+    pub fn keys() -> Vec<&'static str> {
+        [&Sample::KEYS[..], &["input_ids", "labels", "attention_mask"]].concat()
+    }
+}
+
 impl<'de> Deserialize<'de> for Line {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = serde_json::Value::deserialize(deserializer)?;
-        // Not an untagged enum: its errors do not say which key is wrong.
-        if value.get("input_ids").is_some() {
-            serde_json::from_value(value).map(Self::Ids)
-        } else {
-            serde_json::from_value(value).map(Self::Sample)
+        #[derive(Deserialize)]
+        struct Kind {
+            input_ids: Option<IgnoredAny>,
         }
-        .map_err(serde::de::Error::custom)
+        let row = Box::<RawValue>::deserialize(deserializer)?;
+        let row = row.get();
+        // Not an untagged enum: its errors do not say which key is wrong.
+        match serde_json::from_str(row) {
+            Ok(Kind { input_ids: None }) => serde_json::from_str(row).map(Self::Sample),
+            Ok(Kind { input_ids: Some(_) }) => serde_json::from_str(row).map(Self::Ids),
+            Err(e) => Err(e),
+        }
+        .map_err(de::Error::custom)
     }
 }
 
 impl LabelledIds {
     /// Checks the labels against the tokens and turns them into a mask.
     fn into_tokenized(self, vocab_size: usize) -> Result<Tokenized> {
-        let Self { input_ids, labels } = self;
+        let Self { input_ids, labels, attention_mask } = self;
+        if let Some(i) = attention_mask.iter().position(|&is_seen| is_seen == 0) {
+            return Err(usage(format!(
+                "attention_mask[{i}] is 0: leave padding out, rows are packed without it"
+            )));
+        }
         if labels.len() != input_ids.len() {
             return Err(usage(format!(
                 "{} input_ids but {} labels: give each token a label, {NO_LOSS} for no loss",
@@ -73,6 +89,14 @@ impl LabelledIds {
     }
 }
 
+/// Which keys of a line's turns the chat template does not look at.
+pub fn unread_keys(line: &Line, tokenizer: &Tokenizer) -> Result<BTreeSet<String>> {
+    match line {
+        Line::Sample(sample) => tokenizer.unread_keys(&sample.messages),
+        Line::Ids(_) => Ok(BTreeSet::new()),
+    }
+}
+
 /// One line as tokens, whatever its mask.
 pub fn encode(line: Line, tokenizer: &Tokenizer) -> Result<Tokenized> {
     match line {
@@ -81,37 +105,11 @@ pub fn encode(line: Line, tokenizer: &Tokenizer) -> Result<Tokenized> {
     }
 }
 
-/// Reads and tokenizes every sample of a place (see [`super::input`]), in order, and hands each to
-/// `take`; only some are held at a time.
-pub fn for_each(
-    place: &str,
-    tokenizer: &Tokenizer,
-    mut take: impl FnMut(Tokenized) -> Result<()>,
-) -> Result<()> {
-    for file in resolve(place)? {
-        let mut number = 0;
-        file.for_each_chunk(|lines| {
-            let tokenized: Vec<Result<Tokenized>> = lines
-                .into_par_iter()
-                .map(|line| {
-                    let sample = encode(line, tokenizer)?;
-                    sample.check_mask("conversation").map(|()| sample)
-                })
-                .collect();
-            tokenized.into_iter().try_for_each(|sample| {
-                number += 1;
-                let name = || format!("{}: sample {number}", file.path().display());
-                take(sample.with_context(name)?)
-            })
-        })?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
+    use crate::data::input;
     use crate::tokenizer::bpe;
 
     fn load_text(text: &str) -> Result<Vec<Tokenized>> {
@@ -120,7 +118,7 @@ mod tests {
         let path = dir.path().join("samples.jsonl");
         std::fs::write(&path, text).unwrap();
         let mut samples = Vec::new();
-        for_each(path.to_str().unwrap(), &tokenizer, |sample| {
+        input::for_each(path.to_str().unwrap(), &tokenizer, |sample| {
             samples.push(sample);
             Ok(())
         })?;
@@ -146,13 +144,14 @@ mod tests {
             (r#"{"input_ids": [5, 6], "labels": [-100, 5]}"#, "labels[1]"),
             (r#"{"input_ids": [5, 99999], "labels": [-100, 99999]}"#, "input_ids[1]"),
             (r#"{"input_ids": [5, 6], "labels": [5, 6]}"#, "every token"),
+            (r#"{"input_ids": [0, 6], "labels": [-100, 6], "attention_mask": [0, 1]}"#, "padding"),
             (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "no token"),
             (r#"{"messages": [{"role": "bard", "content": "q"}]}"#, "unknown role"),
         ] {
             let error = load_text(line).unwrap_err();
             assert_eq!(exit_code(&error), 2, "{line}");
             let text = format!("{error:#}");
-            assert!(text.contains(reason) && text.contains("sample 1"), "{text}");
+            assert!(text.contains(reason) && text.contains("samples.jsonl: sample 1"), "{text}");
         }
     }
 }

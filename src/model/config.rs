@@ -36,9 +36,6 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// How the rotary frequencies were stretched.
     pub rope_scaling: Option<Llama3Scaling>,
-    /// The rotary frequencies change once a sequence is longer than `max_position_embeddings`
-    /// (dynamic NTK), so longer ones are refused ([`ModelConfig::check_length`]).
-    pub has_dynamic_rope: bool,
     /// Added to the mean square.
     pub rms_norm_eps: f32,
     /// The head is the embedding table.
@@ -102,7 +99,6 @@ impl ModelConfig {
             head_dim,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
-            has_dynamic_rope: rope.is_dynamic,
             rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, 0.0..=1.0)? as f32,
             tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
             qkv_bias: family.has_qkv_bias(),
@@ -119,17 +115,16 @@ impl ModelConfig {
         &self.json
     }
 
-    /// Refuses a sequence of `tokens` whose angles the decoder would not compute as transformers does.
+    /// Refuses a sequence that is longer than those the model was made for, in training, scoring and
+    /// generation alike. Positions beyond would be new to it, or, with dynamic scaling, change all others.
     pub fn check_length(&self, tokens: usize) -> Result<()> {
-        let limit = self.max_position_embeddings;
-        if self.has_dynamic_rope && tokens > limit {
-            return Err(usage(format!(
-                "a sequence of {tokens} tokens: beyond {limit} (max_position_embeddings) this \
-                 model's `rope_scaling` of type \"dynamic\" changes all positions, which is not \
-                 supported; use sequences of at most {limit} tokens"
-            )));
+        let positions = self.max_position_embeddings;
+        if tokens <= positions {
+            return Ok(());
         }
-        Ok(())
+        Err(usage(format!(
+            "{tokens} tokens, but the model has {positions} positions (max_position_embeddings)"
+        )))
     }
 }
 
@@ -186,19 +181,16 @@ mod tests {
     }
 
     #[test]
-    fn dynamic_rope_is_refused_only_where_it_would_scale() {
-        let text = LLAMA
-            .replace("LlamaForCausalLM", "InternLM2ForCausalLM")
-            .replace("\"llama\"", "\"internlm2\"")
-            .replace("null", r#"{"type": "dynamic", "factor": 2.0}"#)
-            .replace("\"vocab_size\"", "\"max_position_embeddings\": 64, \"vocab_size\"");
-        let config = ModelConfig::from_json(&text).unwrap();
-        assert_eq!(config.family.model_type, "internlm2");
-        assert!(config.check_length(64).is_ok());
-        let error = config.check_length(65).unwrap_err();
-        assert_eq!(crate::base::error::exit_code(&error), 2);
-        assert!(error.to_string().contains("dynamic"), "{error}");
-        assert!(ModelConfig::from_json(LLAMA).unwrap().check_length(1 << 20).is_ok());
+    fn a_sequence_beyond_the_models_positions_is_refused_with_and_without_scaling() {
+        let text =
+            LLAMA.replace("\"vocab_size\"", "\"max_position_embeddings\": 64, \"vocab_size\"");
+        for scaling in ["null", r#"{"type": "dynamic", "factor": 2.0}"#] {
+            let config = ModelConfig::from_json(&text.replace("null", scaling)).unwrap();
+            assert!(config.check_length(64).is_ok());
+            let error = config.check_length(65).unwrap_err();
+            assert_eq!(crate::base::error::exit_code(&error), 2);
+            assert!(error.to_string().contains("has 64 positions"), "{error}");
+        }
     }
 
     /// The Llama above with other values of some keys.

@@ -20,7 +20,6 @@ const THETA: RangeInclusive<f64> = 1.0..=1e15;
 pub(crate) struct RopeKeys {
     pub(crate) theta: f64,
     pub(crate) scaling: Option<Llama3Scaling>,
-    pub(crate) is_dynamic: bool,
 }
 
 /// Typed access to the keys of the JSON object, with errors that name the key; null is as good as missing.
@@ -93,7 +92,7 @@ impl<'a> Keys<'a> {
             .filter_map(|name| Some((name, self.get(name)?)))
             .find(|(_, dict)| dict.as_object().is_none_or(|keys| !keys.is_empty()));
         let Some((name, dict)) = dict else {
-            return Ok(RopeKeys { theta, scaling: None, is_dynamic: false });
+            return Ok(RopeKeys { theta, scaling: None });
         };
         let Some(entries) = dict.as_object() else {
             return Err(wrong(name, "an object or null", dict));
@@ -108,7 +107,7 @@ impl<'a> Keys<'a> {
             Some(value) => within(&path("rope_theta"), value, THETA)?,
             None => theta,
         };
-        let mut keys = RopeKeys { theta, scaling: None, is_dynamic: false };
+        let mut keys = RopeKeys { theta, scaling: None };
         let default = Value::from("default");
         let kind = rope.get("rope_type").or_else(|| rope.get("type")).unwrap_or(&default);
         match (kind.as_str(), rope.get("factor")) {
@@ -118,7 +117,8 @@ impl<'a> Keys<'a> {
                 return unsupported(&path("factor"), factor, "1.0");
             }
             (Some("llama3"), _) => keys.scaling = Some(self.llama3_scaling(name, rope)?),
-            (Some("dynamic"), _) => keys.is_dynamic = true,
+            // Scales beyond the positions only, and longer sequences are refused.
+            (Some("dynamic"), _) => {}
             _ => {
                 let supported =
                     "\"default\", \"llama3\", \"dynamic\", \"linear\" with a factor of 1.0";

@@ -215,7 +215,7 @@ fn sft_samples(config: &Config, judged: &[Judged], prompt: &GtgPrompt) -> Result
 /// Makes a conversation of a user's turn and its answer.
 fn turns(user: String, assistant: String) -> Vec<Message> {
     [("user", user), ("assistant", assistant)]
-        .map(|(role, content)| Message { role: role.to_owned(), content })
+        .map(|(role, content)| Message::new(role, content))
         .to_vec()
 }
 

@@ -5,6 +5,7 @@
 
 use super::family::Pattern;
 use super::keys::stream;
+use crate::data::columns::Columns;
 use crate::data::problem::{Example, Problem};
 use crate::sandbox::Case;
 use num_bigint::BigInt;
@@ -99,6 +100,7 @@ pub fn problem(pattern: &Pattern, inputs: &Inputs, seed: u64, telling: u64) -> P
         offset: family.start,
         solvability: None,
         family: Some(family.name.to_owned()),
+        columns: Columns::default(),
     }
 }
 

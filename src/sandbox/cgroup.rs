@@ -18,7 +18,6 @@ pub(crate) struct MemoryGroup {
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 impl MemoryGroup {
-    /// A group with room for `bytes`.
     pub(crate) fn create(bytes: u64) -> Option<Self> {
         let (parent, version) = own_group()?;
         sweep(&parent);

@@ -33,12 +33,28 @@ fn same_token(expected: &str, got: &str, tolerance: Option<f64>) -> bool {
         return e == g;
     }
     let Some(tolerance) = tolerance else { return false };
+    let (expected, got) = without_brackets(expected, got);
     match (expected.parse::<f64>(), got.parse::<f64>()) {
         (Ok(e), Ok(g)) if e.is_finite() && g.is_finite() => {
             (e - g).abs() <= tolerance * e.abs().max(1.0)
         }
         _ => false,
     }
+}
+
+/// Two tokens without the brackets and commas of a printed list that both have at the same end.
+fn without_brackets<'t>(mut a: &'t str, mut b: &'t str) -> (&'t str, &'t str) {
+    for mark in ['[', '('] {
+        while let (Some(rest), Some(other)) = (a.strip_prefix(mark), b.strip_prefix(mark)) {
+            (a, b) = (rest, other);
+        }
+    }
+    for mark in [',', ']', ')'] {
+        while let (Some(rest), Some(other)) = (a.strip_suffix(mark), b.strip_suffix(mark)) {
+            (a, b) = (rest, other);
+        }
+    }
+    (a, b)
 }
 
 /// Sign and digits without leading zeros; zero has no sign.
@@ -99,6 +115,9 @@ mod tests {
         assert!(!same_output("1", b"nan", Some(1.0)));
         assert!(!same_output("1e400", b"inf", Some(1.0)));
         assert!(same_output("2", b"2.0", Some(0.0)));
+        assert!(same_output("[0.333333, (1)]", b"[0.33333333, (1)]", Some(1e-6)));
+        assert!(!same_output("[0.333333, 1.0]", b"[0.33333333 1.0]", Some(1e-6)));
+        assert!(!same_output("[1]", b"1", Some(1e-6)));
         assert!(!same_output("123456789012", b"123456789013", Some(1e-3)), "integers are exact");
     }
 

@@ -1,7 +1,6 @@
 //! Reads the messages of a child. The child may be hostile by then: any bytes are possible, none
 //! may cost more than a bounded buffer, and none can do more than misreport the child's own case.
 
-/// What a child says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame {
     /// Sealed and waiting for the program; a single runner adds its report.
@@ -12,7 +11,6 @@ pub(crate) enum Frame {
     Error(Report),
     /// The program does not compile.
     Syntax(Report),
-    /// Memory ran out.
     Memory(Report),
 }
 
@@ -38,7 +36,6 @@ pub(crate) struct FrameReader {
 }
 
 impl FrameReader {
-    /// Adds bytes as they arrived.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }

@@ -6,6 +6,7 @@
 //! it answers requests itself in the fork server's language. It dies with its parent, and what it
 //! started dies with it. Reports what is in force; never panics on a kernel that refuses something.
 
+use super::reply::{Exit, Reply};
 use super::{layers, policy, sys};
 use anyhow::{Context, Result, bail};
 use landlock::{
@@ -15,11 +16,12 @@ use landlock::{
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The hidden first argument that makes the binary a launcher.
 pub(crate) const ARGUMENT: &str = "__judge-init";
@@ -85,7 +87,7 @@ fn run() {
     let control = control.as_fd();
     if let Err(e) = serve(control) {
         // The judge may be gone: then nobody is left to tell.
-        let _ = sys::send(control, format!("E{e:#}").as_bytes(), &[]);
+        let _ = Reply::Failed(format!("{e:#}")).send(control);
     }
 }
 
@@ -118,7 +120,7 @@ fn serve(stdin: BorrowedFd<'_>) -> Result<()> {
     }
     nix::sys::prctl::set_no_new_privs().context("setting no_new_privs")?;
     report.no_new_privs = true;
-    sys::send(stdin, &[b"L", &serde_json::to_vec(&report)?[..]].concat(), &[])?;
+    Reply::Launched(serde_json::to_vec(&report)?).send(stdin)?;
 
     let start = |channel: BorrowedFd<'_>| -> Result<libc::pid_t> {
         let dir = empty_dir.as_ref().map_or(null.as_fd(), AsFd::as_fd);
@@ -136,7 +138,7 @@ fn serve(stdin: BorrowedFd<'_>) -> Result<()> {
         match unsafe { fork(own_pids) }? {
             0 => {
                 if let Err(e) = become_python(&order, report.landlock_abi, files) {
-                    let _ = sys::send(stdin, format!("E{e:#}").as_bytes(), &[]);
+                    let _ = Reply::Failed(format!("{e:#}")).send(stdin);
                 }
                 std::process::exit(98)
             }
@@ -162,7 +164,7 @@ fn answer_requests(
         let pid = match start(channel.as_fd()) {
             Ok(pid) => pid,
             Err(e) => {
-                sys::send(control, format!("E{e:#}").as_bytes(), &[])?;
+                Reply::Failed(format!("{e:#}")).send(control)?;
                 continue;
             }
         };
@@ -174,14 +176,11 @@ fn answer_requests(
         }
         // SAFETY: the descriptor is new and valid.
         let handle = unsafe { OwnedFd::from_raw_fd(handle as RawFd) };
-        sys::send(control, b"P", &[handle.as_raw_fd()])?;
+        Reply::Child(handle).send(control)?;
         let (status, usage) = wait(pid)?;
-        let time = |t: libc::timeval| t.tv_sec * 1_000_000 + t.tv_usec;
-        let mut message = vec![b'X', 0, 0, 0];
-        message.extend_from_slice(&status.to_ne_bytes());
-        message.extend_from_slice(&(time(usage.ru_utime) + time(usage.ru_stime)).to_ne_bytes());
-        message.extend_from_slice(&usage.ru_maxrss.to_ne_bytes());
-        sys::send(control, &message, &[])?;
+        let time = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1_000);
+        let cpu = time(usage.ru_utime) + time(usage.ru_stime);
+        Reply::Ended(Exit { status, cpu, peak_kb: usage.ru_maxrss as u64 }).send(control)?;
     }
 }
 

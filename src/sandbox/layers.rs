@@ -8,7 +8,6 @@ use std::fmt;
 pub struct Layers {
     /// `fork_server` or `one_shot`.
     pub mode: String,
-    /// Version of the interpreter.
     pub python: String,
     /// Its real executable.
     pub python_path: String,
@@ -18,13 +17,11 @@ pub struct Layers {
     pub chroot: bool,
     /// Programs do not run as root (or run as the caller, who was not root).
     pub user_dropped: bool,
-    /// No capability is left.
     pub capabilities_dropped: bool,
     /// No program can gain rights by starting another.
     pub no_new_privs: bool,
     /// Landlock's version; 0 where the kernel has none.
     pub landlock_abi: u32,
-    /// System call filters.
     pub seccomp: bool,
     /// Resource limits (always).
     pub rlimits: bool,

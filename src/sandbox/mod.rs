@@ -21,6 +21,7 @@ mod outcome;
 mod policy;
 mod pool;
 mod python;
+mod reply;
 mod residue;
 mod server;
 mod supervise;

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 /// A program and the inputs of its cases. Expected outputs never come this far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// Python source.
     pub code: String,
     /// Standard input of each case.
     pub inputs: Vec<String>,
@@ -42,6 +41,15 @@ pub struct Limits {
     pub output_bytes: usize,
     /// Python's recursion limit at the start of a case (a program may raise its own).
     pub recursion: u32,
+    /// Whether a case's input is given as it is. Otherwise it ends in a line end, as a terminal's does.
+    pub raw_input: bool,
+}
+
+impl Limits {
+    /// CPU time after which the kernel ends a program that the supervisor could not, in whole seconds.
+    pub(crate) fn cpu_secs(&self) -> u64 {
+        self.cpu_ms_per_program.div_ceil(1000) + 1
+    }
 }
 
 impl Default for Limits {
@@ -53,6 +61,7 @@ impl Default for Limits {
             memory_mb: 512,
             output_bytes: 1 << 18,
             recursion: 1_000,
+            raw_input: false,
         }
     }
 }
@@ -85,7 +94,6 @@ pub enum Profile {
     Paper,
 }
 
-/// How programs get their process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -103,11 +111,8 @@ pub enum Mode {
 pub struct Options {
     /// Programs that run at the same time.
     pub workers: usize,
-    /// What each program may use.
     pub limits: Limits,
-    /// Which builtins programs find.
     pub profile: Profile,
-    /// How programs get their process.
     pub mode: Mode,
     /// Every case in its own process: no state at all passes between cases.
     pub isolate_cases: bool,

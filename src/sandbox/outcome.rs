@@ -7,23 +7,20 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// It printed something else than expected.
+    /// The program printed something else than expected.
     WrongAnswer,
     /// An exception nobody caught, or an exit code other than 0.
     RuntimeError,
     /// Python cannot compile it.
     SyntaxError,
-    /// The response has no code.
     NoCode,
-    /// It used its CPU time up.
+    /// The program used its CPU time up.
     CpuTime,
-    /// It slept or waited for too long.
+    /// The program slept or waited for too long.
     WallTime,
-    /// It asked for more memory than allowed.
     Memory,
-    /// It printed more than allowed.
     OutputLimit,
-    /// It tried what no program may: a refused import, file, process or system call.
+    /// The program tried what none may: a refused import, file, process or system call.
     Forbidden,
     /// A signal ended it.
     Killed,
@@ -49,9 +46,8 @@ impl fmt::Display for Reason {
 /// How one case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// By itself; its output is complete.
+    /// The program ended by itself; its output is complete.
     Finished,
-    /// It failed.
     Failed(Reason),
     /// The judge failed, not the program: never count it as a wrong answer.
     Infra,
@@ -60,22 +56,18 @@ pub enum Ending {
 /// What a program's own error said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProgramError {
-    /// Line in the program.
     pub line: Option<u32>,
     /// Type and text, as in a traceback's last line.
     pub message: String,
 }
 
-/// One case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CaseOutcome {
     /// How it ended.
     pub ending: Ending,
-    /// What it printed.
     pub output: Vec<u8>,
     /// Its error, or the judge's.
     pub error: Option<ProgramError>,
-    /// CPU time it used.
     pub cpu_ms: f64,
 }
 
@@ -84,7 +76,6 @@ pub struct CaseOutcome {
 pub struct Outcome {
     /// In the order of the inputs; as many as there were inputs.
     pub cases: Vec<CaseOutcome>,
-    /// CPU time of all cases.
     pub cpu_ms: f64,
     /// Some use came to half a limit or more: the verdict might differ on another machine.
     pub near_limit: bool,

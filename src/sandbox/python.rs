@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// The lowest version that works.
 pub(crate) const LOWEST_VERSION: (u32, u32) = (3, 9);
 
 /// How long an interpreter may take to say what it is.
@@ -116,7 +115,6 @@ pub(crate) const HIDDEN_MODULES: &[&str] = &[
 /// An interpreter that can judge.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PythonInfo {
-    /// The real executable.
     pub executable: PathBuf,
     /// Version, as in "3.11.2".
     pub version: String,

@@ -90,6 +90,34 @@ def drop_files_and_rights(settings):
     return done
 
 
+def adapt(settings):
+    """Makes what contest programs ask the system for work as far as it can.
+
+    Returns the call that sets limits, which programs do not have.
+    """
+    import _thread
+    import os
+    import resource
+    import threading
+
+    set_limit, set_stack_size = resource.setrlimit, threading.stack_size
+    most = settings["memory_bytes"] // 2
+
+    def setrlimit(which, limits):
+        # The main stack is large already. Other limits are the judge's.
+        if which != resource.RLIMIT_STACK:
+            raise PermissionError(1, "resource limits are the judge's")
+
+    def stack_size(*size):
+        return set_stack_size(*[min(n, most) for n in size])
+
+    resource.setrlimit = setrlimit
+    threading.stack_size = _thread.stack_size = stack_size
+    # The locale of the environment, for `setlocale(LC_ALL, "")`, is the one that needs no files.
+    os.environ["LANG"] = "C"
+    return set_limit
+
+
 class Native:
     """The few C calls that Python's own modules lack."""
 
@@ -159,6 +187,7 @@ def prepare(settings):
     if settings["seals_itself"] and native() is None:
         raise OSError("this Python has no ctypes")
     loaded = load(settings["modules"])
+    settings["set_limit"] = adapt(settings)
     atexit._clear()
     done = drop_files_and_rights(settings)
     sys.path[:] = []
@@ -175,7 +204,7 @@ def prepare(settings):
         ("RLIMIT_AS", settings["memory_bytes"]),
         ("RLIMIT_NOFILE", 32),
     ) + (() if settings["seccomp"] else (("RLIMIT_NPROC", 64),)):
-        resource.setrlimit(getattr(resource, name), (value, value))
+        settings["set_limit"](getattr(resource, name), (value, value))
     if native() is not None:
         # Changing the user cleared it.
         native().die_with_parent()
@@ -205,7 +234,7 @@ def seal(settings):
 
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu_secs = int(used.ru_utime + used.ru_stime) + settings["cpu_secs"]
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_secs, cpu_secs))
+    settings["set_limit"](resource.RLIMIT_CPU, (cpu_secs, cpu_secs))
     if native() is not None:
         native().die_with_parent()
         if settings["seccomp"] and not native().seccomp(settings["child_filter"]):

@@ -1,16 +1,16 @@
 //! A server: a launcher and, behind it, the prepared Python that forks children (or, one-shot, the
 //! Pythons it starts one by one).
 //!
-//! Both speak the same small language over a message socket: a descriptor asks for a child; "P" with
-//! a handle of the child, then "X" with how it ended; "E" with a text when something failed. Only
-//! the launcher and the server hold that socket, never a child. An error from here is the judge's
-//! own failure, never a program's; the server is then thrown away.
+//! Both speak the same small language over a message socket: a descriptor asks for a child, and a
+//! [`Reply`] says what became of it. Only the launcher and the server hold that socket, never a child. An
+//! error from here is the judge's own failure, never a program's; the server is then thrown away.
 
 use super::cgroup::MemoryGroup;
 use super::launcher::{self, Order};
 use super::layers::{Layers, seccomp_available};
 use super::options::{Limits, Options, Profile};
 use super::python::{HIDDEN_MODULES, MODULES, PythonInfo};
+use super::reply::{Exit, Reply};
 use super::{policy, sys};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -34,15 +34,6 @@ pub(crate) struct Plan {
     launcher: PathBuf,
 }
 
-/// How a child ended.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Exit {
-    /// As `wait` gives it.
-    pub(crate) status: i32,
-    pub(crate) cpu: Duration,
-    pub(crate) peak_kb: u64,
-}
-
 /// A running child, sealed or about to be.
 pub(crate) struct Child {
     pub(crate) pidfd: OwnedFd,
@@ -50,7 +41,6 @@ pub(crate) struct Child {
     pub(crate) channel: UnixStream,
 }
 
-/// A running server.
 pub(crate) struct Server {
     launcher: Process,
     pub(crate) control: OwnedFd,
@@ -71,9 +61,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const SERVER_BYTES: u64 = 64 << 20;
 const NOBODY: u32 = 65_534;
 const FAREWELL_MS: u32 = 100;
+const UNEXPECTED: &str = "the server did not answer as it should";
 
 impl Plan {
-    /// Prepares to start servers of the given kind.
     pub(crate) fn new(options: &Options, python: PythonInfo, one_shot: bool) -> Result<Self> {
         let launcher = match &options.launcher {
             Some(path) => path.clone(),
@@ -103,7 +93,7 @@ impl Plan {
             "child_filter": policy::to_hex(&filters.child),
             "file_bytes": limits.output_bytes + 1,
             "memory_bytes": limits.memory_mb << 20,
-            "cpu_secs": limits.cpu_ms_per_program.div_ceil(1000) + 1,
+            "cpu_secs": limits.cpu_secs(),
             "recursion": limits.recursion,
         }))?)
     }
@@ -154,7 +144,8 @@ impl Server {
         };
         let files = [readable_input.as_raw_fd(), self.output.as_raw_fd()];
         sys::send(self.control.as_fd(), &serde_json::to_vec(&order)?, &files)?;
-        let report: launcher::Report = serde_json::from_slice(&self.expect(b'L')?)?;
+        let Reply::Launched(report) = self.next_reply()? else { bail!(UNEXPECTED) };
+        let report: launcher::Report = serde_json::from_slice(&report)?;
         let settings = plan.settings(&report.namespaces, report.landlock_abi)?;
         let prepared: serde_json::Value = if plan.one_shot {
             self.settings = Some(settings);
@@ -164,7 +155,8 @@ impl Server {
             serde_json::from_slice(&hello)?
         } else {
             sys::send(self.control.as_fd(), &settings, &[])?;
-            serde_json::from_slice(&self.expect(b'R')?)?
+            let Reply::Ready(report) = self.next_reply()? else { bail!(UNEXPECTED) };
+            serde_json::from_slice(&report)?
         };
         let done = |key: &str| prepared[key].as_bool().unwrap_or(false);
         Ok(Layers {
@@ -190,12 +182,7 @@ impl Server {
         sys::send(self.control.as_fd(), b"F", &[theirs.as_raw_fd()])
             .context("asking for a child")?;
         drop(theirs);
-        let pidfd = self.next_message()?;
-        let pidfd = match (pidfd.0.first(), pidfd.1.into_iter().next()) {
-            (Some(b'P'), Some(pidfd)) => pidfd,
-            (Some(b'E'), _) => bail!("{}", String::from_utf8_lossy(&pidfd.0[1..])),
-            _ => bail!("the server did not answer as it should"),
-        };
+        let Reply::Child(pidfd) = self.next_reply()? else { bail!(UNEXPECTED) };
         let pid = sys::pid_of(pidfd.as_fd()).context("a child ended before it began")?;
         let mut child = Child { pidfd, pid, channel: ours };
         let hello = self.greet(&mut child)?;
@@ -225,31 +212,12 @@ impl Server {
 
     /// Waits for the child's end.
     pub(crate) fn exit(&mut self) -> Result<Exit> {
-        let bytes = self.expect_raw(b'X')?;
-        anyhow::ensure!(bytes.len() == 24, "the server did not answer as it should");
-        let long =
-            |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        Ok(Exit {
-            status: i32::from_ne_bytes(bytes[4..8].try_into().expect("four bytes")),
-            cpu: Duration::from_micros(long(8)),
-            peak_kb: long(16),
-        })
+        let Reply::Ended(exit) = self.next_reply()? else { bail!(UNEXPECTED) };
+        Ok(exit)
     }
 
-    fn expect(&mut self, kind: u8) -> Result<Vec<u8>> {
-        Ok(self.expect_raw(kind)?.split_off(1))
-    }
-
-    fn expect_raw(&mut self, kind: u8) -> Result<Vec<u8>> {
-        let (bytes, _) = self.next_message()?;
-        match bytes.first() {
-            Some(&found) if found == kind => Ok(bytes),
-            Some(b'E') => bail!("{}", String::from_utf8_lossy(&bytes[1..])),
-            _ => bail!("the server did not answer as it should"),
-        }
-    }
-
-    fn next_message(&mut self) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+    /// What the launcher or the server says next; an error where it says that something failed.
+    fn next_reply(&mut self) -> Result<Reply> {
         let timeout = PollTimeout::try_from(PATIENCE).context("a time-out out of range")?;
         let mut waiting = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
         let ready = loop {
@@ -259,9 +227,11 @@ impl Server {
             }
         };
         anyhow::ensure!(ready > 0, "the server does not answer");
-        let (bytes, fds) = sys::receive(self.control.as_fd(), 1 << 16)?;
-        anyhow::ensure!(!bytes.is_empty(), "the server ended");
-        Ok((bytes, fds))
+        match Reply::receive(self.control.as_fd())? {
+            Some(Reply::Failed(text)) => bail!("{text}"),
+            Some(reply) => Ok(reply),
+            None => bail!("the server ended"),
+        }
     }
 
     /// How many children the kernel has ended for want of memory in the control group.

@@ -3,8 +3,8 @@
 //!
 //! A case's input is in place before its turn, the next one's is not: the child never holds more. CPU
 //! time decides; it is read from the kernel while the child waits for its next case. Wall time is a
-//! backstop against sleeping: it leaves out what the child waited for a core and what this process
-//! itself overslept, and never ends a child that could run, so that load changes no verdict. Nothing
+//! backstop against sleeping: only time in which no thread of the child ran or could have run counts, so
+//! that load changes no verdict. Nothing
 //! here waits for a child without watching both: it may stop listening and talking as it likes. When a
 //! case ends the child, or leaves much memory behind, the next case gets a new one.
 
@@ -12,7 +12,8 @@ use super::channel::Channel;
 use super::frame::{Frame, Report};
 use super::options::Limits;
 use super::outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};
-use super::server::{Exit, Server};
+use super::reply::Exit;
+use super::server::Server;
 use super::{residue, sys};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -25,6 +26,10 @@ use std::time::{Duration, Instant};
 const OVERLOAD: u32 = 40;
 /// The shortest sleep between looks at a clock.
 const TICK: Duration = Duration::from_millis(1);
+/// The longest: so often a case that lasts is looked at, whether it sleeps.
+const LOOK: Duration = Duration::from_millis(20);
+/// A child that used this part of the time since the last look may have waited for a core all along.
+const BUSIEST: u32 = 20;
 /// A child whose address space grew by this part of the memory limit runs no further case.
 const MUCH_MEMORY: u64 = 16;
 
@@ -100,6 +105,9 @@ impl Run {
             server.output.set_len(0)?;
             server.input.set_len(0)?;
             server.input.write_all_at(input.as_bytes(), 0)?;
+            if !self.limits.raw_input && !input.is_empty() && !input.ends_with('\n') {
+                server.input.write_all_at(b"\n", input.len() as u64)?;
+            }
             channel.send(b"R");
             let event = self.watch(server, child.pid, &mut channel, clock)?;
             let now = match &event {
@@ -123,8 +131,8 @@ impl Run {
             if self.spent >= Duration::from_millis(self.limits.cpu_ms_per_program)
                 && turn + 1 < inputs.len()
             {
-                let why = "the program's CPU time is used up";
-                self.cases.push(CaseOutcome::failed(Ending::Failed(Reason::CpuTime), None, why));
+                let ending = Ending::Failed(Reason::CpuTime);
+                self.cases.push(CaseOutcome::failed(ending, None, &self.program_cpu_text()));
                 stop = Stop::Program;
                 break;
             }
@@ -163,8 +171,9 @@ impl Run {
         let cpu_limit = case_limit.min(program_left);
         let wall_limit = Duration::from_secs(self.limits.wall_secs_per_case);
         let began = Instant::now();
-        let mut overslept = Duration::ZERO;
-        let mut pause = cpu_limit;
+        let mut slept = Duration::ZERO;
+        let (mut looked, mut cpu_then) = (began, Duration::ZERO);
+        let mut pause = cpu_limit.min(LOOK);
         loop {
             match channel.next() {
                 // An answer to what it has not heard yet.
@@ -173,10 +182,7 @@ impl Run {
                 Ok(None) => {}
                 Err(_) => return Ok(Event::Garbage),
             }
-            let asleep = Instant::now();
-            let wait = pause.max(TICK);
-            let (is_ready, ended) = wait_for(server, channel, wait)?;
-            overslept += asleep.elapsed().saturating_sub(wait + Duration::from_millis(100));
+            let (is_ready, ended) = wait_for(server, channel, pause.max(TICK))?;
             if is_ready && channel.advance() {
                 continue;
             }
@@ -187,21 +193,25 @@ impl Run {
             if cpu >= cpu_limit {
                 return Ok(Event::Limit(Reason::CpuTime));
             }
-            let elapsed = began.elapsed().saturating_sub(overslept);
-            if elapsed > wall_limit * OVERLOAD {
+            let since = looked.elapsed();
+            if since >= LOOK {
+                if !sys::wants_core(pid) && (cpu - cpu_then) * BUSIEST < since {
+                    // Beyond that it was this process that slept.
+                    slept += since.min(LOOK * 2);
+                }
+                (looked, cpu_then) = (Instant::now(), cpu);
+            }
+            self.near |= slept * 2 >= wall_limit;
+            if slept >= wall_limit {
+                return Ok(Event::Limit(Reason::WallTime));
+            }
+            if began.elapsed() > wall_limit * OVERLOAD {
                 bail!(
-                    "the machine is overloaded: a case did not get {wall_limit:?} in {elapsed:?}"
+                    "the machine is overloaded: a case did not end in {:?}",
+                    wall_limit * OVERLOAD
                 );
             }
-            let mut left = wall_limit.saturating_sub(elapsed);
-            if left.is_zero() {
-                let (wants_core, waited) = sys::waits(pid);
-                left = wall_limit.saturating_sub(elapsed.saturating_sub(waited));
-                if left.is_zero() && !wants_core {
-                    return Ok(Event::Limit(Reason::WallTime));
-                }
-            }
-            pause = (cpu_limit - cpu).min(left.max(TICK * 10));
+            pause = (cpu_limit - cpu).min(LOOK);
         }
     }
 
@@ -220,23 +230,28 @@ impl Run {
         self.near |= printed * 2 >= cap;
         let mut output = vec![0; printed.min(cap) as usize];
         server.output.read_exact_at(&mut output, 0).context("reading a case's output")?;
-        let cpu_text = || format!("more than {} ms of CPU time", self.limits.cpu_ms_per_case);
+        let memory = format!("more than {} MB of memory", self.limits.memory_mb);
         let (ending, error) = match event {
-            _ if oom => fail(Reason::Memory, None, "ended by the memory control group"),
+            _ if oom => {
+                fail(Reason::Memory, None, &format!("{memory}: ended by the control group"))
+            }
             Event::Limit(reason @ Reason::WallTime) => {
-                self.near = true;
-                let text =
-                    format!("more than {} s without finishing", self.limits.wall_secs_per_case);
+                let text = format!("slept for {} s", self.limits.wall_secs_per_case);
                 fail(reason, None, &text)
             }
-            Event::Limit(reason) => fail(reason, None, &cpu_text()),
-            _ if used >= limit => fail(Reason::CpuTime, None, &cpu_text()),
+            _ if used >= limit => {
+                let text = format!("more than {} ms of CPU time", self.limits.cpu_ms_per_case);
+                fail(Reason::CpuTime, None, &text)
+            }
+            Event::Limit(reason) => fail(reason, None, &self.program_cpu_text()),
             _ if printed > cap => {
                 fail(Reason::OutputLimit, None, &format!("more than {cap} bytes of output"))
             }
             Event::Frame(Frame::Done) => (Ending::Finished, None),
             Event::Frame(Frame::Syntax(report)) => explain(Reason::SyntaxError, &report),
-            Event::Frame(Frame::Memory(report)) => explain(Reason::Memory, &report),
+            Event::Frame(Frame::Memory(report)) => {
+                fail(Reason::Memory, report.line, &format!("{} ({memory})", report.text()))
+            }
             Event::Frame(Frame::Error(report)) => explain(reason_of(&report), &report),
             Event::Frame(Frame::Hello(_)) | Event::Garbage => {
                 fail(Reason::Forbidden, None, "the program wrote to the judge's channel")
@@ -244,6 +259,10 @@ impl Run {
             Event::Exit(exit) => return self.by_exit(exit, output),
         };
         Ok(CaseOutcome { ending, output, error, cpu_ms: 0.0 })
+    }
+
+    fn program_cpu_text(&self) -> String {
+        format!("more than {} ms of CPU time in all cases together", self.limits.cpu_ms_per_program)
     }
 
     /// The child ended without a word: its status says why.
@@ -257,7 +276,10 @@ impl Run {
         } else {
             match WTERMSIG(exit.status) {
                 libc::SIGSYS => fail(Reason::Forbidden, None, "ended for a forbidden system call"),
-                libc::SIGXCPU => fail(Reason::CpuTime, None, "ended by the CPU limit"),
+                libc::SIGXCPU => {
+                    let text = format!("more than {} s of CPU time", self.limits.cpu_secs());
+                    fail(Reason::CpuTime, None, &text)
+                }
                 // Nothing in the sandbox can send it, and the limits were not reached.
                 libc::SIGKILL => bail!("something outside the judge ended a child"),
                 signal => {
@@ -285,10 +307,11 @@ fn wait_for(server: &Server, channel: &Channel, wait: Duration) -> Result<(bool,
 
 /// What the sandbox refuses reaches the program as one of these exceptions.
 fn reason_of(report: &Report) -> Reason {
-    let refused_call = report.kind == "PermissionError" && report.message.starts_with("[Errno 1]");
+    let refused_call = report.message.starts_with("[Errno 1] ");
     let refused_import =
         report.kind == "ModuleNotFoundError" && report.message.contains("is refused in the judge");
-    if refused_call || refused_import {
+    let refused_locale = report.kind == "Error" && report.message == "unsupported locale setting";
+    if refused_call || refused_import || refused_locale {
         Reason::Forbidden
     } else if report.kind == "OSError" && report.message.starts_with("[Errno 27]") {
         Reason::OutputLimit

@@ -100,21 +100,13 @@ pub(crate) fn address_space(pid: libc::pid_t) -> Option<u64> {
     Some(pages * u64::try_from(page_bytes).ok()?)
 }
 
-/// How a process's threads fare: whether one of them runs or could run, and how long the one that
-/// waited longest for a core has done so before (the kernel counts a wait once it is over). Where
-/// the kernel does not say, none and zero.
-pub(crate) fn waits(pid: libc::pid_t) -> (bool, Duration) {
+/// Whether one of a process's threads runs, or could run if it got a core. No where the kernel does not say.
+pub(crate) fn wants_core(pid: libc::pid_t) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let mut wants_core = false;
-    let mut longest = Duration::ZERO;
-    for thread in threads {
-        let read = |name| std::fs::read_to_string(thread.path().join(name)).unwrap_or_default();
-        let stat = read("stat");
+    threads.into_iter().any(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         // The state follows the name, which stands in parentheses.
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        wants_core |= matches!(state, Some('R' | 'D'));
-        let waited = read("schedstat").split_whitespace().nth(1).and_then(|n| n.parse().ok());
-        longest = longest.max(waited.map_or(Duration::ZERO, Duration::from_nanos));
-    }
-    (wants_core, longest)
+        matches!(state, Some('R' | 'D'))
+    })
 }

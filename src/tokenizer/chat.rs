@@ -5,37 +5,10 @@
 //! empty or covers everything is refused: training on it is a mistake that no loss curve shows.
 
 use super::Tokenizer;
+use super::message::Message;
 use crate::base::error::usage;
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
-
-/// Roles a conversation may have; templates skip others in silence.
-const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant` or `tool`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn of `role`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-
-    /// Refuses a role that no conversation has.
-    pub fn check_role(&self) -> Result<()> {
-        if ROLES.contains(&self.role.as_str()) {
-            return Ok(());
-        }
-        let known = ROLES.join(", ");
-        Err(usage(format!("unknown role {:?}: expected one of {known}", self.role)))
-    }
-}
+use std::ops::Range;
 
 /// A conversation as tokens; `loss_mask[i]` says whether token `i` is to be learnt.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -76,7 +49,9 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_sample`], whatever the mask.
     pub fn encode_masked(&self, messages: &[Message]) -> Result<Tokenized> {
         messages.iter().try_for_each(Message::check_role)?;
+        self.unread_keys(messages)?;
         let (text, spans) = self.template()?.render_with_spans(messages)?;
+        let spans = learnt_spans(messages, spans)?;
         let encoding = self.encoding(&text)?;
         let ranges = encoding.get_offsets();
         let mut loss_mask = vec![false; ranges.len()];
@@ -90,8 +65,26 @@ impl Tokenizer {
 
     /// The tokens that ask for the next assistant turn.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.unread_keys(messages)?;
         self.encode(&self.template()?.render(messages, true)?)
     }
+}
+
+/// The spans of the turns that are learnt, out of those of all assistants' turns.
+fn learnt_spans(messages: &[Message], spans: Vec<Range<usize>>) -> Result<Vec<Range<usize>>> {
+    let said: Vec<&Message> = messages.iter().filter(|message| message.is_assistant()).collect();
+    if said.iter().all(|message| message.train) {
+        return Ok(spans);
+    }
+    if said.len() != spans.len() {
+        return Err(usage(format!(
+            "the chat template marks {} stretches of {} assistant turns, so a turn cannot be left \
+             unlearnt (`train`, `weight`, `loss`)",
+            spans.len(),
+            said.len()
+        )));
+    }
+    Ok(spans.into_iter().zip(said).filter(|(_, turn)| turn.train).map(|(span, _)| span).collect())
 }
 
 #[cfg(test)]

@@ -10,10 +10,12 @@
 pub mod bpe;
 pub mod chat;
 mod json;
+mod message;
 mod targets;
 mod template;
 
-pub use chat::{Message, Tokenized};
+pub use chat::Tokenized;
+pub use message::Message;
 pub use template::ChatTemplate;
 pub(crate) use template::{FUEL, one_line};
 

@@ -10,7 +10,7 @@
 //! Source: the mask of transformers' `return_assistant_tokens_mask`, and prefix rendering as in
 //! TRL's prompt-completion data.
 
-use super::chat::Message;
+use super::message::Message;
 use super::template::{ChatTemplate, absent};
 use crate::base::error::usage;
 use anyhow::Result;

@@ -8,15 +8,17 @@
 //! left undefined on purpose: templates then use their fixed date, and a prompt never depends on the
 //! day.
 
-use super::chat::Message;
+use super::message::{Message, Watched};
 use super::{json, special_token};
 use crate::base::error::usage;
 use crate::base::fs::read_text;
 use anyhow::Result;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A model's chat template.
 pub struct ChatTemplate {
@@ -112,30 +114,41 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<(String, Vec<Range<usize>>)> {
         let (open, close) = sentinels(messages);
-        let turns: Vec<Value> = messages
-            .iter()
-            .map(|m| {
-                let fields = [("role", m.role.as_str()), ("content", m.content.as_str())];
-                Value::from_pairs(fields.map(|(k, v)| (k, Value::from(v))))
-            })
-            .collect();
+        let turns = messages.iter().map(Message::value).collect();
+        let text = self.fill(turns, add_generation_prompt, (&open, &close))?;
+        Ok(split_sentinels(&text, &open, &close))
+    }
+
+    /// Which keys of the turns, beside their own, the template does not look at.
+    pub(crate) fn unread_keys(&self, messages: &[Message]) -> Result<BTreeSet<String>> {
+        let watched: Vec<Arc<Watched>> = messages.iter().map(Watched::new).collect();
+        let turns = watched.iter().map(|turn| Value::from_dyn_object(turn.clone())).collect();
+        self.fill(turns, false, ("", ""))?;
+        let unread = watched.iter().zip(messages).flat_map(|(turn, message)| turn.unread(message));
+        Ok(unread.map(str::to_owned).collect())
+    }
+
+    fn fill(
+        &self,
+        turns: Vec<Value>,
+        add_generation_prompt: bool,
+        (open, close): (&str, &str),
+    ) -> Result<String> {
         let mut context = vec![
             ("messages", Value::from(turns)),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
             ("tools", Value::from(())),
             ("documents", Value::from(())),
-            (OPEN, Value::from(open.as_str())),
-            (CLOSE, Value::from(close.as_str())),
+            (OPEN, Value::from(open)),
+            (CLOSE, Value::from(close)),
         ];
         context.extend(self.special_tokens.iter().map(|(k, v)| (*k, Value::from(v.as_str()))));
-        let text = self
-            .environment
+        self.environment
             .get_template(NAME)
             .and_then(|template| template.render(Value::from_pairs(context)))
             .map_err(|e| {
                 usage(format!("{}: the chat template failed: {}", self.place, one_line(&e)))
-            })?;
-        Ok(split_sentinels(&text, &open, &close))
+            })
     }
 }
 
@@ -207,7 +220,11 @@ fn sentinels(messages: &[Message]) -> (String, String) {
 /// A private-use string that no message contains.
 pub(crate) fn absent(messages: &[Message]) -> String {
     let mut core = String::from("\u{e000}");
-    while messages.iter().any(|m| m.content.contains(&core) || m.role.contains(&core)) {
+    let holds = |m: &Message, core: &String| {
+        let more = || m.more.values().any(|value| value.to_string().contains(core));
+        m.content.contains(core) || m.role.contains(core) || more()
+    };
+    while messages.iter().any(|m| holds(m, &core)) {
         core.push('\u{e000}');
     }
     core

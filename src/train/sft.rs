@@ -19,7 +19,7 @@ use crate::plan::PlanConfig;
 use crate::run::metrics::{Row, mebibytes, row};
 use crate::run::{CheckpointConfig, RunConfig, RunDir};
 use crate::trainer::{MicroBatch, Trainer, Update};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -90,7 +90,8 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     let Config { seed, optim, schedule, ref train, ref checkpoint, .. } = *config;
     let start = Start::find(run, &config.model, seed)?;
     let dataset = config.data.open(&start.model.tokenizer)?;
-    start.model.decoder.config().check_length(dataset.longest())?;
+    let model = start.model.decoder.config();
+    model.check_length(dataset.longest()).context("the longest sample: lower data.max_length")?;
     let flops = ModelFlops::new(start.model.decoder.config());
     let (trainer, saved) = start.trainer(optim, schedule, train.total_steps, train.execution())?;
     let mut loader = dataset.loader(train.seq_len, seed, saved.unwrap_or_default())?;

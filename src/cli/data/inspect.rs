@@ -4,7 +4,7 @@ use crate::base::error::usage;
 use crate::base::terminal;
 use crate::checkpoint::hub::{self, Needs};
 use crate::cli::print;
-use crate::data::tokenized;
+use crate::data::input;
 use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::Result;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ pub fn run(args: Args) -> Result<()> {
     let is_coloured = terminal::is_coloured(&std::io::stdout());
     let style = if is_coloured { Style::Colours } else { Style::Brackets };
     let mut totals = Totals::default();
-    tokenized::for_each(&args.data, &tokenizer, |sample| {
+    input::for_each(&args.data, &tokenizer, |sample| {
         totals.add(&sample);
         if totals.samples > args.samples {
             return Ok(());

@@ -4,24 +4,24 @@
 use super::stats_mixture;
 use crate::base::error::usage;
 use crate::cli::print;
-use crate::data::input::{self, InputFile};
-use crate::data::jsonl;
+use crate::data::input;
 use crate::data::problem::Problem;
 use crate::data::prompt::GtgPrompt;
+use crate::data::rows;
 use crate::data::sample::Sample;
-use crate::data::tokenized::Line;
 use anyhow::Result;
-use serde::Deserialize;
+use serde::de::{self, IgnoredAny};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Samples or problems: a .jsonl file, one of samples in .parquet, a directory of them, or the name
-    /// of a data set on the Hub
+    /// Samples or problems: a .jsonl, .json or .parquet file, a directory of them, or the name of a data
+    /// set on the Hub
     #[arg(value_name = "PLACE", required_unless_present = "config")]
     places: Vec<String>,
     /// A configuration of `train sft`: its sources, what is left out and why, and how rows fill
@@ -47,19 +47,36 @@ pub fn run(args: Args) -> Result<()> {
     let mut text = String::new();
     for place in &args.places {
         for file in input::resolve(place)? {
-            let stats = Stats::read(&file, &prompt)?;
+            let stats = Stats::read(file.path(), &prompt)?;
             let _ = writeln!(text, "{}\n{}", file.path().display(), stats.text());
         }
     }
     print(text)
 }
 
-/// What a line may be.
-#[derive(Deserialize)]
-struct Probe {
-    messages: Option<Box<RawValue>>,
-    tests: Option<Box<RawValue>>,
-    test: Option<Box<RawValue>>,
+/// A row of a file.
+enum Row {
+    Sample(Sample),
+    Problem(Box<Problem>),
+}
+
+impl<'de> Deserialize<'de> for Row {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Kind {
+            tests: Option<IgnoredAny>,
+            test: Option<IgnoredAny>,
+        }
+        let row = Box::<RawValue>::deserialize(deserializer)?;
+        let read = match serde_json::from_str(row.get()) {
+            Ok(Kind { tests: None, test: None }) => {
+                serde_json::from_str(row.get()).map(Self::Sample)
+            }
+            Ok(_) => serde_json::from_str(row.get()).map(Self::Problem),
+            Err(e) => Err(e),
+        };
+        read.map_err(de::Error::custom)
+    }
 }
 
 #[derive(Default)]
@@ -76,37 +93,22 @@ struct Stats {
 }
 
 impl Stats {
-    fn read(file: &InputFile, prompt: &GtgPrompt) -> Result<Self> {
-        let path = file.path();
-        if file.is_parquet() {
-            return Self::of_samples(file);
-        }
-        let probes: Vec<Probe> = jsonl::read(path)?;
-        let mut stats = Self { rows: probes.len(), ..Self::default() };
-        if probes.iter().all(|p| p.messages.is_some()) {
-            for sample in jsonl::read::<Sample>(path)? {
-                stats.add_sample(sample);
-            }
-        } else if probes.iter().all(|p| p.tests.is_some() || p.test.is_some()) {
-            for problem in jsonl::read::<Problem>(path)? {
-                stats.add_problem(&problem, prompt)?;
-            }
-        } else {
-            return Err(usage(format!(
-                "{}: every line must be a sample (messages) or every line a problem (tests)",
-                path.display()
-            )));
-        }
-        Ok(stats)
-    }
-
-    fn of_samples(file: &InputFile) -> Result<Self> {
+    fn read(path: &Path, prompt: &GtgPrompt) -> Result<Self> {
         let mut stats = Self::default();
-        for line in file.rows()? {
-            if let Line::Sample(sample) = line? {
-                stats.rows += 1;
-                stats.add_sample(sample);
+        for row in rows::rows::<Row>(path)? {
+            stats.rows += 1;
+            match row? {
+                Row::Sample(sample) => stats.add_sample(sample),
+                Row::Problem(problem) => stats.add_problem(&problem, prompt)?,
             }
+        }
+        let problems: usize = stats.tests.values().sum();
+        if problems > 0 && problems < stats.rows {
+            return Err(usage(format!(
+                "{}: {problems} of {} rows are problems (tests), the others samples (messages)",
+                path.display(),
+                stats.rows
+            )));
         }
         Ok(stats)
     }

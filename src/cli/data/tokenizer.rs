@@ -3,7 +3,7 @@
 use crate::base::error::usage;
 use crate::base::fs::{check_new_dir, write_dir_atomic};
 use crate::cli::print;
-use crate::data::jsonl;
+use crate::data::rows;
 use crate::data::sample::{Message, Sample};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::bpe::{self, BpeOptions};
@@ -32,7 +32,7 @@ pub fn run(args: Args) -> Result<()> {
     check_new_dir(&args.out)?;
     let mut conversations: Vec<Vec<Message>> = Vec::new();
     for path in &args.from {
-        let samples: Vec<Sample> = jsonl::read(path)?;
+        let samples: Vec<Sample> = rows::read(path)?;
         conversations.extend(samples.into_iter().map(|sample| sample.messages));
     }
     if conversations.is_empty() {

@@ -8,8 +8,8 @@ use crate::base::error::usage;
 use crate::base::limits::{refuse_outside, refuse_product, refuse_sizes};
 use crate::checkpoint::ModelSource;
 use crate::config::{self, Profile, Resolved};
-use crate::data::jsonl;
 use crate::data::problem::Problem;
+use crate::data::rows;
 use crate::engine::{EngineConfig, check_temperature};
 use crate::model::{BatchSize, Precision, Recompute};
 use crate::objective::{Aggregation, Totals, grpo::LossConfig};
@@ -266,7 +266,7 @@ impl Config {
     ) -> Result<Box<dyn Task + 'j>> {
         let mut problems = Vec::new();
         for file in files {
-            problems.extend(jsonl::read::<Problem>(file)?);
+            problems.extend(rows::read::<Problem>(file)?);
         }
         problems.truncate(most.unwrap_or(usize::MAX));
         self.task.open(problems, self.prompt.as_deref(), judge)
