@@ -76,7 +76,9 @@ fn cuda_the_check_of_a_gpu_machine_runs_to_its_end_on_the_emulated_driver() {
     assert_eq!(numbers["is_emulated"], true);
     assert!(numbers["lines"][0]["milliseconds"].as_f64().unwrap() > 0.0);
     let operations = read("correctness.txt");
-    for family in ["rms_norm", "logprob", "embedding", "rope", "swiglu", "attention", "decoding"] {
+    for family in
+        ["rms_norm", "head_norm", "logprob", "embedding", "rope", "swiglu", "attention", "decoding"]
+    {
         assert!(operations.contains(&format!("right    {family}")), "{family}\n{operations}");
     }
     for family in ["products", "adamw", "flat buffers", "sampling", "repetition penalty"] {

@@ -136,7 +136,8 @@ fn assert_close(format: HalfFormat, most: f64, mean: f64) {
         |temperature, top_k, top_p| SamplingParams { temperature, top_k, top_p, ..sampling() };
     let choosy = SamplingParams { min_p: 0.05, repetition_penalty: 1.3, ..sampling() };
     let padded = SamplingParams { vocab_size: 90, ..sampling() };
-    for tiny in [Tiny::of(format, "llama", true), Tiny::of(format, "qwen2", false)] {
+    for (kind, is_tied) in [("llama", true), ("qwen2", false), ("qwen3", false)] {
+        let tiny = Tiny::of(format, kind, is_tied);
         let Some(mut model) = tiny.on_gpu() else { return };
         for sampling in [
             with(1.0, 0, 1.0),

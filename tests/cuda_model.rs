@@ -43,7 +43,7 @@ fn cuda_scores_alone_are_those_of_training() {
 
 #[test]
 fn cuda_gradients_have_the_same_bits_every_time_whatever_is_recomputed() {
-    for kind in [MODELS[0], MODELS[1]] {
+    for kind in [MODELS[0], MODELS[1], MODELS[3]] {
         let decoder = decoder(kind);
         let params = parameters(&decoder);
         let Some(mut model) = model(&decoder, &params) else { return };

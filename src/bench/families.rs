@@ -36,11 +36,12 @@ pub enum Family {
 }
 
 /// Beginnings of the names of a family's operations.
-const NAMES: [(&str, Family); 16] = [
+const NAMES: [(&str, Family); 17] = [
     ("product", Family::Products),
     ("attention", Family::Attention),
     ("cuDNN attention", Family::Attention),
     ("rms_norm", Family::Norms),
+    ("head_norm", Family::Norms),
     ("column_partials", Family::Norms),
     ("add_column_sums", Family::Norms),
     ("rope", Family::Rope),
@@ -187,7 +188,13 @@ impl MicroStep<'_> {
                 // The first reads x and writes y; two of each layer also read and write the residual
                 // stream. Backwards each reads x, dy and dx, and writes y and dx, the last no dx before.
                 let forward = row * (2.0 + 8.0 * layers + 6.0 * again);
-                forward + (row * 10.0 + bias) * layers + row * 4.0
+                let norms = forward + (row * 10.0 + bias) * layers + row * 4.0;
+                if !c.has_head_norm {
+                    return norms;
+                }
+                // Rows read and written; backwards those of queries and keys, and their gradients.
+                let (forward, backward) = (Work::narrow(2.0 * tokens * qkv), 3.0 * tokens * turned);
+                norms + forward * forwards + Work::narrow(backward) * layers
             }
             Family::Rope => {
                 let moved = if self.has_cudnn { qkv } else { turned };

@@ -13,12 +13,12 @@ use crate::base::rng;
 use crate::cuda::gemm::{Linear, Start};
 use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Forward, tiles};
-use crate::cuda::kernels::column_sums::PARTS;
+use crate::cuda::kernels::column_sums::{PARTS, SumOverRows};
 use crate::cuda::kernels::decode::{Cache, partials_len};
 use crate::cuda::kernels::flat::Flat;
 use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
 use crate::cuda::kernels::prompt;
-use crate::cuda::kernels::rms_norm::Norm;
+use crate::cuda::kernels::rms_norm::{Norm, NormBackward};
 use crate::cuda::kernels::rope::{Angles, BLOCK_TOKENS, Direction, Heads};
 use crate::cuda::kernels::sample::{Kinds, RowSampling, Rows, Sampling};
 use crate::cuda::{DeviceBuffer, Gpu, Half, Phase, Stream, Tools};
@@ -183,14 +183,19 @@ impl Bench<'_> {
         let (stream, kernels) = (self.stream, &self.tools.kernels);
         let forward = self.clock.time(stream, || {
             let (sum, y) = (sum.slice_mut(), y.slice_mut());
-            kernels.rms_norm.forward_sum(stream, norm, (x.slice(), x.slice()), sum, y)
+            kernels.rms_norm.forward_sum(stream, norm, x.slice(), x.slice(), sum, y)
         })?;
         let mut partials = phase.take::<f32>("partial sums", PARTS * hidden)?;
         let mut gradient = phase.take::<f32>("gradient", hidden)?;
         let backward = self.clock.time(stream, || {
-            let (dy, dx, partials) = (y.slice_mut(), sum.slice_mut(), partials.slice_mut());
-            let gradient = (&kernels.column_sums, gradient.slice_mut());
-            kernels.rms_norm.backward(stream, norm, x.slice(), dy, (dx, true), partials, gradient)
+            let (dy, dx) = (y.slice_mut(), sum.slice_mut());
+            let rows = NormBackward { x: x.slice(), dy, dx, adds: true };
+            let weight = SumOverRows {
+                kernels: &kernels.column_sums,
+                partials: partials.slice_mut(),
+                gradient: gradient.slice_mut(),
+            };
+            kernels.rms_norm.backward(stream, norm, rows, weight)
         })?;
         self.line("rms_norm with residual", forward, 2 * 4 * len, 0.0);
         self.line("rms_norm backward", backward, 2 * 5 * len, 0.0);

@@ -23,7 +23,12 @@ const VOCAB: usize = 96;
 
 /// Compares all of them on device `ordinal`, with a little memory.
 pub(crate) fn check(ordinal: usize, format: HalfFormat, checks: &mut Vec<Check>) -> Result<()> {
-    let families = [("llama", true, 64, 32), ("qwen2", false, 232, 64), ("llama", false, 136, 128)];
+    let families = [
+        ("llama", true, 64, 32),
+        ("qwen2", false, 232, 64),
+        ("llama", false, 136, 128),
+        ("qwen3", false, 136, 64),
+    ];
     for (kind, is_tied, hidden, dim) in families {
         let text = format!(
             r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": {hidden},

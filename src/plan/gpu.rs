@@ -112,7 +112,10 @@ pub(crate) fn training(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
     // Places, and the rows of each, by value.
     let row_list = |count: usize| 2 * words(count) + words(count + 1);
     let residual = matrix(rows, hidden);
+    let (before_norm, head_norm) =
+        if config.has_head_norm { (matrix(rows, qkv), 2 * config.head_dim) } else { (0, 0) };
     let layer = matrix(rows, qkv)
+        + before_norm
         + matrix(rows, width)
         + words(rows * heads)
         + residual
@@ -129,7 +132,7 @@ pub(crate) fn training(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
                 + matrix(rows, hidden.max(width))
                 + matrix(rows, inner)
                 + matrix(rows, qkv)
-                + words(COLUMN_SUMS * hidden.max(bias)),
+                + words(COLUMN_SUMS * hidden.max(bias).max(head_norm)),
         ),
         (
             "chunk of logits",
@@ -234,6 +237,7 @@ mod tests {
         let shapes = [
             ("llama", 128_256, 4096, 14_336, 32, 32, 8),
             ("qwen2", 152_064, 3584, 18_944, 28, 28, 4),
+            ("qwen3", 151_936, 4096, 12_288, 36, 32, 8),
             ("llama", 1536, 192, 512, 5, 6, 2),
         ];
         for (kind, vocab, hidden, inner, layers, heads, kv_heads) in shapes {

@@ -20,10 +20,10 @@ pub(super) const LENGTHS: [usize; 6] = [37, 1, 0, 150, 3, 64];
 
 pub(super) const SIZE: BatchSize = BatchSize { tokens: 300, longest: 150, targets: 300 };
 
-/// Families of models: with and without biases, with and without a head of its own, and with attention
+/// Families of models: with and without biases, with and without norms of heads, with and without a head of its own, and with attention
 /// wider and narrower than the residual stream.
-pub(super) const MODELS: [(&str, bool, usize); 3] =
-    [("llama", true, 64), ("qwen2", false, 232), ("llama", false, 136)];
+pub(super) const MODELS: [(&str, bool, usize); 4] =
+    [("llama", true, 64), ("qwen2", false, 232), ("llama", false, 136), ("qwen3", true, 136)];
 
 /// Weights small enough that the rounding of bf16 does not grow from layer to layer: PyTorch's own bf16
 /// on such models stays within the tolerances here, and with 0.1 it does not.

@@ -42,6 +42,9 @@ FAMILY(fill) {
 FAMILY(flat) {
 #include "../../kernels/flat.cu"
 }
+FAMILY(head_norm) {
+#include "../../kernels/head_norm.cu"
+}
 FAMILY(logprob) {
 #include "../../kernels/logprob.cu"
 }
@@ -120,6 +123,8 @@ const Kernels& bf16_kernels() {
         KERNEL(flat, widen_half),
         KERNEL(flat, narrow_to_half),
         KERNEL(flat, accumulate),
+        KERNEL(head_norm, head_norm),
+        KERNEL(head_norm, head_norm_backward),
         KERNEL(logprob, logprob_half),
         KERNEL(logprob, logprob_f32),
         KERNEL(logprob, logprob_backward_half),

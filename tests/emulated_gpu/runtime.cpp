@@ -294,13 +294,14 @@ struct EmulatedBuffer {
 const char* emulate(const char* kernel, bool is_fp16, const unsigned grid[2], unsigned block, void** arguments,
                     const EmulatedBuffer* buffers, size_t count, unsigned order) {
     failure.clear();
+    // Of the launch before, whose memory may be somebody else's by now: also of what comes next.
+    regions.clear();
     const Kernels& kernels = is_fp16 ? fp16_kernels() : bf16_kernels();
     auto found = kernels.find(kernel);
     if (found == kernels.end()) return (failure = std::string("no kernel ") + kernel).c_str();
     if (block == 0 || block > MOST_THREADS || block % WARP != 0) {
         return (failure = "a block is whole warps of at most 1024 threads").c_str();
     }
-    regions.clear();
     if (__start_emulated_shared) {
         size_t bytes = __stop_emulated_shared - __start_emulated_shared;
         regions.push_back({__start_emulated_shared, bytes, true, std::vector<Cell>(bytes / GRAIN + 1)});

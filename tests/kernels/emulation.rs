@@ -105,20 +105,21 @@ fn build() -> Option<PathBuf> {
         std::io::stderr().write_all(skipped).unwrap();
         return None;
     };
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let emulation = root.join("tests/emulated_gpu");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = folder.join("libkernels.so");
     let changed = |file: &Path| file.metadata().and_then(|m| m.modified()).ok();
     let files =
         |folder: PathBuf| std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
-    let sources = files(kernels.clone()).chain(files(kernels.join("emulation")));
+    let sources = files(root.join("kernels")).chain(files(emulation.clone()));
     let newest: Option<SystemTime> = sources.map(|file| changed(&file)).max().flatten();
     if changed(&library) > newest {
         return Some(library);
     }
     let run = |arguments: &[&str], source: &str, out: &Path| {
         let mut command = Command::new(&compiler);
-        let source = kernels.join("emulation").join(source);
+        let source = emulation.join(source);
         command.args(["-std=c++20", "-O2", "-fPIC", "-Wall", "-U_FORTIFY_SOURCE"]).args(arguments);
         let output = command.arg(source).arg("-o").arg(out).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

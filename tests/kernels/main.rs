@@ -51,11 +51,11 @@ fn the_emulation_finds_the_usual_mistakes() {
 
 #[test]
 fn every_source_of_kernels_is_in_the_emulation() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let library = std::fs::read_to_string(folder.join("emulation/library.cpp")).unwrap();
-    for file in std::fs::read_dir(folder).unwrap() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let library = std::fs::read_to_string(root.join("tests/emulated_gpu/library.cpp")).unwrap();
+    for file in std::fs::read_dir(root.join("kernels")).unwrap() {
         let name = file.unwrap().file_name().into_string().unwrap();
-        let is_there = library.contains(&format!("#include \"../{name}\""));
+        let is_there = library.contains(&format!("#include \"../../kernels/{name}\""));
         assert!(is_there || !name.ends_with(".cu"), "{name} is missing in library.cpp");
     }
 }

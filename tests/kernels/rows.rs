@@ -2,9 +2,10 @@
 
 use crate::compare::{FORMATS, WIDE, assert_close, bits, on_every_order};
 use crate::cuda::half::{Half, HalfFormat};
-use crate::cuda::kernels::column_sums::{PARTS, parts};
+use crate::cuda::kernels::column_sums::{PARTS, SumOverRows, parts};
 use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
-use crate::cuda::kernels::rms_norm::Norm;
+use crate::cuda::kernels::rms_norm::{Norm, NormBackward};
+use crate::cuda::kernels::rope::Heads;
 use codeseq::ops;
 
 const EPS: f32 = 1e-5;
@@ -41,10 +42,10 @@ fn rms_norm_adds_the_residual_and_normalises_the_rounded_sum() {
                     let [mut plain, mut sum, mut y, mut again] =
                         [(); 4].map(|()| gpu.poisoned::<Half>(rows * width));
                     kernels.forward(stream, norm, source.slice(), plain.slice_mut()).unwrap();
-                    let pair = (source.slice(), residual.slice());
                     let (outputs, y_again) = ((sum.slice_mut(), y.slice_mut()), again.slice_mut());
-                    kernels.forward_sum(stream, norm, pair, outputs.0, outputs.1).unwrap();
                     let residual = residual.slice();
+                    let x = source.slice();
+                    kernels.forward_sum(stream, norm, x, residual, outputs.0, outputs.1).unwrap();
                     kernels
                         .forward_add(stream, norm, source.slice_mut(), residual, y_again)
                         .unwrap();
@@ -91,16 +92,19 @@ fn rms_norm_backward_gives_both_gradients_and_the_output() {
                             let mut dy = gpu.put(&dy);
                             let mut dx =
                                 if adds { gpu.put(&before) } else { gpu.poisoned(rows * width) };
-                            let (y, dx_) = (dy.slice_mut(), (dx.slice_mut(), adds));
-                            let (x, partials) = (x.slice(), partials.slice_mut());
+                            let (x, y, dx_) = (x.slice(), dy.slice_mut(), dx.slice_mut());
+                            let rows = NormBackward { x, dy: y, dx: dx_, adds };
+                            let partials = partials.slice_mut();
                             match wide {
                                 true => {
-                                    let gradient = (sums, d_weight.slice_mut());
-                                    kernels.backward(stream, norm, x, y, dx_, partials, gradient)
+                                    let gradient = d_weight.slice_mut();
+                                    let sum = SumOverRows { kernels: sums, partials, gradient };
+                                    kernels.backward(stream, norm, rows, sum)
                                 }
                                 false => {
-                                    let gradient = (sums, short_d_weight.slice_mut());
-                                    kernels.backward(stream, norm, x, y, dx_, partials, gradient)
+                                    let gradient = short_d_weight.slice_mut();
+                                    let sum = SumOverRows { kernels: sums, partials, gradient };
+                                    kernels.backward(stream, norm, rows, sum)
                                 }
                             }
                             .unwrap();
@@ -130,6 +134,55 @@ fn rms_norm_backward_gives_both_gradients_and_the_output() {
                     },
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn head_norm_normalises_every_query_head_and_key_head() {
+    for format in FORMATS {
+        for (queries, keys, dim, rows) in [(32, 8, 128, 3), (6, 2, 32, 17), (3, 1, 64, PARTS + 37)]
+        {
+            let heads = Heads { queries, keys, dim };
+            let x = format.normal(24, rows * heads.row(), 2.0);
+            let (d_out, weight) =
+                (format.normal(25, rows * heads.row(), 1.0), format.normal(26, 2 * dim, 1.0));
+            let d_weight_before = format.normal(27, 2 * dim, 1.0);
+            on_every_order(
+                format,
+                |gpu| {
+                    let (kernels, stream) = (&gpu.kernels.head_norm, &gpu.stream);
+                    let weight = gpu.put(&weight);
+                    let norm = Norm { weight: weight.slice(), eps: EPS };
+                    let (mut source, mut y) = (gpu.put(&x), gpu.poisoned::<Half>(x.len()));
+                    kernels.forward(stream, heads, norm, source.slice(), y.slice_mut()).unwrap();
+                    let mut d_qkv = gpu.put(&d_out);
+                    let mut partials = gpu.poisoned(PARTS * 2 * dim);
+                    let mut d_weight = gpu.put(&format.widen_all(&d_weight_before));
+                    let sum = SumOverRows {
+                        kernels: &gpu.kernels.column_sums,
+                        partials: partials.slice_mut(),
+                        gradient: d_weight.slice_mut(),
+                    };
+                    let (before, d) = (source.slice(), d_qkv.slice_mut());
+                    kernels.backward(stream, heads, norm, before, d, sum).unwrap();
+                    kernels.forward_in_place(stream, heads, norm, source.slice_mut()).unwrap();
+                    assert_eq!(source.get(), y.get(), "in place");
+                    (y.get(), d_qkv.get(), d_weight.get())
+                },
+                |(y, d_qkv, d_weight)| {
+                    let heads = ops::attention::Heads { queries, keys, dim };
+                    let (before, weight) = (format.widen_all(&x), format.widen_all(&weight));
+                    let (mut expected, mut d) = (before.clone(), format.widen_all(&d_out));
+                    let mut gradient = format.widen_all(&d_weight_before);
+                    ops::head_norm::head_norm(heads, &weight, EPS, &mut expected);
+                    let sum = &mut gradient;
+                    ops::head_norm::head_norm_backward(heads, &weight, EPS, &before, &mut d, sum);
+                    format.assert_close("heads", &y, &expected);
+                    format.assert_close("d heads", &d_qkv, &d);
+                    assert_close("weight's gradient", &d_weight, &gradient, WIDE);
+                },
+            );
         }
     }
 }

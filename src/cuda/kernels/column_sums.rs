@@ -18,6 +18,37 @@ pub fn parts(rows: usize) -> usize {
     rows.min(PARTS)
 }
 
+/// A sum over rows that a kernel begins: it is added to `gradient`, `[width]`, through `partials`, which has
+/// room for [`PARTS`] rows.
+#[derive(Debug)]
+pub struct SumOverRows<'a, G> {
+    /// What adds partial sums up.
+    pub kernels: &'a ColumnSums,
+    /// A row of partial sums for each block.
+    pub partials: DeviceSliceMut<'a, f32>,
+    /// What the sum is added to.
+    pub gradient: DeviceSliceMut<'a, G>,
+}
+
+impl<G: Float> SumOverRows<'_, G> {
+    pub(crate) fn width(&self) -> usize {
+        self.gradient.len()
+    }
+
+    /// The partial sums of `rows` rows, for the kernel that begins.
+    pub(crate) fn partials_of(&mut self, rows: usize) -> DeviceSliceMut<'_, f32> {
+        let width = self.width();
+        self.partials.range(0..parts(rows) * width)
+    }
+
+    /// Adds up the partial sums that the kernel wrote.
+    pub(crate) fn finish(mut self, stream: &Stream, rows: usize) -> Result<()> {
+        let width = self.width();
+        let partials = self.partials.range(0..parts(rows) * width);
+        self.kernels.add(stream, partials.as_slice(), self.gradient)
+    }
+}
+
 /// The kernels.
 #[derive(Debug)]
 pub struct ColumnSums {
@@ -66,7 +97,7 @@ impl ColumnSums {
     }
 
     /// `gradient` `[width]` += the sum of the rows of `partials`.
-    pub fn add<G: Float>(
+    fn add<G: Float>(
         &self,
         stream: &Stream,
         partials: DeviceSlice<'_, f32>,

@@ -13,6 +13,7 @@ pub mod column_sums;
 pub mod decode;
 pub mod embedding;
 pub mod flat;
+pub mod head_norm;
 pub mod logprob;
 pub mod prompt;
 pub mod repetition;
@@ -43,6 +44,8 @@ pub struct Kernels {
     pub embedding: embedding::Embedding,
     /// Passes over flat buffers.
     pub flat: flat::Flat,
+    /// Norms of heads.
+    pub head_norm: head_norm::HeadNorm,
     /// Scores of targets.
     pub logprob: logprob::LogProb,
     /// Attention of prompts over the cache.
@@ -69,6 +72,7 @@ impl Kernels {
             decode: decode::DecodeAttention::load(device)?,
             embedding: embedding::Embedding::load(device)?,
             flat: flat::Flat::load(device)?,
+            head_norm: head_norm::HeadNorm::load(device)?,
             logprob: logprob::LogProb::load(device)?,
             prompt: prompt::PromptAttention::load(device)?,
             repetition: repetition::Repetition::load(device)?,

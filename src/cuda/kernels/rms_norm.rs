@@ -1,6 +1,6 @@
 //! Launches `kernels/rms_norm.cu`.
 
-use super::column_sums::{ColumnSums, parts};
+use super::column_sums::{SumOverRows, parts};
 use super::{Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
@@ -27,6 +27,19 @@ pub struct Norm<'a> {
     pub weight: DeviceSlice<'a, Half>,
     /// Added to the mean square.
     pub eps: f32,
+}
+
+/// The rows that the backward of a norm reads and writes, all `[rows, width]`.
+#[derive(Debug)]
+pub struct NormBackward<'a> {
+    /// The input of the forward.
+    pub x: DeviceSlice<'a, Half>,
+    /// The gradient of the output, which is overwritten with the output.
+    pub dy: DeviceSliceMut<'a, Half>,
+    /// The gradient of the input.
+    pub dx: DeviceSliceMut<'a, Half>,
+    /// Whether it is added to what `dx` holds, instead of overwriting it.
+    pub adds: bool,
 }
 
 impl Norm<'_> {
@@ -75,7 +88,8 @@ impl RmsNorm {
         &self,
         stream: &Stream,
         norm: Norm<'_>,
-        (x, residual): (DeviceSlice<'_, Half>, DeviceSlice<'_, Half>),
+        x: DeviceSlice<'_, Half>,
+        residual: DeviceSlice<'_, Half>,
         sum: DeviceSliceMut<'_, Half>,
         y: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
@@ -121,27 +135,22 @@ impl RmsNorm {
         }
     }
 
-    /// From the output's gradient `dy`, which is overwritten with the output: the gradient by `x` is
-    /// written to `dx`, or added to what is there (`adds`), and that by the weight is added to
-    /// `gradient`. `partials` has room for [`super::column_sums::PARTS`] rows.
+    /// From the gradient of the output: that by `x`, and the weight's, which is added to `weight`.
     pub fn backward<G: Float>(
         &self,
         stream: &Stream,
         norm: Norm<'_>,
-        x: DeviceSlice<'_, Half>,
-        dy: DeviceSliceMut<'_, Half>,
-        (dx, adds): (DeviceSliceMut<'_, Half>, bool),
-        mut partials: DeviceSliceMut<'_, f32>,
-        (sums, gradient): (&ColumnSums, DeviceSliceMut<'_, G>),
+        rows: NormBackward<'_>,
+        mut weight: SumOverRows<'_, G>,
     ) -> Result<()> {
+        let NormBackward { x, dy, dx, adds } = rows;
         let width = norm.weight.len();
         let rows = rows_of(x.len(), width);
         assert_eq!([dy.len(), dx.len()], [x.len(); 2], "as many gradients as inputs");
-        assert_eq!(gradient.len(), width, "a gradient of the weight");
+        assert_eq!(weight.width(), width, "a gradient of the weight");
         if rows == 0 {
             return Ok(());
         }
-        let mut partials = partials.range(0..parts(rows) * width);
         let before = adds.then(|| dx.as_slice());
         // SAFETY: the kernel's parameters; a block of each row of partials writes it, and what is
         // added to may be what is written.
@@ -158,12 +167,12 @@ impl RmsNorm {
                     &dy,
                     &before,
                     &dx,
-                    &partials.reborrow(),
+                    &weight.partials_of(rows),
                     &int(rows),
                     &int(width),
                 ],
             )
         }?;
-        sums.add(stream, partials.as_slice(), gradient)
+        weight.finish(stream, rows)
     }
 }

@@ -4,9 +4,10 @@ use super::rig::{Number, Numbers, Rig};
 use super::{Comparison, EXACT, WIDE, expected};
 use crate::cuda::Half;
 use crate::cuda::kernels::Float;
-use crate::cuda::kernels::column_sums::{PARTS, parts};
+use crate::cuda::kernels::column_sums::{PARTS, SumOverRows, parts};
 use crate::cuda::kernels::logprob::{ScoreGradient, Shape, Statistics};
-use crate::cuda::kernels::rms_norm::Norm;
+use crate::cuda::kernels::rms_norm::{Norm, NormBackward};
+use crate::cuda::kernels::rope::Heads;
 use crate::ops;
 use anyhow::Result;
 
@@ -21,6 +22,13 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     for (width, rows) in norms {
         norm(to, width, rows)?;
         norm_backward(to, width, rows)?;
+    }
+    let heads = to.shapes.of(
+        &[(6, 2, 32, 17), (3, 1, 64, PARTS + 37), (32, 8, 128, 3)],
+        &[(32, 8, 128, 5120), (16, 8, 128, 5120)],
+    );
+    for (queries, keys, dim, rows) in heads {
+        head_norm(to, Heads { queries, keys, dim }, rows)?;
     }
     let sums = to
         .shapes
@@ -68,9 +76,9 @@ fn norm(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {
         let take = || rig.poisoned::<Half>(rows * width);
         let (mut plain, mut sum, mut y, mut again) = (take()?, take()?, take()?, take()?);
         kernels.forward(stream, norm, source.slice(), plain.slice_mut())?;
-        let pair = (source.slice(), residual.slice());
-        kernels.forward_sum(stream, norm, pair, sum.slice_mut(), y.slice_mut())?;
-        let (to, residual) = (source.slice_mut(), residual.slice());
+        let (x, residual) = (source.slice(), residual.slice());
+        kernels.forward_sum(stream, norm, x, residual, sum.slice_mut(), y.slice_mut())?;
+        let to = source.slice_mut();
         kernels.forward_add(stream, norm, to, residual, again.slice_mut())?;
         [&plain, &sum, &y, &source, &again].into_iter().map(|output| rig.read(output)).collect()
     })
@@ -96,7 +104,7 @@ fn norm_backward(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<(
         ];
         let name = if adds { "rms_norm backward, added" } else { "rms_norm backward" };
         let before = adds.then_some(before.as_slice());
-        let backward = NormBackward { x: &x, weight: &weight, dy: &dy, before };
+        let backward = NormInputs { x: &x, weight: &weight, dy: &dy, before };
         to.compare(format!("{name} {rows} x {width}"), &outputs, |rig| {
             let [y, dx, short] = backward.run(rig, &of_weight)?;
             let [_, _, long] = backward.run(rig, &format.widen_all(&of_weight))?;
@@ -107,14 +115,14 @@ fn norm_backward(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<(
 }
 
 /// What goes into the backward of a norm; `before` is the gradient that is there before.
-struct NormBackward<'i> {
+struct NormInputs<'i> {
     x: &'i [Half],
     weight: &'i [Half],
     dy: &'i [Half],
     before: Option<&'i [Half]>,
 }
 
-impl NormBackward<'_> {
+impl NormInputs<'_> {
     /// The output, the gradient by the input, and that by the weight, which is added to `of_weight`.
     fn run<G: Float + Number>(&self, rig: &Rig<'_>, of_weight: &[G]) -> Result<[Vec<f32>; 3]> {
         let (x, weight) = (rig.put(self.x)?, rig.put(self.weight)?);
@@ -125,17 +133,59 @@ impl NormBackward<'_> {
             None => rig.poisoned(self.x.len())?,
         };
         let mut partials = rig.poisoned(PARTS * self.weight.len())?;
-        rig.kernels.rms_norm.backward(
-            rig.stream,
-            norm,
-            x.slice(),
-            y.slice_mut(),
-            (dx.slice_mut(), self.before.is_some()),
-            partials.slice_mut(),
-            (&rig.kernels.column_sums, gradient.slice_mut()),
-        )?;
+        let rows = NormBackward {
+            x: x.slice(),
+            dy: y.slice_mut(),
+            dx: dx.slice_mut(),
+            adds: self.before.is_some(),
+        };
+        let weight = SumOverRows {
+            kernels: &rig.kernels.column_sums,
+            partials: partials.slice_mut(),
+            gradient: gradient.slice_mut(),
+        };
+        rig.kernels.rms_norm.backward(rig.stream, norm, rows, weight)?;
         Ok([rig.read(&y)?, rig.read(&dx)?, rig.read(&gradient)?])
     }
+}
+
+/// A norm of heads, apart and in place, and its gradients.
+fn head_norm(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()> {
+    let format = to.format;
+    let Heads { queries, keys, dim } = heads;
+    let (x, d_out) =
+        (format.normal(24, rows * heads.row(), 2.0), format.normal(25, rows * heads.row(), 1.0));
+    let (weight, of_weight) = (format.normal(26, 2 * dim, 1.0), format.normal(27, 2 * dim, 1.0));
+    let shape = ops::attention::Heads { queries, keys, dim };
+    let (before, weights) = (format.widen_all(&x), format.widen_all(&weight));
+    let (mut y, mut d_qkv) = (before.clone(), format.widen_all(&d_out));
+    let mut gradient = format.widen_all(&of_weight);
+    ops::head_norm::head_norm(shape, &weights, EPS, &mut y);
+    ops::head_norm::head_norm_backward(shape, &weights, EPS, &before, &mut d_qkv, &mut gradient);
+    let outputs = [
+        expected("y", y.clone(), format.tolerance()),
+        expected("in place", y, format.tolerance()),
+        expected("d qkv", d_qkv, format.tolerance()),
+        expected("d weight", gradient, WIDE),
+    ];
+    let name = format!("head_norm {rows} x {queries} and {keys} heads of {dim}");
+    to.compare(name, &outputs, |rig| {
+        let (kernels, stream) = (&rig.kernels.head_norm, rig.stream);
+        let weight = rig.put(&weight)?;
+        let norm = Norm { weight: weight.slice(), eps: EPS };
+        let (mut source, mut y) = (rig.put(&x)?, rig.poisoned::<Half>(x.len())?);
+        kernels.forward(stream, heads, norm, source.slice(), y.slice_mut())?;
+        let (mut d_qkv, mut gradient) = (rig.put(&d_out)?, rig.put(&format.widen_all(&of_weight))?);
+        let mut partials = rig.poisoned(PARTS * 2 * dim)?;
+        let sum = SumOverRows {
+            kernels: &rig.kernels.column_sums,
+            partials: partials.slice_mut(),
+            gradient: gradient.slice_mut(),
+        };
+        kernels.backward(stream, heads, norm, source.slice(), d_qkv.slice_mut(), sum)?;
+        kernels.forward_in_place(stream, heads, norm, source.slice_mut())?;
+        Ok(vec![rig.read(&y)?, rig.read(&source)?, rig.read(&d_qkv)?, rig.read(&gradient)?])
+    })
 }
 
 fn column_sums(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {

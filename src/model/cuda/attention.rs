@@ -9,7 +9,7 @@ use super::batch::Batch;
 use super::memory::{Matrix, Shape};
 use crate::cuda::cudnn::{Attention as Plans, Gradients, Operands, Results, Segments, Sizes};
 use crate::cuda::kernels::Kernels;
-use crate::cuda::kernels::attention::Forward;
+use crate::cuda::kernels::attention::Forward as Attended;
 use crate::cuda::kernels::rope::{Angles, Direction, Heads};
 use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Half, Phase, Stream, Transfer};
 use anyhow::Result;
@@ -17,8 +17,33 @@ use anyhow::Result;
 /// Sequences of a batch that cuDNN's plans are made for: empty ones cost time too.
 pub(crate) const SEGMENTS: usize = 32;
 
-/// Queries, keys and values of a pass, and what came of them: `qkv`, output and log-sum-exp.
-pub(crate) type Kept<'k> = (DeviceSlice<'k, Half>, DeviceSlice<'k, Half>, DeviceSlice<'k, f32>);
+/// Where operations of a pass go, and the kernels that they launch.
+#[derive(Clone, Copy)]
+pub(crate) struct Queue<'q> {
+    pub(crate) stream: &'q Stream,
+    pub(crate) kernels: &'q Kernels,
+}
+
+/// What attention reads and writes in the forward.
+pub(crate) struct Forward<'f> {
+    /// Rows of queries, keys and values; read only where [`Attention::moves`] them to `qkv`.
+    pub(crate) projected: DeviceSlice<'f, Half>,
+    /// Queries, keys and values, turned, as the backward reads them.
+    pub(crate) qkv: DeviceSliceMut<'f, Half>,
+    pub(crate) out: DeviceSliceMut<'f, Half>,
+    /// The log-sum-exp of every query.
+    pub(crate) lse: DeviceSliceMut<'f, f32>,
+}
+
+/// What attention reads in the backward, as the forward left it, and writes.
+pub(crate) struct Backward<'b> {
+    pub(crate) qkv: DeviceSlice<'b, Half>,
+    pub(crate) out: DeviceSlice<'b, Half>,
+    pub(crate) lse: DeviceSlice<'b, f32>,
+    pub(crate) d_out: DeviceSlice<'b, Half>,
+    /// The gradient of the rows before they were turned.
+    pub(crate) d_qkv: DeviceSliceMut<'b, Half>,
+}
 
 /// Attention over the batch at work.
 pub(crate) struct Attention<'a> {
@@ -82,17 +107,16 @@ impl<'a> Attention<'a> {
         self.cudnn.as_ref().is_some_and(|cudnn| cudnn.takes_batch)
     }
 
-    /// Output and log-sum-exp of the rows `projected`, which go turned to `qkv`, or of `qkv` itself if
-    /// they are there.
+    /// Turns queries and keys and attends.
     pub(crate) fn forward(
         &mut self,
-        (stream, kernels): (&Stream, &Kernels),
+        Queue { stream, kernels }: Queue<'_>,
         batch: &Batch<'_>,
         angles: Angles<'_>,
-        (projected, mut qkv): (DeviceSlice<'_, Half>, DeviceSliceMut<'_, Half>),
-        (out, lse): (DeviceSliceMut<'_, Half>, DeviceSliceMut<'_, f32>),
+        pass: Forward<'_>,
     ) -> Result<()> {
         let heads = self.heads;
+        let Forward { projected, mut qkv, out, lse } = pass;
         let Some(cudnn) = self.cudnn.as_mut().filter(|cudnn| cudnn.takes_batch) else {
             kernels.rope.turn(stream, heads, angles, Direction::Forward, qkv.reborrow())?;
             let tiles = batch.forward_tiles.get();
@@ -104,19 +128,18 @@ impl<'a> Attention<'a> {
         cudnn.plans.forward(stream, &cudnn.segments, operands, (out, lse), scratch)
     }
 
-    /// The gradient of the rows before they were turned, from that of the output.
+    /// The gradient of queries, keys and values, from that of the output.
     pub(crate) fn backward(
         &mut self,
-        (stream, kernels): (&Stream, &Kernels),
+        Queue { stream, kernels }: Queue<'_>,
         batch: &Batch<'_>,
         angles: Angles<'_>,
-        (qkv, out, lse): Kept<'_>,
-        d_out: DeviceSlice<'_, Half>,
-        mut d_qkv: DeviceSliceMut<'_, Half>,
+        pass: Backward<'_>,
     ) -> Result<()> {
         let (heads, rows) = (self.heads, batch.rows());
+        let Backward { qkv, out, lse, d_out, mut d_qkv } = pass;
         let Some(cudnn) = self.cudnn.as_mut().filter(|cudnn| cudnn.takes_batch) else {
-            let forward = Forward { qkv, out, lse, d_out };
+            let forward = Attended { qkv, out, lse, d_out };
             let (tiles, delta) = (batch.backward_tiles.get(), self.delta.rows_mut(rows));
             kernels.attention.backward(stream, heads, forward, tiles, delta, d_qkv.reborrow())?;
             return kernels.rope.turn(stream, heads, angles, Direction::Backward, d_qkv);

@@ -240,6 +240,10 @@ impl<'a> Generation<'a> {
             bias.map_or(Start::Zero, Start::Bias),
             buffers.qkv.rows_mut(rows),
         )?;
+        if let Some(range) = &ranges.head_norm {
+            let (norm, qkv) = (weights.norm(range), buffers.qkv.rows_mut(rows));
+            kernels.head_norm.forward_in_place(stream, heads, norm, qkv)?;
+        }
         let (keys, values) = cache.layer(layer);
         let write = CacheWrite { keys, values, slots: inputs.slots(pass) };
         let angles = rope.angles(inputs.positions(pass));

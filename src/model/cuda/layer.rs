@@ -5,13 +5,13 @@
 //! SwiGLU product are not kept: the backward kernels of both put them out on the way. The addition of a
 //! block's output to the residual stream and the norm that follows are one kernel.
 
-use super::Training;
+use super::attention::{self, Queue};
 use super::memory::{Matrix, Shape};
+use super::{Training, heads};
 use crate::cuda::gemm::{Linear, Start};
-use crate::cuda::kernels::Kernels;
-use crate::cuda::kernels::column_sums::PARTS;
-use crate::cuda::kernels::rms_norm::Norm;
-use crate::cuda::{DeviceSlice, DeviceSliceMut, Half, Phase, Stream};
+use crate::cuda::kernels::column_sums::{PARTS, SumOverRows};
+use crate::cuda::kernels::rms_norm::{Norm, NormBackward};
+use crate::cuda::{DeviceSlice, DeviceSliceMut, Half, Phase};
 use crate::model::layout::LayerRanges;
 use anyhow::Result;
 
@@ -19,6 +19,8 @@ use anyhow::Result;
 pub(crate) struct LayerBuffers<'a> {
     /// Queries, keys and values, turned, as attention wants them.
     qkv: Matrix<'a>,
+    /// The same as rows before heads are normalised, in a model that does so.
+    before_norm: Option<Matrix<'a>>,
     attended: Matrix<'a>,
     lse: Matrix<'a, f32>,
     /// The residual stream between the two blocks.
@@ -29,8 +31,10 @@ pub(crate) struct LayerBuffers<'a> {
 impl<'a> LayerBuffers<'a> {
     pub(crate) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
         let rows = shape.rows;
+        let mut qkv = || Matrix::take(phase, "queries, keys and values", rows, shape.qkv);
         Ok(Self {
-            qkv: Matrix::take(phase, "queries, keys and values", rows, shape.qkv)?,
+            qkv: qkv()?,
+            before_norm: if shape.head_norm > 0 { Some(qkv()?) } else { None },
             attended: Matrix::take(phase, "attention", rows, shape.width)?,
             lse: Matrix::take(phase, "sums of attention", rows, shape.heads)?,
             middle: Matrix::take(phase, "residual stream", rows, shape.hidden)?,
@@ -72,25 +76,17 @@ impl<'a> Work<'a> {
     /// is added to `d_x`: `normal` then holds the output. Overwrites `gradient`, the weight's.
     fn norm_backward(
         &mut self,
-        (stream, kernels): (&Stream, &Kernels),
+        Queue { stream, kernels }: Queue<'_>,
         norm: Norm<'_>,
         x: DeviceSlice<'_, Half>,
         rows: usize,
         mut gradient: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         stream.fill(gradient.reborrow(), 0)?;
-        let d_x = (self.d_x.rows_mut(rows), true);
+        let (dy, dx) = (self.normal.rows_mut(rows), self.d_x.rows_mut(rows));
         let partials = self.partials.first_mut(PARTS * norm.weight.len());
-        let weight = (&kernels.column_sums, gradient);
-        kernels.rms_norm.backward(
-            stream,
-            norm,
-            x,
-            self.normal.rows_mut(rows),
-            d_x,
-            partials,
-            weight,
-        )
+        let weight = SumOverRows { kernels: &kernels.column_sums, partials, gradient };
+        kernels.rms_norm.backward(stream, norm, NormBackward { x, dy, dx, adds: true }, weight)
     }
 }
 
@@ -106,10 +102,10 @@ impl Training<'_> {
         let (kept, kernels, gemm) = (&mut layers[slot], &tools.kernels, &mut tools.gemm);
         let bias = ranges.qkv_bias.clone().map(|range| weights.params.range(range));
         let start = bias.map_or(Start::Zero, Start::Bias);
-        let projected = match attention.moves() {
-            true => work.qkv.rows_mut(rows),
-            false => kept.qkv.rows_mut(rows),
-        };
+        let LayerBuffers { qkv: turned, before_norm, attended, lse, middle, gate_up } = kept;
+        // Where attention takes rows from: it turns them in place unless it moves them.
+        let taken = if attention.moves() { &mut work.qkv } else { &mut *turned };
+        let projected = before_norm.as_mut().unwrap_or(&mut *taken).rows_mut(rows);
         let weight = weights.params.range(ranges.qkv.clone());
         gemm.forward(
             stream,
@@ -119,26 +115,33 @@ impl Training<'_> {
             start,
             projected,
         )?;
-        attention.forward(
-            (stream, kernels),
-            batch,
-            rope.angles(batch.positions.get()),
-            (work.qkv.rows(rows), kept.qkv.rows_mut(rows)),
-            (kept.attended.rows_mut(rows), kept.lse.rows_mut(rows)),
-        )?;
+        if let (Some(range), Some(before)) = (&ranges.head_norm, before_norm) {
+            let (norm, heads) = (weights.norm(range), heads(self.decoder));
+            let (before, to) = (before.rows(rows), taken.rows_mut(rows));
+            kernels.head_norm.forward(stream, heads, norm, before, to)?;
+        }
+        let operands = attention::Forward {
+            projected: work.qkv.rows(rows),
+            qkv: turned.rows_mut(rows),
+            out: attended.rows_mut(rows),
+            lse: lse.rows_mut(rows),
+        };
+        let angles = rope.angles(batch.positions.get());
+        attention.forward(Queue { stream, kernels }, batch, angles, operands)?;
         let weight = weights.params.range(ranges.output.clone());
         let branch = work.branch.first_mut(rows * hidden);
-        let attended = kept.attended.rows(rows);
+        let attended = attended.rows(rows);
         gemm.forward(stream, linear(width, hidden), attended, weight, Start::Zero, branch)?;
         kernels.rms_norm.forward_sum(
             stream,
             weights.norm(&ranges.post_norm),
-            (inputs[layer].rows(rows), work.branch.first(rows * hidden)),
-            kept.middle.rows_mut(rows),
+            inputs[layer].rows(rows),
+            work.branch.first(rows * hidden),
+            middle.rows_mut(rows),
             work.normal.rows_mut(rows),
         )?;
         let weight = weights.params.range(ranges.gate_up.clone());
-        let gate_up = kept.gate_up.rows_mut(rows);
+        let gate_up = gate_up.rows_mut(rows);
         let normal = work.normal.rows(rows);
         gemm.forward(stream, linear(hidden, 2 * inner), normal, weight, Start::Zero, gate_up)
     }
@@ -164,7 +167,8 @@ impl Training<'_> {
         kernels.rms_norm.forward_sum(
             stream,
             weights.norm(next),
-            (kept.middle.rows(rows), work.branch.first(rows * hidden)),
+            kept.middle.rows(rows),
+            work.branch.first(rows * hidden),
             inputs[layer + 1].rows_mut(rows),
             work.normal.rows_mut(rows),
         )
@@ -215,7 +219,13 @@ impl Training<'_> {
         let d_normal = work.normal.rows_mut(rows);
         gemm.input_gradient(stream, to_inner, d_gate_up, weight, Start::Zero, d_normal)?;
         let (norm, gradient) = (weights.norm(post_norm), grads.range(post_norm.clone()));
-        work.norm_backward((stream, kernels), norm, kept.middle.rows(rows), rows, gradient)?;
+        work.norm_backward(
+            Queue { stream, kernels },
+            norm,
+            kept.middle.rows(rows),
+            rows,
+            gradient,
+        )?;
         let (normal, gradient) = (work.normal.rows(rows), grads.range(gate_up.clone()));
         gemm.weight_gradient(stream, to_inner, d_gate_up, normal, Start::Zero, gradient)
     }
@@ -231,10 +241,21 @@ impl Training<'_> {
             Linear { rows, inputs: width, outputs: hidden },
             Linear { rows, inputs: hidden, outputs: qkv_width },
         );
-        let LayerRanges { input_norm, qkv, qkv_bias, output, .. } =
+        let LayerRanges { input_norm, qkv, qkv_bias, head_norm, output, .. } =
             &self.decoder.ranges.layers[layer];
-        let Self { weights, stream, tools, batch, inputs, layers, work, attention, rope, .. } =
-            self;
+        let Self {
+            decoder,
+            weights,
+            stream,
+            tools,
+            batch,
+            inputs,
+            layers,
+            work,
+            attention,
+            rope,
+            ..
+        } = self;
         let (kept, kernels, gemm) = (&layers[slot], &tools.kernels, &mut tools.gemm);
         let stream = *stream;
         let (d_middle, attended) = (work.d_x.rows(rows), kept.attended.rows(rows));
@@ -243,14 +264,24 @@ impl Training<'_> {
         gemm.input_gradient(stream, to_hidden, d_middle, weight, Start::Zero, d_attended)?;
         let gradient = grads.range(output.clone());
         gemm.weight_gradient(stream, to_hidden, d_middle, attended, Start::Zero, gradient)?;
-        attention.backward(
-            (stream, kernels),
-            batch,
-            rope.angles(batch.positions.get()),
-            (kept.qkv.rows(rows), attended, kept.lse.rows(rows)),
-            work.branch.first(rows * width),
-            work.qkv.rows_mut(rows),
-        )?;
+        let operands = attention::Backward {
+            qkv: kept.qkv.rows(rows),
+            out: attended,
+            lse: kept.lse.rows(rows),
+            d_out: work.branch.first(rows * width),
+            d_qkv: work.qkv.rows_mut(rows),
+        };
+        let angles = rope.angles(batch.positions.get());
+        attention.backward(Queue { stream, kernels }, batch, angles, operands)?;
+        if let (Some(range), Some(before)) = (head_norm, &kept.before_norm) {
+            let mut gradient = grads.range(range.clone());
+            stream.fill(gradient.reborrow(), 0)?;
+            let partials = work.partials.first_mut(PARTS * range.len());
+            let weight = SumOverRows { kernels: &kernels.column_sums, partials, gradient };
+            let (norm, d_qkv) = (weights.norm(range), work.qkv.rows_mut(rows));
+            let (heads, before) = (heads(decoder), before.rows(rows));
+            kernels.head_norm.backward(stream, heads, norm, before, d_qkv, weight)?;
+        }
         let d_qkv = work.qkv.rows(rows);
         if let Some(range) = qkv_bias {
             stream.fill(grads.range(range.clone()), 0)?;
@@ -268,7 +299,13 @@ impl Training<'_> {
             work.normal.rows_mut(rows),
         )?;
         let (norm, gradient) = (weights.norm(input_norm), grads.range(input_norm.clone()));
-        work.norm_backward((stream, kernels), norm, inputs[layer].rows(rows), rows, gradient)?;
+        work.norm_backward(
+            Queue { stream, kernels },
+            norm,
+            inputs[layer].rows(rows),
+            rows,
+            gradient,
+        )?;
         let (d_qkv, normal) = (work.qkv.rows(rows), work.normal.rows(rows));
         let gradient = grads.range(qkv.clone());
         gemm.weight_gradient(stream, to_qkv, d_qkv, normal, Start::Zero, gradient)

@@ -50,6 +50,8 @@ pub(crate) struct Shape {
     pub(crate) qkv: usize,
     /// Activations of how many layers exist at a time.
     pub(crate) slots: usize,
+    /// Elements of the weight that normalises heads; 0 where they are not.
+    pub(crate) head_norm: usize,
     /// The widest vector that is a sum over rows.
     pub(crate) sums: usize,
     pub(crate) layers: usize,
@@ -60,6 +62,8 @@ impl Shape {
         let config = decoder.config();
         let heads = super::heads(decoder);
         let hidden = config.hidden_size;
+        let head_norm = if config.has_head_norm { 2 * heads.dim } else { 0 };
+        let bias = if config.qkv_bias { heads.row() } else { 0 };
         Self {
             rows: padded(size.tokens),
             chunk: head_chunk(config.vocab_size, size.targets),
@@ -70,7 +74,8 @@ impl Shape {
             width: decoder.attention_width(),
             qkv: heads.row(),
             slots: if recompute == Recompute::Layer { 1 } else { config.num_layers },
-            sums: if config.qkv_bias { hidden.max(heads.row()) } else { hidden },
+            head_norm,
+            sums: hidden.max(bias).max(head_norm),
             layers: config.num_layers,
         }
     }
@@ -89,7 +94,9 @@ impl TrainingMemory {
         let Shape { rows, chunk, hidden, inner, vocab, heads, width, qkv, .. } = shape;
         let matrix = |rows: usize, width: usize| bytes::<Half>(rows * width);
         let residual = matrix(rows, hidden);
+        let before_norm = if shape.head_norm > 0 { matrix(rows, qkv) } else { 0 };
         let layer = matrix(rows, qkv)
+            + before_norm
             + matrix(rows, width)
             + bytes::<f32>(rows * heads)
             + residual

@@ -68,9 +68,6 @@ impl DeviceModel {
     pub fn check(config: &ModelConfig) -> Result<()> {
         let ModelConfig { num_heads, num_kv_heads, head_dim, hidden_size, vocab_size, .. } = config;
         let refuse = |what: String| Err(usage(format!("device cuda: {what}")));
-        if config.has_head_norm {
-            return refuse("the norm of heads of this family has no kernel yet".to_owned());
-        }
         if !DIMS.contains(head_dim) {
             return refuse(format!("heads of {head_dim} elements; there are kernels for {DIMS:?}"));
         }

@@ -13,7 +13,8 @@ use super::head::Head;
 use super::layer::{LayerBuffers, Work};
 use super::memory::{Matrix, Shape, attention_sizes};
 use super::{DeviceModel, RopeTable, Weights, heads};
-use crate::cuda::kernels::column_sums::PARTS;
+use crate::cuda::kernels::column_sums::{PARTS, SumOverRows};
+use crate::cuda::kernels::rms_norm::NormBackward;
 use crate::cuda::{DeviceSlice, DeviceSliceMut, Half, Phase, Stream, Tools};
 use crate::model::{
     BatchSize, Decoder, Objective, Packed, Recompute, ScoreGradient, Target, TokenScores,
@@ -221,16 +222,17 @@ impl<'a> Training<'a> {
         let (rows, range) = (self.batch.rows(), &self.decoder.ranges.norm);
         let Shape { hidden, layers, .. } = self.shape;
         let (norm, kernels) = (self.weights.norm(range), &self.tools.kernels);
-        self.stream.fill(grads.range(range.clone()), 0)?;
-        kernels.rms_norm.backward(
-            self.stream,
-            norm,
-            self.inputs[layers].rows(rows),
-            self.work.branch.first_mut(rows * hidden),
-            (self.work.d_x.rows_mut(rows), false),
-            self.work.partials.first_mut(PARTS * hidden),
-            (&kernels.column_sums, grads.range(range.clone())),
-        )
+        let mut gradient = grads.range(range.clone());
+        self.stream.fill(gradient.reborrow(), 0)?;
+        let rows = NormBackward {
+            x: self.inputs[layers].rows(rows),
+            dy: self.work.branch.first_mut(rows * hidden),
+            dx: self.work.d_x.rows_mut(rows),
+            adds: false,
+        };
+        let partials = self.work.partials.first_mut(PARTS * hidden);
+        let weight = SumOverRows { kernels: &kernels.column_sums, partials, gradient };
+        kernels.rms_norm.backward(self.stream, norm, rows, weight)
     }
 
     /// Adds the rows of `work.d_x` to the gradient of the embedding, which is the head's where they are

@@ -1,0 +1,131 @@
+//! Launches `kernels/head_norm.cu`.
+
+use super::column_sums::{SumOverRows, parts};
+use super::decode::DIMS;
+use super::rms_norm::Norm;
+use super::rope::Heads;
+use super::{Float, blocks, functions, int, rows_of};
+use crate::cuda::device::Device;
+use crate::cuda::half::Half;
+use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
+use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::stream::Stream;
+use anyhow::Result;
+use std::sync::Arc;
+
+const THREADS: u32 = 256;
+
+/// The kernels. Their [`Norm`] has a weight `[2, dim]`: of query heads, then of key heads.
+#[derive(Debug)]
+pub struct HeadNorm {
+    forward: Function,
+    backward: Function,
+}
+
+impl HeadNorm {
+    /// Loads the kernels.
+    pub fn load(device: &Arc<Device>) -> Result<Self> {
+        let names = ["head_norm", "head_norm_backward"];
+        let [forward, backward] =
+            functions(device, cubin!("head_norm", device.half_format()), names)?;
+        Ok(Self { forward, backward })
+    }
+
+    /// `y` = the rows `x` of queries, keys and values, with query heads and key heads normalised.
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        heads: Heads,
+        norm: Norm<'_>,
+        x: DeviceSlice<'_, Half>,
+        y: DeviceSliceMut<'_, Half>,
+    ) -> Result<()> {
+        assert_eq!(x.len(), y.len(), "outputs are as wide as inputs");
+        // SAFETY: the launch's inputs and outputs have as many elements.
+        unsafe { self.launch_forward(stream, heads, norm, [&x, &y], x.len()) }
+    }
+
+    /// Normalises the query heads and key heads of the rows `qkv`.
+    pub fn forward_in_place(
+        &self,
+        stream: &Stream,
+        heads: Heads,
+        norm: Norm<'_>,
+        qkv: DeviceSliceMut<'_, Half>,
+    ) -> Result<()> {
+        // SAFETY: the output may be the input.
+        unsafe { self.launch_forward(stream, heads, norm, [&qkv, &qkv], qkv.len()) }
+    }
+
+    /// # Safety
+    /// `from` and `to` are slices of `len` elements of 16 bits.
+    unsafe fn launch_forward(
+        &self,
+        stream: &Stream,
+        heads: Heads,
+        norm: Norm<'_>,
+        [from, to]: [&dyn Argument; 2],
+        len: usize,
+    ) -> Result<()> {
+        let rows = check(heads, norm, len);
+        let [queries, keys, dim] = [heads.queries, heads.keys, heads.dim].map(int);
+        // SAFETY: the kernel's parameters.
+        unsafe {
+            self.forward.launch(
+                blocks(rows),
+                THREADS,
+                0,
+                stream,
+                &[from, &norm.weight, &norm.eps, to, &queries, &keys, &dim],
+            )
+        }
+    }
+
+    /// For the rows `x` of the forward: turns `d_qkv` from the gradient of the output to that of the input,
+    /// and adds the weight's to `weight`.
+    pub fn backward<G: Float>(
+        &self,
+        stream: &Stream,
+        heads: Heads,
+        norm: Norm<'_>,
+        x: DeviceSlice<'_, Half>,
+        d_qkv: DeviceSliceMut<'_, Half>,
+        mut weight: SumOverRows<'_, G>,
+    ) -> Result<()> {
+        let rows = check(heads, norm, x.len());
+        assert_eq!(x.len(), d_qkv.len(), "as many gradients as inputs");
+        assert_eq!(weight.width(), norm.weight.len(), "a gradient of the weight");
+        if rows == 0 {
+            return Ok(());
+        }
+        let [queries, keys, dim] = [heads.queries, heads.keys, heads.dim].map(int);
+        // SAFETY: the kernel's parameters; a block of each row of partials writes it.
+        unsafe {
+            self.backward.launch(
+                blocks(parts(rows)),
+                THREADS,
+                0,
+                stream,
+                &[
+                    &x,
+                    &norm.weight,
+                    &norm.eps,
+                    &d_qkv,
+                    &weight.partials_of(rows),
+                    &int(rows),
+                    &queries,
+                    &keys,
+                    &dim,
+                ],
+            )
+        }?;
+        weight.finish(stream, rows)
+    }
+}
+
+/// How many rows `len` elements are; the heads are those of the kernels and of the norm.
+fn check(heads: Heads, norm: Norm<'_>, len: usize) -> usize {
+    assert!(DIMS.contains(&heads.dim), "heads of {}: one of {DIMS:?}", heads.dim);
+    assert_eq!(norm.weight.len(), 2 * heads.dim, "a weight of query heads and one of key heads");
+    rows_of(len, heads.row())
+}
