@@ -21,13 +21,15 @@ mod request;
 mod scheduler;
 mod scorer;
 mod sequence;
+mod threads;
 
 pub use config::{EngineConfig, Stats};
 #[cfg(feature = "cuda")]
 pub(crate) use queue::Numbered;
-pub use queue::{Queue, Sampler, Team, Threads};
+pub use queue::{Queue, Sampler, Team};
 pub use request::{
     FinishReason, Next, Observer, Request, RequestId, Rollout, SamplingParams, check_temperature,
 };
 pub use scheduler::Engine;
 pub use scorer::Scorer;
+pub use threads::Threads;

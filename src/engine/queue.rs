@@ -6,15 +6,14 @@
 //! depends on its request alone: any team of one kind gives the same ones. Left out: dividing the samples of
 //! one request, whose prompt is computed once for all of them.
 
-use super::{Engine, EngineConfig, Next, Observer, Request, RequestId, Rollout, Stats};
+use super::{EngineConfig, Next, Observer, Request, RequestId, Rollout, Stats};
 use crate::base::threads;
-use crate::model::{Decoder, Weights};
 use anyhow::{Context, Result};
 use rayon::ThreadPool;
 use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Requests that samplers have yet to take.
 pub struct Queue<'r> {
@@ -63,28 +62,6 @@ pub trait Sampler: Send {
 impl<S: Sampler + ?Sized> Sampler for &mut S {
     fn sample(&mut self, queue: &Queue<'_>, observer: &mut dyn Observer) -> Result<Stats> {
         (**self).sample(queue, observer)
-    }
-}
-
-/// The threads of the present pool.
-#[derive(Clone)]
-pub struct Threads<'m> {
-    decoder: &'m Decoder,
-    weights: Arc<Weights<'m>>,
-}
-
-impl<'m> Threads<'m> {
-    /// Threads that read these weights, which others may share.
-    pub fn new(decoder: &'m Decoder, weights: impl Into<Arc<Weights<'m>>>) -> Self {
-        Self { decoder, weights: weights.into() }
-    }
-}
-
-impl Sampler for Threads<'_> {
-    fn sample(&mut self, queue: &Queue<'_>, observer: &mut dyn Observer) -> Result<Stats> {
-        let weights = Arc::clone(&self.weights);
-        Engine::with_weights(self.decoder, weights, queue.config().clone())
-            .work_off(queue, observer)
     }
 }
 

@@ -67,7 +67,8 @@ impl ModelConfig {
     pub fn from_json(text: &str) -> Result<Self> {
         let mut value: Value = serde_json::from_str(text)
             .map_err(|error| usage(format!("config.json is not valid JSON: {error}")))?;
-        let family = Family::of(Keys(&value))?;
+        let keys = Keys(&value);
+        let family = Family::find(keys.first_architecture(), keys.text("model_type")?)?;
         for &(key, default) in family.defaults {
             if value.get(key).is_none() {
                 value[key] = default.into();

@@ -10,7 +10,6 @@ mod mistral;
 mod qwen2;
 mod qwen3;
 
-use super::config_keys::Keys;
 use crate::base::error::usage;
 use anyhow::Result;
 
@@ -67,9 +66,9 @@ pub(crate) enum QkvNames {
 }
 
 impl Family {
-    /// The family that a `config.json` names by `architectures`, or without that by `model_type`.
-    pub(crate) fn of(keys: Keys<'_>) -> Result<&'static Self> {
-        let (class, model_type) = (keys.first_architecture(), keys.text("model_type")?);
+    /// Finds the family that a `config.json` names by its class (`architectures`), or without that by its
+    /// `model_type`.
+    pub(crate) fn find(class: Option<&str>, model_type: Option<&str>) -> Result<&'static Self> {
         let is_named = |family: &&&Self| match class {
             Some(class) => class == family.class,
             None => model_type == Some(family.model_type),
