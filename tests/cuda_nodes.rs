@@ -64,8 +64,8 @@ fn ended(child: Child) -> (Option<i32>, String) {
 
 fn assert_equal_runs(run: &Path, other: &Path, last: &str) {
     for file in ["model.safetensors", "state/optimizer.safetensors", "state/state.json"] {
-        let of = |run: &Path| fs::read(run.join("checkpoints").join(last).join(file)).unwrap();
-        assert!(of(run) == of(other), "{file} differs");
+        let saved = |run: &Path| fs::read(run.join("checkpoints").join(last).join(file)).unwrap();
+        assert!(saved(run) == saved(other), "{file} differs");
     }
 }
 

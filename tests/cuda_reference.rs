@@ -69,7 +69,7 @@ fn rows() -> Vec<MicroBatch> {
         };
         Batch::new(&[sample], &[0])
     };
-    (0..MICRO_BATCHES).map(|i| MicroBatch::of(&[row(2 * i), row(2 * i + 1)])).collect()
+    (0..MICRO_BATCHES).map(|i| MicroBatch::join(&[row(2 * i), row(2 * i + 1)])).collect()
 }
 
 /// One step: old log-probabilities by the trainer, the reference's, and an update.

@@ -82,7 +82,7 @@ fn the_plan_is_within_5_percent_of_the_memory_that_training_takes() {
             Batch::new(&[sample], &[0])
         };
         let rows: Vec<Batch> = (0..train.rows_per_step()).map(row).collect();
-        let batches: Vec<_> = rows.chunks(train.micro_batch_size).map(MicroBatch::of).collect();
+        let batches: Vec<_> = rows.chunks(train.micro_batch_size).map(MicroBatch::join).collect();
         let objective = NegativeLogLikelihood::new(0.0, batches.len());
         trainer.accumulate(&batches, 1.0, &objective).unwrap();
         trainer.update((SEQ_LEN * rows.len()) as f64, 1.0).unwrap();

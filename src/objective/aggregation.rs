@@ -2,18 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Learnt tokens and sequences that hold at least one of them.
+/// The number of learnt tokens, and of the sequences that hold at least one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// Tokens with loss.
     pub tokens: usize,
-    /// Sequences with at least one such token.
     pub sequences: usize,
 }
 
 impl Totals {
-    /// Counts sequences by their numbers of learnt tokens.
-    pub fn of(tokens_per_sequence: impl IntoIterator<Item = usize>) -> Self {
+    /// Adds up the numbers of learnt tokens of sequences.
+    pub fn count(tokens_per_sequence: impl IntoIterator<Item = usize>) -> Self {
         tokens_per_sequence.into_iter().filter(|&tokens| tokens > 0).fold(
             Self::default(),
             |totals, tokens| Self {
@@ -58,7 +56,7 @@ impl Aggregation {
         }
     }
 
-    /// What the sum over the global mini-batch is divided by; never 0.
+    /// The divisor of the sum over the global mini-batch; never 0.
     pub fn divisor(self, mini_batch: Totals) -> f64 {
         let sequences = mini_batch.sequences.max(1) as f64;
         match self {
@@ -85,11 +83,11 @@ mod tests {
 
     /// Two sequences of 2 and 4 tokens with losses 1 and 2 a token, in the given micro-batches.
     fn aggregate(mode: Aggregation, micro_batches: &[&[(usize, f64)]]) -> f64 {
-        let mini = Totals::of(micro_batches.iter().flat_map(|m| m.iter().map(|s| s.0)));
+        let mini = Totals::count(micro_batches.iter().flat_map(|m| m.iter().map(|s| s.0)));
         let sum: f64 = micro_batches
             .iter()
             .flat_map(|micro| {
-                let totals = Totals::of(micro.iter().map(|s| s.0));
+                let totals = Totals::count(micro.iter().map(|s| s.0));
                 micro.iter().map(move |&(n, loss)| mode.weight(n, totals) * loss * n as f64)
             })
             .sum();
@@ -114,10 +112,10 @@ mod tests {
 
     #[test]
     fn a_sequence_without_loss_counts_nowhere() {
-        assert_eq!(Totals::of([0, 3, 0]), Totals { tokens: 3, sequences: 1 });
+        assert_eq!(Totals::count([0, 3, 0]), Totals { tokens: 3, sequences: 1 });
         assert_eq!(Aggregation::TokenMean.divisor(Totals::default()), 1.0);
         assert_eq!(
-            Aggregation::SeqMeanTokenSum.token_weights(&[0, 2], Totals::of([0, 2])),
+            Aggregation::SeqMeanTokenSum.token_weights(&[0, 2], Totals::count([0, 2])),
             [1.0, 1.0]
         );
     }

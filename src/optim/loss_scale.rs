@@ -16,15 +16,15 @@ use serde::{Deserialize, Serialize};
 pub struct LossScaleConfig {
     /// The scale of the first step.
     pub initial: f64,
-    /// It never falls below this.
+    /// The scale never falls below this.
     pub min: f64,
-    /// It never rises above this.
+    /// The scale never rises above this.
     pub max: f64,
-    /// Steps without overflow after which it rises.
+    /// Steps without overflow after which the scale rises.
     pub growth_interval: u64,
-    /// What it is multiplied by then.
+    /// The scale is multiplied by this when it rises.
     pub growth_factor: f64,
-    /// What it is multiplied by at an overflow.
+    /// The scale is multiplied by this when it falls.
     pub backoff_factor: f64,
     /// Overflows since the last rise from which on each one makes it fall.
     pub hysteresis: u64,
@@ -71,7 +71,6 @@ impl LossScaleConfig {
     }
 }
 
-/// The scale and what it remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossScale {
@@ -83,12 +82,11 @@ pub struct LossScale {
 }
 
 impl LossScale {
-    /// The scale of the first step.
     pub fn new(config: &LossScaleConfig) -> Self {
         Self { scale: config.initial, good_steps: 0, overflows: 0 }
     }
 
-    /// What the loss of this step is multiplied by.
+    /// The factor of the loss in the step to come.
     pub fn scale(&self) -> f64 {
         self.scale
     }

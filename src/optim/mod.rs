@@ -12,16 +12,16 @@ use crate::base::limits::refuse_outside;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// Which parameters weight decay pulls on. The paper does not say.
+/// The parameters that weight decay pulls on; the paper does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DecayedParameters {
-    /// Matrices, embeddings among them; not norms and biases. As transformers' Trainer.
+    /// Matrices and embeddings, but not norms and biases: as in transformers' Trainer.
     #[default]
     Matrices,
     /// Matrices without the embedding table.
     MatricesWithoutEmbeddings,
-    /// All, as plain AdamW does.
+    /// All parameters, as in plain AdamW.
     All,
 }
 
@@ -37,7 +37,6 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay, times the learning rate.
     pub weight_decay: f64,
-    /// What decays.
     pub decayed: DecayedParameters,
     /// The gradient's norm is cut to this; 0 leaves it as it is.
     pub max_grad_norm: f64,
@@ -73,7 +72,7 @@ impl AdamWConfig {
         )
     }
 
-    /// What to multiply a gradient of this norm by.
+    /// The factor that cuts a gradient of this norm to the limit.
     pub fn clip_factor(&self, grad_norm: f64) -> f64 {
         if self.max_grad_norm > 0.0 && grad_norm > self.max_grad_norm {
             // As in PyTorch's clip_grad_norm_.

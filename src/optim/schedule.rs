@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-/// What follows the warm-up.
+/// The course of the rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
@@ -22,7 +22,6 @@ pub enum ScheduleKind {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Warmup {
-    /// Steps.
     Steps(u64),
     /// Share of all steps, rounded down.
     Ratio(f64),
@@ -32,11 +31,9 @@ pub enum Warmup {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
-    /// What follows the warm-up.
     pub kind: ScheduleKind,
-    /// The rise before it.
     pub warmup: Warmup,
-    /// Where the fall ends, as a share of the peak.
+    /// The rate at the end of the fall, as a share of the peak.
     pub min_lr_ratio: f64,
 }
 

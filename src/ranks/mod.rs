@@ -26,7 +26,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use threads::Threads;
 
-/// One of several ranks, that starts and fails with the others.
+/// One of several ranks that start and fail together.
 pub trait Member: Send {
     /// This rank, from 0.
     fn rank(&self) -> usize;
@@ -38,7 +38,7 @@ pub trait Member: Send {
     fn abort(&self);
 }
 
-/// What a rank can do together with the others.
+/// The exchange of a rank with the others.
 pub trait Comm: Member {
     /// Sums `bucket` over the ranks: afterwards this rank's [`piece`] of it holds the sum, and the
     /// rest what it held before.
@@ -54,7 +54,7 @@ pub trait Comm: Member {
     fn barrier(&self) -> Result<()>;
 }
 
-/// Why a call failed on a rank that is not itself the cause.
+/// The error of a call on a rank that is not itself the cause.
 #[derive(Debug)]
 pub struct Aborted;
 

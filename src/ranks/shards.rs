@@ -97,7 +97,7 @@ impl Shards {
         self.order().filter_map(next).collect()
     }
 
-    /// The same, to be written.
+    /// [`Shards::join`] for writing.
     pub fn join_mut<T>(self, mut shards: Vec<&mut [T]>) -> Vec<&mut [T]> {
         let next = |(rank, len): (usize, usize)| shards[rank].split_off_mut(..len);
         self.order().filter_map(next).collect()

@@ -13,9 +13,8 @@ pub(crate) struct Threads {
     group: Arc<Group>,
 }
 
-/// What the ranks share.
 struct Group {
-    /// What each rank brings to the exchange under way.
+    /// The values that each rank brings to the exchange under way.
     brought: Vec<RwLock<Brought>>,
     meeting: Mutex<Meeting>,
     changed: Condvar,

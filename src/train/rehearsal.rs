@@ -39,7 +39,7 @@ pub fn estimate(sft: &sft::Config, grpo: &rl::Config, num_scored: usize) -> Resu
     for _warm_up_then_measure in 0..2 {
         let batch = loader.next_batch();
         let started = Instant::now();
-        let row = [MicroBatch::of(std::slice::from_ref(&batch))];
+        let row = [MicroBatch::join(std::slice::from_ref(&batch))];
         trainer.accumulate(&row, 1.0, &NegativeLogLikelihood::new(0.0, row.len()))?;
         training_rate = batch.tokens.len() as f64 / started.elapsed().as_secs_f64();
     }

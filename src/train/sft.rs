@@ -144,7 +144,7 @@ fn step(
     let started = Instant::now();
     let rows: Vec<Batch> = (0..config.rows_per_step()).map(|_| loader.next_batch()).collect();
     let data_secs = started.elapsed().as_secs_f64();
-    let batches: Vec<_> = rows.chunks(config.micro_batch_size).map(MicroBatch::of).collect();
+    let batches: Vec<_> = rows.chunks(config.micro_batch_size).map(MicroBatch::join).collect();
     let objective = NegativeLogLikelihood::new(config.label_smoothing as f32, batches.len());
     trainer.accumulate(&batches, 1.0, &objective)?;
     let losses = objective.into_losses();
@@ -340,7 +340,7 @@ mod tests {
         let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
         let schedule = Schedule::default();
         let mut trainer = Trainer::new(model(), optim, schedule, 10, Execution::default()).unwrap();
-        let rows: Vec<_> = batches.chunks(1).map(MicroBatch::of).collect();
+        let rows: Vec<_> = batches.chunks(1).map(MicroBatch::join).collect();
         let objective = NegativeLogLikelihood::new(0.0, rows.len());
         trainer.accumulate(&rows, 1.0, &objective).unwrap();
         let loss = objective.into_losses().loss;

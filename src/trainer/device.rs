@@ -10,7 +10,6 @@ use crate::model::{BatchSize, ModelConfig, Precision};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// What computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
@@ -28,43 +27,41 @@ const MOST_TOKENS: usize = 65_408;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GpuConfig {
-    /// The moments of AdamW.
     pub moments: Moments,
     /// The sums of gradients over the micro-batches of an update.
     pub gradient_sums: GradientSums,
 }
 
-/// Numbers of AdamW's moments.
+/// The number format of AdamW's moments.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Moments {
-    /// Single precision.
     #[default]
     F32,
     /// bfloat16 with stochastic rounding: half the memory.
     Bf16,
 }
 
-/// Which sums of gradients a GPU keeps, in f32.
+/// The gradients that a GPU sums up over an update, in f32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientSums {
-    /// Those of its shard: every micro-batch's gradients are summed over the ranks, in 16 bits, while its
+    /// Gradients of its shard: every micro-batch's gradients are summed over the ranks, in 16 bits, while its
     /// backward goes on.
     #[default]
     Sharded,
-    /// All, summed over the ranks once an update, in f32: four bytes a parameter more, and less traffic.
+    /// All gradients, summed over the ranks once an update, in f32: four bytes a parameter more, and less
+    /// traffic.
     Full,
 }
 
 /// What the GPUs of a run are started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gpus {
-    /// What they hold in which numbers.
     pub config: GpuConfig,
-    /// Numbers of weights and activations: bf16 or fp16.
+    /// The number format of weights and activations: bf16 or fp16.
     pub precision: Precision,
-    /// The largest micro-batch that will come: what their memory is laid out for.
+    /// The largest micro-batch that will come: memory is laid out for it.
     pub largest: BatchSize,
 }
 

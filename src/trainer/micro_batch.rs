@@ -11,8 +11,7 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
-    /// Joins packed rows.
-    pub fn of(rows: &[Batch]) -> Self {
+    pub fn join(rows: &[Batch]) -> Self {
         let mut joined = Self::default();
         joined.packed.cu_seqlens.push(0);
         for row in rows {
@@ -26,7 +25,6 @@ impl MicroBatch {
         joined
     }
 
-    /// A row without samples.
     pub(crate) fn empty() -> Self {
         let packed = Packed { cu_seqlens: vec![0], cu_families: vec![0], ..Packed::default() };
         Self { packed, targets: Vec::new() }
@@ -74,7 +72,7 @@ mod tests {
             targets: vec![(1, token)],
             ..Batch::default()
         };
-        let joined = MicroBatch::of(&[row(5), row(6)]);
+        let joined = MicroBatch::join(&[row(5), row(6)]);
         assert_eq!(joined.packed.tokens, [5, 5, 5, 6, 6, 6]);
         assert_eq!(joined.packed.cu_seqlens, [0, 1, 3, 4, 6]);
         let targets = [(1, 5), (4, 6)].map(|(row, token)| Target { row, token });

@@ -1,9 +1,9 @@
 //! One model being trained: weights, ranks with their gradients and moments, and the update that
 //! joins them.
 //!
-//! Gradients accumulate as unnormalised sums and are divided once, by the number the objective
-//! names (the token count of the global batch): packing, micro-batching and the number of ranks
-//! never change the loss. A step whose loss or gradient is not finite changes no weight.
+//! Contract: gradients accumulate as unnormalised sums and are divided once, by the number that the loop
+//! names (the token count of the global batch): packing, micro-batching and the number of ranks never
+//! change the loss. A step whose loss or gradient is not finite changes no weight.
 
 pub mod device;
 mod execution;
@@ -38,12 +38,12 @@ pub fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
     Err(crate::engine::device::refusal().context(format!("{ranks} ranks on {} nodes", nodes.count)))
 }
 
-/// What training owns besides the model.
+/// A model, its optimizer, and the ranks that train it.
 pub struct Trainer {
     /// The model. On a CPU its weights change at every update; on GPUs they are those of the last
     /// [`Trainer::fetch_params`].
     pub model: LanguageModel,
-    /// Steps done; the learning rate follows them.
+    /// Steps that are done; the learning rate follows them.
     pub step: u64,
     workers: Box<dyn Workers>,
     optim: AdamWConfig,
@@ -53,19 +53,19 @@ pub struct Trainer {
     optimizer: OptimizerState,
 }
 
-/// What the optimizer remembers besides its moments.
+/// The state of the optimizer besides its moments.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OptimizerState {
     /// Updates that changed weights; a step has one or more.
     updates: u64,
-    /// Those just before now that changed none.
+    /// Updates in a row, up to the last, that changed no weight and that no smaller loss scale answered.
     skipped_in_a_row: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
 }
 
-/// What a checkpoint keeps besides weights and moments.
+/// The part of a checkpoint besides weights and moments.
 #[derive(Serialize, Deserialize)]
 struct Saved<S> {
     step: u64,
@@ -73,25 +73,24 @@ struct Saved<S> {
     state: S,
 }
 
-/// What one update did.
+/// The result of one update.
 #[derive(Debug, Clone)]
 pub struct Update {
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
-    /// Learning rate used.
     pub lr: f64,
-    /// What the loss was multiplied by, with fp16.
+    /// The loss scale of fp16.
     pub loss_scale: Option<f64>,
-    /// Why no weight changed: a loss or gradient that is not finite.
+    /// The loss or gradient that is not finite, where no weight changed.
     pub skipped: Option<NonFinite>,
 }
 
-/// Where something was not finite.
+/// A loss, or tensors whose gradient is not finite.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NonFinite {
-    /// The loss of the step.
+    /// The loss of the step, finite or not.
     pub loss: f64,
-    /// Tensors whose gradient was not.
+    /// Names of the tensors whose gradient is not finite.
     pub tensors: Vec<String>,
 }
 

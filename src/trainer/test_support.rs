@@ -41,7 +41,7 @@ pub(crate) fn batches(step: usize) -> Vec<MicroBatch> {
             input_ids: (0..10 + 3 * i).map(token).collect(),
             loss_mask: vec![true; 10 + 3 * i],
         };
-        MicroBatch::of(&[Batch::new(&[sample], &[0])])
+        MicroBatch::join(&[Batch::new(&[sample], &[0])])
     };
     (0..MICRO_BATCHES).map(batch).collect()
 }

@@ -36,7 +36,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn of(rewards: &[f64], norm: bool, eps: f64) -> Vec<f32> {
+    fn values(rewards: &[f64], norm: bool, eps: f64) -> Vec<f32> {
         advantages(&rewards.iter().map(|&r| Some(r)).collect::<Vec<_>>(), norm, eps).values
     }
 
@@ -50,21 +50,21 @@ mod tests {
     #[test]
     fn advantages_give_the_published_values() {
         let a = 0.866_023_904;
-        assert_close(&of(&[1.0, 0.0, 0.0, 1.0], true, 1e-6), &[a, -a, -a, a]);
+        assert_close(&values(&[1.0, 0.0, 0.0, 1.0], true, 1e-6), &[a, -a, -a, a]);
         let a = 0.865_875_430;
-        assert_close(&of(&[1.0, 0.0, 0.0, 1.0], true, 1e-4), &[a, -a, -a, a]);
+        assert_close(&values(&[1.0, 0.0, 0.0, 1.0], true, 1e-4), &[a, -a, -a, a]);
         let low = -0.447_212_596;
         assert_close(
-            &of(&[1.0, 0.0, 0.0, 0.0, 0.0], true, 1e-6),
+            &values(&[1.0, 0.0, 0.0, 0.0, 0.0], true, 1e-6),
             &[1.788_850_382, low, low, low, low],
         );
-        assert_close(&of(&[1.0, 0.0], false, 1e-6), &[0.5, -0.5]);
+        assert_close(&values(&[1.0, 0.0], false, 1e-6), &[0.5, -0.5]);
     }
 
     #[test]
     fn a_group_of_one_keeps_its_reward_but_a_group_masked_to_one_does_not() {
-        assert_close(&of(&[2.0], true, 1e-6), &[2.0 / (1.0 + 1e-6)]);
-        assert_close(&of(&[2.0], false, 1e-6), &[2.0]);
+        assert_close(&values(&[2.0], true, 1e-6), &[2.0 / (1.0 + 1e-6)]);
+        assert_close(&values(&[2.0], false, 1e-6), &[2.0]);
         let masked = advantages(&[Some(2.0), None], true, 1e-6);
         assert_eq!(masked, Advantages { values: vec![0.0, 0.0], zero_variance: true });
     }
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn members_without_verdict_change_nothing_for_the_others() {
         let with = advantages(&[Some(1.0), None, Some(0.0), Some(0.5)], true, 1e-6).values;
-        let without = of(&[1.0, 0.0, 0.5], true, 1e-6);
+        let without = values(&[1.0, 0.0, 0.5], true, 1e-6);
         assert_eq!([with[0], with[2], with[3]], without[..]);
         assert_eq!(with[1], 0.0);
     }

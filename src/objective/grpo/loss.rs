@@ -113,7 +113,6 @@ pub struct Metrics {
     pub kl: f64,
     /// Weighted entropy.
     pub entropy: f64,
-    /// Tokens.
     pub tokens: usize,
     /// Tokens where the clipped loss was the larger one.
     pub clipped: usize,
@@ -382,9 +381,9 @@ mod tests {
             ] {
                 let config = LossConfig { aggregation, ..FULL };
                 let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
-                let divisor = aggregation.divisor(Totals::of(lengths.iter().copied()));
+                let divisor = aggregation.divisor(Totals::count(lengths.iter().copied()));
                 let weights = |lengths: &[usize]| {
-                    aggregation.token_weights(lengths, Totals::of(lengths.iter().copied()))
+                    aggregation.token_weights(lengths, Totals::count(lengths.iter().copied()))
                 };
                 let (whole, gradients) = run(&config, &sequences.concat(), &weights(&lengths));
 

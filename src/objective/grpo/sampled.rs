@@ -53,7 +53,6 @@ pub struct PolicyObjective<'a> {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PolicySums {
     pub metrics: Metrics,
-    /// Sampler against trainer.
     pub mismatch: Mismatch,
 }
 

@@ -99,13 +99,18 @@ fn trainer(config: &Config, decoder: Decoder, params: Vec<f32>) -> Trainer {
 /// |actual - expected| over |expected|, of the worst tensor.
 fn distance(decoder: &Decoder, actual: &[f32], expected: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let of = |range: std::ops::Range<usize>| {
+    let of_tensor = |range: std::ops::Range<usize>| {
         let (actual, expected) = (&actual[range.clone()], &expected[range]);
         let pairs = actual.iter().zip(expected);
         norm(&mut pairs.map(|(a, e)| f64::from(*a) - f64::from(*e)))
             / norm(&mut expected.iter().map(|&e| f64::from(e)))
     };
-    decoder.layout().tensors.iter().map(|tensor| of(tensor.range.clone())).fold(0.0, f64::max)
+    decoder
+        .layout()
+        .tensors
+        .iter()
+        .map(|tensor| of_tensor(tensor.range.clone()))
+        .fold(0.0, f64::max)
 }
 
 fn check(case: &str, set: &[&str]) {

@@ -91,7 +91,7 @@ impl MiniBatch {
         let learnt = learnt(config, groups);
         let (mut rows, mut sampled) = (Vec::new(), Vec::new());
         for micro_batch in learnt.chunks(config.train.micro_batch_size.unwrap_or(usize::MAX)) {
-            let totals = Totals::of(micro_batch.iter().map(|learnt| learnt.response.len()));
+            let totals = Totals::count(micro_batch.iter().map(|learnt| learnt.response.len()));
             let families = families(config, micro_batch);
             let lengths: Vec<usize> = families.iter().map(|family| length(family)).collect();
             let packs = first_fit(&lengths, config.train.seq_len).expect(
@@ -187,7 +187,7 @@ fn totals(config: &Config, groups: &[Group]) -> Totals {
         .iter()
         .filter(|g| !(config.advantage.drop_zero_variance && g.advantages.zero_variance));
     let judged = counted.flat_map(|g| &g.attempts.attempts).filter(|a| a.grade.is_judged());
-    Totals::of(judged.map(|a| a.rollout.tokens.len()))
+    Totals::count(judged.map(|a| a.rollout.tokens.len()))
 }
 
 /// The responses to learn from. Without KL and entropy terms a response whose advantage is 0 has
@@ -244,13 +244,13 @@ mod tests {
 
     #[test]
     fn groups_without_variance_leave_the_mean_only_when_asked() {
-        let of = |zero_variance, values: Vec<f32>| Group {
+        let group_of_two = |zero_variance, values: Vec<f32>| Group {
             problem: 0,
             attempts: group(&[("a", VerdictKind::Pass), ("b", VerdictKind::Pass)]),
             rewards: Vec::new(),
             advantages: Advantages { values, zero_variance },
         };
-        let groups = [of(true, vec![0.0; 2]), of(false, vec![1.0, -1.0])];
+        let groups = [group_of_two(true, vec![0.0; 2]), group_of_two(false, vec![1.0, -1.0])];
         let mut config = config(2);
         assert_eq!(totals(&config, &groups).sequences, 4);
         config.advantage.drop_zero_variance = true;

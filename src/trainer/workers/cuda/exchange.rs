@@ -1,5 +1,5 @@
-//! A GPU's way to the others: NCCL on a stream of its own, so that some gradients travel while others
-//! are computed.
+//! The connection of a GPU to the others: NCCL on a stream of its own, so that some gradients travel while
+//! others are computed.
 //!
 //! Contract: what is queued here runs beside the computation; [`Exchange::follow`] and
 //! [`Exchange::precede`] order the two where they meet. A rank that fails ends the calls of all ranks
@@ -22,7 +22,6 @@ pub(crate) struct Invitation {
     pub(crate) ties: Arc<Ties>,
 }
 
-/// One rank's end.
 pub(crate) struct Exchange {
     communicator: Arc<Communicator>,
     ties: Arc<Ties>,
@@ -64,7 +63,7 @@ impl Exchange {
         computation.wait(&self.reached)
     }
 
-    /// Fills `params` with the pieces that every rank has of them, in the order of `computation`.
+    /// Fills `params` with the pieces of every rank, in the order of `computation`.
     pub(crate) fn gather(
         &self,
         shards: Shards,

@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// What node 0 asks of a rank.
+/// A request of node 0 to a rank; numbers travel beside it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// To get ready; its pieces of the parameters follow, a message for each portion.
@@ -30,7 +30,7 @@ pub(crate) enum Request {
         rounds: usize,
         temperature: f32,
     },
-    /// With the gradients by the scores of the last chunk.
+    /// The gradients by the scores of the last chunk are its numbers.
     Gradients,
     Reduce,
     Step(Option<AdamW>),
@@ -39,7 +39,7 @@ pub(crate) enum Request {
         rows: Vec<MicroBatch>,
         temperature: f32,
     },
-    /// With its pieces of the parameters.
+    /// The rank's shard of the parameters is its numbers.
     KeepReference,
     /// Answered by a message for each portion.
     FetchParams,
@@ -58,11 +58,11 @@ pub(crate) enum Request {
     End,
 }
 
-/// What a rank answers.
+/// An answer of a rank; numbers travel beside it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,
-    /// With the scores of a chunk of targets of the batch, from its target `first` on.
+    /// The scores of a chunk of targets of the batch, from its target `first` on, are its numbers.
     Chunk {
         batch: usize,
         first: usize,
@@ -72,9 +72,9 @@ pub(crate) enum Answer {
         norm: u64,
         culprits: Vec<usize>,
     },
-    /// With the log-probabilities of rows of these lengths.
+    /// The log-probabilities of rows of these lengths are its numbers.
     Scores(Vec<usize>),
-    /// With numbers that were asked for.
+    /// The numbers that were asked for.
     Numbers,
     PeakBytes(usize),
     /// Asks for a prompt.

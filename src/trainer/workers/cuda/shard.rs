@@ -25,17 +25,16 @@ use std::ops::Range;
 /// Label of the random numbers that round moments.
 const ROUNDING: u64 = 0x726f_756e_6469_6e67;
 
-/// One rank's part of the optimizer.
 pub(crate) struct Shard {
     portions: Vec<Portion>,
     master: DeviceBuffer<'static, f32>,
     moments: Both,
-    /// Of the shard, or of all parameters.
+    /// Sums of the gradients of the shard, or of all parameters.
     sums: DeviceBuffer<'static, f32>,
     kept: GradientSums,
     /// Buckets of the micro-batch at work that are yet to be added.
     buckets_left: usize,
-    /// Room for as many as there are tensors.
+    /// Ranges with weight decay; there is room for one a tensor.
     decayed: DeviceBuffer<'static, DecayRange>,
     num_decayed: usize,
     partials: DeviceBuffer<'static, f64>,
@@ -44,7 +43,7 @@ pub(crate) struct Shard {
     flat: Flat,
 }
 
-/// First and second moments.
+/// First and second moments, in f32 or rounded to bf16.
 enum Both {
     Exact([DeviceBuffer<'static, f32>; 2]),
     Rounded([DeviceBuffer<'static, bf16>; 2]),
@@ -218,7 +217,7 @@ impl Shard {
         }
     }
 
-    /// Forgets the gradients.
+    /// Sets the sums of gradients to zero.
     pub(crate) fn clear(&mut self, exchange: &Exchange) -> Result<()> {
         exchange.stream().fill(self.sums.slice_mut(), 0)
     }
@@ -237,7 +236,7 @@ impl Shard {
         })
     }
 
-    /// The moments, widened.
+    /// The moments, widened to f32.
     pub(crate) fn moments(
         &self,
         stream: &Stream,

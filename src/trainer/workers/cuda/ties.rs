@@ -1,4 +1,4 @@
-//! What the ranks of a process wait for each other by, here and on other nodes.
+//! The connections by which the ranks of a process wait for each other, here and on other nodes.
 //!
 //! Contract: cutting it makes every waiting and future call fail, here and on the other nodes, and so does
 //! the loss of a node. Dropping it tells the other nodes that this one is done.
