@@ -29,7 +29,7 @@ fn main() -> Result<()> {
         let row = rows.next_batch();
         let num_targets = row.targets.len() as f64;
         let objective = NegativeLogLikelihood::new(0.0, 1);
-        trainer.accumulate(&[MicroBatch::of(&[row])], 1.0, &objective)?;
+        trainer.accumulate(&[MicroBatch::join(&[row])], 1.0, &objective)?;
         let loss = objective.into_losses().loss / num_targets;
         trainer.update(num_targets, loss)?;
         trainer.end_step();

@@ -35,6 +35,7 @@ pub mod optim;
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod nodes;
 pub mod ops;
 pub mod ranks;
 pub mod sandbox;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// listed for it in `SAME_ROW`.
 const ROWS: [&[&str]; 9] = [
     &["base"],
-    &["cuda", "ops", "ranks", "sandbox", "tokenizer"],
+    &["cuda", "nodes", "ops", "ranks", "sandbox", "tokenizer"],
     &["config", "data", "model", "objective", "optim"],
     &["checkpoint", "tasks"],
     &["engine", "rewards"],

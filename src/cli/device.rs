@@ -6,7 +6,7 @@ use crate::engine::Sampler;
 use crate::engine::device::{self, DeviceModel};
 use crate::engine::generator::Generator;
 use crate::model::{Decoder, Precision};
-use crate::ranks::nodes;
+use crate::nodes;
 use crate::trainer::device::DeviceKind;
 use anyhow::Result;
 use std::path::Path;

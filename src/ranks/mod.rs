@@ -5,22 +5,12 @@
 //! the same length. Sums run in rank order, so equal runs of equal rank counts have equal bits. A
 //! rank that fails or panics makes the calls of all others fail: nobody waits for ever.
 //! Ranks on GPUs exchange through `cuda::nccl` instead, bucket by bucket while the backward still fills
-//! others, which would not pay here; they are [`Member`]s all the same. [`nodes`] meet by [`rendezvous`],
-//! and talk on [`Lane`]s.
+//! others, which would not pay here; they are [`Member`]s all the same.
 
-mod door;
-mod greeting;
-mod guest;
-mod lane;
-pub mod nodes;
-pub mod pace;
-pub mod rendezvous;
 mod shards;
 mod threads;
-pub mod watch;
 
 use anyhow::{Result, anyhow};
-pub use lane::Lane;
 pub use shards::{Portion, Shards, piece};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -4,7 +4,7 @@
 //! all ranks make the same calls in the same order with buffers of the same length, and a bucket is
 //! divided into the same [`piece`]s. A call returns when its work is queued. [`Communicator::abort`]
 //! ends the calls and the queued work of this rank, so that a stream that waits for a dead peer
-//! comes back; [`guard`] does so when another node is lost. A group of one needs no library.
+//! comes back. A group of one needs no library.
 //! Left out: a bit-exact order of sums, which is NCCL's own; it is the same for equal runs on equal
 //! topologies. Not yet run on a GPU.
 
@@ -16,8 +16,6 @@ use super::memory::DeviceSliceMut;
 use super::stream::Stream;
 use crate::ranks::Aborted;
 use crate::ranks::piece;
-use crate::ranks::rendezvous::Meeting;
-use crate::ranks::watch::Watch;
 use anyhow::{Context, Result, anyhow};
 use api::{Api, Config, RawCommunicator, SUCCESS, SUM};
 use std::ffi::{c_int, c_void};
@@ -30,10 +28,7 @@ const ID_BYTES: usize = 128;
 /// Between two looks at a call that is still under way.
 const POLL: Duration = Duration::from_micros(50);
 
-/// How long an aborted process gets to end by itself.
-const GRACE: Duration = Duration::from_secs(20);
-
-/// Names a group of ranks; made by one, given to all (see `ranks::rendezvous`).
+/// Names a group of ranks; made by one and given to all.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct UniqueId([u8; ID_BYTES]);
@@ -355,17 +350,6 @@ impl Group {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().for_each(|communicator| communicator.abort());
     }
-}
-
-/// Watches over the other nodes. When one is lost, aborts what is in `group`, so that the ranks of this node
-/// fail instead of waiting; a process that still hangs after that is ended with code 1.
-pub fn guard(meeting: Meeting, group: Group) -> Result<Watch> {
-    meeting.watch(move |lost| {
-        tracing::error!("{lost} is gone; stopping this node (--resume goes on from what is saved)");
-        group.abort();
-        std::thread::sleep(GRACE);
-        std::process::exit(1);
-    })
 }
 
 #[cfg(test)]

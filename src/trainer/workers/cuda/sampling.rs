@@ -12,7 +12,7 @@ use crate::engine::device::DeviceModel;
 use crate::engine::{
     Engine, EngineConfig, Next, Numbered, Observer, Queue, RequestId, Rollout, Sampler, Stats,
 };
-use crate::ranks::Lane;
+use crate::nodes::Lane;
 use anyhow::{Error, Result};
 use std::time::{Duration, Instant};
 

@@ -1,10 +1,10 @@
-//! Where the other nodes come in at node 0.
+//! The port where the other nodes come in at node 0.
 //!
-//! Contract: nobody blocks it, who comes and says nothing included: whoever does not say in time that it is a
-//! node is shown out.
+//! Contract: no stranger blocks it: a connection that does not say in time that it is a node is closed.
 
+use super::Pace;
 use super::greeting::Hello;
-use super::pace::Pace;
+
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use anyhow::{Context, Result};
@@ -12,7 +12,6 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Where nodes come in.
 pub(crate) struct Door<'d> {
     listener: &'d TcpListener,
     /// Connections that have not said yet whose they are, and since when.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-/// How often nodes show that they live, and how long one may be silent.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// Between two signs of life.

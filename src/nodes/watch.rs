@@ -5,9 +5,9 @@
 //! with the node's name, the others' with node 0's, which ends its connections. A node that is done says
 //! goodbye and is not missed. Left out: going on with fewer nodes.
 //!
-//! [`Pace::patience`]: super::pace::Pace::patience
+//! [`Pace::patience`]: super::Pace::patience
 
-use super::rendezvous::{Link, Meeting};
+use super::meeting::{Link, Meeting};
 use anyhow::{Context, Result};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -115,8 +115,8 @@ impl Drop for Watch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pace::Pace;
-    use super::super::rendezvous::tests::{PACE, TIMEOUT, meet_all};
+    use super::super::Pace;
+    use super::super::test_support::{PACE, TIMEOUT, meet_all};
     use super::*;
     use std::time::Duration;
 

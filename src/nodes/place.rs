@@ -1,14 +1,14 @@
 //! Where a process stands among the nodes of a run.
 //!
-//! Contract: said by the variables that people, torchrun and Slurm set; what does not fit is a mistake of the
-//! user. How nodes meet is [`super::rendezvous`]'s.
+//! Contract: read from the variables that people, torchrun and Slurm set; values that do not fit are a mistake
+//! of the user.
 
 use crate::base::error::usage;
 use anyhow::Result;
 
 /// The variables that say how many nodes there are: ours, torchrun's, Slurm's.
 const COUNT: [&str; 3] = ["NNODES", "GROUP_WORLD_SIZE", "SLURM_NNODES"];
-/// The same for which of them this is.
+/// The variables that say which of them this is.
 const RANK: [&str; 3] = ["NODE_RANK", "GROUP_RANK", "SLURM_NODEID"];
 
 /// Where this process stands among the nodes of a run.
@@ -16,7 +16,6 @@ const RANK: [&str; 3] = ["NODE_RANK", "GROUP_RANK", "SLURM_NODEID"];
 pub struct Nodes {
     /// This node, from 0.
     pub rank: usize,
-    /// How many nodes there are.
     pub count: usize,
     /// Host name or address of node 0.
     pub master: String,
@@ -30,7 +29,7 @@ impl Nodes {
     /// `SLURM_JOB_NODELIST`) call them. Without any of them, a run on this node alone. Under torchrun node 0
     /// listens on the port after `MASTER_PORT`.
     pub fn from_env() -> Result<Self> {
-        Self::from_variables(of_process)
+        Self::from_variables(process_variable)
     }
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
@@ -82,9 +81,9 @@ impl Nodes {
     }
 }
 
-/// Refuses to do on every node what is meant for one, which each would do alone.
+/// Refuses a command that every node would do alone.
 pub fn expect_one() -> Result<()> {
-    match number(of_process, &COUNT, 1)? {
+    match number(process_variable, &COUNT, 1)? {
         ..=1 => Ok(()),
         count => Err(usage(format!(
             "this is one of {count} nodes (NNODES or SLURM_NNODES), but only sft and grpo work over several: \
@@ -93,8 +92,8 @@ pub fn expect_one() -> Result<()> {
     }
 }
 
-/// A variable of this process, if it says anything.
-fn of_process(name: &str) -> Option<String> {
+/// A variable of this process that is not empty.
+fn process_variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 

@@ -1,14 +1,12 @@
-//! What a node other than node 0 does to meet the others.
+//! The part of a node other than node 0 in meeting the others.
 //!
 //! Contract: waits for node 0 to be started, and then for all to have come; ends with the reason as soon as it is
 //! known that they will not.
 
-use super::Lane;
 use super::door::wait;
 use super::greeting::{Hello, Reply};
-use super::nodes::Nodes;
-use super::pace::Pace;
-use super::rendezvous::{Link, Meeting};
+use super::meeting::{Link, Meeting};
+use super::{Lane, Nodes, Pace};
 use crate::base::error::usage;
 use anyhow::{Context, Result, anyhow, bail};
 use std::io::{self, ErrorKind};

@@ -13,7 +13,7 @@ use std::net::{Shutdown, TcpStream};
 /// Most bytes of a header: more than the micro-batches of a step take.
 const LONGEST_HEADER: u64 = 1 << 32;
 
-/// One end.
+/// One end of the connection.
 #[derive(Debug)]
 pub struct Lane {
     peer: String,
@@ -71,7 +71,7 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rendezvous::tests::meet_all;
+    use super::super::test_support::meet_all;
 
     #[test]
     fn messages_arrive_whole_and_in_order_until_one_end_shuts() {
