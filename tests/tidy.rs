@@ -103,8 +103,6 @@ const KNOWN_CIRCLES: &[&[&str]] = &[
         "model/cuda/memory.rs",
         "model/cuda/training.rs",
     ],
-    &["data/input.rs", "data/jsonl.rs", "data/parquet.rs", "data/tokenized.rs"],
-    &["data/dataset.rs", "data/loader.rs"],
 ];
 
 #[test]
