@@ -19,16 +19,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Problems with their tests, JSON Lines
+    /// Problems with their tests (JSON Lines)
     #[arg(long, value_name = "FILE")]
     problems: PathBuf,
-    /// Solutions, JSON Lines: problem_id, and code or response
+    /// Solutions: problem_id, and code or response (JSON Lines)
     #[arg(long, value_name = "FILE")]
     solutions: PathBuf,
-    /// Where verdicts go, JSON Lines in the order of the solutions
+    /// Where to write the verdicts, in the order of the solutions (JSON Lines)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// The prompts ended with <think>: a response without </think> has no program
@@ -42,22 +41,22 @@ pub struct Args {
 /// Options of the judge, for every command that runs programs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct JudgeArgs {
-    /// Programs that run at the same time [default: cores and half as many]
+    /// Number of programs that run at the same time [default: one and a half for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
-    /// CPU time of one case
+    /// Limit on the CPU time of one case
     #[arg(long, value_name = "MS", default_value_t = Limits::default().cpu_ms_per_case, value_parser = clap::value_parser!(u64).range(1..))]
     cpu_ms_per_case: u64,
-    /// CPU time of all cases of a program together
+    /// Limit on the CPU time of all cases of a program together
     #[arg(long, value_name = "MS", default_value_t = Limits::default().cpu_ms_per_program, value_parser = clap::value_parser!(u64).range(1..))]
     cpu_ms_per_program: u64,
-    /// Time a case may sleep or wait
+    /// Limit on the time that a case sleeps or waits
     #[arg(long, value_name = "SECS", default_value_t = Limits::default().wall_secs_per_case, value_parser = clap::value_parser!(u64).range(1..))]
     wall_secs_per_case: u64,
-    /// Address space of a program
+    /// Limit on the address space of a program
     #[arg(long, value_name = "MB", default_value_t = Limits::default().memory_mb, value_parser = clap::value_parser!(u64).range(64..1 << 20))]
     memory_mb: u64,
-    /// Output of one case
+    /// Limit on the output of one case
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().output_bytes as u64, value_parser = clap::value_parser!(u64).range(1..1 << 32))]
     output_bytes: u64,
     /// Python's recursion limit
@@ -66,7 +65,7 @@ pub struct JudgeArgs {
     /// Give a case's input as it is, also where it does not end in a line end
     #[arg(long)]
     raw_input: bool,
-    /// Builtins that programs find
+    /// The builtins that programs find
     #[arg(long, value_enum, default_value_t)]
     profile: Profile,
     /// How programs get their process
@@ -75,7 +74,7 @@ pub struct JudgeArgs {
     /// Run every case in a process of its own
     #[arg(long)]
     isolate_cases: bool,
-    /// Do without namespaces
+    /// Run without namespaces
     #[arg(long)]
     no_namespaces: bool,
     /// The Python interpreter to run programs with [default: found on the path]
@@ -90,7 +89,7 @@ pub struct JudgeArgs {
 }
 
 impl JudgeArgs {
-    /// The judge's options that these arguments mean.
+    /// Turns the arguments into the judge's options.
     pub fn options(&self) -> Options {
         let options = Options::default();
         Options {
@@ -193,7 +192,6 @@ struct Row<'a> {
     verdict: Verdict,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     check_writable(&args.out, &[&args.problems, &args.solutions])?;
     let problems: Vec<Judged> = rows::read(&args.problems)?;
@@ -232,7 +230,7 @@ pub fn run(args: Args) -> Result<()> {
     super::print(format!("{}\n", summary.text()))
 }
 
-/// Judges with a progress bar; an interrupt stops it.
+/// Judges with a progress bar. An interrupt stops it.
 fn watched(judge: &Judge, jobs: &[Job<'_>]) -> Result<Vec<Verdict>> {
     let programs = jobs.iter().filter(|job| job.code.is_some()).count();
     let bar = Progress::new("judge", programs as u64, "programs");
@@ -267,7 +265,7 @@ fn index<'a>(problems: &'a [Judged], path: &Path) -> Result<HashMap<&'a str, usi
     Ok(by_id)
 }
 
-/// Counts over all verdicts.
+/// The counts over all verdicts.
 struct Summary {
     total: usize,
     passed: usize,

@@ -14,41 +14,40 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Programs that the judge gets at a time; between two batches an interruption is noticed.
+/// The number of programs that the judge gets at a time. The command notices an interruption between two batches.
 const BATCH: usize = 1024;
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// New directory for sft.jsonl, rl.jsonl, test.jsonl, test_unseen.jsonl, pretrain.jsonl,
+    /// The new directory for sft.jsonl, rl.jsonl, test.jsonl, test_unseen.jsonl, pretrain.jsonl,
     /// manifest.json and DATA_CARD.md
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Determines everything
+    /// The seed, which determines everything
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// SFT samples
+    /// Number of SFT samples
     #[arg(long, value_name = "N", default_value_t = 5_500)]
     sft: usize,
-    /// Patterns that the SFT samples share [default: as in the paper, 1271 for 5487]
+    /// Number of patterns that the SFT samples share [default: as in the paper, 1271 for 5487]
     #[arg(long, value_name = "N")]
     sft_patterns: Option<usize>,
-    /// RL problems, a pattern each
+    /// Number of RL problems, each of its own pattern
     #[arg(long, value_name = "N", default_value_t = 1_500)]
     rl: usize,
-    /// Test problems of known families
+    /// Number of test problems of known families
     #[arg(long, value_name = "N", default_value_t = 200)]
     test: usize,
-    /// Test problems of unseen families
+    /// Number of test problems of unseen families
     #[arg(long, value_name = "N", default_value_t = 60)]
     unseen: usize,
-    /// Samples for the starting checkpoint: problems, responses and drills, never together
+    /// Number of samples for the starting checkpoint: problems, responses and drills, never together
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pretrain: usize,
     /// Weights of 0, 1, 2, ... reflection rounds, at most 5 [default: the paper's Table 13]
     #[arg(long, value_name = "W,W,...", value_delimiter = ',')]
     rounds_distribution: Option<Vec<u32>>,
-    /// GTG prompt template [default: the bundled one]
+    /// The template of the prompt [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
     /// How the judge runs programs
@@ -56,7 +55,6 @@ pub struct Args {
     judge: JudgeArgs,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let config = config(&args)?;

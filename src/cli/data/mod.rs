@@ -10,7 +10,6 @@ pub mod tokenizer;
 
 use anyhow::Result;
 
-/// What to do with data.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Make procedural number-sequence problems, reflection samples and splits
@@ -27,7 +26,6 @@ pub enum Command {
     Tokenizer(tokenizer::Args),
 }
 
-/// Runs the chosen command.
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Generate(args) => generate::run(args),

@@ -13,18 +13,17 @@ use crate::tasks::TaskKind;
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Arguments of `train data solvability`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     attempts: AttemptArgs,
-    /// The problems that are kept, with their solvability (JSON Lines)
+    /// Where to write the problems that are kept, with their solvability (JSON Lines)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Fewest passing rollouts of a problem that is kept
+    /// Keep problems with at least this many passing rollouts
     #[arg(long, default_value_t = 1)]
     min_passed: usize,
-    /// Most passing rollouts of a problem that is kept
+    /// Keep problems with at most this many passing rollouts
     #[arg(long, default_value_t = 15)]
     max_passed: usize,
     /// Keep at most this many problems, the first ones
@@ -34,7 +33,7 @@ pub struct Args {
     judge: JudgeArgs,
 }
 
-/// Attempts every problem, writes those in range, prints statistics.
+/// Attempts every problem, writes those in range, and prints statistics.
 pub fn run(args: Args) -> Result<()> {
     let range = args.min_passed..=args.max_passed;
     if range.is_empty() || args.min_passed > args.attempts.rollouts {
@@ -76,7 +75,7 @@ pub fn run(args: Args) -> Result<()> {
     print(text(&selection, evaluation.score.pass_at_1))
 }
 
-/// Table 1 of the paper for what was kept, and where the other problems lie.
+/// Writes Table 1 of the paper for the kept problems, and says where the others lie.
 fn text(selection: &Selection, pass_at_1: f64) -> String {
     let counts = selection.counts;
     let mut table = Table::new(["solvability", ""]);

@@ -17,14 +17,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Samples or problems: a .jsonl, .json or .parquet file, a directory of them, or the name of a data
     /// set on the Hub
     #[arg(value_name = "PLACE", required_unless_present = "config")]
     places: Vec<String>,
-    /// A configuration of `train sft`: its sources, what is left out and why, and how rows fill
+    /// A configuration of `train sft`: show its sources, what it leaves out and why, and how rows fill
     #[arg(long, value_name = "FILE", conflicts_with = "places")]
     config: Vec<PathBuf>,
     /// Override one value of the configuration
@@ -33,12 +32,11 @@ pub struct Args {
     /// The tokenizer's directory [default: the configured model's]
     #[arg(long, value_name = "DIR", requires = "config")]
     tokenizer: Option<PathBuf>,
-    /// GTG prompt template for problems' lengths [default: the bundled one]
+    /// The template of the prompt, for the lengths of problems [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     if !args.config.is_empty() {
         return stats_mixture::run(&args.config, &args.set, args.tokenizer.as_deref());
@@ -172,7 +170,7 @@ fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// Lengths of texts in words and characters.
+/// The lengths of texts in words and characters.
 #[derive(Default)]
 struct Lengths {
     words: Vec<usize>,

@@ -10,24 +10,22 @@ use crate::tokenizer::bpe::{self, BpeOptions};
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Conversations to learn from (JSON Lines with `messages`)
     #[arg(long = "from", value_name = "FILE", num_args = 1.., required = true)]
     from: Vec<PathBuf>,
-    /// Tokens in all, special tokens and the 256 bytes included
+    /// Number of tokens, with special tokens and the 256 bytes
     #[arg(long, value_name = "N", default_value_t = 1024)]
     vocab_size: usize,
-    /// The longest token in bytes
+    /// Length of the longest token in bytes
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_token_length: usize,
-    /// The directory to make
+    /// The new directory for the tokenizer
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     check_new_dir(&args.out)?;
     let mut conversations: Vec<Vec<Message>> = Vec::new();
