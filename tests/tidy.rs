@@ -140,6 +140,21 @@ fn every_module_is_on_the_maps() {
 }
 
 #[test]
+fn every_link_of_the_documentation_leads_to_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let names = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "THIRD-PARTY.md"];
+    let files = names.map(|name| root.join(name)).into_iter().chain(files_below("docs"));
+    for file in files.filter(|file| file.extension().is_some_and(|e| e == "md")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for link in text.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
+            let is_here = link.is_empty() || link.starts_with("http");
+            let target = file.parent().unwrap().join(link);
+            assert!(is_here || target.exists(), "{}: nothing at {link}", relative(&file));
+        }
+    }
+}
+
+#[test]
 fn every_file_opens_with_what_it_is() {
     for file in source_files() {
         let text = std::fs::read_to_string(&file).unwrap();
