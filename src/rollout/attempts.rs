@@ -7,7 +7,6 @@
 use super::attempt::{Attempt, AttemptCost, ProblemAttempts, Query};
 use super::grading::{Asked, Collector, Desk};
 use super::settings::AttemptSettings;
-use crate::base::error::usage;
 use crate::base::{memory, progress::Progress};
 use crate::engine::generator::Generator;
 use crate::engine::{EngineConfig, Request, SamplingParams};
@@ -136,14 +135,9 @@ fn engine_config(
     let longest = there.max(announced.unwrap_or(0));
     let max_length = longest.saturating_add(settings.max_new_tokens).min(made_for);
     for (query, prompt) in queries.iter().zip(prompts) {
-        if prompt.tokens.len() >= made_for {
-            return Err(usage(format!(
-                "problem {}: the prompt has {} tokens, which leaves no room for a response: the model \
-                 was made for {made_for} (max_position_embeddings)",
-                task.about(query.problem).id,
-                prompt.tokens.len()
-            )));
-        }
+        let what =
+            || format!("problem {}: its prompt and a first token", task.about(query.problem).id);
+        generator.config().check_length(prompt.tokens.len() + 1).with_context(what)?;
     }
     let num_attempts: usize = queries.iter().map(|query| query.num_samples).sum();
     memory::check(

@@ -8,7 +8,7 @@ use crate::base::rng;
 use crate::checkpoint::LanguageModel;
 use crate::rollout::attempts::Prompt;
 use crate::tasks::Task;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
@@ -39,14 +39,8 @@ impl<'t> TrainingSet<'t> {
     /// The problems of `task` that can be trained on; what is missing in one is an error that names it.
     pub(crate) fn new(config: &Config, task: &'t dyn Task, model: &LanguageModel) -> Result<Self> {
         let limit = config.data.max_prompt_tokens;
-        let positions = model.decoder.config().max_position_embeddings;
-        if config.longest() > positions {
-            return Err(usage(format!(
-                "data.max_prompt_tokens + rollout.max_new_tokens = {}, but the model was made for \
-                 {positions} positions (max_position_embeddings)",
-                config.longest()
-            )));
-        }
+        let longest = model.decoder.config().check_length(config.longest());
+        longest.context("data.max_prompt_tokens + rollout.max_new_tokens")?;
         let rule = config.reward_rule();
         let (mut problems, mut num_long) = (Vec::new(), 0);
         for problem in 0..task.num_problems() {
