@@ -21,6 +21,8 @@ pub enum RewardKind {
     NoLog,
     /// 1 if every test passes, else 0.
     Binary,
+    /// The share of tests that pass; -1 for a wrong format.
+    TestShare,
     /// `1 - Sov` if every test passes, -1 and 0 as in formula 2.
     PassRate,
     /// `1 - Sov` whatever the response: as the paper prints it, constant in a group.

@@ -17,6 +17,7 @@ fn rule(kind: RewardKind) -> Rule {
         RewardKind::CssrWithoutCases => cssr::without_cases,
         RewardKind::NoLog => cssr::without_logarithm,
         RewardKind::Binary => binary,
+        RewardKind::TestShare => test_share,
         RewardKind::PassRate => cssr::pass_rate,
         RewardKind::PassRateLiteral => cssr::literal_pass_rate,
     }
@@ -40,10 +41,14 @@ fn binary(_: &RewardConfig, grade: &Grade, _: &Response<'_>) -> Reward {
     Reward::default().part("pass_term", f64::from(u8::from(grade.passed())))
 }
 
+fn test_share(_: &RewardConfig, grade: &Grade, _: &Response<'_>) -> Reward {
+    Reward::of_format(grade).part("test_share", grade.share_passed())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::{Reason, Verdict, VerdictKind};
+    use crate::sandbox::{CaseVerdict, Reason, Verdict, VerdictKind};
     use crate::tasks::{FormatError, OwnCase};
 
     const PASS: VerdictKind = VerdictKind::Pass;
@@ -89,6 +94,16 @@ mod tests {
                 assert!((total - expected).abs() < 1e-12, "{kind:?} {grade:?}: {total}");
             }
         }
+    }
+
+    #[test]
+    fn the_share_of_tests_counts_each_of_them() {
+        let mut some = grade(None, FAIL);
+        let case = |kind| CaseVerdict { input: String::new(), kind, output: None, cpu_ms: 0.0 };
+        some.verdict.cases = [PASS, FAIL, PASS, PASS].map(case).to_vec();
+        assert_eq!(reward(of_kind(RewardKind::TestShare), &some).unwrap().total, 0.75);
+        let misformed = grade(Some(FormatError::NoCode), FAIL);
+        assert_eq!(reward(of_kind(RewardKind::TestShare), &misformed).unwrap().total, -1.0);
     }
 
     #[test]

@@ -82,6 +82,12 @@ impl Grade {
         self.format_ok() && self.verdict.kind == VerdictKind::Pass
     }
 
+    /// The share of cases in which the answer is right.
+    pub fn share_passed(&self) -> f64 {
+        let passed = self.verdict.cases.iter().filter(|case| case.kind == VerdictKind::Pass);
+        passed.count() as f64 / self.verdict.cases.len().max(1) as f64
+    }
+
     /// Why the response did not pass, in one word; `None` if it passed or nothing is known.
     pub fn failure(&self) -> Option<String> {
         match (self.format_error, self.verdict.kind) {
