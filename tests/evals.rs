@@ -171,7 +171,7 @@ fn judge() -> Judge {
 
 fn task(judge: &Judge) -> NumberSequences<'_> {
     let problems: Vec<Problem> = jsonl::read(&INPUTS.join("problems.jsonl")).unwrap();
-    NumberSequences::new(problems, GtgPrompt::bundled().unwrap(), judge).unwrap()
+    NumberSequences::open(problems, None, judge).unwrap()
 }
 
 #[test]

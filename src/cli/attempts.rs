@@ -10,8 +10,7 @@ use crate::data::rows;
 use crate::eval::journal::{Identity, Journal};
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempts::check_fit;
-use crate::sandbox::Judge;
-use crate::tasks::{Task, TaskKind};
+use crate::tasks::Task;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -59,25 +58,21 @@ pub struct Prepared {
 }
 
 impl AttemptArgs {
-    /// Reads the problems, once the arguments are known to be possible. Files that are to be written must be
-    /// writable.
-    pub fn read_problems(&self, outs: &[&Path]) -> Result<Vec<Problem>> {
+    /// Refuses arguments that are not possible, and files that could not be written, before any work is done.
+    pub fn check(&self, outs: &[&Path]) -> Result<()> {
         interrupt::install()?;
         self.settings().check()?;
         self.ranks.check()?;
-        outs.iter().try_for_each(|out| check_writable(out, &[&self.data]))?;
-        rows::read(&self.data)
+        outs.iter().try_for_each(|out| check_writable(out, &[&self.data]))
     }
 
-    /// The task of a kind with these problems.
-    pub fn open_task<'j>(
+    /// The task that `make` makes of the problems, and of the prompt where one is given.
+    pub fn open<T>(
         &self,
-        kind: TaskKind,
-        problems: Vec<Problem>,
-        judge: &'j Judge,
-    ) -> Result<Box<dyn Task + 'j>> {
-        let place = || self.data.display().to_string();
-        kind.open(problems, self.prompt.as_deref(), judge).with_context(place)
+        make: impl FnOnce(Vec<Problem>, Option<&Path>) -> Result<T>,
+    ) -> Result<T> {
+        let problems = rows::read(&self.data)?;
+        make(problems, self.prompt.as_deref()).with_context(|| self.data.display().to_string())
     }
 
     /// Opens the model and the journal of the result `out`, so that whatever is wrong shows before any work is

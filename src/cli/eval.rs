@@ -9,7 +9,7 @@ use crate::eval::cases::{self, CaseAnalysis};
 use crate::eval::responses;
 use crate::eval::score::{self, Evaluation, Score};
 use crate::sandbox::Judge;
-use crate::tasks::{Task, TaskKind};
+use crate::tasks::{NumberSequences, Task};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -76,10 +76,11 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn gtg(args: &GtgArgs) -> Result<()> {
-    let problems = args.attempts.read_problems(&args.score.outs())?;
+    args.attempts.check(&args.score.outs())?;
     let judge = Judge::start(args.judge.options())?;
-    let task = args.attempts.open_task(TaskKind::Gtg, problems, &judge)?;
-    score_on(task.as_ref(), &args.attempts, &args.score)
+    let task =
+        args.attempts.open(|problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
+    score_on(&task, &args.attempts, &args.score)
 }
 
 /// Scores a model on a task, whatever it is.
@@ -103,14 +104,15 @@ fn score_on(task: &dyn Task, attempts: &AttemptArgs, args: &ScoreArgs) -> Result
 
 fn cases(args: &CasesArgs) -> Result<()> {
     let outs: Vec<&Path> = args.out.iter().map(PathBuf::as_path).collect();
-    let problems = args.attempts.read_problems(&outs)?;
+    args.attempts.check(&outs)?;
     let judge = Judge::start(args.judge.options())?;
-    let task = args.attempts.open_task(TaskKind::Gtg, problems, &judge)?;
-    cases::check(task.as_ref())?;
-    let mut prepared = args.attempts.prepare(task.as_ref(), args.out.as_deref())?;
+    let task =
+        args.attempts.open(|problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
+    cases::check(&task)?;
+    let mut prepared = args.attempts.prepare(&task, args.out.as_deref())?;
     let analysis = cases::analyse(
         &mut prepared.candidate.generator(),
-        task.as_ref(),
+        &task,
         &prepared.settings,
         usize::from(args.max_tries),
         prepared.journal.as_mut(),

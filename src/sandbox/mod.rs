@@ -12,7 +12,6 @@ mod cache;
 mod cgroup;
 mod channel;
 mod compare;
-mod extract;
 mod frame;
 pub mod launcher;
 mod layers;
@@ -30,7 +29,6 @@ mod ulimits;
 mod verdict;
 
 pub use compare::same_output;
-pub use extract::{PythonBlock, extract_code, last_python_block};
 pub use layers::Layers;
 pub use options::{Case, Limits, Mode, Options, Profile, Program};
 pub use outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};

@@ -8,6 +8,7 @@
 mod grade;
 mod number_sequences;
 mod problems;
+mod python_block;
 mod response;
 
 pub use grade::{FormatError, Grade, OwnCase};
@@ -15,7 +16,6 @@ pub use number_sequences::NumberSequences;
 pub use response::{opens_thought, program, with_opened_thought};
 
 use crate::data::problem::Problem;
-use crate::data::prompt::GtgPrompt;
 use crate::sandbox::Judge;
 use crate::tokenizer::Message;
 use anyhow::Result;
@@ -83,7 +83,7 @@ impl TaskKind {
         judge: &'j Judge,
     ) -> Result<Box<dyn Task + 'j>> {
         Ok(match self {
-            Self::Gtg => Box::new(NumberSequences::new(problems, GtgPrompt::open(prompt)?, judge)?),
+            Self::Gtg => Box::new(NumberSequences::open(problems, prompt, judge)?),
         })
     }
 }

@@ -14,6 +14,7 @@ use crate::tokenizer::Message;
 use anyhow::{Context, Result};
 use serde_json::value::RawValue;
 use std::collections::HashSet;
+use std::path::Path;
 
 /// Problems, their prompt, and the judge of the programs that solve them.
 pub struct NumberSequences<'j> {
@@ -25,8 +26,10 @@ pub struct NumberSequences<'j> {
 }
 
 impl<'j> NumberSequences<'j> {
-    /// Refuses problems that no program can be judged or no case compared on; the problem is named.
-    pub fn new(problems: Vec<Problem>, prompt: GtgPrompt, judge: &'j Judge) -> Result<Self> {
+    /// The task with the prompt of a user's file, or else its own. A problem that no program can be judged or no
+    /// case compared on is refused and named.
+    pub fn open(problems: Vec<Problem>, prompt: Option<&Path>, judge: &'j Judge) -> Result<Self> {
+        let prompt = GtgPrompt::open(prompt)?;
         problems::check(&problems)?;
         if let Some(untested) = problems.iter().find(|problem| problem.tests.is_empty()) {
             return Err(usage(format!("problem {:?} has no tests", untested.problem_id)));

@@ -4,7 +4,7 @@
 //! the model's place: then `<think>` is put before the response ([`with_opened_thought`]), and one rule holds for
 //! all: a thought that does not end leaves no answer.
 //!
-//! The program is the last python block (`sandbox::last_python_block`) of the answer. The chain of thought is all
+//! The program is the last python block (`python_block`) of the answer. The chain of thought is all
 //! that precedes it. A self-made case is a line of the chain of thought
 //!
 //! ```text
@@ -16,7 +16,7 @@
 //! and VALUE begins with one. Any text is read without error: what does not fit is no case.
 
 use super::grade::FormatError;
-use crate::sandbox::{PythonBlock, last_python_block};
+use super::python_block::{PythonBlock, last_python_block};
 use std::borrow::Cow;
 use std::collections::HashSet;
 

@@ -9,7 +9,7 @@ use crate::data::jsonl;
 use crate::eval::score;
 use crate::eval::solvability::Selection;
 use crate::sandbox::Judge;
-use crate::tasks::TaskKind;
+use crate::tasks::NumberSequences;
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -45,13 +45,14 @@ pub fn run(args: Args) -> Result<()> {
     if args.most == Some(0) {
         return Err(usage("--most 0 would keep no problem: leave it out, or give at least 1"));
     }
-    let problems = args.attempts.read_problems(&[&args.out])?;
+    args.attempts.check(&[&args.out])?;
     let judge = Judge::start(args.judge.options())?;
-    let task = args.attempts.open_task(TaskKind::Gtg, problems.clone(), &judge)?;
-    let mut prepared = args.attempts.prepare(task.as_ref(), Some(&args.out))?;
+    let task =
+        args.attempts.open(|problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
+    let mut prepared = args.attempts.prepare(&task, Some(&args.out))?;
     let evaluation = score::evaluate(
         &mut prepared.candidate.generator(),
-        task.as_ref(),
+        &task,
         &prepared.settings,
         "solvability",
         prepared.journal.as_mut(),
@@ -59,7 +60,7 @@ pub fn run(args: Args) -> Result<()> {
     let evaluation = prepared.or_how_to_resume(evaluation)?;
     let rollouts = prepared.settings.num_samples;
     let most = args.most.unwrap_or(usize::MAX);
-    let selection = Selection::new(&problems, &evaluation, &range, rollouts, most);
+    let selection = Selection::new(task.problems(), &evaluation, &range, rollouts, most);
     if selection.kept.is_empty() {
         let path = prepared.journal.as_ref().map(|journal| journal.path().display().to_string());
         return Err(usage(format!(

@@ -13,7 +13,6 @@ use crate::checkpoint::LanguageModel;
 use crate::config::{self, Resolved};
 use crate::data::jsonl;
 use crate::data::problem::Problem;
-use crate::data::prompt::GtgPrompt;
 use crate::engine::generator::Generator;
 use crate::eval::score::{self, Evaluation};
 use crate::plan::Plan;
@@ -286,5 +285,5 @@ fn load<T>(
 fn problems<'j>(name: &str, most: usize, judge: &'j Judge) -> Result<NumberSequences<'j>> {
     let mut problems: Vec<Problem> = jsonl::read(&Path::new(DATA).join(name))?;
     problems.truncate(most);
-    NumberSequences::new(problems, GtgPrompt::bundled()?, judge)
+    NumberSequences::open(problems, None, judge)
 }

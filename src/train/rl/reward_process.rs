@@ -239,7 +239,8 @@ mod tests {
     use super::*;
     use crate::base::error::exit_code;
     use crate::run::samples::tests::group;
-    use crate::sandbox::VerdictKind;
+    use crate::sandbox::{Reason, VerdictKind};
+    use crate::tasks::program;
 
     /// Runs a Python program and asks it in so many steps for the rewards of five responses of lengths 0
     /// to 4; those of the last step.
@@ -292,6 +293,24 @@ lines = [sys.stdin.readline() for _ in range(5)]
 for line in reversed(lines): answer(line)"
         );
         assert_eq!(rewards_of(&program, 60.0).unwrap(), [0.0, 0.1, 0.2, 0.3, 0.4]);
+    }
+
+    #[test]
+    fn the_program_of_the_documentation_pays_the_share_of_tests() {
+        let program = program(include_str!("../../../docs/extending.md")).unwrap();
+        let command = vec!["python3".to_owned(), "-c".to_owned(), program];
+        let mut process = RewardProcess::start(&ExternalReward { command, timeout_secs: 60.0 });
+        let process = process.as_mut().unwrap();
+        let wrong = VerdictKind::Fail(Reason::WrongAnswer);
+        let mut attempts = group(&[("```python\nx\n```", wrong), ("no program", wrong)]).attempts;
+        for attempt in &mut attempts {
+            let case = |kind| CaseVerdict { input: "1".into(), kind, output: None, cpu_ms: 0.0 };
+            attempt.grade.verdict.cases = [VerdictKind::Pass, wrong].map(case).to_vec();
+        }
+        let problem = RawValue::from_string("{}".to_owned()).unwrap();
+        let question = |attempt| Question::new(problem.clone(), attempt);
+        let questions: Vec<Question<'_>> = attempts.iter().map(question).collect();
+        assert_eq!(process.ask(&questions).unwrap(), [0.5 - 0.002, -1.0]);
     }
 
     #[test]

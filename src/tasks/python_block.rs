@@ -7,21 +7,15 @@
 
 /// A python block of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PythonBlock {
+pub(crate) struct PythonBlock {
     /// Where the line of its opening fence begins, in bytes.
-    pub start: usize,
+    pub(crate) start: usize,
     /// Its lines, if it is closed.
-    pub code: Option<String>,
-}
-
-/// The content of the last python block, or nothing when there is none, when it is not closed, or
-/// when it is blank.
-pub fn extract_code(response: &str) -> Option<String> {
-    last_python_block(response)?.code.filter(|code| !code.trim().is_empty())
+    pub(crate) code: Option<String>,
 }
 
 /// The last block that opens as python, closed or not.
-pub fn last_python_block(response: &str) -> Option<PythonBlock> {
+pub(crate) fn last_python_block(response: &str) -> Option<PythonBlock> {
     let mut last: Option<PythonBlock> = None;
     let mut open: Option<(Fence<'_>, Vec<&str>)> = None;
     let mut at = 0;
@@ -107,6 +101,11 @@ fn without_indentation(line: &str, width: usize) -> &str {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// The content of the last python block, unless it is open or blank.
+    fn extract_code(response: &str) -> Option<String> {
+        last_python_block(response)?.code.filter(|code| !code.trim().is_empty())
+    }
 
     #[test]
     fn the_last_python_block_counts() {
