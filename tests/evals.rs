@@ -343,6 +343,35 @@ fn responses_are_saved_with_their_grades_and_the_reasons_are_counted() {
 }
 
 #[test]
+fn the_next_number_is_asked_without_a_judge_and_resumed() {
+    let place = Evals::new();
+    let test = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/test.jsonl");
+    let rows = fs::read_to_string(test).unwrap();
+    let rows: Vec<&str> = rows.lines().take(PROBLEMS).collect();
+    fs::write(place.path("terms.jsonl"), rows.join("\n")).unwrap();
+    let words =
+        "eval next-number --model model --data terms.jsonl --rollouts 32 --max-new-tokens 40";
+    let eval = |more: &str| {
+        let mut command = place.0.train(&format!("{words} {more}"));
+        command.env("PATH", "");
+        command
+    };
+    let text = done(&mut eval("--out whole.json --save-responses all.jsonl"));
+    assert!(text.contains("next-number") && text.contains("pass@1"), "{text}");
+    let whole = place.json("whole.json");
+    assert_eq!(whole["num_problems"], PROBLEMS);
+    assert!(whole.get("quadrants").is_none());
+    assert_eq!(jsonl::read::<Value>(&place.path("all.jsonl")).unwrap().len(), 32 * PROBLEMS);
+
+    let journal = place.path("score.partial.jsonl");
+    kill(start(&mut eval(&format!("--out score.json {SLOW}")), || has_finished(&journal, 1)));
+    let gtg = words.replace("next-number", "gtg") + " --out score.json --resume";
+    place.mistake(&gtg, &["score.partial.jsonl", "task next-number (now gtg)"]);
+    done(&mut eval("--out score.json --resume"));
+    assert_eq!(place.result("score.json"), place.result("whole.json"));
+}
+
+#[test]
 fn a_prompt_of_ones_own_is_shown_and_part_of_what_is_resumed() {
     let place = Evals::new();
     let bundled =

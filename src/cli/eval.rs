@@ -9,7 +9,7 @@ use crate::eval::cases::{self, CaseAnalysis};
 use crate::eval::responses;
 use crate::eval::score::{self, Evaluation, Score};
 use crate::sandbox::Judge;
-use crate::tasks::{NumberSequences, Task};
+use crate::tasks::{NextNumber, NumberSequences, Task};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ pub struct Args {
 enum What {
     /// General-term generation: pass@k over rollouts, judged by running code
     Gtg(GtgArgs),
+    /// The next term of a sequence whose first terms are shown: pass@k over rollouts
+    NextNumber(NextNumberArgs),
     /// Case analysis: are a model's own cases right where its programs are?
     Cases(CasesArgs),
 }
@@ -52,6 +54,15 @@ struct GtgArgs {
     judge: JudgeArgs,
 }
 
+/// Arguments of `train eval next-number`.
+#[derive(Debug, clap::Args)]
+struct NextNumberArgs {
+    #[command(flatten)]
+    attempts: AttemptArgs,
+    #[command(flatten)]
+    score: ScoreArgs,
+}
+
 /// Arguments of `train eval cases`.
 #[derive(Debug, clap::Args)]
 struct CasesArgs {
@@ -71,6 +82,7 @@ struct CasesArgs {
 pub fn run(args: Args) -> Result<()> {
     match args.what {
         What::Gtg(args) => gtg(&args),
+        What::NextNumber(args) => next_number(&args),
         What::Cases(args) => cases(&args),
     }
 }
@@ -80,6 +92,12 @@ fn gtg(args: &GtgArgs) -> Result<()> {
     let judge = Judge::start(args.judge.options())?;
     let task =
         args.attempts.open(|problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
+    score_on(&task, &args.attempts, &args.score)
+}
+
+fn next_number(args: &NextNumberArgs) -> Result<()> {
+    args.attempts.check(&args.score.outs())?;
+    let task = args.attempts.open(NextNumber::open)?;
     score_on(&task, &args.attempts, &args.score)
 }
 

@@ -6,12 +6,14 @@
 //! what a grade is worth (`rewards`).
 
 mod grade;
+mod next_number;
 mod number_sequences;
 mod problems;
 mod python_block;
 mod response;
 
 pub use grade::{FormatError, Grade, OwnCase};
+pub use next_number::NextNumber;
 pub use number_sequences::NumberSequences;
 pub use response::{opens_thought, program, with_opened_thought};
 
@@ -72,6 +74,8 @@ pub enum TaskKind {
     /// General-term generation: a program for every term of a sequence.
     #[default]
     Gtg,
+    /// The next term of a sequence whose first terms are shown.
+    NextNumber,
 }
 
 impl TaskKind {
@@ -83,6 +87,7 @@ impl TaskKind {
         judge: &'j Judge,
     ) -> Result<Box<dyn Task + 'j>> {
         Ok(match self {
+            Self::NextNumber => Box::new(NextNumber::open(problems, prompt)?),
             Self::Gtg => Box::new(NumberSequences::open(problems, prompt, judge)?),
         })
     }
