@@ -446,6 +446,28 @@ fn reinforcement_killed_and_stopped_resumes_to_the_same_bits() {
 }
 
 #[test]
+fn another_task_is_reinforced_by_its_cases_and_goes_on_with_the_prompt_that_it_began_with() {
+    let place = Place::new();
+    place.write("grpo.toml", &grpo_config());
+    let prompt = place.write("prompt.txt", "{{ terms | join(' ') }}");
+    let run = |words: &str| {
+        let mut command = place.train(&format!("grpo --config @grpo.toml --out @run {words}"));
+        command.args(["--set", &format!("prompt='{}'", prompt.display()), "--set"]);
+        command.args(["task=next-number", "--set", "reward.kind=test-share", "--set"]);
+        command.arg("train.total_steps=1");
+        command
+    };
+    done(&mut run(""));
+    let rows = rows(&place.path("run"));
+    let value = |key: &str| rows[0][key].as_f64().unwrap();
+    let total = value("reward/test_share") + value("reward/format_term");
+    assert!((value("reward/mean") - total).abs() < 1e-12, "{rows:?}");
+    assert!(!rows[0].contains_key("reward/solvability_term"));
+    place.write("prompt.txt", "{{ terms | join(', ') }}");
+    expect_mistake(&mut run("--resume"), &["the prompt template is another"]);
+}
+
+#[test]
 fn a_run_whose_reward_process_fails_keeps_its_steps_and_goes_on_when_it_is_mended() {
     let place = Place::new();
     place.write("grpo.toml", &grpo_config());
