@@ -49,7 +49,7 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// a directory or one of the `inputs`, or no file can be made there.
 pub fn check_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
     let refuse = |why: String| usage(format!("cannot write {}: {why}", path.display()));
-    match Place::of(path)? {
+    match Place::find(path)? {
         Place::Descriptor(_) => Ok(()),
         Place::Special(device) => {
             access(&device, AccessFlags::W_OK).map_err(|e| refuse(e.desc().to_owned()))
@@ -58,8 +58,8 @@ pub fn check_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
             check_parent(&file).map_err(refuse)?;
             let identity =
                 |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-            let own = identity(&file);
-            match inputs.iter().find(|input| own.is_some() && identity(input) == own) {
+            let output = identity(&file);
+            match inputs.iter().find(|input| output.is_some() && identity(input) == output) {
                 Some(input) => Err(refuse(format!("it is also the input {}", input.display()))),
                 None => Ok(()),
             }
@@ -103,7 +103,8 @@ enum Place {
 }
 
 impl Place {
-    fn of(path: &Path) -> Result<Self> {
+    /// Follows symbolic links from `path`.
+    fn find(path: &Path) -> Result<Self> {
         let refuse = |why: &str| usage(format!("cannot write {}: {why}", path.display()));
         if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
             return Err(refuse("it is a directory; name a file"));
@@ -133,8 +134,8 @@ impl Place {
 /// The number of the descriptor that a path such as `/dev/fd/3` means.
 fn own_descriptor(path: &Path) -> Option<RawFd> {
     let number = path.file_name()?.to_str()?.parse().ok()?;
-    let own = fs::canonicalize("/proc/self/fd").ok()?;
-    (fs::canonicalize(parent(path)).ok()? == own).then_some(number)
+    let descriptors = fs::canonicalize("/proc/self/fd").ok()?;
+    (fs::canonicalize(parent(path)).ok()? == descriptors).then_some(number)
 }
 
 /// A file under construction. It appears at its path on [`AtomicFile::commit`] and leaves nothing
@@ -154,7 +155,7 @@ impl AtomicFile {
     /// Opens a temporary sibling of `path`, creating its directory when missing.
     pub fn create(path: &Path) -> Result<Self> {
         let opening = || format!("opening {}", path.display());
-        let sink = match Place::of(path)? {
+        let sink = match Place::find(path)? {
             Place::Regular(file) => Sink::Sibling(sibling(&file)?, file),
             Place::Special(device) => {
                 Sink::Direct(File::options().write(true).open(device).with_context(opening)?)

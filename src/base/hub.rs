@@ -54,7 +54,7 @@ impl Repo {
         is_valid.then(|| Self { kind, id: id.to_owned(), revision: revision.to_owned() })
     }
 
-    fn at(&self, revision: &str) -> hf_hub::Repo {
+    fn at_revision(&self, revision: &str) -> hf_hub::Repo {
         let kind = match self.kind {
             Kind::Model => RepoType::Model,
             Kind::Dataset => RepoType::Dataset,
@@ -137,7 +137,7 @@ impl Hub {
     }
 
     fn repo_dir(&self, repo: &Repo) -> PathBuf {
-        self.cache.join(repo.at(&repo.revision).folder_name())
+        self.cache.join(repo.at_revision(&repo.revision).folder_name())
     }
 
     fn download(
@@ -146,11 +146,12 @@ impl Hub {
         fetch: impl Fn(&Download<'_>) -> Result<Extent>,
     ) -> Result<PathBuf> {
         let api = self.api()?;
-        let info = api.repo(repo.at(&repo.revision)).info().map_err(|e| explain(e, repo))?;
+        let info =
+            api.repo(repo.at_revision(&repo.revision)).info().map_err(|e| explain(e, repo))?;
         let download = Download {
             files: info.siblings.into_iter().map(|file| file.rfilename).collect(),
             snapshot: self.repo_dir(repo).join("snapshots").join(&info.sha),
-            pinned: api.repo(repo.at(&info.sha)),
+            pinned: api.repo(repo.at_revision(&info.sha)),
             repo,
         };
         if fetch(&download)? == Extent::Whole {

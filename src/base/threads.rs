@@ -36,8 +36,8 @@ pub fn start() -> Result<()> {
     })
 }
 
-/// The part of the present pool's cores that one of `ranks` gets, as a pool of its own; at least one thread.
-pub fn of_rank(ranks: usize) -> Result<ThreadPool> {
+/// Makes a pool for one of `ranks`, with its part of the cores of the present pool and at least one thread.
+pub fn rank_pool(ranks: usize) -> Result<ThreadPool> {
     let threads = (rayon::current_num_threads() / ranks).max(1);
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
     pool.context("starting the threads of a rank")

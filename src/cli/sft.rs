@@ -26,7 +26,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let resolved = args.config.load::<sft::Config>()?;
     let config = &resolved.value;
-    let plan = plan::Plan::of_sft(config)?;
+    let plan = plan::Plan::for_sft(config)?;
     if args.config.dry_run {
         print(data_lines(config)?)?;
     }

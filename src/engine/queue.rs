@@ -80,7 +80,7 @@ impl Sampler for Team<'_> {
         if let [alone] = &mut self.0[..] {
             return alone.sample(queue, observer);
         }
-        let pool = |_: &_| threads::of_rank(self.0.len());
+        let pool = |_: &_| threads::rank_pool(self.0.len());
         let pools: Vec<_> = self.0.iter().map(pool).collect::<Result<_>>()?;
         let observer = &Mutex::new(observer);
         let of_members: Vec<Result<Stats>> = std::thread::scope(|scope| {

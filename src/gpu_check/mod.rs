@@ -51,8 +51,8 @@ pub enum Shapes {
 }
 
 impl Shapes {
-    /// `odd` always, `real` only in full.
-    fn of<T: Clone>(self, odd: &[T], real: &[T]) -> Vec<T> {
+    /// Returns `odd`, and in full `real` too.
+    fn choose<T: Clone>(self, odd: &[T], real: &[T]) -> Vec<T> {
         match self {
             Self::Small => odd.to_vec(),
             Self::Full => [odd, real].concat(),

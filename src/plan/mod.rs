@@ -114,7 +114,7 @@ impl Device {
 
 impl Plan {
     /// The plan of a fine-tuning run.
-    pub fn of_sft(config: &sft::Config) -> Result<Self> {
+    pub fn for_sft(config: &sft::Config) -> Result<Self> {
         config.check()?;
         let shape = shape(&config.model)?;
         let train = &config.train;

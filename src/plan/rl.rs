@@ -11,7 +11,7 @@ use anyhow::Result;
 
 impl Plan {
     /// The plan of a reinforcement run.
-    pub fn of_grpo(config: &rl::Config) -> Result<Self> {
+    pub fn for_grpo(config: &rl::Config) -> Result<Self> {
         config.check()?;
         let decoder = Decoder::new(shape(&config.model)?);
         let device = Device::new(config.train.device, &config.plan);
@@ -156,7 +156,7 @@ mod tests {
 
     fn plan(sets: &[&str]) -> Plan {
         let dir = tempfile::tempdir().unwrap();
-        Plan::of_grpo(&config(dir.path(), sets)).unwrap()
+        Plan::for_grpo(&config(dir.path(), sets)).unwrap()
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
         let on_cpu = |more: &[&str]| {
             let dir = tempfile::tempdir().unwrap();
             let sets = [&["train.device=cpu"], more].concat();
-            Plan::of_grpo(&config(dir.path(), &sets)).unwrap()
+            Plan::for_grpo(&config(dir.path(), &sets)).unwrap()
         };
         let held = |plan: &Plan| plan.buffers.iter().map(|b| b.bytes).sum::<usize>();
         let plain = on_cpu(&["train.ranks=1"]);

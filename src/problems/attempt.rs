@@ -90,7 +90,7 @@ fn misread(pattern: &Pattern) -> Vec<(Numbers, String)> {
     for i in 0..values.len() {
         for j in i + 1..values.len() {
             if values[i] != values[j] {
-                let swapped = pattern.numbers.with(i, values[j]).with(j, values[i]);
+                let swapped = pattern.numbers.replaced(i, values[j]).replaced(j, values[i]);
                 slips.push((swapped, format!("{} and {} were swapped.", values[i], values[j])));
             }
         }
@@ -99,7 +99,7 @@ fn misread(pattern: &Pattern) -> Vec<(Numbers, String)> {
         for wrong in [value + 1, value - 1] {
             if wrong > 1 {
                 let reason = format!("The {} is {value}, not {wrong}.", roles[i]);
-                slips.push((pattern.numbers.with(i, wrong), reason));
+                slips.push((pattern.numbers.replaced(i, wrong), reason));
             }
         }
     }

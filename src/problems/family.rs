@@ -38,7 +38,7 @@ impl Numbers {
     }
 
     /// Returns the numbers with the `place`-th one replaced.
-    pub fn with(&self, place: usize, value: i64) -> Self {
+    pub fn replaced(&self, place: usize, value: i64) -> Self {
         let mut values = self.first(4);
         values[place] = value;
         Self::from_slice(&values)

@@ -37,12 +37,12 @@ pub(crate) fn describe_data(
             "SFT samples",
             format!("{}, by reflection rounds {}", samples.len(), rounds.join(", ")),
         ),
-        line("RL problems", of_families(&problems)),
+        line("RL problems", count_families(&problems)),
         line(
             "test problems",
-            format!("{}, unseen parameters", of_families(examination.test.problems())),
+            format!("{}, unseen parameters", count_families(examination.test.problems())),
         ),
-        line("and of unseen families", of_families(examination.unseen.problems())),
+        line("and of unseen families", count_families(examination.unseen.problems())),
     ])
 }
 
@@ -54,7 +54,7 @@ fn read_all<T: serde::de::DeserializeOwned>(files: &[PathBuf]) -> Result<Vec<T>>
     Ok(all)
 }
 
-fn of_families(problems: &[Problem]) -> String {
+fn count_families(problems: &[Problem]) -> String {
     let families: BTreeSet<_> = problems.iter().filter_map(|p| p.family.as_deref()).collect();
     format!("{} of {} families", problems.len(), families.len())
 }

@@ -32,10 +32,10 @@ const LONG: &[&[usize]] = &[&[0, 5120], &[0, 1, 18, 18, 1042, 1043, 3600, 5120]]
 /// Compares all of it.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     let odd: Vec<_> = HEADS.into_iter().zip(PACKS).collect();
-    for (heads, packs) in to.shapes.of(&odd, &MODELS.map(|heads| (heads, LONG))) {
+    for (heads, packs) in to.shapes.choose(&odd, &MODELS.map(|heads| (heads, LONG))) {
         let pack = |ends: &&'static [usize]| Pack::new(to.format, heads, ends);
         let packs: Vec<_> = packs.iter().map(pack).collect();
-        packs.iter().try_for_each(|pack| own(to, pack))?;
+        packs.iter().try_for_each(|pack| our_kernels(to, pack))?;
         if heads.dim == 128 {
             cudnn(to, &packs)?;
         }
@@ -125,14 +125,14 @@ struct Kept<'g> {
 }
 
 /// Our kernels, which round their results alone.
-fn own(to: &mut Comparison<'_>, pack: &Pack<'_>) -> Result<()> {
+fn our_kernels(to: &mut Comparison<'_>, pack: &Pack<'_>) -> Result<()> {
     let (heads, tokens) = (pack.heads, pack.tokens());
     to.compare(pack.name("attention"), &pack.expected(1.0), |rig| {
         let (kernels, stream, qkv) = (&rig.kernels.attention, rig.stream, rig.put(&pack.qkv)?);
         let (mut out, mut lse) = (rig.poisoned(pack.out.len())?, rig.poisoned(pack.lse.len())?);
-        let of_forward = rig.put(&tiles(pack.ends, FORWARD_ROWS))?;
+        let forward_tiles = rig.put(&tiles(pack.ends, FORWARD_ROWS))?;
         let (to_out, to_lse) = (out.slice_mut(), lse.slice_mut());
-        kernels.forward(stream, heads, qkv.slice(), of_forward.slice(), to_out, to_lse)?;
+        kernels.forward(stream, heads, qkv.slice(), forward_tiles.slice(), to_out, to_lse)?;
         let kept = pack.forward(rig)?;
         let forward = Forward {
             qkv: qkv.slice(),
@@ -140,11 +140,11 @@ fn own(to: &mut Comparison<'_>, pack: &Pack<'_>) -> Result<()> {
             lse: kept.lse.slice(),
             d_out: kept.d_out.slice(),
         };
-        let of_backward = rig.put(&tiles(pack.ends, BACKWARD_ROWS))?;
+        let backward_tiles = rig.put(&tiles(pack.ends, BACKWARD_ROWS))?;
         let mut delta = rig.poisoned(tokens * heads.queries)?;
         let mut d_qkv = rig.poisoned(pack.qkv.len())?;
         let (delta, to_qkv) = (delta.slice_mut(), d_qkv.slice_mut());
-        kernels.backward(stream, heads, forward, of_backward.slice(), delta, to_qkv)?;
+        kernels.backward(stream, heads, forward, backward_tiles.slice(), delta, to_qkv)?;
         let gradients = pack.split(&parted(heads, &rig.read(&d_qkv)?));
         Ok([rig.read(&out)?, rig.read(&lse)?].into_iter().chain(gradients).collect())
     })

@@ -12,8 +12,8 @@ use std::ops::Range;
 
 /// Compares both with these heads.
 pub(crate) fn check(to: &mut Comparison<'_>, heads: Heads) -> Result<()> {
-    let lengths = to.shapes.of(&[1, 17, 0, 32, 33, 150], &[1024, 2049, 5120]);
-    let pieces = to.shapes.of(&[0..1, 0..17, 40..75], &[0..1, 0..600, 4990..5120]);
+    let lengths = to.shapes.choose(&[1, 17, 0, 32, 33, 150], &[1024, 2049, 5120]);
+    let pieces = to.shapes.choose(&[0..1, 0..17, 40..75], &[0..1, 0..600, 4990..5120]);
     decode(to, heads, &lengths)?;
     prompts(to, heads, &pieces)
 }

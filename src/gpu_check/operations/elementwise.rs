@@ -19,7 +19,7 @@ const HEADS: [Heads; 4] = [
 
 /// Compares all of them.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
-    let embeddings = to.shapes.of(
+    let embeddings = to.shapes.choose(
         &[(8, 11, 5), (200, 11, 40), (3584, 11, 1), (4096, 11, 17)],
         &[(4096, 2048, 5120), (3584, 2048, 5120)],
     );
@@ -27,14 +27,14 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
         embedding(to, width, vocab, count)?;
     }
     for heads in HEADS {
-        for rows in to.shapes.of(&[1, 17], &[5120]) {
+        for rows in to.shapes.choose(&[1, 17], &[5120]) {
             rope(to, heads, rows)?;
             cache_write(to, heads, rows)?;
         }
     }
     let swiglus = to
         .shapes
-        .of(&[(8, 3), (512, 17), (14_336, 1), (18_944, 2)], &[(14_336, 5120), (18_944, 300)]);
+        .choose(&[(8, 3), (512, 17), (14_336, 1), (18_944, 2)], &[(14_336, 5120), (18_944, 300)]);
     for (inner, rows) in swiglus {
         swiglu(to, inner, rows)?;
     }

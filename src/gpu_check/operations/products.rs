@@ -11,7 +11,7 @@ use rayon::prelude::*;
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     let linear = |(rows, inputs, outputs)| Linear { rows, inputs, outputs };
     // Of the models queries, keys and values, down, and a part of the head.
-    let shapes = to.shapes.of(
+    let shapes = to.shapes.choose(
         &[(1, 8, 8), (17, 64, 96), (128, 136, 40)],
         &[
             (1, 4096, 6144),

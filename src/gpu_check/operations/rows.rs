@@ -15,7 +15,7 @@ const EPS: f32 = 1e-5;
 
 /// Compares all of them.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
-    let norms = to.shapes.of(
+    let norms = to.shapes.choose(
         &[(8, 3), (192, 17), (4096, 1), (3584, 2), (64, PARTS + 37)],
         &[(4096, 5120), (3584, 5120), (8192, 17)],
     );
@@ -23,7 +23,7 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
         norm(to, width, rows)?;
         norm_backward(to, width, rows)?;
     }
-    let heads = to.shapes.of(
+    let heads = to.shapes.choose(
         &[(6, 2, 32, 17), (3, 1, 64, PARTS + 37), (32, 8, 128, 3)],
         &[(32, 8, 128, 5120), (16, 8, 128, 5120)],
     );
@@ -32,11 +32,11 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     }
     let sums = to
         .shapes
-        .of(&[(40, PARTS + 37), (6144, 1), (4608, 17), (8, 0)], &[(4608, 5120), (6144, 300)]);
+        .choose(&[(40, PARTS + 37), (6144, 1), (4608, 17), (8, 0)], &[(4608, 5120), (6144, 300)]);
     for (width, rows) in sums {
         column_sums(to, width, rows)?;
     }
-    let logits = to.shapes.of(
+    let logits = to.shapes.choose(
         &[(1, 8, 2, 1.0, 1.0), (70, 72, 17, 1.3, 2.0), (8195, 8200, 3, 1.0, 4.0)],
         &[(128_256, 128_256, 64, 1.0, 3.0), (152_064, 152_064, 64, 0.7, 6.0)],
     );

@@ -26,7 +26,7 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
             tokens(to, name, vocab, sampling)?;
         }
     }
-    for vocab in to.shapes.of(&[], &[128_256, 152_064]) {
+    for vocab in to.shapes.choose(&[], &[128_256, 152_064]) {
         tokens(to, "greedy", vocab, settings[0].1)?;
         shares(to, vocab)?;
     }

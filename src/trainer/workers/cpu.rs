@@ -167,7 +167,7 @@ struct Rank {
 impl Rank {
     fn new(comm: Box<dyn Comm>, shards: Shards, recompute: Recompute) -> Result<Self> {
         let size = comm.size();
-        let pool = (size > 1).then(|| threads::of_rank(size)).transpose()?;
+        let pool = (size > 1).then(|| threads::rank_pool(size)).transpose()?;
         let shard = shards.shard_len(comm.rank());
         Ok(Self {
             moments: [vec![0.0; shard], vec![0.0; shard]],
