@@ -2,7 +2,6 @@
 //! code.
 
 use anyhow::Result;
-use clap::Parser;
 use codeseq::base::{error, log, terminal, threads};
 use codeseq::cli;
 use codeseq::sandbox::launcher;
@@ -24,7 +23,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::read()?;
     log::init(cli.verbosity());
     cli::run(cli)
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&[&str]; 17] = [
+const COMMANDS: [&[&str]; 19] = [
     &[],
     &["demo"],
     &["sft"],
@@ -20,6 +20,8 @@ const COMMANDS: [&[&str]; 17] = [
     &["data", "classify"],
     &["data", "inspect"],
     &["data", "stats"],
+    &["config"],
+    &["config", "schema"],
     &["report"],
     &["doctor"],
     &["completions"],
@@ -51,6 +53,18 @@ fn make_run(dir: &Path, name: &str, lr: f64) -> String {
         .collect();
     std::fs::write(run.join("metrics.jsonl"), rows).unwrap();
     run.display().to_string()
+}
+
+#[test]
+fn a_negative_value_is_refused_by_the_option_that_got_it() {
+    let generate = ["generate", "--model", "m", "--prompt", "q"];
+    for (option, value) in
+        [("--top-k", "-1"), ("--seed", "-1"), ("--temperature", "-1"), ("--min-p", "-0.1")]
+    {
+        let text = mistake(&[&generate[..], &[option, value]].concat());
+        assert!(text.starts_with(&format!("error: {option}")), "{text}");
+        assert!(text.contains(" 0") && !text.contains("Usage"), "{text}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
-use codeseq::config::{Resolved, differences, load};
+use codeseq::config::{Resolved, differences, load, schema};
 use codeseq::model::ModelConfig;
 use codeseq::run::RunConfig;
 use codeseq::train::rl;
@@ -69,6 +69,27 @@ fn dapo_samples_until_groups_teach_and_punishes_long_responses() {
     let dapo = grpo(&[demo("grpo.toml"), demo("dapo.toml")], &[]).value;
     assert!(dapo.rollout.max_rounds > 1 && dapo.overlong.is_some());
     assert!(dapo.policy.clip_high > dapo.policy.clip_low);
+}
+
+#[test]
+fn editors_read_the_schema_of_the_types() {
+    for (name, schema) in
+        [("sft", schema::<sft::Config>().unwrap()), ("grpo", schema::<rl::Config>().unwrap())]
+    {
+        let file = root().join(format!("docs/schema/{name}.schema.json"));
+        assert!(
+            std::fs::read_to_string(&file).unwrap() == schema,
+            "train config schema {name} > docs/schema/{name}.schema.json"
+        );
+    }
+    for (end, name) in [("/sft.toml", "sft"), ("/pretrain.toml", "sft"), ("/grpo.toml", "grpo")] {
+        for file in configs(end) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let (_, schema) = text.lines().next().unwrap().split_once("#:schema ").unwrap();
+            let named = file.parent().unwrap().join(schema).canonicalize().unwrap();
+            assert!(named.ends_with(format!("docs/schema/{name}.schema.json")), "{text}");
+        }
+    }
 }
 
 /// The settings that a resumed run may change, of those that `config` gives another value than the fixed

@@ -5,11 +5,13 @@
 
 pub mod error;
 pub mod fs;
+pub mod hash;
 pub mod hex;
 pub mod hub;
 pub mod human;
 pub mod interrupt;
 pub mod json;
+pub mod jsonl_log;
 pub mod limits;
 pub mod log;
 pub mod memory;

@@ -15,6 +15,6 @@ mod stored_model;
 
 pub use inference_model::InferenceModel;
 pub use language_model::{LanguageModel, stop_ids};
-pub use source::ModelSource;
 pub(crate) use source::Origin;
+pub use source::{ModelSource, model_files};
 pub use stored_model::StoredModel;

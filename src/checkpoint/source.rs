@@ -3,12 +3,13 @@
 use super::LanguageModel;
 use super::hub::{self, Needs};
 use crate::base::error::usage;
+use crate::base::fs::children;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// What a run starts from: a model directory, or random weights of a given shape.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSource {
     /// A directory in Hugging Face layout, or the name of a model on the Hub.
@@ -57,6 +58,18 @@ impl ModelSource {
         }
     }
 
+    /// The files that make the model, which is downloaded, if need be.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        match self.origin()? {
+            Origin::Directory(path) => model_files(&hub::resolve(path, Needs::Model)?),
+            Origin::Random { config, tokenizer } => {
+                let mut files = model_files(tokenizer)?;
+                files.push(config.to_owned());
+                Ok(files)
+            }
+        }
+    }
+
     /// Opens or initialises the model.
     pub fn open(&self, seed: u64) -> Result<LanguageModel> {
         match self.origin()? {
@@ -64,4 +77,13 @@ impl ModelSource {
             Origin::Random { config, tokenizer } => LanguageModel::init(config, tokenizer, seed),
         }
     }
+}
+
+/// The files of a model's directory that make the model: its configuration, tokenizer and weights.
+pub fn model_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let kinds = ["json", "jinja", "safetensors"];
+    let mut files = children(dir)?;
+    files.retain(|path| path.extension().is_some_and(|e| kinds.iter().any(|kind| e == *kind)));
+    files.sort();
+    Ok(files)
 }

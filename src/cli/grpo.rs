@@ -1,7 +1,6 @@
 //! `train grpo`: reinforce with rewards from the judge.
 
-use super::config::ConfigArgs;
-use super::launch::{command_line, launch};
+use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
 use crate::base::human;
 use crate::data::rows;

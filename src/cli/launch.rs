@@ -1,15 +1,56 @@
-//! What every training command does around its loop: plan, dry run, run directory, result.
+//! What every training command shares: its arguments, and around its loop plan, dry run, run directory,
+//! result.
 
-use super::config::ConfigArgs;
 use super::print;
-use crate::base::interrupt;
-use crate::config::Resolved;
+use crate::base::{interrupt, memory};
+use crate::config::{self, Resolved};
 use crate::nodes::Nodes;
-use crate::plan::Plan;
-use crate::run::{RunConfig, RunDir};
+use crate::plan::{Device, Plan};
+use crate::run::{Existing, RunConfig, RunDir};
 use crate::trainer::serve;
 use anyhow::Result;
+use schemars::JsonSchema;
 use std::path::{Path, PathBuf};
+
+/// Where the configuration comes from and what to do with the run directory.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ConfigArgs {
+    /// A TOML file; give several to merge them left to right (lists replace)
+    #[arg(long, value_name = "FILE", required = true)]
+    pub config: Vec<PathBuf>,
+
+    /// Override one value, such as optim.lr=0.001
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// Print the plan and every setting with its origin, then stop
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Go on from the run directory's latest checkpoint
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+
+    /// Replace the run that is in the run directory
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+impl ConfigArgs {
+    /// Reads and merges the configuration.
+    pub fn load<T: RunConfig + JsonSchema>(&self) -> Result<Resolved<T>> {
+        config::load(&self.config, &self.set)
+    }
+
+    /// What to do with a run already in the run directory.
+    pub fn existing(&self) -> Existing {
+        match (self.resume, self.overwrite) {
+            (true, _) => Existing::Resume,
+            (_, true) => Existing::Overwrite,
+            _ => Existing::Refuse,
+        }
+    }
+}
 
 /// Prints the plan and settings for `--dry-run`; otherwise takes the run directory `out`, trains in it, and
 /// prints the trained model's directory. A node other than node 0 does what that asks for instead.
@@ -35,13 +76,21 @@ pub fn launch<C: RunConfig>(
         interrupt::install()?;
         let run = RunDir::create(out, resolved, args.existing())?;
         run.write_plan(plan)?;
-        train(&run).map_err(|e| run.ended_by(e))
+        let before = memory::resident();
+        let model_dir = train(&run).map_err(|e| run.ended_by(e))?;
+        if let (Device::Cpu, Some(before), Some(peak)) =
+            (plan.device, before, memory::peak_resident())
+        {
+            let [planned, taken] = [plan.total_bytes() as u64, peak.saturating_sub(before)];
+            let [planned, taken] = [planned, taken].map(|bytes| bytes as f64 / 1e9);
+            tracing::info!("memory: planned {planned:.3} GB, taken {taken:.3} GB at most");
+        }
+        Ok(model_dir)
     };
     let model_dir = work().inspect_err(|error| nodes.call_off(error))?;
     print(format!("{}\n", model_dir.display()))
 }
 
-/// The command line as it was given.
 pub fn command_line() -> Vec<String> {
     std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
 }

@@ -23,11 +23,14 @@ pub mod report;
 pub mod score;
 pub mod sft;
 
+use crate::base::error::usage;
 use crate::base::log::Verbosity;
 use crate::base::threads;
 use anyhow::{Context, Result};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches};
 use std::fmt;
-use std::io::{ErrorKind, Write};
+use std::io::{self, Write};
 
 /// Post-trains language models on number-sequence problems and runs them.
 #[derive(Debug, clap::Parser)]
@@ -46,6 +49,15 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Reads the command line. Help, the version, and most mistakes end the program here.
+    pub fn read() -> Result<Self> {
+        let mut command = accept_negative_values(Self::command());
+        let matches = command.try_get_matches_from_mut(std::env::args_os());
+        matches
+            .and_then(|matches| Self::from_arg_matches(&matches))
+            .map_err(|error| negative_value(&error).unwrap_or_else(|| error.exit()))
+    }
+
     pub fn verbosity(&self) -> Verbosity {
         match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -74,6 +86,9 @@ pub enum Command {
     /// Make, measure and show data
     #[command(subcommand)]
     Data(data::Command),
+    /// Show what a configuration can hold
+    #[command(subcommand)]
+    Config(config::Command),
     /// Compare runs in the terminal, or (--out) as a page
     Report(report::Args),
     /// Show what this machine offers, and which protections the judge has here
@@ -104,10 +119,38 @@ pub struct NoGpu {
     pub rest: Vec<String>,
 }
 
+/// The command with options that take `-1` for a value, not for another option: each then says itself what
+/// it takes.
+fn accept_negative_values(command: clap::Command) -> clap::Command {
+    let accept = |arg: clap::Arg| {
+        let takes_value = arg.get_action().takes_values();
+        if takes_value { arg.allow_negative_numbers(true) } else { arg }
+    };
+    command.mut_args(accept).mut_subcommands(accept_negative_values)
+}
+
+/// The mistake of a negative value where there has to be a whole number from 0 on.
+fn negative_value(error: &clap::Error) -> Option<anyhow::Error> {
+    let text = |kind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text),
+        _ => None,
+    };
+    let (option, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let is_negative = error.kind() == ErrorKind::ValueValidation && value.parse::<i64>().ok()? < 0;
+    is_negative.then(|| usage(format!("{option} is {value}: it must be a whole number, 0 or more")))
+}
+
 impl Command {
     /// Whether the command computes on threads of this process.
     fn computes(&self) -> bool {
-        !matches!(self, Self::Judge(_) | Self::Report(_) | Self::Doctor(_) | Self::Completions(_))
+        !matches!(
+            self,
+            Self::Judge(_)
+                | Self::Config(_)
+                | Self::Report(_)
+                | Self::Doctor(_)
+                | Self::Completions(_)
+        )
     }
 }
 
@@ -124,15 +167,14 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Score(args) => score::run(args),
         Command::Judge(args) => judge::run(args),
         Command::Data(command) => data::run(command),
+        Command::Config(command) => config::run(command),
         Command::Report(args) => report::run(args),
         Command::Doctor(args) => doctor::run(args),
         #[cfg(feature = "cuda")]
         Command::Bench(command) => bench::run(command),
         #[cfg(not(feature = "cuda"))]
         Command::Bench(NoGpu { .. }) | Command::GpuCheck(NoGpu { .. }) => {
-            Err(crate::base::error::usage(
-                "this binary was built without GPUs: cargo build --release --features cuda",
-            ))
+            Err(usage("this binary was built without GPUs: cargo build --release --features cuda"))
         }
         #[cfg(feature = "cuda")]
         Command::GpuCheck(args) => gpu_check::run(args),
@@ -156,7 +198,7 @@ impl std::error::Error for OutputClosed {}
 pub fn print(text: impl fmt::Display) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Err(OutputClosed.into()),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
         result => result.context("writing to stdout"),
     }
 }

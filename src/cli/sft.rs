@@ -1,9 +1,7 @@
 //! `train sft`: fine-tune on conversations.
 
-use super::config::ConfigArgs;
-use super::launch::{command_line, launch};
+use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
-use crate::base::memory;
 use crate::data::outlook::{RunRows, outlook};
 use crate::plan;
 use crate::tokenizer::Tokenizer;
@@ -32,16 +30,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     launch(&args.config, &resolved, &plan, &args.out, |run| {
         run.write_environment(&command_line(), &())?;
-        let before = memory::resident();
-        let model_dir = sft::train(config, run, "sft")?;
-        if plan.device == plan::Device::Cpu
-            && let (Some(before), Some(peak)) = (before, memory::peak_resident())
-        {
-            let [planned, taken] = [plan.total_bytes() as u64, peak.saturating_sub(before)];
-            let [planned, taken] = [planned, taken].map(|bytes| bytes as f64 / 1e9);
-            tracing::info!("memory: planned {planned:.3} GB, taken {taken:.3} GB at most");
-        }
-        Ok(model_dir)
+        sft::train(config, run, "sft")
     })
 }
 

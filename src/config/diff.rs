@@ -39,11 +39,6 @@ pub fn differences(tables: &[Table]) -> Vec<(String, Vec<Option<String>>)> {
         .collect()
 }
 
-/// The dotted paths of every value that is not a table.
-pub(crate) fn paths(table: &Table) -> Vec<String> {
-    flatten(table).into_iter().map(|(path, _)| path).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,13 @@
 //! Files and `--set` arguments in, a typed configuration out.
 
-use super::choice;
 use super::entries::entries;
-use super::explain;
+use super::keys;
 use super::resolved::Resolved;
+use super::shape::Shape;
 use super::source::{Profile, Sources};
+use crate::base::error::usage;
 use anyhow::{Context, Result};
+use schemars::{JsonSchema, schema_for};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, Deserializer};
 
 /// Merges `files` left to right, applies `sets` (`a.b=VALUE`), and reads the result as a `T`.
-pub fn load<T: DeserializeOwned + Serialize>(
+pub fn load<T: DeserializeOwned + Serialize + JsonSchema>(
     files: &[PathBuf],
     sets: &[String],
 ) -> Result<Resolved<T>> {
@@ -22,32 +24,35 @@ pub fn load<T: DeserializeOwned + Serialize>(
 
 /// The same over the one of `profiles` that the key `profile` names, or else the first; `T` has that
 /// key too.
-pub fn load_over<T: DeserializeOwned + Serialize>(
+pub fn load_over<T: DeserializeOwned + Serialize + JsonSchema>(
     profiles: &[Profile],
     files: &[PathBuf],
     sets: &[String],
 ) -> Result<Resolved<T>> {
     let sources = Sources::read(files, sets)?.over_profile(profiles)?;
     let mut merged = sources.merged()?;
-    let value: T = loop {
-        match typed(merged.clone()) {
-            Ok(value) => break value,
-            Err(error) if choice::keep_last(&mut merged, &error, &sources) => {}
-            Err(error) => {
-                let known = explain::known_elsewhere(&merged, &error, |table| {
-                    typed::<T>(table).map(|value| toml::Table::try_from(value).unwrap_or_default())
-                });
-                return Err(explain::explain(&error, &sources, &merged, &known));
-            }
-        }
-    };
-    let table = toml::Table::try_from(&value).context("encoding the resolved configuration")?;
-    explain::refuse_ignored(&merged, &table, &sources)?;
+    let schema = schema_for!(T).to_value();
+    let shape = Shape::of_schema(&schema);
+    keys::keep_last_choices(&mut merged, shape, &sources);
+    keys::check(&merged, shape, &sources)?;
     let origins: BTreeMap<_, _> = entries(&merged)
         .into_iter()
         .map(|entry| (entry.path, sources.origin(entry.value.start)))
         .collect();
+    let value: T = typed(merged).map_err(|error| {
+        let place = error.span().filter(|span| !span.is_empty());
+        let place =
+            place.map_or_else(|| sources.names(), |span| sources.origin(span.start).to_string());
+        usage(format!("{place}: {}", error.message().replace('\n', ", ")))
+    })?;
+    let table = toml::Table::try_from(&value).context("encoding the resolved configuration")?;
     Ok(Resolved { value, table, origins })
+}
+
+/// The JSON Schema of a `T`, by which editors complete and check its TOML.
+pub fn schema<T: JsonSchema>() -> Result<String> {
+    let schema = serde_json::to_string_pretty(&schema_for!(T)).context("encoding a schema")?;
+    Ok(schema + "\n")
 }
 
 fn typed<T: DeserializeOwned>(table: DeTable<'_>) -> Result<T, toml::de::Error> {
@@ -62,7 +67,7 @@ mod tests {
     use serde::Deserialize;
     use std::path::Path;
 
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
     #[serde(deny_unknown_fields)]
     struct Demo {
         steps: u64,
@@ -75,7 +80,7 @@ mod tests {
         eval: Option<Eval>,
     }
 
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
     #[serde(deny_unknown_fields, default)]
     struct Optim {
         lr: f64,
@@ -89,7 +94,7 @@ mod tests {
         }
     }
 
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
     #[serde(rename_all = "snake_case")]
     enum Schedule {
         Constant,
@@ -97,14 +102,14 @@ mod tests {
         Rise(Rise),
     }
 
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
     #[serde(rename_all = "snake_case")]
     enum Rise {
         Steps(u64),
         Ratio(f64),
     }
 
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
     #[serde(deny_unknown_fields)]
     struct Eval {
         rollouts: u32,
@@ -139,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_profile_lies_below_what_the_user_gives_and_is_named_as_origin() {
-        #[derive(Debug, Serialize, Deserialize)]
+        #[derive(Debug, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields)]
         struct Chosen {
             #[serde(default)]
@@ -260,15 +265,15 @@ mod tests {
     fn a_wrong_type_or_value_is_named_with_its_place() {
         assert_eq!(
             error(&["steps = 1\n[optim]\nlr = 'fast'"], &[]),
-            "0.toml:3: `optim.lr` is string \"fast\", expected a number"
+            "0.toml:3: `optim.lr` is 'fast': expected a number"
         );
         assert_eq!(
             error(&["steps = -1"], &[]),
-            "0.toml:1: `steps` is integer `-1`, expected a whole number, 0 or more"
+            "0.toml:1: `steps` is -1: expected a whole number, 0 or more"
         );
         assert_eq!(
             error(&["steps = 1\noptim = 3"], &[]),
-            "0.toml:2: `optim` is integer `3`, expected a table"
+            "0.toml:2: `optim` is 3: expected a table"
         );
         assert_eq!(
             error(&["steps = 1\n[optim]\nschedule = 'cosin'"], &[]),
@@ -276,7 +281,7 @@ mod tests {
         );
         assert_eq!(
             error(&["steps = 1\n[optim]\nbetas = [1]"], &[]),
-            "0.toml:3: `optim.betas` is invalid length 1, expected an array of length 2"
+            "0.toml:3: `optim.betas` is [1]: expected a list of 2"
         );
     }
 
@@ -290,6 +295,23 @@ mod tests {
     }
 
     #[test]
+    fn all_missing_keys_are_named_together_also_those_of_missing_tables() {
+        #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+        struct Whole {
+            name: String,
+            demo: Demo,
+            eval: Eval,
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), "a.toml", "[eval]\nrollouts = 1\n");
+        let text = format!("{:#}", load::<Whole>(&[path], &[]).unwrap_err());
+        assert!(
+            text.ends_with("a.toml: the keys `eval.data`, `name`, `demo.steps` are required"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn errors_caused_by_set_name_the_set() {
         let base = "steps = 1";
         assert_eq!(
@@ -298,7 +320,7 @@ mod tests {
         );
         assert_eq!(
             error(&[base], &["optim.lr=fast"]),
-            "--set optim.lr=fast: `optim.lr` is string \"fast\", expected a number"
+            "--set optim.lr=fast: `optim.lr` is \"fast\": expected a number"
         );
         for malformed in ["steps", "=3", "a b=3"] {
             assert!(error(&[base], &[malformed]).contains("expected KEY=VALUE"), "{malformed}");
@@ -313,7 +335,7 @@ mod tests {
         assert!(format!("{absent:#}").contains("no/such.toml"));
     }
 
-    #[derive(Debug, Serialize, Deserialize)]
+    #[derive(Debug, Serialize, Deserialize, JsonSchema)]
     struct Lax {
         steps: u64,
     }
@@ -323,6 +345,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = write(dir.path(), "a.toml", "steps = 1\n[stepz]\na = 1\n");
         let text = format!("{:#}", load::<Lax>(&[path], &[]).unwrap_err());
-        assert!(text.contains("a.toml:3: unknown key `stepz.a`"), "{text}");
+        assert!(text.contains("a.toml:2: unknown key `stepz`"), "{text}");
     }
 }

@@ -7,7 +7,6 @@ use toml::{Table, Value};
 /// A typed configuration that remembers where every value came from.
 #[derive(Debug, Clone)]
 pub struct Resolved<T> {
-    /// What the program uses.
     pub value: T,
     /// The same as TOML, defaults included.
     pub table: Table,

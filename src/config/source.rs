@@ -25,7 +25,6 @@ pub enum Origin {
     },
     /// A line of a named profile.
     Profile {
-        /// The profile.
         name: &'static str,
         /// Counted from 1.
         line: usize,
@@ -128,6 +127,13 @@ impl Sources {
     /// The number of the text of a position: the later ones win.
     pub(crate) fn text_of(&self, position: usize) -> usize {
         self.0.partition_point(|source| source.start <= position).saturating_sub(1)
+    }
+
+    /// What stands at a range of positions.
+    pub(crate) fn text(&self, range: std::ops::Range<usize>) -> &str {
+        let source = self.0.get(self.text_of(range.start));
+        let text = source.and_then(|s| s.text.get(range.start - s.start..range.end - s.start));
+        text.unwrap_or_default()
     }
 
     /// The text and line of a position.

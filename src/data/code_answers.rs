@@ -7,11 +7,10 @@
 use super::jsonl;
 use super::sample::any_text;
 use crate::base::error::usage;
-use anyhow::{Context, Result};
+use crate::base::jsonl_log::JsonlLog;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Answers that were given before.
@@ -50,7 +49,7 @@ impl CodeAnswers {
 /// A file of answers that grows.
 pub struct AnswerFile {
     /// None before the first answer of all.
-    file: Option<File>,
+    log: Option<JsonlLog>,
     path: PathBuf,
 }
 
@@ -58,37 +57,22 @@ impl AnswerFile {
     /// Opens a file to go on with it, if there is one; also gives the answers that it holds. It is made
     /// with the first answer.
     pub fn open(path: &Path) -> Result<(Self, CodeAnswers)> {
-        let unusable = |e| usage(format!("cannot write {}: {e}", path.display()));
-        let mut file = match File::options().read(true).append(true).open(path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Ok((Self { file: None, path: path.to_owned() }, CodeAnswers::default()));
-            }
-            opened => opened.map_err(unusable)?,
-        };
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(unusable)?;
-        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        file.set_len(whole as u64).map_err(unusable)?;
-        Ok((Self { file: Some(file), path: path.to_owned() }, CodeAnswers::read(path)?))
-    }
-
-    fn made(&mut self) -> std::io::Result<&mut File> {
-        match &mut self.file {
-            Some(file) => Ok(file),
-            none => {
-                if let Some(dir) = self.path.parent() {
-                    std::fs::create_dir_all(dir)?;
-                }
-                Ok(none.insert(File::options().append(true).create(true).open(&self.path)?))
-            }
+        let path = path.to_owned();
+        if !path.exists() {
+            return Ok((Self { log: None, path }, CodeAnswers::default()));
         }
+        let mut log = JsonlLog::open(&path)?;
+        log.recover()?;
+        let answers = CodeAnswers::read(&path)?;
+        Ok((Self { log: Some(log), path }, answers))
     }
 
     pub fn add(&mut self, id: &str, is_code: bool, answer: &str) -> Result<()> {
-        let answer = Answer { id: Some(id.to_owned()), is_code, answer: answer.to_owned() };
-        let line = serde_json::to_string(&answer).context("encoding an answer")? + "\n";
-        let written = self.made().and_then(|file| file.write_all(line.as_bytes()));
-        written.with_context(|| format!("writing {}", self.path.display()))
+        let log = match &mut self.log {
+            Some(log) => log,
+            none => none.insert(JsonlLog::open(&self.path)?),
+        };
+        log.append(&Answer { id: Some(id.to_owned()), is_code, answer: answer.to_owned() })
     }
 }
 

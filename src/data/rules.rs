@@ -21,7 +21,9 @@ pub const TULU3_CODE: [&str; 2] = [
 ];
 
 /// What happens to a sample with more tokens than a packed row may take of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum OverLength {
     /// The sample is left out and counted.

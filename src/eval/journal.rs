@@ -6,17 +6,17 @@
 //! ignored. The journal goes when the result is written. Left out: log-probabilities.
 
 use crate::base::error::usage;
+use crate::base::hash;
 use crate::base::hex::hex;
+use crate::base::jsonl_log::JsonlLog;
+use crate::checkpoint::model_files;
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempt::Answer;
 use crate::tasks::Task;
 use anyhow::{Context, Result};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::fs::{File, TryLockError};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Everything that answers depend on, as names and values.
@@ -38,7 +38,7 @@ impl Identity {
             ("format", FORMAT.to_owned()),
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("task", task.name().to_owned()),
-            ("model", hash_of_model(model_dir)?),
+            ("model", hash::of_files(&model_files(model_dir)?)?),
             ("device", device.to_owned()),
             ("problems", hash_of_problems(task)?),
             ("prompt", task.prompt_sha256().to_owned()),
@@ -80,27 +80,6 @@ fn hash_of_problems(task: &dyn Task) -> Result<String> {
     Ok(hex(hasher.finalize()))
 }
 
-/// SHA-256 over the names and contents of the files that make a model.
-fn hash_of_model(dir: &Path) -> Result<String> {
-    let reading = || format!("reading {}", dir.display());
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-        .with_context(reading)?;
-    let kinds = ["json", "jinja", "safetensors"];
-    paths.retain(|path| path.extension().is_some_and(|e| kinds.iter().any(|kind| e == *kind)));
-    paths.sort();
-    let hash = |path: &PathBuf| -> Result<Vec<u8>> {
-        let mut hasher = Sha256::new();
-        File::open(path)
-            .and_then(|mut file| std::io::copy(&mut file, &mut hasher))
-            .with_context(|| format!("reading {}", path.display()))?;
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        Ok([name, &[0], &hasher.finalize()[..]].concat())
-    };
-    let hashes: Vec<Vec<u8>> = paths.par_iter().map(hash).collect::<Result<_>>()?;
-    Ok(hex(Sha256::digest(hashes.concat())))
-}
-
 /// Which time of asking which problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
@@ -121,8 +100,7 @@ struct Line<'a> {
 
 /// An open journal; nobody else may open it meanwhile.
 pub struct Journal {
-    path: PathBuf,
-    file: File,
+    log: JsonlLog,
     known: HashMap<Place, Vec<Answer>>,
     num_lines: usize,
 }
@@ -142,25 +120,14 @@ impl Journal {
     pub fn open(path: PathBuf, identity: &Identity, resume: bool) -> Result<Self> {
         let unwritable = |e| usage(format!("cannot write {}: {e}", path.display()));
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new(""))).map_err(unwritable)?;
-        let mut file =
-            File::options().read(true).append(true).create(true).open(&path).map_err(unwritable)?;
-        // File systems without locks are used without.
-        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
-            return Err(usage(format!("{} is in use by another process", path.display())));
+        let mut log = JsonlLog::open(&path)?;
+        log.lock()?;
+        let known = read(&path, &log.recover()?, identity, resume)?;
+        if known.is_empty() {
+            log.clear()?;
+            log.append(identity)?;
         }
-        let mut content = Vec::new();
-        file.read_to_end(&mut content).with_context(|| format!("reading {}", path.display()))?;
-        let whole = content.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let known = read(&path, &content[..whole], identity, resume)?;
-        let num_lines = known.len();
-        let mut journal = Self { path, file, known, num_lines };
-        if num_lines == 0 {
-            journal.truncate(0)?;
-            journal.write_line(identity)?;
-        } else {
-            journal.truncate(whole)?;
-        }
-        Ok(journal)
+        Ok(Self { log, num_lines: known.len(), known })
     }
 
     /// The answers of an earlier run, once.
@@ -171,14 +138,15 @@ impl Journal {
     /// Writes the answers to one problem to disk.
     pub fn append(&mut self, place: Place, problem_id: &str, answers: &[Answer]) -> Result<()> {
         let line = Line { place, problem_id: problem_id.to_owned(), answers: answers.into() };
-        self.write_line(&line)?;
+        self.log.append(&line)?;
+        self.log.sync()?;
         self.num_lines += 1;
         Ok(())
     }
 
     /// Where it lies.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.log.path()
     }
 
     /// Finished problems, those of earlier runs included.
@@ -188,21 +156,8 @@ impl Journal {
 
     /// Deletes the journal, once the result is written.
     pub fn remove(self) -> Result<()> {
-        std::fs::remove_file(&self.path)
-            .with_context(|| format!("removing {}", self.path.display()))
-    }
-
-    fn write_line(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_vec(line).context("encoding a journal line")?;
-        text.push(b'\n');
-        self.file
-            .write_all(&text)
-            .and_then(|()| self.file.sync_data())
-            .with_context(|| format!("writing {}", self.path.display()))
-    }
-
-    fn truncate(&mut self, len: usize) -> Result<()> {
-        self.file.set_len(len as u64).with_context(|| format!("writing {}", self.path.display()))
+        std::fs::remove_file(self.path())
+            .with_context(|| format!("removing {}", self.path().display()))
     }
 }
 
@@ -292,21 +247,6 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_dropped_wherever_it_is_torn() {
-        let dir = tempfile::tempdir().unwrap();
-        let whole = std::fs::read(written(dir.path())).unwrap();
-        let path = dir.path().join("torn.partial.jsonl");
-        let first_two = whole.split_inclusive(|&b| b == b'\n').take(2).map(<[u8]>::len).sum();
-        for len in first_two..whole.len() {
-            std::fs::write(&path, &whole[..len]).unwrap();
-            let mut journal = Journal::open(path.clone(), &identity(1), true).unwrap();
-            assert_eq!(journal.take(SECOND), None);
-            journal.append(SECOND, "p4", &answers("c")).unwrap();
-            assert_eq!(std::fs::read(&path).unwrap(), whole);
-        }
-    }
-
-    #[test]
     fn a_journal_without_a_finished_problem_is_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.partial.jsonl");
@@ -361,7 +301,7 @@ mod tests {
     fn the_weights_are_part_of_a_models_identity() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("model.safetensors"), "weights").unwrap();
-        let hash = || hash_of_model(dir.path()).unwrap();
+        let hash = || hash::of_files(&model_files(dir.path()).unwrap()).unwrap();
         let first = hash();
         std::fs::write(dir.path().join("notes.txt"), "of no matter").unwrap();
         assert_eq!(hash(), first);

@@ -28,7 +28,9 @@ use std::ops::Range;
 pub type Objective<'a> = dyn FnMut(usize, &[TokenScores], &mut [ScoreGradient]) + 'a;
 
 /// What is computed again in the backward instead of being kept from the forward.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// Nothing; on a GPU the same as `Selective`, whose outputs come free with the backward.

@@ -23,7 +23,7 @@ impl Totals {
 }
 
 /// The mean over token losses (names and meaning as in verl's `loss_agg_mode`).
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Aggregation {
     /// Over all tokens of the global mini-batch.

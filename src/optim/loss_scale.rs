@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// How the scale moves. Defaults are the paper's (Table 6); the hysteresis, which it does not
 /// give, is InternEvo's.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossScaleConfig {
     /// The scale of the first step.

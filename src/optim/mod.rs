@@ -13,7 +13,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 /// The parameters that weight decay pulls on; the paper does not say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum DecayedParameters {
     /// Matrices and embeddings, but not norms and biases: as in transformers' Trainer.
@@ -26,7 +28,7 @@ pub enum DecayedParameters {
 }
 
 /// AdamW (decoupled weight decay) and the clipping before it. Defaults are verl's actor.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
     /// Peak learning rate.

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
 /// The course of the rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
     /// The peak rate to the end.
@@ -19,7 +21,7 @@ pub enum ScheduleKind {
 }
 
 /// How long the rate rises: in steps, or as a share of all steps.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Warmup {
     Steps(u64),
@@ -28,7 +30,7 @@ pub enum Warmup {
 }
 
 /// A schedule as configured; [`Schedule::factor`] needs the number of steps beside it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
     pub kind: ScheduleKind,

@@ -41,6 +41,7 @@ impl Format {
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
+        a if a >= 1e15 => format!("{value:.1e}"),
         a if a >= 1_000.0 => {
             let sign = if value < 0.0 { "-" } else { "" };
             format!("{sign}{}", human::count(a.round() as u64))
@@ -165,7 +166,10 @@ mod tests {
 
     #[test]
     fn numbers_have_about_three_digits() {
-        let written = [12_345.6, 123.4, 12.34, 1.234, 0.1234, 0.0, -0.5, 4.5e-5].map(number);
-        assert_eq!(written, ["12,346", "123", "12.3", "1.23", "0.123", "0", "-0.500", "4.5e-5"]);
+        let written = [12_345.6, 123.4, 12.34, 1.234, 0.1234, 0.0, -0.5, 4.5e-5, 1e30].map(number);
+        assert_eq!(
+            written,
+            ["12,346", "123", "12.3", "1.23", "0.123", "0", "-0.500", "4.5e-5", "1.0e30"]
+        );
     }
 }

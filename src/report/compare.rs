@@ -18,7 +18,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// JSON files of a run directory that hold no results.
-const NOT_RESULTS: [&str; 2] = ["plan.json", "env.json"];
+const NOT_RESULTS: [&str; 3] = ["plan.json", "env.json", "inputs.json"];
 const WRITTEN_AT: &str = "time/unix_secs";
 const RUN_COLOURS: usize = 6;
 /// The number of blocks of a curve that has one line.

@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What is kept on disk.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// Which checkpoints of a run are written and kept.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// Steps between checkpoints; 0 writes only the last one (and one on Ctrl-C).
     pub every: u64,
-    /// Older ones are removed beyond this many; none given keeps all.
+    /// The newest checkpoints that are kept; all of them where not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_last: Option<usize>,
-    /// Those at multiples of this many steps are kept beside them.
+    /// Checkpoints at multiples of this many steps are kept as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_every: Option<u64>,
 }
@@ -77,7 +77,6 @@ impl Checkpoints {
         steps(&self.dir, "")
     }
 
-    /// The newest checkpoint.
     pub fn latest(&self) -> Result<Option<(u64, PathBuf)>> {
         Ok(self.list()?.pop())
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! config.toml plan.json env.json   resolved config, derived plan, machine and command line
+//! inputs.json                      hashes of what is read again when the run goes on
 //! metrics.jsonl events.out.*       see `run::metrics`
 //! samples/step-000100.jsonl        what was generated in step 100 and how it was rewarded
 //! checkpoints/step-000100/         Hugging Face layout plus `state/`
@@ -17,6 +18,7 @@
 use super::checkpoints::{Checkpoints, step_name};
 use super::compatibility::{RunConfig, refuse_other_config};
 use super::environment::Environment;
+use super::inputs::{self, Input};
 use super::{SAMPLES, metrics};
 use crate::base::error::usage;
 use crate::base::fs::{children, write_atomic, write_json};
@@ -159,12 +161,10 @@ impl RunDir {
         if replaced.exists() { remove(&replaced) } else { Ok(()) }
     }
 
-    /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A file in the directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -186,6 +186,12 @@ impl RunDir {
             "protections": protections,
         });
         self.write_json("env.json", &environment)
+    }
+
+    /// Records what the run reads; refuses to go on with something else than it began with.
+    pub(crate) fn record_inputs(&self, inputs: &[Input]) -> Result<()> {
+        let goes_on = self.checkpoints().latest()?.is_some();
+        inputs::record(&self.path, inputs, goes_on)
     }
 
     /// Writes a JSON file in the directory, whole or not at all.
@@ -211,7 +217,6 @@ impl RunDir {
         error.context(ending)
     }
 
-    /// The run's checkpoints.
     pub fn checkpoints(&self) -> Checkpoints {
         Checkpoints::of(&self.path)
     }
@@ -331,7 +336,7 @@ mod tests {
     const CONFIG_TOML: &str = "seed = 1\n\n[checkpoint]\nevery = 0\n";
 
     /// A run that has nothing but a seed.
-    #[derive(Clone, Serialize, serde::Deserialize)]
+    #[derive(Clone, Serialize, serde::Deserialize, schemars::JsonSchema)]
     #[serde(deny_unknown_fields)]
     struct Seeded {
         seed: u64,

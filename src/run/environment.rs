@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The machine and the program.
+/// The machine that a run ran on, and the program that ran it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Environment {
     /// Version of this program.

@@ -9,12 +9,11 @@
 use super::environment::unix_secs;
 use super::tensorboard::EventFile;
 use crate::base::error::usage;
-use crate::base::fs::{read_text, write_atomic};
+use crate::base::fs::write_atomic;
+use crate::base::jsonl_log::{JsonlLog, whole_rows};
 use anyhow::{Context, Result};
 use serde_json::Value;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes as metrics give them.
 pub(crate) fn mebibytes(bytes: usize) -> f64 {
@@ -24,31 +23,28 @@ pub(crate) fn mebibytes(bytes: usize) -> f64 {
 /// One step's numbers: `step` and `area/name` keys.
 pub type Row = serde_json::Map<String, Value>;
 
-/// The file's name in a run directory.
 pub const FILE: &str = "metrics.jsonl";
 const EVENTS: &str = "events.out.tfevents.0.codeseq";
 const WRITTEN_AT: &str = "time/unix_secs";
 
 /// The metrics of one run, open for appending.
 pub struct Metrics {
-    path: PathBuf,
-    file: File,
+    log: JsonlLog,
     events: EventFile,
 }
 
 impl Metrics {
     /// Opens the metrics of the run in `dir`; rows already there stay.
     pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join(FILE);
-        let file = append_to(&path)?;
-        let events = rebuild_events(dir, &read(&path)?)?;
-        Ok(Self { path, file, events })
+        let log = JsonlLog::open(&dir.join(FILE))?;
+        let events = rebuild_events(dir, &read(log.path())?)?;
+        Ok(Self { log, events })
     }
 
     /// Drops every row of a step later than `step`, and what a crash left of a row; with `step` 0 all of
     /// them, since a run that starts anew scores the untrained model (row 0) again.
     pub fn truncate_after(&mut self, step: u64) -> Result<()> {
-        let mut rows = read(&self.path)?;
+        let mut rows = read(self.log.path())?;
         rows.retain(|row| step > 0 && step_of(row).is_some_and(|s| s <= step));
         self.replace(&rows)
     }
@@ -59,9 +55,10 @@ impl Metrics {
             text.push_str(&serde_json::to_string(row).context("encoding a row")?);
             text.push('\n');
         }
-        write_atomic(&self.path, text.as_bytes())?;
-        self.file = append_to(&self.path)?;
-        self.events = rebuild_events(self.path.parent().unwrap_or(Path::new(".")), rows)?;
+        let path = self.log.path().to_owned();
+        write_atomic(&path, text.as_bytes())?;
+        self.log = JsonlLog::open(&path)?;
+        self.events = rebuild_events(path.parent().unwrap_or(Path::new(".")), rows)?;
         Ok(())
     }
 
@@ -72,21 +69,19 @@ impl Metrics {
         row.extend(values);
         // Whole milliseconds: so short a decimal is read back exactly.
         row.insert(WRITTEN_AT.to_owned(), ((unix_secs() * 1e3).round() / 1e3).into());
-        let mut line = serde_json::to_vec(&row).context("encoding a row")?;
-        line.push(b'\n');
-        self.file.write_all(&line).with_context(|| format!("writing {}", self.path.display()))?;
+        self.log.append(&row)?;
         copy_to_events(&mut self.events, &row)
     }
 
     /// Whether the row of `step` has `key`.
     pub fn has(&self, step: u64, key: &str) -> Result<bool> {
-        let rows = read(&self.path)?;
+        let rows = read(self.log.path())?;
         Ok(rows.iter().any(|row| step_of(row) == Some(step) && row.contains_key(key)))
     }
 
     /// Adds numbers that were found later to the row of `step`, the last one.
     pub fn amend(&mut self, step: u64, values: Row) -> Result<()> {
-        let mut rows = read(&self.path)?;
+        let mut rows = read(self.log.path())?;
         match rows.last_mut().filter(|row| step_of(row) == Some(step)) {
             Some(row) => row.extend(values),
             None => return self.log(step, values),
@@ -96,7 +91,7 @@ impl Metrics {
 
     /// Forces the rows to disk; call before a checkpoint claims to include them.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().with_context(|| format!("flushing {}", self.path.display()))
+        self.log.sync()
     }
 }
 
@@ -111,31 +106,19 @@ pub fn read_run(dir: &Path) -> Result<Vec<Row>> {
     if path.exists() { read(&path) } else { Ok(Vec::new()) }
 }
 
-/// Reads rows; a last line without its end, which a crash can leave, is not a row.
+/// Reads the whole rows.
 fn read(path: &Path) -> Result<Vec<Row>> {
-    let text = read_text(path)?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-    whole
-        .lines()
-        .enumerate()
-        .map(|(i, line)| {
-            serde_json::from_str(line)
-                .map_err(|e| usage(format!("{}:{}: {e}", path.display(), i + 1)))
-        })
-        .collect()
+    let content =
+        std::fs::read(path).map_err(|e| usage(format!("cannot read {}: {e}", path.display())))?;
+    let parse = |(i, line): (usize, &[u8])| {
+        serde_json::from_slice(line)
+            .map_err(|e| usage(format!("{}:{}: {e}", path.display(), i + 1)))
+    };
+    whole_rows(&content).split_inclusive(|&byte| byte == b'\n').enumerate().map(parse).collect()
 }
 
-/// The step of a row.
 pub fn step_of(row: &Row) -> Option<u64> {
     row.get("step")?.as_u64()
-}
-
-fn append_to(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .with_context(|| format!("opening {}", path.display()))
 }
 
 fn rebuild_events(dir: &Path, rows: &[Row]) -> Result<EventFile> {
@@ -186,8 +169,9 @@ mod tests {
         for step in 1..=5 {
             metrics.log(step, row([("loss", step as f64)])).unwrap();
         }
-        metrics.file.write_all(b"{\"step\":6,\"lo").unwrap();
         drop(metrics);
+        let torn = std::fs::read_to_string(dir.path().join(FILE)).unwrap() + "{\"step\":6,\"lo";
+        std::fs::write(dir.path().join(FILE), torn).unwrap();
 
         let mut metrics = Metrics::open(dir.path()).unwrap();
         metrics.truncate_after(3).unwrap();

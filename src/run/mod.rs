@@ -4,6 +4,7 @@ mod checkpoints;
 mod compatibility;
 mod dir;
 pub mod environment;
+mod inputs;
 pub mod metrics;
 pub mod samples;
 pub mod tensorboard;
@@ -12,6 +13,6 @@ pub use checkpoints::{CheckpointConfig, Checkpoints, steps_with_samples};
 pub use compatibility::RunConfig;
 pub(crate) use dir::Ending;
 pub use dir::{Existing, RunDir};
+pub(crate) use inputs::Input;
 
-/// The folder of a run's samples.
 const SAMPLES: &str = "samples";

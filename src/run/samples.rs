@@ -18,15 +18,16 @@ use std::path::Path;
 /// One response of a step.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sample {
-    /// What it answers.
     pub problem_id: String,
-    /// Its place in the group.
+    /// The number of the response among those to its problem, from 0.
     pub sample: usize,
-    /// Its text.
     pub response: String,
-    /// Its length.
     pub num_tokens: usize,
-    /// What the judge said.
+    /// The tokens that were sampled, the one that ended the response included; none in runs of before they
+    /// were kept.
+    #[serde(default)]
+    pub token_ids: Vec<u32>,
+    /// The judge's verdict on its program.
     pub verdict: Verdict,
     /// What it was worth; nothing where the judge failed.
     #[serde(default)]
@@ -49,6 +50,7 @@ pub fn record<'a>(
                 sample,
                 response: attempt.text.clone(),
                 num_tokens: attempt.rollout.tokens.len(),
+                token_ids: attempt.rollout.tokens.clone(),
                 verdict: attempt.grade.verdict.clone(),
                 reward: reward.clone(),
                 format_error: attempt.grade.format_error,

@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// An event file open for appending.
 pub struct EventFile {
     file: File,
     path: PathBuf,

@@ -26,7 +26,7 @@ pub struct Case {
 }
 
 /// What a program may use. The defaults suit general-term programs (short, integer).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// CPU time of one case; the first case's includes compiling.

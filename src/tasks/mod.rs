@@ -68,7 +68,9 @@ pub trait Task: Sync {
 }
 
 /// The tasks that a configuration can name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskKind {
     /// General-term generation: a program for every term of a sequence.

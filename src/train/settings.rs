@@ -11,12 +11,12 @@ use crate::trainer::{Execution, LossScaling};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// How long and in what portions. The global batch is `ranks` x `gradient_accumulation` x
+/// How many updates, and in what portions. The global batch is `ranks` x `gradient_accumulation` x
 /// `micro_batch_size` rows of `seq_len` tokens.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Updates.
+    /// Updates of the run.
     pub total_steps: u64,
     /// Most tokens in one packed row of samples.
     pub seq_len: usize,
@@ -25,19 +25,20 @@ pub struct TrainConfig {
     pub micro_batch_size: usize,
     /// Micro-batches of each rank in one update, as InternEvo counts them: 16 over 8 ranks are 128
     /// rows. For 16 rows in all, the other reading of the paper, divide by the ranks.
+    #[serde(default = "one")]
     pub gradient_accumulation: usize,
     /// Ranks that share the work, those of all nodes together; the paper's is 8. A CPU runs them as threads;
     /// GPUs are one each.
     #[serde(default = "one")]
     pub ranks: usize,
-    /// What computes.
+    /// Threads of this machine, or GPUs.
     #[serde(default)]
     pub device: DeviceKind,
     /// Numbers of weights and activations in the forward and backward; where not given, f32 on a CPU
     /// and bf16 on GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// What a GPU holds.
+    /// The numbers in which a GPU holds moments and sums of gradients.
     #[serde(default)]
     pub gpu: GpuConfig,
     /// The loss scale, with fp16: of the mean loss over the tokens of a rank's update, as InternEvo has it.

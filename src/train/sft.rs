@@ -25,27 +25,29 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// The whole of `sft.toml`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The configuration of `train sft`.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Seed of initial weights and shuffling.
+    /// Seed of the initial weights and of the order of samples.
     #[serde(default)]
     pub seed: u64,
-    /// What to start from.
+    /// The model that training starts from.
     pub model: ModelSource,
-    /// What to learn from.
+    /// The conversations to learn from.
     pub data: DataConfig,
-    /// The optimizer.
+    /// AdamW, and the clipping of gradients.
+    #[serde(default)]
     pub optim: AdamWConfig,
     /// The learning rate over the run.
+    #[serde(default)]
     pub schedule: Schedule,
-    /// How long and in what portions.
+    /// How many updates, and in what portions.
     pub train: TrainConfig,
-    /// What is kept on disk.
+    /// Which checkpoints are written and kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// What the plan is measured against.
+    /// The memory that a run on GPUs is planned for.
     #[serde(default)]
     pub plan: PlanConfig,
 }
@@ -113,7 +115,7 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     Ok(session.finish())
 }
 
-/// What one step saw.
+/// What one step saw and did.
 struct StepResult {
     /// Mean negative log-likelihood of the targets.
     nll: f64,
@@ -203,6 +205,8 @@ impl StepResult {
             ("time/gpu_peak_mib", self.gpu_peak_bytes.map(mebibytes)),
         ];
         metrics.extend(row(optional.into_iter().filter_map(|(key, v)| Some((key, v?)))));
+        let numbers: Vec<usize> = self.samples.iter().map(|sample| sample + 1).collect();
+        metrics.insert("data/samples".into(), numbers.into());
         let by_source = self.by_source.iter();
         metrics.extend(by_source.map(|(name, &n)| (format!("data/tokens_{name}"), n.into())));
         metrics

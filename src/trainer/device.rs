@@ -10,7 +10,18 @@ use crate::model::{BatchSize, ModelConfig, Precision};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+    clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// The cores of this machine, in f32; ranks are threads.
@@ -24,7 +35,9 @@ pub enum DeviceKind {
 const MOST_TOKENS: usize = 65_408;
 
 /// What a GPU holds in which numbers; a CPU has everything in f32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(deny_unknown_fields, default)]
 pub struct GpuConfig {
     pub moments: Moments,
@@ -33,7 +46,9 @@ pub struct GpuConfig {
 }
 
 /// The number format of AdamW's moments.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Moments {
     #[default]
@@ -43,7 +58,9 @@ pub enum Moments {
 }
 
 /// The gradients that a GPU sums up over an update, in f32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientSums {
     /// Gradients of its shard: every micro-batch's gradients are summed over the ranks, in 16 bits, while its

@@ -17,7 +17,7 @@ use crate::optim::{AdamWConfig, LossScaleConfig, Schedule};
 use crate::plan::PlanConfig;
 use crate::rewards::{Overlong, RewardConfig, RewardKind};
 use crate::rollout::AttemptSettings;
-use crate::run::{CheckpointConfig, RunConfig};
+use crate::run::{CheckpointConfig, Input, RunConfig};
 use crate::sandbox::{Judge, Limits};
 use crate::tasks::{Task, TaskKind};
 use crate::trainer::device::{DeviceKind, GpuConfig};
@@ -32,17 +32,18 @@ const PROFILES: [Profile; 2] = [
     Profile { name: "verl-0.5", text: include_str!("../../../configs/profiles/verl-0.5.toml") },
 ];
 
-/// The whole of `grpo.toml`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The configuration of `train grpo`.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Whose defaults lie below: `verl-0.9` (where not given) or `verl-0.5`.
+    /// The release of verl whose defaults apply: `verl-0.9` (where not given) or `verl-0.5`. Where a profile
+    /// has another default than the one shown for a key, the profile counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
-    /// Seed of prompt order and sampling.
+    /// Seed of the order of problems and of the sampling.
     #[serde(default)]
     pub seed: u64,
-    /// What to start from.
+    /// The model that training starts from.
     pub model: ModelSource,
     /// What is asked, and how answers are graded.
     #[serde(default)]
@@ -50,47 +51,49 @@ pub struct Config {
     /// The template of the prompt, also for validation; the task's own where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<PathBuf>,
-    /// What to learn from.
+    /// The problems to learn from.
     pub data: DataConfig,
     /// How responses are sampled.
     pub rollout: RolloutConfig,
     /// What a response is worth.
     #[serde(default)]
     pub reward: RewardConfig,
-    /// Asks a program of the user's instead, which is told what the judge found; not where not given.
+    /// A program of yours that gives the rewards instead; it is told what the judge found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_reward: Option<ExternalReward>,
-    /// Punishes responses that come close to the length limit (DAPO); not where not given.
+    /// Punishes responses that come close to the length limit (DAPO).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlong: Option<Overlong>,
-    /// From rewards to advantages.
+    /// How rewards become advantages.
     #[serde(default)]
     pub advantage: AdvantageConfig,
-    /// From advantages to the loss.
+    /// How advantages become the loss.
     #[serde(default)]
     pub policy: LossConfig,
-    /// The optimizer.
+    /// AdamW, and the clipping of gradients.
+    #[serde(default)]
     pub optim: AdamWConfig,
     /// The learning rate over the run.
+    #[serde(default)]
     pub schedule: Schedule,
-    /// How long and in what portions.
+    /// How many steps, and in what portions.
     pub train: TrainConfig,
-    /// Limits of judged programs.
+    /// What a judged program may use.
     #[serde(default)]
     pub judge: Limits,
-    /// What is kept on disk.
+    /// Which checkpoints are written and kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// Scores on held-out problems on the way.
+    /// Scores held-out problems during the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationConfig>,
-    /// What the plan is measured against.
+    /// The memory that a run on GPUs is planned for.
     #[serde(default)]
     pub plan: PlanConfig,
 }
 
-/// What to learn from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The problems to learn from.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// JSON Lines files of problems.
@@ -103,18 +106,20 @@ pub struct DataConfig {
 }
 
 /// What becomes of a problem whose prompt is too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum OverlongPrompts {
     /// It is left out, and counted in the log.
     #[default]
     Drop,
-    /// It is an error.
+    /// It is an error that names the problem.
     Refuse,
 }
 
 /// How responses are sampled.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Prompts in one step.
@@ -142,7 +147,9 @@ pub struct RolloutConfig {
 }
 
 /// What has to differ within a group for it to be kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum FilterMetric {
     /// Whether programs pass (`acc`).
@@ -164,8 +171,8 @@ fn five() -> u64 {
     5
 }
 
-/// From rewards to advantages.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// How rewards become advantages.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdvantageConfig {
     /// Divide by the group's standard deviation (verl's `norm_adv_by_std_in_grpo`).
@@ -182,11 +189,11 @@ impl Default for AdvantageConfig {
     }
 }
 
-/// How long and in what portions.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// How many steps, and in what portions.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Steps; each samples once.
+    /// Steps of the run; each samples once.
     pub total_steps: u64,
     /// Most tokens in one packed row.
     pub seq_len: usize,
@@ -200,7 +207,7 @@ pub struct TrainConfig {
     /// Ranks that share rollouts and updates, those of all nodes together; threads on a CPU, GPUs otherwise.
     #[serde(default = "one_rank")]
     pub ranks: usize,
-    /// What computes.
+    /// Threads of this machine, or GPUs.
     #[serde(default)]
     pub device: DeviceKind,
     /// Numbers of weights and activations, of the sampler's too; where not given, f32 on a CPU and bf16 on
@@ -211,7 +218,7 @@ pub struct TrainConfig {
     /// the greatest length.
     #[serde(default)]
     pub loss_scale: LossScaleConfig,
-    /// What a GPU holds.
+    /// The numbers in which a GPU holds moments and sums of gradients.
     #[serde(default)]
     pub gpu: GpuConfig,
     /// What the backward computes again instead of keeping it.
@@ -230,7 +237,7 @@ pub struct TrainConfig {
 }
 
 /// Scores on held-out problems; their time is not training time.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationConfig {
     /// JSON Lines files of problems.
@@ -319,6 +326,26 @@ impl Config {
             overlong.check("overlong", self.rollout.max_new_tokens)?;
         }
         self.check_lengths()
+    }
+
+    /// What a run reads again whenever it goes on; the cursor compares the problems of `data.files` and the
+    /// prompt.
+    pub(crate) fn inputs(&self) -> Result<Vec<Input>> {
+        let mut inputs = Vec::new();
+        if self.policy.needs_reference() {
+            let files = self.model.files()?;
+            inputs.push(Input { name: "the reference model (model)", files, may_change: false });
+        }
+        if let Some(ValidationConfig { files, .. }) = &self.validation {
+            let files = files.clone();
+            inputs.push(Input { name: "validation.files", files, may_change: false });
+        }
+        if let Some(ExternalReward { command, .. }) = &self.external_reward {
+            let files = command.iter().map(PathBuf::from).filter(|word| word.is_file()).collect();
+            // One that failed may have been mended.
+            inputs.push(Input { name: "external_reward.command", files, may_change: true });
+        }
+        Ok(inputs)
     }
 
     /// Refuses a cache or rows that cannot hold the longest prompt and response.

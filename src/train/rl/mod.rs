@@ -42,6 +42,7 @@ use validation::Validation;
 /// directory.
 pub fn train(config: &Config, run: &RunDir, judge: &Judge, label: &str) -> Result<PathBuf> {
     config.check()?;
+    run.record_inputs(&config.inputs()?)?;
     let start = Start::find(run, &config.model, config.seed)?;
     let task = config.open_task(&config.data.files, None, judge).context("reading data.files")?;
     let set = TrainingSet::new(config, task.as_ref(), &start.model)?;

@@ -24,7 +24,7 @@ const STARTS: usize = 3;
 const SHOWN: usize = 80;
 
 /// `[external_reward]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalReward {
     /// The program and its arguments, run in the current directory.

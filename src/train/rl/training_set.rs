@@ -45,7 +45,7 @@ impl<'t> TrainingSet<'t> {
         let (mut problems, mut num_long) = (Vec::new(), 0);
         for problem in 0..task.num_problems() {
             let about = task.about(problem);
-            rule.check_problem(&about)?;
+            rule.check_problem(&about).context("data.files")?;
             let length = Prompt::new(&model.tokenizer, task, problem)?.tokens.len();
             if length <= limit {
                 problems.push(problem);
