@@ -447,7 +447,7 @@ fn an_error_while_collecting_ends_sampling_and_judging() {
     let (judge, settings) = (judge(), settings());
     let mut num_done = 0;
     let error = attempt_each(
-        &mut Generator::on_threads(&model, 1),
+        &mut Generator::of_trained(&model, 1),
         &task(&judge),
         &settings.queries(PROBLEMS),
         &settings,
@@ -466,7 +466,7 @@ fn attempts_come_in_order_with_their_own_verdicts_and_validation_agrees() {
     let model = LanguageModel::open(&INPUTS.join("model")).unwrap();
     let (judge, settings) = (judge(), settings());
     let task = task(&judge);
-    let mut generator = Generator::on_threads(&model, 1);
+    let mut generator = Generator::of_trained(&model, 1);
     let queries = settings.queries(PROBLEMS);
     let (groups, cost) =
         attempt(&mut generator, &task, &queries, &settings, &Progress::hidden()).unwrap();

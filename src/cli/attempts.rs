@@ -1,12 +1,13 @@
 //! The arguments of every command that has a model attempt problems, and what they prepare.
 
-use super::device::{Candidate, RankArgs};
+use super::device::RankArgs;
 use crate::base::error::Interrupted;
 use crate::base::fs::check_writable;
 use crate::base::interrupt;
 use crate::checkpoint::hub::{self, Needs};
 use crate::data::problem::Problem;
 use crate::data::rows;
+use crate::engine::OpenModel;
 use crate::eval::journal::{Identity, Journal};
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempts::check_fit;
@@ -51,7 +52,7 @@ pub struct AttemptArgs {
 /// A model that can attempt a task.
 pub struct Prepared {
     /// The model, and where it generates.
-    pub candidate: Candidate,
+    pub candidate: OpenModel,
     pub settings: AttemptSettings,
     /// Where answers are kept until the result is written; none without a result to write.
     pub journal: Option<Journal>,

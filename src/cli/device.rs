@@ -1,11 +1,8 @@
 //! `--device`, `--precision` and `--ranks`: where a command computes, and in which numbers.
 
 use crate::base::error::usage;
-use crate::checkpoint::{LanguageModel, StoredModel};
-use crate::engine::Sampler;
-use crate::engine::device::{self, DeviceModel};
-use crate::engine::generator::Generator;
-use crate::model::{Decoder, Precision};
+use crate::engine::OpenModel;
+use crate::model::Precision;
 use crate::nodes;
 use crate::trainer::device::DeviceKind;
 use anyhow::Result;
@@ -37,14 +34,6 @@ pub struct RankArgs {
     ranks: usize,
 }
 
-/// A model opened to generate where the arguments say.
-pub enum Candidate {
-    /// On so many ranks of threads.
-    Threads(LanguageModel, usize),
-    /// On GPUs that have its weights.
-    Gpus(StoredModel, Vec<DeviceModel>),
-}
-
 impl DeviceArgs {
     /// Refuses what this program and this machine do not have.
     pub fn check(self, ranks: usize) -> Result<()> {
@@ -53,9 +42,14 @@ impl DeviceArgs {
         self.kind.check(ranks)
     }
 
-    /// A model on a GPU, whose parameters have yet to be uploaded.
-    pub fn open_gpu(self, ordinal: usize, decoder: &Decoder) -> Result<DeviceModel> {
-        device::open(ordinal, decoder, self.kind.precision(self.precision))
+    /// Opens a model to run it on so many ranks.
+    pub fn open(self, model: &Path, ranks: usize) -> Result<OpenModel> {
+        match self.kind {
+            DeviceKind::Cpu => OpenModel::on_threads(model, ranks),
+            DeviceKind::Cuda => {
+                OpenModel::on_gpus(model, ranks, self.kind.precision(self.precision))
+            }
+        }
     }
 }
 
@@ -80,33 +74,8 @@ impl RankArgs {
         self.device.check(self.ranks)
     }
 
-    /// Opens a model where it generates.
-    pub fn open(self, model: &Path) -> Result<Candidate> {
-        match self.device.kind {
-            DeviceKind::Cpu => Ok(Candidate::Threads(LanguageModel::open(model)?, self.ranks)),
-            DeviceKind::Cuda => {
-                let model = StoredModel::open(model)?;
-                let gpus =
-                    (0..self.ranks).map(|ordinal| self.device.open_gpu(ordinal, &model.decoder));
-                let mut gpus = gpus.collect::<Result<Vec<_>>>()?;
-                model.read(|at, params| {
-                    gpus.iter_mut().try_for_each(|gpu| gpu.upload(at, params))
-                })?;
-                Ok(Candidate::Gpus(model, gpus))
-            }
-        }
-    }
-}
-
-impl Candidate {
-    /// The model where it generates.
-    pub fn generator(&mut self) -> Generator<'_> {
-        match self {
-            Self::Threads(model, ranks) => Generator::on_threads(model, *ranks),
-            Self::Gpus(model, gpus) => {
-                let gpus = gpus.iter_mut().map(|gpu| Box::new(gpu) as Box<dyn Sampler>);
-                Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.collect())
-            }
-        }
+    /// Opens a model to run it.
+    pub fn open(self, model: &Path) -> Result<OpenModel> {
+        self.device.open(model, self.ranks)
     }
 }

@@ -1,21 +1,18 @@
 //! `train generate`: sample from a model.
-//!
-//! Stop strings live here, where tokens become text; the engine only knows tokens.
 
 use super::device::DeviceArgs;
 use super::print;
 use crate::base::error::usage;
-use crate::base::{interrupt, memory, rng};
-use crate::checkpoint::{InferenceModel, StoredModel};
+use crate::base::{interrupt, rng};
 use crate::data::rows;
 use crate::data::sample::Sample;
+use crate::engine::text::{Reader, Reading, Stops};
 use crate::engine::{
-    Engine, EngineConfig, FinishReason, Next, Observer, Request, RequestId, Rollout,
-    SamplingParams, check_temperature,
+    EngineConfig, FinishReason, OpenModel, Request, RequestId, Rollout, SamplingParams,
+    check_temperature,
 };
-use crate::model::{Decoder, ModelConfig};
+use crate::model::ModelConfig;
 use crate::tokenizer::Tokenizer;
-use crate::trainer::device::DeviceKind;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -54,7 +51,8 @@ pub struct Args {
     /// Make tokens that are already there less likely; 1 changes nothing
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// End a response where this text appears; the text is left out (may be given several times)
+    /// End a response where this text, or the special token that it spells, appears; the text is left out
+    /// (may be given several times)
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// End a response with this token, which it keeps (may be given several times)
@@ -81,12 +79,16 @@ pub struct Args {
     /// finish_reason
     #[arg(long)]
     json: bool,
+    /// Add top_logprobs to each line: for every token the N most likely ones in its place, as [id,
+    /// log-probability]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
+    top_logprobs: usize,
 }
 
 const MOST_SAMPLES: usize = 1 << 20;
 
-/// Tokens beside those of a stop string that are looked at, should some of them have no text.
-const RECENT: usize = 16;
+/// More would make a line of `--json` longer than anybody reads.
+const MOST_TOP_LOGPROBS: usize = 1000;
 
 /// A line of `--json`.
 #[derive(Serialize)]
@@ -96,6 +98,9 @@ struct Line {
     text: String,
     output_ids: Vec<u32>,
     logprobs: Vec<f32>,
+    /// For each token the most likely ones in its place, as (id, log-probability).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top_logprobs: Vec<Vec<(u32, f32)>>,
     finish_reason: FinishReason,
 }
 
@@ -104,160 +109,93 @@ pub fn run(args: Args) -> Result<()> {
     check(&args)?;
     args.device.check(1)?;
     interrupt::install()?;
-    match args.device.kind {
-        DeviceKind::Cpu => {
-            let model = InferenceModel::open(&args.model)?;
-            let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
-            work.check_memory(model.decoder.config())?;
-            let config = work.config.clone();
-            work.run(Engine::with_weights(&model.decoder, model.weights, config))
-        }
-        DeviceKind::Cuda => {
-            let model = StoredModel::open(&args.model)?;
-            let work = Work::new(&args, &model.decoder, &model.tokenizer, model.stop_ids())?;
-            let mut gpu = args.device.open_gpu(0, &model.decoder)?;
-            model.read(|at, params| gpu.upload(at, params))?;
-            work.run(Engine::on_gpu(&mut gpu, work.config.clone())?)
-        }
+    let mut model = args.device.open(&args.model, 1)?;
+    let stops = Stops::new(&model.tokenizer, &args.stop)
+        .map_err(|refusal| usage(format!("--stop: {refusal}")))?;
+    let sampling = sampling(&args, &model, &stops);
+    let requests = requests(&args, &model.tokenizer, &sampling)?;
+    let config = engine_config(&args, model.decoder.config(), &requests)?;
+    let advice = "lower --max-new-tokens or --num-samples";
+    let (mut engine, tokenizer) = model.engine(config, advice)?;
+    let printer = Printer { args: &args, done: BTreeMap::new(), next: (0, 0) };
+    let mut reading = Reading::new(tokenizer, &stops, args.stream, printer);
+    let started = Instant::now();
+    let stats = engine.generate(&requests, &mut reading)?;
+    reading.into_result()?;
+    tracing::debug!("{}", stats.summary(started.elapsed()));
+    Ok(())
+}
+
+fn sampling(args: &Args, model: &OpenModel, stops: &Stops) -> SamplingParams {
+    let eos_ids = if args.ignore_eos { Vec::new() } else { model.stop_ids() };
+    SamplingParams {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+        max_new_tokens: args.max_new_tokens,
+        stop_ids: [&eos_ids[..], &args.stop_id, &stops.ids].concat(),
+        vocab_size: model.tokenizer.vocab_size(),
+        top_logprobs: args.top_logprobs,
     }
 }
 
-/// What is asked of an engine.
-struct Work<'a> {
+fn requests(args: &Args, tokenizer: &Tokenizer, sampling: &SamplingParams) -> Result<Vec<Request>> {
+    // Of its tokens, not of its place: a prompt has the same responses in any company.
+    let key = |prompt: &[u32]| {
+        let labels: Vec<u64> = prompt.iter().map(|&token| token.into()).collect();
+        rng::key(args.seed, &labels)
+    };
+    let request = |prompt: Vec<u32>| Request {
+        key: key(&prompt),
+        prompt,
+        sampling: sampling.clone(),
+        num_samples: args.num_samples,
+    };
+    Ok(prompts(args, tokenizer)?.into_iter().map(request).collect())
+}
+
+/// Prints responses in the order of prompts and samples, or one as it grows.
+struct Printer<'a> {
     args: &'a Args,
-    tokenizer: &'a Tokenizer,
-    requests: Vec<Request>,
-    config: EngineConfig,
-}
-
-impl<'a> Work<'a> {
-    fn new(
-        args: &'a Args,
-        decoder: &Decoder,
-        tokenizer: &'a Tokenizer,
-        eos_ids: Vec<u32>,
-    ) -> Result<Self> {
-        // Of its tokens, not of its place: a prompt has the same responses in any company.
-        let key = |prompt: &[u32]| {
-            let labels: Vec<u64> = prompt.iter().map(|&token| token.into()).collect();
-            rng::key(args.seed, &labels)
-        };
-        let eos_ids = if args.ignore_eos { Vec::new() } else { eos_ids };
-        let stop_ids = eos_ids.into_iter().chain(args.stop_id.iter().copied()).collect();
-        let sampling = SamplingParams {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            repetition_penalty: args.repetition_penalty,
-            max_new_tokens: args.max_new_tokens,
-            stop_ids,
-            vocab_size: tokenizer.vocab_size(),
-            top_logprobs: 0,
-        };
-        let request = |prompt: Vec<u32>| Request {
-            key: key(&prompt),
-            prompt,
-            sampling: sampling.clone(),
-            num_samples: args.num_samples,
-        };
-        let requests: Vec<Request> = prompts(args, tokenizer)?.into_iter().map(request).collect();
-        let config = engine_config(args, decoder.config(), &requests)?;
-        Ok(Self { args, tokenizer, requests, config })
-    }
-
-    /// Refuses a cache that the memory of this machine does not hold.
-    fn check_memory(&self, model: &ModelConfig) -> Result<()> {
-        let EngineConfig { max_sequences, max_length, .. } = self.config;
-        memory::check(
-            self.config.cache_bytes(model),
-            &format!("the key-value cache of {max_sequences} sequences of {max_length} tokens"),
-            "lower --max-new-tokens or --num-samples",
-        )
-    }
-
-    fn run(&self, mut engine: Engine<'_>) -> Result<()> {
-        let started = Instant::now();
-        let mut watch = Watch::new(self.tokenizer, self.args);
-        let stats = engine.generate(&self.requests, &mut watch)?;
-        watch.into_result()?;
-        tracing::debug!("{}", stats.summary(started.elapsed()));
-        Ok(())
-    }
-}
-
-/// Watches responses for stop strings, and prints one as it grows.
-struct Watch<'a> {
-    tokenizer: &'a Tokenizer,
-    args: &'a Args,
-    /// Text already streamed, in bytes.
-    streamed: usize,
     /// Ended responses that wait for earlier ones.
-    done: BTreeMap<(usize, usize), Rollout>,
+    done: BTreeMap<(usize, usize), (String, Rollout)>,
     /// The response to be printed next.
     next: (usize, usize),
-    /// What went wrong while watching; the engine has no use for it.
-    failure: Option<anyhow::Error>,
 }
 
-impl<'a> Watch<'a> {
-    fn new(tokenizer: &'a Tokenizer, args: &'a Args) -> Self {
-        Self { tokenizer, args, streamed: 0, done: BTreeMap::new(), next: (0, 0), failure: None }
+impl Reader for Printer<'_> {
+    fn text(&mut self, _request: RequestId, _sample: usize, new: &str) -> Result<()> {
+        if new.is_empty() { Ok(()) } else { print(new) }
     }
 
-    /// The response's text up to the first stop string, and whether there was one.
-    fn text(&self, tokens: &[u32]) -> Result<(String, bool)> {
-        let mut text = self.tokenizer.decode(tokens)?;
-        let first = self.args.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
-        if let Some(end) = first {
-            text.truncate(end);
-        }
-        Ok((text, first.is_some()))
-    }
-
-    /// What follows a token.
-    fn look(&mut self, tokens: &[u32]) -> Result<Next> {
-        if self.args.stop.is_empty() && !self.args.stream {
-            return Ok(Next::Continue);
-        }
-        let held = self.args.stop.iter().map(String::len).max().unwrap_or(0);
-        // A stop string that is new ends with the last token, and tokens are a byte or more.
-        let recent = &tokens[tokens.len().saturating_sub(held + RECENT)..];
-        if !self.args.stream && !self.text(recent)?.1 {
-            return Ok(Next::Continue);
-        }
-        let (text, is_stopped) = self.text(tokens)?;
+    fn finished(
+        &mut self,
+        RequestId(prompt): RequestId,
+        sample: usize,
+        text: String,
+        rollout: Rollout,
+    ) -> Result<()> {
         if self.args.stream {
-            // What may yet become a stop string or another character is held back.
-            let is_whole = is_stopped || (held == 0 && !text.ends_with('\u{fffd}'));
-            let end = if is_whole { text.len() } else { text.len().saturating_sub(held.max(4)) };
-            let end = (0..=end).rev().find(|&end| text.is_char_boundary(end));
-            self.stream(&text, end.unwrap_or(0))?;
+            return print("\n");
         }
-        Ok(if is_stopped { Next::Stop } else { Next::Continue })
-    }
-
-    fn stream(&mut self, text: &str, end: usize) -> Result<()> {
-        if end > self.streamed {
-            print(&text[self.streamed..end])?;
-            self.streamed = end;
-        }
-        Ok(())
-    }
-
-    /// Prints, in order, the responses that are complete up to here.
-    fn print_ended(&mut self) -> Result<()> {
-        while let Some(rollout) = self.done.remove(&self.next) {
+        self.done.insert((prompt, sample), (text, rollout));
+        while let Some((text, rollout)) = self.done.remove(&self.next) {
             let (prompt, sample) = self.next;
             let is_last = sample + 1 == self.args.num_samples;
             self.next = if is_last { (prompt + 1, 0) } else { (prompt, sample + 1) };
-            let (text, _) = self.text(&rollout.tokens)?;
-            if self.args.stream {
-                self.stream(&text, text.len())?;
-                print("\n")?;
-            } else if self.args.json {
-                let Rollout { tokens: output_ids, logprobs, finish_reason, .. } = rollout;
-                let line = Line { prompt, sample, text, output_ids, logprobs, finish_reason };
+            if self.args.json {
+                let Rollout { tokens: output_ids, logprobs, top_logprobs, finish_reason } = rollout;
+                let line = Line {
+                    prompt,
+                    sample,
+                    text,
+                    output_ids,
+                    logprobs,
+                    top_logprobs,
+                    finish_reason,
+                };
                 print(format!("{}\n", serde_json::to_string(&line)?))?;
             } else {
                 print(format!("{text}\n"))?;
@@ -265,36 +203,13 @@ impl<'a> Watch<'a> {
         }
         Ok(())
     }
-
-    fn into_result(self) -> Result<()> {
-        self.failure.map_or(Ok(()), Err)
-    }
-}
-
-impl Observer for Watch<'_> {
-    fn token(&mut self, _request: RequestId, _sample: usize, rollout: &Rollout) -> Next {
-        if self.failure.is_some() {
-            return Next::Cancel;
-        }
-        self.look(&rollout.tokens).unwrap_or_else(|failure| {
-            self.failure = Some(failure);
-            Next::Cancel
-        })
-    }
-
-    fn finished(&mut self, RequestId(request): RequestId, sample: usize, rollout: Rollout) {
-        self.done.insert((request, sample), rollout);
-        if let Err(failure) = self.print_ended() {
-            self.failure.get_or_insert(failure);
-        }
-    }
 }
 
 /// Refuses settings under which no distribution would be left, or no response could be streamed.
 fn check(args: &Args) -> Result<()> {
     check_temperature("--temperature", args.temperature)?;
     let checks = [
-        (args.stop.iter().all(|stop| !stop.is_empty()), "--stop must be a text, not empty"),
+        (args.top_logprobs <= MOST_TOP_LOGPROBS, "--top-logprobs must be at most 1000"),
         (
             (1..=MOST_SAMPLES).contains(&args.num_samples) && args.max_new_tokens > 0,
             "-n must be from 1 to 1048576, --max-new-tokens at least 1",

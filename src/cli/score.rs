@@ -4,12 +4,10 @@ use super::device::DeviceArgs;
 use crate::base::error::usage;
 use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
-use crate::checkpoint::{InferenceModel, StoredModel};
 use crate::data::rows;
-use crate::engine::{Scorer, check_temperature, device};
+use crate::engine::check_temperature;
 use crate::model::Decoder;
 use crate::tokenizer::{Message, Tokenizer};
-use crate::trainer::device::DeviceKind;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -62,27 +60,11 @@ pub fn run(args: Args) -> Result<()> {
         return Err(usage(format!("{}: no lines to score", args.data.display())));
     }
     let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
-    let (sequences, scores) = match args.device.kind {
-        DeviceKind::Cpu => {
-            let InferenceModel { decoder, weights, tokenizer } = InferenceModel::open(&args.model)?;
-            let sequences = sequences(&args.data, lines, &decoder, &tokenizer)?;
-            let progress = progress(&sequences);
-            let scores =
-                Scorer::new(&decoder, &weights).score(&sequences, temperature, &progress)?;
-            progress.finish();
-            (sequences, scores)
-        }
-        DeviceKind::Cuda => {
-            let model = StoredModel::open(&args.model)?;
-            let sequences = sequences(&args.data, lines, &model.decoder, &model.tokenizer)?;
-            let mut gpu = args.device.open_gpu(0, &model.decoder)?;
-            model.read(|at, params| gpu.upload(at, params))?;
-            let progress = progress(&sequences);
-            let scores = device::score(&mut gpu, &sequences, temperature, &progress)?;
-            progress.finish();
-            (sequences, scores)
-        }
-    };
+    let mut model = args.device.open(&args.model, 1)?;
+    let sequences = sequences(&args.data, lines, &model.decoder, &model.tokenizer)?;
+    let progress = progress(&sequences);
+    let scores = model.score(&sequences, temperature, &progress)?;
+    progress.finish();
     let mut file = AtomicFile::create(&args.out)?;
     for (input_ids, scores) in sequences.into_iter().zip(scores) {
         let first = input_ids.first().map(|_| None);

@@ -21,10 +21,20 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// Generates with the model's own weights, on so many ranks of threads, at least one.
-    pub fn on_threads(model: &'a LanguageModel, ranks: usize) -> Self {
+    /// Generates with the weights that are trained, on so many ranks of threads, at least one.
+    pub fn of_trained(model: &'a LanguageModel, ranks: usize) -> Self {
         let LanguageModel { decoder, params, tokenizer } = model;
         let threads = Threads::new(decoder, decoder.pack(params));
+        Self::on_threads(decoder, tokenizer, threads, ranks)
+    }
+
+    /// Generates on so many ranks of threads, at least one.
+    pub(crate) fn on_threads(
+        decoder: &'a Decoder,
+        tokenizer: &'a Tokenizer,
+        threads: Threads<'a>,
+        ranks: usize,
+    ) -> Self {
         let member = |_| Box::new(threads.clone()) as Box<dyn Sampler>;
         let team = Team::new((0..ranks).map(member).collect());
         Self { decoder, tokenizer, ranks: team, num_host_caches: ranks }

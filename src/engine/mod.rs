@@ -8,7 +8,7 @@
 //! its full blocks are kept for later prompts that begin alike; a finished sequence is replaced at once;
 //! when the cache is full the youngest sequence gives up its blocks and is computed again later.
 //! Whoever can work off a [`Queue`] of requests is a [`Sampler`]: threads, a GPU, another node's rank, or a
-//! [`Team`] of them.
+//! [`Team`] of them. Tokens become [`text`] beside the engine, which knows none.
 
 mod backend;
 mod blocks;
@@ -16,14 +16,17 @@ mod config;
 #[cfg_attr(not(feature = "cuda"), path = "no_device.rs")]
 pub mod device;
 pub mod generator;
+mod opened;
 mod queue;
 mod request;
 mod scheduler;
 mod scorer;
 mod sequence;
+pub mod text;
 mod threads;
 
 pub use config::{EngineConfig, Stats};
+pub use opened::OpenModel;
 #[cfg(feature = "cuda")]
 pub(crate) use queue::Numbered;
 pub use queue::{Queue, Sampler, Team};

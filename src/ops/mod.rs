@@ -15,6 +15,7 @@ pub mod head_norm;
 pub mod logprob;
 pub mod matmul;
 pub mod parallel;
+mod ranking;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;

@@ -8,9 +8,11 @@
 //! edge go to the lower token.
 
 use super::logprob::{Statistics, statistics};
-use super::simd::{LANES, Scalar, Simd, exp, load_partial, simd_fn, sum_lanes};
+use super::ranking::{Buffers, Ranking};
+use super::simd::{LANES, Simd, exp, load_partial, simd_fn, sum_lanes};
 use crate::base::rng;
 use std::cell::RefCell;
+use std::cmp::Ordering;
 
 /// The distribution that tokens are drawn from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,23 +96,26 @@ impl Draw<'_> {
         if self.num_top == 0 {
             return Vec::new();
         }
-        let row = statistics(logits, sampling.divisor());
-        let most_likely = most_likely(&logits[..vocab_size.min(logits.len())], self.num_top);
-        most_likely.into_iter().map(|token| (token, row.logp(logits[token as usize]))).collect()
+        let (row, mut tokens) = (statistics(logits, sampling.divisor()), Vec::new());
+        select_most_likely(&mut tokens, &logits[..vocab_size.min(logits.len())], self.num_top);
+        tokens.sort_unstable_by(|&a, &b| by_likelihood(logits, a, b));
+        tokens.into_iter().map(|token| (token, row.logp(logits[token as usize]))).collect()
     }
 }
 
-/// The `count` tokens with the largest logits, largest first, the lower of equal ones before.
-fn most_likely(logits: &[f32], count: usize) -> Vec<u32> {
-    let descending =
-        |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-    let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
+/// Leaves in `tokens` those with the `count` largest logits, of equal ones the lower, in any order.
+fn select_most_likely(tokens: &mut Vec<u32>, logits: &[f32], count: usize) {
+    tokens.clear();
+    tokens.extend(0..logits.len() as u32);
     if count < tokens.len() {
-        tokens.select_nth_unstable_by(count, descending);
+        tokens.select_nth_unstable_by(count, |&a, &b| by_likelihood(logits, a, b));
         tokens.truncate(count);
     }
-    tokens.sort_unstable_by(descending);
-    tokens
+}
+
+/// The order of tokens from the most likely on.
+fn by_likelihood(logits: &[f32], a: u32, b: u32) -> Ordering {
+    logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
 }
 
 /// Makes `seen` tokens less likely: divides their positive and multiplies their negative logits.
@@ -140,8 +145,10 @@ impl Sampling {
 }
 
 thread_local! {
-    /// Tokens in some order, kept so that sampling allocates once a thread.
+    // Kept so that sampling allocates once a thread.
+    /// Tokens that a penalty makes less likely.
     static TOKENS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static TRUNCATION: RefCell<Truncation> = RefCell::default();
 }
 
 /// The token below `vocab_size` that `u` in [0, 1) draws from `logits`, and its log-probability.
@@ -156,10 +163,7 @@ pub fn sample(logits: &[f32], vocab_size: usize, sampling: Sampling, u: f32) -> 
     let token = if is_greedy {
         choices.iter().position(|&x| x == among.max).unwrap_or(0) as u32
     } else if is_truncated {
-        let top_k = if top_k == 0 { choices.len() } else { top_k.min(choices.len()) };
-        TOKENS.with_borrow_mut(|order| {
-            draw_truncated(choices, among, (top_k, top_p, min_p), u, order)
-        })
+        TRUNCATION.with_borrow_mut(|truncation| truncation.draw(choices, among, sampling, u))
     } else {
         draw(choices, among, u)
     };
@@ -195,57 +199,51 @@ fn draw_generic<S: Simd>(s: S, logits: &[f32], row: Statistics, u: f32) -> u32 {
     logits.iter().position(|&x| x == row.max).unwrap_or(0) as u32
 }
 
-/// A weight as an integer, 2^40 for that of the most likely token. Sums of integers have no order, so
-/// that a GPU, which does not sort, draws the same token.
-fn fixed(weight: f32) -> u64 {
-    (f64::from(weight) * (1u64 << 40) as f64) as u64
+/// The buffers of a truncated draw.
+#[derive(Default)]
+struct Truncation {
+    /// The tokens that survive top-k, in ascending order, and their logits.
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+    ranked: Buffers,
 }
 
-/// The same over the tokens that survive top-k, top-p and min-p, most likely first.
-fn draw_truncated(
-    logits: &[f32],
-    row: Statistics,
-    (top_k, top_p, min_p): (usize, f32, f32),
-    u: f32,
-    order: &mut Vec<u32>,
-) -> u32 {
-    let descending =
-        |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-    order.clear();
-    order.extend(0..logits.len() as u32);
-    if top_k < order.len() {
-        order.select_nth_unstable_by(top_k - 1, descending);
-        order.truncate(top_k);
-    }
-    order.sort_unstable_by(descending);
-    let weight = |token: u32| {
-        let z = (logits[token as usize] - row.max) * row.inverse_temperature;
-        exp(Scalar, [z; LANES])[0]
-    };
-    let total: u64 = order.iter().map(|&token| fixed(weight(token))).sum();
-    let share = (f64::from(top_p) * total as f64).ceil() as u64;
-    let enough = if top_p < 1.0 { share } else { u64::MAX };
-    let mut kept = 0;
-    let mut count = 0;
-    while count < order.len() && (count == 0 || (kept < enough && weight(order[count]) >= min_p)) {
-        kept += fixed(weight(order[count]));
-        count += 1;
-    }
-    let target = (f64::from(u) * kept as f64) as u64;
-    let mut cumulative = 0;
-    for &token in &order[..count] {
-        cumulative += fixed(weight(token));
-        if cumulative > target {
-            return token;
+impl Truncation {
+    /// The same over the tokens that survive top-k, top-p and min-p, most likely first.
+    fn draw(&mut self, logits: &[f32], row: Statistics, sampling: Sampling, u: f32) -> u32 {
+        let Self { tokens, logits: of_tokens, ranked } = self;
+        if sampling.top_k == 0 || sampling.top_k >= logits.len() {
+            return draw_likely(Ranking::new(logits, row, ranked), sampling, u);
         }
+        select_most_likely(tokens, logits, sampling.top_k);
+        tokens.sort_unstable();
+        of_tokens.clear();
+        of_tokens.extend(tokens.iter().map(|&token| logits[token as usize]));
+        tokens[draw_likely(Ranking::new(of_tokens, row, ranked), sampling, u) as usize]
     }
-    order[count - 1]
+}
+
+/// The same over those that survive top-p and min-p.
+fn draw_likely(mut ranking: Ranking<'_>, Sampling { top_p, min_p, .. }: Sampling, u: f32) -> u32 {
+    let mut kept = ranking.all();
+    if top_p < 1.0 {
+        let share = (f64::from(top_p) * kept.weight as f64).ceil() as u64;
+        let nucleus = ranking.reach(|sum| sum.weight >= share).1;
+        kept = if nucleus.count < kept.count { nucleus } else { kept };
+    }
+    if min_p > 0.0 {
+        let likely = ranking.at_least(min_p);
+        kept = if likely.count < kept.count { likely } else { kept };
+    }
+    let target = (f64::from(u) * kept.weight as f64) as u64;
+    ranking.reach(|sum| sum.weight > target).0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::rng;
+    use crate::ops::simd::Scalar;
 
     const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
@@ -292,6 +290,99 @@ mod tests {
         assert!(likely[0] + likely[2] + likely[4] == 0.0 && likely[1] > 0.2 && likely[3] > 0.6);
         let narrow = Sampling { top_k: 2, top_p: 0.5, ..PLAIN };
         assert_eq!(sample(&logits, 5, narrow, 0.99), (3, statistics(&logits, 1.0).logp(3.0)));
+    }
+
+    /// [`Truncation::draw`] in the plain way: sorts all tokens, keeps the first ones, adds them up.
+    fn draw_sorted(logits: &[f32], sampling: Sampling, u: f32) -> u32 {
+        let Sampling { temperature, top_k, top_p, min_p } = sampling;
+        let row = statistics(logits, temperature);
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+        order.truncate(if top_k == 0 { order.len() } else { top_k });
+        let weight = |token: u32| {
+            let z = (logits[token as usize] - row.max) * row.inverse_temperature;
+            exp(Scalar, [z; LANES])[0]
+        };
+        let fixed = |token: u32| (f64::from(weight(token)) * (1u64 << 40) as f64) as u64;
+        let total: u64 = order.iter().map(|&token| fixed(token)).sum();
+        let share = (f64::from(top_p) * total as f64).ceil() as u64;
+        let enough = if top_p < 1.0 { share } else { u64::MAX };
+        let (mut kept, mut count) = (0, 0);
+        while count < order.len()
+            && (count == 0 || (kept < enough && weight(order[count]) >= min_p))
+        {
+            kept += fixed(order[count]);
+            count += 1;
+        }
+        let target = (f64::from(u) * kept as f64) as u64;
+        let mut cumulative = 0;
+        let is_drawn = |&&token: &&u32| {
+            cumulative += fixed(token);
+            cumulative > target
+        };
+        *order[..count].iter().find(is_drawn).unwrap()
+    }
+
+    #[test]
+    fn truncated_draws_are_those_of_sorted_tokens() {
+        let settings = [
+            Sampling { top_k: 1, ..PLAIN },
+            Sampling { top_k: 50, ..PLAIN },
+            Sampling { top_p: 0.9, ..PLAIN },
+            Sampling { top_p: 0.0, ..PLAIN },
+            Sampling { top_p: 0.999, temperature: 1.7, ..PLAIN },
+            Sampling { min_p: 0.05, ..PLAIN },
+            Sampling { min_p: 1.0, ..PLAIN },
+            Sampling { temperature: 0.6, top_k: 30, top_p: 0.95, min_p: 0.01 },
+        ];
+        for (case, len) in [3, 8, 100, 1000, 5000].into_iter().enumerate() {
+            // Peaked, flat, and with many equal logits.
+            for scale in [20.0, 0.01, 4.0] {
+                let uniform = |i| rng::uniform(case as u64, i as u64) - 0.5;
+                let logit = |i| {
+                    let logit: f32 = scale * uniform(i);
+                    if scale == 4.0 { logit.round() } else { logit }
+                };
+                let logits: Vec<f32> = (0..len).map(logit).collect();
+                // A count that keeps all is no truncation.
+                for sampling in settings.into_iter().filter(|sampling| sampling.top_k < len) {
+                    for u in [0.0, 0.2, 0.5, 0.9, 0.999_999_9] {
+                        let (token, _) = sample(&logits, len, sampling, u);
+                        assert_eq!(token, draw_sorted(&logits, sampling, u), "{sampling:?} {u}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// The least time that a draw from a real vocabulary takes.
+    #[test]
+    #[ignore = "measures; run with --release and --nocapture"]
+    fn how_long_a_truncated_draw_takes() {
+        let logits: Vec<f32> =
+            (0..152_064).map(|i| 24.0 * rng::uniform(1, i).powi(3) - 12.0).collect();
+        for sampling in [
+            PLAIN,
+            Sampling { top_k: 50, ..PLAIN },
+            Sampling { top_p: 0.95, ..PLAIN },
+            Sampling { min_p: 0.05, ..PLAIN },
+            Sampling { temperature: 0.7, top_k: 20, top_p: 0.8, min_p: 0.0 },
+        ] {
+            for (name, is_sorted) in [("now", false), ("by sorting", true)] {
+                let time = |i| {
+                    let start = std::time::Instant::now();
+                    let u = rng::uniform(2, i);
+                    let token = match is_sorted {
+                        true => draw_sorted(&logits, sampling, u),
+                        false => sample(&logits, logits.len(), sampling, u).0,
+                    };
+                    std::hint::black_box(token);
+                    start.elapsed()
+                };
+                let least = (0..40).map(time).min().unwrap();
+                println!("{sampling:?} {name}: {least:?}");
+            }
+        }
     }
 
     #[test]

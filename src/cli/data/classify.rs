@@ -8,19 +8,17 @@
 use crate::base::error::usage;
 use crate::base::fs::check_writable;
 use crate::base::progress::Progress;
-use crate::base::{human, interrupt, memory};
-use crate::checkpoint::{InferenceModel, StoredModel};
+use crate::base::{human, interrupt};
 use crate::cli::device::DeviceArgs;
 use crate::cli::print;
-use crate::data::code_answers::AnswerFile;
+use crate::data::code_answers::{AnswerFile, CodeAnswers};
 use crate::data::input::{InputFile, resolve};
 use crate::data::prompt::CodePrompt;
 use crate::data::sample::Sample;
 use crate::data::tokenized::Line;
 use crate::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingParams};
-use crate::model::{Decoder, ModelConfig};
+use crate::model::ModelConfig;
 use crate::tokenizer::{Message, Tokenizer};
-use crate::trainer::device::DeviceKind;
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -60,54 +58,30 @@ pub fn run(args: Args) -> Result<()> {
     check_writable(&args.out, &[])?;
     let prompt = CodePrompt::open(args.prompt.as_deref())?;
     let files = resolve(&args.data)?;
-    match args.device.kind {
-        DeviceKind::Cpu => {
-            let model = InferenceModel::open(&args.model)?;
-            let config = engine_config(&args, model.decoder.config())?;
-            memory::check(
-                config.cache_bytes(model.decoder.config()),
-                &format!("the key-value cache of {} questions", args.max_sequences),
-                "lower --max-sequences or --max-prompt-tokens",
-            )?;
-            let stop_ids = model.stop_ids();
-            let InferenceModel { decoder, weights, tokenizer } = model;
-            let engine = Engine::with_weights(&decoder, weights, config);
-            ask_all(&args, &files, prompt, engine, (&decoder, &tokenizer, stop_ids))
-        }
-        DeviceKind::Cuda => {
-            let model = StoredModel::open(&args.model)?;
-            let config = engine_config(&args, model.decoder.config())?;
-            let mut gpu = args.device.open_gpu(0, &model.decoder)?;
-            model.read(|at, params| gpu.upload(at, params))?;
-            let engine = Engine::on_gpu(&mut gpu, config)?;
-            let asked = (&model.decoder, &model.tokenizer, model.stop_ids());
-            ask_all(&args, &files, prompt, engine, asked)
-        }
-    }
-}
-
-/// Asks about every sample of `files` that has no answer yet.
-fn ask_all<'m>(
-    args: &Args,
-    files: &[InputFile],
-    prompt: CodePrompt,
-    engine: Engine<'m>,
-    (decoder, tokenizer, stop_ids): (&Decoder, &'m Tokenizer, Vec<u32>),
-) -> Result<()> {
-    let total = files.iter().map(InputFile::count).sum::<Result<_>>()?;
+    let mut model = args.device.open(&args.model, 1)?;
+    let config = engine_config(&args, model.decoder.config())?;
+    // A question leaves room for an answer.
+    let positions = model.decoder.config().max_position_embeddings;
+    let max_tokens = args.max_prompt_tokens.min(positions - 1);
     let sampling = SamplingParams {
         temperature: 0.0,
         max_new_tokens: args.max_new_tokens,
-        stop_ids,
-        vocab_size: tokenizer.vocab_size(),
+        stop_ids: model.stop_ids(),
+        vocab_size: model.tokenizer.vocab_size(),
         ..SamplingParams::default()
     };
+    let advice = "lower --max-sequences or --max-prompt-tokens";
+    let (engine, tokenizer) = model.engine(config, advice)?;
     let (file, before) = AnswerFile::open(&args.out)?;
     let counts = Counts::default();
-    // A question leaves room for an answer.
-    let positions = decoder.config().max_position_embeddings;
-    let max_tokens = args.max_prompt_tokens.min(positions - 1);
     let mut asker = Asker { engine, tokenizer, prompt, sampling, max_tokens, file, counts };
+    ask_all(&files, &before, &mut asker)?;
+    print(asker.counts.text())
+}
+
+/// Asks about every sample of `files` that has no answer `before`.
+fn ask_all(files: &[InputFile], before: &CodeAnswers, asker: &mut Asker<'_>) -> Result<()> {
+    let total = files.iter().map(InputFile::count).sum::<Result<_>>()?;
     let progress = Progress::new("classify", total, "samples");
     for file in files {
         let mut number = 0;
@@ -132,7 +106,7 @@ fn ask_all<'m>(
         })?;
     }
     progress.finish();
-    print(asker.counts.text())
+    Ok(())
 }
 
 /// A conversation with its id.

@@ -123,7 +123,7 @@ impl Examination<'_> {
     fn score(&self, dir: &Path, out: &Path, rollouts: usize, label: &str) -> Result<Scores> {
         let model = LanguageModel::open(dir)?;
         let evaluate = |task: &NumberSequences<'_>, rollouts, label: &str| {
-            let mut generator = Generator::on_threads(&model, 1);
+            let mut generator = Generator::of_trained(&model, 1);
             score::evaluate(&mut generator, task, &settings(rollouts), label, None)
         };
         let test = evaluate(&self.test, rollouts, &format!("score {label}"))?;

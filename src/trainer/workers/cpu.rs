@@ -125,7 +125,7 @@ impl Workers for CpuWorkers {
     }
 
     fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
-        Generator::on_threads(model, self.ranks.len())
+        Generator::of_trained(model, self.ranks.len())
     }
 
     /// The host's parameters are the first rank's.

@@ -1,0 +1,436 @@
+//! Text out of tokens as they come, and the stop strings that end it.
+//!
+//! Contract: text is handed out once no later token can change it: never a part of a character, and nothing
+//! that may turn out to begin a stop string. The pieces together are the whole text, which ends before the
+//! first stop string. Bytes that belong to no character become U+FFFD and leave their neighbours alone.
+//! Special tokens have no text; a stop string that is one is a stop token.
+
+use super::{Next, Observer, RequestId, Rollout};
+use crate::base::error::usage;
+use crate::tokenizer::Tokenizer;
+use anyhow::{Error, Result};
+use std::collections::HashMap;
+
+/// What stands for bytes that are no character, or not yet.
+const REPLACEMENT: char = '\u{fffd}';
+
+/// Most tokens of one character: a token has at least one byte.
+const CHARACTER_TOKENS: usize = 4;
+
+/// What ends a response.
+#[derive(Debug, Default)]
+pub struct Stops {
+    /// Texts; what comes before is kept.
+    strings: Vec<String>,
+    /// Tokens; see [`super::SamplingParams::stop_ids`].
+    pub ids: Vec<u32>,
+}
+
+impl Stops {
+    /// Stop strings, of which those that spell a special token are stop tokens; refuses one that
+    /// holds a special token beside other text, since it never appears.
+    pub fn new(tokenizer: &Tokenizer, strings: &[String]) -> Result<Self> {
+        let mut stops = Self::default();
+        for string in strings {
+            if string.is_empty() {
+                return Err(usage("a stop string must not be empty"));
+            }
+            let ids = tokenizer.encode(string)?;
+            match (&ids[..], first_special(tokenizer, &ids)?) {
+                (_, None) => stops.strings.push(string.clone()),
+                ([id], Some(_)) => stops.ids.push(*id),
+                (_, Some(special)) => {
+                    return Err(usage(format!(
+                        "the stop string {string:?} holds the special token {special:?}, which has no \
+                         text in a response: give it without the rest, or leave it out"
+                    )));
+                }
+            }
+        }
+        Ok(stops)
+    }
+}
+
+/// The spelling of the first token that has no text because it is special.
+fn first_special(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Option<String>> {
+    for &id in ids {
+        let spelling = tokenizer.decode_with_special_tokens(&[id])?;
+        if !spelling.is_empty() && tokenizer.decode(&[id])?.is_empty() {
+            return Ok(Some(spelling));
+        }
+    }
+    Ok(None)
+}
+
+/// The text of a response that grows.
+pub struct TextStream<'t> {
+    tokenizer: &'t Tokenizer,
+    stops: &'t Stops,
+    /// What no later token changes.
+    text: String,
+    /// Bytes of it that were handed out.
+    num_taken: usize,
+    end: End,
+    /// The last tokens whose text is in `text`, then those whose text is not: text depends on what
+    /// comes before (a leading space, say), but not on what comes long before.
+    tokens: Vec<u32>,
+    num_settled: usize,
+}
+
+/// Whether more text may come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    /// A stop string came.
+    Stopped,
+    /// No more tokens come.
+    Finished,
+}
+
+impl<'t> TextStream<'t> {
+    /// No text yet.
+    pub fn new(tokenizer: &'t Tokenizer, stops: &'t Stops) -> Self {
+        let (text, tokens) = (String::new(), Vec::new());
+        Self { tokenizer, stops, text, num_taken: 0, end: End::Open, tokens, num_settled: 0 }
+    }
+
+    /// Takes the next token.
+    pub fn push(&mut self, token: u32) -> Result<()> {
+        self.tokens.push(token);
+        while self.end == End::Open && !self.settle()? {
+            if self.tokens.len() - self.num_settled <= CHARACTER_TOKENS {
+                break;
+            }
+            // The oldest of so many is in no character that may still come.
+            let alone = self.text_until(self.num_settled + 1)?;
+            self.tokens.remove(self.num_settled);
+            self.add(&alone);
+        }
+        Ok(())
+    }
+
+    /// Settles what was held back: no more tokens come.
+    pub fn finish(&mut self) -> Result<()> {
+        if self.end == End::Open {
+            let rest = self.text_until(self.tokens.len())?;
+            self.add(&rest);
+        }
+        if self.end == End::Open {
+            self.end = End::Finished;
+        }
+        Ok(())
+    }
+
+    /// Whether a stop string came.
+    pub fn is_stopped(&self) -> bool {
+        self.end == End::Stopped
+    }
+
+    /// The text up to here.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The text that is new since the last time and that nothing can take back.
+    pub fn take(&mut self) -> &str {
+        let held = if self.end == End::Open { self.may_begin_a_stop() } else { 0 };
+        let start = std::mem::replace(&mut self.num_taken, self.text.len() - held);
+        &self.text[start..self.num_taken]
+    }
+
+    /// Moves the text of all tokens to `text`, if it is there and ends with a whole character.
+    fn settle(&mut self) -> Result<bool> {
+        let new = self.text_until(self.tokens.len())?;
+        if new.is_empty() || new.ends_with(REPLACEMENT) {
+            return Ok(false);
+        }
+        self.add(&new);
+        self.tokens.drain(..self.num_settled);
+        self.num_settled = self.tokens.len();
+        Ok(true)
+    }
+
+    /// The text that tokens up to `end` add to what is settled.
+    fn text_until(&self, end: usize) -> Result<String> {
+        let known = self.tokenizer.decode(&self.tokens[..self.num_settled])?;
+        let mut text = self.tokenizer.decode(&self.tokens[..end])?;
+        if text.starts_with(&known) {
+            return Ok(text.split_off(known.len()));
+        }
+        // With byte fallback a new byte makes its whole run of bytes unreadable until it is complete.
+        self.tokenizer.decode(&self.tokens[self.num_settled..end])
+    }
+
+    /// Adds settled text, up to the first stop string.
+    fn add(&mut self, new: &str) {
+        let longest = self.stops.strings.iter().map(String::len).max().unwrap_or(0);
+        let mut from = (self.text.len() + 1).saturating_sub(longest).min(self.text.len());
+        while !self.text.is_char_boundary(from) {
+            from -= 1;
+        }
+        self.text.push_str(new);
+        let find = |stop: &String| self.text[from..].find(stop.as_str());
+        if let Some(at) = self.stops.strings.iter().filter_map(find).min() {
+            self.text.truncate(from + at);
+            self.end = End::Stopped;
+        }
+    }
+
+    /// Bytes at the end of the text that may begin a stop string.
+    fn may_begin_a_stop(&self) -> usize {
+        let strings = &self.stops.strings;
+        let longest = strings.iter().map(String::len).max().unwrap_or(0).min(self.text.len() + 1);
+        let may = |len: &usize| {
+            let tail = self.text.get(self.text.len() - len..);
+            tail.is_some_and(|tail| strings.iter().any(|s| s.len() > *len && s.starts_with(tail)))
+        };
+        (1..longest).rev().find(may).unwrap_or(0)
+    }
+}
+
+/// The whole text of a response without stop strings.
+pub fn text_of(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String> {
+    let text = tokenizer.decode(tokens)?;
+    if !text.contains(REPLACEMENT) {
+        return Ok(text);
+    }
+    let stops = Stops::default();
+    let mut stream = TextStream::new(tokenizer, &stops);
+    tokens.iter().try_for_each(|&token| stream.push(token))?;
+    stream.finish()?;
+    Ok(stream.text)
+}
+
+/// Who reads responses as text.
+pub trait Reader: Send {
+    /// Text that a response has now, and will keep.
+    fn text(&mut self, _request: RequestId, _sample: usize, _new: &str) -> Result<()> {
+        Ok(())
+    }
+
+    /// A response ended with this text as a whole.
+    fn finished(
+        &mut self,
+        request: RequestId,
+        sample: usize,
+        text: String,
+        rollout: Rollout,
+    ) -> Result<()>;
+}
+
+/// Watches rollouts for a reader, and ends those in which a stop string appears.
+pub struct Reading<'t, R> {
+    tokenizer: &'t Tokenizer,
+    stops: &'t Stops,
+    /// Whether the reader is told of text before a response ends.
+    is_streamed: bool,
+    reader: R,
+    streams: HashMap<(RequestId, usize), TextStream<'t>>,
+    /// What went wrong first; an engine has no use for it.
+    failure: Option<Error>,
+}
+
+impl<'t, R: Reader> Reading<'t, R> {
+    /// Tells `reader` of every response when it ends and, where `is_streamed`, while it grows.
+    pub fn new(tokenizer: &'t Tokenizer, stops: &'t Stops, is_streamed: bool, reader: R) -> Self {
+        let streams = HashMap::new();
+        Self { tokenizer, stops, is_streamed, reader, streams, failure: None }
+    }
+
+    /// The first failure, of the reader's also, after which nothing more was read.
+    pub fn into_result(self) -> Result<()> {
+        self.failure.map_or(Ok(()), Err)
+    }
+
+    fn read(&mut self, at: (RequestId, usize), token: Option<&u32>) -> Result<Next> {
+        if !self.is_streamed && self.stops.strings.is_empty() {
+            return Ok(Next::Continue);
+        }
+        let new = || TextStream::new(self.tokenizer, self.stops);
+        let stream = self.streams.entry(at).or_insert_with(new);
+        token.map_or(Ok(()), |&token| stream.push(token))?;
+        if self.is_streamed {
+            self.reader.text(at.0, at.1, stream.take())?;
+        }
+        Ok(if stream.is_stopped() { Next::Stop } else { Next::Continue })
+    }
+
+    fn end(&mut self, at: (RequestId, usize), rollout: Rollout) -> Result<()> {
+        let text = match self.streams.remove(&at) {
+            None => text_of(self.tokenizer, &rollout.tokens)?,
+            Some(mut stream) => {
+                stream.finish()?;
+                if self.is_streamed {
+                    self.reader.text(at.0, at.1, stream.take())?;
+                }
+                stream.text
+            }
+        };
+        self.reader.finished(at.0, at.1, text, rollout)
+    }
+
+    /// Remembers the first failure.
+    fn note<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|failure| self.failure.get_or_insert(failure)).ok()
+    }
+}
+
+impl<R: Reader> Observer for Reading<'_, R> {
+    fn token(&mut self, request: RequestId, sample: usize, rollout: &Rollout) -> Next {
+        if self.failure.is_some() {
+            return Next::Cancel;
+        }
+        let read = self.read((request, sample), rollout.tokens.last());
+        self.note(read).unwrap_or(Next::Cancel)
+    }
+
+    fn finished(&mut self, request: RequestId, sample: usize, rollout: Rollout) {
+        if self.failure.is_none() {
+            let ended = self.end((request, sample), rollout);
+            self.note(ended);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::bpe;
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+    use std::path::Path;
+
+    /// A tokenizer whose tokens are the words given, and all bytes, as SentencePiece falls back on them.
+    fn with_byte_fallback(dir: &Path, words: &[&str]) -> Tokenizer {
+        let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+        let tokens =
+            bytes.chain(words.iter().map(|word| (*word).to_owned())).chain(["</s>".into()]);
+        let vocab: Map<String, Value> =
+            tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
+        let end = vocab["</s>"].clone();
+        let special = json!({
+            "id": end, "content": "</s>", "special": true, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false,
+        });
+        let tokenizer = json!({
+            "version": "1.0",
+            "added_tokens": [special],
+            "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ]},
+            "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true},
+        });
+        std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        std::fs::write(dir.join("tokenizer_config.json"), r#"{"eos_token": "</s>"}"#).unwrap();
+        Tokenizer::load(dir).unwrap()
+    }
+
+    /// The pieces in which the text of `tokens` comes, the last of them at the end, and the text.
+    fn pieces(tokenizer: &Tokenizer, stops: &Stops, tokens: &[u32]) -> (Vec<String>, String) {
+        let mut stream = TextStream::new(tokenizer, stops);
+        let mut pieces = Vec::new();
+        for &token in tokens {
+            stream.push(token).unwrap();
+            pieces.push(stream.take().to_owned());
+        }
+        stream.finish().unwrap();
+        pieces.push(stream.take().to_owned());
+        assert_eq!(pieces.concat(), stream.text());
+        (pieces, stream.text)
+    }
+
+    #[test]
+    fn a_character_of_several_bytes_comes_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = with_byte_fallback(dir.path(), &["▁hi", "a"]);
+        let smile: Vec<u32> = "😀".bytes().map(u32::from).collect();
+        let tokens = [&[256], &smile[..], &smile, &[257, 256]].concat();
+        let (pieces, text) = pieces(&tokenizer, &Stops::default(), &tokens);
+        assert_eq!(text, "hi😀😀a hi");
+        let wanted = ["hi", "", "", "", "😀", "", "", "", "😀", "a", " hi", ""];
+        assert_eq!(pieces, wanted);
+        assert_eq!(text_of(&tokenizer, &tokens).unwrap(), text);
+    }
+
+    #[test]
+    fn bytes_of_no_character_leave_their_neighbours_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = with_byte_fallback(dir.path(), &["▁hi", "a"]);
+        let text = |bytes: &[u8], after: &[u32]| {
+            let bytes = bytes.iter().copied().map(u32::from);
+            let tokens: Vec<u32> = bytes.chain(after.iter().copied()).collect();
+            let text = pieces(&tokenizer, &Stops::default(), &tokens).1;
+            assert_eq!(text, text_of(&tokenizer, &tokens).unwrap());
+            text
+        };
+        assert_eq!(text("😀\u{e9}".as_bytes(), &[]), "😀é");
+        // The first byte of another character, which never comes.
+        assert_eq!(text(b"\xf0\x9f\x98\x80\xe2", &[257]), "😀\u{fffd}a");
+        assert_eq!(text(b"\xf0\x9f\x98\x80\xe2", &[256]), "😀\u{fffd} hi");
+        assert_eq!(text(b"\xf0\x9f\x98\x80\xe2", &[]), "😀\u{fffd}");
+        // More first bytes than a character has, then a character.
+        assert_eq!(text(b"\xf0\xf0\xf0\xf0\x9f\x98\x80", &[]), "\u{fffd}\u{fffd}\u{fffd}😀");
+    }
+
+    #[test]
+    fn a_stop_string_ends_the_text_wherever_tokens_are_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = with_byte_fallback(dir.path(), &["a", "b", "c", "ab", "bc"]);
+        let stops = Stops::new(&tokenizer, &["bcc".to_owned(), "ß".to_owned()]).unwrap();
+        let [a, b, c, ab, bc] = [256, 257, 258, 259, 260];
+        for tokens in [&[a, bc, c, a][..], &[ab, c, c], &[a, b, c, c], &[a, 0xc3, 0x9f, a]] {
+            let (pieces, text) = pieces(&tokenizer, &stops, tokens);
+            assert_eq!(text, "a", "{tokens:?}");
+            assert_eq!(pieces[0], "a");
+        }
+        // What only seemed to begin a stop string comes later.
+        let (pieces, text) = pieces(&tokenizer, &stops, &[a, bc, b, bc]);
+        assert_eq!(
+            (text.as_str(), &pieces[..]),
+            ("abcbbc", &["a", "", "bc", "b", "bc"].map(String::from)[..])
+        );
+    }
+
+    #[test]
+    fn a_stop_string_that_is_a_special_token_is_a_stop_token_and_with_other_text_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = bpe::tests::small(dir.path());
+        let stops = |text: &str| Stops::new(&tokenizer, &[text.to_owned()]);
+        let end = stops(bpe::END_OF_TURN).unwrap();
+        assert_eq!(end.ids, [tokenizer.token_to_id(bpe::END_OF_TURN).unwrap()]);
+        assert!(end.strings.is_empty());
+        assert_eq!(stops("</think>").unwrap().strings, ["</think>"]);
+        for text in [format!("{}\n", bpe::END_OF_TURN), String::new()] {
+            assert_eq!(crate::base::error::exit_code(&stops(&text).unwrap_err()), 2, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn any_tokens_become_the_same_text_piece_by_piece_and_at_once() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let tokenizers = [
+            bpe::tests::small(one.path()),
+            with_byte_fallback(other.path(), &["a", "b", "▁c", "▁"]),
+        ];
+        let text = "[a-c é😀]{0,12}";
+        let noise = proptest::collection::vec(0u32..300, 0..12);
+        proptest!(|(text in text, noise in noise, stop in "[a-c é😀]{1,3}")| {
+            for tokenizer in &tokenizers {
+                let ids = tokenizer.encode(&text).unwrap();
+                let whole = tokenizer.decode(&ids).unwrap();
+                prop_assert_eq!(&pieces(tokenizer, &Stops::default(), &ids).1, &whole);
+                let stops = Stops::new(tokenizer, std::slice::from_ref(&stop)).unwrap();
+                let until = whole.find(&stop).map_or(&*whole, |end| &whole[..end]);
+                prop_assert_eq!(&pieces(tokenizer, &stops, &ids).1, until);
+                // No tokens make it panic.
+                let size = tokenizer.vocab_size() as u32;
+                let noise: Vec<u32> = noise.iter().map(|&id| id % size).collect();
+                pieces(tokenizer, &stops, &noise);
+            }
+        });
+    }
+}
