@@ -6,10 +6,12 @@
 mod support;
 
 use nix::sys::resource::{Resource, setrlimit};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::{Place, done, expect_mistake, lines, problem, stderr};
 
@@ -127,6 +129,100 @@ fn a_model_of_absurd_size_is_refused_by_its_key() {
         place.mistake("generate --model model --prompt x", &["model/config.json", key]);
         place.mistake("sft --config sft.toml --out run", &["model/config.json", key]);
     }
+}
+
+/// A copy of the demo's base model, some keys of one of its JSON files changed.
+fn base_with(place: &Place, file: &str, keys: &Value) -> PathBuf {
+    let model = place.path("changed");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(place.path("base")).unwrap().map(|entry| entry.unwrap()) {
+        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    change(&model.join(file), keys);
+    model
+}
+
+fn change(file: &Path, keys: &Value) {
+    let mut object: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    object.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    fs::write(file, object.to_string()).unwrap();
+}
+
+#[test]
+fn a_gguf_file_is_named_as_what_it_is() {
+    let place = place();
+    place.write("q4.gguf", "GGUF");
+    for words in [
+        "generate --model q4.gguf --prompt x",
+        "data inspect --tokenizer q4.gguf --data data/demo/sft.jsonl",
+    ] {
+        place.mistake(words, &["q4.gguf", "GGUF", "safetensors", "python -c"]);
+    }
+}
+
+#[test]
+fn files_of_a_tokenizer_that_disagree_are_named() {
+    let place = place();
+    let model = base_with(&place, "tokenizer_config.json", &json!({}));
+    fs::write(model.join("special_tokens_map.json"), r#"{"eos_token": "<|endoftext|>"}"#).unwrap();
+    let words = "data inspect --data data/demo/sft.jsonl --tokenizer changed -n 1";
+    let said = stderr(&place.train(words).output().unwrap());
+    assert!(said.contains("disagree about eos_token"), "{said}");
+}
+
+/// The log-probabilities are those of transformers 5.24, which does not tie such a head either.
+#[test]
+fn a_head_of_other_values_is_used_though_the_config_ties_it() {
+    let place = place();
+    let model = base_with(&place, "config.json", &json!({})).join("model.safetensors");
+    let whole = fs::read(&model).unwrap();
+    let tensors = SafeTensors::deserialize(&whole).unwrap();
+    let embedding = tensors.tensor("model.embed_tokens.weight").unwrap();
+    let number = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
+    let head: Vec<u8> =
+        embedding.data().chunks(4).flat_map(|x| (0.5 * number(x) + 0.01).to_le_bytes()).collect();
+    let head = TensorView::new(Dtype::F32, embedding.shape().to_vec(), &head).unwrap();
+    let mut all = tensors.tensors();
+    all.push(("lm_head.weight".to_owned(), head));
+    fs::write(&model, safetensors::serialize(all, None).unwrap()).unwrap();
+    let ids: Vec<u32> = (5..30).collect();
+    place.write("ids.jsonl", &lines(&[json!({"input_ids": ids})]));
+    let mut score = place.train("score --model changed --data ids.jsonl --out scores.jsonl");
+    let said = stderr(&score.output().unwrap());
+    assert!(said.contains("head of other values"), "{said}");
+    let scores = fs::read_to_string(place.path("scores.jsonl")).unwrap();
+    let scores: Value = serde_json::from_str(&scores).unwrap();
+    for (i, expected) in [-8.49698, -7.73728, -7.75593, -7.986].into_iter().enumerate() {
+        let ours = scores["logprobs"][i + 1].as_f64().unwrap();
+        assert!((ours - expected).abs() < 1e-3, "{i}: {ours}, not {expected}");
+    }
+}
+
+#[test]
+fn a_checkpoint_ends_responses_where_the_turns_of_its_template_end() {
+    let place = place();
+    let ends = json!({"eos_token_id": 0});
+    let model = base_with(&place, "generation_config.json", &ends);
+    change(&model.join("config.json"), &ends);
+    change(&model.join("tokenizer_config.json"), &json!({"eos_token": "<|endoftext|>"}));
+    let ask = "generate --model changed --messages asked.jsonl --max-new-tokens 1";
+    let asked = json!({"role": "user", "content": "Say yes"});
+    place.write("asked.jsonl", &lines(&[json!({"messages": [asked]})]));
+    let said = stderr(&place.train(ask).output().unwrap());
+    assert!(said.contains("--stop-id 1") && said.contains("<|im_end|>"), "{said}");
+    let said = stderr(&place.train(&format!("{ask} --stop-id 1")).output().unwrap());
+    assert!(!said.contains("WARN"), "{said}");
+
+    let answered = json!([asked, {"role": "assistant", "content": "yes"}]);
+    place.write("answered.jsonl", &lines(&[json!({"messages": answered})]));
+    let sft = "sft --config configs/demo/sft.toml --out run --set model.path='changed' \
+               --set data.files=['answered.jsonl'] --set train.total_steps=1";
+    let output = place.train(sft).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no end of sequence"), "{}", stderr(&output));
+    let saved = place.path("run/checkpoints/step-000001/generation_config.json");
+    let saved: Value = serde_json::from_str(&fs::read_to_string(saved).unwrap()).unwrap();
+    assert_eq!(saved["eos_token_id"], json!([0, 1]));
 }
 
 #[test]

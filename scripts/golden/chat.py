@@ -20,6 +20,7 @@ import transformers
 import trl
 
 HERE = Path("tests/golden/chat")
+THINK_END = "</think>"
 
 CHATML = """\
 {%- for message in messages %}
@@ -114,6 +115,16 @@ TULU3 = (
 )
 
 
+# After meta-llama/Meta-Llama-3-8B-Instruct as it first was: it opens the next turn, asked or not. Base models
+# with it end sequences by another token than turns.
+LLAMA3_OPEN = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+
+
 def shipped(name):
     return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_bytes().decode()
 
@@ -123,9 +134,12 @@ def llama(name):
     return public(shipped(name), names, bos_token=names[0], eos_token=names[-1])
 
 
-def public(template, added_tokens, training=None, **config):
-    """A template without tags; `training` renders its targets whole where it drops part of them."""
-    return {"template": template, "config": config, "added_tokens": added_tokens, "training": training or template}
+def public(template, added_tokens, training=None, turn_end=None, **config):
+    """A template without tags; `training` renders its targets whole where it drops part of them, and `turn_end`
+    ends its turns where that is not the end of a sequence, or where a turn is rendered otherwise as history."""
+    training = training or template
+    case = {"template": template, "config": config, "added_tokens": added_tokens}
+    return case | {"training": training, "turn_end": turn_end}
 
 
 def public_templates():
@@ -144,6 +158,16 @@ def public_templates():
         ),
         "internlm2_5": public(INTERNLM2, ["<s>", "</s>", "<|im_start|>"], bos_token="<s>"),
         "tulu3": public(TULU3, ["<|end_of_text|>"], eos_token="<|end_of_text|>"),
+        "llama3_base": public(
+            LLAMA3_OPEN,
+            ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"],
+            turn_end="<|eot_id|>",
+            bos_token="<|begin_of_text|>",
+            eos_token="<|end_of_text|>",
+        ),
+        "phi3_5": public(shipped("phi3_5"), ["<|end|>"], turn_end="<|end|>", eos_token="<|endoftext|>"),
+        "qwen3": public(shipped("qwen3"), ["<|im_start|>"], turn_end="<|im_end|>"),
+        "qwen3_5_think": public(shipped("qwen3_5_think"), ["<|im_start|>"], turn_end="<|im_end|>"),
     }
 
 
@@ -167,8 +191,8 @@ def main():
         cases.append({"name": name, "template": template, "config": extra, "outcomes": outcomes})
     for name, case in public_templates().items():
         tokenizer = with_template(case["template"], config | case["config"], case["added_tokens"])
-        case["outcomes"] = [public_outcome(tokenizer, case["training"], messages) for messages in conversations]
-        del case["training"]
+        training, turn_end = case.pop("training"), case.pop("turn_end")
+        case["outcomes"] = [public_outcome(tokenizer, training, turn_end, messages) for messages in conversations]
         cases.append({"name": name} | case)
     texts = [message["content"] for messages in conversations for message in messages]
     texts += ["", "\r\n \n\n\n x  9", "def f(n):\n    return [n, 10**n]\n"]
@@ -200,7 +224,7 @@ def added_tokens_json(tokenizer, added_tokens):
     return [{"id": first + i, "content": token} | flags for i, token in enumerate(added_tokens)]
 
 
-def public_outcome(tokenizer, training, messages):
+def public_outcome(tokenizer, training, turn_end, messages):
     """The prompt and rendering of the template, and the sample to learn: text, ids and mask by prefixes."""
     # Templates that ask for the date get the one that they fall back to.
     render = lambda messages, **more: tokenizer.apply_chat_template(
@@ -208,12 +232,30 @@ def public_outcome(tokenizer, training, messages):
     )
     text = render(messages)
     prompt = render(messages, add_generation_prompt=True)
-    opening = render(messages[:1], add_generation_prompt=True).removeprefix(render(messages[:1]))
+    # What is learnt renders thoughts whole; but those of history are not said again, nor learnt.
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    is_thinking = training != tokenizer.chat_template or "think" in training
+    history = [i for i in turns[:-1] if is_thinking and THINK_END in messages[i]["content"]]
+    messages = [
+        message | {"content": message["content"].split(THINK_END)[-1]}
+        if i in history and training != tokenizer.chat_template
+        else message
+        for i, message in enumerate(messages)
+    ]
     learnt = render(messages, chat_template=training)
     spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+    for i in turns:
+        if i in history:
             continue
+        if turn_end is not None:
+            before = render(messages[:i], add_generation_prompt=True)
+            # An earlier turn may lack the thought that its prompt opened.
+            before = os.path.commonprefix([learnt, before])
+            assert before.rstrip("\n").endswith(("assistant", "<|assistant|>", "<|end_header_id|>", "<think>")), before
+            is_last = i == len(messages) - 1 and learnt.endswith(tokenizer.eos_token)
+            spans.append((len(before), len(learnt) if is_last else learnt.index(turn_end, len(before)) + len(turn_end)))
+            continue
+        opening = render(messages[:1], add_generation_prompt=True).removeprefix(render(messages[:1]))
         before = len(render(messages[:i], chat_template=training))
         after = len(render(messages[: i + 1], chat_template=training))
         # As much of the prompt's opening as the turn begins with is not learnt.

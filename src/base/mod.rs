@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod fs;
+pub(crate) mod guard;
 pub mod hash;
 pub mod hex;
 pub mod hub;

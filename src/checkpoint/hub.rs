@@ -4,6 +4,7 @@
 //! Contract: a directory that exists is itself; otherwise a name as in [`crate::base::hub`]. Only
 //! configuration, tokenizer and safetensors are downloaded.
 
+use super::foreign;
 use super::shards::{INDEX, WEIGHTS, has_weights, shard_names};
 use crate::base::error::usage;
 use crate::base::hub::{Download, Extent, Hub, Kind, Repo};
@@ -26,6 +27,9 @@ pub enum Needs {
 
 /// The directory of `model`: a path, or a name as in [`self`].
 pub fn resolve(model: &Path, needs: Needs) -> Result<PathBuf> {
+    if let Some(refusal) = foreign::refusal(model) {
+        return Err(refusal);
+    }
     if model.exists() {
         return Ok(model.to_owned());
     }
@@ -58,7 +62,7 @@ fn fetch(download: &Download<'_>, needs: Needs) -> Result<Extent> {
     if needs == Needs::Config {
         return Ok(Extent::Part);
     }
-    for file in tokenizer::FILES.iter().filter(|file| download.has(file)) {
+    for file in download.files().iter().filter(|file| tokenizer::is_tokenizer_file(file)) {
         download.fetch(file)?;
     }
     if needs == Needs::Tokenizer {

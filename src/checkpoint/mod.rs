@@ -4,6 +4,8 @@
 //! or absent; what is read is checked tensor by tensor, and a mismatch names tensor and file.
 //! Parameters live in one flat buffer; a [`crate::model::TensorSpec`] says which range of it a tensor is.
 
+mod derived;
+mod foreign;
 pub mod hf;
 pub mod hub;
 mod inference_model;
@@ -14,6 +16,7 @@ pub mod state;
 mod stored_model;
 
 pub use inference_model::InferenceModel;
+pub(crate) use language_model::warn_of_run_on;
 pub use language_model::{LanguageModel, stop_ids};
 pub(crate) use source::Origin;
 pub use source::{ModelSource, model_files};

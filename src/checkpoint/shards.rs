@@ -26,6 +26,10 @@ pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// Says which of several files has which tensor.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// PyTorch's own format.
+const PICKLE: &str = "pytorch_model.bin";
+const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
+
 /// Loading of less is over before anybody looks.
 const WORTH_SHOWING: u64 = 256 << 20;
 
@@ -109,6 +113,13 @@ impl Tensors {
 impl Shards {
     /// Maps the weight files in `dir`, which must hold exactly the tensors of `specs`.
     pub(crate) fn open(dir: &Path, specs: &[TensorSpec]) -> Result<Self> {
+        let shards = Self::map(dir)?;
+        shards.check(dir, specs)?;
+        Ok(shards)
+    }
+
+    /// Maps the weight files in `dir`, whatever they hold.
+    pub(crate) fn map(dir: &Path) -> Result<Self> {
         let index = Index::read(dir)?;
         let files = index.files.iter().map(|path| Tensors::open(path)).collect::<Result<Vec<_>>>();
         let mut shards = Self { files: files?, places: HashMap::new() };
@@ -124,8 +135,18 @@ impl Shards {
             }
         }
         index.check(&shards)?;
-        shards.check(dir, specs)?;
         Ok(shards)
+    }
+
+    /// The names of all tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// A tensor by its name, if it is there in a format that weights have.
+    pub(crate) fn find(&self, name: &str) -> Option<Elements<'_>> {
+        let Place { file, dtype, bytes, .. } = self.places.get(name)?;
+        Some(Elements { dtype: (*dtype)?, bytes: &self.files[*file].map[bytes.clone()] })
     }
 
     /// The tensor of that name, which is one of the model's.
@@ -221,11 +242,16 @@ impl Shards {
     }
 }
 
-/// Tensors that some checkpoints carry though the model computes or ties them.
+/// Tensors that some checkpoints carry though the model computes or ties them ([`super::derived`]).
 ///
-/// A head gets here only where the model has none of its own: its embedding is tied.
+/// A head gets here only where the model has none of its own: it is the embedding.
 fn is_derived(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || ["lm_head.weight", "output.weight"].contains(&name)
+    is_frequencies(name) || ["lm_head.weight", "output.weight"].contains(&name)
+}
+
+/// Whether a tensor has the frequencies of rotary positions.
+pub(crate) fn is_frequencies(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
 }
 
 /// Whether all weight files are in `dir`.
@@ -264,7 +290,15 @@ impl Index {
         }
         let path = dir.join(INDEX);
         if !path.is_file() {
-            return Err(usage(format!("{}: no {WEIGHTS} and no {INDEX}", dir.display())));
+            let (has_pickle, dir) =
+                (dir.join(PICKLE).is_file() || dir.join(PICKLE_INDEX).is_file(), dir.display());
+            let convert = format!(
+                "; {PICKLE} is not read, since pickles run code: convert it with: python -c \"from transformers \
+                 import AutoModelForCausalLM as M; M.from_pretrained('{dir}', torch_dtype='auto')\
+                 .save_pretrained('{dir}')\""
+            );
+            let convert = if has_pickle { &convert } else { "" };
+            return Err(usage(format!("{dir}: no {WEIGHTS} and no {INDEX}{convert}")));
         }
         let weight_map = weight_map(&path)?;
         let names: BTreeSet<&String> = weight_map.values().collect();

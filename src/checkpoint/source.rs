@@ -70,12 +70,14 @@ impl ModelSource {
         }
     }
 
-    /// Opens or initialises the model.
+    /// Opens or initialises the model to train; its responses end where its template's turns do.
     pub fn open(&self, seed: u64) -> Result<LanguageModel> {
-        match self.origin()? {
-            Origin::Directory(path) => LanguageModel::open(path),
-            Origin::Random { config, tokenizer } => LanguageModel::init(config, tokenizer, seed),
-        }
+        let mut model = match self.origin()? {
+            Origin::Directory(path) => LanguageModel::open(path)?,
+            Origin::Random { config, tokenizer } => LanguageModel::init(config, tokenizer, seed)?,
+        };
+        model.end_turns()?;
+        Ok(model)
     }
 }
 

@@ -3,11 +3,11 @@
 //! Contract: the weights stay in their mapped files until [`StoredModel::read`] goes through them, a part
 //! at a time whose pages it gives back, so that a model of any size takes little memory of the host.
 
-use super::hf;
 use super::hub::{self, Needs};
 use super::language_model::stop_ids;
 use super::shards::Shards;
-use crate::model::{Decoder, ModelConfig};
+use super::{derived, hf};
+use crate::model::Decoder;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::path::Path;
@@ -25,7 +25,7 @@ impl StoredModel {
     /// Opens a directory in Hugging Face layout, or a model by its name ([`super::hub`]).
     pub fn open(model: &Path) -> Result<Self> {
         let dir = &hub::resolve(model, Needs::Model)?;
-        let decoder = Decoder::new(ModelConfig::from_dir(dir)?);
+        let decoder = Decoder::new(derived::read_config(dir)?);
         let shards = Shards::open(dir, &decoder.layout().tensors)?;
         let tokenizer = Tokenizer::load(dir)?;
         tokenizer.check_fits(decoder.config().vocab_size)?;

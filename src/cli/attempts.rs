@@ -39,6 +39,9 @@ pub struct AttemptArgs {
     /// Sequences that each rank generates at the same time
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_sequences: usize,
+    /// End a response with this token, too (may be given several times)
+    #[arg(long, value_name = "ID")]
+    stop_id: Vec<u32>,
     #[command(flatten)]
     ranks: RankArgs,
     /// Seed of the sampling
@@ -83,6 +86,7 @@ impl AttemptArgs {
         let dir = hub::resolve(&self.model, Needs::Model)?;
         let mut candidate = self.ranks.open(&dir)?;
         let queries = settings.queries(task.num_problems());
+        candidate.generator().warn_of_run_on(&settings.stop_ids);
         check_fit(&candidate.generator(), task, &queries, &settings)?;
         // What is written into a device or a pipe leaves nothing to go on from.
         let journal = out
@@ -103,6 +107,7 @@ impl AttemptArgs {
             max_prompt_tokens: None,
             max_sequences: self.max_sequences,
             kv_cache_tokens: None,
+            stop_ids: self.stop_id.clone(),
             key: self.seed,
         }
     }

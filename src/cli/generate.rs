@@ -4,6 +4,7 @@ use super::device::DeviceArgs;
 use super::print;
 use crate::base::error::usage;
 use crate::base::{interrupt, rng};
+use crate::checkpoint::warn_of_run_on;
 use crate::data::rows;
 use crate::data::sample::Sample;
 use crate::engine::text::{Reader, Reading, Stops};
@@ -112,6 +113,10 @@ pub fn run(args: Args) -> Result<()> {
     let mut model = args.device.open(&args.model, 1)?;
     let stops = Stops::new(&model.tokenizer, &args.stop)
         .map_err(|refusal| usage(format!("--stop: {refusal}")))?;
+    model.tokenizer.check_ids("--stop-id", &args.stop_id)?;
+    if args.messages.is_some() && !args.ignore_eos {
+        warn_of_run_on(model.decoder.config(), &model.tokenizer, &args.stop_id);
+    }
     let sampling = sampling(&args, &model, &stops);
     let requests = requests(&args, &model.tokenizer, &sampling)?;
     let config = engine_config(&args, model.decoder.config(), &requests)?;

@@ -9,6 +9,7 @@
 
 use super::header::Header;
 use crate::base::error::usage;
+use crate::base::guard::quietly;
 use anyhow::{Result, anyhow};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -17,11 +18,9 @@ use parquet::record::reader::RowIter;
 use parquet::schema::types::Type;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 /// The column whose text is counted.
 const MESSAGES: &str = "messages";
@@ -79,27 +78,11 @@ fn damaged(path: &Path, error: &dyn std::fmt::Display) -> anyhow::Error {
     usage(format!("{}: not a readable parquet file: {error}", path.display()))
 }
 
-thread_local! {
-    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs a step of the parquet library, which panics on some damaged files, in silence.
+/// Runs a step of the parquet library, which panics on some damaged files.
 fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let report = take_hook();
-        set_hook(Box::new(move |panic| {
-            if !IS_GUARDED.get() {
-                report(panic);
-            }
-        }));
-    });
-    IS_GUARDED.set(true);
-    let result = catch_unwind(AssertUnwindSafe(step));
-    IS_GUARDED.set(false);
-    match result {
-        Ok(result) => result.map_err(|e| anyhow!("{e}")),
-        Err(_) => Err(anyhow!("the file is damaged")),
+    match quietly(step) {
+        Some(result) => result.map_err(|e| anyhow!("{e}")),
+        None => Err(anyhow!("the file is damaged")),
     }
 }
 

@@ -6,7 +6,7 @@
 use super::{EngineConfig, Observer, Queue, Request, Sampler, Stats, Team, Threads};
 use crate::base::error::usage;
 use crate::base::{human, memory};
-use crate::checkpoint::{LanguageModel, stop_ids};
+use crate::checkpoint::{LanguageModel, stop_ids, warn_of_run_on};
 use crate::model::{BLOCK_TOKENS, Decoder, KvCache, ModelConfig};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
@@ -62,6 +62,11 @@ impl<'a> Generator<'a> {
     /// Ids that end its responses.
     pub(crate) fn stop_ids(&self) -> Vec<u32> {
         stop_ids(self.config(), self.tokenizer)
+    }
+
+    /// Says that responses will go on after their turn, unless these ids end them.
+    pub(crate) fn warn_of_run_on(&self, stop_ids: &[u32]) {
+        warn_of_run_on(self.config(), self.tokenizer, stop_ids);
     }
 
     /// Whether GPUs compute.

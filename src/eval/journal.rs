@@ -45,6 +45,7 @@ impl Identity {
             ("rollouts", settings.num_samples.to_string()),
             ("temperature", settings.temperature.to_string()),
             ("max_new_tokens", settings.max_new_tokens.to_string()),
+            ("stop_ids", format!("{:?}", settings.stop_ids)),
             ("seed", settings.key.to_string()),
             ("judge", task.grading()?),
         ];

@@ -116,6 +116,14 @@ impl ModelConfig {
         &self.json
     }
 
+    /// The same model with a head of its own, in its text too.
+    pub(crate) fn untied(&self) -> Self {
+        let mut text: Value =
+            serde_json::from_str(&self.json).expect("invariant: it was read from it");
+        text["tie_word_embeddings"] = false.into();
+        Self { tie_word_embeddings: false, json: format!("{text:#}\n"), ..self.clone() }
+    }
+
     /// Refuses a sequence that is longer than those the model was made for, in training, scoring and
     /// generation alike. Positions beyond would be new to it, or, with dynamic scaling, change all others.
     pub fn check_length(&self, tokens: usize) -> Result<()> {

@@ -59,6 +59,11 @@ impl Rope {
         Self { half: head_dim / 2, frequencies, cos: Vec::new(), sin: Vec::new() }
     }
 
+    /// The angle of each pair of elements at position 1.
+    pub(crate) fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
     /// Makes positions below `positions` available.
     pub fn grow(&mut self, positions: usize) {
         for position in self.cos.len() / self.half..positions {

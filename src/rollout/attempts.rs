@@ -69,7 +69,7 @@ pub fn attempt_each(
     let sampling = SamplingParams {
         temperature: settings.temperature,
         max_new_tokens: settings.max_new_tokens,
-        stop_ids: generator.stop_ids(),
+        stop_ids: [generator.stop_ids(), settings.stop_ids.clone()].concat(),
         vocab_size: tokenizer.vocab_size(),
         ..SamplingParams::default()
     };
@@ -129,6 +129,7 @@ fn engine_config(
     settings: &AttemptSettings,
 ) -> Result<EngineConfig> {
     settings.check()?;
+    generator.tokenizer().check_ids("stop id", &settings.stop_ids)?;
     let made_for = generator.config().max_position_embeddings;
     let there = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(1);
     let announced = settings.max_prompt_tokens.filter(|_| generator.is_on_gpus());

@@ -25,6 +25,8 @@ pub struct AttemptSettings {
     /// Positions in each rank's key-value cache; where not given, as many as `max_sequences` of the
     /// longest need, within half of the free memory.
     pub kv_cache_tokens: Option<usize>,
+    /// Tokens that end a response, beside those of the model.
+    pub stop_ids: Vec<u32>,
     /// Key of the randomness; the problem's place in the list is mixed in.
     pub key: u64,
 }
@@ -39,6 +41,7 @@ impl Default for AttemptSettings {
             max_prompt_tokens: None,
             max_sequences: 64,
             kv_cache_tokens: None,
+            stop_ids: Vec::new(),
             key: 0,
         }
     }

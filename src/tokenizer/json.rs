@@ -1,6 +1,6 @@
 //! JSON text as Python's `json.dumps` spells it: chat templates embed tools that way.
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
 /// The `tojson` filter of Hugging Face's template environment (no HTML escapes, Python's separators).
@@ -16,7 +16,7 @@ pub(crate) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
         Some([item, key]) => [item.clone(), key.clone()],
         Some(_) => return Err(invalid("separators: expected two strings")),
     };
-    let json = serde_json::to_value(value).map_err(|e| invalid(&e.to_string()))?;
+    let json = plain(value)?;
     let mut writer = Writer {
         out: String::new(),
         item,
@@ -27,6 +27,30 @@ pub(crate) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     };
     writer.value(&json, 0);
     Ok(writer.out)
+}
+
+/// The value as JSON; the keys of its objects as Python spells them.
+fn plain(value: &Value) -> Result<serde_json::Value, Error> {
+    let key = |key: &Value| match key.kind() {
+        ValueKind::String => Ok(key.to_string()),
+        ValueKind::None | ValueKind::Bool | ValueKind::Number => Ok(plain(key)?.to_string()),
+        kind => Err(invalid(&format!("a {kind} cannot be a key"))),
+    };
+    match value.kind() {
+        ValueKind::Map => {
+            let keys = value.try_iter()?.checked();
+            keys.map(|name| {
+                let name = name?;
+                Ok((key(&name)?, plain(&value.get_item(&name)?)?))
+            })
+            .collect()
+        }
+        ValueKind::Seq => value.try_iter()?.checked().map(|item| plain(&item?)).collect(),
+        ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::String => {
+            serde_json::to_value(value).map_err(|e| invalid(&e.to_string()))
+        }
+        kind => Err(invalid(&format!("{kind} is not JSON"))),
+    }
 }
 
 fn invalid(message: &str) -> Error {

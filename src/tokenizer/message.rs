@@ -209,7 +209,7 @@ impl Tokenizer {
 mod tests {
     use super::*;
     use crate::tokenizer::bpe;
-    use crate::tokenizer::template::ChatTemplate;
+    use crate::tokenizer::template::{ChatTemplate, Spellings};
 
     fn message(text: &str) -> Result<Message, String> {
         serde_json::from_str(text).map_err(|e| e.to_string())
@@ -279,7 +279,7 @@ mod tests {
     fn keys_that_a_template_looks_at_are_told_from_others() {
         let source = "{% for m in messages %}{{ m.content }}{% if m.tool_calls %}\
                       {{ m.tool_calls | tojson }}{% endif %}{% endfor %}";
-        let template = ChatTemplate::new(source, Vec::new(), Vec::new(), "t".to_owned()).unwrap();
+        let template = ChatTemplate::test(source, Spellings::default()).unwrap();
         let line =
             r#"{"role": "assistant", "tool_calls": [{"id": 12345678901234567}], "name": "x"}"#;
         let turns = [message(line).unwrap()];

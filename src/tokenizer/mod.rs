@@ -9,36 +9,35 @@
 
 pub mod bpe;
 pub mod chat;
+mod dialect;
+mod directory;
+mod jinja;
 mod json;
 mod message;
+mod python;
 mod targets;
 mod template;
 
 pub use chat::Tokenized;
+pub(crate) use directory::is_tokenizer_file;
+pub(crate) use jinja::FUEL;
 pub use message::Message;
 pub use template::ChatTemplate;
-pub(crate) use template::{FUEL, one_line};
+pub(crate) use template::one_line;
 
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_atomic};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
+use chrono::NaiveDate;
+use directory::{Directory, GENERATION, file_order, parse_object, read_object};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use template::{DATE, Spellings};
 use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper};
 
-/// Everything that transformers and vLLM read to tokenize; those that exist travel with a model.
-pub const FILES: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-];
+/// The key of `tokenizer_config.json` that says what templates take for today.
+const DATE_KEY: &str = "chat_template_date";
 
 /// A tokenizer with its chat template and end-of-sequence ids.
 pub struct Tokenizer {
@@ -50,15 +49,15 @@ pub struct Tokenizer {
     vocab_size: usize,
     dir: PathBuf,
     /// Kept whole: a checkpoint that a run resumed from may be gone when the next one is written.
-    files: Vec<(&'static str, Vec<u8>)>,
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl Tokenizer {
     /// Reads the tokenizer of a model directory.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        if !path.is_file() && dir.join("tokenizer.model").is_file() {
-            return Err(only_sentencepiece(dir));
+        if !path.is_file() {
+            refuse_slow(dir)?;
         }
         let text = read_text(&path)?;
         let mut inner: tokenizers::Tokenizer =
@@ -69,14 +68,12 @@ impl Tokenizer {
         inner
             .with_truncation(None)
             .map_err(|e| usage(format!("{}: bad truncation: {e}", path.display())))?;
+        let directory = Directory::read(dir)?;
+        directory.add_tokens(&mut inner)?;
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-
-        let config = read_object(&dir.join("tokenizer_config.json"))?
-            .ok_or_else(|| missing(dir, "tokenizer_config.json"))?;
-        let eos_ids = eos_ids(dir, &config, &inner)?;
-        let ends = eos_ids.iter().filter_map(|&id| inner.id_to_token(id)).collect();
-        let template = ChatTemplate::load(dir, &config, ends)?;
-        let files = read_files(dir)?;
+        let eos_ids = eos_ids(&directory, &inner)?;
+        let template = chat_template(&directory, &inner, &eos_ids)?;
+        let files = directory.files()?;
         let dir = dir.to_owned();
         Ok(Self { inner, post_processor, template, eos_ids, vocab_size, dir, files })
     }
@@ -93,6 +90,15 @@ impl Tokenizer {
             encoding = post_processor
                 .process(encoding, None, true)
                 .map_err(|e| anyhow!("post-processing text: {e}"))?;
+        }
+        if let [first, second, ..] = encoding.get_ids()
+            && first == second
+            && encoding.get_special_tokens_mask().first() == Some(&1)
+        {
+            let token = &encoding.get_tokens()[0];
+            tracing::warn!(
+                "a text begins with {token}, and the tokenizer puts another before it: leave it out"
+            );
         }
         Ok(encoding.get_ids().to_vec())
     }
@@ -125,6 +131,17 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// Refuses ids that no token has; `what` says what they are.
+    pub(crate) fn check_ids(&self, what: &str, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            None => Ok(()),
+            Some(id) => {
+                let most = self.vocab_size.saturating_sub(1);
+                Err(usage(format!("{what} {id}: the tokens of the model have ids up to {most}")))
+            }
+        }
+    }
+
     /// The id of a token by its spelling in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
@@ -133,6 +150,36 @@ impl Tokenizer {
     /// The ids that end a response.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
+    }
+
+    /// The token with which the chat template ends an assistant's turn.
+    pub(crate) fn turn_end(&self) -> Option<u32> {
+        self.token_to_id(self.template.as_ref()?.turn_end()?)
+    }
+
+    /// Ends responses at these ids, here and in the generation config that is written with a model.
+    pub(crate) fn set_eos_ids(&mut self, ids: Vec<u32>) -> Result<()> {
+        let path = self.dir.join(GENERATION);
+        let place = self.files.iter().position(|(name, _)| name == GENERATION);
+        let mut object = match place {
+            Some(place) => parse_object(&path, &String::from_utf8_lossy(&self.files[place].1))?,
+            None => serde_json::Map::new(),
+        };
+        object.insert("eos_token_id".to_owned(), ids.clone().into());
+        let content = format!("{:#}\n", Value::from(object)).into_bytes();
+        match place {
+            Some(place) => self.files[place].1 = content,
+            None => self.files.push((GENERATION.to_owned(), content)),
+        }
+        self.files.sort_by_key(|(name, _)| file_order(name));
+        for &id in ids.iter().filter(|id| !self.eos_ids.contains(id)) {
+            if let (Some(template), Some(token)) = (&mut self.template, self.inner.id_to_token(id))
+            {
+                template.add_end(token);
+            }
+        }
+        self.eos_ids = ids;
+        Ok(())
     }
 
     /// The chat template; its absence is the user's error.
@@ -174,60 +221,55 @@ impl Tokenizer {
     }
 }
 
-/// Those of [`FILES`] that exist.
-fn read_files(dir: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let existing = FILES.into_iter().filter(|name| dir.join(name).is_file());
-    existing
-        .map(|name| {
-            let path = dir.join(name);
-            let content =
-                std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            Ok((name, content))
-        })
-        .collect()
+/// The chat template of a directory, if it has one.
+fn chat_template(
+    directory: &Directory,
+    inner: &tokenizers::Tokenizer,
+    eos_ids: &[u32],
+) -> Result<Option<ChatTemplate>> {
+    let Some(template) = directory.template()? else { return Ok(None) };
+    let added = inner.get_added_tokens_decoder();
+    let spellings = Spellings {
+        named: directory.special_tokens(),
+        ends: eos_ids.iter().filter_map(|&id| inner.id_to_token(id)).collect(),
+        special: added.into_values().filter(|token| token.special).map(|t| t.content).collect(),
+    };
+    let date = match directory.get(DATE_KEY) {
+        None => DATE,
+        Some(value) => {
+            value.as_str().and_then(|text| text.parse::<NaiveDate>().ok()).ok_or_else(|| {
+                let place = directory.path("tokenizer_config.json");
+                usage(format!(
+                    "{}: {DATE_KEY}: expected a day such as \"2024-07-26\", found {value}",
+                    place.display()
+                ))
+            })?
+        }
+    };
+    ChatTemplate::new(template, spellings, date).map(Some)
 }
 
-fn missing(dir: &Path, name: &str) -> anyhow::Error {
-    usage(format!("{}: no {name}: expected a tokenizer in Hugging Face layout", dir.display()))
-}
-
-fn only_sentencepiece(dir: &Path) -> anyhow::Error {
+/// Refuses a directory whose tokenizer is stored in the older ways only.
+fn refuse_slow(dir: &Path) -> Result<()> {
+    let mut older = ["tokenizer.model", "vocab.json"].into_iter();
+    let Some(name) = older.find(|name| dir.join(name).is_file()) else { return Ok(()) };
     let dir = dir.display();
-    usage(format!(
-        "{dir}: no tokenizer.json, only tokenizer.model (SentencePiece); convert it with: python -c \
+    Err(usage(format!(
+        "{dir}: no tokenizer.json, only {name}; convert it with: python -c \
          \"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{dir}', \
          trust_remote_code=True).save_pretrained('{dir}')\""
-    ))
-}
-
-/// A JSON object, `None` if there is no such file.
-fn read_object(path: &Path) -> Result<Option<Value>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let value: Value = serde_json::from_str(&read_text(path)?)
-        .map_err(|e| usage(format!("{}: {e}", path.display())))?;
-    match value {
-        Value::Object(_) => Ok(Some(value)),
-        _ => Err(usage(format!("{}: expected a JSON object", path.display()))),
-    }
-}
-
-/// A special token's text: configs spell it as a string or as an object with `content`.
-fn special_token<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
-    let token = &config[key];
-    token.as_str().or_else(|| token["content"].as_str())
+    )))
 }
 
 /// The generation config decides; then the model's config; then the tokenizer's `eos_token`.
-fn eos_ids(dir: &Path, config: &Value, inner: &tokenizers::Tokenizer) -> Result<Vec<u32>> {
-    for name in ["generation_config.json", "config.json"] {
-        let path = dir.join(name);
+fn eos_ids(directory: &Directory, inner: &tokenizers::Tokenizer) -> Result<Vec<u32>> {
+    for name in [GENERATION, "config.json"] {
+        let path = directory.path(name);
         let Some(object) = read_object(&path)? else { continue };
-        let ids = match &object["eos_token_id"] {
-            Value::Null => continue,
-            Value::Array(ids) => ids.iter().map(Value::as_u64).collect(),
-            one => Some(one.as_u64().into_iter().collect::<Vec<_>>()).filter(|ids| !ids.is_empty()),
+        let ids = match object.get("eos_token_id") {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(ids)) => ids.iter().map(Value::as_u64).collect(),
+            Some(one) => one.as_u64().map(|id| vec![id]),
         };
         return ids
             .and_then(|ids| ids.into_iter().map(|id| u32::try_from(id).ok()).collect())
@@ -239,14 +281,9 @@ fn eos_ids(dir: &Path, config: &Value, inner: &tokenizers::Tokenizer) -> Result<
                 ))
             });
     }
-    let Some(token) = special_token(config, "eos_token") else { return Ok(Vec::new()) };
-    let id = inner.token_to_id(token).ok_or_else(|| {
-        usage(format!(
-            "{}: eos_token {token:?} is not in the vocabulary of tokenizer.json",
-            dir.join("tokenizer_config.json").display()
-        ))
-    })?;
-    Ok(vec![id])
+    let Some(token) = directory.eos_token() else { return Ok(Vec::new()) };
+    // The directory's tokens are in the vocabulary, or have been added to it.
+    Ok(inner.token_to_id(token).into_iter().collect())
 }
 
 #[cfg(test)]

@@ -1,148 +1,337 @@
 //! What is learnt of a rendered conversation: where its assistants speak.
 //!
-//! Contract: a template with `{% generation %}` tags says so itself. For one without, an assistant
-//! turn is what rendering it adds to the rendering of the turns before it (with the generation
-//! prompt), up to and with the token that ends the turn. Where exactly its words lie is found by
-//! rendering stand-ins in their place. So the words survive a template that rewrites them:
-//! DeepSeek-R1-Distill drops all up to `</think>`, and training on what it leaves would unlearn the
-//! thinking. What a target says is what the sample says, not what the template leaves of it.
+//! Contract: the text is the template's. One with `{% generation %}` tags says itself what is learnt. For
+//! one without, an assistant's turn is learnt from where the prompt for it ends up to and with the token
+//! that ends the turn; a header that follows is not. Where its words lie is found by rendering stand-ins in
+//! their place, which leave white space and whatever the template itself names (`</think>`) as they are: so
+//! a template that takes thoughts out and wraps them again does to them what it does to the words.
+//!
+//! A turn whose thoughts the template prints no longer, since they are history, stands as it prints it and is
+//! not learnt: nothing would be said that way. The last turn is what is said: of a template that drops its
+//! thoughts (DeepSeek-R1-Distill) they are kept, and begin where the prompt ends.
 //!
 //! Source: the mask of transformers' `return_assistant_tokens_mask`, and prefix rendering as in
 //! TRL's prompt-completion data.
 
 use super::message::Message;
+use super::python::is_space;
 use super::template::{ChatTemplate, absent};
 use crate::base::error::usage;
 use anyhow::Result;
 use std::ops::Range;
 
-/// What marks a response whose beginning templates drop.
-const THINK_END: &str = "</think>";
-
 impl ChatTemplate {
-    /// The conversation as text, and the byte ranges of what its assistants say.
+    /// The conversation as text, and the byte ranges of what its assistants say. Without generation tags
+    /// there is one for each assistant turn, empty where it is not learnt.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
         if self.has_spans() {
             return self.render_spans(messages, false);
         }
-        let stand_ins = StandIns::new(messages);
-        let Filled { text, places, said } = self.fill_in(messages, &stand_ins)?;
-        let mut spans = Vec::new();
-        for (turn, content) in stand_ins.turns.iter().zip(places) {
-            let part = |turns: &[Message], open| {
-                let marked = self.render(turns, open).ok()?;
-                Some(stand_ins.fill(&marked, &said)?.0).filter(|part| text.starts_with(part))
-            };
-            // Templates may open a response with words of their own, such as `<think>`.
-            let before = part(&stand_ins.messages[..*turn], true).map(|before| before.len());
-            let start = before.filter(|&start| start <= content.end).unwrap_or(content.start);
-            let after = part(&stand_ins.messages[..=*turn], false).map(|after| after.len());
-            spans.push(start..self.end_of_turn(&text, content.end, after));
+        let mut stand_ins = StandIns::new(messages, self.markers());
+        let mut filled = stand_ins.fill(&self.render(&stand_ins.messages, false)?);
+        if filled.text != self.render(messages, false)? {
+            return Err(self.changes_words());
         }
-        Ok((text, spans))
-    }
-
-    /// The conversation with what its assistants say, whether the template keeps it or not.
-    fn fill_in<'m>(&self, messages: &'m [Message], stand_ins: &StandIns) -> Result<Filled<'m>> {
-        let rendered = self.render(messages, false)?;
-        let marked = self.render(&stand_ins.messages, false)?;
-        let contents: Vec<&str> =
-            stand_ins.turns.iter().map(|&turn| messages[turn].content.as_str()).collect();
-        let trimmed: Vec<&str> = contents.iter().map(|content| content.trim()).collect();
-        let filled = |said: &Vec<&'m str>| {
-            let (text, places) = stand_ins.fill(&marked, said)?;
-            (places.len() == said.len()).then(|| Filled { text, places, said: said.clone() })
+        if let Some(said) = self.kept_thoughts(messages, &stand_ins, &filled)? {
+            stand_ins.replace_last(said);
+            filled = stand_ins.fill(&self.render(&stand_ins.messages, false)?);
+        }
+        let span = |turn| {
+            let Some(words) = filled.words(turn) else { return 0..0 };
+            let end = self.end(&stand_ins, turn, &filled.text[words.end..]);
+            self.start(&stand_ins, turn, &filled.text, &words)..words.end + end
         };
-        let mut ways = [&contents, &trimmed].into_iter().filter_map(filled);
-        let exact = ways.find(|filled| filled.text == rendered);
-        let has_thoughts = contents.iter().any(|content| content.contains(THINK_END));
-        let kept = || filled(&contents).filter(|_| has_thoughts);
-        exact.or_else(kept).ok_or_else(|| {
-            usage(format!(
-                "{}: the template changes what assistants say, so the tokens to learn cannot be \
-                 told: mark them with {{% generation %}} ... {{% endgeneration %}}",
-                self.place()
-            ))
-        })
+        let spans = (0..stand_ins.turns.len()).map(span).collect();
+        Ok((filled.text, spans))
     }
 
-    /// Where the turn ends whose content ends at `content_end`: after its last end-of-turn token.
-    ///
-    /// `after` is how much of the text the turns up to this one make, where it can be told.
-    fn end_of_turn(&self, text: &str, content_end: usize, after: Option<usize>) -> usize {
-        let rest = &text[content_end..];
-        let ends = self.ends().iter();
-        match after.and_then(|after| after.checked_sub(content_end)) {
-            Some(length) => {
-                let tail = &rest[..length];
-                let last = ends.filter_map(|end| Some(tail.rfind(end.as_str())? + end.len())).max();
-                content_end + last.unwrap_or(length)
-            }
-            None => {
-                let unpadded = rest.trim_start();
-                let end = ends.filter(|end| unpadded.starts_with(end.as_str())).map(String::len);
-                content_end + end.max().map_or(0, |end| rest.len() - unpadded.len() + end)
-            }
+    /// The spelling of the token that ends an assistant's turn, where the template writes one.
+    pub(crate) fn turn_end(&self) -> Option<&str> {
+        let exchange = [Message::new("user", "q"), Message::new("assistant", "a")];
+        let stand_ins = StandIns::new(&exchange, &[]);
+        let filled = stand_ins.fill(&self.render(&stand_ins.messages, false).ok()?);
+        let rest = &filled.text[filled.words(0)?.end..];
+        let end = self.end(&stand_ins, 0, rest);
+        let first =
+            self.special().iter().filter_map(|token| Some((rest[..end].find(token)?, token)));
+        first.min_by_key(|(at, _)| *at).map(|(_, token)| token.as_str())
+    }
+
+    /// What the last assistant says, where the template drops part of it, or writes it otherwise than the
+    /// prompt for it begins.
+    fn kept_thoughts(
+        &self,
+        messages: &[Message],
+        stand_ins: &StandIns<'_>,
+        filled: &Filled,
+    ) -> Result<Option<String>> {
+        let Some(last) = stand_ins.turns.last() else { return Ok(None) };
+        let (turn, at) = (stand_ins.turns.len() - 1, last.message);
+        let is_dropped = filled.words(turn).is_none();
+        let is_history = |stand_ins: &StandIns<'_>| -> Result<bool> {
+            let ended = stand_ins.fill(&self.render(&stand_ins.messages[..=at], false)?);
+            Ok(ended.words(turn).is_some())
+        };
+        if is_dropped && is_history(stand_ins)? {
+            return Ok(None);
         }
+        let prompt = self.prompt(stand_ins, turn);
+        let begins_as_prompt = prompt.as_ref().is_none_or(|prompt| filled.text.starts_with(prompt));
+        let content = messages[at].content.as_str();
+        let has_thoughts = self.markers().iter().any(|marker| content.contains(marker));
+        if !is_dropped && !begins_as_prompt && !has_thoughts {
+            self.warn_of_unthought();
+        }
+        if !is_dropped && (begins_as_prompt || !has_thoughts) {
+            return Ok(None);
+        }
+        let mut whole = stand_ins.clone();
+        whole.replace_last(content.to_owned());
+        let whole = whole.fill(&self.render(&whole.messages, false)?);
+        let Some(words) = whole.words(turn) else { return Err(self.changes_words()) };
+        let opening = prompt.as_deref().and_then(|p| p.strip_prefix(&whole.text[..words.start]));
+        let opening = opening.filter(|opening| self.markers().iter().any(|m| m == opening.trim()));
+        let Some(opening) = opening else { return Ok(is_dropped.then(|| content.to_owned())) };
+        let (marker, space) = opening.split_at(opening.trim_end().len());
+        let thoughts = content.trim_start_matches(is_space).strip_prefix(marker.trim_start());
+        let thoughts = thoughts.map_or(content, |t| t.strip_prefix(space).unwrap_or(t));
+        Ok(Some(format!("{opening}{thoughts}")))
+    }
+
+    /// The text that asks for an assistant's turn, where the template has one.
+    fn prompt(&self, stand_ins: &StandIns<'_>, turn: usize) -> Option<String> {
+        let before = &stand_ins.messages[..stand_ins.turns[turn].message];
+        // Not every template can render nothing, and none has to.
+        let prompt = if before.is_empty() { None } else { self.render(before, true).ok() };
+        Some(stand_ins.fill(&prompt?).text)
+    }
+
+    /// Where a turn begins whose words lie at `words`: where its prompt ends, even if the template has yet
+    /// to open a thought there.
+    fn start(
+        &self,
+        stand_ins: &StandIns<'_>,
+        turn: usize,
+        text: &str,
+        words: &Range<usize>,
+    ) -> usize {
+        let Some(prompt) = self.prompt(stand_ins, turn) else { return words.start };
+        let shared = shared_start(&prompt, text);
+        if shared == prompt.len() && shared <= words.end {
+            return shared;
+        }
+        let gap = text.get(shared..words.start).map(|gap| {
+            let own = self.markers().iter().filter(|marker| !self.special().contains(marker));
+            own.fold(gap.to_owned(), |gap, marker| gap.replace(marker, ""))
+        });
+        if gap.is_some_and(|gap| gap.trim().is_empty()) { shared } else { words.start }
+    }
+
+    /// How much of `rest`, which follows a turn's words, still belongs to the turn.
+    fn end(&self, stand_ins: &StandIns<'_>, turn: usize, rest: &str) -> usize {
+        let (closing, is_open) = self.closing(stand_ins, turn).unwrap_or_default();
+        let tail = &rest[..shared_start(&closing, rest)];
+        let after = |token: &String| Some(tail.find(token.as_str())? + token.len());
+        let last = |token: &String| Some(tail.rfind(token.as_str())? + token.len());
+        if let Some(end) = self.ends().iter().filter_map(last).max() {
+            return end;
+        }
+        if let Some(end) = self.special().iter().filter_map(after).min() {
+            return end;
+        }
+        if !is_open && !tail.is_empty() && tail == closing {
+            return tail.len();
+        }
+        // Some templates end the last turn by another token than the others, and some models end a turn by
+        // the token that opens the next.
+        let begins = |text: &str, tokens: &[String]| {
+            let begun = tokens.iter().filter(|token| text.trim_start().starts_with(token.as_str()));
+            begun.map(String::len).max()
+        };
+        let has_end = begins(&closing, self.special()).is_some() && !is_open;
+        let next = if has_end { begins(rest, self.special()) } else { begins(rest, self.ends()) };
+        next.map_or(0, |token| rest.len() - rest.trim_start().len() + token)
+    }
+
+    /// What the template writes behind a turn that is the last, and whether it always opens the next one;
+    /// of what it opens at most what a user's turn begins with, too.
+    fn closing(&self, stand_ins: &StandIns<'_>, turn: usize) -> Option<(String, bool)> {
+        let at = stand_ins.turns[turn].message;
+        let behind = |messages: &[Message], open| {
+            let filled = stand_ins.fill(&self.render(messages, open).ok()?);
+            Some(filled.text[filled.words(turn)?.end..].to_owned())
+        };
+        let turns = &stand_ins.messages[..=at];
+        let closing = behind(turns, false)?;
+        if behind(turns, true).as_ref() != Some(&closing) {
+            return Some((closing, false));
+        }
+        let asked_again = [turns, &[Message::new("user", "q")]].concat();
+        let shared = behind(&asked_again, false).map_or(0, |next| shared_start(&closing, &next));
+        Some((closing[..shared].to_owned(), true))
+    }
+
+    fn changes_words(&self) -> anyhow::Error {
+        usage(format!(
+            "{}: the template changes what assistants say, so the tokens to learn cannot be \
+             told: mark them with {{% generation %}} ... {{% endgeneration %}}",
+            self.place()
+        ))
     }
 }
 
-/// A rendered conversation.
-struct Filled<'m> {
-    text: String,
-    /// Where the assistants' contents lie in it.
-    places: Vec<Range<usize>>,
-    /// How they are spelled there.
-    said: Vec<&'m str>,
+/// Keys of a turn that hold its thoughts; of several the first counts.
+const THOUGHTS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+
+/// How long a beginning two texts share.
+fn shared_start(one: &str, other: &str) -> usize {
+    let same = one.chars().zip(other.chars()).take_while(|(a, b)| a == b);
+    same.map(|(c, _)| c.len_utf8()).sum()
+}
+
+/// An assistant's turn, its words replaced.
+#[derive(Clone)]
+struct Turn<'m> {
+    /// Which message it is.
+    message: usize,
+    /// What the stand-ins stand for, in order.
+    words: Vec<std::borrow::Cow<'m, str>>,
 }
 
 /// A conversation whose assistants say what nobody says, so that it can be found again.
-struct StandIns {
+#[derive(Clone)]
+struct StandIns<'m> {
     messages: Vec<Message>,
-    /// Which messages are the assistants'.
-    turns: Vec<usize>,
+    turns: Vec<Turn<'m>>,
     core: String,
 }
 
-impl StandIns {
-    fn new(messages: &[Message]) -> Self {
+/// A rendered conversation, the words in their places.
+struct Filled {
+    text: String,
+    /// For each turn where each of its words lies; none where the template dropped or repeated it.
+    places: Vec<Vec<Option<Range<usize>>>>,
+}
+
+impl<'m> StandIns<'m> {
+    /// Stand-ins for all but white space and `markers`.
+    fn new(messages: &'m [Message], markers: &[String]) -> Self {
         let core = absent(messages);
-        let mut messages = messages.to_vec();
-        let is_assistant = |&turn: &usize| messages[turn].role == "assistant";
-        let turns: Vec<usize> = (0..messages.len()).filter(is_assistant).collect();
-        for (i, &turn) in turns.iter().enumerate() {
-            messages[turn].content = Self::name(&core, i);
+        let (mut turns, mut stand_ins) = (Vec::new(), messages.to_vec());
+        for (i, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
+            let mut words = Vec::new();
+            let mut replace = |text: &'m str| {
+                let mut replaced = String::new();
+                for (piece, is_word) in pieces(text, markers) {
+                    if is_word {
+                        replaced.push_str(&Self::name(&core, turns.len(), words.len()));
+                        words.push(piece.into());
+                    } else {
+                        replaced.push_str(piece);
+                    }
+                }
+                replaced
+            };
+            let thoughts =
+                THOUGHTS.iter().find_map(|key| Some((key, message.more.get(*key)?.as_str()?)));
+            if let Some((key, text)) = thoughts {
+                stand_ins[i].more[*key] = replace(text).into();
+            }
+            let mut content = replace(&message.content);
+            if words.is_empty() {
+                content.insert_str(0, &Self::name(&core, turns.len(), 0));
+                words.push("".into());
+            }
+            stand_ins[i].content = content;
+            turns.push(Turn { message: i, words });
         }
-        Self { messages, turns, core }
+        Self { messages: stand_ins, turns, core }
     }
 
-    fn name(core: &str, i: usize) -> String {
-        format!("\u{e003}{core}{i}\u{e004}")
+    /// Puts one stand-in for `said` in the place of the last assistant's words.
+    fn replace_last(&mut self, said: String) {
+        let number = self.turns.len() - 1;
+        let at = self.turns[number].message;
+        for key in THOUGHTS {
+            if let Some(marked) = self.messages[at].more.get(key).and_then(|value| value.as_str()) {
+                let thoughts = self.fill(marked).text;
+                self.messages[at].more[key] = thoughts.into();
+            }
+        }
+        self.turns[number].words = vec![said.into()];
+        self.messages[at].content = Self::name(&self.core, number, 0);
     }
 
-    /// Puts contents in the places of the stand-ins, as many as there are, and says where they lie;
-    /// none where the template dropped, repeated or moved one.
-    fn fill(&self, marked: &str, contents: &[&str]) -> Option<(String, Vec<Range<usize>>)> {
+    fn name(core: &str, turn: usize, word: usize) -> String {
+        format!("\u{e003}{core}{turn}.{word}\u{e004}")
+    }
+
+    /// Puts the words in the places of their stand-ins.
+    fn fill(&self, marked: &str) -> Filled {
         let mut text = String::with_capacity(marked.len());
-        let mut places = Vec::new();
-        let mut rest = marked;
-        for (i, content) in contents.iter().enumerate() {
-            let Some((before, after)) = rest.split_once(&Self::name(&self.core, i)) else { break };
-            text.push_str(before);
-            places.push(text.len()..text.len() + content.len());
-            text.push_str(content);
-            rest = after;
+        let mut places: Vec<Vec<Option<Range<usize>>>> =
+            self.turns.iter().map(|turn| vec![None; turn.words.len()]).collect();
+        let opening = format!("\u{e003}{}", self.core);
+        let mut pieces = marked.split(&*opening);
+        text.push_str(pieces.next().unwrap_or_default());
+        for piece in pieces {
+            let (name, after) = piece.split_once('\u{e004}').unwrap_or((piece, ""));
+            let numbers = name.split_once('.').map(|(turn, word)| (turn.parse(), word.parse()));
+            if let Some((Ok(turn), Ok(word))) = numbers
+                && let Some(said) =
+                    self.turns.get::<usize>(turn).and_then(|turn| turn.words.get::<usize>(word))
+            {
+                let place = &mut places[turn][word];
+                *place = place.is_none().then(|| text.len()..text.len() + said.len());
+                text.push_str(said);
+            }
+            text.push_str(after);
         }
-        text.push_str(rest);
-        let is_whole = marked.matches(&self.core).count() == places.len();
-        is_whole.then_some((text, places))
+        Filled { text, places }
     }
+}
+
+impl Filled {
+    /// Where a turn's words lie, all of them in their order.
+    fn words(&self, turn: usize) -> Option<Range<usize>> {
+        let places: Vec<&Range<usize>> =
+            self.places[turn].iter().map(Option::as_ref).collect::<Option<_>>()?;
+        let is_ordered = places.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        let (first, last) = (places.first()?, places.last()?);
+        is_ordered.then_some(first.start..last.end)
+    }
+}
+
+/// The pieces of a text, and which of them are words: neither white space nor a marker.
+fn pieces<'t>(text: &'t str, markers: &[String]) -> Vec<(&'t str, bool)> {
+    let (mut pieces, mut rest) = (Vec::new(), text);
+    let next = |rest: &str| {
+        let found =
+            markers.iter().filter_map(|marker| Some((rest.find(marker.as_str())?, marker.len())));
+        found.min_by_key(|(at, len)| (*at, std::cmp::Reverse(*len)))
+    };
+    while let Some((at, len)) = next(rest) {
+        pieces.extend(without_space(&rest[..at]));
+        pieces.push((&rest[at..at + len], false));
+        rest = &rest[at + len..];
+    }
+    pieces.extend(without_space(rest));
+    pieces
+}
+
+/// A text's white space at its beginning, its words, and its white space at its end.
+fn without_space(text: &str) -> impl Iterator<Item = (&str, bool)> {
+    let start = text.len() - text.trim_start_matches(is_space).len();
+    let end = text.trim_end_matches(is_space).len().max(start);
+    let parts = [(&text[..start], false), (&text[start..end], true), (&text[end..], false)];
+    parts.into_iter().filter(|(part, _)| !part.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
+    use crate::tokenizer::template::Spellings;
 
     const ENDS: &str = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<e>\n{% endfor %}\
                         {% if add_generation_prompt %}[assistant]{% endif %}";
@@ -151,9 +340,28 @@ mod tests {
                              A:{{ m.content.split('</think>')[-1] }}<e>{% else %}\
                              U:{{ m.content }}{% endif %}{% endfor %}\
                              {% if add_generation_prompt %}A:<think>\n{% endif %}";
+    /// As Qwen3: thoughts are wrapped anew, those of history dropped.
+    const WRAPPING: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A:\
+                            {% set thoughts = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') \
+                            if '</think>' in m.content else '' %}\
+                            {% if loop.last %}{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}\
+                            {{ m.content.split('</think>')[-1].lstrip('\n') }}<e>{% else %}\
+                            U:{{ m.content }}{% endif %}{% endfor %}\
+                            {% if add_generation_prompt %}A:{% endif %}";
+    /// As Llama 3's first template: it always opens the next turn.
+    const OPEN: &str = "{% for m in messages %}<h>{{ m.role }}</h>{{ m.content | trim }}<t>{% endfor %}\
+                        <h>assistant</h>";
+    /// As Phi-3.5: another token ends a conversation.
+    const OTHER_END: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<t>\n{% endfor %}\
+                             {% if add_generation_prompt %}<assistant>{% else %}<e>{% endif %}";
 
     fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::new(source, Vec::new(), vec!["<e>".to_owned()], "t".to_owned()).unwrap()
+        let spellings = Spellings {
+            ends: vec!["<e>".to_owned()],
+            special: ["<e>", "<h>", "</h>", "<t>"].map(str::to_owned).to_vec(),
+            ..Spellings::default()
+        };
+        ChatTemplate::test(source, spellings).unwrap()
     }
 
     fn turns(contents: &[(&str, &str)]) -> Vec<Message> {
@@ -174,25 +382,112 @@ mod tests {
         assert_eq!(said(&trimming, &dialogue).1, ["a<e>", "b<e>"]);
         let first = [("assistant", "a"), ("user", "a")];
         assert_eq!(said(ENDS, &first).1, ["a<e>"]);
+        assert_eq!(said(ENDS, &[("user", "q"), ("assistant", "")]).1, ["<e>"]);
     }
 
     #[test]
-    fn thoughts_survive_a_template_that_drops_them() {
+    fn a_header_that_follows_a_turn_is_not_learnt() {
+        let dialogue = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")];
+        let (text, turns) = said(OPEN, &dialogue);
+        assert!(text.ends_with("b<t><h>assistant</h>"), "{text}");
+        assert_eq!(turns, ["a<t>", "b<t>"]);
+        assert_eq!(template(OPEN).turn_end(), Some("<t>"));
+        let bare = OPEN.replace("<t>", "").replace("<h>", "[").replace("</h>", "]");
+        assert_eq!(said(&bare, &dialogue).1, ["a", "b"]);
+        assert_eq!(template(&bare).turn_end(), None);
+    }
+
+    #[test]
+    fn every_turn_has_its_end_though_another_token_ends_the_conversation() {
+        let dialogue = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")];
+        assert_eq!(said(OTHER_END, &dialogue).1, ["a<t>", "b<t>\n<e>"]);
+        assert_eq!(template(OTHER_END).turn_end(), Some("<t>"));
+    }
+
+    /// As OLMo's (allenai/open-instruct#1800) and GLM's (huggingface/trl#5988).
+    #[test]
+    fn a_turn_may_end_otherwise_than_the_last() {
+        let dialogue = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")];
+        let olmo = ENDS.replace("<e>", "{{ '<e>' if loop.last else '<t>' }}");
+        assert_eq!(said(&olmo, &dialogue).1, ["a<t>", "b<e>"]);
+        let glm = "{% for m in messages %}{{ '<e>' if m.role == 'user' else '<h>' }}{{ m.content }}\
+                   {% endfor %}{% if add_generation_prompt %}<h>{% endif %}";
+        assert_eq!(said(glm, &dialogue).1, ["a<e>", "b"]);
+    }
+
+    #[test]
+    fn thoughts_of_the_last_turn_survive_a_template_that_drops_them() {
         let dialogue = [
             ("user", "q"),
             ("assistant", "<think>\nx</think>a"),
             ("user", "r"),
             ("assistant", "<think>\ny</think>b"),
         ];
-        let (text, said) = said(FORGETFUL, &dialogue);
-        assert_eq!(text, "U:qA:<think>\nx</think>a<e>U:rA:<think>\ny</think>b<e>");
-        assert_eq!(said, ["x</think>a<e>", "y</think>b<e>"], "the prompt opens with <think>");
+        let (text, turns) = said(FORGETFUL, &dialogue);
+        assert_eq!(
+            text, "U:qA:a<e>U:rA:<think>\ny</think>b<e>",
+            "history is as the template prints it"
+        );
+        assert_eq!(turns, ["", "y</think>b<e>"], "the prompt opens with <think>");
+        for thoughts in ["<think>y</think>b", "y</think>b"] {
+            let (text, turns) = said(FORGETFUL, &[("user", "r"), ("assistant", thoughts)]);
+            assert_eq!(
+                text, "U:rA:<think>\ny</think>b<e>",
+                "a target begins where the prompt ends"
+            );
+            assert_eq!(turns, ["y</think>b<e>"]);
+        }
+    }
+
+    #[test]
+    fn thoughts_are_learnt_as_a_template_wraps_them() {
+        let dialogue = [
+            ("user", "q"),
+            ("assistant", "<think>x</think>a"),
+            ("user", "r"),
+            ("assistant", "<think>\ny\n</think>\nb"),
+        ];
+        let (text, turns) = said(WRAPPING, &dialogue);
+        assert_eq!(text, "U:qA:a<e>U:rA:<think>\ny\n</think>\n\nb<e>");
+        assert_eq!(turns, ["", "<think>\ny\n</think>\n\nb<e>"]);
+        let (text, turns) = said(WRAPPING, &[("user", "q"), ("assistant", "a")]);
+        assert_eq!(text, "U:qA:<think>\n\n</think>\n\na<e>");
+        assert_eq!(turns, ["<think>\n\n</think>\n\na<e>"]);
+        let asked_again = [("user", "q"), ("assistant", "<think>x</think>a"), ("user", "r")];
+        assert_eq!(said(WRAPPING, &asked_again), ("U:qA:a<e>U:r".to_owned(), vec![String::new()]));
+    }
+
+    #[test]
+    fn thoughts_beside_the_content_are_learnt_where_they_are_printed() {
+        let template = template(
+            "{% for m in messages %}{% if m.role == 'assistant' %}A:{% if loop.last %}\
+             {{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m.content }}<e>{% else %}\
+             U:{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
+        );
+        let dialogue =
+            turns(&[("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]);
+        let think = |mut message: Message| {
+            message.more.insert("reasoning_content".to_owned(), " why\n".into());
+            message
+        };
+        let dialogue: Vec<Message> = dialogue.into_iter().map(think).collect();
+        let (text, spans) = template.render_with_spans(&dialogue).unwrap();
+        assert_eq!(text, "U:qA:a<e>U:rA:<think> why\n</think>b<e>");
+        let said: Vec<&str> = spans.into_iter().map(|span| &text[span]).collect();
+        assert_eq!(said, ["", "<think> why\n</think>b<e>"]);
     }
 
     #[test]
     fn a_target_without_thoughts_is_learnt_whole_though_the_prompt_opens_with_one() {
         let (text, said) = said(FORGETFUL, &[("user", "q"), ("assistant", "a")]);
         assert_eq!((text.as_str(), said), ("U:qA:a<e>", vec!["a<e>".to_owned()]));
+    }
+
+    #[test]
+    fn a_conversation_that_cannot_be_empty_is_not_rendered_empty() {
+        let strict = ENDS.replace("{% for", "{% set first = messages[0].role + '' %}{% for");
+        let dialogue = [("assistant", "a"), ("user", "q"), ("assistant", "b")];
+        assert_eq!(said(&strict, &dialogue).1, ["a<e>", "b<e>"]);
     }
 
     #[test]

@@ -1,90 +1,67 @@
 //! A model's own chat template, rendered as transformers renders it.
 //!
-//! Contract: the text is byte for byte that of transformers, whose Jinja environment is imitated
-//! here; `{% generation %}` tags become byte ranges of the text. A template that does not compile, or
+//! Contract: the text is byte for byte that of transformers, whose Jinja environment [`super::jinja`]
+//! imitates; `{% generation %}` tags become byte ranges of the text. A template that does not compile, or
 //! that refuses a conversation, is the user's error, in one line.
 //!
-//! Left out: which of the text is learnt ([`super::targets`]), tools and documents. `strftime_now` is
-//! left undefined on purpose: templates then use their fixed date, and a prompt never depends on the
-//! day.
+//! Left out: which of the text is learnt ([`super::targets`]), tools and documents. A prompt never depends
+//! on the day: templates that ask for the date get [`DATE`], or the one that the key
+//! `chat_template_date` of `tokenizer_config.json` gives.
 
+use super::dialect;
+use super::directory::Template;
+use super::jinja::{CLOSE, OPEN, environment};
 use super::message::{Message, Watched};
-use super::{json, special_token};
 use crate::base::error::usage;
-use crate::base::fs::read_text;
+use crate::base::guard::quietly;
 use anyhow::Result;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use chrono::NaiveDate;
+use minijinja::{Environment, Error, Value};
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
+
+/// The day that Llama 3's templates fall back to.
+pub(crate) const DATE: NaiveDate = NaiveDate::from_ymd_opt(2024, 7, 26).expect("a day of July");
+
+const NAME: &str = "chat_template";
 
 /// A model's chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// Special tokens under the names that templates know (`bos_token`, ...).
-    special_tokens: Vec<(&'static str, String)>,
-    ends: Vec<String>,
+    spellings: Spellings,
+    /// What the template itself names, such as `</think>`.
+    markers: Vec<String>,
     has_spans: bool,
     place: String,
+    is_unthought: Once,
 }
 
-const NAME: &str = "chat_template";
-const OPEN: &str = "codeseq_open";
-const CLOSE: &str = "codeseq_close";
-
-/// Instructions that a template may take for one text: a second's work, where long conversations take
-/// some hundred thousand.
-pub(crate) const FUEL: u64 = 1 << 24;
+/// How special tokens are spelled.
+#[derive(Default)]
+pub(crate) struct Spellings {
+    /// Those with names that templates know (`bos_token`, ...).
+    pub(crate) named: Vec<(String, String)>,
+    /// Those that end a sequence.
+    pub(crate) ends: Vec<String>,
+    /// All.
+    pub(crate) special: Vec<String>,
+}
 
 impl ChatTemplate {
-    /// The template beside a tokenizer: `chat_template.jinja`, else the config's key.
-    pub(crate) fn load(
-        dir: &Path,
-        config: &serde_json::Value,
-        ends: Vec<String>,
-    ) -> Result<Option<Self>> {
-        let file = dir.join("chat_template.jinja");
-        let inline = dir.join("tokenizer_config.json").display().to_string();
-        let (source, place) = if file.is_file() {
-            (read_text(&file)?, file.display().to_string())
-        } else {
-            match &config[NAME] {
-                serde_json::Value::Null => return Ok(None),
-                serde_json::Value::String(source) => (source.clone(), inline),
-                named => {
-                    let default = named.as_array().and_then(|entries| {
-                        let entry = entries.iter().find(|entry| entry["name"] == "default")?;
-                        entry["template"].as_str()
-                    });
-                    let source = default.ok_or_else(|| {
-                        usage(format!("{inline}: {NAME}: no template named \"default\""))
-                    })?;
-                    (source.to_owned(), inline)
-                }
-            }
-        };
-        let special_tokens = ["bos_token", "eos_token", "pad_token", "unk_token"]
-            .into_iter()
-            .filter_map(|key| Some((key, special_token(config, key)?.to_owned())))
-            .collect();
-        Self::new(&source, special_tokens, ends, place).map(Some)
-    }
-
-    /// Compiles `source`; `place` is where it lies, for errors.
+    /// Compiles a template; `date` is what it takes for today.
     pub(crate) fn new(
-        source: &str,
-        special_tokens: Vec<(&'static str, String)>,
-        ends: Vec<String>,
-        place: String,
+        Template { source, place }: Template,
+        spellings: Spellings,
+        date: NaiveDate,
     ) -> Result<Self> {
-        let (source, has_spans) = mark_generation(&source.replace("\r\n", "\n"));
-        let mut environment = environment();
+        let markers = markers(&source);
+        let (source, has_spans) = dialect::rewrite(&source);
+        let mut environment = environment(date);
         environment
             .add_template_owned(NAME, source)
             .map_err(|e| usage(format!("{place}: bad chat template: {}", one_line(&e))))?;
-        Ok(Self { environment, special_tokens, ends, has_spans, place })
+        Ok(Self { environment, spellings, markers, has_spans, place, is_unthought: Once::new() })
     }
 
     /// The conversation as text, with the opening of an assistant turn at its end if wanted.
@@ -97,14 +74,40 @@ impl ChatTemplate {
         self.has_spans
     }
 
-    /// Spellings of the tokens that end a turn.
+    /// Spellings of the tokens that end a sequence.
     pub(crate) fn ends(&self) -> &[String] {
-        &self.ends
+        &self.spellings.ends
+    }
+
+    /// Takes a token for one that ends a sequence, too.
+    pub(crate) fn add_end(&mut self, token: String) {
+        self.spellings.ends.push(token);
+    }
+
+    /// Spellings of all special tokens.
+    pub(crate) fn special(&self) -> &[String] {
+        &self.spellings.special
+    }
+
+    /// What the template itself names, such as `</think>`.
+    pub(crate) fn markers(&self) -> &[String] {
+        &self.markers
     }
 
     /// Where the template lies, for errors.
     pub(crate) fn place(&self) -> &str {
         &self.place
+    }
+
+    /// Says, once, that targets without thoughts do not begin where prompts end.
+    pub(crate) fn warn_of_unthought(&self) {
+        self.is_unthought.call_once(|| {
+            tracing::warn!(
+                "{}: the prompt for an answer opens a thought, but some answers to learn have none: they \
+                 are learnt as the template prints them, where no prompt ends",
+                self.place
+            );
+        });
     }
 
     /// The conversation as text, and the byte ranges between its generation tags.
@@ -142,13 +145,14 @@ impl ChatTemplate {
             (OPEN, Value::from(open)),
             (CLOSE, Value::from(close)),
         ];
-        context.extend(self.special_tokens.iter().map(|(k, v)| (*k, Value::from(v.as_str()))));
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render(Value::from_pairs(context)))
-            .map_err(|e| {
-                usage(format!("{}: the chat template failed: {}", self.place, one_line(&e)))
-            })
+        let named = self.spellings.named.iter();
+        context.extend(named.map(|(k, v)| (k.as_str(), Value::from(v.as_str()))));
+        let render = || self.environment.get_template(NAME)?.render(Value::from_pairs(context));
+        let failed =
+            |what: &str| usage(format!("{}: the chat template failed: {what}", self.place));
+        quietly(render)
+            .ok_or_else(|| failed("the template engine cannot run it"))?
+            .map_err(|e| failed(&one_line(&e)))
     }
 }
 
@@ -157,58 +161,24 @@ pub(crate) fn one_line(error: &Error) -> String {
     error.to_string().replace('\n', " ")
 }
 
-/// Jinja as transformers sets it up for chat templates.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_fuel(Some(FUEL));
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.expect("the default delimiters are valid"));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", json::tojson);
-    environment.add_test("iterable", |v: &Value| !v.is_none() && v.try_iter().is_ok());
-    environment.add_function("raise_exception", |message: String| -> Result<(), Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment
-}
-
-/// Replaces the generation tags, which minijinja does not know, by tags that print sentinels.
-///
-/// The outer tag keeps the left whitespace marker and the inner one the right marker, so blanks are
-/// trimmed as before; `with` gives the span the scope of its own that transformers gives it.
-fn mark_generation(source: &str) -> (String, bool) {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    let mut found = false;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let Some(length) = tag.find("%}").map(|end| end + 2) else { break };
-        let body = &tag[2..length - 2];
-        let left = body.chars().next().filter(|c| "-+".contains(*c));
-        let body = body.trim_start_matches(['-', '+']);
-        let right = body.chars().next_back().filter(|c| "-+".contains(*c));
-        let name = body.trim_end_matches(['-', '+']).trim();
-        let [left, right] = [left, right].map(|marker| marker.map_or(String::new(), String::from));
-        match name {
-            "generation" => {
-                found = true;
-                out.push_str(&format!("{{%{left} with %}}{{{{ {OPEN} }}}}{{% if true {right}%}}"));
-            }
-            "endgeneration" => {
-                out.push_str(&format!("{{%{left} endif %}}{{{{ {CLOSE} }}}}{{% endwith {right}%}}"))
-            }
-            _ => {
-                // Only the opening is passed: an unrelated tag may hold the end of a comment.
-                out.push_str("{%");
-                rest = &tag[2..];
-                continue;
+/// The tags that a template's source spells out: `<think>`, `[/THINK]`, `◁think▷`.
+fn markers(source: &str) -> Vec<String> {
+    let mut markers = Vec::new();
+    for (open, close) in [('<', '>'), ('[', ']'), ('◁', '▷')] {
+        for (at, _) in source.match_indices(open) {
+            let Some(name) = source[at + open.len_utf8()..].split(close).next() else { continue };
+            let fits = |c: char| match open {
+                '[' => c.is_uppercase() || "_/".contains(c),
+                _ => c.is_alphanumeric() || "_/|-:▁｜".contains(c),
+            };
+            let has_letter = name.contains(char::is_alphabetic);
+            let marker = format!("{open}{name}{close}");
+            if has_letter && name.chars().all(fits) && !markers.contains(&marker) {
+                markers.push(marker);
             }
         }
-        rest = &tag[length..];
     }
-    out.push_str(rest);
-    (out, found)
+    markers
 }
 
 /// Two private-use strings that no message contains.
@@ -247,24 +217,35 @@ fn split_sentinels(marked: &str, open: &str, close: &str) -> (String, Vec<Range<
 }
 
 #[cfg(test)]
+impl ChatTemplate {
+    /// A template that lies nowhere.
+    pub(crate) fn test(source: &str, spellings: Spellings) -> Result<Self> {
+        let template = Template { source: source.to_owned(), place: "t.jinja".to_owned() };
+        Self::new(template, spellings, DATE)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
+
+    fn template(source: &str) -> Result<ChatTemplate> {
+        ChatTemplate::test(source, Spellings::default())
+    }
 
     #[test]
     fn whitespace_markers_act_as_on_the_original_tags() {
         let source = "{% for m in messages %}\n  {{ m.role }}:\n  {%- generation %}\n  \
                       {{ m.content }}\n  {%+ endgeneration -%}\n  |\n{% endfor %}";
-        let template = ChatTemplate::new(source, Vec::new(), Vec::new(), "t".to_owned()).unwrap();
         let dialogue = [Message::new("user", "q"), Message::new("assistant", "a")];
-        let (text, spans) = template.render_spans(&dialogue, false).unwrap();
+        let (text, spans) = template(source).unwrap().render_spans(&dialogue, false).unwrap();
         assert_eq!(text, "  user:  q\n  |\n  assistant:  a\n  |\n");
         assert_eq!(&text[spans[1].clone()], "  a\n  ");
     }
 
     #[test]
     fn a_template_can_refuse_a_conversation() {
-        let template = |source| ChatTemplate::new(source, Vec::new(), Vec::new(), "t.jinja".into());
         let error = template("{{ raise_exception('no such\nrole') }}")
             .and_then(|template| template.render(&[], true))
             .unwrap_err();
@@ -277,9 +258,23 @@ mod tests {
     #[test]
     fn a_template_that_does_not_end_is_refused() {
         let rounds = "{% for i in range(99999) %}".repeat(3) + &"{% endfor %}".repeat(3);
-        let template = ChatTemplate::new(&rounds, Vec::new(), Vec::new(), "t.jinja".into());
-        let error = template.unwrap().render(&[], true).unwrap_err();
+        let error = template(&rounds).unwrap().render(&[], true).unwrap_err();
         assert_eq!(exit_code(&error), 2);
         assert!(error.to_string().contains("fuel"), "{error}");
+    }
+
+    #[test]
+    fn the_last_message_of_none_is_no_crash() {
+        let last = template("{% for m in messages[::-1] %}{{ m.role }}{% endfor %}").unwrap();
+        assert_eq!(last.render(&[], false).unwrap(), "");
+        let first = template("{{ messages[0].role }}").unwrap().render(&[], false).unwrap_err();
+        assert_eq!(exit_code(&first), 2);
+    }
+
+    #[test]
+    fn a_template_names_its_tags() {
+        let source =
+            "{{ '<think>' + x[0] + y[i] + '</think>[/THINK]<|im_end|>' if a < b or b > c }}";
+        assert_eq!(markers(source), ["<think>", "</think>", "<|im_end|>", "[/THINK]"]);
     }
 }

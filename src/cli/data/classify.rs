@@ -9,6 +9,7 @@ use crate::base::error::usage;
 use crate::base::fs::check_writable;
 use crate::base::progress::Progress;
 use crate::base::{human, interrupt};
+use crate::checkpoint::warn_of_run_on;
 use crate::cli::device::DeviceArgs;
 use crate::cli::print;
 use crate::data::code_answers::{AnswerFile, CodeAnswers};
@@ -47,6 +48,9 @@ pub struct Args {
     /// Questions answered at the same time
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_sequences: usize,
+    /// End an answer with this token, too (may be given several times)
+    #[arg(long, value_name = "ID")]
+    stop_id: Vec<u32>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -59,6 +63,8 @@ pub fn run(args: Args) -> Result<()> {
     let prompt = CodePrompt::open(args.prompt.as_deref())?;
     let files = resolve(&args.data)?;
     let mut model = args.device.open(&args.model, 1)?;
+    model.tokenizer.check_ids("--stop-id", &args.stop_id)?;
+    warn_of_run_on(model.decoder.config(), &model.tokenizer, &args.stop_id);
     let config = engine_config(&args, model.decoder.config())?;
     // A question leaves room for an answer.
     let positions = model.decoder.config().max_position_embeddings;
@@ -66,7 +72,7 @@ pub fn run(args: Args) -> Result<()> {
     let sampling = SamplingParams {
         temperature: 0.0,
         max_new_tokens: args.max_new_tokens,
-        stop_ids: model.stop_ids(),
+        stop_ids: [model.stop_ids(), args.stop_id.clone()].concat(),
         vocab_size: model.tokenizer.vocab_size(),
         ..SamplingParams::default()
     };

@@ -137,6 +137,9 @@ pub struct RolloutConfig {
     /// nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache_tokens: Option<usize>,
+    /// Tokens that end a response, beside those of the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop_ids: Vec<u32>,
     /// Dynamic sampling (DAPO): groups that teach nothing are replaced by those of the next prompts,
     /// in at most this many rounds; 1 takes the first ones as they are.
     #[serde(default = "one")]
@@ -293,6 +296,7 @@ impl Config {
             max_prompt_tokens: Some(self.data.max_prompt_tokens),
             max_sequences: self.rollout.max_sequences,
             kv_cache_tokens: self.rollout.kv_cache_tokens,
+            stop_ids: self.rollout.stop_ids.clone(),
             key,
         }
     }
