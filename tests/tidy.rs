@@ -21,8 +21,7 @@ const ROWS: [&[&str]; 9] = [
     &["cli"],
 ];
 
-const SAME_ROW: [(&str, &str); 4] =
-    [("cuda", "ops"), ("cuda", "ranks"), ("plan", "run"), ("plan", "train")];
+const SAME_ROW: [(&str, &str); 3] = [("cuda", "ops"), ("cuda", "ranks"), ("plan", "run")];
 
 /// All files below a directory of the repository.
 fn files_below(dir: &str) -> Vec<PathBuf> {

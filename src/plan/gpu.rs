@@ -5,12 +5,11 @@
 //! emulated GPU in `tests/cuda_generation.rs` and `tests/cuda_train.rs`. Left out: prompts of validation
 //! that are longer than those of training may be.
 
-use super::{Device, PlannedBuffer, Work};
+use super::{Device, PlannedBuffer, Workload};
 use crate::engine::EngineConfig;
-use crate::model::flops::ModelFlops;
+use crate::model::flops::{H100_TFLOPS, ModelFlops};
 use crate::model::{BLOCK_TOKENS, Decoder, KvCache, Recompute};
 use crate::ranks::Shards;
-use crate::train::settings::{H100_TFLOPS, TrainConfig};
 use crate::trainer::GPU_BUCKET;
 use crate::trainer::device::{GradientSums, Moments};
 
@@ -54,8 +53,8 @@ fn words(len: usize) -> usize {
 }
 
 /// What the first rank, whose shard is the largest, holds all the time.
-pub(crate) fn lasting(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
-    let Work { longest, ranks, gpu, .. } = work;
+pub(crate) fn lasting(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
+    let Workload { longest, ranks, gpu, .. } = *workload;
     let layout = decoder.layout();
     let shards = Shards::new(layout.len, ranks, GPU_BUCKET);
     let shard = shards.shard_len(0);
@@ -90,19 +89,19 @@ pub(crate) fn lasting(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
 }
 
 /// What the ranks together hold on the host; a reference model comes to the GPUs in the place of gradients.
-pub(crate) fn host(decoder: &Decoder, device: Device, has_reference: bool) -> Vec<PlannedBuffer> {
-    let Device::Gpu { .. } = device else { return Vec::new() };
+pub(crate) fn host(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
+    let Device::Gpu { .. } = workload.device else { return Vec::new() };
     let len = decoder.layout().len;
     let mut host = vec![PlannedBuffer { name: "parameters, for checkpoints", bytes: 4 * len }];
-    if has_reference {
+    if workload.has_reference() {
         host.push(PlannedBuffer { name: "reference model", bytes: 2 * len });
     }
     host
 }
 
 /// What a phase of training takes, in cuDNN's attention; without cuDNN it takes less.
-pub(crate) fn training(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
-    let Work { tokens, recompute, .. } = work;
+pub(crate) fn training(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
+    let (tokens, recompute) = (workload.batch().tokens, workload.recompute);
     let config = decoder.config();
     let (hidden, inner, vocab) = (config.hidden_size, config.intermediate_size, config.vocab_size);
     let (heads, width) = (config.num_heads, config.num_heads * config.head_dim);
@@ -213,16 +212,13 @@ pub(crate) fn cache_bytes_per_token(decoder: &Decoder) -> usize {
 }
 
 /// Seconds of all updates, with every row one sample; recomputed layers cost a forward more.
-pub(crate) fn estimated_secs(
-    decoder: &Decoder,
-    train: &TrainConfig,
-    device: Device,
-) -> Option<f64> {
-    let Device::Gpu { .. } = device else { return None };
-    let row = ModelFlops::new(decoder.config()).training(train.seq_len);
-    let forwards = if train.recompute == Recompute::Layer { 4.0 / 3.0 } else { 1.0 };
-    let rows = train.rows_per_step() as f64 * train.total_steps as f64;
-    Some(rows * row * forwards / (train.ranks as f64 * FLOPS_PER_SEC))
+pub(crate) fn estimated_secs(workload: &Workload) -> Option<f64> {
+    let Device::Gpu { .. } = workload.device else { return None };
+    let row = ModelFlops::new(&workload.shape).training(workload.row_tokens);
+    let forwards = if workload.recompute == Recompute::Layer { 4.0 / 3.0 } else { 1.0 };
+    let rows_per_step = (workload.max_tokens_per_step / workload.row_tokens) as f64;
+    let rows = rows_per_step * workload.total_steps as f64;
+    Some(rows * row * forwards / (workload.ranks as f64 * FLOPS_PER_SEC))
 }
 
 #[cfg(all(test, feature = "cuda"))]
