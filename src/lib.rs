@@ -35,6 +35,11 @@ pub mod optim;
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(not(feature = "cuda"))]
+pub mod cuda {
+    //! What is known of GPUs without them.
+    pub mod sizes;
+}
 pub mod nodes;
 pub mod ops;
 pub mod ranks;

@@ -395,8 +395,8 @@ fn cuda_the_memory_of_generation_is_planned_to_the_byte() {
         place.write("config.json", tiny.decoder.config().to_json());
         // One split of attention, several for all rows, few draws and more than are penalized at a time.
         for [sequences, prompt, response] in [[8, 60, 40], [8, 700, 900], [300, 20, 501]] {
-            let plan =
-                Plan::for_grpo(&reinforcement(&place, [sequences, prompt, response])).unwrap();
+            let config = reinforcement(&place, [sequences, prompt, response]);
+            let plan = Plan::new(&config.workload().unwrap());
             let longest = prompt + response;
             let Some(mut model) = tiny.on_gpu_to(longest) else { return };
             let taken = |model: &mut DeviceModel| -> usize {

@@ -6,7 +6,7 @@
 mod golden_support;
 
 use codeseq::ops::adamw::AdamW;
-use codeseq::ops::attention::{AttentionScratch, Heads, attention, attention_backward};
+use codeseq::ops::attention::{Attended, AttentionScratch, Heads, attention, attention_backward};
 use codeseq::ops::buffer::Buffer;
 use codeseq::ops::embedding::{embedding, embedding_backward};
 use codeseq::ops::head_norm::{head_norm, head_norm_backward};
@@ -124,7 +124,7 @@ fn attention_is_that_of_pytorch_within_each_sequence() {
     let mut scratch = [AttentionScratch::default(), AttentionScratch::default()];
     attention(heads, &qkv, &cu_seqlens, &mut y, &mut lse, &mut scratch);
     op.check("y", &y);
-    let forward = (&y[..], &lse[..], op.get("dy"));
+    let forward = Attended { out: &y, lse: &lse, d_out: op.get("dy") };
     attention_backward(heads, &mut qkv, &cu_seqlens, forward, &mut scratch);
     op.check("d_qkv", &qkv);
 }
@@ -192,7 +192,7 @@ fn matrix_products_and_their_gradients_are_those_of_pytorch() {
 
     let (mut d_weight, mut d_bias) = (op.zeros_like("weight"), op.zeros_like("bias"));
     let scratch = &mut [Buffer::default(), Buffer::default()];
-    weight_gradient((dy, columns, columns), (x, depth, depth), rows, &mut d_weight, scratch);
+    weight_gradient(dy, x, rows, &mut d_weight, scratch);
     op.check("d_weight", &d_weight);
     add_rows(dy, &mut d_bias);
     op.check("d_bias", &d_bias);

@@ -61,7 +61,7 @@ fn the_plan_is_within_5_percent_of_the_memory_that_training_takes() {
     std::fs::write(dir.path().join("model.json"), shape()).unwrap();
     let more = std::env::var("PLAN_TRAIN").unwrap_or_default().replace(';', "\n");
     let config = config(dir.path(), &more);
-    let plan = Plan::for_sft(&config).unwrap();
+    let plan = Plan::new(&config.workload().unwrap());
     let planned = plan.total_bytes() as f64;
     let tokenizer = tokenizer(dir.path());
     assert!(planned > f64::from(1 << 30), "the plan is {planned}");

@@ -25,7 +25,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let resolved = rl::Config::load(&args.config.config, &args.config.set)?;
     let config = &resolved.value;
-    let plan = plan::Plan::for_grpo(config)?;
+    let plan = plan::Plan::new(&config.workload()?);
     if args.config.dry_run {
         print(data_lines(config)?)?;
     }

@@ -24,7 +24,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let resolved = args.config.load::<sft::Config>()?;
     let config = &resolved.value;
-    let plan = plan::Plan::for_sft(config)?;
+    let plan = plan::Plan::new(&config.workload()?);
     if args.config.dry_run {
         print(data_lines(config)?)?;
     }

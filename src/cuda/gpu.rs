@@ -10,13 +10,13 @@ use super::half::HalfFormat;
 use super::host::Transfer;
 use super::kernels::Kernels;
 use super::memory::Arena;
+use super::sizes::RESERVE;
 use super::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// The share of a device's memory that no arena takes by itself, and the most bytes: for what libraries
-/// load on first use, and the channels of NCCL.
-const RESERVE: (usize, usize) = (32, 2 << 30);
+/// Of a device's free memory a part in this many is no arena's, at most [`RESERVE`].
+const RESERVED_PART: usize = 32;
 
 /// One GPU at work.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Gpu {
             Some(bytes) => bytes,
             None => {
                 let free = device.free_bytes()?;
-                free - (free / RESERVE.0).min(RESERVE.1)
+                free - (free / RESERVED_PART).min(RESERVE)
             }
         };
         let mut arena = Arena::new(&device, bytes)?;

@@ -8,6 +8,7 @@
 //! Slices behave as host slices do, with addresses in place of data; an index out of range panics.
 
 use super::device::Device;
+use super::sizes::ALIGNMENT;
 use crate::base::human;
 use anyhow::{Context, Result, bail};
 use bytemuck::Pod;
@@ -16,9 +17,6 @@ use cudarc::driver::sys::CUdeviceptr;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Buffers start at multiples of this many bytes: enough for every library and vector load.
-pub const ALIGNMENT: usize = 256;
 
 /// Elements of device memory, to be read.
 #[derive(Debug)]

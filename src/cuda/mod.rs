@@ -1,6 +1,6 @@
 //! NVIDIA GPUs: devices, memory, streams, kernels, and the libraries that are opened at run time.
 //!
-//! Contract: compiled only with the feature `cuda`, and nothing here needs a CUDA library to link or
+//! Contract: compiled only with the feature `cuda` (but for `sizes`), and nothing here needs a CUDA library to link or
 //! to start: the driver, cuBLASLt, cuDNN and NCCL are opened on first use, and what is absent is an
 //! error that says which file was looked for. Work is asynchronous: a call that takes a [`Stream`]
 //! returns before the device has done it, in the order of that stream; events order streams by hand.
@@ -19,6 +19,7 @@ pub mod library;
 pub mod memory;
 pub mod module;
 pub mod nccl;
+pub mod sizes;
 pub mod stream;
 
 pub use self::half::{Half, HalfFormat};

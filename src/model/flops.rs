@@ -13,6 +13,9 @@
 
 use crate::model::{Layout, ModelConfig, TensorSpec};
 
+/// Dense bf16 of an H100 or H200 (SXM), by NVIDIA's data sheet.
+pub(crate) const H100_TFLOPS: f64 = 989.0;
+
 /// What of a model's shape decides its FLOPs.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelFlops {

@@ -10,7 +10,7 @@
 
 mod backward;
 
-pub use backward::attention_backward;
+pub use backward::{Attended, attention_backward};
 
 use super::buffer::{Buffer, aligned, parts};
 use super::matmul::{PANEL, Start, TILE, finish, load_tile, tile, tile_onto, with_tile_rows};
@@ -630,7 +630,7 @@ mod tests {
             assert!((f64::from(*a) - e).abs() < 1e-6);
         }
         let mut gradients = qkv.clone();
-        let forward = (&out[..], &lse[..], &d_out[..]);
+        let forward = Attended { out: &out, lse: &lse, d_out: &d_out };
         attention_backward(HEADS, &mut gradients, &cu_seqlens, forward, &mut scratch);
         let loss = |qkv: &[f64]| -> f64 {
             exact(qkv, &cu_seqlens).iter().zip(&d_out).map(|(y, &d)| y * f64::from(d)).sum()
@@ -693,9 +693,10 @@ mod tests {
             whole_d_out[at..at + d_own.len()].copy_from_slice(d_own);
         }
         let mut gradient = qkv.clone();
-        attention_backward(HEADS, &mut gradient, FAMILIES, (&out, &lse, &d_out), &mut scratch);
+        let forward = Attended { out: &out, lse: &lse, d_out: &d_out };
+        attention_backward(HEADS, &mut gradient, FAMILIES, forward, &mut scratch);
         let mut whole_gradient = whole.clone();
-        let forward = (&whole_out[..], &whole_lse[..], &whole_d_out[..]);
+        let forward = Attended { out: &whole_out, lse: &whole_lse, d_out: &whole_d_out };
         attention_backward(HEADS, &mut whole_gradient, &cu_seqlens, forward, &mut scratch);
         let mut expected = vec![0.0; 63 * row];
         for (&place, whole) in places.iter().zip(whole_gradient.chunks_exact(row)) {

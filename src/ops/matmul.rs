@@ -332,13 +332,7 @@ mod tests {
 
             let mut dw = vec![2.0; columns * depth];
             let mut scratch = vec![Buffer::default(); 2];
-            weight_gradient(
-                (&dy, columns, columns),
-                (&x, depth, depth),
-                rows,
-                &mut dw,
-                &mut scratch,
-            );
+            weight_gradient(&dy, &x, rows, &mut dw, &mut scratch);
             let expected: Vec<f64> = (0..columns * depth)
                 .map(|i| {
                     let (c, d) = (i / depth, i % depth);

@@ -1,26 +1,24 @@
 //! What a run will need, known before it starts: every buffer, work, and whether it fits.
 //!
 //! A run of reinforcement has two phases, sampling and updating, that take their memory in turn: the
-//! larger one decides. Needs the model's `config.json` and the configuration only, and touches no device:
-//! also runs on GPUs are planned anywhere. The buffers are those that the program will allocate.
+//! larger one decides. A plan follows from a [`Workload`] and touches no device: also runs on GPUs are
+//! planned anywhere. The buffers are those that the program will allocate.
 //! Left out: the data itself, the executable, what the allocator wastes.
 
 mod gpu;
-mod rl;
+mod sampling;
 mod settings;
+mod workload;
 
 pub use settings::PlanConfig;
+pub use workload::{Device, Sampling, Workload};
 
 use crate::base::error::usage;
 use crate::base::memory;
-use crate::checkpoint::LanguageModel;
-use crate::checkpoint::{ModelSource, Origin};
-use crate::model::{BatchSize, Decoder, Layout, ModelConfig, Recompute};
+use crate::model::{Decoder, ModelConfig, Recompute};
 use crate::nodes::Nodes;
 use crate::ranks::Shards;
-use crate::train::settings::TrainConfig;
-use crate::train::sft;
-use crate::trainer::device::{self, DeviceKind, GpuConfig};
+use crate::trainer::device;
 use anyhow::Result;
 use serde::Serialize;
 
@@ -88,70 +86,43 @@ fn bytes_in(buffers: &[PlannedBuffer]) -> usize {
     buffers.iter().map(|buffer| buffer.bytes).sum()
 }
 
-/// What computes.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Device {
-    /// All ranks share its memory, whose size is the machine's business.
-    Cpu,
-    /// One for each rank; time is estimated at 40 % of the 989 TFLOP/s that an H100 has in bf16.
-    Gpu {
-        /// Bytes of its memory.
-        memory_bytes: f64,
-    },
-}
-
-impl Device {
-    fn new(kind: DeviceKind, config: &PlanConfig) -> Self {
-        match kind {
-            DeviceKind::Cpu => Self::Cpu,
-            DeviceKind::Cuda => {
-                Self::Gpu { memory_bytes: config.gpu_memory_gb.unwrap_or(80.0) * 1e9 }
-            }
+impl Plan {
+    /// The plan of a run.
+    pub fn new(workload: &Workload) -> Self {
+        match &workload.sampling {
+            None => Self::without_phases(workload),
+            Some(sampling) => Self::in_phases(workload, sampling),
         }
     }
-}
 
-impl Plan {
-    /// The plan of a fine-tuning run.
-    pub fn for_sft(config: &sft::Config) -> Result<Self> {
-        config.check()?;
-        let shape = shape(&config.model)?;
-        let train = &config.train;
-        let device = Device::new(train.device, &config.plan);
-        let decoder = Decoder::new(shape);
-        let mut plan = Self {
-            device,
-            ranks: train.ranks,
-            buffers: buffers(&decoder, train, device),
-            host: gpu::host(&decoder, device, false),
+    /// The plan of a run whose buffers all exist all the time.
+    fn without_phases(workload: &Workload) -> Self {
+        let decoder = Decoder::new(workload.shape.clone());
+        Self {
+            buffers: buffers(&decoder, workload),
             by_recompute: [Recompute::None, Recompute::Selective, Recompute::Layer]
-                .map(|recompute| TrainConfig { recompute, ..train.clone() })
-                .map(|train| (train.recompute, bytes_of(&decoder, &train, device)))
+                .map(|recompute| Workload { recompute, ..workload.clone() })
+                .map(|workload| (workload.recompute, bytes_of(&decoder, &workload)))
                 .to_vec(),
-            total_steps: train.total_steps,
-            max_tokens_per_step: train.seq_len * train.rows_per_step(),
-            estimated_secs: gpu::estimated_secs(&decoder, train, device),
-            ..Self::of_model(decoder.config())
-        };
-        plan.advice = plan.advice(&decoder, train);
-        Ok(plan)
+            estimated_secs: gpu::estimated_secs(workload),
+            advice: advice(&decoder, workload),
+            ..Self::of_sizes(&decoder, workload)
+        }
     }
 
-    /// One rank on a CPU that holds the model and its optimizer.
-    fn of_model(shape: &ModelConfig) -> Self {
-        let num_parameters = Layout::new(shape).len;
+    /// What every plan says; still without buffers.
+    fn of_sizes(decoder: &Decoder, workload: &Workload) -> Self {
         Self {
-            shape: shape.clone(),
-            num_parameters,
-            ranks: 1,
-            device: Device::Cpu,
-            buffers: state(num_parameters, 1),
-            host: Vec::new(),
+            shape: workload.shape.clone(),
+            num_parameters: decoder.layout().len,
+            ranks: workload.ranks,
+            device: workload.device,
+            buffers: Vec::new(),
+            host: gpu::host(decoder, workload),
             phases: Vec::new(),
             by_recompute: Vec::new(),
-            total_steps: 0,
-            max_tokens_per_step: 0,
+            total_steps: workload.total_steps,
+            max_tokens_per_step: workload.max_tokens_per_step,
             rollouts_per_step: 0,
             estimated_secs: None,
             advice: None,
@@ -182,7 +153,7 @@ impl Plan {
     }
 
     /// Refuses a run that needs more than `memory_bytes`.
-    fn check_fits(&self, memory_bytes: u64) -> Result<()> {
+    pub(crate) fn check_fits(&self, memory_bytes: u64) -> Result<()> {
         let least = |phase: &Phase| phase.bytes() - phase.elastic_bytes;
         let needed = bytes_in(&self.buffers) + self.phases.iter().map(least).max().unwrap_or(0);
         if needed as u64 <= memory_bytes {
@@ -196,34 +167,6 @@ impl Plan {
             memory_bytes as f64 / 1e9,
             if self.phases.is_empty() { "" } else { "rollout.max_new_tokens, " },
         )))
-    }
-
-    /// What would make a run on GPUs fit that does not: the first of a few changes that does.
-    fn advice(&self, decoder: &Decoder, train: &TrainConfig) -> Option<String> {
-        let Device::Gpu { memory_bytes } = self.device else { return None };
-        let needs = |train: &TrainConfig| bytes_of(decoder, train, self.device) as f64;
-        if needs(train) <= memory_bytes {
-            return None;
-        }
-        let ranks = 8.max(2 * train.ranks);
-        let small = TrainConfig { micro_batch_size: 1, ..train.clone() };
-        let with = |recompute, ranks| TrainConfig { recompute, ranks, ..small.clone() };
-        let layer = with(Recompute::Layer, ranks);
-        let short = TrainConfig { seq_len: (train.seq_len / 2).max(1), ..layer.clone() };
-        let selective = "train.recompute=\"selective\"";
-        let by_layer = "train.recompute=\"layer\"";
-        let sharded = format!("train.ranks={ranks}");
-        let changes = [
-            ("train.micro_batch_size=1 and more gradient_accumulation".to_owned(), small.clone()),
-            (by_layer.to_owned(), with(Recompute::Layer, train.ranks)),
-            (format!("{sharded} and {selective}"), with(Recompute::Selective, ranks)),
-            (format!("{sharded} and {by_layer}"), layer),
-            (format!("{sharded}, {by_layer} and train.seq_len={}", short.seq_len), short),
-        ];
-        let over = (needs(train) - memory_bytes) / 1e9;
-        let fitting = changes.into_iter().find(|(_, train)| needs(train) <= memory_bytes);
-        let change = fitting.map_or("a GPU with more memory".to_owned(), |(change, _)| change);
-        Some(format!("{over:.1} GB too much for a GPU: it would fit with {change}"))
     }
 
     /// Label and value of each line of the plan's table.
@@ -294,54 +237,59 @@ fn state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
     ]
 }
 
-/// What a forward and backward is made for.
-#[derive(Clone, Copy)]
-struct Work {
-    tokens: usize,
-    longest: usize,
-    ranks: usize,
-    recompute: Recompute,
-    gpu: GpuConfig,
-}
-
-impl From<&TrainConfig> for Work {
-    fn from(train: &TrainConfig) -> Self {
-        Self {
-            tokens: train.seq_len * train.micro_batch_size,
-            longest: train.seq_len,
-            ranks: train.ranks,
-            recompute: train.recompute,
-            gpu: train.gpu,
-        }
+/// What would make a run on GPUs fit that does not: the first of a few changes that does.
+fn advice(decoder: &Decoder, workload: &Workload) -> Option<String> {
+    let Device::Gpu { memory_bytes } = workload.device else { return None };
+    let needs = |workload: &Workload| bytes_of(decoder, workload) as f64;
+    if needs(workload) <= memory_bytes {
+        return None;
     }
+    let ranks = 8.max(2 * workload.ranks);
+    let small = Workload { rows_at_once: 1, ..workload.clone() };
+    let with = |recompute, ranks| Workload { recompute, ranks, ..small.clone() };
+    let layer = with(Recompute::Layer, ranks);
+    let row_tokens = (workload.row_tokens / 2).max(1);
+    let short = Workload { row_tokens, longest: row_tokens, ..layer.clone() };
+    let selective = "train.recompute=\"selective\"";
+    let by_layer = "train.recompute=\"layer\"";
+    let sharded = format!("train.ranks={ranks}");
+    let changes = [
+        ("train.micro_batch_size=1 and more gradient_accumulation".to_owned(), small.clone()),
+        (by_layer.to_owned(), with(Recompute::Layer, workload.ranks)),
+        (format!("{sharded} and {selective}"), with(Recompute::Selective, ranks)),
+        (format!("{sharded} and {by_layer}"), layer),
+        (format!("{sharded}, {by_layer} and train.seq_len={row_tokens}"), short),
+    ];
+    let over = (needs(workload) - memory_bytes) / 1e9;
+    let fitting = changes.into_iter().find(|(_, workload)| needs(workload) <= memory_bytes);
+    let change = fitting.map_or("a GPU with more memory".to_owned(), |(change, _)| change);
+    Some(format!("{over:.1} GB too much for a GPU: it would fit with {change}"))
 }
 
-fn buffers(decoder: &Decoder, train: &TrainConfig, device: Device) -> Vec<PlannedBuffer> {
-    let work = Work::from(train);
-    match device {
+fn buffers(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
+    match workload.device {
         Device::Cpu => {
-            let mut buffers = state(decoder.layout().len, work.ranks);
-            buffers.extend(cpu_work(decoder, work));
+            let mut buffers = state(decoder.layout().len, workload.ranks);
+            buffers.extend(cpu_work(decoder, workload));
             buffers
         }
         Device::Gpu { .. } => {
-            let mut buffers = gpu::lasting(decoder, work);
-            buffers.extend(gpu::training(decoder, work));
+            let mut buffers = gpu::lasting(decoder, workload);
+            buffers.extend(gpu::training(decoder, workload));
             buffers
         }
     }
 }
 
-fn bytes_of(decoder: &Decoder, train: &TrainConfig, device: Device) -> usize {
-    bytes_in(&buffers(decoder, train, device))
+fn bytes_of(decoder: &Decoder, workload: &Workload) -> usize {
+    bytes_in(&buffers(decoder, workload))
 }
 
 /// What the ranks allocate together for their forwards and backwards.
-fn cpu_work(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
-    let Work { tokens, longest, ranks, recompute, .. } = work;
+fn cpu_work(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
+    let ranks = workload.ranks;
     let threads = (rayon::current_num_threads() / ranks).max(1);
-    let batch = BatchSize { tokens, longest, targets: tokens };
-    let memory = decoder.training_memory(batch, recompute, threads);
+    let memory = decoder.training_memory(workload.batch(), workload.recompute, threads);
     let bucket = decoder.layout().len.min(Shards::BUCKET) * size_of::<f32>();
     [
         ("packed matrices", memory.packed_weights),
@@ -355,39 +303,38 @@ fn cpu_work(decoder: &Decoder, work: Work) -> Vec<PlannedBuffer> {
     .to_vec()
 }
 
-fn shape(model: &ModelSource) -> Result<ModelConfig> {
-    match model.origin()? {
-        Origin::Directory(dir) => LanguageModel::shape(dir),
-        Origin::Random { config, .. } => LanguageModel::read_config(config),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trainer::device::{GpuConfig, GradientSums, Moments};
 
-    fn llama3_8b() -> Decoder {
+    /// Fine-tuning of Llama 3 8B as in Table 6, on GPUs of 80 GB.
+    fn llama3_8b() -> Workload {
         let text = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
             "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8}"#;
-        Decoder::new(ModelConfig::from_json(text).unwrap())
+        Workload {
+            shape: ModelConfig::from_json(text).unwrap(),
+            device: Device::Gpu { memory_bytes: 80e9 },
+            ranks: 8,
+            gpu: GpuConfig::default(),
+            recompute: Recompute::Selective,
+            row_tokens: 5120,
+            rows_at_once: 1,
+            longest: 5120,
+            total_steps: 1000,
+            max_tokens_per_step: 8 * 16 * 5120,
+            sampling: None,
+        }
     }
 
-    fn train(more: &str) -> TrainConfig {
-        let text = "total_steps = 1000\nseq_len = 5120\ngradient_accumulation = 16\nranks = 8\n\
-                    device = 'cuda'\n";
-        toml::from_str(&format!("{text}{more}")).unwrap()
-    }
-
-    fn gigabytes(buffers: &[PlannedBuffer], name: &str) -> f64 {
-        buffers.iter().find(|b| b.name.starts_with(name)).unwrap().bytes as f64 / 1e9
+    fn gigabytes(plan: &Plan, name: &str) -> f64 {
+        plan.buffers.iter().find(|b| b.name.starts_with(name)).unwrap().bytes as f64 / 1e9
     }
 
     #[test]
     fn a_gpu_holds_of_llama3_8b_what_the_formulas_say() {
-        let decoder = llama3_8b();
-        let of = |more: &str| buffers(&decoder, &train(more), Device::Gpu { memory_bytes: 80e9 });
-        let buffers = of("");
+        let plan = Plan::new(&llama3_8b());
         for (name, expected) in [
             ("parameters", 16.06),
             ("gradients", 16.06),
@@ -398,35 +345,32 @@ mod tests {
             ("attention", 0.333),
             ("chunk of logits", 1.610),
         ] {
-            let planned = gigabytes(&buffers, name);
+            let planned = gigabytes(&plan, name);
             assert!((planned - expected).abs() < 0.006 * expected, "{name}: {planned}");
         }
-        let small = of("gpu = { moments = 'bf16', gradient_sums = 'full' }");
+        let gpu = GpuConfig { moments: Moments::Bf16, gradient_sums: GradientSums::Full };
+        let small = Plan::new(&Workload { gpu, ..llama3_8b() });
         assert!((gigabytes(&small, "moments") - 4.015).abs() < 0.01);
         assert!((gigabytes(&small, "sums of gradients") - 32.12).abs() < 0.02);
-        let inputs = of("recompute = 'layer'");
+        let inputs = Plan::new(&Workload { recompute: Recompute::Layer, ..llama3_8b() });
         assert!((gigabytes(&inputs, "activations") - 1.825).abs() < 0.005);
     }
 
     #[test]
     fn what_does_not_fit_comes_with_what_to_change() {
-        let decoder = llama3_8b();
-        let advice = |more: &str, gigabytes: f64| {
-            let (train, device) = (train(more), Device::Gpu { memory_bytes: gigabytes * 1e9 });
-            let buffers = buffers(&decoder, &train, device);
-            let plan =
-                Plan { device, buffers, ranks: train.ranks, ..Plan::of_model(decoder.config()) };
-            plan.advice(&decoder, &train)
+        let advice = |rows_at_once: usize, gigabytes: f64| {
+            let device = Device::Gpu { memory_bytes: gigabytes * 1e9 };
+            Plan::new(&Workload { rows_at_once, device, ..llama3_8b() }).advice
         };
-        assert_eq!(advice("", 80.0), None);
-        assert!(advice("", 55.0).unwrap().contains("layer"));
-        assert!(advice("micro_batch_size = 4", 80.0).unwrap().contains("micro_batch_size=1"));
-        assert!(advice("", 10.0).unwrap().contains("more memory"));
+        assert_eq!(advice(1, 80.0), None);
+        assert!(advice(1, 55.0).unwrap().contains("layer"));
+        assert!(advice(4, 80.0).unwrap().contains("micro_batch_size=1"));
+        assert!(advice(1, 10.0).unwrap().contains("more memory"));
     }
 
     #[test]
     fn a_run_that_needs_more_memory_than_there_is_is_refused() {
-        let plan = Plan::of_model(llama3_8b().config());
+        let plan = Plan::new(&Workload { device: Device::Cpu, ..llama3_8b() });
         plan.check_fits(plan.total_bytes() as u64).unwrap();
         let error = plan.check_fits(plan.total_bytes() as u64 - 1).unwrap_err();
         assert_eq!(crate::base::error::exit_code(&error), 2);
@@ -435,12 +379,11 @@ mod tests {
 
     #[test]
     fn the_time_of_llama3_8b_is_that_of_its_flops() {
-        let (decoder, train) = (llama3_8b(), train(""));
-        let device = Device::Gpu { memory_bytes: 80e9 };
         // 1000 steps of 16 micro-batches of 251.2 TFLOP.
         let expected = 16_000.0 * 251.2e12 / gpu::FLOPS_PER_SEC;
-        let secs = gpu::estimated_secs(&decoder, &train, device).unwrap();
+        let secs = Plan::new(&llama3_8b()).estimated_secs.unwrap();
         assert!((secs - expected).abs() < 0.001 * expected, "{secs}");
-        assert_eq!(gpu::estimated_secs(&decoder, &train, Device::Cpu), None);
+        let on_cpu = Workload { device: Device::Cpu, ..llama3_8b() };
+        assert_eq!(Plan::new(&on_cpu).estimated_secs, None);
     }
 }

@@ -5,3 +5,4 @@ pub mod rl;
 mod session;
 pub mod settings;
 pub mod sft;
+mod workload;

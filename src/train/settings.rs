@@ -4,6 +4,7 @@
 
 use crate::base::error::usage;
 use crate::base::limits::{refuse_product, refuse_sizes};
+use crate::model::flops::H100_TFLOPS;
 use crate::model::{BatchSize, Precision, Recompute};
 use crate::optim::LossScaleConfig;
 use crate::trainer::device::{DeviceKind, GpuConfig};
@@ -58,9 +59,6 @@ pub struct TrainConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_tflops: Option<f64>,
 }
-
-/// Dense bf16 of an H100 or H200 (SXM), by NVIDIA's data sheet.
-pub(crate) const H100_TFLOPS: f64 = 989.0;
 
 fn one() -> usize {
     1

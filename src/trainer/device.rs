@@ -6,6 +6,7 @@
 
 use crate::base::error::usage;
 use crate::engine::device;
+use crate::model::gpu_sizes::MOST_ROWS;
 use crate::model::{BatchSize, ModelConfig, Precision};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -30,9 +31,6 @@ pub enum DeviceKind {
     /// A GPU for each rank, in bf16 or fp16 with f32 master weights.
     Cuda,
 }
-
-/// Tokens of a micro-batch that kernels have a grid for.
-const MOST_TOKENS: usize = 65_408;
 
 /// What a GPU holds in which numbers; a CPU has everything in f32.
 #[derive(
@@ -114,11 +112,11 @@ impl DeviceKind {
 
     /// Refuses a micro-batch of so many `tokens`, which the settings `keys` make.
     pub(crate) fn check_tokens(self, tokens: usize, keys: &str) -> Result<()> {
-        if self == Self::Cpu || tokens <= MOST_TOKENS {
+        if self == Self::Cpu || tokens <= MOST_ROWS {
             return Ok(());
         }
         Err(usage(format!(
-            "{keys} is {tokens}: a micro-batch on a GPU has at most {MOST_TOKENS} tokens"
+            "{keys} is {tokens}: a micro-batch on a GPU has at most {MOST_ROWS} tokens"
         )))
     }
 
@@ -143,15 +141,14 @@ pub(crate) fn check_gpus(ranks: usize, shape: &ModelConfig) -> Result<()> {
     device::check_shape(shape)
 }
 
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_micro_batch_is_at_most_as_large_as_kernels_take_it() {
-        assert_eq!(MOST_TOKENS, crate::model::cuda::MOST_ROWS);
-        assert!(DeviceKind::Cuda.check_tokens(MOST_TOKENS, "train.seq_len").is_ok());
-        let refusal = DeviceKind::Cuda.check_tokens(MOST_TOKENS + 1, "train.seq_len").unwrap_err();
+        assert!(DeviceKind::Cuda.check_tokens(MOST_ROWS, "train.seq_len").is_ok());
+        let refusal = DeviceKind::Cuda.check_tokens(MOST_ROWS + 1, "train.seq_len").unwrap_err();
         assert!(refusal.to_string().contains("train.seq_len is 65409"), "{refusal}");
     }
 }

@@ -92,7 +92,7 @@ fn attention_within_packed_sequences_and_its_gradients_match_the_cpu() {
                     let mut gradients = format.widen_all(&qkv);
                     let (out, d_out) = (format.widen_all(&rounded), format.widen_all(&d_out));
                     let mut scratch = [cpu::AttentionScratch::default()];
-                    let forward = (&out[..], &lse[..], &d_out[..]);
+                    let forward = cpu::Attended { out: &out, lse: &lse, d_out: &d_out };
                     let heads_ = cpu_heads(heads);
                     cpu::attention_backward(
                         heads_,

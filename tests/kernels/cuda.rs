@@ -6,6 +6,8 @@
 pub mod half;
 #[path = "../../src/cuda/kernels/mod.rs"]
 pub mod kernels;
+#[path = "../../src/cuda/sizes.rs"]
+pub mod sizes;
 
 pub mod device {
     //! No device.

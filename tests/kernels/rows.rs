@@ -265,8 +265,8 @@ fn scores_of_rows_and_their_gradients_match_the_cpu() {
                     assert_eq!(bits(&short_logp.get()), bits(&logp.get()), "in both formats");
                     let mut d_logits = gpu.poisoned::<Half>(rows * stride);
                     let (by_row, gradients) = (statistics.slice(), gradients.slice());
-                    let pair = (long.slice(), d_logits.slice_mut());
-                    kernels.backward(stream, shape, pair, targets, by_row, gradients).unwrap();
+                    let (long, d) = (long.slice(), d_logits.slice_mut());
+                    kernels.backward(stream, shape, long, d, targets, by_row, gradients).unwrap();
                     let own = short.slice_mut();
                     kernels
                         .backward_in_place(stream, shape, own, targets, by_row, gradients)

@@ -188,14 +188,14 @@ pub fn run(args: Args) -> Result<()> {
         examination.score(&base_dir, &out("gtg-base.json"), size.base_rollouts, "base")
     })?;
     let sft_dir = clock.time("SFT", || {
-        sft_run.write_plan(&Plan::for_sft(&sft.value)?)?;
+        sft_run.write_plan(&Plan::new(&sft.value.workload()?))?;
         sft_run.write_environment(&command, judge.layers())?;
         sft::train(&sft.value, &sft_run, "SFT")
     })?;
     let after_sft = clock
         .time("score SFT", || examination.score(&sft_dir, &out("gtg-sft.json"), rollouts, "SFT"))?;
     let grpo_dir = clock.time("GRPO", || {
-        grpo_run.write_plan(&Plan::for_grpo(&grpo.value)?)?;
+        grpo_run.write_plan(&Plan::new(&grpo.value.workload()?))?;
         grpo_run.write_environment(&command, judge.layers())?;
         rl::train(&grpo.value, &grpo_run, &judge, "GRPO")
     })?;

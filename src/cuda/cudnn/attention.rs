@@ -15,13 +15,14 @@
 //! run by a stand-in for the library (`tests/emulated_gpu/interpreter.cpp`). NVIDIA tests empty segments with 9.25
 //! and newer alone, but has filled packs up with them, at their end, since 9.6 (TransformerEngine).
 
+use super::Sizes;
 use super::backend::{Backend, Descriptor, Handle, Kind, Knob, attribute};
 use super::graph::{Graph, Role};
 use super::plan::{Engine, Plan, Target};
-use super::sizes::{Sizes, WORKSPACE};
 use crate::cuda::half::{Half, HalfFormat};
 use crate::cuda::host::Transfer;
 use crate::cuda::memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
+use crate::cuda::sizes::ATTENTION_WORKSPACE;
 use crate::cuda::stream::Stream;
 use anyhow::{Context, Result, ensure};
 
@@ -171,7 +172,10 @@ impl Attention {
         let [forward, backward] =
             plans(backend, (&sizes, format), &Target::Device(&handle), is_deterministic)?;
         let needed = forward.workspace_bytes().max(backward.workspace_bytes());
-        ensure!(needed <= WORKSPACE, "cuDNN's attention wants a workspace of {needed} bytes");
+        ensure!(
+            needed <= ATTENTION_WORKSPACE,
+            "cuDNN's attention wants a workspace of {needed} bytes"
+        );
         Ok(Self { sizes, backend, handle, forward, backward })
     }
 

@@ -5,9 +5,9 @@
 //! front end 1.32 logs for packed segments with a causal and a padding mask, all tensors and settings are
 //! equal; it also sets factors of 1 and an unordered reduction, which are the defaults.
 
+use super::Sizes;
 use super::backend::{Backend, DataType, PointwiseMode, ReductionOperator, attribute};
 use super::graph::{Graph, Packed, Role, Shape, Tensor};
-use super::sizes::Sizes;
 use crate::cuda::half::HalfFormat;
 use anyhow::Result;
 
@@ -225,6 +225,11 @@ impl Inputs {
 }
 
 impl Sizes {
+    /// What scores are multiplied with.
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
     fn score_dims(&self) -> Shape {
         [self.segments as i64, self.heads as i64, self.length as i64, self.length as i64]
     }

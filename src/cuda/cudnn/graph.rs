@@ -4,10 +4,10 @@
 //! memory; a packed tensor names the offset of each segment's first element ("ragged"). What never
 //! exists in memory is "inside" (virtual): the library fuses such operations to one kernel.
 
+use super::Sizes;
 use super::backend::{
     Backend, DataType, Descriptor, Kind, PointwiseMode, ReductionOperator, attribute,
 };
-use super::sizes::Sizes;
 use anyhow::{Context, Result};
 
 /// Tensors that a caller binds to memory; the numbers are their identifiers in a graph.

@@ -6,10 +6,9 @@ pub(crate) mod backend;
 pub(crate) mod composition;
 pub(crate) mod graph;
 pub(crate) mod plan;
-pub(crate) mod sizes;
 
+pub use crate::cuda::sizes::AttentionSizes as Sizes;
 pub use attention::{
     Attention, DETERMINISTIC_SINCE, Gradients, Operands, PlanReport, Results, Segments, check_plans,
 };
 pub use backend::version;
-pub use sizes::Sizes;

@@ -22,6 +22,7 @@ use super::half::Half;
 use super::kernels::Float;
 use super::library::{Absent, Library};
 use super::memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut};
+use super::sizes::PRODUCTS;
 use super::stream::Stream;
 use anyhow::{Context, Result};
 use cudarc::cublaslt::{result, sys};
@@ -30,9 +31,6 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::OnceLock;
-
-/// Bytes of workspace: what NVIDIA recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
 
 /// The sizes of a linear layer and of what it is applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,7 +93,7 @@ impl Gemm {
     /// Opens the library and takes a workspace.
     pub fn new(arena: &mut Arena) -> Result<Self> {
         library()?;
-        let workspace = arena.lasting("workspace of products", WORKSPACE)?;
+        let workspace = arena.lasting("workspace of products", PRODUCTS)?;
         let handle = result::create_handle().context("starting cuBLASLt")?;
         Ok(Self { handle, plans: HashMap::new(), workspace })
     }
@@ -206,7 +204,7 @@ impl Gemm {
                 plan.d.raw,
                 &raw const plan.algorithm,
                 pointer(self.workspace.slice_mut().address()),
-                WORKSPACE,
+                PRODUCTS,
                 stream.raw().cast(),
             )?)
         })

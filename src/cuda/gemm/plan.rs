@@ -1,8 +1,9 @@
 //! A product as cuBLASLt sees it, and the algorithm that is chosen for it.
 
-use super::{Linear, WORKSPACE};
+use super::Linear;
 use crate::cuda::half::HalfFormat;
 use crate::cuda::kernels::Float;
+use crate::cuda::sizes::PRODUCTS;
 use anyhow::{Result, anyhow};
 use cudarc::cublaslt::{result, sys};
 use sys::cublasLtMatmulAlgoConfigAttributes_t as AlgoAttribute;
@@ -238,7 +239,7 @@ impl Descriptor<sys::cublasLtMatmulPreference_t> {
     fn preference() -> Result<Self> {
         let raw = result::create_matmul_pref()?;
         let preference = Self { raw, destroy: result::destroy_matmul_pref };
-        preference.set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE)?;
+        preference.set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, PRODUCTS)?;
         let whole_sums = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
         let scheme = PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
         preference.set(scheme, whole_sums)?;

@@ -7,6 +7,7 @@ use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::sizes;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
@@ -29,6 +30,8 @@ pub struct Tile {
     /// First position of the tile.
     pub first: u32,
 }
+
+const _: () = assert!(size_of::<Tile>() == sizes::TILE, "tiles are planned for");
 
 /// The tiles of `rows` positions of all sequences, those with most keys before them first, so that
 /// the longest work starts first.

@@ -5,13 +5,10 @@ use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Function, cubin};
+pub use crate::cuda::sizes::PARTS;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
-
-/// Most partial sums of a column: part of the order of the sums, so the same on every device. Two
-/// blocks for each multiprocessor of an H100.
-pub const PARTS: usize = 264;
 
 /// How many partial sums `rows` rows have.
 pub fn parts(rows: usize) -> usize {

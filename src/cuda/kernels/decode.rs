@@ -6,6 +6,7 @@ use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::sizes::{self, splits};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
@@ -14,8 +15,6 @@ use std::sync::Arc;
 pub const DIMS: [usize; 3] = [32, 64, 128];
 /// The most query heads that share a key head.
 pub const MOST_GROUP: usize = 8;
-/// Keys of a split, as `kernels/attention_decode.cu` has it.
-const SPLIT: usize = 512;
 
 /// The kernels: by head size, for groups of up to four and of up to eight.
 #[derive(Debug)]
@@ -27,14 +26,7 @@ pub struct DecodeAttention {
 /// Elements of the partial results of a sequence with a table of `table_width` blocks: none where it is
 /// one split at most.
 pub fn partials_len(heads: Heads, table_width: usize) -> usize {
-    match splits(table_width) {
-        1 => 0,
-        splits => heads.queries * splits * (heads.dim + 4),
-    }
-}
-
-fn splits(table_width: usize) -> usize {
-    (table_width * BLOCK_TOKENS).div_ceil(SPLIT).max(1)
+    sizes::partials_len(heads.queries, heads.dim, table_width)
 }
 
 /// The cached keys and values of one layer, `[block][kv_head][32][dim]` each, and who has which.

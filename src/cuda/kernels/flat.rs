@@ -5,12 +5,11 @@ use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::sizes::SQUARES;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Elements whose squares one block sums: part of the order of the sums.
-const PART: usize = 64 * 1024;
 /// Threads of a block of an elementwise pass.
 const THREADS: usize = 256;
 
@@ -43,7 +42,7 @@ impl Flat {
 
     /// Partial sums of the squares of `len` elements.
     pub fn square_parts(len: usize) -> usize {
-        len.div_ceil(PART)
+        len.div_ceil(SQUARES)
     }
 
     /// `total` = the sum of squares of all of `parts`; `not_finite` = whether that is not a finite number.

@@ -5,6 +5,7 @@ use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::sizes;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
@@ -42,6 +43,12 @@ pub struct ScoreGradient {
     /// By the mean log-probability.
     pub mean_logp: f32,
 }
+
+const _: () = assert!(
+    size_of::<Statistics>() == sizes::STATISTICS
+        && size_of::<ScoreGradient>() == sizes::SCORE_GRADIENT,
+    "rows of scores are planned for"
+);
 
 /// Rows of logits: `[rows, stride]`, the first `vocab` of each counting.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,7 +115,8 @@ impl LogProb {
         &self,
         stream: &Stream,
         shape: Shape,
-        (logits, d_logits): (DeviceSlice<'_, T>, DeviceSliceMut<'_, Half>),
+        logits: DeviceSlice<'_, T>,
+        d_logits: DeviceSliceMut<'_, Half>,
         targets: DeviceSlice<'_, u32>,
         statistics: DeviceSlice<'_, Statistics>,
         gradients: DeviceSlice<'_, ScoreGradient>,

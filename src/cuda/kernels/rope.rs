@@ -5,6 +5,7 @@ use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Argument, Function, cubin};
+pub use crate::cuda::sizes::BLOCK_TOKENS;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::ops::Range;
@@ -64,9 +65,6 @@ pub enum Direction {
     /// The gradient, back from it.
     Backward,
 }
-
-/// Positions in a block of the cache.
-pub const BLOCK_TOKENS: usize = 32;
 
 /// Where the keys and values of rows go: `[block][kv_head][32][dim]` each, and the slot of each row,
 /// `block * 32 + position % 32`.

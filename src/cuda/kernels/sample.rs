@@ -4,6 +4,7 @@ use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
 use crate::cuda::module::{Function, cubin};
+use crate::cuda::sizes;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
@@ -48,6 +49,8 @@ pub struct RowSampling {
     choices: i32,
     kind: i32,
 }
+
+const _: () = assert!(size_of::<RowSampling>() == sizes::ROW_SAMPLING, "draws are planned for");
 
 // The kinds of rows: those of `Kind` in the kernel.
 const GREEDY: i32 = 0;

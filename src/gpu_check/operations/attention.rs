@@ -72,7 +72,8 @@ impl<'e> Pack<'e> {
         let of_cpu = cpu::Heads { queries, keys, dim };
         cpu::attention(of_cpu, &d_qkv, &own_ends, &mut out, &mut lse, &mut scratch);
         let rounded = format.widen_all(&format.narrow_all(&out));
-        let forward = (&rounded[..], &lse[..], &format.widen_all(&d_out)[..]);
+        let d_wide = format.widen_all(&d_out);
+        let forward = cpu::Attended { out: &rounded, lse: &lse, d_out: &d_wide };
         cpu::attention_backward(of_cpu, &mut d_qkv, &own_ends, forward, &mut scratch);
         Self { format, heads, ends, qkv, d_out, out, lse, d_qkv }
     }

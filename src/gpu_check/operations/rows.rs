@@ -251,8 +251,8 @@ fn scores(to: &mut Comparison<'_>, shape: Shape, rows: usize, scale: f32) -> Res
         let (to, logp) = (statistics.slice_mut(), of_long.slice_mut());
         kernels.forward(stream, shape, long.slice(), targets, to, logp)?;
         let mut d_logits = rig.poisoned::<Half>(rows * stride)?;
-        let (pair, by_row) = ((long.slice(), d_logits.slice_mut()), statistics.slice());
-        kernels.backward(stream, shape, pair, targets, by_row, gradients)?;
+        let (long, d, by_row) = (long.slice(), d_logits.slice_mut(), statistics.slice());
+        kernels.backward(stream, shape, long, d, targets, by_row, gradients)?;
         let own = short.slice_mut();
         kernels.backward_in_place(stream, shape, own, targets, by_row, gradients)?;
         let rows = rig.get(&statistics)?;

@@ -6,16 +6,14 @@
 //! for which cuDNN's plan is not made and which are short, goes to our kernels.
 
 use super::batch::Batch;
-use super::memory::{Matrix, Shape};
+use super::matrix::Matrix;
 use crate::cuda::cudnn::{Attention as Plans, Gradients, Operands, Results, Segments, Sizes};
 use crate::cuda::kernels::Kernels;
 use crate::cuda::kernels::attention::Forward as Attended;
 use crate::cuda::kernels::rope::{Angles, Direction, Heads};
 use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Half, Phase, Stream, Transfer};
+use crate::model::gpu_sizes::{SEGMENTS, TrainingShape};
 use anyhow::Result;
-
-/// Sequences of a batch that cuDNN's plans are made for: empty ones cost time too.
-pub(crate) const SEGMENTS: usize = 32;
 
 /// Where operations of a pass go, and the kernels that they launch.
 #[derive(Clone, Copy)]
@@ -68,7 +66,7 @@ impl<'a> Attention<'a> {
     pub(crate) fn take(
         phase: &mut Phase<'a>,
         heads: Heads,
-        shape: Shape,
+        shape: TrainingShape,
         plans: Option<&'a mut Plans>,
     ) -> Result<Self> {
         let delta = Matrix::take(phase, "row sums of attention", shape.rows, shape.heads)?;

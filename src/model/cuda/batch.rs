@@ -1,23 +1,16 @@
 //! A packed batch on the device: what the operations of the training graph read beside activations.
 //!
-//! Contract: rows are padded to a multiple of [`ROWS`] by one more sequence, of token 0 at position 0,
+//! Contract: rows are padded to whole tiles of products by one more sequence, of token 0 at position 0,
 //! which no target names: its gradients are zeros, and it keeps the shapes of products few. Sequences
 //! without tokens are left out. Indices are checked here, since kernels do not.
 
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Tile, tiles};
 use crate::cuda::kernels::embedding::{DeviceTokenRows, TokenRows};
 use crate::cuda::{DeviceBuffer, DeviceSlice, Phase, Stream, Transfer};
+use crate::model::gpu_sizes::padded;
 use crate::model::{BatchSize, Packed};
 use anyhow::{Result, ensure};
 use bytemuck::Pod;
-
-/// Rows of products are multiples of this many: a tile of theirs.
-pub(crate) const ROWS: usize = 128;
-
-/// Rows that hold `count`.
-pub(crate) fn padded(count: usize) -> usize {
-    count.max(1).next_multiple_of(ROWS)
-}
 
 /// A list whose length varies, in room for the longest.
 pub(crate) struct List<'a, T> {

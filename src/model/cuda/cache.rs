@@ -5,13 +5,13 @@
 //! `kernels/rope.cu` writes them and `kernels/attention_{decode,prompt}.cu` read them. One block more than
 //! was asked for takes what rows write that only fill a pass up.
 
-use crate::cuda::kernels::rope;
-use crate::cuda::memory::ALIGNMENT;
+use crate::cuda::sizes::{self, ALIGNMENT};
 use crate::cuda::{DeviceBuffer, DeviceSliceMut, Half, Phase, Stream};
+use crate::model::gpu_sizes::{block_bytes, block_len};
 use crate::model::{BLOCK_TOKENS, ModelConfig};
 use anyhow::Result;
 
-const _: () = assert!(BLOCK_TOKENS == rope::BLOCK_TOKENS, "kernels have the engine's blocks");
+const _: () = assert!(BLOCK_TOKENS == sizes::BLOCK_TOKENS, "kernels have the engine's blocks");
 
 /// The blocks of all layers.
 pub(crate) struct DeviceCache<'a> {
@@ -32,21 +32,15 @@ struct Shape {
 
 impl Shape {
     fn new(config: &ModelConfig, blocks: usize) -> Self {
-        let block = config.num_kv_heads * BLOCK_TOKENS * config.head_dim;
+        let block = block_len(config);
         Self { block, layer: (blocks + 1) * block, layers: config.num_layers }
-    }
-
-    /// Bytes of one block, in all layers.
-    fn block_bytes(config: &ModelConfig) -> usize {
-        let Self { block, layers, .. } = Self::new(config, 0);
-        2 * layers * block * size_of::<Half>()
     }
 }
 
 impl<'a> DeviceCache<'a> {
     /// Takes room for `most` blocks or as many as there is room for, and the one beside them.
     pub(crate) fn take(phase: &mut Phase<'a>, config: &ModelConfig, most: usize) -> Result<Self> {
-        let room = phase.free_bytes().saturating_sub(2 * ALIGNMENT) / Shape::block_bytes(config);
+        let room = phase.free_bytes().saturating_sub(2 * ALIGNMENT) / block_bytes(config);
         let shape = Shape::new(config, most.min(room.saturating_sub(1)));
         let mut take = || phase.take("key-value cache", shape.layers * shape.layer);
         Ok(Self { keys: take()?, values: take()?, shape })

@@ -13,7 +13,7 @@ mod draw;
 mod pass;
 
 use super::cache::DeviceCache;
-use super::memory::Matrix;
+use super::matrix::Matrix;
 use super::{DeviceModel, RopeTable, Weights, heads};
 use crate::base::error::usage;
 use crate::cuda::gemm::{Linear, Start};
@@ -21,29 +21,15 @@ use crate::cuda::kernels::decode::{Cache, partials_len};
 use crate::cuda::kernels::rope::CacheWrite;
 use crate::cuda::{Graph, Phase, Stream, Tools};
 use crate::model::extend::assert_writes_are_private;
+use crate::model::gpu_sizes::{GenerationSize, SPLIT_ROWS, filled};
 use crate::model::{Decoder, KvCache, Row};
 use anyhow::{Result, ensure};
 use draw::Drawing;
-use pass::{Inputs, PassSize, filled};
+use pass::{Inputs, PassSize};
 use std::collections::HashMap;
 
 /// Rows of a pass that every kernel has a grid for.
-const MOST_ROWS: usize = 1 << 15;
-/// Most rows whose attention is computed at a time, where sequences may be long enough for splits.
-const SPLIT_ROWS: usize = 256;
-
-/// The largest of everything that a phase of generation holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GenerationSize {
-    /// Rows of a pass.
-    pub rows: usize,
-    /// Rows of a pass that want logits.
-    pub logits: usize,
-    /// Tokens of a sequence.
-    pub length: usize,
-    /// Blocks of the cache.
-    pub blocks: usize,
-}
+const MOST_PASS_ROWS: usize = 1 << 15;
 
 /// A phase of generation: the cache and the buffers of passes, on a model's GPU.
 pub struct Generation<'a> {
@@ -110,9 +96,9 @@ impl<'a> Buffers<'a> {
 impl<'a> Generation<'a> {
     pub(crate) fn new(model: &'a mut DeviceModel, size: GenerationSize) -> Result<Self> {
         let GenerationSize { rows, logits, length, blocks } = size;
-        if rows > MOST_ROWS {
+        if rows > MOST_PASS_ROWS {
             return Err(usage(format!(
-                "a pass of {rows} rows (max_sequences and the tokens of prompts): at most {MOST_ROWS} on a GPU"
+                "a pass of {rows} rows (max_sequences and the tokens of prompts): at most {MOST_PASS_ROWS} on a GPU"
             )));
         }
         let positions = model.rope.positions;

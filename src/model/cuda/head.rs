@@ -6,65 +6,18 @@
 //! that they add up in `work.branch`. Only scores and their gradients cross to the host, once a chunk.
 
 use super::Training;
-use super::batch::{List, ROWS, RowList, padded};
-use super::memory::{Matrix, Shape};
 use crate::cuda::gemm::{Linear, Start};
-use crate::cuda::kernels::logprob::{self, ScoreGradient, Statistics};
-use crate::cuda::{DeviceSliceMut, Half, Phase, Stream, Tools, Transfer};
-use crate::model::{Target, TokenScores};
+use crate::cuda::kernels::logprob::{self, ScoreGradient};
+use crate::cuda::{DeviceSliceMut, Half, Tools};
+use crate::model::Target;
+use crate::model::gpu_sizes::{TrainingShape, padded};
 use crate::ops::logprob::ScoreGradient as HostGradient;
 use anyhow::Result;
-
-/// Most logits of a head chunk: with their gradients 1.5 GiB.
-const HEAD_LOGITS: usize = 1 << 28;
-
-/// Targets whose logits exist at a time.
-pub(crate) fn head_chunk(vocab: usize, targets: usize) -> usize {
-    (HEAD_LOGITS / vocab / ROWS * ROWS).clamp(ROWS, padded(targets))
-}
-
-/// One chunk of targets.
-pub(crate) struct Head<'a> {
-    /// Row and token of each target.
-    rows: List<'a, u32>,
-    tokens: List<'a, u32>,
-    /// Where each of the rows occurs among the targets.
-    occurrences: RowList<'a>,
-    normal: Matrix<'a>,
-    d_normal: Matrix<'a>,
-    logits: Matrix<'a, f32>,
-    d_logits: Matrix<'a>,
-    statistics: Matrix<'a, Statistics>,
-    logp: Matrix<'a, f32>,
-    /// Gradient of the loss by each score.
-    gradients: List<'a, ScoreGradient>,
-    /// On the host.
-    pub(crate) scores: Vec<TokenScores>,
-}
-
-impl<'a> Head<'a> {
-    pub(crate) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
-        let Shape { chunk, hidden, vocab, .. } = shape;
-        Ok(Self {
-            rows: List::take(phase, "rows of targets", chunk)?,
-            tokens: List::take(phase, "tokens of targets", chunk)?,
-            occurrences: RowList::take(phase, "occurrences of rows", chunk)?,
-            normal: Matrix::take(phase, "rows of targets", chunk, hidden)?,
-            d_normal: Matrix::take(phase, "gradients of rows of targets", chunk, hidden)?,
-            logits: Matrix::take(phase, "logits", chunk, vocab)?,
-            d_logits: Matrix::take(phase, "gradients of logits", chunk, vocab)?,
-            statistics: Matrix::take(phase, "statistics of logits", chunk, 1)?,
-            logp: Matrix::take(phase, "log-probabilities", chunk, 1)?,
-            gradients: List::take(phase, "gradients of scores", chunk)?,
-            scores: Vec::new(),
-        })
-    }
-}
 
 impl Training<'_> {
     /// Logits, statistics and scores of a chunk of targets, into `head`; waits for the scores.
     pub(crate) fn head_forward(&mut self, targets: &[Target], temperature: f32) -> Result<()> {
-        let (Shape { hidden, vocab, .. }, rows) = (self.shape, padded(targets.len()));
+        let (TrainingShape { hidden, vocab, .. }, rows) = (self.shape, padded(targets.len()));
         let weight = self.weights.params.range(self.decoder.ranges.head.clone());
         let Self { stream, tools, batch, work, head, .. } = self;
         let (stream, Tools { kernels, gemm, transfer }) = (*stream, &mut **tools);
@@ -95,7 +48,7 @@ impl Training<'_> {
         by_scores: &[HostGradient],
         d_head: DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
-        let (Shape { hidden, vocab, .. }, count) = (self.shape, by_scores.len());
+        let (TrainingShape { hidden, vocab, .. }, count) = (self.shape, by_scores.len());
         let rows = padded(count);
         let weight = self.weights.params.range(self.decoder.ranges.head.clone());
         let Self { stream, tools, batch, work, head, .. } = self;
@@ -106,7 +59,8 @@ impl Training<'_> {
         kernels.logprob.backward(
             stream,
             logprob::Shape { vocab, stride: vocab, temperature },
-            (head.logits.rows(rows), head.d_logits.rows_mut(rows)),
+            head.logits.rows(rows),
+            head.d_logits.rows_mut(rows),
             head.tokens.get(),
             head.statistics.rows(rows),
             head.gradients.get(),
@@ -123,48 +77,8 @@ impl Training<'_> {
     }
 }
 
-impl Head<'_> {
-    fn set(&mut self, stream: &Stream, to: &mut Transfer, targets: &[Target]) -> Result<()> {
-        let mut rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
-        let mut tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
-        self.occurrences.set(stream, to, &rows)?;
-        rows.resize(padded(targets.len()), 0);
-        tokens.resize(padded(targets.len()), 0);
-        self.rows.set(stream, to, &rows)?;
-        self.tokens.set(stream, to, &tokens)
-    }
-
-    /// Waits for the scores of `count` targets.
-    fn download(&mut self, stream: &Stream, from: &mut Transfer, count: usize) -> Result<()> {
-        let (mut statistics, mut logp) = (vec![Statistics::default(); count], vec![0.0; count]);
-        from.download(stream, self.statistics.rows(count), &mut statistics)?;
-        from.download(stream, self.logp.rows(count), &mut logp)?;
-        self.scores.clear();
-        self.scores.extend(statistics.iter().zip(logp).map(|(row, logp)| TokenScores {
-            logp,
-            entropy: row.entropy,
-            mean_logp: row.mean_logp,
-        }));
-        Ok(())
-    }
-}
-
 /// The same gradient as the kernels take it.
 fn device_gradient(gradient: &HostGradient) -> ScoreGradient {
     let HostGradient { logp, entropy, mean_logp } = *gradient;
     ScoreGradient { logp, entropy, mean_logp }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_of_the_head_are_whole_tiles_and_no_larger_than_the_targets_need() {
-        assert_eq!(head_chunk(128_256, 5120), 2048);
-        assert_eq!(head_chunk(152_064, 5120), 1664);
-        assert_eq!(head_chunk(1536, 300), 384);
-        assert_eq!(head_chunk(1 << 24, 300), ROWS);
-        assert_eq!(head_chunk(1536, 0), ROWS);
-    }
 }

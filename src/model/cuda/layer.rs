@@ -6,95 +6,20 @@
 //! block's output to the residual stream and the norm that follows are one kernel.
 
 use super::attention::{self, Queue};
-use super::memory::{Matrix, Shape};
+use super::buffers::LayerBuffers;
 use super::{Training, heads};
 use crate::cuda::gemm::{Linear, Start};
 use crate::cuda::kernels::column_sums::{PARTS, SumOverRows};
-use crate::cuda::kernels::rms_norm::{Norm, NormBackward};
-use crate::cuda::{DeviceSlice, DeviceSliceMut, Half, Phase};
+use crate::cuda::{DeviceSliceMut, Half};
+use crate::model::gpu_sizes::TrainingShape;
 use crate::model::layout::LayerRanges;
 use anyhow::Result;
-
-/// What one layer keeps for its backward, beside its input.
-pub(crate) struct LayerBuffers<'a> {
-    /// Queries, keys and values, turned, as attention wants them.
-    qkv: Matrix<'a>,
-    /// The same as rows before heads are normalised, in a model that does so.
-    before_norm: Option<Matrix<'a>>,
-    attended: Matrix<'a>,
-    lse: Matrix<'a, f32>,
-    /// The residual stream between the two blocks.
-    middle: Matrix<'a>,
-    gate_up: Matrix<'a>,
-}
-
-impl<'a> LayerBuffers<'a> {
-    pub(crate) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
-        let rows = shape.rows;
-        let mut qkv = || Matrix::take(phase, "queries, keys and values", rows, shape.qkv);
-        Ok(Self {
-            qkv: qkv()?,
-            before_norm: if shape.head_norm > 0 { Some(qkv()?) } else { None },
-            attended: Matrix::take(phase, "attention", rows, shape.width)?,
-            lse: Matrix::take(phase, "sums of attention", rows, shape.heads)?,
-            middle: Matrix::take(phase, "residual stream", rows, shape.hidden)?,
-            gate_up: Matrix::take(phase, "gate and up", rows, 2 * shape.inner)?,
-        })
-    }
-}
-
-/// What one operation leaves to the next, in the layer at work.
-pub(crate) struct Work<'a> {
-    /// The output of a norm; in the backward first its gradient.
-    pub(crate) normal: Matrix<'a>,
-    /// The output of a block before it joins the residual stream, or the gradient of attention's.
-    pub(crate) branch: Matrix<'a>,
-    /// The SwiGLU product; in the backward first its gradient.
-    pub(crate) product: Matrix<'a>,
-    /// Queries, keys and values, or their gradients, as products have them.
-    pub(crate) qkv: Matrix<'a>,
-    /// The gradient of the residual stream.
-    pub(crate) d_x: Matrix<'a>,
-    /// Partial sums over rows.
-    pub(crate) partials: Matrix<'a, f32>,
-}
-
-impl<'a> Work<'a> {
-    pub(crate) fn take(phase: &mut Phase<'a>, shape: Shape) -> Result<Self> {
-        let rows = shape.rows;
-        Ok(Self {
-            normal: Matrix::take(phase, "norm", rows, shape.hidden)?,
-            branch: Matrix::take(phase, "output of a block", rows, shape.branch())?,
-            product: Matrix::take(phase, "SwiGLU product", rows, shape.inner)?,
-            qkv: Matrix::take(phase, "queries, keys and values at work", rows, shape.qkv)?,
-            d_x: Matrix::take(phase, "gradient of the residual stream", rows, shape.hidden)?,
-            partials: Matrix::take(phase, "partial sums", PARTS, shape.sums)?,
-        })
-    }
-
-    /// The backward of a norm of `x`, from the gradient of its output in `normal` to that of `x`, which
-    /// is added to `d_x`: `normal` then holds the output. Overwrites `gradient`, the weight's.
-    fn norm_backward(
-        &mut self,
-        Queue { stream, kernels }: Queue<'_>,
-        norm: Norm<'_>,
-        x: DeviceSlice<'_, Half>,
-        rows: usize,
-        mut gradient: DeviceSliceMut<'_, Half>,
-    ) -> Result<()> {
-        stream.fill(gradient.reborrow(), 0)?;
-        let (dy, dx) = (self.normal.rows_mut(rows), self.d_x.rows_mut(rows));
-        let partials = self.partials.first_mut(PARTS * norm.weight.len());
-        let weight = SumOverRows { kernels: &kernels.column_sums, partials, gradient };
-        kernels.rms_norm.backward(stream, norm, NormBackward { x, dy, dx, adds: true }, weight)
-    }
-}
 
 impl Training<'_> {
     /// The forward of a layer, from the norm of its input in `work.normal` up to gate and up.
     pub(crate) fn layer_blocks(&mut self, layer: usize) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
-        let Shape { hidden, inner, width, qkv, .. } = self.shape;
+        let TrainingShape { hidden, inner, width, qkv, .. } = self.shape;
         let linear = |inputs, outputs| Linear { rows, inputs, outputs };
         let ranges = &self.decoder.ranges.layers[layer];
         let Self { weights, stream, tools, batch, inputs, layers, work, attention, rope, .. } =
@@ -149,7 +74,7 @@ impl Training<'_> {
     /// The rest: the input of the next layer, and its norm in `work.normal`.
     pub(crate) fn layer_output(&mut self, layer: usize) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
-        let Shape { hidden, inner, .. } = self.shape;
+        let TrainingShape { hidden, inner, .. } = self.shape;
         let ranges = &self.decoder.ranges;
         let next = ranges.layers.get(layer + 1).map_or(&ranges.norm, |next| &next.input_norm);
         let Self { weights, stream, tools, inputs, layers, work, .. } = self;
@@ -191,7 +116,7 @@ impl Training<'_> {
         grads: &mut DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
-        let Shape { hidden, inner, .. } = self.shape;
+        let TrainingShape { hidden, inner, .. } = self.shape;
         let (to_hidden, to_inner) = (
             Linear { rows, inputs: inner, outputs: hidden },
             Linear { rows, inputs: hidden, outputs: 2 * inner },
@@ -236,7 +161,7 @@ impl Training<'_> {
         grads: &mut DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
-        let Shape { hidden, width, qkv: qkv_width, .. } = self.shape;
+        let TrainingShape { hidden, width, qkv: qkv_width, .. } = self.shape;
         let (to_hidden, to_qkv) = (
             Linear { rows, inputs: width, outputs: hidden },
             Linear { rows, inputs: hidden, outputs: qkv_width },

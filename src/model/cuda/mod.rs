@@ -10,11 +10,12 @@
 
 mod attention;
 mod batch;
+mod buffers;
 mod cache;
 mod generation;
 mod head;
 mod layer;
-mod memory;
+mod matrix;
 mod training;
 
 use super::{BatchSize, Decoder, ModelConfig, Precision, Recompute};
@@ -28,10 +29,10 @@ use anyhow::Result;
 use rayon::prelude::*;
 use std::ops::Range;
 
+pub use super::gpu_sizes::{GenerationSize, TrainingMemory};
 use attention::PlanStore;
-pub use generation::{Generation, GenerationSize};
-pub use memory::TrainingMemory;
-pub use training::{Finished, MOST_ROWS, Training};
+pub use generation::Generation;
+pub use training::{Finished, Training};
 
 /// Widths are multiples of this many elements: a vector access of the kernels.
 const VECTOR: usize = 8;

@@ -8,22 +8,19 @@
 //! order.
 
 use super::attention::Attention;
-use super::batch::{Batch, ROWS};
-use super::head::Head;
-use super::layer::{LayerBuffers, Work};
-use super::memory::{Matrix, Shape, attention_sizes};
+use super::batch::Batch;
+use super::buffers::{Head, LayerBuffers, Work};
+use super::matrix::Matrix;
 use super::{DeviceModel, RopeTable, Weights, heads};
 use crate::cuda::kernels::column_sums::{PARTS, SumOverRows};
 use crate::cuda::kernels::rms_norm::NormBackward;
 use crate::cuda::{DeviceSlice, DeviceSliceMut, Half, Phase, Stream, Tools};
+use crate::model::gpu_sizes::{MOST_ROWS, TrainingShape, attention_sizes};
 use crate::model::{
     BatchSize, Decoder, Objective, Packed, Recompute, ScoreGradient, Target, TokenScores,
 };
 use anyhow::{Result, ensure};
 use std::ops::Range;
-
-/// Rows of a launch of SwiGLU, in whole tiles of products.
-pub const MOST_ROWS: usize = (1 << 16) - ROWS;
 
 /// Hears during a backward that the gradients in a range of the flat buffer are final once the stream
 /// gets to where it is now. Ranges are neighbours and come from the end of the buffer to its start
@@ -39,7 +36,7 @@ pub struct Training<'a> {
     pub(crate) rope: &'a RopeTable,
     pub(crate) stream: &'a Stream,
     pub(crate) tools: &'a mut Tools,
-    pub(crate) shape: Shape,
+    pub(crate) shape: TrainingShape,
     pub(crate) batch: Batch<'a>,
     /// The residual stream before each layer, and after the last.
     pub(crate) inputs: Vec<Matrix<'a>>,
@@ -64,7 +61,7 @@ impl<'a> Training<'a> {
             size.longest
         );
         let DeviceModel { gpu, decoder, params, rope, plans } = model;
-        let shape = Shape::new(decoder, size, recompute);
+        let shape = TrainingShape::new(decoder, size, recompute);
         ensure!(shape.rows <= MOST_ROWS, "a batch of {} tokens: at most {MOST_ROWS}", size.tokens);
         let mut phase = gpu.arena.phase();
         let take = |phase: &mut _| Matrix::take(phase, "residual stream", shape.rows, shape.hidden);
@@ -165,7 +162,7 @@ impl<'a> Training<'a> {
 
     /// The residual stream after all layers, and its norm in `work.normal`.
     fn forward(&mut self, batch: &Packed, targets: &[Target]) -> Result<()> {
-        let Shape { hidden, vocab, .. } = self.shape;
+        let TrainingShape { hidden, vocab, .. } = self.shape;
         let is_inside =
             |target: &Target| target.row < batch.tokens.len() && (target.token as usize) < vocab;
         assert!(targets.iter().all(is_inside), "targets of the batch and the vocabulary");
@@ -220,7 +217,7 @@ impl<'a> Training<'a> {
     /// `work.d_x`, which it overwrites.
     fn last_norm_backward(&mut self, grads: &mut DeviceSliceMut<'_, Half>) -> Result<()> {
         let (rows, range) = (self.batch.rows(), &self.decoder.ranges.norm);
-        let Shape { hidden, layers, .. } = self.shape;
+        let TrainingShape { hidden, layers, .. } = self.shape;
         let (norm, kernels) = (self.weights.norm(range), &self.tools.kernels);
         let mut gradient = grads.range(range.clone());
         self.stream.fill(gradient.reborrow(), 0)?;

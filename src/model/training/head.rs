@@ -127,7 +127,7 @@ impl Decoder {
         });
         add_rows(partials, &mut grads[self.ranges.norm.clone()]);
         let d_head = &mut grads[self.ranges.head.clone()];
-        weight_gradient((logits, vocab, vocab), (normal, hidden, hidden), count, d_head, scratch);
+        weight_gradient(logits, normal, count, d_head, scratch);
         let sum = gradients.x.as_mut_slice();
         for (target, d_x) in targets.iter().zip(d_x.chunks_exact(hidden)) {
             add_rows(d_x, &mut sum[target.row * hidden..][..hidden]);

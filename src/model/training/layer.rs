@@ -8,7 +8,7 @@ use super::{Buffer, CHUNK, Decoder, Packed, Workspace, chunk_of};
 use crate::model::decoder::{Projection, Turn};
 use crate::model::layout::LayerRanges;
 use crate::model::weights::Matrix;
-use crate::ops::attention::{attention, attention_backward};
+use crate::ops::attention::{Attended, attention, attention_backward};
 use crate::ops::head_norm::head_norm_backward;
 use crate::ops::matmul::{Start, matmul, weight_gradient};
 use crate::ops::parallel::{SharedMut, for_each};
@@ -188,22 +188,22 @@ impl Decoder {
         add_rows(partials, &mut grads[post_norm.clone()]);
         let attended = &*kept.attention.grow(tokens * width);
         let (post_normal, product) = match &kept.outputs {
-            Some(outputs) => (outputs.post_normal.as_slice(), outputs.product.as_slice()),
+            Some(outputs) => (
+                &outputs.post_normal.as_slice()[..tokens * hidden],
+                &outputs.product.as_slice()[..tokens * inner],
+            ),
             None => (&*normal, &*product),
         };
-        let normal_rows = (post_normal, hidden, hidden);
-        let d_middle_rows = (&*d_middle, hidden, hidden);
-        let d_gate_up_rows = (&*d_gate_up, 2 * inner, 2 * inner);
-        let mut gradient = |range: &Range<usize>, dy, x| {
+        let mut gradient = |range: &Range<usize>, dy: &[f32], x: &[f32]| {
             weight_gradient(dy, x, tokens, &mut grads[range.clone()], scratch);
         };
-        gradient(down, (d_out, hidden, hidden), (product, inner, inner));
-        gradient(gate_up, d_gate_up_rows, normal_rows);
-        gradient(output, d_middle_rows, (attended, width, width));
+        gradient(down, d_out, product);
+        gradient(gate_up, d_gate_up, post_normal);
+        gradient(output, d_middle, attended);
 
         let d_qkv = kept.qkv.grow(tokens * heads.row());
         let lse = &*kept.lse.grow(tokens * heads.queries);
-        let forward = (attended, lse, &*d_attention);
+        let forward = Attended { out: attended, lse, d_out: d_attention };
         attention_backward(heads, d_qkv, batch.sequences(), forward, attention_scratch);
 
         let d_x = gradients.x.grow(tokens * hidden);
@@ -269,12 +269,10 @@ impl Decoder {
         if let Some(range) = qkv_bias {
             add_rows(bias_partials, &mut grads[range.clone()]);
         }
-        let d_qkv_rows = (&*d_qkv, heads.row(), heads.row());
-        let d_weight = &mut grads[qkv.clone()];
         let input_normal = match &kept.outputs {
-            Some(outputs) => outputs.input_normal.as_slice(),
+            Some(outputs) => &outputs.input_normal.as_slice()[..tokens * hidden],
             None => &*normal,
         };
-        weight_gradient(d_qkv_rows, (input_normal, hidden, hidden), tokens, d_weight, scratch);
+        weight_gradient(d_qkv, input_normal, tokens, &mut grads[qkv.clone()], scratch);
     }
 }

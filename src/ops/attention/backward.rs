@@ -13,21 +13,38 @@ use crate::ops::parallel::{SharedMut, for_each};
 use crate::ops::simd::{LANES, Simd, load_partial, simd_fn, store_partial, sum_lanes};
 use std::ops::Range;
 
-/// The backward of [`super::attention`], on the pool: from the forward's rows, output and log-sum-exp and
-/// the output's gradient, writes the gradients of queries, keys and values over `qkv`. Those of a
+/// What the forward put out, and the gradient of its output.
+#[derive(Clone, Copy, Debug)]
+pub struct Attended<'a> {
+    /// The output, `[rows, queries, dim]`.
+    pub out: &'a [f32],
+    /// The log-sum-exp of every query.
+    pub lse: &'a [f32],
+    /// The gradient of the output.
+    pub d_out: &'a [f32],
+}
+
+/// The work of one thread: a key head of a family of sequences.
+struct Item<'a> {
+    sequences: Sequences<'a>,
+    family: Range<usize>,
+    head: usize,
+}
+
+/// The backward of [`super::attention`], on the pool: from the forward's rows, writes the gradients of queries, keys and values over `qkv`. Those of a
 /// trunk are summed over its family in order.
 pub fn attention_backward<'a>(
     heads: Heads,
     qkv: &mut [f32],
     sequences: impl Into<Sequences<'a>>,
-    (out, lse, d_out): (&[f32], &[f32], &[f32]),
+    forward: Attended<'_>,
     scratch: &mut [AttentionScratch],
 ) {
     let sequences = sequences.into();
     let qkv = SharedMut::new(qkv);
     for_each(sequences.num_families() * heads.keys, scratch, |item, scratch| {
         let (family, head) = (sequences.family(item / heads.keys), item % heads.keys);
-        backward_item(heads, &qkv, (sequences, family, head), (out, lse, d_out), scratch);
+        backward_item(heads, &qkv, Item { sequences, family, head }, forward, scratch);
     });
 }
 
@@ -35,8 +52,8 @@ simd_fn!(
     fn backward_item(
         heads: Heads,
         qkv: &SharedMut<'_, f32>,
-        item: (Sequences<'_>, Range<usize>, usize),
-        forward: (&[f32], &[f32], &[f32]),
+        item: Item<'_>,
+        forward: Attended<'_>,
         scratch: &mut AttentionScratch,
     ) = backward_item_generic
 );
@@ -76,10 +93,11 @@ fn backward_item_generic<S: Simd>(
     s: S,
     heads: Heads,
     qkv: &SharedMut<'_, f32>,
-    (sequences, family, head): (Sequences<'_>, Range<usize>, usize),
-    forward: (&[f32], &[f32], &[f32]),
+    item: Item<'_>,
+    forward: Attended<'_>,
     scratch: &mut AttentionScratch,
 ) {
+    let Item { sequences, family, head } = item;
     let (dim, group, width) = (heads.dim, heads.group(), padded(heads.dim));
     let (key_offset, value_offset) = heads.offsets();
     let trunk = sequences.own(family.start);
@@ -157,9 +175,10 @@ fn sequence_backward<'q, S: Simd>(
     head: usize,
     (own, first_position): (Range<usize>, usize),
     part: &impl Fn(usize, usize) -> &'q mut [f32],
-    (out, lse, d_out): (&[f32], &[f32], &[f32]),
+    forward: Attended<'_>,
     work: &mut BackwardWork<'_>,
 ) {
+    let Attended { out, lse, d_out } = forward;
     let (dim, group, width) = (heads.dim, heads.group(), padded(heads.dim));
     let scale = 1.0 / (dim as f32).sqrt();
     let BackwardWork { key_panels, value_panels, keys, d_keys, d_values, block } = work;

@@ -16,18 +16,20 @@ const GRADIENT_COLUMNS: usize = 16 * PANEL;
 pub const WEIGHT_GRADIENT_SCRATCH: usize =
     aligned(DEPTH * GRADIENT_ROWS + LANES) + DEPTH * GRADIENT_COLUMNS;
 
-/// Adds `dyᵀ · x` to `gradient` `[outputs, inputs]`, for `tokens` rows of `dy` (`outputs` of each,
-/// `dy_stride` apart) and `x` (`inputs` of each, `x_stride` apart), on the pool.
+/// Adds `dyᵀ · x` to `gradient` `[outputs, inputs]`, for `dy` `[tokens, outputs]` and `x` `[tokens, inputs]`,
+/// on the pool.
 pub fn weight_gradient(
-    (dy, dy_stride, outputs): (&[f32], usize, usize),
-    (x, x_stride, inputs): (&[f32], usize, usize),
+    dy: &[f32],
+    x: &[f32],
     tokens: usize,
     gradient: &mut [f32],
     scratch: &mut [Buffer],
 ) {
+    if tokens == 0 {
+        return;
+    }
+    let (outputs, inputs) = (dy.len() / tokens, x.len() / tokens);
     assert_eq!(gradient.len(), outputs * inputs);
-    assert!(outputs <= dy_stride && inputs <= x_stride);
-    assert!(tokens * dy_stride <= dy.len() && tokens * x_stride <= x.len());
     let row_blocks = outputs.div_ceil(GRADIENT_ROWS);
     let items = row_blocks * inputs.div_ceil(GRADIENT_COLUMNS);
     let shared = SharedMut::new(gradient);
@@ -40,12 +42,12 @@ pub fn weight_gradient(
             parts(scratch, [DEPTH * GRADIENT_ROWS + LANES, DEPTH * GRADIENT_COLUMNS]);
         for token in (0..tokens).step_by(DEPTH) {
             let depth = DEPTH.min(tokens - token);
-            let dy = &dy[token * dy_stride..(token + depth) * dy_stride];
-            let x = &x[token * x_stride..(token + depth) * x_stride];
+            let dy = &dy[token * outputs..(token + depth) * outputs];
+            let x = &x[token * inputs..(token + depth) * inputs];
             for (tile, out) in left.chunks_mut(DEPTH * TILE).enumerate().take(rows.div_ceil(TILE)) {
                 let first = row + tile * TILE;
                 let width = TILE.min(row + rows - first);
-                for (out, dy) in out.chunks_exact_mut(TILE).zip(dy.chunks_exact(dy_stride)) {
+                for (out, dy) in out.chunks_exact_mut(TILE).zip(dy.chunks_exact(outputs)) {
                     match dy[first..].first_chunk::<TILE>() {
                         Some(whole) if width == TILE => out.copy_from_slice(whole),
                         _ => out[..width].copy_from_slice(&dy[first..first + width]),
@@ -56,7 +58,7 @@ pub fn weight_gradient(
                 right.chunks_mut(DEPTH * PANEL).enumerate().take(columns.div_ceil(PANEL))
             {
                 let first = panel * PANEL;
-                pack_columns(x, x_stride, column + first, PANEL.min(columns - first), out);
+                pack_columns(x, inputs, column + first, PANEL.min(columns - first), out);
             }
             // SAFETY: this item alone writes this rectangle, which lies within the gradient.
             unsafe {

@@ -13,14 +13,12 @@ use crate::cuda::kernels::repetition::Seen;
 use crate::cuda::kernels::sample::{Kinds, RowSampling, Rows, Sampling};
 use crate::cuda::{DeviceSlice, Phase, Stream, Tools};
 use crate::model::Decoder;
-use crate::model::cuda::memory::Matrix;
+use crate::model::cuda::matrix::Matrix;
+use crate::model::gpu_sizes::PENALIZED;
 use crate::ops::sample::{self, Draw, Drawn};
 use anyhow::Result;
 use bytemuck::Pod;
 use std::ops::Range;
-
-/// Most rows that are penalized at a time: about as many as a GPU has multiprocessors, a row each.
-const PENALIZED: usize = 128;
 
 /// The buffers of draws.
 pub(crate) struct Drawing<'a> {

@@ -8,6 +8,7 @@
 use crate::cuda::kernels::prompt;
 use crate::cuda::kernels::rope::Heads;
 use crate::cuda::{DeviceBuffer, DeviceSlice, Phase, Stream, Transfer};
+use crate::model::gpu_sizes::filled;
 use crate::model::{BLOCK_TOKENS, Row};
 use anyhow::Result;
 use std::ops::Range;
@@ -47,16 +48,6 @@ impl PassSize {
 
     fn tables_start(self) -> usize {
         self.lengths_start() + self.sequences()
-    }
-}
-
-/// A power of two or a multiple of 32, so that at most 31 rows are added, each with its own place in
-/// a block.
-pub(crate) fn filled(rows: usize) -> usize {
-    match rows {
-        0 => 0,
-        1..BLOCK_TOKENS => rows.next_power_of_two(),
-        _ => rows.next_multiple_of(BLOCK_TOKENS),
     }
 }
 
@@ -219,13 +210,6 @@ fn tiles_of(heads: Heads, mut first: usize, prompts: &[Row]) -> Vec<Range<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn passes_have_few_sizes_and_little_filling() {
-        assert_eq!([0, 1, 2, 3, 5, 31, 32].map(filled), [0, 1, 2, 4, 8, 32, 32]);
-        assert_eq!([33, 64, 65, 257].map(filled), [64, 64, 96, 288]);
-        assert!((0..5000).all(|rows| filled(rows) - rows < BLOCK_TOKENS));
-    }
 
     const HEADS: Heads = Heads { queries: 28, keys: 4, dim: 128 };
 
