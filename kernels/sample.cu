@@ -36,6 +36,7 @@ __device__ __forceinline__ float exp_as_cpu(float x) {
 constexpr int EIGHT = 8;                     // lanes of the CPU's vectors
 constexpr int TILE_CHUNKS = 512;             // vectors that a block weighs at a time
 constexpr int TILE = TILE_CHUNKS * EIGHT;
+constexpr int BLOCK_CHUNKS = 2048 / EIGHT;   // vectors of a block of the CPU's sums: BLOCK in src/ops/logprob.rs
 constexpr int MOST_TILES = 64;               // so vocabularies of up to 262,144
 
 // What the drawing from the whole vocabulary keeps in shared memory.
@@ -43,7 +44,8 @@ struct __align__(16) Draw {
     float weights[TILE];
     float chunk_sums[TILE_CHUNKS];
     float before[MOST_TILES + 1];  // the weight before each tile
-    float lanes[2][EIGHT];         // the sums of even and odd vectors
+    float lanes[2][EIGHT];         // the sums of even and odd vectors of a block
+    float total;                   // the weight of all choices
     float target;
     unsigned token;
 };
@@ -94,15 +96,25 @@ __device__ __forceinline__ float add_in_order(float sum, const Draw& draw) {
     return sum;
 }
 
-// The CPU's two orders of the sum of weights, at the same time: lane by lane over even and odd vectors
-// (for the total), and vector after vector (for the places in the cumulative sum).
+// The sum of a block from those of its lanes.
+__device__ __forceinline__ float sum_lanes(const Draw& draw) {
+    float l[EIGHT];
+    for (int i = 0; i < EIGHT; i++) l[i] = __fadd_rn(draw.lanes[0][i], draw.lanes[1][i]);
+    return __fadd_rn(__fadd_rn(__fadd_rn(l[0], l[4]), __fadd_rn(l[2], l[6])),
+                     __fadd_rn(__fadd_rn(l[1], l[5]), __fadd_rn(l[3], l[7])));
+}
+
+// The CPU's two orders of the sum of weights, at the same time: lane by lane over the even and odd vectors
+// of blocks, which are added in fp64 (for the total), and vector after vector (for the places in the
+// cumulative sum).
 __device__ __forceinline__ void sum_weights(const float* logits, int choices, float max,
                                             float inverse_temperature, Draw& draw) {
     int tiles = (choices + TILE - 1) / TILE, whole = choices / EIGHT;
     bool sums_lane = threadIdx.x < 2 * EIGHT, sums_chunks = threadIdx.x == WARP;
     int odd = threadIdx.x / EIGHT, lane = threadIdx.x % EIGHT;
     float sum = 0, before = 0;
-    // The odd sums begin with what is left after the whole vectors.
+    double total = 0;
+    // The odd sums of the first block begin with what is left after the whole vectors.
     if (sums_lane && odd && whole * EIGHT + lane < choices) {
         float z = __fmul_rn(__fsub_rn(logits[whole * EIGHT + lane], max), inverse_temperature);
         sum = __fadd_rn(sum, exp_as_cpu(z));
@@ -112,11 +124,18 @@ __device__ __forceinline__ void sum_weights(const float* logits, int choices, fl
         weigh_tile(next, tile, choices, max, inverse_temperature, draw);
         next = load_tile(logits, tile + 1, choices);
         int chunks = min(TILE_CHUNKS, whole - tile * TILE_CHUNKS);
-        if (sums_lane) {
+        for (int first = 0; first < TILE_CHUNKS && threadIdx.x < WARP; first += BLOCK_CHUNKS) {
+            if (sums_lane) {
 #pragma unroll 8
-            for (int chunk = odd; chunk < chunks; chunk += 2) {
-                sum = __fadd_rn(sum, draw.weights[chunk * EIGHT + lane]);
+                for (int chunk = first + odd; chunk < min(chunks, first + BLOCK_CHUNKS); chunk += 2) {
+                    sum = __fadd_rn(sum, draw.weights[chunk * EIGHT + lane]);
+                }
+                draw.lanes[odd][lane] = sum;
+                sum = 0;
             }
+            __syncwarp();
+            if (threadIdx.x == 0) total += double(sum_lanes(draw));
+            __syncwarp();
         }
         if (sums_chunks) {
             draw.before[tile] = before;
@@ -124,7 +143,7 @@ __device__ __forceinline__ void sum_weights(const float* logits, int choices, fl
         }
     }
     if (sums_chunks) draw.before[tiles] = before;
-    if (sums_lane) draw.lanes[odd][lane] = sum;
+    if (threadIdx.x == 0) draw.total = float(total);
     __syncthreads();
 }
 
@@ -183,12 +202,8 @@ __device__ __forceinline__ void draw_token(const float* logits, int choices, flo
                                            float inverse_temperature, float u, Draw& draw) {
     sum_weights(logits, choices, max, inverse_temperature, draw);
     if (threadIdx.x == 0) {
-        float l[EIGHT];
-        for (int i = 0; i < EIGHT; i++) l[i] = __fadd_rn(draw.lanes[0][i], draw.lanes[1][i]);
-        float sum = __fadd_rn(__fadd_rn(__fadd_rn(l[0], l[4]), __fadd_rn(l[2], l[6])),
-                              __fadd_rn(__fadd_rn(l[1], l[5]), __fadd_rn(l[3], l[7])));
         // exp(ln(sum)) as the CPU's library rounds it: correctly, as good as always.
-        float log_sum = float(log(double(sum)));
+        float log_sum = float(log(double(draw.total)));
         draw.target = __fmul_rn(u, float(exp(double(log_sum))));
     }
     __syncthreads();
