@@ -27,5 +27,5 @@ pub use decoder::{Decoder, Packed, Target};
 pub use extend::{DecodeWorkspace, Row};
 pub use layout::{Layout, RowOrder, TensorSpec};
 pub use precision::Precision;
-pub use training::{BatchSize, Objective, Recompute, TrainingMemory, Workspace};
+pub use training::{BatchSize, ChunkObjective, Recompute, TrainingMemory, Workspace};
 pub use weights::Weights;

@@ -23,9 +23,9 @@ use layer::LayerBuffers;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Called for each chunk of targets with the index of the first, their scores, and their zeroed
-/// gradients of the loss by each score, which it fills.
-pub type Objective<'a> = dyn FnMut(usize, &[TokenScores], &mut [ScoreGradient]) + 'a;
+/// An objective as the head calls it: for each chunk of targets with the index of the first, their scores, and
+/// zeroed gradients of the loss by each score, which it fills.
+pub type ChunkObjective<'a> = dyn FnMut(usize, &[TokenScores], &mut [ScoreGradient]) + 'a;
 
 /// What is computed again in the backward instead of being kept from the forward.
 #[derive(
@@ -157,7 +157,7 @@ impl Decoder {
         batch: &Packed,
         targets: &[Target],
         temperature: f32,
-        objective: &mut Objective<'_>,
+        objective: &mut ChunkObjective<'_>,
         grads: &mut [f32],
         ws: &mut Workspace,
     ) {

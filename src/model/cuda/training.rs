@@ -17,7 +17,7 @@ use crate::cuda::kernels::rms_norm::NormBackward;
 use crate::cuda::{DeviceSlice, DeviceSliceMut, Half, Phase, Stream, Tools};
 use crate::model::gpu_sizes::{MOST_ROWS, TrainingShape, attention_sizes};
 use crate::model::{
-    BatchSize, Decoder, Objective, Packed, Recompute, ScoreGradient, Target, TokenScores,
+    BatchSize, ChunkObjective, Decoder, Packed, Recompute, ScoreGradient, Target, TokenScores,
 };
 use anyhow::{Result, ensure};
 use std::ops::Range;
@@ -134,7 +134,7 @@ impl<'a> Training<'a> {
         batch: &Packed,
         targets: &[Target],
         temperature: f32,
-        objective: &mut Objective<'_>,
+        objective: &mut ChunkObjective<'_>,
         mut grads: DeviceSliceMut<'_, Half>,
         finished: &mut Finished<'_>,
     ) -> Result<()> {
@@ -194,7 +194,7 @@ impl<'a> Training<'a> {
         &mut self,
         targets: &[Target],
         temperature: f32,
-        objective: &mut Objective<'_>,
+        objective: &mut ChunkObjective<'_>,
         grads: &mut DeviceSliceMut<'_, Half>,
     ) -> Result<()> {
         let range = &self.decoder.ranges.head;
