@@ -355,36 +355,6 @@ mod tests {
         }
     }
 
-    /// The least time that a draw from a real vocabulary takes.
-    #[test]
-    #[ignore = "measures; run with --release and --nocapture"]
-    fn how_long_a_truncated_draw_takes() {
-        let logits: Vec<f32> =
-            (0..152_064).map(|i| 24.0 * rng::uniform(1, i).powi(3) - 12.0).collect();
-        for sampling in [
-            PLAIN,
-            Sampling { top_k: 50, ..PLAIN },
-            Sampling { top_p: 0.95, ..PLAIN },
-            Sampling { min_p: 0.05, ..PLAIN },
-            Sampling { temperature: 0.7, top_k: 20, top_p: 0.8, min_p: 0.0 },
-        ] {
-            for (name, is_sorted) in [("now", false), ("by sorting", true)] {
-                let time = |i| {
-                    let start = std::time::Instant::now();
-                    let u = rng::uniform(2, i);
-                    let token = match is_sorted {
-                        true => draw_sorted(&logits, sampling, u),
-                        false => sample(&logits, logits.len(), sampling, u).0,
-                    };
-                    std::hint::black_box(token);
-                    start.elapsed()
-                };
-                let least = (0..40).map(time).min().unwrap();
-                println!("{sampling:?} {name}: {least:?}");
-            }
-        }
-    }
-
     #[test]
     fn a_penalty_makes_seen_tokens_less_likely_once_whatever_their_sign() {
         let mut logits = [2.0, -2.0, 3.0, 0.0];

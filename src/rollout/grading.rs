@@ -8,6 +8,7 @@ use super::attempt::{Attempt, ProblemAttempts};
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
+use crate::engine::text::text_of;
 use crate::engine::{Next, Observer, Request, RequestId, Rollout};
 use crate::tasks::{Task, with_opened_thought};
 use crate::tokenizer::Tokenizer;
@@ -92,7 +93,7 @@ impl<'a> Desk<'a> {
     }
 
     fn attempt(&self, asked: &Asked, rollout: Rollout) -> Result<Attempt> {
-        let text = self.tokenizer.decode(&rollout.tokens)?;
+        let text = text_of(self.tokenizer, &rollout.tokens)?;
         let response = with_opened_thought(&text, asked.opens_thought);
         let grade = self.task.grade(asked.problem, &response, &|| self.is_closed())?;
         Ok(Attempt { rollout, text, grade })
