@@ -1,4 +1,4 @@
-//! CodeSeq: post-trains language models on number-sequence problems and runs them.
+//! CodeSeq: fine-tunes, reinforces, runs and scores language models.
 //!
 //! Modules in reading order; each imports only from those listed after it
 //! (`ARCHITECTURE.md` has the map and the rules).

@@ -93,19 +93,9 @@ fn imports_only_point_down() {
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
-/// Circles that are still to be broken.
-const KNOWN_CIRCLES: &[&[&str]] = &[];
-
 #[test]
 fn no_files_need_each_other() {
-    let is_known = |circle: &&[&str], files: &std::collections::BTreeSet<String>| {
-        files.iter().all(|file| circle.contains(&file.trim_start_matches("src/")))
-    };
-    let circles: Vec<String> = circles::circles()
-        .into_iter()
-        .filter(|(files, _)| !KNOWN_CIRCLES.iter().any(|circle| is_known(circle, files)))
-        .map(|(_, text)| text)
-        .collect();
+    let circles = circles::circles();
     assert!(circles.is_empty(), "{}", circles.join("\n"));
 }
 

@@ -16,9 +16,11 @@ pub struct JsonlLog {
 }
 
 impl JsonlLog {
-    /// Opens the file, or makes it; what it holds stays.
+    /// Opens the file, or makes it with the folder that it lies in; what it holds stays.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::options().read(true).append(true).create(true).open(path);
+        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let file =
+            made.and_then(|()| File::options().read(true).append(true).create(true).open(path));
         let file = file.map_err(|e| usage(format!("cannot write {}: {e}", path.display())))?;
         Ok(Self { file, path: path.to_owned() })
     }

@@ -14,6 +14,7 @@ pub mod interrupt;
 pub mod json;
 pub mod jsonl_log;
 pub mod limits;
+pub(crate) mod line_process;
 pub mod log;
 pub mod memory;
 pub mod progress;

@@ -32,7 +32,7 @@ use clap::{CommandFactory, FromArgMatches};
 use std::fmt;
 use std::io::{self, Write};
 
-/// Post-trains language models on number-sequence problems and runs them.
+/// Fine-tunes, reinforces, runs and scores language models.
 #[derive(Debug, clap::Parser)]
 #[command(name = "train", version, about)]
 pub struct Cli {

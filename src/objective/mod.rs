@@ -3,8 +3,8 @@
 //! Contract: no model, no device, no I/O. An [`Objective`] reads the scores of target tokens and writes the
 //! gradient of the loss by each score; the model's head carries that on. Losses and gradients are
 //! unnormalised sums, divided once by the trainer, so neither packing nor micro-batches nor ranks change
-//! them. An objective that needs log-probabilities before it learns (those of a reference model, or of the
-//! trainer before the update) is built from them: the loop asks the trainer to score first.
+//! them. `learn` sees one chunk of targets, which may end inside a sequence. A loss that needs whole sequences,
+//! or another model's log-probabilities, gets them in its constructor: the loop calls `Trainer::score` first.
 
 mod aggregation;
 pub mod grpo;

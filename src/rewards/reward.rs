@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 pub struct Response<'a> {
     /// The response's text, without special tokens.
     pub text: &'a str,
+    /// Tokens of the response, the stop token included.
     pub num_tokens: usize,
     /// The share of rollouts that solve the problem, where that was estimated.
     pub solvability: Option<f64>,

@@ -222,7 +222,7 @@ impl Trainer {
         self.workers.keep_reference(params)
     }
 
-    /// Ends a step: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.
+    /// Makes one update: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.
     /// Where the gradient or `loss` is not finite, no weight changes.
     pub fn update(&mut self, denominator: f64, loss: f64) -> Result<Update> {
         let lr = self.optim.lr * self.schedule.factor(self.step, self.total_steps);

@@ -24,7 +24,7 @@ struct Source {
 }
 
 /// Files that need each other, with the names that tie them, as text.
-pub(crate) fn circles() -> Vec<(BTreeSet<String>, String)> {
+pub(crate) fn circles() -> Vec<String> {
     let crate_of_files = Crate::read();
     let ties = crate_of_files.ties();
     let needed = |name: &str| -> BTreeSet<String> {
@@ -41,17 +41,16 @@ pub(crate) fn circles() -> Vec<(BTreeSet<String>, String)> {
     };
     let needed: BTreeMap<&String, BTreeSet<String>> =
         ties.keys().map(|name| (name, needed(name))).collect();
-    let mut circles: Vec<(BTreeSet<String>, String)> = Vec::new();
+    let mut circles = BTreeSet::new();
     for (&name, others) in &needed {
         let is_mutual =
             |other: &&String| needed.get(*other).is_some_and(|back| back.contains(name));
         let circle: BTreeSet<String> = others.iter().filter(is_mutual).cloned().collect();
-        if circle.len() > 1 && !circles.iter().any(|(known, _)| *known == circle) {
-            let text = describe(&circle, &ties);
-            circles.push((circle, text));
+        if circle.len() > 1 {
+            circles.insert(circle);
         }
     }
-    circles
+    circles.iter().map(|circle| describe(circle, &ties)).collect()
 }
 
 type Ties = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;

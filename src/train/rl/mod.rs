@@ -6,7 +6,6 @@
 //! sampling of a step by prompt and its updates by row.
 
 mod config;
-mod line_process;
 mod metrics;
 #[cfg(test)]
 mod parity;

@@ -8,9 +8,9 @@
 //! it should end, and with the run it is killed. Left out: rewards while other responses are still being
 //! generated.
 
-use super::line_process::{Heard, LONGEST_LINE, LineProcess};
 use crate::base::error::usage;
 use crate::base::limits::refuse_outside;
+use crate::base::line_process::{Heard, LONGEST_LINE, LineProcess};
 use crate::rollout::attempt::Attempt;
 use crate::sandbox::CaseVerdict;
 use anyhow::{Context, Result};

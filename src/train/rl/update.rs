@@ -160,7 +160,7 @@ fn families<'l, 'g>(config: &Config, learnt: &'l [Learnt<'g>]) -> Vec<&'l [Learn
     families
 }
 
-/// Rows of a family, and a few more.
+/// An upper bound on the rows that a family takes.
 fn length(family: &[Learnt<'_>]) -> usize {
     family[0].prompt.len() + family.iter().map(|learnt| learnt.response.len()).sum::<usize>()
 }
