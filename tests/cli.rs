@@ -187,3 +187,21 @@ fn numbers_that_the_device_does_not_compute_with_are_refused_before_a_model_is_r
         assert!(text.contains("--precision is f32: GPUs compute in bf16 or fp16"), "{text}");
     }
 }
+
+#[test]
+fn a_message_on_the_command_line_is_a_conversation_of_one_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("asked.jsonl");
+    std::fs::write(&file, r#"{"messages": [{"role": "user", "content": "How many?"}]}"#).unwrap();
+    let answer = |asked: &[&str]| {
+        let fixed = ["generate", "--model", "data/demo/base", "--max-new-tokens", "8", "--json"];
+        let output = train(&[&fixed[..], asked].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        stdout(&output)
+    };
+    let chat = answer(&["--chat", "How many?"]);
+    assert_eq!(chat, answer(&["--messages", file.to_str().unwrap()]));
+    assert_ne!(chat, answer(&["--prompt", "How many?"]));
+    let text = mistake(&["generate", "--model", "data/demo/base"]);
+    assert!(["--chat", "--messages", "--prompt"].iter().all(|o| text.contains(o)), "{text}");
+}

@@ -13,11 +13,11 @@ use crate::engine::{
     check_temperature,
 };
 use crate::model::ModelConfig;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Message, Tokenizer};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Arguments of `train generate`.
@@ -26,17 +26,8 @@ pub struct Args {
     /// A model directory in Hugging Face layout, or the name of a model on the Hub
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
-    /// Raw text to continue, without a chat template
-    #[arg(
-        long,
-        value_name = "TEXT",
-        conflicts_with = "messages",
-        required_unless_present = "messages"
-    )]
-    prompt: Option<String>,
-    /// Conversations to answer (JSON Lines of {"messages": [...]})
-    #[arg(long, value_name = "FILE")]
-    messages: Option<PathBuf>,
+    #[command(flatten)]
+    asked: Asked,
     /// Sampling temperature; 0 takes the most likely token
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
@@ -86,6 +77,21 @@ pub struct Args {
     top_logprobs: usize,
 }
 
+/// What the model is asked.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Asked {
+    /// A message to answer, in the model's chat template
+    #[arg(long, value_name = "TEXT")]
+    chat: Option<String>,
+    /// Conversations to answer (JSON Lines of {"messages": [...]})
+    #[arg(long, value_name = "FILE")]
+    messages: Option<PathBuf>,
+    /// Raw text to continue, without a chat template
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+}
+
 const MOST_SAMPLES: usize = 1 << 20;
 
 /// More would make a line of `--json` longer than anybody reads.
@@ -114,7 +120,7 @@ pub fn run(args: Args) -> Result<()> {
     let stops = Stops::new(&model.tokenizer, &args.stop)
         .map_err(|refusal| usage(format!("--stop: {refusal}")))?;
     model.tokenizer.check_ids("--stop-id", &args.stop_id)?;
-    if args.messages.is_some() && !args.ignore_eos {
+    if args.asked.prompt.is_none() && !args.ignore_eos {
         warn_of_run_on(model.decoder.config(), &model.tokenizer, &args.stop_id);
     }
     let sampling = sampling(&args, &model, &stops);
@@ -158,7 +164,7 @@ fn requests(args: &Args, tokenizer: &Tokenizer, sampling: &SamplingParams) -> Re
         sampling: sampling.clone(),
         num_samples: args.num_samples,
     };
-    Ok(prompts(args, tokenizer)?.into_iter().map(request).collect())
+    Ok(prompts(&args.asked, tokenizer)?.into_iter().map(request).collect())
 }
 
 /// Prints responses in the order of prompts and samples, or one as it grows.
@@ -226,7 +232,10 @@ fn check(args: &Args) -> Result<()> {
             "--repetition-penalty must be above 0",
         ),
         (!args.stream || args.num_samples == 1, "--stream prints one response: leave out -n"),
-        (!args.stream || args.messages.is_none(), "--stream prints one response: use --prompt"),
+        (
+            !args.stream || args.asked.messages.is_none(),
+            "--stream prints one response: use --chat or --prompt",
+        ),
     ];
     match checks.iter().find(|(is_right, _)| !is_right) {
         Some((_, message)) => Err(usage(*message)),
@@ -250,26 +259,29 @@ fn engine_config(args: &Args, model: &ModelConfig, requests: &[Request]) -> Resu
     Ok(EngineConfig::roomy(max_sequences, longest + args.max_new_tokens))
 }
 
-fn prompts(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    match (&args.prompt, &args.messages) {
-        (Some(text), _) => Ok(vec![tokenizer.encode_with_special_tokens(text)?]),
-        (None, Some(file)) => {
-            let samples: Vec<(usize, Sample)> =
-                rows::numbered(file, None)?.collect::<Result<_>>()?;
-            if samples.is_empty() {
-                return Err(usage(format!("{}: no conversation to answer", file.display())));
-            }
-            let prompt = |(line, sample): (usize, &Sample)| match sample.messages.last() {
-                Some(message) if message.role != "assistant" => {
-                    tokenizer.encode_prompt(&sample.messages)
-                }
-                _ => Err(usage(format!(
-                    "{}:{line}: there is nothing to answer: a conversation ends with its user",
-                    file.display()
-                ))),
-            };
-            samples.iter().map(|(line, sample)| prompt((*line, sample))).collect()
-        }
-        (None, None) => Ok(Vec::new()),
+fn prompts(asked: &Asked, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
+    let Asked { chat, messages, prompt } = asked;
+    let chat = chat.iter().map(|text| tokenizer.encode_prompt(&[Message::new("user", text)]));
+    let raw = prompt.iter().map(|text| tokenizer.encode_with_special_tokens(text));
+    let mut prompts: Vec<Vec<u32>> = chat.chain(raw).collect::<Result<_>>()?;
+    if let Some(file) = messages {
+        prompts.extend(conversations(file, tokenizer)?);
     }
+    Ok(prompts)
+}
+
+/// The conversations of a file, each with the assistant's next turn opened.
+fn conversations(file: &Path, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
+    let samples: Vec<(usize, Sample)> = rows::numbered(file, None)?.collect::<Result<_>>()?;
+    if samples.is_empty() {
+        return Err(usage(format!("{}: no conversation to answer", file.display())));
+    }
+    let prompt = |(line, sample): (usize, &Sample)| match sample.messages.last() {
+        Some(message) if message.role != "assistant" => tokenizer.encode_prompt(&sample.messages),
+        _ => Err(usage(format!(
+            "{}:{line}: there is nothing to answer: a conversation ends with its user",
+            file.display()
+        ))),
+    };
+    samples.iter().map(|(line, sample)| prompt((*line, sample))).collect()
 }
