@@ -35,7 +35,7 @@ fn config(dir: &Path, more: &str) -> sft::Config {
     let dir = dir.display();
     let text = format!(
         "model = {{ init = '{dir}/model.json', tokenizer = '{dir}' }}
-        data = {{ files = [], max_length = {SEQ_LEN} }}
+        data = {{ files = ['{dir}/unread.jsonl'], max_length = {SEQ_LEN} }}
         optim = {{ lr = 1e-4 }}
         schedule = {{}}
         [train]

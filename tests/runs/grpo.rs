@@ -224,7 +224,7 @@ fn reinforcement_killed_at_two_random_moments_resumes_to_the_same_bits() {
 }
 
 #[test]
-#[ignore = "takes minutes; .ci/run runs it"]
+#[ignore = "long; .ci/run runs it"]
 fn reinforcement_killed_at_twenty_random_moments_resumes_to_the_same_bits() {
     reinforce_killed_at_random_moments(20, 32);
 }

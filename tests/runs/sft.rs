@@ -109,7 +109,7 @@ fn fine_tuning_killed_at_two_random_moments_resumes_to_the_same_bits() {
 }
 
 #[test]
-#[ignore = "takes a minute; .ci/run runs it"]
+#[ignore = "long; .ci/run runs it"]
 fn fine_tuning_killed_at_twenty_random_moments_resumes_to_the_same_bits() {
     fine_tune_killed_at_random_moments(20);
 }
