@@ -124,8 +124,12 @@ impl Hub {
                 self.cache.display()
             )));
         }
-        self.download(repo, fetch)
-            .with_context(|| format!("downloading {id} at {revision} from {}", self.endpoint))
+        self.download(repo, fetch).with_context(|| {
+            format!(
+                "{id} is no directory here; downloading it at {revision} from {}",
+                self.endpoint
+            )
+        })
     }
 
     /// Returns the folder of the revision (a name or a commit) in the cache; it may hold a part only.

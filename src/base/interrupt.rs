@@ -1,20 +1,24 @@
-//! Ctrl-C and SIGTERM: the first asks the running loop to stop after its step, the second ends the
-//! process at once.
+//! Ctrl-C and SIGTERM: the first asks the running loop to stop after its step, another one a second or more
+//! later ends the process at once. What comes sooner is the same request: `timeout` and job schedulers signal
+//! a process and then its group.
 //!
 //! Loops poll [`requested`], write a checkpoint, and return [`super::error::Interrupted`].
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 const NOTICE: &[u8] = b"\nstopping in an orderly way; once more to stop at once\n";
 const EXIT_CODE: libc::c_int = 130;
 
-static REQUESTED: AtomicBool = AtomicBool::new(false);
+const SAME_REQUEST_MILLIS: i64 = 1000;
+
+/// When the user asked to stop, on the monotonic clock; 0 where nobody did.
+static REQUESTED_AT_MILLIS: AtomicI64 = AtomicI64::new(0);
 
 /// Whether the user asked to stop.
 pub fn requested() -> bool {
-    REQUESTED.load(Ordering::Relaxed)
+    REQUESTED_AT_MILLIS.load(Ordering::Relaxed) != 0
 }
 
 /// Takes over SIGINT and SIGTERM for the rest of the process.
@@ -39,10 +43,23 @@ pub fn leave_to_another() -> Result<()> {
 }
 
 extern "C" fn on_signal(_: libc::c_int) {
-    if REQUESTED.swap(true, Ordering::Relaxed) {
+    let now = monotonic_millis();
+    let order = Ordering::Relaxed;
+    match REQUESTED_AT_MILLIS.compare_exchange(0, now, order, order) {
+        // SAFETY: `write` is async-signal-safe and the buffer is static.
+        Ok(_) => unsafe {
+            libc::write(libc::STDERR_FILENO, NOTICE.as_ptr().cast(), NOTICE.len());
+        },
+        Err(first) if now - first < SAME_REQUEST_MILLIS => {}
         // SAFETY: `_exit` is async-signal-safe and does not return.
-        unsafe { libc::_exit(EXIT_CODE) };
+        Err(_) => unsafe { libc::_exit(EXIT_CODE) },
     }
-    // SAFETY: `write` is async-signal-safe and the buffer is static.
-    unsafe { libc::write(libc::STDERR_FILENO, NOTICE.as_ptr().cast(), NOTICE.len()) };
+}
+
+/// Milliseconds since some moment in the past, at least 1.
+fn monotonic_millis() -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `clock_gettime` is async-signal-safe and `now` is valid.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    (now.tv_sec * 1000 + now.tv_nsec / 1_000_000).max(1)
 }

@@ -279,7 +279,7 @@ fn conversations(file: &Path, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     let prompt = |(line, sample): (usize, &Sample)| match sample.messages.last() {
         Some(message) if message.role != "assistant" => tokenizer.encode_prompt(&sample.messages),
         _ => Err(usage(format!(
-            "{}:{line}: there is nothing to answer: a conversation ends with its user",
+            "{}:{line}: there is nothing to answer: a conversation must end with a user's turn",
             file.display()
         ))),
     };

@@ -235,8 +235,8 @@ impl<'a> TokenCache<'a> {
                 let empty = counts.dropped.get(&Reason::Empty).copied().unwrap_or(0);
                 if reason == Reason::Empty && empty > self.max_empty {
                     return Err(usage(format!(
-                        "no token carries loss: is there an assistant turn? (data.max_empty = {} \
-                         such samples are skipped in each source)",
+                        "no token carries loss: is there an assistant turn? (data.max_empty = {}: so many \
+                         such samples of a source are skipped)",
                         self.max_empty
                     )));
                 }

@@ -190,14 +190,14 @@ impl Plan {
         if let Device::Gpu { memory_bytes } = self.device {
             lines.push(("  of".to_owned(), gigabytes(memory_bytes)));
         }
-        if !self.host.is_empty() {
-            lines.push(("memory of the host".to_owned(), String::new()));
-            lines.extend(self.host.iter().map(line));
-        }
         lines.extend(self.by_recompute.iter().map(|(recompute, bytes)| {
             let mode = format!("{recompute:?}").to_lowercase();
             (format!("  in all with recompute = {mode}"), gigabytes(*bytes as f64))
         }));
+        if !self.host.is_empty() {
+            lines.push(("memory of the host".to_owned(), String::new()));
+            lines.extend(self.host.iter().map(line));
+        }
         lines.push(("updates".to_owned(), self.total_steps.to_string()));
         let tokens = self.max_tokens_per_step;
         lines.push(("tokens in an update, at most".to_owned(), tokens.to_string()));

@@ -131,6 +131,7 @@ pub struct RolloutConfig {
     /// Longest response, in tokens.
     pub max_new_tokens: usize,
     /// Sequences that each rank generates at the same time.
+    #[serde(default = "sixty_four")]
     pub max_sequences: usize,
     /// Positions in each rank's key-value cache; where not given, as many as `max_sequences` of the
     /// longest need, within half of the free memory. A smaller one makes sequences wait, and changes
@@ -168,6 +169,10 @@ fn one_rank() -> usize {
 
 fn one() -> u64 {
     1
+}
+
+fn sixty_four() -> usize {
+    64
 }
 
 fn five() -> u64 {
