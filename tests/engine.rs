@@ -549,3 +549,13 @@ fn what_could_never_finish_is_refused() {
         assert!(refusal(config, request(4, 1, 1), sampling).contains(name));
     }
 }
+
+#[test]
+fn a_model_whose_numbers_are_not_finite_says_so_instead_of_drawing() {
+    let mut broken = Tiny::new("llama", true);
+    broken.params.fill(f32::NAN);
+    let request = with(&sampling(), &requests()[..1]);
+    let mut nobody = |_: RequestId, _: usize, _: Rollout| {};
+    let text = broken.engine(WIDE).generate(&request, &mut nobody).unwrap_err().to_string();
+    assert!(text.contains("not finite"), "{text}");
+}

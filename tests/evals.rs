@@ -326,6 +326,13 @@ fn a_range_that_selects_nothing_keeps_the_rollouts_for_another() {
 #[test]
 fn responses_are_saved_with_their_grades_and_the_reasons_are_counted() {
     let place = Evals::new();
+    let out = "eval gtg --out score.json --save-responses";
+    let given = "--model model --data problems.jsonl";
+    place.mistake(&format!("{out} ./score.json {given}"), &["--save-responses", "result of --out"]);
+    place.mistake(
+        &format!("{out} score.partial.jsonl {given}"),
+        &["--save-responses", "journal of --out"],
+    );
     let text = done(&mut place.eval("eval gtg --out score.json --save-responses all.jsonl"));
     assert!(text.contains("wrong_answer"), "{text}");
     let rows: Vec<Value> = jsonl::read(&place.path("all.jsonl")).unwrap();

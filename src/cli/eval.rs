@@ -3,9 +3,11 @@
 use super::attempts::AttemptArgs;
 use super::judge::JudgeArgs;
 use super::print;
+use crate::base::error::usage;
 use crate::base::fs::write_json;
 use crate::base::table::Table;
 use crate::eval::cases::{self, CaseAnalysis};
+use crate::eval::journal::Journal;
 use crate::eval::responses;
 use crate::eval::score::{self, Evaluation, Score};
 use crate::sandbox::Judge;
@@ -88,7 +90,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn gtg(args: &GtgArgs) -> Result<()> {
-    args.attempts.check(&args.score.outs())?;
+    args.attempts.check(&args.score.outs()?)?;
     let judge = Judge::start(args.judge.options())?;
     let task =
         args.attempts.open(|problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
@@ -96,7 +98,7 @@ fn gtg(args: &GtgArgs) -> Result<()> {
 }
 
 fn next_number(args: &NextNumberArgs) -> Result<()> {
-    args.attempts.check(&args.score.outs())?;
+    args.attempts.check(&args.score.outs()?)?;
     let task = args.attempts.open(NextNumber::open)?;
     score_on(&task, &args.attempts, &args.score)
 }
@@ -142,9 +144,20 @@ fn cases(args: &CasesArgs) -> Result<()> {
 }
 
 impl ScoreArgs {
-    /// The files that will be written.
-    fn outs(&self) -> Vec<&Path> {
-        self.out.iter().chain(&self.save_responses).map(PathBuf::as_path).collect()
+    /// The files that will be written, which must be different ones.
+    fn outs(&self) -> Result<Vec<&Path>> {
+        if let (Some(out), Some(responses)) = (&self.out, &self.save_responses) {
+            let absolute = |path: &Path| std::path::absolute(path).ok();
+            for (taken, what) in [(out.clone(), "result"), (Journal::path_for(out), "journal")] {
+                if absolute(&taken) == absolute(responses) {
+                    return Err(usage(format!(
+                        "--save-responses is {}, where the {what} of --out goes: name another file",
+                        responses.display()
+                    )));
+                }
+            }
+        }
+        Ok(self.out.iter().chain(&self.save_responses).map(PathBuf::as_path).collect())
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::model::{DecodeWorkspace, Decoder, KvCache, Row, Weights};
 use crate::ops::sample::{Draw, Drawn};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -27,6 +27,16 @@ pub(crate) trait Backend {
 
     /// Copies one block of the cache to another.
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
+}
+
+/// Refuses log-probabilities that no distribution has.
+pub(crate) fn check_finite(logprobs: impl IntoIterator<Item = f32>) -> Result<()> {
+    ensure!(
+        logprobs.into_iter().all(f32::is_finite),
+        "the model's numbers are not finite: its weights have diverged in training, or they are too large \
+         for their format (fp16 ends at 65504; compute in bf16)"
+    );
+    Ok(())
 }
 
 /// The threads of this machine.

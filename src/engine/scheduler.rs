@@ -5,7 +5,7 @@
 //! are younger than all of them: when blocks run out the youngest gives up its own and waits, so the
 //! oldest always gets on. None of this can change a token.
 
-use super::backend::{Backend, Host};
+use super::backend::{Backend, Host, check_finite};
 use super::blocks::BlockPool;
 use super::config::{EngineConfig, Stats, max_prompts};
 use super::queue::{Numbered, Queue};
@@ -255,6 +255,7 @@ impl<'m> Engine<'m> {
         }
         let draws: Vec<Draw<'_>> = running.iter().map(|&i| work.running[i].next()).collect();
         let drawn = self.backend.draw(&draws)?;
+        check_finite(drawn.iter().map(|drawn| drawn.logprob))?;
         work.stats.generated_tokens += drawn.len();
         for (index, drawn) in running.into_iter().zip(drawn) {
             work.running[index].push(drawn);
@@ -329,6 +330,7 @@ impl<'m> Engine<'m> {
             }
             if let Some(mut sequence) = prompt.start(&mut self.pool, &mut *self.backend)? {
                 let drawn = sequence.next().draw(&prompt.logits);
+                check_finite([drawn.logprob])?;
                 sequence.push(drawn);
                 work.stats.generated_tokens += 1;
                 let is_finished = prompt.num_to_start() == 0;

@@ -3,6 +3,7 @@
 //! Contract: the bits of [`crate::model::Decoder::score`] and of generation on the same tokens,
 //! whatever else is scored beside them. Works with weights in any stored number format.
 
+use super::backend::check_finite;
 use crate::base::memory;
 use crate::base::progress::Progress;
 use crate::model::{DecodeWorkspace, Decoder, KvCache, Row, Weights};
@@ -90,6 +91,7 @@ impl<'m> Scorer<'m> {
                 .zip(&next)
                 .map(|(row, &token)| statistics(row, temperature).logp(row[token as usize]))
                 .collect();
+            check_finite(logps.iter().copied())?;
             progress.inc(logps.len() as u64);
             let mut logps = logps.into_iter();
             active.retain_mut(|a| {

@@ -26,7 +26,8 @@ use crate::nodes::Nodes;
 use crate::objective::{Chunk, Objective};
 use crate::ops::adamw::AdamW;
 use crate::optim::{AdamWConfig, DecayedParameters, LossScale, Schedule};
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::Path;
 
@@ -149,6 +150,11 @@ impl Trainer {
     /// Writes a checkpoint at `path`: the model, the moments, the step and the loop's own `state`.
     pub fn save<S: Serialize>(&mut self, path: &Path, state: S) -> Result<()> {
         self.fetch_params()?;
+        ensure!(
+            self.model.params.par_iter().all(|weight| weight.is_finite()),
+            "after step {} the weights are not finite, so they are not saved; lower optim.lr",
+            self.step
+        );
         let shards = self.workers.shards();
         let by_rank = self.workers.moments()?;
         let whole = [0, 1].map(|moment| {
@@ -362,6 +368,16 @@ mod tests {
             assert_eq!(disturbed.model.params, spared.model.params);
             assert_eq!((disturbed.step, disturbed.skipped_in_a_row()), (2, 0));
         }
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_not_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut trainer = on(1);
+        trainer.model.params[7] = f32::NAN;
+        let text = trainer.save(&dir.path().join("step"), ()).unwrap_err().to_string();
+        assert!(text.contains("not finite") && text.contains("optim.lr"), "{text}");
+        assert!(!dir.path().join("step").exists());
     }
 
     #[test]

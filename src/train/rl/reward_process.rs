@@ -23,6 +23,9 @@ const STARTS: usize = 3;
 /// Characters of a wrong line that an error shows.
 const SHOWN: usize = 80;
 
+/// Squares of rewards up to this stay within double precision.
+const LARGEST_REWARD: f64 = 1e30;
+
 /// `[external_reward]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -211,6 +214,12 @@ impl Step<'_> {
         }
         let Answer { id, reward } =
             serde_json::from_slice(line).map_err(|e| refuse(line, &e.to_string()))?;
+        if reward.abs() > LARGEST_REWARD {
+            return Err(refuse(
+                line,
+                "the reward is beyond 1e30, so no deviation of a group can be taken",
+            ));
+        }
         let Some(place) = id.checked_sub(self.first_id) else {
             return Err(refuse(line, "the question has an answer already"));
         };
@@ -393,6 +402,7 @@ while True: sys.stdout.write('x' * 65536)";
             ("hello", "wrote \"hello\""),
             (long.as_str(), "wrote \"xxx"),
             ("{\"id\": 0, \"reward\": NaN}", "expected"),
+            ("{\"id\": 0, \"reward\": -1e31}", "beyond 1e30"),
             ("{\"id\": 0}", "missing field `reward`"),
             ("{\"id\": 7, \"reward\": 1}", "no question has that id"),
             ("{\"id\": 0, \"reward\": 1}\n{\"id\": 0, \"reward\": 1}", "an answer already"),
