@@ -1,8 +1,8 @@
-//! What an engine computes with: the passes of a decoder over a cache of blocks, and the draws from
-//! their logits.
+//! A backend computes what an engine asks for: passes of a decoder over a cache of blocks, and draws
+//! from the logits of a pass.
 //!
-//! Contract: which rows are in a pass, and which blocks they have, is the engine's business; a backend
-//! only computes, and a row's result depends on its own sequence. Left out: who holds which block.
+//! The engine decides which rows a pass has and which blocks each sequence holds. A backend only computes,
+//! and the result of a row depends on its own sequence alone.
 
 use crate::model::{DecodeWorkspace, Decoder, KvCache, Row, Weights};
 use crate::ops::sample::{Draw, Drawn};
@@ -10,26 +10,26 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// A decoder at work on a cache.
+/// A backend runs one decoder on one key-value cache.
 pub(crate) trait Backend {
-    /// Whose passes these are.
+    /// Returns the decoder that this backend runs.
     fn decoder(&self) -> &Decoder;
 
-    /// Adds `rows` to the sequences whose blocks `tables` hold, as [`Decoder::extend`], and keeps the
-    /// logits of the rows that want them, in order, until the next time.
+    /// Appends `rows` to the sequences whose blocks `tables` lists, as [`Decoder::extend`] does. Keeps the
+    /// logits of the rows that want them, in the order of the rows, until the next call.
     fn extend(&mut self, tables: &[&[u32]], rows: &[Row]) -> Result<()>;
 
-    /// The token of each of `draws`, from the first logits that were kept, each by its own policy.
+    /// Draws one token for each of `draws`: draw number `i` reads the kept logits number `i`.
     fn draw(&mut self, draws: &[Draw<'_>]) -> Result<Vec<Drawn>>;
 
-    /// The logits that were kept at `place`.
+    /// Returns a copy of the kept logits number `place`: `vocab_size` numbers.
     fn logits(&mut self, place: usize) -> Result<Vec<f32>>;
 
-    /// Copies one block of the cache to another.
+    /// Copies the keys and values of block `from` to block `to`.
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
 }
 
-/// Refuses log-probabilities that no distribution has.
+/// Refuses log-probabilities that are NaN or infinite.
 pub(crate) fn check_finite(logprobs: impl IntoIterator<Item = f32>) -> Result<()> {
     ensure!(
         logprobs.into_iter().all(f32::is_finite),
@@ -39,7 +39,7 @@ pub(crate) fn check_finite(logprobs: impl IntoIterator<Item = f32>) -> Result<()
     Ok(())
 }
 
-/// The threads of this machine.
+/// The backend on the threads of this machine.
 pub(crate) struct Host<'m> {
     decoder: &'m Decoder,
     weights: Arc<Weights<'m>>,
@@ -48,7 +48,7 @@ pub(crate) struct Host<'m> {
 }
 
 impl<'m> Host<'m> {
-    /// A decoder with a cache of so many blocks.
+    /// Allocates a cache of `blocks` blocks.
     pub(crate) fn new(decoder: &'m Decoder, weights: Arc<Weights<'m>>, blocks: usize) -> Self {
         let cache = KvCache::new(decoder.config(), blocks);
         Self { decoder, weights, cache, workspace: DecodeWorkspace::new() }

@@ -1,35 +1,36 @@
-//! Who holds which block of the cache.
+//! The block pool knows how many sequences hold each block of the key-value cache.
 //!
-//! Contract: a block is free when its last holder drops it; nothing has to be given back by hand. Full
-//! blocks of prompts are remembered by their content and all that came before them, so that a later
-//! prompt that begins alike shares them; they are given up, least recently used and deepest first,
-//! when blocks run out. Left out: what the blocks contain (`model::KvCache`).
+//! A block becomes free when its last holder drops it. The pool also remembers the full blocks of earlier
+//! prompts, each by its tokens and by all that stood before it, so that a later prompt that begins alike
+//! shares them. When no block is free, the pool gives up remembered blocks: first those that were used
+//! least recently, and of these the last of the prompt. The keys and values themselves are in
+//! `model::KvCache`.
 
 use crate::model::BLOCK_TOKENS;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-/// All blocks, free or held.
+/// All blocks of a cache.
 pub(crate) struct BlockPool {
     holders: Rc<RefCell<Holders>>,
     prefixes: Prefixes,
 }
 
-/// How many hold each block, and the blocks that nobody holds.
+/// How many holders each block has, and which blocks have none.
 struct Holders {
     counts: Vec<u32>,
     free: Vec<u32>,
 }
 
-/// A share in a block; the block is free when the last share is dropped.
+/// A share in a block: the block becomes free when its last share is dropped.
 pub(crate) struct Block {
     number: u32,
     holders: Rc<RefCell<Holders>>,
 }
 
 impl Block {
-    /// Its place in the cache.
+    /// Returns the block's index in the cache.
     pub(crate) fn number(&self) -> u32 {
         self.number
     }
@@ -58,14 +59,15 @@ impl Drop for Block {
 }
 
 impl BlockPool {
-    /// `num_blocks` free blocks.
+    /// Creates a pool of `num_blocks` blocks, all of them free.
     pub(crate) fn new(num_blocks: usize) -> Self {
         let holders =
             Holders { counts: vec![0; num_blocks], free: (0..num_blocks as u32).rev().collect() };
         Self { holders: Rc::new(RefCell::new(holders)), prefixes: Prefixes::default() }
     }
 
-    /// A free block; where there is none, one that only memory of an earlier prompt holds.
+    /// Takes a free block. Where none is free, it takes one that is only remembered for later prompts.
+    /// Returns `None` when sequences hold all blocks.
     pub(crate) fn take(&mut self) -> Option<Block> {
         if self.holders.borrow().free.is_empty() {
             self.prefixes.forget_one();
@@ -76,37 +78,39 @@ impl BlockPool {
         Some(Block { number, holders: Rc::clone(&self.holders) })
     }
 
-    /// Blocks that sequences hold; those kept only for later prompts do not count.
+    /// Counts the blocks that sequences hold; a block that is only remembered for later prompts does not
+    /// count.
     pub(crate) fn in_use(&self) -> usize {
         let holders = self.holders.borrow();
         let only_kept = self.prefixes.entries.values().filter(|entry| !entry.block.is_shared());
         holders.counts.len() - holders.free.len() - only_kept.count()
     }
 
-    /// The blocks of earlier prompts that begin as `prompt` does, short of its last token, whose
-    /// logits must be computed.
+    /// Returns the remembered blocks with which `prompt` begins. The last token of `prompt` is never in
+    /// them: its logits have to be computed.
     pub(crate) fn find_prefix(&mut self, prompt: &[u32]) -> Vec<Block> {
         self.prefixes.find(&prompt[..prompt.len() - 1])
     }
 
-    /// Remembers the full blocks of a prompt that has been computed.
+    /// Remembers the full blocks of a prompt whose keys and values are computed.
     pub(crate) fn keep_prefix(&mut self, prompt: &[u32], blocks: &[Block]) {
         self.prefixes.keep(prompt, blocks);
     }
 }
 
-/// Full blocks by what they contain.
+/// The remembered blocks, found by what they contain.
 #[derive(Default)]
 struct Prefixes {
     entries: HashMap<Content, Entry>,
-    /// What to give up first: the time of the last use, then the deepest.
+    /// Entries in the order in which they are given up: by the time of their last use, then the deepest
+    /// first.
     by_age: BTreeMap<(u64, std::cmp::Reverse<u64>), Content>,
     clock: u64,
     num_made: u64,
 }
 
-/// The tokens of a block and the identity of the entry before it: equal content means equal keys
-/// and values.
+/// The tokens of a block, and the id of the entry before it (0 for the first block). Blocks of equal
+/// content hold equal keys and values.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Content {
     parent: u64,
@@ -114,7 +118,8 @@ struct Content {
 }
 
 struct Entry {
-    /// Never used twice, not even after the entry is gone; above that of its parent.
+    /// An id is never used twice, even after its entry is gone, and it is larger than the id of the entry
+    /// before it.
     id: u64,
     last_used: u64,
     block: Block,
@@ -156,7 +161,7 @@ impl Prefixes {
         }
     }
 
-    /// Gives up entries until a block comes free.
+    /// Gives up entries until one of them frees a block.
     fn forget_one(&mut self) {
         while let Some((_, content)) = self.by_age.pop_first() {
             let entry = self.entries.remove(&content);
@@ -211,7 +216,7 @@ mod tests {
         let mut other = prompt.clone();
         other[BLOCK_TOKENS] += 1;
         assert_eq!(numbers(&pool.find_prefix(&other)), kept[..1]);
-        // The same tokens in another place are something else.
+        // The same tokens at another position have other keys and values.
         assert!(pool.find_prefix(&prompt[BLOCK_TOKENS..]).is_empty());
     }
 

@@ -1,4 +1,4 @@
-//! The sizes of an engine, and what a workload took of them.
+//! The sizes of an engine, and the statistics of what it did.
 
 use super::Request;
 use crate::base::error::usage;
@@ -7,33 +7,33 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Sizes of the engine.
+/// The sizes of an engine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EngineConfig {
-    /// Sequences that generate at the same time.
+    /// At most this many sequences generate at the same time.
     pub max_sequences: usize,
-    /// Longest prompt plus response, in tokens.
+    /// A prompt and its response have at most this many tokens together.
     pub max_length: usize,
-    /// Tokens of prompts read in one pass beside the running sequences.
+    /// A pass reads at most this many tokens of prompts beside the running sequences.
     pub prefill_tokens: usize,
-    /// Blocks of the cache, of [`crate::model::BLOCK_TOKENS`] positions each.
+    /// The key-value cache has this many blocks of [`crate::model::BLOCK_TOKENS`] positions each.
     pub cache_blocks: usize,
 }
 
 impl EngineConfig {
-    /// A cache in which `max_sequences` sequences of `max_length` tokens never wait for memory.
+    /// Returns sizes with which `max_sequences` sequences of `max_length` tokens never wait for a block.
     pub fn roomy(max_sequences: usize, max_length: usize) -> Self {
         let most = max_sequences + max_prompts(max_sequences);
         let cache_blocks = most * KvCache::blocks_for(max_length) + 1;
         Self { max_sequences, max_length, prefill_tokens: 256, cache_blocks }
     }
 
-    /// Prompt and response rows whose logits exist at the same time, at most.
+    /// Returns the most rows of one pass whose logits are kept.
     pub fn max_logits(&self) -> usize {
         self.max_sequences + max_prompts(self.max_sequences)
     }
 
-    /// Refuses sizes with which no request of a model of this shape could finish.
+    /// Refuses sizes with which no request to `model` could finish.
     pub(crate) fn check(&self, model: &ModelConfig) -> Result<()> {
         let Self { max_sequences, max_length, prefill_tokens, cache_blocks } = *self;
         model.check_length(max_length)?;
@@ -68,50 +68,52 @@ impl EngineConfig {
         Ok(())
     }
 
-    /// Bytes of the key-value cache for a model of this shape.
+    /// Returns the bytes of the key-value cache for a model of this shape.
     pub fn cache_bytes(&self, model: &ModelConfig) -> u64 {
         KvCache::bytes_for(model, self.cache_blocks)
     }
 
-    /// The same with a cache of at most `cache_tokens` positions.
+    /// Returns the same sizes with a cache of at most `cache_tokens` positions.
     pub fn within(self, cache_tokens: usize) -> Self {
         let most = cache_tokens / BLOCK_TOKENS;
         Self { cache_blocks: self.cache_blocks.min(most), ..self }
     }
 
-    /// Positions of the smallest cache in which sequences of `max_length` tokens can be sampled: one,
-    /// and a block more, since samples of a prompt differ in its last one.
+    /// Returns the positions of the smallest cache that can sample a sequence of `max_length` tokens. It
+    /// has one block more than the sequence fills, since the samples of a prompt do not share its last
+    /// block.
     pub fn least_cache_tokens(max_length: usize) -> usize {
         (KvCache::blocks_for(max_length) + 1) * BLOCK_TOKENS
     }
 }
 
-/// Prompts read or waiting at the same time.
+/// Returns how many prompts are read, or wait to be read, at the same time.
 pub(crate) fn max_prompts(max_sequences: usize) -> usize {
     (max_sequences / 8).max(2)
 }
 
-/// What a workload took.
+/// Statistics of an engine's work.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Stats {
-    /// Sampled tokens, also of what was cancelled.
+    /// Tokens were sampled so many times; those of cancelled samples count.
     pub generated_tokens: usize,
-    /// Prompt tokens read, again after a preemption; those shared with an earlier prompt not.
+    /// So many tokens of prompts were computed. Tokens that are computed again after a preemption count
+    /// again; tokens found in the cache do not count.
     pub prompt_tokens: usize,
-    /// Prompt tokens that were in the cache from an earlier prompt.
+    /// So many tokens of prompts were found in the cache, computed for an earlier prompt.
     pub shared_tokens: usize,
-    /// Forward passes.
+    /// The number of forward passes.
     pub passes: usize,
-    /// Mean share of the `max_sequences` places in use, from 0 to 1.
+    /// The share of the `max_sequences` places that was in use, from 0 to 1, as a mean over passes.
     pub occupancy: f64,
-    /// Largest share of the cache in use, from 0 to 1.
+    /// The largest share of the cache's blocks that was in use, from 0 to 1.
     pub peak_cache_use: f64,
-    /// Times that a sequence or prompt had to give up its blocks.
+    /// So many times a sequence or a prompt had to give up its blocks.
     pub preemptions: usize,
 }
 
 impl Stats {
-    /// All of it in a line, for a workload that took `elapsed`.
+    /// Describes the statistics in one line, for work that took `elapsed`.
     pub fn summary(&self, elapsed: Duration) -> String {
         let Self { generated_tokens, prompt_tokens, shared_tokens, preemptions, .. } = *self;
         format!(
@@ -124,7 +126,7 @@ impl Stats {
         )
     }
 
-    /// Adds what another engine did meanwhile, or the same one later.
+    /// Adds the statistics of other work, done by another engine or later by the same one.
     pub fn merge(&mut self, other: &Self) {
         let passes = self.passes + other.passes;
         let in_use = |stats: &Self| stats.occupancy * stats.passes as f64;

@@ -1,5 +1,4 @@
-//! The engine and the scorer on a GPU, and what there is of GPUs; `no_device.rs` stands in for it in a
-//! build without them.
+//! Generation and scoring on a GPU. A build without CUDA has `no_device.rs` in this file's place.
 
 use super::backend::{Backend, check_finite};
 use super::{Engine, EngineConfig, Observer, Queue, Sampler, Stats};
@@ -13,7 +12,7 @@ use anyhow::Result;
 
 pub use crate::model::cuda::DeviceModel;
 
-/// Tokens that are scored at a time, where one sequence does not have more.
+/// Sequences are scored together up to this many tokens; a longer sequence is scored alone.
 const SCORED_TOKENS: usize = 8192;
 
 /// Refuses a machine that has fewer than `count` GPUs.
@@ -28,13 +27,13 @@ pub fn check(count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a model that the kernels do not compute.
+/// Refuses a model whose shape the kernels do not support.
 pub fn check_shape(shape: &ModelConfig) -> Result<()> {
     DeviceModel::check(shape)
 }
 
-/// A model on a GPU, in bf16 or fp16, whose parameters have yet to be uploaded; all of the GPU's memory is
-/// taken.
+/// Opens GPU number `ordinal` for a model in bf16 or fp16 and reserves all of the GPU's memory. The
+/// parameters have yet to be uploaded.
 pub fn open(ordinal: usize, decoder: &Decoder, precision: Precision) -> Result<DeviceModel> {
     DeviceModel::check(decoder.config())?;
     let gpu = Gpu::open(ordinal, half_format(precision), None)?;
@@ -65,8 +64,8 @@ impl Backend for Generation<'_> {
 }
 
 impl<'m> Engine<'m> {
-    /// An engine that reads the parameters on a GPU, and takes what memory is left there while it lives:
-    /// a cache of fewer blocks than `config` asks for where there is no room for more.
+    /// Creates an engine that reads the parameters on the GPU. It holds the rest of the GPU's memory while
+    /// it lives: its cache has fewer blocks than `config` asks for where they do not fit.
     pub fn on_gpu(model: &'m mut DeviceModel, config: EngineConfig) -> Result<Self> {
         let generation = model.generation(GenerationSize {
             rows: config.max_sequences.saturating_add(config.prefill_tokens),
@@ -85,7 +84,7 @@ impl Sampler for DeviceModel {
     }
 }
 
-/// What [`super::Scorer::score`] gives, by the training graph on a GPU.
+/// Returns what [`super::Scorer::score`] returns, computed by the training graph on the GPU.
 pub fn score(
     model: &mut DeviceModel,
     sequences: &[Vec<u32>],
@@ -120,7 +119,8 @@ pub fn score(
     Ok(scores)
 }
 
-/// Neighbours with at most `most` tokens together, of sequences that have no more each.
+/// Divides `sequences`, each of at most `most` tokens, into groups of neighbours with at most `most` tokens
+/// each.
 fn batches(sequences: &[Vec<u32>], most: usize) -> Vec<&[Vec<u32>]> {
     let (mut batches, mut first, mut tokens) = (Vec::new(), 0, 0);
     for (index, sequence) in sequences.iter().enumerate() {

@@ -1,7 +1,8 @@
-//! A model that generates: its shape, its tokenizer, and who samples with it.
+//! A generator is a model that answers requests: its decoder, its tokenizer, and the ranks that sample
+//! with it.
 //!
-//! Contract: any number of ranks of one kind gives the same responses; GPUs compute in 16 bits, and
-//! give others than threads do. Left out: what is asked of the model (`rollout`).
+//! Any number of ranks of one kind gives the same responses. GPUs compute in 16 bits, so their responses
+//! differ from those of threads. What the model is asked is decided in `rollout`.
 
 use super::{EngineConfig, Observer, Queue, Request, Sampler, Stats, Team, Threads};
 use crate::base::error::usage;
@@ -11,24 +12,25 @@ use crate::model::{BLOCK_TOKENS, Decoder, KvCache, ModelConfig};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
-/// A model that generates.
+/// A model that answers requests.
 pub struct Generator<'a> {
     decoder: &'a Decoder,
     tokenizer: &'a Tokenizer,
     ranks: Team<'a>,
-    /// How many caches lie in the memory of this machine; none where GPUs have them.
+    /// So many caches lie in the memory of this machine; it is 0 where GPUs hold them.
     num_host_caches: usize,
 }
 
 impl<'a> Generator<'a> {
-    /// Generates with the weights that are trained, on so many ranks of threads, at least one.
+    /// Creates a generator that reads the parameters of a model in training, with `ranks` ranks of threads,
+    /// at least 1.
     pub fn of_trained(model: &'a LanguageModel, ranks: usize) -> Self {
         let LanguageModel { decoder, params, tokenizer } = model;
         let threads = Threads::new(decoder, decoder.pack(params));
         Self::on_threads(decoder, tokenizer, threads, ranks)
     }
 
-    /// Generates on so many ranks of threads, at least one.
+    /// Creates a generator with `ranks` ranks of threads, at least 1.
     pub(crate) fn on_threads(
         decoder: &'a Decoder,
         tokenizer: &'a Tokenizer,
@@ -40,7 +42,7 @@ impl<'a> Generator<'a> {
         Self { decoder, tokenizer, ranks: team, num_host_caches: ranks }
     }
 
-    /// Generates on `gpus`, at least one, which have the model's parameters.
+    /// Creates a generator with `gpus`, at least one, each of which holds the model's parameters.
     pub fn on_gpus(
         decoder: &'a Decoder,
         tokenizer: &'a Tokenizer,
@@ -49,34 +51,33 @@ impl<'a> Generator<'a> {
         Self { decoder, tokenizer, ranks: Team::new(gpus), num_host_caches: 0 }
     }
 
-    /// The shape of the model.
     pub(crate) fn config(&self) -> &'a ModelConfig {
         self.decoder.config()
     }
 
-    /// Its tokenizer.
     pub(crate) fn tokenizer(&self) -> &'a Tokenizer {
         self.tokenizer
     }
 
-    /// Ids that end its responses.
+    /// Returns the ids of the tokens that end a response.
     pub(crate) fn stop_ids(&self) -> Vec<u32> {
         stop_ids(self.config(), self.tokenizer)
     }
 
-    /// Says that responses will go on after their turn, unless these ids end them.
+    /// Warns where responses would run on after their turn: the token that ends a turn of the chat template is
+    /// neither a stop id of the model nor one of `stop_ids`.
     pub(crate) fn warn_of_run_on(&self, stop_ids: &[u32]) {
         warn_of_run_on(self.config(), self.tokenizer, stop_ids);
     }
 
-    /// Whether GPUs compute.
+    /// Returns whether GPUs compute.
     pub(crate) fn is_on_gpus(&self) -> bool {
         self.num_host_caches == 0
     }
 
-    /// The sizes of each rank's engine with the cache that the memory of this machine has room for,
-    /// half of what is free; refuses where that holds no sequence. A GPU gives an engine what it has
-    /// left when the engine starts.
+    /// Shrinks each rank's cache to its share of half of this machine's free memory. Refuses a machine on
+    /// which that share holds no sequence of `max_length` tokens. On GPUs it returns `config` unchanged,
+    /// since an engine there takes what memory is left when it starts.
     pub(crate) fn fit(&self, config: EngineConfig) -> Result<EngineConfig> {
         let Some(free) = memory::available().filter(|_| !self.is_on_gpus()) else {
             return Ok(config);
@@ -98,7 +99,7 @@ impl<'a> Generator<'a> {
         Ok(config.within(most_tokens))
     }
 
-    /// Samples every request on all ranks; errors are those of [`super::Engine::generate`].
+    /// Samples every request on all ranks. Its errors are those of [`super::Engine::generate`].
     pub(crate) fn generate(
         &mut self,
         config: &EngineConfig,

@@ -1,14 +1,18 @@
-//! Generation: cached, continuously batched, keyed sampling.
+//! The engine generates: it samples responses to prompts, many sequences in one forward pass, with a
+//! paged key-value cache (as vLLM, Kwon et al. 2023).
 //!
-//! Contract: a rollout depends only on (weights, prompt, sampling settings, key, sample index),
-//! never on what else is in the batch, on arrival order or on the number of threads; its
-//! log-probabilities are bit-equal to [`crate::model::Decoder::score`] on the same tokens.
-//! Requests, each with its own sampling settings, are submitted and cancelled at any time, and each
-//! [`Engine::step`] is one pass over all that are there. A prompt is computed once for all its samples and
-//! its full blocks are kept for later prompts that begin alike; a finished sequence is replaced at once;
-//! when the cache is full the youngest sequence gives up its blocks and is computed again later.
-//! Whoever can work off a [`Queue`] of requests is a [`Sampler`]: threads, a GPU, another node's rank, or a
-//! [`Team`] of them. Tokens become [`text`] beside the engine, which knows none.
+//! A rollout depends only on the weights, the prompt, the sampling parameters, the key and the index of the
+//! sample: never on the other sequences of a pass, on the order of requests or on the number of threads. On
+//! the CPU its log-probabilities equal those of [`crate::model::Decoder::score`] on the same tokens to the
+//! bit.
+//!
+//! Requests are submitted and cancelled at any time, each with its own sampling parameters, and each
+//! [`Engine::step`] is one pass over all that are present. A prompt is computed once for all its samples,
+//! and its full blocks are kept for later prompts that begin alike. A finished sequence is replaced at
+//! once. When the cache is full, the youngest sequence gives up its blocks and is computed again later.
+//!
+//! A [`Sampler`] works off a [`Queue`] of requests: threads, a GPU, a rank on another node, or a [`Team`]
+//! of these. The engine knows tokens only; [`text`] turns them into text and finds stop strings.
 
 mod backend;
 mod blocks;

@@ -1,4 +1,5 @@
-//! Stands in for `device.rs` in a build without GPUs: there are none.
+//! Takes the place of `device.rs` in a build without CUDA: every function refuses, since there are no
+//! GPUs.
 
 use super::{Engine, EngineConfig, Observer, Queue, Sampler, Stats};
 use crate::base::error::usage;
@@ -6,7 +7,7 @@ use crate::base::progress::Progress;
 use crate::model::{Decoder, ModelConfig, Precision};
 use anyhow::Result;
 
-/// A model on a GPU, of which there are none.
+/// A model on a GPU. It has no values in this build.
 #[derive(Debug)]
 pub enum DeviceModel {}
 
@@ -26,19 +27,19 @@ pub fn open(_ordinal: usize, _decoder: &Decoder, _precision: Precision) -> Resul
 }
 
 impl DeviceModel {
-    /// Never called.
+    /// Is never called, since the type has no values.
     pub fn upload(&mut self, _at: usize, _params: &[f32]) -> Result<()> {
         match *self {}
     }
 }
 
-/// Why there are no GPUs.
+/// Returns the error that says why this binary has no GPUs.
 pub fn refusal() -> anyhow::Error {
     usage("this binary was built without GPUs: cargo build --release --features cuda")
 }
 
 impl<'m> Engine<'m> {
-    /// Never called.
+    /// Is never called, since the type has no values.
     pub fn on_gpu(model: &'m mut DeviceModel, _config: EngineConfig) -> Result<Self> {
         match *model {}
     }
@@ -50,7 +51,7 @@ impl Sampler for DeviceModel {
     }
 }
 
-/// Never called.
+/// Is never called, since the type has no values.
 pub fn score(
     model: &mut DeviceModel,
     _sequences: &[Vec<u32>],

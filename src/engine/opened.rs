@@ -1,7 +1,7 @@
-//! A model opened to be run: with its weights on the threads of this machine, or on GPUs.
+//! A model opened to generate and to score, on the threads of this machine or on GPUs.
 //!
-//! Contract: on threads weights keep their stored number format, on GPUs they have 16 bits. Left out:
-//! training, which needs flat f32 (`checkpoint::LanguageModel`).
+//! On threads the weights keep the number format in which they are stored; on GPUs they have 16 bits.
+//! Training needs flat f32 parameters and opens `checkpoint::LanguageModel` instead.
 
 use super::device::{self, DeviceModel};
 use super::generator::Generator;
@@ -15,31 +15,29 @@ use anyhow::Result;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A model that can be run.
+/// A model that generates and scores.
 pub struct OpenModel {
-    /// Its graph.
     pub decoder: Decoder,
-    /// Text and conversations to its tokens and back.
     pub tokenizer: Tokenizer,
     place: Place,
 }
 
 /// Where the weights are.
 enum Place {
-    /// Read by so many ranks of threads.
+    /// They are in this machine's memory, and this many ranks of threads read them.
     Threads(Arc<Weights<'static>>, usize),
-    /// On each of these GPUs, at least one.
+    /// They are on each of these GPUs, at least one.
     Gpus(Vec<DeviceModel>),
 }
 
 impl OpenModel {
-    /// Opens a model directory, or a model by its name, for so many ranks of threads.
+    /// Opens a model, given by its directory or its name, for `ranks` ranks of threads.
     pub fn on_threads(model: &Path, ranks: usize) -> Result<Self> {
         let InferenceModel { decoder, weights, tokenizer } = InferenceModel::open(model)?;
         Ok(Self { decoder, tokenizer, place: Place::Threads(Arc::new(weights), ranks) })
     }
 
-    /// The same on the first `count` GPUs, in numbers of 16 bits.
+    /// Opens the model on the first `count` GPUs, with weights of 16 bits.
     pub fn on_gpus(model: &Path, count: usize, precision: Precision) -> Result<Self> {
         let model = StoredModel::open(model)?;
         let gpu = |ordinal| device::open(ordinal, &model.decoder, precision);
@@ -49,12 +47,13 @@ impl OpenModel {
         Ok(Self { decoder, tokenizer, place: Place::Gpus(gpus) })
     }
 
-    /// Ids that end a response: those of the model's config and of its generation config.
+    /// Returns the ids of the tokens that end a response, from the model's config and its generation
+    /// config.
     pub fn stop_ids(&self) -> Vec<u32> {
         stop_ids(self.decoder.config(), &self.tokenizer)
     }
 
-    /// The model as it generates, on all its ranks.
+    /// Returns a generator that uses all ranks.
     pub fn generator(&mut self) -> Generator<'_> {
         let Self { decoder, tokenizer, place } = self;
         match place {
@@ -69,8 +68,9 @@ impl OpenModel {
         }
     }
 
-    /// An engine of its first rank, and the tokenizer of what it samples. Refuses a cache that the memory
-    /// of this machine does not hold, with `advice`.
+    /// Creates an engine on the first rank, and returns the tokenizer with it. On threads it refuses a
+    /// cache that does not fit into the free memory; `advice` is the part of that error that says what to
+    /// do.
     pub fn engine(
         &mut self,
         config: EngineConfig,
@@ -91,7 +91,7 @@ impl OpenModel {
         Ok((engine, tokenizer))
     }
 
-    /// The log-probabilities of given tokens, by its first rank; see [`Scorer::score`].
+    /// Returns the log-probabilities of given tokens, computed by the first rank; see [`Scorer::score`].
     pub fn score(
         &mut self,
         sequences: &[Vec<u32>],

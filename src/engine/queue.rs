@@ -1,10 +1,10 @@
-//! Requests to be sampled and who samples them: threads, a GPU, a rank of another node, or several of
-//! these together.
+//! A queue of requests, and the samplers that work it off: threads, a GPU, a rank of another node, or a
+//! team of several.
 //!
-//! Contract: a sampler takes the next request when it has room for it, so a member of a team does the share
-//! that it gets done, long responses weigh what they weigh, and none is idle while requests wait. A rollout
-//! depends on its request alone: any team of one kind gives the same ones. Left out: dividing the samples of
-//! one request, whose prompt is computed once for all of them.
+//! A sampler takes the next request when it has room for it, so each member of a team does as much as it
+//! can and none is idle while requests wait. A rollout depends on its request alone: any team of one kind
+//! gives the same rollouts. The samples of one request are not divided among samplers, because its prompt
+//! is computed once for all of them.
 
 use super::{EngineConfig, Next, Observer, Request, RequestId, Rollout, Stats};
 use crate::base::threads;
@@ -15,7 +15,7 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Requests that samplers have yet to take.
+/// Requests in order, of which samplers take one after the other.
 pub struct Queue<'r> {
     requests: &'r [Request],
     config: EngineConfig,
@@ -23,17 +23,18 @@ pub struct Queue<'r> {
 }
 
 impl<'r> Queue<'r> {
-    /// Requests to be sampled, in order, by engines of these sizes.
+    /// Creates a queue; engines that work on it have the sizes `config`.
     pub fn new(requests: &'r [Request], config: EngineConfig) -> Self {
         Self { requests, config, num_taken: AtomicUsize::new(0) }
     }
 
-    /// The sizes of an engine that works on them.
+    /// Returns the sizes of the engines that work on this queue.
     pub fn config(&self) -> &EngineConfig {
         &self.config
     }
 
-    /// The next request of which samples are wanted, with its place; nobody else gets it.
+    /// Takes the next request that wants samples, and returns it with its index in the queue. No request is
+    /// taken twice.
     pub fn take(&self) -> Option<(usize, &'r Request)> {
         loop {
             let number = self.num_taken.fetch_add(1, Ordering::Relaxed);
@@ -44,7 +45,7 @@ impl<'r> Queue<'r> {
         }
     }
 
-    /// Refuses what `check` refuses of any request, and says which it is.
+    /// Runs `check` on every request. Its error names the prompt by its number, from 1.
     pub(crate) fn check(&self, check: impl Fn(&Request) -> Result<()>) -> Result<()> {
         let check =
             |(index, request)| check(request).with_context(|| format!("prompt {}", index + 1));
@@ -52,10 +53,11 @@ impl<'r> Queue<'r> {
     }
 }
 
-/// Who samples.
+/// A sampler turns requests into rollouts.
 pub trait Sampler: Send {
-    /// Samples requests of `queue` until it is empty, and tells `observer`, which knows requests by their
-    /// place in it. Others may take some of them. One that is far away shows now and then alone what grows.
+    /// Samples requests of `queue` until it is empty; other samplers may take some of them. `observer` is
+    /// told of their rollouts, with [`RequestId`]s that are indices in the queue. A sampler on another node
+    /// tells it of new tokens from time to time only, not of each.
     fn sample(&mut self, queue: &Queue<'_>, observer: &mut dyn Observer) -> Result<Stats>;
 }
 
@@ -65,11 +67,11 @@ impl<S: Sampler + ?Sized> Sampler for &mut S {
     }
 }
 
-/// Samplers that share a queue, each on a thread of its own with its part of the cores.
+/// Samplers that share a queue. Each runs on a thread of its own, with its share of the cores.
 pub struct Team<'m>(Vec<Box<dyn Sampler + 'm>>);
 
 impl<'m> Team<'m> {
-    /// At least one sampler.
+    /// Creates a team of at least one member.
     pub fn new(members: Vec<Box<dyn Sampler + 'm>>) -> Self {
         Self(members)
     }
@@ -105,7 +107,7 @@ impl Sampler for Team<'_> {
     }
 }
 
-/// An observer that several samplers tell, one after the other.
+/// Lets several samplers tell one observer, one at a time.
 struct InTurn<'a, 'o>(&'a Mutex<&'o mut dyn Observer>);
 
 impl<'o> InTurn<'_, 'o> {
@@ -124,8 +126,8 @@ impl Observer for InTurn<'_, '_> {
     }
 }
 
-/// An observer that knows requests by their place in a queue, told by an engine, which numbers them as
-/// they were submitted. It hears nothing of other requests of the engine.
+/// Translates the ids that an engine gave to requests into their indices in a queue. The observer is not
+/// told of other requests of the engine.
 pub(crate) struct Numbered<'o, O: ?Sized> {
     pub(crate) observer: &'o mut O,
     places: HashMap<RequestId, RequestId>,
@@ -136,7 +138,7 @@ impl<'o, O: Observer + ?Sized> Numbered<'o, O> {
         Self { observer, places: HashMap::new() }
     }
 
-    /// Says where in the queue the request stands that the engine knows as `id`.
+    /// Records that the engine knows the request at index `place` of the queue as `id`.
     pub(crate) fn name(&mut self, id: RequestId, place: usize) {
         self.places.insert(id, RequestId(place));
     }

@@ -1,4 +1,4 @@
-//! What is asked of the engine and what it gives back.
+//! What an engine is asked for, and what it returns.
 
 use crate::base::error::usage;
 use crate::ops::sample::{Policy, Sampling};
@@ -6,10 +6,12 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
-/// Temperatures other than 0: with lower ones logits overflow, with higher ones nothing is left of them.
+/// Temperatures other than 0 lie in this range: below it logits overflow, above it all tokens become
+/// equally likely.
 const TEMPERATURES: RangeInclusive<f32> = 1e-3..=1e6;
 
-/// Refuses a temperature, named `name`, that is neither 0 nor a number to divide logits by.
+/// Refuses a temperature that is neither 0 nor in the range that divides logits safely; the error calls it
+/// `name`.
 pub fn check_temperature(name: &str, temperature: f32) -> Result<()> {
     if temperature == 0.0 || TEMPERATURES.contains(&temperature) {
         return Ok(());
@@ -18,32 +20,33 @@ pub fn check_temperature(name: &str, temperature: f32) -> Result<()> {
     Err(usage(format!("{name} is {temperature}: it must be 0, or from {least} to {most}")))
 }
 
-/// How the tokens of a request are drawn and when its rollouts end.
+/// How the tokens of a request are drawn, and when its rollouts end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
-    /// Divides the logits; 0 takes the most likely token.
+    /// Logits are divided by this; 0 takes the most likely token.
     pub temperature: f32,
-    /// Keeps the k most likely tokens; 0 keeps all.
+    /// Only the `top_k` most likely tokens are drawn; 0 keeps all.
     pub top_k: usize,
-    /// Keeps the smallest set of tokens with at least this probability; 1 keeps all.
+    /// Only the most likely tokens that together reach this probability are drawn; 1 keeps all.
     pub top_p: f32,
-    /// Keeps tokens with at least this share of the largest probability; 0 keeps all.
+    /// Only tokens with at least this share of the largest probability are drawn; 0 keeps all.
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens that the prompt or the rollout
-    /// already has (Keskar et al. 2019, as transformers does); 1 changes nothing.
+    /// Positive logits of tokens that stand in the prompt or the rollout are divided by this and negative
+    /// ones multiplied (Keskar et al. 2019, as in transformers); 1 changes nothing.
     pub repetition_penalty: f32,
-    /// A rollout of this many tokens is cut off.
+    /// A rollout ends after this many tokens.
     pub max_new_tokens: usize,
-    /// A rollout ends with one of these tokens, which it includes.
+    /// A rollout ends with any of these tokens, which belongs to it.
     pub stop_ids: Vec<u32>,
-    /// Only tokens below this are drawn: the tokenizer's; the model's embedding may have more rows.
+    /// Only tokens below this are drawn. It is the tokenizer's size: the model may have more rows of
+    /// logits.
     pub vocab_size: usize,
-    /// Each token comes with the log-probabilities of so many most likely tokens in its place.
+    /// Each token is returned with the log-probabilities of this many most likely tokens.
     pub top_logprobs: usize,
 }
 
 impl Default for SamplingParams {
-    /// The model's own distribution, without an end.
+    /// Returns the model's own distribution, without a stop token or a limit.
     fn default() -> Self {
         Self {
             temperature: 1.0,
@@ -60,7 +63,6 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// How each token is drawn.
     pub(crate) fn policy(&self) -> Policy {
         let Self { temperature, top_k, top_p, min_p, repetition_penalty, vocab_size, .. } = *self;
         let sampling = Sampling { temperature, top_k, top_p, min_p };
@@ -68,21 +70,20 @@ impl SamplingParams {
     }
 }
 
-/// A request: of an engine the number of those submitted before it, of a queue its place there.
+/// Names a request. An engine counts the requests submitted before it; a queue gives its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId(pub usize);
 
-/// A prompt and the samples wanted of it.
+/// A prompt, and the samples wanted of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
-    /// Token ids, at least one.
+    /// Token ids; there is at least one.
     pub prompt: Vec<u32>,
-    /// How each sample is drawn and when it ends.
     pub sampling: SamplingParams,
-    /// How many independent rollouts.
+    /// The number of independent rollouts.
     pub num_samples: usize,
-    /// Key of this prompt's randomness; sample `i` at position `t` draws number `t` of the key
-    /// (`key`, `i`).
+    /// The key of this prompt's randomness. The token at position `t` of sample `i` uses random number `t`
+    /// of the key (`key`, `i`).
     pub key: u64,
 }
 
@@ -90,52 +91,53 @@ pub struct Request {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// With a stop token, or because the observer said so.
+    /// It drew a stop token, or its observer said [`Next::Stop`].
     Stop,
-    /// At the token limit; also the reason of one that is still growing.
+    /// It reached a limit of tokens. A rollout that still grows has this reason too.
     #[default]
     Length,
-    /// The observer no longer wanted it.
+    /// Its observer said [`Next::Cancel`].
     Cancelled,
 }
 
-/// A sampled continuation of a prompt.
+/// A sampled response to a prompt.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// New tokens, the stop token included.
+    /// The new tokens; a stop token belongs to them.
     pub tokens: Vec<u32>,
-    /// Natural log-probability of each new token under softmax(logits / temperature), before any
-    /// truncation and penalty and over all rows of the model, padding rows among them, as training
-    /// computes it; at temperature 0 that of temperature 1.
+    /// The natural logarithm of each new token's probability under softmax(logits / temperature), or
+    /// softmax(logits) at temperature 0. It is the probability that training computes: over all of the
+    /// model's rows of logits, padding rows too, before any truncation and penalty.
     pub logprobs: Vec<f32>,
-    /// For each new token the most likely tokens in its place, likeliest first, with their
-    /// log-probabilities in the same sense; empty unless [`SamplingParams::top_logprobs`] asks for them.
+    /// For each new token, the most likely tokens at its position, likeliest first, with their
+    /// log-probabilities in the same sense. It is empty unless [`SamplingParams::top_logprobs`] asks for
+    /// them.
     pub top_logprobs: Vec<Vec<(u32, f32)>>,
-    /// Why it ended.
     pub finish_reason: FinishReason,
 }
 
-/// What becomes of a rollout after a token.
+/// What an observer wants of a rollout after a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
     /// It goes on.
     Continue,
     /// It ends here, as with a stop token.
     Stop,
-    /// It is given up.
+    /// It ends here, and nobody will use it.
     Cancel,
 }
 
-/// Watches rollouts grow. Which of several rollouts grows first means nothing.
+/// An observer watches rollouts grow. The order in which several rollouts grow has no meaning.
 ///
-/// A closure of (request, sample, rollout) watches only their ends.
+/// A closure of (request, sample, rollout) is an observer that is told only of their ends.
 pub trait Observer: Send {
-    /// A token was drawn, the last of `rollout`.
+    /// Tells of a new token, which is the last of `rollout`, and asks whether the rollout goes on.
     fn token(&mut self, _request: RequestId, _sample: usize, _rollout: &Rollout) -> Next {
         Next::Continue
     }
 
-    /// A rollout ended; called once for each sample of a request that is not cancelled.
+    /// Tells that a rollout ended. It is called once for each sample, unless [`super::Engine::cancel`] gave
+    /// up the request.
     fn finished(&mut self, request: RequestId, sample: usize, rollout: Rollout);
 }
 

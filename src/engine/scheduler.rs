@@ -1,9 +1,9 @@
-//! The engine: requests come and go at any time, and each step is one forward pass.
+//! The engine accepts and cancels requests at any time and makes one forward pass a step.
 //!
-//! A step advances every running sequence by one token and, in the rows left, reads prompts and
-//! reads again what was preempted. Sequences are older or younger by when they started, and prompts
-//! are younger than all of them: when blocks run out the youngest gives up its own and waits, so the
-//! oldest always gets on. None of this can change a token.
+//! A step advances every running sequence by one token. The rows that remain in the pass read prompts, and
+//! read again what was preempted. When blocks run out, the youngest gives up its blocks and waits, so the
+//! oldest always advances; a sequence is older if it started earlier, and prompts are younger than all
+//! sequences. None of this changes a token.
 
 use super::backend::{Backend, Host, check_finite};
 use super::blocks::BlockPool;
@@ -20,7 +20,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Generates with a trainer's weights, which must not change while it lives, or with its own.
+/// An engine generates with its own weights, or with those of a model in training, which do not change
+/// while the engine lives.
 pub struct Engine<'m> {
     backend: Box<dyn Backend + 'm>,
     pool: BlockPool,
@@ -29,15 +30,15 @@ pub struct Engine<'m> {
     work: Work,
 }
 
-/// The samples that are not finished, and what was done so far.
+/// The samples that have not ended, and the statistics so far.
 #[derive(Default)]
 struct Work {
     waiting: VecDeque<Waiting>,
     /// Sequences without blocks, oldest first.
     preempted: VecDeque<Sequence>,
-    /// Oldest first.
+    /// Prompts that are being read, oldest first.
     prompts: Vec<Prompt>,
-    /// Oldest first.
+    /// Sequences that generate, oldest first.
     running: Vec<Sequence>,
     stats: Stats,
 }
@@ -45,12 +46,12 @@ struct Work {
 /// A request whose prompt is not being read.
 struct Waiting {
     of: Rc<Submitted>,
-    /// Samples that were started before the prompt had to give up its blocks.
+    /// So many of its samples started before the prompt had to give up its blocks.
     num_started: usize,
 }
 
-/// The rows of a pass, and who gets the logits that they want, in order: first the running
-/// sequences, then the prompts.
+/// The rows of a pass, and the indices of those that get its logits, in order: first running sequences,
+/// then prompts.
 #[derive(Default)]
 struct Rows {
     rows: Vec<Row>,
@@ -59,13 +60,14 @@ struct Rows {
 }
 
 impl<'m> Engine<'m> {
-    /// An engine that reads a trainer's parameters: lays them out for decoding.
+    /// Creates an engine that reads the parameters of a model in training. It lays them out for decoding,
+    /// which may copy them.
     pub fn new(decoder: &'m Decoder, params: &'m [f32], config: EngineConfig) -> Self {
         Self::with_weights(decoder, decoder.pack(params), config)
     }
 
-    /// An engine with weights that are laid out already, which it may share; allocates the cache for
-    /// `config`.
+    /// Creates an engine with weights that are laid out for decoding and that others may share. It
+    /// allocates the cache.
     pub fn with_weights(
         decoder: &'m Decoder,
         weights: impl Into<Arc<Weights<'m>>>,
@@ -74,22 +76,24 @@ impl<'m> Engine<'m> {
         Self::on(Host::new(decoder, weights.into(), config.cache_blocks), config)
     }
 
-    /// An engine on a backend whose cache has the blocks of `config`.
+    /// Creates an engine on a backend whose cache has `config.cache_blocks` blocks.
     pub(crate) fn on(backend: impl Backend + 'm, config: EngineConfig) -> Self {
         let pool = BlockPool::new(config.cache_blocks);
         let work = Work::default();
         Self { backend: Box::new(backend), pool, config, num_submitted: 0, work }
     }
 
-    /// Blocks that sequences hold: 0 when nothing is left to do. Kept prompts do not count.
+    /// Counts the blocks that sequences hold: 0 when all requests have ended. Blocks kept for later prompts
+    /// do not count.
     pub fn blocks_in_use(&self) -> usize {
         self.pool.in_use()
     }
 
-    /// Takes a request, whose samples begin as soon as there are places and blocks.
+    /// Accepts a request. Its samples begin as soon as there are places and blocks.
     ///
-    /// Refuses what could never finish: an empty prompt, one that leaves no room within `max_length`,
-    /// no tokens to draw, sizes of 0, a cache that cannot hold one sequence.
+    /// It refuses what could never finish: an empty prompt, a prompt that leaves no room within
+    /// `max_length`, no tokens to draw, and engines whose sizes are 0 or whose cache cannot hold one
+    /// sequence.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
         self.check(&request)?;
         let id = RequestId(self.num_submitted);
@@ -101,14 +105,13 @@ impl<'m> Engine<'m> {
         Ok(id)
     }
 
-    /// Refuses what [`Engine::submit`] refuses.
     fn check(&self, request: &Request) -> Result<()> {
         self.config.check(self.backend.decoder().config())?;
         self.config.check_request(request)
     }
 
-    /// Gives up the samples of a request that have not ended, in whatever state they are, and their
-    /// blocks. An observer hears no more of them.
+    /// Gives up those samples of a request that have not ended, and frees their blocks. An observer is told
+    /// nothing more of them.
     pub fn cancel(&mut self, id: RequestId) {
         let Work { waiting, preempted, prompts, running, .. } = &mut self.work;
         waiting.retain(|waiting| waiting.of.id != id);
@@ -117,15 +120,15 @@ impl<'m> Engine<'m> {
         running.retain(|sequence| sequence.of.id != id);
     }
 
-    /// Whether every request has ended.
+    /// Returns whether every request has ended.
     pub fn is_idle(&self) -> bool {
         let Work { waiting, preempted, prompts, running, .. } = &self.work;
         waiting.is_empty() && preempted.is_empty() && prompts.is_empty() && running.is_empty()
     }
 
-    /// Whether a request that is submitted now would begin soon: the next pass has rows for it, and
-    /// places are free for more samples than the prompts at hand will start. One is read ahead in any
-    /// case.
+    /// Returns whether a request submitted now would begin soon: the next pass has rows left for its
+    /// prompt, and more places are free than the prompts at hand will fill. When no prompt is at hand, the
+    /// answer is yes, unless preempted sequences wait.
     pub fn has_room(&self) -> bool {
         let Work { waiting, preempted, prompts, running, .. } = &self.work;
         let requests = waiting.iter().map(|waiting| &waiting.of.request);
@@ -147,9 +150,10 @@ impl<'m> Engine<'m> {
                 && to_read < self.config.prefill_tokens
     }
 
-    /// One forward pass, of which `observer` hears; does nothing where nothing is left to do.
+    /// Makes one forward pass and tells `observer` of its tokens. Does nothing when all requests have
+    /// ended.
     ///
-    /// Errors with [`Interrupted`] when the user stops the run.
+    /// It fails with [`Interrupted`] when the user stops the run.
     pub fn step(&mut self, observer: &mut (impl Observer + ?Sized)) -> Result<()> {
         if interrupt::requested() {
             return Err(Interrupted.into());
@@ -161,10 +165,11 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    /// Samples every request and tells `observer`, which knows requests by their place in `requests`.
+    /// Samples every request. `observer` knows requests by their indices in `requests`. A rollout also ends
+    /// when it and its prompt have `max_length` tokens.
     ///
-    /// Errors are those of [`Engine::submit`], of all requests before any is begun, and of
-    /// [`Engine::step`]; what was begun is given up then. A rollout also ends at `max_length`.
+    /// All requests are checked as in [`Engine::submit`] before any begins. If a step fails, all requests
+    /// of the engine are given up.
     pub fn generate(
         &mut self,
         requests: &[Request],
@@ -197,14 +202,14 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// What was done since the last time.
+    /// Returns the statistics since the last call.
     pub fn take_stats(&mut self) -> Stats {
         let mut stats = std::mem::take(&mut self.work.stats);
         stats.occupancy /= (stats.passes * self.config.max_sequences).max(1) as f64;
         stats
     }
 
-    /// Lets in what there are places and blocks for: first what was preempted, then prompts.
+    /// Admits what there are places and blocks for: first preempted sequences, then prompts.
     fn admit(&mut self) {
         let work = &mut self.work;
         let mut free = self.config.cache_blocks - self.pool.in_use();
@@ -233,7 +238,8 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// One forward pass over the next rows, and a token for each running sequence that is up to date.
+    /// Makes one forward pass over the next rows, and draws a token for each running sequence that has been
+    /// read to its end.
     fn pass(&mut self) -> Result<()> {
         let Rows { rows, running, prompts } = self.next_rows();
         if rows.is_empty() {
@@ -263,8 +269,8 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    /// The rows of the next pass, with blocks for all of them: one for each running sequence, then as
-    /// many as the limit allows of those to be read, oldest first.
+    /// Returns the rows of the next pass and takes blocks for all of them: one row for each running
+    /// sequence, then as many as the limit allows of what has to be read, oldest first.
     fn next_rows(&mut self) -> Rows {
         let work = &mut self.work;
         let mut next = Rows::default();
@@ -282,7 +288,7 @@ impl<'m> Engine<'m> {
                     None => work.preempt_youngest(),
                 }
             }
-            // It was the youngest itself.
+            // The sequence was the youngest itself, and is preempted.
             let Some(sequence) = work.running.get_mut(index) else { break };
             sequence.num_cached = end;
             work.stats.prompt_tokens += if is_read_again { end - start } else { 0 };
@@ -318,7 +324,7 @@ impl<'m> Engine<'m> {
         next
     }
 
-    /// Starts samples of the prompts that are read while there are places and blocks.
+    /// Starts samples of the prompts that are read, while there are places and blocks.
     fn start_samples(&mut self) -> Result<()> {
         let work = &mut self.work;
         let mut index = 0;
@@ -339,7 +345,7 @@ impl<'m> Engine<'m> {
                     work.prompts.remove(index);
                 }
             } else if work.running.is_empty() && index + 1 < work.prompts.len() {
-                // Nothing that runs will ever give blocks back.
+                // No running sequence will ever free a block.
                 work.preempt_youngest();
             } else {
                 break;
@@ -350,7 +356,7 @@ impl<'m> Engine<'m> {
 }
 
 impl Work {
-    /// Takes the blocks of the youngest, a prompt if there is one.
+    /// Takes the blocks of the youngest: of a prompt, if there is one.
     fn preempt_youngest(&mut self) {
         self.stats.preemptions += 1;
         if let Some(Prompt { of, num_started, .. }) = self.prompts.pop() {
@@ -361,7 +367,7 @@ impl Work {
         }
     }
 
-    /// Shows new tokens to the observer and hands out what has ended.
+    /// Tells the observer of new tokens, and of the rollouts that ended.
     fn observe(&mut self, observer: &mut (impl Observer + ?Sized), max_length: usize) {
         let mut has_ended = |sequence: &mut Sequence| {
             if !std::mem::take(&mut sequence.has_new_token) {

@@ -1,7 +1,7 @@
-//! Log-probabilities of given tokens, by cached passes over several sequences at a time.
+//! The scorer computes log-probabilities of given tokens, several sequences in one cached pass.
 //!
-//! Contract: the bits of [`crate::model::Decoder::score`] and of generation on the same tokens,
-//! whatever else is scored beside them. Works with weights in any stored number format.
+//! Its numbers equal those of [`crate::model::Decoder::score`] and of generation on the same tokens to the
+//! bit, whatever else is scored beside them. The weights may have any stored number format.
 
 use super::backend::check_finite;
 use crate::base::memory;
@@ -12,9 +12,9 @@ use anyhow::Result;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Most tokens of a sequence in one pass.
+/// A pass reads at most this many tokens of a sequence.
 const PIECE: usize = 96;
-/// Most logits of a pass.
+/// A pass computes at most this many logits.
 const LOGITS: usize = 1 << 25;
 
 /// Scores sequences with borrowed weights.
@@ -23,7 +23,7 @@ pub struct Scorer<'m> {
     weights: &'m Weights<'m>,
 }
 
-/// A sequence being read.
+/// A sequence that is being read.
 struct Active {
     sequence: usize,
     slot: usize,
@@ -31,16 +31,15 @@ struct Active {
 }
 
 impl<'m> Scorer<'m> {
-    /// A scorer of one model.
     pub fn new(decoder: &'m Decoder, weights: &'m Weights<'m>) -> Self {
         Self { decoder, weights }
     }
 
-    /// For each sequence the natural log-probabilities, under softmax(logits / temperature), of its
-    /// tokens from the second on, given those before. `temperature` is above 0; tokens are below the
-    /// model's `vocab_size`. `progress` counts tokens.
+    /// Returns for each sequence the natural log-probabilities, under softmax(logits / temperature), of its
+    /// tokens from the second on, each given those before it. `temperature` is above 0, and tokens are
+    /// below the model's `vocab_size`. `progress` counts tokens.
     ///
-    /// Refuses sequences that the model's positions or the memory do not reach.
+    /// It refuses sequences that are longer than the model's positions or than the memory allows.
     pub fn score(
         &self,
         sequences: &[Vec<u32>],
@@ -108,7 +107,7 @@ impl<'m> Scorer<'m> {
         }
     }
 
-    /// As many sequences at a time as there are threads, fewer where memory is short.
+    /// Returns how many sequences are scored at a time: one for each thread, fewer where memory is short.
     fn num_slots(&self, num_sequences: usize, longest: usize) -> Result<usize> {
         let config = self.decoder.config();
         let bytes = |slots| KvCache::bytes_for(config, slots * KvCache::blocks_for(longest));
@@ -127,7 +126,7 @@ impl<'m> Scorer<'m> {
 }
 
 impl Active {
-    /// Positions that the next pass reads; each predicts the token after it.
+    /// Returns the positions that the next pass reads. Each position predicts the token after it.
     fn positions(&self, tokens: &[u32], piece: usize) -> Range<usize> {
         self.num_read..(tokens.len() - 1).min(self.num_read + piece)
     }

@@ -1,4 +1,5 @@
-//! A prompt being read and a rollout being sampled: what is cached of each, and its next rows.
+//! A prompt that is read and a rollout that is sampled: what the cache holds of each, and the rows of
+//! its next pass.
 
 use super::backend::Backend;
 use super::blocks::{Block, BlockPool};
@@ -23,7 +24,7 @@ impl BlockTable {
         self.blocks.push(block);
     }
 
-    /// The blocks as the decoder reads them.
+    /// Returns the indices of the blocks, as the decoder reads them.
     pub(crate) fn numbers(&self) -> &[u32] {
         &self.numbers
     }
@@ -32,13 +33,13 @@ impl BlockTable {
         &self.blocks
     }
 
-    /// Positions that fit.
+    /// Returns the number of positions for which there are blocks.
     pub(crate) fn capacity(&self) -> usize {
         self.blocks.len() * BLOCK_TOKENS
     }
 
-    /// A table that shares the full blocks of the first `len` positions and has, where one is needed,
-    /// `rest` for a copy of those that do not fill a block.
+    /// Returns a table that shares the full blocks of the first `len` positions. `rest`, where given,
+    /// follows them and is for a copy of the positions that fill no block.
     fn fork(&self, len: usize, rest: Option<Block>) -> Self {
         let mut table = Self::default();
         self.blocks[..len / BLOCK_TOKENS].iter().cloned().for_each(|block| table.push(block));
@@ -53,27 +54,27 @@ impl From<Vec<Block>> for BlockTable {
     }
 }
 
-/// A request that is not finished, shared by its prompt and its samples.
+/// A request that has not ended. Its prompt and its samples share it.
 pub(crate) struct Submitted {
     pub(crate) id: RequestId,
     pub(crate) request: Request,
 }
 
-/// A prompt being read, or read and waiting for places to start its samples.
+/// A prompt that is being read, or that is read and waits for places to start its samples.
 pub(crate) struct Prompt {
     pub(crate) of: Rc<Submitted>,
     pub(crate) table: BlockTable,
-    /// Positions in the cache.
+    /// So many of its tokens are in the cache.
     pub(crate) num_cached: usize,
-    /// Logits after the last token; empty until the prompt is read.
+    /// The logits after its last token; empty until the prompt is read.
     pub(crate) logits: Vec<f32>,
-    /// Samples that have left.
+    /// So many of its samples have started.
     pub(crate) num_started: usize,
 }
 
 impl Prompt {
-    /// A prompt of which `num_started` samples were started before; begins with the blocks of a
-    /// prompt that began alike.
+    /// Creates a prompt of which `num_started` samples started before. Its first blocks are `known`: those
+    /// of an earlier prompt that began alike.
     pub(crate) fn new(of: Rc<Submitted>, num_started: usize, known: Vec<Block>) -> Self {
         let table = BlockTable::from(known);
         let num_cached = table.capacity();
@@ -84,13 +85,13 @@ impl Prompt {
         &self.of.request.prompt
     }
 
-    /// Samples that have yet to leave.
+    /// Returns how many samples have yet to start.
     pub(crate) fn num_to_start(&self) -> usize {
         self.of.request.num_samples - self.num_started
     }
 
-    /// The next sample, in blocks of its own from where it will differ; `None` without a free block.
-    /// The last sample takes the prompt's blocks over.
+    /// Starts the next sample, with blocks of its own from the position at which samples differ. The last
+    /// sample takes over the prompt's blocks. Returns `None` when it needs a block and none is free.
     pub(crate) fn start(
         &mut self,
         pool: &mut BlockPool,
@@ -121,22 +122,22 @@ impl Prompt {
     }
 }
 
-/// A rollout in the making, with what is cached of it.
+/// A rollout that is being sampled.
 pub(crate) struct Sequence {
     pub(crate) of: Rc<Submitted>,
     pub(crate) sample: usize,
-    /// Key of the sample's randomness.
+    /// The key of the sample's randomness.
     key: u64,
     pub(crate) table: BlockTable,
-    /// Positions in the cache; one less than there are tokens, unless it was preempted.
+    /// So many of its positions are in the cache: all but the last, unless it was preempted.
     pub(crate) num_cached: usize,
     pub(crate) rollout: Rollout,
-    /// The last token has not been shown yet.
+    /// Whether the observer has yet to be told of the last token.
     pub(crate) has_new_token: bool,
 }
 
 impl Sequence {
-    /// Its next token.
+    /// Returns how its next token is drawn.
     pub(crate) fn next(&self) -> Draw<'_> {
         let Request { prompt, sampling, .. } = &self.of.request;
         Draw {
@@ -148,7 +149,7 @@ impl Sequence {
         }
     }
 
-    /// Takes what was drawn.
+    /// Appends a drawn token.
     pub(crate) fn push(&mut self, Drawn { token, logprob, top }: Drawn) {
         let SamplingParams { stop_ids, top_logprobs, .. } = &self.of.request.sampling;
         if stop_ids.contains(&token) {
@@ -162,18 +163,19 @@ impl Sequence {
         self.has_new_token = true;
     }
 
-    /// Gives its blocks back; what it has sampled stays.
+    /// Gives back its blocks and keeps its tokens.
     pub(crate) fn preempt(&mut self) {
         self.table = BlockTable::default();
         self.num_cached = 0;
     }
 
-    /// Tokens of the prompt and of the rollout.
+    /// Counts the tokens of the prompt and the rollout.
     pub(crate) fn len(&self) -> usize {
         self.of.request.prompt.len() + self.rollout.tokens.len()
     }
 
-    /// Rows for `positions`, the last of which wants logits if it is the last of all.
+    /// Returns the rows of `positions`, for sequence number `sequence` of a pass. The row of the last token
+    /// of all wants logits.
     pub(crate) fn rows(
         &self,
         sequence: usize,

@@ -1,9 +1,9 @@
-//! Text out of tokens as they come, and the stop strings that end it.
+//! Turns tokens into text as they come, and ends a response at the first stop string.
 //!
-//! Contract: text is handed out once no later token can change it: never a part of a character, and nothing
-//! that may turn out to begin a stop string. The pieces together are the whole text, which ends before the
-//! first stop string. Bytes that belong to no character become U+FFFD and leave their neighbours alone.
-//! Special tokens have no text; a stop string that is one is a stop token.
+//! Text is given out once no later token can change it: never a part of a character, and nothing that may
+//! turn out to begin a stop string. The pieces together are the whole text, which ends before the first
+//! stop string. Bytes that belong to no character become U+FFFD and do not change the characters beside
+//! them. Special tokens have no text; a stop string that spells a special token is a stop token.
 
 use super::{Next, Observer, RequestId, Rollout};
 use crate::base::error::usage;
@@ -11,24 +11,25 @@ use crate::tokenizer::Tokenizer;
 use anyhow::{Error, Result};
 use std::collections::HashMap;
 
-/// What stands for bytes that are no character, or not yet.
+/// Stands for bytes that are no character, or not yet.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// Most tokens of one character: a token has at least one byte.
+/// A character has at most four bytes in UTF-8, and a token has at least one.
 const CHARACTER_TOKENS: usize = 4;
 
-/// What ends a response.
+/// The strings and tokens that end a response.
 #[derive(Debug, Default)]
 pub struct Stops {
-    /// Texts; what comes before is kept.
+    /// A response ends where one of these texts appears; only the text before it is kept.
     strings: Vec<String>,
-    /// Tokens; see [`super::SamplingParams::stop_ids`].
+    /// A response ends with any of these tokens; see [`super::SamplingParams::stop_ids`].
     pub ids: Vec<u32>,
 }
 
 impl Stops {
-    /// Stop strings, of which those that spell a special token are stop tokens; refuses one that
-    /// holds a special token beside other text, since it never appears.
+    /// Sorts `strings` into texts and stop tokens: a string that spells exactly one special token is a stop
+    /// token. Refuses an empty string, and one that has a special token beside other text, since that never
+    /// appears in a response.
     pub fn new(tokenizer: &Tokenizer, strings: &[String]) -> Result<Self> {
         let mut stops = Self::default();
         for string in strings {
@@ -51,7 +52,7 @@ impl Stops {
     }
 }
 
-/// The spelling of the first token that has no text because it is special.
+/// Returns the spelling of the first of `ids` that is a special token and so has no text.
 fn first_special(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Option<String>> {
     for &id in ids {
         let spelling = tokenizer.decode_with_special_tokens(&[id])?;
@@ -62,17 +63,17 @@ fn first_special(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// The text of a response that grows.
+/// The text of a response that grows token by token.
 pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
     stops: &'t Stops,
-    /// What no later token changes.
+    /// The text so far that no later token changes.
     text: String,
-    /// Bytes of it that were handed out.
+    /// So many bytes of `text` were given out.
     num_taken: usize,
     end: End,
-    /// The last tokens whose text is in `text`, then those whose text is not: text depends on what
-    /// comes before (a leading space, say), but not on what comes long before.
+    /// The last tokens whose text is in `text`, then those whose text is not yet. The text of a token
+    /// depends on the tokens just before it (a leading space, say), but not on those long before.
     tokens: Vec<u32>,
     num_settled: usize,
 }
@@ -88,13 +89,12 @@ enum End {
 }
 
 impl<'t> TextStream<'t> {
-    /// No text yet.
     pub fn new(tokenizer: &'t Tokenizer, stops: &'t Stops) -> Self {
         let (text, tokens) = (String::new(), Vec::new());
         Self { tokenizer, stops, text, num_taken: 0, end: End::Open, tokens, num_settled: 0 }
     }
 
-    /// Takes the next token.
+    /// Adds the next token. It fails where the tokenizer fails to decode.
     pub fn push(&mut self, token: u32) -> Result<()> {
         self.tokens.push(token);
         while self.end == End::Open && !self.settle()? {
@@ -126,19 +126,20 @@ impl<'t> TextStream<'t> {
         self.end == End::Stopped
     }
 
-    /// The text up to here.
+    /// Returns the text so far.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The text that is new since the last time and that nothing can take back.
+    /// Returns the text that is new since the last call and that no later token changes.
     pub fn take(&mut self) -> &str {
         let held = if self.end == End::Open { self.may_begin_a_stop() } else { 0 };
         let start = std::mem::replace(&mut self.num_taken, self.text.len() - held);
         &self.text[start..self.num_taken]
     }
 
-    /// Moves the text of all tokens to `text`, if it is there and ends with a whole character.
+    /// Moves the text of all tokens to `text`, if there is any and it ends with a whole character. Returns
+    /// whether it did.
     fn settle(&mut self) -> Result<bool> {
         let new = self.text_until(self.tokens.len())?;
         if new.is_empty() || new.ends_with(REPLACEMENT) {
@@ -150,14 +151,14 @@ impl<'t> TextStream<'t> {
         Ok(true)
     }
 
-    /// The text that tokens up to `end` add to what is settled.
+    /// Returns the text that the tokens up to `end` add to the settled text.
     fn text_until(&self, end: usize) -> Result<String> {
         let known = self.tokenizer.decode(&self.tokens[..self.num_settled])?;
         let mut text = self.tokenizer.decode(&self.tokens[..end])?;
         if text.starts_with(&known) {
             return Ok(text.split_off(known.len()));
         }
-        // With byte fallback a new byte makes its whole run of bytes unreadable until it is complete.
+        // With byte fallback a whole run of bytes decodes to U+FFFD until its last byte is there.
         self.tokenizer.decode(&self.tokens[self.num_settled..end])
     }
 
@@ -176,7 +177,7 @@ impl<'t> TextStream<'t> {
         }
     }
 
-    /// Bytes at the end of the text that may begin a stop string.
+    /// Counts the bytes at the end of the text that may begin a stop string.
     fn may_begin_a_stop(&self) -> usize {
         let strings = &self.stops.strings;
         let longest = strings.iter().map(String::len).max().unwrap_or(0).min(self.text.len() + 1);
@@ -188,7 +189,7 @@ impl<'t> TextStream<'t> {
     }
 }
 
-/// The whole text of a response without stop strings.
+/// Returns the whole text of a response, without regard to stop strings.
 pub fn text_of(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String> {
     let text = tokenizer.decode(tokens)?;
     if !text.contains(REPLACEMENT) {
@@ -201,14 +202,14 @@ pub fn text_of(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String> {
     Ok(stream.text)
 }
 
-/// Who reads responses as text.
+/// A reader receives responses as text.
 pub trait Reader: Send {
-    /// Text that a response has now, and will keep.
+    /// Receives text that a response now has and will keep.
     fn text(&mut self, _request: RequestId, _sample: usize, _new: &str) -> Result<()> {
         Ok(())
     }
 
-    /// A response ended with this text as a whole.
+    /// Receives the whole text of a response that ended.
     fn finished(
         &mut self,
         request: RequestId,
@@ -218,26 +219,27 @@ pub trait Reader: Send {
     ) -> Result<()>;
 }
 
-/// Watches rollouts for a reader, and ends those in which a stop string appears.
+/// Observes rollouts for a reader, and ends those in which a stop string appears.
 pub struct Reading<'t, R> {
     tokenizer: &'t Tokenizer,
     stops: &'t Stops,
-    /// Whether the reader is told of text before a response ends.
+    /// Whether the reader receives text before a response ends.
     is_streamed: bool,
     reader: R,
     streams: HashMap<(RequestId, usize), TextStream<'t>>,
-    /// What went wrong first; an engine has no use for it.
+    /// The first failure. It waits here because an observer cannot return errors to the engine.
     failure: Option<Error>,
 }
 
 impl<'t, R: Reader> Reading<'t, R> {
-    /// Tells `reader` of every response when it ends and, where `is_streamed`, while it grows.
+    /// Creates an observer that gives `reader` every response when it ends and, where `is_streamed`, its
+    /// text while it grows.
     pub fn new(tokenizer: &'t Tokenizer, stops: &'t Stops, is_streamed: bool, reader: R) -> Self {
         let streams = HashMap::new();
         Self { tokenizer, stops, is_streamed, reader, streams, failure: None }
     }
 
-    /// The first failure, of the reader's also, after which nothing more was read.
+    /// Returns the first failure, the reader's own too. Nothing was read after it.
     pub fn into_result(self) -> Result<()> {
         self.failure.map_or(Ok(()), Err)
     }
@@ -269,7 +271,7 @@ impl<'t, R: Reader> Reading<'t, R> {
         self.reader.finished(at.0, at.1, text, rollout)
     }
 
-    /// Remembers the first failure.
+    /// Keeps the first failure.
     fn note<T>(&mut self, result: Result<T>) -> Option<T> {
         result.map_err(|failure| self.failure.get_or_insert(failure)).ok()
     }
@@ -300,7 +302,7 @@ mod tests {
     use serde_json::{Map, Value, json};
     use std::path::Path;
 
-    /// A tokenizer whose tokens are the words given, and all bytes, as SentencePiece falls back on them.
+    /// Loads a tokenizer whose tokens are the 256 bytes and `words`, with SentencePiece's byte fallback.
     fn with_byte_fallback(dir: &Path, words: &[&str]) -> Tokenizer {
         let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
         let tokens =
@@ -329,7 +331,8 @@ mod tests {
         Tokenizer::load(dir).unwrap()
     }
 
-    /// The pieces in which the text of `tokens` comes, the last of them at the end, and the text.
+    /// Returns the pieces in which the text of `tokens` comes, with the last piece at the end, and the
+    /// whole text.
     fn pieces(tokenizer: &Tokenizer, stops: &Stops, tokens: &[u32]) -> (Vec<String>, String) {
         let mut stream = TextStream::new(tokenizer, stops);
         let mut pieces = Vec::new();
@@ -387,7 +390,7 @@ mod tests {
             assert_eq!(text, "a", "{tokens:?}");
             assert_eq!(pieces[0], "a");
         }
-        // What only seemed to begin a stop string comes later.
+        // Text that could have begun a stop string but did not comes later.
         let (pieces, text) = pieces(&tokenizer, &stops, &[a, bc, b, bc]);
         assert_eq!(
             (text.as_str(), &pieces[..]),

@@ -1,11 +1,11 @@
-//! The threads of a process as a sampler.
+//! A sampler on the threads of this process.
 
 use super::{Engine, Observer, Queue, Sampler, Stats};
 use crate::model::{Decoder, Weights};
 use anyhow::Result;
 use std::sync::Arc;
 
-/// The threads of the present pool.
+/// Samples on the threads of the current rayon pool.
 #[derive(Clone)]
 pub struct Threads<'m> {
     decoder: &'m Decoder,
@@ -13,7 +13,7 @@ pub struct Threads<'m> {
 }
 
 impl<'m> Threads<'m> {
-    /// Threads that read these weights, which others may share.
+    /// Creates a sampler that reads `weights`, which others may share.
     pub fn new(decoder: &'m Decoder, weights: impl Into<Arc<Weights<'m>>>) -> Self {
         Self { decoder, weights: weights.into() }
     }
