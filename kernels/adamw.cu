@@ -1,17 +1,17 @@
-// AdamW over flat shards, in one pass. Twin of src/ops/adamw.rs.
+// AdamW updates flat shards in one pass. This is the twin of src/ops/adamw.rs.
 //
-// Layout: master weights fp32, moments fp32 or bf16 (whatever Half is: squares of gradients would vanish in
-// fp16), gradients Half or fp32, parameters Half: all of one shard's elements, of any number; buffers
-// start on sixteen bytes.
+// Layout: all arrays have the elements of one shard, of any number, and start on sixteen bytes.
+// Master weights are fp32, gradients Half or fp32, parameters Half. Moments are fp32 or bf16,
+// whatever Half is: squares of gradients would vanish in fp16.
 // Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (ICLR 2019); stochastic
 // rounding as in Gupta et al., "Deep learning with limited numerical precision" (ICML 2015).
-// Contract: PyTorch's update, the gradient multiplied by `gradient_scale` first; the parameter is the
-// master weight rounded. Moments in bf16 are rounded up or down at random with the right
-// expectation, keyed by the step and the element's place in the whole model, so the number of shards
-// does not change them. Nothing is touched where *not_finite is set.
+// Contract: the update is PyTorch's, with the gradient multiplied by `gradient_scale` first; the
+// parameter is the master weight rounded. Moments in bf16 are rounded up or down at random with the
+// right expectation. The random bits are keyed by the step and the element's place in the whole
+// model, so the number of shards does not change them. Nothing is written where *not_finite is set.
 #include "common.cuh"
 
-// The factors of a step; as src/cuda/kernels/adamw.rs computes them.
+// The factors of a step, as src/cuda/kernels/adamw.rs computes them.
 struct Step {
     float beta1, beta2, epsilon;
     float gradient_scale;
@@ -20,12 +20,12 @@ struct Step {
     float inverse_root_correction;
 };
 
-// A range of elements that weight decay applies to.
+// A range of elements that weight decay applies to; `end` is exclusive.
 struct Range {
     unsigned long long start, end;
 };
 
-// The first range that ends after `at`.
+// Returns the first range that ends after `at`.
 __device__ __forceinline__ int range_after(const Range* ranges, int count, unsigned long long at) {
     int low = 0, high = count;
     while (low < high) {
@@ -36,7 +36,7 @@ __device__ __forceinline__ int range_after(const Range* ranges, int count, unsig
     return low;
 }
 
-// Eight numbers of 16 random bits of an element's vector, for one of the two moments.
+// Returns eight numbers of 16 random bits for one vector of elements and one of the two moments.
 __device__ __forceinline__ void random_bits(unsigned long long key, unsigned long long vector, unsigned moment,
                                             unsigned out[8]) {
     uint4 block = philox(key, make_uint4(unsigned(vector), unsigned(vector >> 32), 0x61646d77u, moment));
@@ -45,7 +45,7 @@ __device__ __forceinline__ void random_bits(unsigned long long key, unsigned lon
     for (int i = 0; i < 8; i++) out[i] = words[i / 2] >> (i % 2 * 16) & 0xffffu;
 }
 
-// Rounds to bf16: up as often as the part cut off says.
+// Rounds to bf16, up with a probability that is the part cut off.
 __device__ __forceinline__ float round_at_random(float x, unsigned bits) {
     return __uint_as_float((__float_as_uint(x) + bits) & 0xffff0000u);
 }

@@ -1,15 +1,17 @@
-// Causal grouped-query attention within packed sequences, forward and backward: the reference, and
-// what runs where cuDNN is not there. Twin of src/ops/attention.rs.
+// Causal grouped-query attention within packed sequences, forward and backward. It is the
+// reference, and runs where cuDNN is missing. This is the twin of src/ops/attention.rs.
 //
-// Layout: a row of qkv (turned) is [heads, kv_heads, kv_heads] heads of `dim`; out and d_out are
-// [tokens, heads * dim], lse and delta [tokens, heads] fp32 (natural logarithm), d_qkv as qkv. A tile
-// is (first row of its sequence, the sequence's length, first position of the tile); the host lists
-// them (src/cuda/kernels/attention.rs), so sequences may have any lengths.
-// Source: the tiling of Dao, "FlashAttention-2" (ICLR 2024), with the gradient of the queries in a pass
-// of its own instead of atomic additions.
-// Contract: a tile is one block's, which goes over keys (or queries) in ascending order and sums in
-// fp32; nobody adds to what another writes: the same bits every time, whatever the packing. Scores are
-// never stored: the backward computes them again from lse. Plain multiply-adds, no tensor cores.
+// Layout: a row of qkv is [heads, kv_heads, kv_heads] heads of `dim`, with queries and keys
+// rotated; out and d_out are [tokens, heads * dim], lse and delta [tokens, heads] fp32 (natural
+// logarithm), and d_qkv is as qkv. A tile is (first row of its sequence, the sequence's length,
+// first position of the tile). The host lists the tiles (src/cuda/kernels/attention.rs), so
+// sequences may have any lengths.
+// Source: the tiling is that of Dao, "FlashAttention-2" (ICLR 2024), except that the gradient of
+// the queries has a pass of its own instead of atomic additions.
+// Contract: one block computes one tile; it goes over keys (or queries) in ascending order and sums
+// in fp32. No block adds to what another writes, so the bits are the same every time, whatever the
+// packing. Scores are never stored: the backward computes them again from lse. These are plain
+// multiply-adds without tensor cores.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
@@ -25,13 +27,13 @@ struct Shape {
     int heads, kv_heads;
 };
 
-// Rows of a tile in shared memory, a vector apart so that columns spread over the banks.
+// Rows of a tile in shared memory. They are a vector apart, so that columns spread over the banks.
 template <int DIM, int ROWS>
 struct __align__(16) Rows {
     Half at[ROWS][DIM + 8];
 };
 
-// Rows of one head from position `first` on; rows beyond the sequence are zeros.
+// Loads rows of one head from position `first` on; rows beyond the sequence become zeros.
 template <int DIM, int ROWS>
 __device__ __forceinline__ void load_rows(const Half* head, size_t row_width, unsigned first, unsigned length,
                                           Rows<DIM, ROWS>& rows) {
@@ -46,8 +48,9 @@ __device__ __forceinline__ void load_rows(const Half* head, size_t row_width, un
     }
 }
 
-// A thread's `COUNT` columns, an even number: up to eight are neighbours; more are vectors of eight with
-// those of seven other threads between them, so that the eight read different banks at a time.
+// Loads a thread's `COUNT` columns, an even number. Up to eight are neighbours; more are vectors of
+// eight with those of seven other threads between them, so that the eight threads read different
+// banks.
 template <int COUNT>
 __device__ __forceinline__ void load_columns(const Half* from, float out[COUNT]) {
     if (COUNT % 8 == 0) {
@@ -80,7 +83,8 @@ struct __align__(16) ForwardShared {
     float weights[QUERIES][KEYS + 1];
 };
 
-// Half a warp keeps four queries: a thread two of each step's keys, and a sixteenth of the columns.
+// Half a warp computes four queries. A thread has two of each step's keys, and a sixteenth of the
+// columns.
 template <int DIM>
 __device__ __forceinline__ void forward_tile(const Half* qkv, const Tile* tiles, Half* out, float* lse,
                                              Shape shape, ForwardShared<DIM>& shared) {
@@ -168,7 +172,7 @@ __device__ __forceinline__ void forward_tile(const Half* qkv, const Tile* tiles,
     }
 }
 
-// delta = the sum over a head of d_out * out; a warp takes a head of a row.
+// Computes delta, the sum over a head of d_out * out. A warp takes one head of one row.
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_delta(const Half* out, const Half* d_out, float* delta, int count, int dim) {
     int index = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -192,8 +196,8 @@ struct __align__(16) BackwardShared {
     float weights[BACK_QUERIES][KEYS + 1], d_scores[BACK_QUERIES][KEYS + 1];
 };
 
-// The weights of a tile of queries and keys and the gradients of their scores, from what is in shared
-// memory. A thread takes a query and every eighth key.
+// Computes the weights of a tile of queries and keys, and the gradients of their scores, from
+// shared memory. A thread takes a query and every eighth key.
 template <int DIM>
 __device__ __forceinline__ void weigh_again(Tile tile, unsigned first_query, unsigned first_key,
                                             const float* lse, const float* delta, int heads,
@@ -230,14 +234,14 @@ __device__ __forceinline__ void weigh_again(Tile tile, unsigned first_query, uns
     }
 }
 
-// The gradients of a tile of keys and values, from all queries of the group that see them. A thread
-// keeps an eighth of the columns of a key and of its value.
+// Computes the gradients of a tile of keys and values, from all queries of the group that see them.
+// A thread has an eighth of the columns of a key and of its value.
 template <int DIM>
 __device__ __forceinline__ void backward_keys(const Half* qkv, const Tile* tiles, const Half* d_out,
                                               const float* lse, const float* delta, Half* d_qkv,
                                               Shape shape, BackwardShared<DIM>& shared) {
     constexpr int COLUMNS = DIM / 8;
-    // The keys with most queries after them first, as the longest work.
+    // Keys with the most queries after them come first, because they take longest.
     Tile tile = tiles[gridDim.x - 1 - blockIdx.x];
     int kv_head = blockIdx.y, group = shape.heads / shape.kv_heads;
     size_t row_width = size_t(shape.heads + 2 * shape.kv_heads) * DIM;
@@ -276,7 +280,7 @@ __device__ __forceinline__ void backward_keys(const Half* qkv, const Tile* tiles
     store_columns<COLUMNS>(d_value, d_row + shape.kv_heads * DIM);
 }
 
-// The gradients of a tile of queries of one head, from all keys that they see.
+// Computes the gradients of a tile of queries of one head, from all keys that they see.
 template <int DIM>
 __device__ __forceinline__ void backward_queries(const Half* qkv, const Tile* tiles, const Half* d_out,
                                                  const float* lse, const float* delta, Half* d_qkv,

@@ -1,25 +1,26 @@
-// Attention of one new token of each sequence over its paged keys and values. Twin of attend_cached
-// in src/ops/attention.rs.
+// Attention of one new token of each sequence over its paged keys and values. This is the twin of
+// attend_cached in src/ops/attention.rs.
 //
-// Layout: a row of qkv is [heads, kv_heads, kv_heads] heads of `dim`; out is [sequences, heads * dim].
-// The cache is rope_write's: [block][kv_head][32][dim]. tables is [sequences, table_width] block
-// numbers; lengths count the new token, whose key and value are in the cache already.
-// Contract: a block of threads takes a sequence, a key head with its group of query heads, and a split,
-// 512 keys, and goes over these from the first to the last, 32 at a time. Splits start at fixed
-// positions and are combined in ascending order by a kernel of its own, whatever else is in the batch
-// and however wide its tables are: a sequence has the same bits in any batch. A sequence of one split is
-// written at once. An empty sequence gets zeros. The grid depends on the tables' width alone, so that a
-// recorded launch fits later steps; blocks beyond a sequence return.
-// Memory-bound: each key and value is read once, in sixteen-byte vectors, the next keys while these
-// are at work.
+// Layout: a row of qkv is [heads, kv_heads, kv_heads] heads of `dim`; out is [sequences, heads *
+// dim]. The cache is that of rope_write: [block][kv_head][32][dim]. tables is [sequences,
+// table_width] block numbers; lengths count the new token, whose key and value are already in the
+// cache.
+// Contract: a block of threads takes a sequence, a key head with its group of query heads, and a
+// split of 512 keys, over which it goes from the first to the last, 32 at a time. Splits start at
+// fixed positions, and another kernel combines them in ascending order, whatever else is in the
+// batch and however wide its tables are: a sequence has the same bits in any batch. The output of a
+// sequence of one split is written directly. An empty sequence gets zeros. The grid depends only on
+// the tables' width, so that a recorded launch fits later steps; blocks beyond a sequence return.
+// The kernel is bound by memory: it reads each key and value once, in sixteen-byte vectors, and
+// loads the next keys while it computes with these.
 #include "common.cuh"
 
 constexpr int TOKENS = 32;   // of a cache block, and of a step
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / WARP;
 constexpr int SPLIT = 512;   // keys; a multiple of TOKENS
-// A partial result is the sums of `dim` columns, the largest score, the sum of weights, and nothing up to
-// the next vector.
+// A partial result is the sums of `dim` columns, the largest score, the sum of weights, and padding
+// up to the next vector.
 constexpr int BESIDE_SUMS = 4;
 
 template <int DIM, int GROUP>
@@ -80,7 +81,7 @@ __device__ __forceinline__ void attend_one(const Half* qkv, const Half* keys, co
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             int row = first_value + i * VALUE_STEP;
-            // What lies beyond the sequence may be anything: zeros take its place.
+            // Memory beyond the sequence may hold anything, so zeros take its place.
             value[i] = first + row < end ? from[row * COLUMNS + column] : make_uint4(0, 0, 0, 0);
         }
         float scores[GROUP] = {};
@@ -136,7 +137,7 @@ __device__ __forceinline__ void attend_one(const Half* qkv, const Half* keys, co
         }
     }
 
-    // Threads of a warp with the same columns first, then the warps in order.
+    // Threads of a warp with the same columns are summed first, then the warps in order.
 #pragma unroll
     for (int member = 0; member < GROUP; member++) {
 #pragma unroll
@@ -177,7 +178,8 @@ __device__ __forceinline__ void attend_one(const Half* qkv, const Half* keys, co
     }
 }
 
-// The outputs of sequences of several splits; a block takes a query head of a sequence, a thread a column.
+// Computes the outputs of sequences of several splits. A block takes a query head of a sequence, a
+// thread one column.
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_decode_combine(const float* partials, const unsigned* lengths, Half* out, int heads, int splits) {
     int sequence = blockIdx.x, head = blockIdx.y, dim = blockDim.x, column = threadIdx.x;
@@ -199,7 +201,7 @@ attention_decode_combine(const float* partials, const unsigned* lengths, Half* o
     narrow(result / sum, out[row * dim + column]);
 }
 
-// Groups of up to four, or up to eight, query heads.
+// There are kernels for groups of up to four and of up to eight query heads.
 #define ATTENTION_DECODE(NAME, DIM, GROUP)                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
     NAME(const Half* qkv, const Half* keys, const Half* values, const unsigned* tables,                   \

@@ -1,14 +1,16 @@
-// Attention of the tokens of prompts over paged keys and values, by tiles. Twin of attend_cached in
-// src/ops/attention.rs.
+// Attention of the tokens of prompts over paged keys and values, by tiles. This is the twin of
+// attend_cached in src/ops/attention.rs.
 //
-// Layout: as in attention_decode.cu, but what has a table and a length is a tile: consecutive tokens of a
-// sequence. tiles is [tiles][2], the first row of qkv and the number of rows; the length is the last row's.
-// Contract: a block of threads takes a tile and a key head with its group of query heads, 64 rows of
-// (token, query head) at most, a warp sixteen of them, and goes over the keys from the first to the tile's
-// last, 32 at a time, one block of the cache. Rows do not mix, and keys that a row does not see add zeros to
-// its sums: a token has the same bits in any tile, so a prompt may be read in any pieces.
-// Compute-bound: products run on tensor cores, which round the weights of values to 16 bits; the next keys
-// and values come while these are at work.
+// Layout: it is that of attention_decode.cu, but tables and lengths belong to tiles: consecutive
+// tokens of a sequence. tiles is [tiles][2], the first row of qkv and the number of rows; the
+// length is that of the last row.
+// Contract: a block of threads takes a tile and a key head with its group of query heads: at most
+// 64 rows of (token, query head), of which a warp has sixteen. It goes over the keys from the first
+// to the tile's last, 32 at a time, which are one block of the cache. Rows do not mix, and keys
+// that a row does not see add zeros to its sums: a token has the same bits in any tile, so a prompt
+// may be read in any pieces.
+// The kernel is bound by arithmetic: products run on tensor cores, which round the weights of
+// values to 16 bits; the next keys and values are copied meanwhile.
 #include "common.cuh"
 #include "tensor_cores.cuh"
 
@@ -36,7 +38,7 @@ __device__ __forceinline__ void attend_tile(const Half* qkv, const Half* keys, c
     constexpr int STEPS = DIM / 16;   // of a product over the columns of a head
     constexpr int OCTETS = DIM / 8;   // of columns
     constexpr int VECTORS = TOKENS * OCTETS / THREADS;  // of keys, and of values, that a thread fetches
-    // The longest first.
+    // The longest tiles come first.
     int tile = gridDim.x - 1 - blockIdx.x, kv_head = blockIdx.y, group = heads / kv_heads;
     int first_row = tiles[2 * tile], rows = int(tiles[2 * tile + 1]) * group;
     int end = lengths[tile], first_position = end - rows / group;
@@ -83,7 +85,7 @@ __device__ __forceinline__ void attend_tile(const Half* qkv, const Half* keys, c
                 __pipeline_memcpy_async(key, keys + from, 16);
                 __pipeline_memcpy_async(value, values + from, 16);
             } else {
-                // What lies beyond the sequence may be anything: zeros take its place.
+                // Memory beyond the sequence may hold anything, so zeros take its place.
                 *reinterpret_cast<uint4*>(key) = make_uint4(0, 0, 0, 0);
                 *reinterpret_cast<uint4*>(value) = make_uint4(0, 0, 0, 0);
             }
@@ -148,7 +150,7 @@ __device__ __forceinline__ void attend_tile(const Half* qkv, const Half* keys, c
             }
 #pragma unroll
             for (int step = 0; step < TOKENS / 16; step++) {
-                // C of one product lies as A of the next.
+                // The fragment C of one product has the layout of A of the next.
                 const float *low = scores[2 * step], *high = scores[2 * step + 1];
                 unsigned weights[4] = {pack<Half>(low[0], low[1]), pack<Half>(low[2], low[3]),
                                        pack<Half>(high[0], high[1]), pack<Half>(high[2], high[3])};

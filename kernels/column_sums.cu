@@ -1,11 +1,11 @@
-// Sums over rows: the second half of the norm weights' gradients, and the gradients of biases. Twin
-// of add_rows in src/ops/reduce.rs.
+// Sums over rows: the second step of the gradients of norm weights, and the gradients of biases.
+// This is the twin of add_rows in src/ops/reduce.rs.
 //
-// Layout: x [rows, width], partials [parts, width]; width a multiple of 8.
-// Contract: two passes in a fixed order, without atomics: the same bits every time.
+// Layout: x is [rows, width], partials [parts, width]; width is a multiple of 8.
+// Contract: two passes sum in a fixed order, without atomics, so the bits are the same every time.
 #include "common.cuh"
 
-// Row blockIdx.y of partials gets the sum of rows blockIdx.y, blockIdx.y + gridDim.y, ... of x.
+// Row blockIdx.y of partials gets the sum of the rows blockIdx.y, blockIdx.y + gridDim.y, ... of x.
 extern "C" __global__ void __launch_bounds__(128)
 column_partials(const Half* x, float* partials, int rows, int width) {
     int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
@@ -22,7 +22,7 @@ column_partials(const Half* x, float* partials, int rows, int width) {
 
 constexpr unsigned LANES = 8;
 
-// A block adds up 32 columns: lane l the rows l, l + 8, ..., then the lanes in order.
+// A block sums 32 columns: lane l the rows l, l + 8, ..., then the lanes are added in order.
 template <class G>
 __device__ __forceinline__ void add_columns(const float* partials, G* gradient, int parts, int width,
                                             float sums[LANES][WARP]) {
@@ -40,7 +40,7 @@ __device__ __forceinline__ void add_columns(const float* partials, G* gradient, 
     narrow(widen(gradient[column]) + sum, gradient[column]);
 }
 
-// gradient += the sum of the rows of partials.
+// These add the sum of the rows of partials to gradient.
 extern "C" __global__ void __launch_bounds__(256)
 add_column_sums_half(const float* partials, Half* gradient, int parts, int width) {
     __shared__ float sums[LANES][WARP];

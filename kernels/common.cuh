@@ -1,11 +1,11 @@
-// What all kernels share: numbers of 16 bits, vector access to them and to fp32, reductions over warps
-// and blocks, Philox.
+// This header has what all kernels share: 16-bit numbers, vector access to them and to fp32,
+// reductions over warps and blocks, and Philox.
 //
-// Contract: weights and activations are `Half`, bfloat16 or, where HALF_IS_FP16 is defined, IEEE half
-// precision: build.rs compiles every file that has them twice. Memory is read and written in
-// sixteen-byte vectors, so pointers and row widths are multiples of eight elements unless a kernel says
-// otherwise; arithmetic is fp32, and a result too large for half precision becomes infinite. Reductions
-// have a fixed order, so a result depends on nothing but its inputs and the size of the block.
+// Contract: weights and activations are `Half`: bfloat16 or, where HALF_IS_FP16 is defined, IEEE
+// half precision. build.rs compiles every file that uses it twice. Memory is read and written in
+// sixteen-byte vectors, so pointers and row widths are multiples of eight elements unless a kernel
+// says otherwise. Arithmetic is fp32, and a result too large for half precision becomes infinite.
+// Reductions have a fixed order, so a result depends only on its inputs and the size of the block.
 #pragma once
 
 #ifdef __CUDACC__
@@ -22,7 +22,7 @@ typedef __half fp16;
 #ifdef HALF_IS_FP16
 typedef fp16 Half;
 #ifdef __CUDACC__
-// Tells the two cubins of a file apart, whose kernels have the same names.
+// This symbol tells the two cubins of a file apart, whose kernels have the same names.
 extern "C" __device__ unsigned char half_is_fp16 = 1;
 #endif
 #else
@@ -33,7 +33,7 @@ constexpr unsigned WARP = 32;
 constexpr unsigned ALL_LANES = ~0u;
 constexpr float LOWEST = -3.402823466e38f;
 
-// Two numbers of 16 bits in a word, the first in the lower half.
+// A word holds two 16-bit numbers, the first in its lower half.
 template <class T>
 __device__ float2 unpack(unsigned word);
 template <class T>
@@ -66,7 +66,7 @@ __device__ __forceinline__ void narrow(float x, float& out) { out = x; }
 __device__ __forceinline__ void narrow(float x, bf16& out) { out = __float2bfloat16_rn(x); }
 __device__ __forceinline__ void narrow(float x, fp16& out) { out = __float2half_rn(x); }
 
-// The nearest number that Half has.
+// Returns the nearest number that Half has.
 __device__ __forceinline__ float rounded(float x) {
     Half nearest;
     narrow(x, nearest);
@@ -103,7 +103,8 @@ __device__ __forceinline__ void store_eight(const float x[8], float* to) {
     reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
-// The same for the last few elements of a buffer: `count` may be below eight, missing ones are `fill`.
+// Loads the last few elements of a buffer: `count` may be below eight, and missing ones become
+// `fill`.
 template <class T>
 __device__ __forceinline__ void load_up_to_eight(const T* from, long long count, float fill, float out[8]) {
     if (count >= 8) return load_eight(from, out);
@@ -120,7 +121,7 @@ __device__ __forceinline__ void store_up_to_eight(const float x[8], long long co
     }
 }
 
-// The sum of all lanes, in all lanes.
+// Returns the sum of all lanes to every lane.
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
@@ -136,8 +137,8 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// The sum of all threads, in all threads; the block is whole warps, `scratch` is shared and may be
-// used again at once.
+// Returns the sum of all threads to every thread. The block must be whole warps. `scratch` is
+// shared memory and may be used again at once.
 template <class T>
 __device__ __forceinline__ T block_sum(T x, T scratch[WARP]) {
     unsigned lane = threadIdx.x % WARP;
@@ -157,7 +158,7 @@ __device__ __forceinline__ float block_max(float x, float scratch[WARP]) {
     return warp_max(lane < blockDim.x / WARP ? scratch[lane] : -INFINITY);
 }
 
-// The Philox4x32-10 block of a counter under a key: the twin of base::rng::philox.
+// Returns the Philox4x32-10 block of a counter under a key, as base::rng::philox does.
 __device__ __forceinline__ uint4 philox(unsigned long long key, uint4 counter) {
     unsigned k0 = unsigned(key), k1 = unsigned(key >> 32);
 #pragma unroll
@@ -171,7 +172,7 @@ __device__ __forceinline__ uint4 philox(unsigned long long key, uint4 counter) {
     return counter;
 }
 
-// The index-th uniform number in [0, 1) of a key: the twin of base::rng::uniform.
+// Returns the index-th uniform number in [0, 1) of a key, as base::rng::uniform does.
 __device__ __forceinline__ float uniform(unsigned long long key, unsigned long long index) {
     uint4 block = philox(key, make_uint4(unsigned(index), unsigned(index >> 32), 0x756e6966u, 0));
     return float(block.x >> 8) * (1.0f / (1u << 24));

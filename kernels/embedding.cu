@@ -1,12 +1,13 @@
-// Token embedding: rows of the table, and their gradient. Twin of src/ops/embedding.rs.
+// Token embedding: rows of the table, and their gradient. This is the twin of src/ops/embedding.rs.
 //
-// Layout: table and gradient [vocabulary, width], rows [tokens, width]; width a multiple of 8.
-// Contract: the backward has one owner for each part of the gradient and adds a token's rows in
-// ascending order, in fp32, with one rounding at the end: no atomics, the same bits every time. The
-// host lists the distinct tokens and the rows of each (src/cuda/kernels/embedding.rs).
+// Layout: table and gradient are [vocabulary, width], rows [tokens, width]; width is a multiple of
+// 8.
+// Contract: each part of the gradient has one owner, which adds a token's rows in ascending order
+// in fp32 and rounds once at the end. There are no atomics, so the bits are the same every time.
+// The host lists the distinct tokens and the rows of each (src/cuda/kernels/embedding.rs).
 #include "common.cuh"
 
-// Copies the row of `table` of token blockIdx.x.
+// Copies the row of `table` of the token at blockIdx.x.
 extern "C" __global__ void __launch_bounds__(256)
 embedding(const Half* table, const unsigned* tokens, Half* out, int width) {
     const uint4* from = reinterpret_cast<const uint4*>(table + size_t(tokens[blockIdx.x]) * width);
@@ -14,8 +15,8 @@ embedding(const Half* table, const unsigned* tokens, Half* out, int width) {
     for (int i = threadIdx.x; i < width / 8; i += blockDim.x) to[i] = from[i];
 }
 
-// Adds to the gradient row of the distinct token blockIdx.x the rows of dy numbered
-// rows[starts[blockIdx.x]..starts[blockIdx.x + 1]]; blockIdx.y takes its part of the columns.
+// Adds the rows of dy with the numbers rows[starts[blockIdx.x]..starts[blockIdx.x + 1]] to the
+// gradient's row of the distinct token blockIdx.x. blockIdx.y selects a part of the columns.
 template <class G>
 __device__ __forceinline__ void add_rows(const Half* dy, const unsigned* tokens, const unsigned* starts,
                                          const unsigned* rows, G* gradient, int width) {

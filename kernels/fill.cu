@@ -1,4 +1,5 @@
-// Fills memory with a pattern: the first check that kernels of this build run at all.
+// This kernel fills memory with a pattern. It is the first check that kernels of this build run at
+// all.
 
 extern "C" __global__ void fill_with_index(unsigned* out, long long len) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;

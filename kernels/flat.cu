@@ -1,10 +1,10 @@
 // Passes over whole flat buffers: the sum of squares of the gradients, conversions between fp32 and
-// Half, and the accumulation of a bucket. Twin of src/ops/reduce.rs.
+// Half, and the accumulation of a bucket. This is the twin of src/ops/reduce.rs.
 //
-// Layout: any number of elements; buffers start on sixteen bytes.
-// Contract: the sum runs over fixed parts whose sums are added in a fixed order in double precision;
-// it is not finite if an element is not (or its square overflows), so one pass also tells whether the
-// gradients are usable.
+// Layout: buffers have any number of elements and start on sixteen bytes.
+// Contract: fixed parts are summed, and their sums are added in a fixed order in double precision.
+// The sum is not finite if an element is not finite or its square overflows, so one pass also tells
+// whether the gradients are usable.
 #include "common.cuh"
 
 constexpr int PART = 64 * 1024;  // elements that a block sums, as src/cuda/kernels/flat.rs counts
@@ -38,8 +38,8 @@ square_partials_f32(const float* x, long long count, double* partials) {
     square_part(x, count, partials, scratch);
 }
 
-// total = the sum of the partial sums; *not_finite is set to whether that is not a finite number.
-// One block.
+// Writes the sum of the partial sums to *total, and to *not_finite whether that is not a finite
+// number. It takes one block.
 extern "C" __global__ void __launch_bounds__(1024)
 sum_of_squares(const double* partials, int count, double* total, unsigned* not_finite) {
     __shared__ double scratch[WARP];
@@ -51,12 +51,12 @@ sum_of_squares(const double* partials, int count, double* total, unsigned* not_f
     *not_finite = !(sum <= 1.7976931348623157e308);
 }
 
-// The first of the eight elements of this thread.
+// Returns the index of the first of this thread's eight elements.
 __device__ __forceinline__ long long first_of_thread() {
     return (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
 }
 
-// Eight numbers in another format.
+// Converts eight numbers to another format.
 template <class From, class To>
 __device__ __forceinline__ void convert(const From* x, To* out, long long count) {
     long long at = first_of_thread();
@@ -72,7 +72,7 @@ widen_half(const Half* x, float* out, long long count) { convert(x, out, count);
 extern "C" __global__ void __launch_bounds__(256)
 narrow_to_half(const float* x, Half* out, long long count) { convert(x, out, count); }
 
-// sum += x.
+// Adds x to sum.
 extern "C" __global__ void __launch_bounds__(256)
 accumulate(const Half* x, float* sum, long long count) {
     long long at = first_of_thread();

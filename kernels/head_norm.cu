@@ -1,27 +1,28 @@
-// Root-mean-square normalisation of every query head and key head. Twin of src/ops/head_norm.rs.
+// Root-mean-square normalisation of every query head and key head. This is the twin of
+// src/ops/head_norm.rs.
 //
-// Layout: rows of queries, keys and values [rows, heads + 2 * kv_heads, dim], weight [2, dim]: of query heads,
-// then of key heads; dim is 32, 64 or 128. Blocks have 256 threads.
-// Contract: dim / 8 lanes of a warp take a head and eight elements each, so every head has the same bits
-// whatever else is computed. The weight's gradient goes through one partial sum for each block of the
-// backward, which column_sums.cu adds up.
+// Layout: rows of queries, keys and values are [rows, heads + 2 * kv_heads, dim]; weight is [2,
+// dim], first for query heads, then for key heads; dim is 32, 64 or 128. Blocks have 256 threads.
+// Contract: dim / 8 lanes of a warp take a head, eight elements each, so a head has the same bits
+// whatever else is computed. The weight's gradient has one partial sum for each block of the
+// backward; column_sums.cu adds them up.
 #include "common.cuh"
 
 constexpr unsigned THREADS = 256;
 
-// The sum over the lanes of a head, in all of them. All lanes of the warp take part.
+// Returns the sum over the lanes of a head to each of them. All lanes of the warp must call it.
 __device__ __forceinline__ float head_sum(float x, int lanes) {
     for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
     return x;
 }
 
-// y = x with query heads and key heads normalised; `y` may be `x`. A block takes a row.
+// Writes x to y with query heads and key heads normalised; `y` may be `x`. A block takes a row.
 extern "C" __global__ void __launch_bounds__(THREADS)
 head_norm(const Half* x, const Half* weight, float eps, Half* y, int heads, int kv_heads, int dim) {
     int lanes = dim / 8, all = heads + 2 * kv_heads, within = int(threadIdx.x) % lanes * 8;
     int lane = threadIdx.x % WARP;
     size_t row = size_t(blockIdx.x) * all * dim;
-    // A warp goes on as long as one of its heads is inside.
+    // A warp goes on as long as one of its heads is inside the row.
     for (int first = int(threadIdx.x) - lane; first < all * lanes; first += THREADS) {
         int head = (first + lane) / lanes;
         size_t at = row + size_t(head) * dim + within;
@@ -40,7 +41,7 @@ head_norm(const Half* x, const Half* weight, float eps, Half* y, int heads, int 
     }
 }
 
-// out[element] = the sum over the threads that have this element of a head, in their order.
+// Writes to out[element] the sum over the threads that have this element of a head, in their order.
 __device__ __forceinline__ void add_up(const float own[8], float* sums, float* out, int dim) {
     __syncthreads();
     store_eight(own, sums + threadIdx.x * 8);
@@ -53,9 +54,9 @@ __device__ __forceinline__ void add_up(const float own[8], float* sums, float* o
     out[threadIdx.x] = sum;
 }
 
-// For the rows `x` of the forward: turns d from the gradient of the output to that of the input, and leaves
-// what is of values. Block b takes rows b, b + gridDim.x, ... and writes its share of the weight's gradient to
-// row b of partials [gridDim.x, 2, dim].
+// Turns d from the gradient of the output to that of the forward's input `x`, and leaves the
+// gradients of values as they are. Block b takes rows b, b + gridDim.x, ... and writes its share of
+// the weight's gradient to row b of partials [gridDim.x, 2, dim].
 extern "C" __global__ void __launch_bounds__(THREADS)
 head_norm_backward(const Half* x, const Half* weight, float eps, Half* d, float* partials, int rows, int heads,
                    int kv_heads, int dim) {

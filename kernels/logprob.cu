@@ -1,10 +1,11 @@
 // Log-probability, entropy and mean log-probability of softmax(logits / temperature), row by row,
-// and the gradient of the logits. Twin of src/ops/logprob.rs.
+// and the gradient of the logits. This is the twin of src/ops/logprob.rs.
 //
-// Layout: rows of `stride` logits, a multiple of 8, of which the first `vocab` count; a block takes a
-// row. Statistics are four floats a row, a gradient of the scores three (logp, entropy, mean_logp).
-// Contract: the backward may write over the logits that it reads, if the two have one type; columns
-// beyond the vocabulary get 0, so that matrix products may run over whole strides.
+// Layout: rows have `stride` logits, a multiple of 8, of which the first `vocab` count; a block
+// takes a row. Statistics are four floats for each row, a gradient of the scores three (logp,
+// entropy, mean_logp).
+// Contract: the backward may write over the logits that it reads, if the two have one type. Columns
+// beyond the vocabulary get 0, so that products may run over whole strides.
 #include "statistics.cuh"
 
 template <class T>
@@ -32,7 +33,8 @@ logprob_f32(const float* logits, const unsigned* targets, Statistics* rows, floa
     score_row(logits, targets, rows, logp, vocab, stride, inverse_temperature, scratch);
 }
 
-// The gradient of the loss by each logit, from those by the scores of the row's target.
+// Computes the gradient of the loss by each logit from the gradients by the scores of the row's
+// target.
 template <class T, class D>
 __device__ __forceinline__ void gradient_row(const T* logits, const unsigned* targets, const Statistics* rows,
                                              const float* gradients, D* d_logits, int vocab, int stride,

@@ -1,9 +1,9 @@
-// The repetition penalty (Keskar et al. 2019): makes tokens that a text already has less likely. Twin of
-// penalize_repetition in src/ops/sample.rs.
+// The repetition penalty (Keskar et al. 2019) makes tokens that a text already has less likely.
+// This is the twin of penalize_repetition in src/ops/sample.rs.
 //
-// Layout: rows of `stride` fp32 logits; the tokens of row r are tokens[starts[r]] up to
+// Layout: rows have `stride` fp32 logits; the tokens of row r are tokens[starts[r]] up to
 // tokens[starts[r + 1]], each once and below the row's width.
-// Contract: positive logits are divided, the others multiplied; a block takes a row.
+// Contract: positive logits are divided, others multiplied. A block takes a row.
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)

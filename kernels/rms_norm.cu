@@ -1,14 +1,15 @@
-// Root-mean-square normalisation of rows, with the residual addition before it. Twin of
+// Root-mean-square normalisation of rows, with the residual addition before it. This is the twin of
 // src/ops/rms_norm.rs.
 //
-// Layout: rows [rows, width], weight [width]; width a multiple of 8, at most 8192.
-// Contract: a block takes a row and a thread eight elements of it, so every row has the same bits
-// whatever the number of rows. The norm is that of the rounded sum, which is what the backward
-// reads again. The weight's gradient goes through one partial sum for each block of the backward,
-// which column_sums.cu adds up.
+// Layout: rows are [rows, width], weight is [width]; width is a multiple of 8, at most 8192.
+// Contract: a block takes a row and a thread eight elements of it, so a row has the same bits
+// whatever the number of rows. The norm is that of the rounded sum, which the backward reads again.
+// The weight's gradient has one partial sum for each block of the backward; column_sums.cu adds
+// them up.
 #include "common.cuh"
 
-// sum = x + residual (where there is one; `sum` may be `x`), y = sum * rsqrt(mean(sum²) + eps) * weight.
+// Computes sum = x + residual, if there is a residual (`sum` may be `x`), and y = sum *
+// rsqrt(mean(sum²) + eps) * weight.
 extern "C" __global__ void __launch_bounds__(1024)
 rms_norm(const Half* x, const Half* residual, const Half* weight, float eps, Half* sum, Half* y, int width) {
     __shared__ float scratch[WARP];
@@ -38,9 +39,9 @@ rms_norm(const Half* x, const Half* residual, const Half* weight, float eps, Hal
     store_eight(v, y + at);
 }
 
-// dx = d_sum (where there is one; it may be dx) + the gradient by x, from the gradient dy of the
-// output, which is then overwritten with the output. Block b takes rows b, b + gridDim.x, ... and
-// writes its share of the weight's gradient to row b of partials [gridDim.x, width].
+// Computes dx = d_sum (if it is given; it may be dx) + the gradient by x, from the gradient dy of
+// the output, which is then overwritten with the output. Block b takes rows b, b + gridDim.x, ...
+// and writes its share of the weight's gradient to row b of partials [gridDim.x, width].
 extern "C" __global__ void __launch_bounds__(1024)
 rms_norm_backward(const Half* x, const Half* weight, float eps, Half* dy, const Half* d_sum, Half* dx,
                   float* partials, int rows, int width) {

@@ -1,17 +1,20 @@
-// Rotary position embedding: in place, between rows and separate tensors, and with the writing of keys
-// and values into the paged cache. Twin of src/ops/rope.rs.
+// Rotary position embedding: in place, between rows and separate tensors, and together with writing
+// keys and values to the paged cache. This is the twin of src/ops/rope.rs.
 //
-// Layout: a row of qkv is [heads, kv_heads, kv_heads] heads of 2 * half elements, half a multiple of
-// 8; cosines and sines are [positions, half] fp32, made on the host (ops::rope::Rope, Llama 3 scaling
-// included), so no angle is computed here. Apart, queries [rows, heads, 2 * half], keys and values
-// [rows, kv_heads, 2 * half] lie one after another. The cache holds [block][kv_head][32][head_dim] keys, and
-// values alike; a slot is block * 32 + position % 32.
-// Contract: element i of a head turns with element i + half; direction 1 turns, -1 turns back.
+// Layout: a row of qkv is [heads, kv_heads, kv_heads] heads of 2 * half elements; half is a
+// multiple of 8. cosines and sines are [positions, half] fp32. The host makes them
+// (ops::rope::Rope, Llama 3 scaling included), so no angle is computed here. Apart, queries [rows,
+// heads, 2 * half], keys and values [rows, kv_heads, 2 * half] lie one after the other. The cache
+// holds keys [block][kv_head][32][head_dim], and values alike; a slot is block * 32 + position %
+// 32.
+// Contract: element i of a head rotates with element i + half; direction 1 rotates forward, -1
+// back.
 #include "common.cuh"
 
 constexpr unsigned BLOCK_TOKENS = 32;
 
-// Turns eight pairs at `from` and `from + half` to `to` and `to + half`; the results also in l and h.
+// Rotates eight pairs at `from` and `from + half` to `to` and `to + half`; l and h get the results
+// too.
 __device__ __forceinline__ void turn_eight(const Half* from, Half* to, int half, const float* cosines,
                                            const float* sines, float direction, float l[8], float h[8]) {
     float c[8], s[8];
@@ -29,7 +32,7 @@ __device__ __forceinline__ void turn_eight(const Half* from, Half* to, int half,
     store_eight(h, to + half);
 }
 
-// Turns the first `turned` heads of each row (a block) by its position.
+// Rotates the first `turned` heads of each row by its position. A block takes a row.
 extern "C" __global__ void __launch_bounds__(256)
 rope(Half* qkv, const float* cosines, const float* sines, const unsigned* positions, int turned, int half,
      int row_width, float direction) {
@@ -44,7 +47,7 @@ rope(Half* qkv, const float* cosines, const float* sines, const unsigned* positi
     }
 }
 
-// The element of `qkv` apart that is the first of head `head` of row blockIdx.x, of gridDim.x rows.
+// Returns the element apart that is the first of head `head` of row blockIdx.x, of gridDim.x rows.
 __device__ __forceinline__ size_t place_apart(int head, int heads, int kv_heads, int dim) {
     size_t rows = gridDim.x, row = blockIdx.x;
     if (head < heads) return (row * heads + head) * dim;
@@ -53,8 +56,8 @@ __device__ __forceinline__ size_t place_apart(int head, int heads, int kv_heads,
     return (rows * (heads + (is_key ? 0 : kv_heads)) + row * kv_heads + kv_head) * dim;
 }
 
-// Moves a row (a block) of queries, keys and values from rows to tensors apart, or back, and turns
-// queries and keys by its position.
+// Moves a row of queries, keys and values from rows to tensors apart, or back, and rotates queries
+// and keys by its position. A block takes a row.
 template <bool IS_SPLIT>
 __device__ __forceinline__ void move_row(const Half* from, Half* to, const float* cosines, const float* sines,
                                          const unsigned* positions, int heads, int kv_heads, int half) {
@@ -90,8 +93,8 @@ rope_join(const Half* apart, Half* rows, const float* cosines, const float* sine
     move_row<false>(apart, rows, cosines, sines, positions, heads, kv_heads, half);
 }
 
-// The same in place for rows of queries, keys and values, whose keys (turned) and values also go into their
-// slot of the cache.
+// Rotates rows of queries, keys and values in place, and writes the rotated keys and the values to
+// their slots of the cache.
 extern "C" __global__ void __launch_bounds__(256)
 rope_write(Half* qkv, const float* cosines, const float* sines, const unsigned* positions,
            const unsigned* slots, Half* keys, Half* values, int heads, int kv_heads, int half) {

@@ -1,19 +1,20 @@
-// Draws a token from a row of logits, by temperature, top-k, top-p and min-p, from one keyed uniform
-// number. Twin of src/ops/sample.rs.
+// Draws a token from a row of logits, by temperature, top-k, top-p and min-p, from one keyed
+// uniform number. This is the twin of src/ops/sample.rs.
 //
-// Layout: rows of `stride` fp32 logits, a multiple of 8; the first `vocab` make the softmax, of which
-// the first `choices` of a row's settings may be drawn (the rest pad the vocabulary). A block takes a row.
-// Rows have settings of their own; each of the two kernels leaves those of the other alone.
-// Contract: the number is that of base::rng::uniform(key, index), and the token is the CPU's: the weights come from the same polynomial and, without truncation, are added in the same
-// order. With truncation weights become integers, as on the CPU, whose sums have no order, so that
-// nothing needs sorting: a radix descent finds the cut and the token. The log-probability is that of
-// the whole softmax before truncation, by the function of the training head. Left out: repetition
-// penalties. Without truncation one thread adds up vocab / 8 sums in a row, by the latency of an
-// addition (4 cycles) at least 40 microseconds for a vocabulary of 152,064 at 1.8 GHz, not measured: a
-// place to gain time, together with the CPU's order.
+// Layout: rows have `stride` fp32 logits, a multiple of 8. The first `vocab` make the softmax, and
+// the first `choices` of a row's settings may be drawn; the rest pad the vocabulary. A block takes
+// a row. Each row has settings of its own, and each of the two kernels skips the rows of the other.
+// Contract: the number is that of base::rng::uniform(key, index), and the token is the CPU's: the
+// weights come from the same polynomial and, without truncation, are added in the same order. With
+// truncation weights become integers, as on the CPU. Their sums have no order, so nothing needs
+// sorting: a radix descent finds the cut and the token. The log-probability is that of the whole
+// softmax before truncation, by the function of the training head. Left out: repetition penalties.
+// Without truncation one thread adds up vocab / 8 sums in a row. By the latency of an addition (4
+// cycles) that takes at least 40 microseconds for a vocabulary of 152,064 at 1.8 GHz. This was not
+// measured; time can be gained here only together with the CPU's order.
 #include "statistics.cuh"
 
-// exp(x) with the bits of ops::simd::exp.
+// Returns exp(x) with the bits of ops::simd::exp.
 __device__ __forceinline__ float exp_as_cpu(float x) {
     const float lowest = -87.33654f;
     float clamped = x < lowest ? lowest : x;
@@ -39,7 +40,7 @@ constexpr int TILE = TILE_CHUNKS * EIGHT;
 constexpr int BLOCK_CHUNKS = 2048 / EIGHT;   // vectors of a block of the CPU's sums: BLOCK in src/ops/logprob.rs
 constexpr int MOST_TILES = 64;               // so vocabularies of up to 262,144
 
-// What the drawing from the whole vocabulary keeps in shared memory.
+// The shared memory of drawing from the whole vocabulary.
 struct __align__(16) Draw {
     float weights[TILE];
     float chunk_sums[TILE_CHUNKS];
@@ -50,14 +51,14 @@ struct __align__(16) Draw {
     unsigned token;
 };
 
-// A thread's four logits of a tile.
+// Returns a thread's four logits of a tile.
 __device__ __forceinline__ float4 load_tile(const float* logits, int tile, int choices) {
     int first = tile * TILE + threadIdx.x * 4;
     if (first >= choices) return make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
     return *reinterpret_cast<const float4*>(logits + first);
 }
 
-// The weights of a tile, those beyond the choices 0, and the sum of each vector of eight.
+// Computes the weights of a tile, those beyond the choices 0, and the sum of each vector of eight.
 __device__ __forceinline__ void weigh_tile(float4 x, int tile, int choices, float max,
                                            float inverse_temperature, Draw& draw) {
     __syncthreads();
@@ -80,7 +81,7 @@ __device__ __forceinline__ void weigh_tile(float4 x, int tile, int choices, floa
     __syncthreads();
 }
 
-// Adds the sums of a tile's vectors one after another, while the next eight load.
+// Adds the sums of a tile's vectors one after the other, while the next eight are loaded.
 __device__ __forceinline__ float add_in_order(float sum, const Draw& draw) {
     float next[EIGHT];
     load_eight(draw.chunk_sums, next);
@@ -96,7 +97,7 @@ __device__ __forceinline__ float add_in_order(float sum, const Draw& draw) {
     return sum;
 }
 
-// The sum of a block from those of its lanes.
+// Returns the sum of a block from those of its lanes.
 __device__ __forceinline__ float sum_lanes(const Draw& draw) {
     float l[EIGHT];
     for (int i = 0; i < EIGHT; i++) l[i] = __fadd_rn(draw.lanes[0][i], draw.lanes[1][i]);
@@ -104,9 +105,9 @@ __device__ __forceinline__ float sum_lanes(const Draw& draw) {
                      __fadd_rn(__fadd_rn(l[1], l[5]), __fadd_rn(l[3], l[7])));
 }
 
-// The CPU's two orders of the sum of weights, at the same time: lane by lane over the even and odd vectors
-// of blocks, which are added in fp64 (for the total), and vector after vector (for the places in the
-// cumulative sum).
+// Computes the CPU's two sums of weights at the same time. One goes lane by lane over the even and
+// odd vectors of blocks, which are added in fp64, and gives the total. The other goes vector by
+// vector, and gives the places in the cumulative sum.
 __device__ __forceinline__ void sum_weights(const float* logits, int choices, float max,
                                             float inverse_temperature, Draw& draw) {
     int tiles = (choices + TILE - 1) / TILE, whole = choices / EIGHT;
@@ -147,7 +148,8 @@ __device__ __forceinline__ void sum_weights(const float* logits, int choices, fl
     __syncthreads();
 }
 
-// What u picks in a tile, if it does: the first token whose cumulative weight exceeds the target.
+// Finds the token that u picks, if it lies in this tile: the first whose cumulative weight exceeds
+// the target.
 __device__ __forceinline__ void walk_tile(int tile, Draw& draw) {
     float before = draw.before[tile];
     for (int chunk = 0; chunk < TILE_CHUNKS; chunk++) {
@@ -169,7 +171,8 @@ __device__ __forceinline__ void walk_tile(int tile, Draw& draw) {
 
 constexpr unsigned NO_TOKEN = ~0u;
 
-// Visits the choices, a thread eight neighbours at a time, so that several loads are in flight.
+// Visits the choices. A thread takes eight neighbours at a time, so that several loads are in
+// flight.
 template <class Visit>
 __device__ __forceinline__ void each_choice(const float* logits, int choices, Visit visit) {
     for (int first = threadIdx.x * EIGHT; first < choices; first += blockDim.x * EIGHT) {
@@ -182,7 +185,7 @@ __device__ __forceinline__ void each_choice(const float* logits, int choices, Vi
     }
 }
 
-// The first of the choices with the largest logit.
+// Finds the first of the choices with the largest logit.
 __device__ __forceinline__ void most_likely(const float* logits, int choices, float max, unsigned& token) {
     unsigned own = NO_TOKEN;
     each_choice(logits, choices, [&](int i, float logit) {
@@ -202,14 +205,14 @@ __device__ __forceinline__ void draw_token(const float* logits, int choices, flo
                                            float inverse_temperature, float u, Draw& draw) {
     sum_weights(logits, choices, max, inverse_temperature, draw);
     if (threadIdx.x == 0) {
-        // exp(ln(sum)) as the CPU's library rounds it: correctly, as good as always.
+        // exp(ln(sum)) is rounded as the CPU's library rounds it: correctly, almost always.
         float log_sum = float(log(double(draw.total)));
         draw.target = __fmul_rn(u, float(exp(double(log_sum))));
     }
     __syncthreads();
     int tiles = (choices + TILE - 1) / TILE;
     for (int tile = 0; tile < tiles; tile++) {
-        // The same for the whole block: what tiles before left in shared memory.
+        // The whole block decides alike, by what earlier tiles left in shared memory.
         if (draw.token != NO_TOKEN || !(draw.before[tile + 1] > draw.target)) continue;
         weigh_tile(load_tile(logits, tile, choices), tile, choices, max, inverse_temperature, draw);
         if (threadIdx.x == 0) walk_tile(tile, draw);
@@ -217,13 +220,13 @@ __device__ __forceinline__ void draw_token(const float* logits, int choices, flo
     }
 }
 
-// What was drawn. Logits that are no numbers have no order and may draw nothing: then it is the first
-// token, with a log-probability that is no number either.
+// Returns the drawn token. Logits that are NaN have no order and may draw nothing; then it is the
+// first token, whose log-probability is NaN too.
 __device__ __forceinline__ unsigned inside(unsigned token, int choices) {
     return token < unsigned(choices) ? token : 0;
 }
 
-// How the token of a row is drawn: RowSampling of src/cuda/kernels/sample.rs.
+// The settings of a row; RowSampling of src/cuda/kernels/sample.rs has the same layout.
 struct RowSampling {
     unsigned long long key, index;
     float inverse_temperature;  // 1 where the most likely token is taken
@@ -236,8 +239,8 @@ static_assert(sizeof(RowSampling) == 40, "as the host has it");
 
 enum Kind { GREEDY, WHOLE, TRUNCATED };
 
-// tokens[row] and its log-probability, of rows that take the first most likely token or draw from the
-// whole vocabulary.
+// Writes a token and its log-probability for each row that takes the first most likely token or
+// draws from the whole vocabulary.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 sample(const float* logits, const RowSampling* rows, unsigned* tokens, float* logp, int vocab, int stride) {
     __shared__ float scratch[WARP];
@@ -253,7 +256,7 @@ sample(const float* logits, const RowSampling* rows, unsigned* tokens, float* lo
     if (own.kind == WHOLE) {
         draw_token(row, choices, max, inverse_temperature, uniform(own.key, own.index), draw);
     }
-    // Rounding can leave the sum a little under the target: then it is the most likely token.
+    // Rounding can leave the sum a little under the target; then it is the most likely token.
     if (draw.token == NO_TOKEN) {
         __syncthreads();
         most_likely(row, choices, max, draw.token);
@@ -264,14 +267,14 @@ sample(const float* logits, const RowSampling* rows, unsigned* tokens, float* lo
     logp[blockIdx.x] = log_probability(found, inverse_temperature, row[token]);
 }
 
-// A weight as an integer: 1, the weight of the most likely token, is 2^40.
+// A weight is an integer: that of the most likely token, 1, is 2^40.
 constexpr int WEIGHT_BITS = 40;
 __device__ __forceinline__ unsigned long long fixed(float weight) {
     return (unsigned long long)(double(weight) * double(1ull << WEIGHT_BITS));
 }
 
-// The logits of a row that may be drawn, in descending order, equal ones in ascending order of
-// their index: the largest key first.
+// The choices of a row in descending order of their logits, equal ones in ascending order of their
+// index. The largest key comes first.
 struct Choices {
     const float* logits;
     int count;
@@ -289,15 +292,15 @@ struct Choices {
 
 constexpr int KEY_BITS = 56, DIGIT_BITS = 8, DIGITS = 1 << DIGIT_BITS;
 
-// Shared memory adds 32 bits at a time: weights are added in limbs, whose sums have room there. Most
-// choices of a row have one of few digits, and lanes that add to one place wait for each other: every
-// sum is in several copies, which lie in different banks.
+// Shared memory adds 32 bits at a time, so weights are added in limbs whose sums fit. Most choices
+// of a row have one of few digits, and lanes that add to one place wait for each other. Every sum
+// therefore has several copies, which lie in different banks.
 constexpr int LIMB_BITS = 14, LIMBS = 3, COPIES = 8;
 constexpr unsigned LIMB_MASK = (1u << LIMB_BITS) - 1;
 static_assert(LIMBS * LIMB_BITS > WEIGHT_BITS, "limbs hold a weight of 2^40");
 static_assert((unsigned long long)(LIMB_MASK) * MOST_TILES * TILE <= ~0u, "32 bits hold the limbs of all choices");
 
-// A place in the order: how many choices lie up to it, it included, and how much they weigh.
+// A place in the order: the number of choices up to it, it included, and their weight.
 struct __align__(16) Place {
     unsigned token;
     unsigned count;
@@ -316,7 +319,8 @@ struct Descent {
     Place place;
 };
 
-// Chooses the digit in which the running sum, by count or by weight, reaches `need`. One warp.
+// Chooses the digit in which the running sum, by count or by weight, reaches `need`. One warp calls
+// it.
 __device__ __forceinline__ void choose_digit(Descent& descent, bool by_count, unsigned long long need) {
     constexpr int EACH = DIGITS / WARP;
     int lane = threadIdx.x, top = DIGITS - 1 - lane * EACH;
@@ -335,7 +339,7 @@ __device__ __forceinline__ void choose_digit(Descent& descent, bool by_count, un
     unsigned long long weight_before = descent.weight + weight_up_to - weight;
     bool reaches = (by_count ? count_before + count : weight_before + weight) >= need;
     unsigned lanes = __ballot_sync(ALL_LANES, reaches);
-    // Lanes that reach it come last; where none does, the last lane takes the last choice there is.
+    // Lanes that reach it come last; if none does, the last lane takes the last choice.
     int chosen = lanes == 0 ? int(WARP) - 1 : __ffs(int(lanes)) - 1;
     if (lane != chosen) return;
     for (int digit = top;; digit--) {
@@ -359,7 +363,7 @@ __device__ __forceinline__ void clear(Descent& descent) {
     __syncthreads();
 }
 
-// Adds a choice to it.
+// Adds a choice to the histogram.
 __device__ __forceinline__ void add(unsigned digit, unsigned long long weight, Descent& descent) {
     int copy = threadIdx.x % COPIES;
     atomicAdd(&descent.copies[0][digit][copy], 1u);
@@ -370,7 +374,7 @@ __device__ __forceinline__ void add(unsigned digit, unsigned long long weight, D
     }
 }
 
-// The count and the weight of every digit.
+// Sums up the count and the weight of every digit.
 __device__ __forceinline__ void gather(Descent& descent) {
     __syncthreads();
     int digit = threadIdx.x;
@@ -386,7 +390,8 @@ __device__ __forceinline__ void gather(Descent& descent) {
     __syncthreads();
 }
 
-// The first place at which the count, or the weight, reaches `need`, which is at most that of all.
+// Returns the first place at which the count, or the weight, reaches `need`, which is at most that
+// of all.
 __device__ __forceinline__ Place descend(Choices choices, bool by_count, unsigned long long need,
                                          Descent& descent) {
     __syncthreads();
@@ -412,7 +417,7 @@ __device__ __forceinline__ Place descend(Choices choices, bool by_count, unsigne
     return descent.place;
 }
 
-// The count and weight of the choices whose weight is at least `least`.
+// Returns the count and the weight of the choices whose weight is at least `least`.
 __device__ __forceinline__ Place at_least(Choices choices, float least, unsigned long long scratch[WARP]) {
     unsigned long long count = 0, weight = 0;
     each_choice(choices.logits, choices.count, [&](int, float logit) {
@@ -422,7 +427,8 @@ __device__ __forceinline__ Place at_least(Choices choices, float least, unsigned
     return {0, unsigned(block_sum(count, scratch)), block_sum(weight, scratch)};
 }
 
-// The same of rows whose choices are those that survive top-k (0: all), then top-p, and min-p.
+// Writes a token and its log-probability for each row that truncates its choices: by top-k (0 keeps
+// all), then top-p, then min-p.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1)
 sample_truncated(const float* logits, const RowSampling* rows, unsigned* tokens, float* logp, int vocab,
                  int stride) {

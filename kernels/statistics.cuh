@@ -1,19 +1,20 @@
-// The statistics of a row of logits: one function for the training head (logprob.cu) and the sampler
-// (sample.cu), so that a token's log-probability has the same bits in both: products and sums name their
-// rounding, as compilers would join them to multiply-adds in one kernel and not in another. Twin of
-// `statistics` in src/ops/logprob.rs.
+// This header computes the statistics of a row of logits. The training head (logprob.cu) and the
+// sampler (sample.cu) share it, so that a token's log-probability has the same bits in both.
+// Products and sums name their rounding, because a compiler might fuse them in one kernel and not
+// in the other. This is the twin of `statistics` in src/ops/logprob.rs.
 //
-// Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), with the entropy
-// and the mean carried along.
-// Contract: a block takes the row whole, in one pass, each thread vectors of eight at fixed places.
+// Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), extended by
+// the entropy and the mean.
+// Contract: a block takes a whole row in one pass; each thread takes vectors of eight at fixed
+// places.
 #pragma once
 
 #include "common.cuh"
 
-// Threads of a block that reads a row; part of the order of the sums.
+// A block that reads a row has so many threads. The number is part of the order of the sums.
 constexpr unsigned ROW_THREADS = 1024;
 
-// What a row says about softmax(logits / temperature); as src/cuda/kernels/logprob.rs reads it.
+// Statistics of softmax(logits / temperature), as src/cuda/kernels/logprob.rs reads them.
 struct __align__(16) Statistics {
     float max;        // the largest logit
     float log_sum;    // ln of the sum of exp((logit - max) / temperature)
@@ -32,12 +33,12 @@ struct Running {
     float weighted = 0;  // of z e^z
     float total = 0;     // of logits
 
-    // Goes over to a maximum that is no smaller.
+    // Changes to a maximum that is no smaller.
     __device__ __forceinline__ void raise(float larger, float inverse_temperature) {
         if (sum > 0.0f && larger > max) {
             float shift = __fmul_rn(__fsub_rn(max, larger), inverse_temperature);
             float factor = expf(shift);
-            // A shift so large that the factor is 0 leaves nothing, not 0 times infinity.
+            // A shift so large that the factor is 0 must leave 0, not 0 times infinity.
             weighted = factor > 0.0f ? __fmul_rn(factor, fmaf(shift, sum, weighted)) : 0.0f;
             sum = __fmul_rn(sum, factor);
         }
@@ -53,7 +54,8 @@ struct Running {
     }
 };
 
-// The statistics of the first `vocab` logits of a row that is readable up to a multiple of eight.
+// Returns the statistics of the first `vocab` logits of a row that is readable up to a multiple of
+// eight.
 template <class T>
 __device__ __forceinline__ Statistics statistics(const T* logits, int vocab, float inverse_temperature,
                                                  float scratch[WARP]) {

@@ -1,9 +1,10 @@
-// SwiGLU: silu(gate) * up, on rows that hold gate and up side by side. Twin of src/ops/swiglu.rs.
+// SwiGLU computes silu(gate) * up, on rows that hold gate and up side by side. This is the twin of
+// src/ops/swiglu.rs.
 //
-// Layout: a row of gate_up is [gate, up], each `inner` elements, a multiple of 8; blockIdx.y is the
-// row, blockIdx.x its part of the columns.
-// Contract: the backward overwrites gate and up with their gradients, and dy with the product, which
-// the gradient of the next matrix needs.
+// Layout: a row of gate_up is [gate, up], each of `inner` elements, a multiple of 8; blockIdx.y is
+// the row, blockIdx.x a part of the columns.
+// Contract: the backward overwrites gate and up with their gradients, and dy with the product,
+// which the gradient of the next matrix needs.
 #include "common.cuh"
 
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }

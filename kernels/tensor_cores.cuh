@@ -1,19 +1,20 @@
-// Products of small matrices that a warp computes together, on its tensor cores.
+// This header multiplies small matrices that a warp holds together, on its tensor cores.
 //
-// A warp holds a matrix as "fragments". With g = lane / 4 and t = lane % 4, a word of two numbers of 16 bits is
-//   of A [16, 16]: rows g, g + 8, g, g + 8, columns 2t and 2t + 1, in the last two words 8 further;
-//   of B [16, 8]:  column g, rows 2t and 2t + 1, in the second word 8 further;
-// and a number of C [16, 8] is of row g, in the last two of g + 8, columns 2t and 2t + 1 (PTX ISA, "Matrix
-// Fragments for mma.m16n8k16").
-// Contract: all lanes of a warp call these together. Numbers of 16 bits are `Half`, sums are fp32, in an
-// order that is the device's own. That a row of C depends on its row of A alone is how the units work;
-// kernels rely on it for equal bits whatever else is computed beside.
+// A warp holds a matrix as "fragments". With g = lane / 4 and t = lane % 4, a word of two 16-bit
+// numbers is
+// of A [16, 16]: rows g, g + 8, g, g + 8, columns 2t and 2t + 1, in the last two words 8 further;
+// of B [16, 8]:  column g, rows 2t and 2t + 1, in the second word 8 further.
+// A number of C [16, 8] is in row g, in the last two of four in row g + 8, at columns 2t and 2t + 1
+// (PTX ISA, "Matrix Fragments for mma.m16n8k16").
+// Contract: all lanes of a warp call these functions together. 16-bit numbers are `Half`; sums are
+// fp32, in the device's own order. A row of C depends only on its row of A, because the units work
+// that way; kernels rely on it for equal bits whatever else is computed beside.
 #pragma once
 #include "common.cuh"
 
 #ifdef __CUDACC__
 
-// c += a b.
+// Adds the product of a and b to c.
 __device__ __forceinline__ void multiply_add(float c[4], const unsigned a[4], const unsigned* b) {
 #ifdef HALF_IS_FP16
 #define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
@@ -26,8 +27,8 @@ __device__ __forceinline__ void multiply_add(float c[4], const unsigned a[4], co
 #undef MMA
 }
 
-// Four matrices [8, 8] of shared memory: lane 8m + r says where row r of the m-th begins, at a multiple of
-// 16 bytes. Word m of a lane is row g, columns 2t and 2t + 1 of the m-th.
+// Loads four matrices [8, 8] of shared memory. Lane 8m + r says where row r of matrix m begins, at
+// a multiple of 16 bytes. Word m of a lane is row g, columns 2t and 2t + 1 of matrix m.
 __device__ __forceinline__ void load_four(unsigned words[4], const Half* row) {
     unsigned address = unsigned(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -36,7 +37,7 @@ __device__ __forceinline__ void load_four(unsigned words[4], const Half* row) {
                  : "memory");
 }
 
-// The same transposed: word m is rows 2t and 2t + 1, column g.
+// Loads them transposed: word m is rows 2t and 2t + 1, column g.
 __device__ __forceinline__ void load_four_transposed(unsigned words[4], const Half* row) {
     unsigned address = unsigned(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"

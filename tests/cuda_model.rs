@@ -162,6 +162,6 @@ fn cuda_a_batch_beyond_what_was_declared_is_refused() {
         let (packed, targets) = batch(lengths);
         format!("{:#}", training.score(&packed, &targets, 1.0).unwrap_err())
     };
-    assert_eq!(refusal(&[150, 150, 1]), "a batch of 301 tokens; 300 were declared");
-    assert_eq!(refusal(&[151]), "a sequence of more than the declared 150 tokens");
+    assert_eq!(refusal(&[150, 150, 1]), "the batch has 301 tokens; at most 300 were declared");
+    assert_eq!(refusal(&[151]), "a sequence has more than the declared 150 tokens");
 }

@@ -1,27 +1,27 @@
-//! Times of work on a stream.
+//! This file measures the time of work on a stream.
 
 use crate::cuda::{Device, Event, Stream};
 use anyhow::Result;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// How often work runs.
+/// The numbers of runs of one measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Repeats {
-    /// Before any time is taken.
+    /// So many runs come before any time is taken.
     pub warm_up: usize,
-    /// With a time each, of which the median counts.
+    /// So many runs are timed; their median counts.
     pub timed: usize,
 }
 
 impl Repeats {
-    /// The usual share of runs that only warm up.
+    /// Chooses a quarter as many runs for warming up as are timed, at least two.
     pub fn new(timed: usize) -> Self {
         Self { warm_up: timed.div_ceil(4).max(2), timed: timed.max(1) }
     }
 }
 
-/// Takes times from events of a stream.
+/// A clock that reads times from events of a stream.
 #[derive(Debug)]
 pub struct Clock {
     start: Event,
@@ -30,12 +30,12 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// For streams of `device`.
     pub fn new(device: &Arc<Device>, repeats: Repeats) -> Result<Self> {
         Ok(Self { start: Event::timed(device)?, end: Event::timed(device)?, repeats })
     }
 
-    /// Median milliseconds that the device spends on what `queue` puts in `stream`.
+    /// Returns the median milliseconds that the device spends on the work that `queue` puts into
+    /// `stream`.
     pub fn time(&self, stream: &Stream, mut queue: impl FnMut() -> Result<()>) -> Result<f64> {
         for _ in 0..self.repeats.warm_up {
             queue()?;
@@ -52,7 +52,7 @@ impl Clock {
     }
 }
 
-/// Median milliseconds of `work`, which returns when the device is done.
+/// Returns the median milliseconds of `work`, which must return only when the device is done.
 pub fn wall(repeats: Repeats, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     for _ in 0..repeats.warm_up {
         work()?;

@@ -1,9 +1,9 @@
-//! `bench decode`: one step of decoding, for batches and contexts.
+//! This file measures one step of decoding, for several batches and contexts (`bench decode`).
 //!
-//! Contract: every sequence of a batch holds the same `context` tokens in blocks of its own, and gets
-//! one more: a pass through the decoder, then a drawn token that comes to the host, which is what an
-//! engine waits for between two steps. The limit counts the weights, read
-//! once, and the cache. Weights are random.
+//! Contract: every sequence of a batch holds the same `context` tokens in blocks of its own and
+//! gets one token more. A step is a pass through the decoder and a draw whose tokens are copied to
+//! the host, which is what an engine waits for between two steps. The limit counts the weights,
+//! read once, and the cache. Weights are random.
 
 use super::clock::{Repeats, wall};
 use super::measurement::{Limits, Line, Measurement};
@@ -15,10 +15,10 @@ use crate::model::{Decoder, KvCache, Layout, ModelConfig, Row};
 use crate::ops::sample::{Draw, Policy, Sampling};
 use anyhow::Result;
 
-/// Tokens of a prompt that are read at a time.
+/// So many tokens of a prompt are read in one pass.
 const PROMPT: usize = 512;
 
-/// Measures every batch with every context on `gpu` and adds it to `measurement`.
+/// Measures every batch with every context on `gpu` and adds the times to `measurement`.
 pub fn run(
     gpu: Gpu,
     config: &ModelConfig,
@@ -34,7 +34,7 @@ pub fn run(
         for &context in contexts {
             let name = format!("batch {batch}, context {context}");
             let Some(milliseconds) = step(&mut model, batch, context, repeats)? else {
-                measurement.fact(&name, "the cache has no room");
+                measurement.fact(&name, "the GPU has too little memory for the cache");
                 continue;
             };
             let tokens = batch as f64 / milliseconds * 1e3;
@@ -43,12 +43,12 @@ pub fn run(
             measurement.lines.push(Line { name, milliseconds, bytes, flops });
         }
     }
-    measurement.fact("limits", "of an H100's data sheet, not measured");
+    measurement.fact("limits", "those of an H100's data sheet, not measured");
     measurement.fact("peak memory", human::bytes(model.split().1.arena.peak_bytes() as u64));
     Ok(())
 }
 
-/// Median milliseconds of one step; `None` if the cache has no room for it.
+/// Returns the median milliseconds of one step, or `None` if the cache has no room for it.
 fn step(
     model: &mut DeviceModel,
     batch: usize,
@@ -95,7 +95,7 @@ fn step(
     Ok(Some(milliseconds))
 }
 
-/// Bytes that a step reads at least, and its operations.
+/// Returns the bytes that a step must read, and its floating-point operations.
 fn work(config: &ModelConfig, batch: usize, context: usize) -> (f64, f64) {
     let embedding = config.vocab_size * config.hidden_size;
     let tied = if config.tie_word_embeddings { 0 } else { embedding };
@@ -116,7 +116,7 @@ mod tests {
     fn a_step_reads_the_weights_once_and_the_cache_of_every_sequence() {
         let config = shapes::find("llama3-8b").unwrap();
         let (bytes, flops) = work(&config, 64, 1024);
-        // 15.0 GB of weights, and 128 KiB of cache for each of 65,536 tokens.
+        // There are 15.0 GB of weights, and 128 KiB of cache for each of 65,536 tokens.
         assert!((bytes / 1e9 - 23.6).abs() < 0.1, "{bytes}");
         assert!((flops / 1e12 - 0.995).abs() < 0.01, "{flops}");
     }

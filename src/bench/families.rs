@@ -1,41 +1,39 @@
-//! Families of kernels, and what each has to do in a step of training.
+//! This file groups kernels into families, and counts what each family has to do in a step of
+//! training.
 //!
-//! Contract: work is counted from the shapes of a model, as the kernels of `model::cuda` do it: bytes are
-//! those that cross the device's memory if nothing stays in a cache, operations two for each product of
-//! two numbers. What the backward computes again counts, unlike in MFU: here a kernel is compared with
-//! what it was asked for. Attention counts the lower half of the square.
+//! Contract: work follows from the shapes of a model, as the kernels of `model::cuda` do it. Bytes
+//! are those that cross the device's memory if no cache keeps anything; a product of two numbers
+//! counts as two operations. What the backward computes again is counted, unlike in MFU, because a
+//! kernel is compared here with what it was asked to do. Attention counts the lower half of the
+//! square.
 
 use crate::model::{ModelConfig, Recompute};
 use std::ops::{Add, AddAssign, Mul};
 
-/// Kernels of one purpose.
+/// Kernels that have one purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// Products of matrices by cuBLASLt.
+    /// cuBLASLt multiplies matrices.
     Products,
-    /// Attention of training, cuDNN's or ours.
+    /// cuDNN or our kernels compute the attention of training.
     Attention,
-    /// Norms, and the sums over rows that are gradients of their weights and of biases.
+    /// These are norms, and the sums over rows that are gradients of their weights and of biases.
     Norms,
-    /// Rotary positions.
     Rope,
-    /// SwiGLU.
     SwiGlu,
-    /// Log-probabilities of targets and their gradients.
+    /// These are log-probabilities of targets and their gradients.
     Scores,
-    /// Rows of a table, and their gradients.
+    /// These look up rows of a table, and add up their gradients.
     Embedding,
-    /// Copies and zeros.
+    /// These copy and zero memory.
     Fills,
-    /// Sums of gradients and their norm.
+    /// These add up gradients, and compute their norm.
     Sums,
-    /// The optimizer.
     AdamW,
-    /// Anything else.
     Other,
 }
 
-/// Beginnings of the names of a family's operations.
+/// An operation belongs to a family if its name begins like this.
 const NAMES: [(&str, Family); 17] = [
     ("product", Family::Products),
     ("attention", Family::Attention),
@@ -57,7 +55,7 @@ const NAMES: [(&str, Family); 17] = [
 ];
 
 impl Family {
-    /// All of them, in the order of a measurement.
+    /// These are all families in the order of a measurement.
     pub const ALL: [Self; 11] = [
         Self::Products,
         Self::Attention,
@@ -72,13 +70,13 @@ impl Family {
         Self::Other,
     ];
 
-    /// The family of an operation, by its name in a profile.
+    /// Returns the family of an operation by its name in a profile.
     pub fn of(operation: &str) -> Self {
         let named = NAMES.iter().find(|(beginning, _)| operation.starts_with(beginning));
         named.map_or(Self::Other, |(_, family)| *family)
     }
 
-    /// What a measurement calls it.
+    /// Returns the family's name in a measurement.
     pub fn name(self) -> &'static str {
         match self {
             Self::Products => "products (GEMM)",
@@ -96,22 +94,22 @@ impl Family {
     }
 }
 
-/// What has to be done.
+/// The work that something has to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
-    /// Bytes to and from memory.
+    /// The bytes are those read from and written to device memory.
     pub bytes: f64,
-    /// Floating-point operations.
+    /// These are floating-point operations.
     pub flops: f64,
 }
 
 impl Work {
-    /// `elements` of two bytes that are read or written.
+    /// Counts `elements` of two bytes that are read or written.
     fn narrow(elements: f64) -> Self {
         Self { bytes: 2.0 * elements, flops: 0.0 }
     }
 
-    /// A product of `[rows, inputs]` and `[outputs, inputs]`.
+    /// Counts a product of `[rows, inputs]` and `[outputs, inputs]`.
     fn product(rows: f64, inputs: f64, outputs: f64) -> Self {
         let elements = rows * inputs + inputs * outputs + rows * outputs;
         Self { bytes: 2.0 * elements, flops: 2.0 * rows * inputs * outputs }
@@ -138,21 +136,19 @@ impl Mul<f64> for Work {
     }
 }
 
-/// A micro-step: the forward and backward of one sequence of `tokens`, each of them a target.
+/// A micro-step: the forward and backward of one sequence of `tokens`, each of which is a target.
 #[derive(Clone, Copy, Debug)]
 pub struct MicroStep<'c> {
-    /// Whose.
     pub config: &'c ModelConfig,
-    /// Tokens and targets.
+    /// The sequence has so many tokens and as many targets.
     pub tokens: usize,
-    /// What the backward computes again.
     pub recompute: Recompute,
-    /// Whether attention is cuDNN's, for which rope also takes queries, keys and values apart.
+    /// cuDNN computes attention; rope then also splits queries, keys and values into three tensors.
     pub has_cudnn: bool,
 }
 
 impl MicroStep<'_> {
-    /// What `family` does in it.
+    /// Returns the work of `family` in the micro-step.
     pub fn work(self, family: Family) -> Work {
         let c = self.config;
         let number = |size: usize| size as f64;
@@ -162,7 +158,7 @@ impl MicroStep<'_> {
         let width = number(c.num_heads * c.head_dim);
         let turned = number((c.num_heads + c.num_kv_heads) * c.head_dim);
         let qkv = turned + number(c.num_kv_heads * c.head_dim);
-        // Forwards of a layer, of which the last is not computed again.
+        // The backward computes the forward of all layers but the last again.
         let again = if self.recompute == Recompute::Layer { layers - 1.0 } else { 0.0 };
         let forwards = layers + again;
         match family {
@@ -172,7 +168,7 @@ impl MicroStep<'_> {
                     + Work::product(tokens, hidden, 2.0 * inner);
                 let down = Work::product(tokens, inner, hidden);
                 let head = Work::product(tokens, hidden, vocab);
-                // Logits are f32.
+                // Logits are f32, so they count twice.
                 let wide = Work::narrow(tokens * vocab);
                 (blocks + down) * (3.0 * layers) + blocks * again + head * 3.0 + wide
             }
@@ -185,14 +181,16 @@ impl MicroStep<'_> {
             Family::Norms => {
                 let row = Work::narrow(tokens * hidden);
                 let bias = if c.qkv_bias { Work::narrow(tokens * qkv) } else { Work::default() };
-                // The first reads x and writes y; two of each layer also read and write the residual
-                // stream. Backwards each reads x, dy and dx, and writes y and dx, the last no dx before.
+                // The first norm reads x and writes y; the two of each layer also read and write
+                // the residual stream. In the backward each reads x, dy and dx, and writes y and
+                // dx; only the last norm adds to no earlier dx.
                 let forward = row * (2.0 + 8.0 * layers + 6.0 * again);
                 let norms = forward + (row * 10.0 + bias) * layers + row * 4.0;
                 if !c.has_head_norm {
                     return norms;
                 }
-                // Rows read and written; backwards those of queries and keys, and their gradients.
+                // Rows are read and written; in the backward those of queries and keys, and their
+                // gradients.
                 let (forward, backward) = (Work::narrow(2.0 * tokens * qkv), 3.0 * tokens * turned);
                 norms + forward * forwards + Work::narrow(backward) * layers
             }
@@ -201,9 +199,9 @@ impl MicroStep<'_> {
                 Work::narrow(2.0 * tokens * moved) * (forwards + layers)
             }
             Family::SwiGlu => Work::narrow(tokens * inner) * (9.0 * layers),
-            // f32 logits are read twice, their gradients are written.
+            // f32 logits are read twice, and their gradients are written once in 16 bits.
             Family::Scores => Work { bytes: 10.0 * tokens * vocab, flops: 0.0 },
-            // Rows of tokens and of targets: copied, and added to their gradients.
+            // Rows of tokens and of targets are copied, and added to their gradients.
             Family::Embedding => Work::narrow(tokens * hidden) * 10.0,
             Family::Fills => {
                 let table = if c.tie_word_embeddings { 0.0 } else { vocab * hidden };
@@ -214,14 +212,14 @@ impl MicroStep<'_> {
     }
 }
 
-/// What `family` does where a rank adds the gradients of its `parameters` to their sums, and updates
-/// them with these.
+/// Returns the work of `family` where a rank adds gradients of `parameters` elements to their sums
+/// and updates the parameters with these sums.
 pub fn update(family: Family, parameters: usize) -> Work {
     let bytes = |each: f64| Work { bytes: each * parameters as f64, flops: 0.0 };
     match family {
-        // A sum is read and written beside the gradient, then read.
+        // A sum is read and written beside the gradient, and read again for its norm.
         Family::Sums => bytes(10.0 + 4.0),
-        // Weights and moments read and written, the sum read, the parameter written.
+        // Weights and moments are read and written, the sum is read, and the parameter is written.
         Family::AdamW => bytes(30.0),
         Family::Fills => bytes(4.0),
         _ => Work::default(),

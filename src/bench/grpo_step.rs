@@ -1,13 +1,14 @@
-//! `bench grpo-step`: one GPU's share of a step of GRPO, from prompts to updated weights.
+//! This file measures one GPU's share of a step of GRPO, from prompts to updated weights (`bench
+//! grpo-step`).
 //!
-//! Contract: `prompts` of one length, each with `samples` responses of another, which end there and
-//! nowhere else, so that the work is known. Generation is the engine's, on the weights that are trained;
-//! the update goes over the responses in rows of a micro-batch, as `train::rl` packs them, with its
-//! loss, and ends with AdamW on 1/`world` of the parameters. Advantages alternate between 1 and -1.
-//! Before the step that counts, a short one loads what libraries load on first use. MFU of the update
-//! is model FLOPs (`train::flops`) of prompts and responses over its time and the peak of dense bf16
-//! that NVIDIA states for an H100. Left out: judging, which a run does while it generates, the
-//! exchange with other GPUs, and a reference model.
+//! Contract: there are `prompts` of one length, each with `samples` responses of another length,
+//! which end there and nowhere else, so that the work is known. The engine generates with the
+//! weights that are trained. The update goes over the responses in rows of a micro-batch, as a run
+//! packs them, with a run's loss, and ends with AdamW on 1/`world` of the parameters. Advantages
+//! alternate between 1 and -1. A short step comes first, in which libraries load code. MFU of the
+//! update is model FLOPs (`model::flops`) of prompts and responses over its time and NVIDIA's
+//! stated peak of dense bf16 of an H100. Left out: judging, which a run does while it generates;
+//! the exchange with other GPUs; a reference model.
 
 use super::measurement::{Limits, Line, Measurement};
 use super::optimizer::Share;
@@ -25,33 +26,32 @@ use crate::trainer::MicroBatch;
 use anyhow::Result;
 use std::time::Instant;
 
-/// Tokens of responses in the step that does not count.
+/// Responses have so many tokens in the step that only warms up.
 const WARM_UP: usize = 4;
 
-/// Tokens of prompts that are read in a pass beside the running sequences.
+/// A pass reads so many tokens of prompts beside the running sequences.
 const PREFILL: usize = 512;
 
-/// What is measured.
+/// The sizes of the measured step.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Prompts of this GPU.
+    /// This GPU has so many prompts.
     pub prompts: usize,
-    /// Responses to each.
+    /// Each prompt gets so many responses.
     pub samples: usize,
-    /// Tokens of a prompt.
+    /// A prompt has so many tokens.
     pub prompt: usize,
-    /// Tokens of a response.
+    /// A response has so many tokens.
     pub response: usize,
-    /// Responses of a micro-batch, which are one row.
+    /// A micro-batch is one row of so many prompts with their responses.
     pub micro_batch: usize,
-    /// Ranks that share the optimizer state.
+    /// So many ranks share the optimizer's state.
     pub world: usize,
-    /// What the backward computes again.
     pub recompute: Recompute,
 }
 
 impl Sizes {
-    /// Tokens of a prompt and a response.
+    /// Returns the tokens of a prompt with its response.
     fn length(&self) -> usize {
         self.prompt + self.response
     }
@@ -60,7 +60,7 @@ impl Sizes {
         self.prompts * self.samples
     }
 
-    /// The largest row.
+    /// Returns the size of the largest row.
     fn row(&self) -> BatchSize {
         let responses = self.micro_batch.min(self.rollouts());
         let tokens = responses * self.length();
@@ -73,7 +73,7 @@ impl Sizes {
     }
 }
 
-/// One GPU at it.
+/// One GPU's model and its share of the optimizer.
 struct Step<'c> {
     config: &'c ModelConfig,
     sizes: Sizes,
@@ -81,19 +81,19 @@ struct Step<'c> {
     share: Share,
 }
 
-/// Seconds of each phase, and what happened in it.
+/// The seconds of each phase of a step, and its statistics.
 struct Times {
     generation: f64,
     gradients: f64,
     optimizer: f64,
     stats: Stats,
     mismatch: Mismatch,
-    /// The most bytes taken at once up to the end of the generation.
+    /// This is the peak of the arena up to the end of the generation.
     generation_peak: usize,
     has_cudnn: bool,
 }
 
-/// Measures it on `gpu` and adds it to `measurement`.
+/// Measures a step on `gpu` and adds the times to `measurement`.
 pub fn run(
     mut gpu: Gpu,
     config: &ModelConfig,
@@ -106,7 +106,7 @@ pub fn run(
     upload_weights(&mut model)?;
     let lasting: usize = model.split().1.arena.taken().map(|(_, bytes)| bytes).sum();
     let mut step = Step { config, sizes, model, share };
-    // The arena keeps its peak, which is the generation's only before anything is trained.
+    // The arena keeps its peak, so it is the generation's only before anything has been trained.
     let generation_peak = step.take(sizes.response.min(WARM_UP))?.generation_peak;
     let times = step.take(sizes.response)?;
     let gradients = 2 * step.model.decoder().layout().len;
@@ -122,7 +122,7 @@ pub fn run(
 }
 
 impl Step<'_> {
-    /// The whole step with responses of so many tokens.
+    /// Runs the whole step with responses of `response` tokens.
     fn take(&mut self, response: usize) -> Result<Times> {
         let requests = self.requests(response);
         let start = Instant::now();
@@ -151,7 +151,7 @@ impl Step<'_> {
         (0..self.sizes.prompts as u64).map(request).collect()
     }
 
-    /// All rollouts, by prompt and sample.
+    /// Generates all rollouts and orders them by prompt and sample.
     fn generate(&mut self, requests: &[Request]) -> Result<(Vec<Rollout>, Stats)> {
         let mut engine = Engine::on_gpu(&mut self.model, self.sizes.engine())?;
         let mut rollouts = Vec::with_capacity(self.sizes.rollouts());
@@ -163,8 +163,8 @@ impl Step<'_> {
         Ok((rollouts.into_iter().map(|(_, _, rollout)| rollout).collect(), stats))
     }
 
-    /// Adds the gradients of all rollouts to the sums, and returns how far the trainer's
-    /// log-probabilities are from the sampler's, and whether attention was cuDNN's.
+    /// Adds the gradients of all rollouts to the sums. Returns how far the trainer's
+    /// log-probabilities are from the sampler's, and whether cuDNN computed attention.
     fn accumulate(
         &mut self,
         requests: &[Request],
@@ -200,7 +200,7 @@ impl Step<'_> {
     }
 }
 
-/// The tokens of rollouts, every other of which is rewarded.
+/// Returns the tokens of rollouts with advantages that alternate between 1 and -1.
 fn sampled_tokens(members: &[(usize, &Rollout)]) -> SampledTokens {
     let sampler_logp: Vec<f32> =
         members.iter().flat_map(|(_, rollout)| &rollout.logprobs).copied().collect();
@@ -216,7 +216,7 @@ fn sampled_tokens(members: &[(usize, &Rollout)]) -> SampledTokens {
     }
 }
 
-/// Puts what was found into words.
+/// Adds the lines and facts of a step to `measurement`.
 fn describe(measurement: &mut Measurement, config: &ModelConfig, sizes: Sizes, times: &Times) {
     let Times { generation, gradients, optimizer, stats, mismatch, .. } = times;
     let update = gradients + optimizer;
@@ -251,11 +251,13 @@ fn describe(measurement: &mut Measurement, config: &ModelConfig, sizes: Sizes, t
     let mean = mismatch.distance / mismatch.tokens.max(1) as f64;
     let distance = format!("{mean:.1e} on average, {:.1e} at most", mismatch.max_distance);
     measurement.fact("sampler against trainer, log-probabilities", distance);
-    measurement.fact("judging", "left out: it runs while responses are generated");
+    measurement.fact("judging", "not measured: a run judges while it generates");
     measurement.fact("recompute", format!("{:?}", sizes.recompute).to_lowercase());
-    measurement
-        .fact("attention", if times.has_cudnn { "cuDNN" } else { "own kernels (no cuDNN here)" });
-    measurement.fact("limits", "of an H100's data sheet, not measured");
+    measurement.fact(
+        "attention",
+        if times.has_cudnn { "cuDNN" } else { "our own kernels (cuDNN is missing here)" },
+    );
+    measurement.fact("limits", "those of an H100's data sheet, not measured");
 }
 
 #[cfg(test)]

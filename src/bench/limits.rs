@@ -1,4 +1,4 @@
-//! What bounds a GPU: the bandwidth of a copy and the rate of a square product, measured.
+//! This file measures what bounds a GPU: the bandwidth of a copy and the rate of a square product.
 
 use super::clock::Clock;
 use super::measurement::{Limits, Line};
@@ -8,17 +8,17 @@ use crate::cuda::{DeviceBuffer, Gpu, Half, Phase, Stream, Tools, Transfer};
 use crate::model::ModelConfig;
 use anyhow::Result;
 
-/// How much is copied and multiplied.
+/// The sizes of the copy and of the product.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Bytes of the copy.
     pub copy_bytes: usize,
-    /// Rows and columns of the product.
+    /// The matrices have so many rows and columns.
     pub square: usize,
 }
 
 impl Sizes {
-    /// Large enough for the best rates, but for a model so small that there is nothing to measure.
+    /// Chooses sizes large enough for the best rates, or small ones for a model so small that its
+    /// times mean nothing.
     pub fn new(config: &ModelConfig) -> Self {
         if is_real(config) {
             Self { copy_bytes: 2 << 30, square: 8192 }
@@ -28,12 +28,12 @@ impl Sizes {
     }
 }
 
-/// Whether a model is large enough that times mean something.
+/// Tells whether a model is so large that times mean something.
 pub fn is_real(config: &ModelConfig) -> bool {
     config.hidden_size >= 1024
 }
 
-/// A copy and a square product. Takes memory only while it measures.
+/// Measures a copy and a square product. Memory is taken only while it measures.
 pub fn measure(gpu: &mut Gpu, clock: &Clock, sizes: Sizes) -> Result<[Line; 2]> {
     let Gpu { stream, arena, tools, .. } = gpu;
     Ok([
@@ -43,7 +43,7 @@ pub fn measure(gpu: &mut Gpu, clock: &Clock, sizes: Sizes) -> Result<[Line; 2]> 
 }
 
 impl Limits {
-    /// Those that a copy and the best of some products show.
+    /// Derives limits from a copy and the fastest of some products.
     pub fn measured<'l>(copy: &Line, products: impl IntoIterator<Item = &'l Line>) -> Self {
         let best = products.into_iter().map(Line::teraflops).fold(0.0, f64::max);
         let bytes_per_second = copy.gigabytes_per_second() * 1e9;
@@ -81,8 +81,7 @@ fn product(
     Ok(Line { name: "square product".to_owned(), milliseconds, bytes, flops })
 }
 
-/// Numbers of a normal distribution's size: a multiplier of constants draws less power and runs
-/// faster.
+/// Takes `len` random numbers: a multiplier that gets constants draws less power and runs faster.
 pub(crate) fn random<'p>(
     phase: &mut Phase<'p>,
     (stream, transfer): (&Stream, &mut Transfer),

@@ -1,8 +1,8 @@
-//! What a measurement says: where it ran, and a line for each thing measured.
+//! This file holds a measurement: where it ran, and one line for each measured thing.
 //!
-//! Contract: the same numbers as text and as JSON. The limit of a line is the larger of the time that
-//! its bytes take at the bandwidth of a copy and its operations at the best rate of a product;
-//! its share is that over the time taken.
+//! Contract: the text and the JSON have the same numbers. The limit of a line is the larger of two
+//! times: that of its bytes at the bandwidth of a copy, and that of its operations at the best rate
+//! of a product. Its share is that limit over the measured time.
 
 use super::families::{Family, Work};
 use crate::base::table::Table;
@@ -13,68 +13,63 @@ use anyhow::Result;
 use serde::Serialize;
 use std::fmt;
 
-/// A measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
-    /// The command line.
+    /// This command line started the measurement.
     pub command: Vec<String>,
-    /// The device.
     pub device: Properties,
-    /// The CUDA version that the driver supports, 1000 major + 10 minor.
+    /// The driver supports this CUDA version (1000 major + 10 minor).
     pub driver: i32,
-    /// Whether there was no device, so that no time means anything.
+    /// The device is the emulated one, so no time means anything.
     pub is_emulated: bool,
-    /// Machine and program.
     pub environment: Environment,
-    /// What bounds every line.
+    /// The lines are compared with these limits.
     pub limits: Option<Limits>,
-    /// What was measured.
     pub lines: Vec<Line>,
-    /// Where the time of some of it went.
+    /// These tables divide the time of a line among families of kernels.
     pub breakdowns: Vec<Breakdown>,
-    /// What else is known, as names and values.
+    /// These are other results, as names and values.
     pub facts: Vec<(String, String)>,
 }
 
-/// Rates that bound all work on a device.
+/// The rates that bound all work on a device.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Limits {
-    /// Bytes read and written by a copy in a second.
+    /// A copy reads and writes so many bytes in a second.
     pub bytes_per_second: f64,
-    /// Operations of the best product in a second.
+    /// The fastest product does so many floating-point operations in a second.
     pub flops_per_second: f64,
 }
 
 impl Limits {
-    /// Those of an H100 SXM by its data sheet: where a command measures none.
+    /// These are the rates of an H100 SXM in its data sheet, for commands that measure none.
     pub const H100: Self = Self { bytes_per_second: 3.35e12, flops_per_second: 989.4e12 };
 }
 
-/// One thing that was measured.
+/// The time and the work of one measured thing.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
-    /// What it is.
     pub name: String,
-    /// Median time.
+    /// The time is a median.
     pub milliseconds: f64,
-    /// Bytes that have to cross the device's memory.
+    /// At least so many bytes cross the device's memory.
     pub bytes: f64,
-    /// Floating-point operations.
+    /// These are floating-point operations.
     pub flops: f64,
 }
 
 impl Line {
-    /// Gigabytes in a second.
+    /// Returns 10^9 bytes per second.
     pub fn gigabytes_per_second(&self) -> f64 {
         self.bytes / self.milliseconds / 1e6
     }
 
-    /// 10^12 operations in a second.
+    /// Returns 10^12 operations per second.
     pub fn teraflops(&self) -> f64 {
         self.flops / self.milliseconds / 1e9
     }
 
-    /// Milliseconds, both rates, and the share of the limit.
+    /// Formats milliseconds, both rates, and the share of the limit.
     fn cells(&self, limits: Option<Limits>) -> [String; 4] {
         let rate = |x: f64| if x > 0.0 { format!("{x:.1}") } else { "-".to_owned() };
         let share = match limits.map(|limits| 100.0 * self.share(&limits)) {
@@ -85,7 +80,7 @@ impl Line {
         [time, rate(self.gigabytes_per_second()), rate(self.teraflops()), share]
     }
 
-    /// The share of what the device can do at best.
+    /// Returns the limit over the measured time.
     fn share(&self, limits: &Limits) -> f64 {
         let seconds =
             (self.bytes / limits.bytes_per_second).max(self.flops / limits.flops_per_second);
@@ -93,25 +88,26 @@ impl Line {
     }
 }
 
-/// The time of something by families of kernels: from one more pass, with events around each operation.
+/// The time of a line, divided among families of kernels. It comes from one more pass, with events
+/// around each operation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Breakdown {
-    /// Of what.
     pub name: String,
-    /// Median time of the passes without events.
+    /// The median time of the passes without events.
     pub milliseconds: f64,
-    /// The families that took part.
+    /// Only families with operations are here.
     pub families: Vec<Line>,
-    /// Of each, how many operations.
+    /// Each family has so many operations.
     pub calls: Vec<usize>,
-    /// What no operation took: launches that the device waited for, copies from and to the host, and the
-    /// host's own work. Below zero where events cost more than that.
+    /// The rest of the time, which no operation took: launches that the device waited for, copies
+    /// to and from the host, and the host's own work. It is negative where events cost more than
+    /// that.
     pub gaps_milliseconds: f64,
 }
 
 impl Breakdown {
-    /// Of `name`, which takes `milliseconds`, from what its `operations` took and the `work` of each
-    /// family.
+    /// Divides `milliseconds` of `name` among families: by the times of its `operations`, beside
+    /// the `work` of each family.
     pub fn new(
         name: &str,
         milliseconds: f64,
@@ -156,7 +152,7 @@ impl Breakdown {
 }
 
 impl Measurement {
-    /// An empty one.
+    /// Makes a measurement without lines.
     pub fn new(command: Vec<String>, device: &Properties) -> Result<Self> {
         Ok(Self {
             command,
@@ -171,7 +167,7 @@ impl Measurement {
         })
     }
 
-    /// Adds something known.
+    /// Adds a result as a name and a value.
     pub fn fact(&mut self, name: &str, value: impl fmt::Display) {
         self.facts.push((name.to_owned(), value.to_string()));
     }
@@ -180,7 +176,7 @@ impl Measurement {
 impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_emulated {
-            writeln!(f, "EMULATED: there is no GPU here, and none of these times means anything.")?;
+            writeln!(f, "EMULATED: there is no GPU here, so none of these times means anything.")?;
         }
         let (major, minor) = (self.driver / 1000, self.driver % 1000 / 10);
         writeln!(f, "{}, driver for CUDA {major}.{minor}", self.device.name)?;

@@ -1,9 +1,10 @@
-//! Measurements of this program on a GPU: operations by themselves, and whole steps.
+//! This module measures the program on a GPU: single operations, and whole steps.
 //!
-//! Contract: what is timed runs a few times before, and the median of several runs counts; a step of
-//! GRPO, which takes long, runs once after a short one. Weights are random, so nothing but a model's
-//! `config.json` is needed. On the emulated driver everything runs and no time means anything, which the
-//! measurement says first. Not yet run on a GPU. Left out: what a profiler sees within a kernel.
+//! Contract: what is timed runs a few times before, and the median of several runs counts. A step
+//! of GRPO, which takes long, runs once after a short one. Weights are random, so only a model's
+//! `config.json` is needed. On the emulated driver everything runs but no time means anything; the
+//! measurement says so first. None of this has run on a GPU yet. Left out: what a profiler shows
+//! within a kernel.
 
 pub mod clock;
 pub mod decode;

@@ -1,9 +1,10 @@
-//! `bench ops`: copies, products and kernels by themselves, at the shapes of a model.
+//! This file measures copies, products and kernels by themselves, at the shapes of a model (`bench
+//! ops`).
 //!
-//! Contract: bytes are those that have to cross the device's memory if nothing stays in a cache;
-//! operations are two for each product of two numbers, for causal attention those of its lower half.
-//! Inputs are random, since a multiplier of constants draws less power and runs faster. Left out:
-//! cuDNN's attention, which `bench step` has within.
+//! Contract: bytes are those that must cross the device's memory if no cache keeps anything. A
+//! product of two numbers counts as two operations, and causal attention counts its lower half.
+//! Inputs are random, because a multiplier that gets constants draws less power and runs faster.
+//! Left out: cuDNN's attention, which `bench step` contains.
 
 use super::clock::{Clock, Repeats};
 use super::limits::{self, is_real};
@@ -26,26 +27,26 @@ use crate::model::ModelConfig;
 use anyhow::Result;
 use bytemuck::Pod;
 
-/// What is measured.
+/// The sizes of the operations.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Tokens of a packed batch of training, one sequence.
+    /// A training batch is one packed sequence of so many tokens.
     pub rows: usize,
-    /// Targets of a chunk of the head.
+    /// A chunk of the head has so many targets.
     pub targets: usize,
-    /// Parameters of an optimizer shard.
+    /// An optimizer shard has so many parameters.
     pub shard: usize,
-    /// Sequences that are decoded at a time.
+    /// So many sequences are decoded at a time.
     pub batch: usize,
-    /// Tokens of each.
+    /// Each decoded sequence has so many tokens.
     pub context: usize,
-    /// What gives the limits.
+    /// The limits are measured at these sizes.
     pub limits: limits::Sizes,
 }
 
 impl Sizes {
-    /// Those of a training step and a decoding step of the paper, but for a model so small that
-    /// there is nothing to measure.
+    /// Chooses sizes of the paper's training step and decoding step, or small ones for a model so
+    /// small that its times mean nothing.
     pub fn new(config: &ModelConfig, rows: usize) -> Self {
         let or = |real, small| if is_real(config) { real } else { small };
         Self {
@@ -59,7 +60,7 @@ impl Sizes {
     }
 }
 
-/// Where it is measured.
+/// The GPU's tools and what has been measured.
 struct Bench<'a> {
     config: &'a ModelConfig,
     sizes: Sizes,
@@ -70,7 +71,7 @@ struct Bench<'a> {
     lines: Vec<Line>,
 }
 
-/// Measures all of it on `gpu` and adds it to `measurement`.
+/// Measures every operation on `gpu` and adds the times to `measurement`.
 pub fn run(
     gpu: &mut Gpu,
     config: &ModelConfig,
@@ -172,7 +173,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// What works on one row of a batch at a time.
+    /// Measures the kernels that compute one row of a batch at a time.
     fn rows(&mut self, phase: &mut Phase<'_>) -> Result<()> {
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, .. } = *self.config;
         let (rows, heads) = (self.sizes.rows, self.heads);
@@ -227,7 +228,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Our own attention over one sequence.
+    /// Measures our own attention over one sequence.
     fn attention(&mut self, phase: &mut Phase<'_>) -> Result<()> {
         let (rows, heads) = (self.sizes.rows, self.heads);
         let width = heads.queries * heads.dim;
@@ -252,7 +253,7 @@ impl Bench<'_> {
             let tiles = backward_tiles.slice();
             kernels.attention.backward(stream, heads, inputs, tiles, delta, d_qkv)
         })?;
-        // Two products of half a square each, forward; five backward.
+        // The forward has two products of half a square each; the backward has five.
         let flops = 2.0 * (rows * rows) as f64 * width as f64;
         let bytes = 2 * rows * (heads.row() + width);
         self.line("attention (own)", forward, bytes, flops);
@@ -260,7 +261,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Scores of a chunk of targets.
+    /// Measures the scores of a chunk of targets and their gradients.
     fn head(&mut self, phase: &mut Phase<'_>) -> Result<()> {
         let (rows, vocab) = (self.sizes.targets, self.config.vocab_size);
         let len = rows * vocab;
@@ -287,7 +288,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// A rank's share of the optimizer.
+    /// Measures the kernels of one rank's share of the optimizer.
     fn optimizer(&mut self, phase: &mut Phase<'_>) -> Result<()> {
         let len = self.sizes.shard;
         let narrow = self.random(phase, len)?;
@@ -330,7 +331,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Attention of a prompt that is read in one pass.
+    /// Measures the attention of a prompt that is read in one pass.
     fn prompt(&mut self, phase: &mut Phase<'_>) -> Result<()> {
         let (Sizes { context, .. }, heads) = (self.sizes, self.heads);
         let blocks = context.div_ceil(BLOCK_TOKENS);
@@ -361,7 +362,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Attention and sampling of a step of decoding.
+    /// Measures the attention and the sampling of a decoding step.
     fn decoding(&mut self, phase: &mut Phase<'_>) -> Result<()> {
         let (Sizes { batch, context, .. }, heads) = (self.sizes, self.heads);
         let vocab = self.config.vocab_size;

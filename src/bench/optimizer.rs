@@ -1,8 +1,8 @@
-//! One rank's share of the optimizer, as a run has it on a GPU.
+//! This file holds one rank's share of the optimizer, as a run has it on a GPU.
 //!
-//! Contract: the memory and the kernels of a rank of `train`, of one range of the parameters and without
-//! anyone to exchange with. A rank's own shard is not taken for it: that belongs to a run, with a
-//! checkpoint's weights on the host and communication in every call.
+//! Contract: it has the memory and the kernels of a rank of a run, for one range of the parameters,
+//! and exchanges nothing. A run's own shard is not used here, because it belongs to a run: it takes
+//! a checkpoint's weights from the host and communicates in every call.
 
 use crate::cuda::kernels::adamw::{DecayRange, Shard, StepInputs};
 use crate::cuda::kernels::flat::Flat;
@@ -12,7 +12,7 @@ use crate::ranks::piece;
 use anyhow::Result;
 use std::ops::Range;
 
-/// The optimizer of every measurement.
+/// Every measurement uses these settings of AdamW.
 pub(crate) const ADAMW: AdamW = AdamW {
     learning_rate: 1e-6,
     beta1: 0.9,
@@ -23,7 +23,7 @@ pub(crate) const ADAMW: AdamW = AdamW {
     step: 1,
 };
 
-/// Master weights, moments and sums of gradients of the first of some ranks.
+/// The first rank's master weights, moments and sums of gradients.
 pub(crate) struct Share {
     own: Range<usize>,
     master: DeviceBuffer<'static, f32>,
@@ -34,12 +34,14 @@ pub(crate) struct Share {
     partials: DeviceBuffer<'static, f64>,
     total: DeviceBuffer<'static, f64>,
     not_finite: DeviceBuffer<'static, u32>,
-    /// Kernels of its own, to add gradients while a phase of training has the others.
+    /// The share has these kernels of its own, so that it can add gradients while a training phase
+    /// borrows the GPU's.
     flat: Flat,
 }
 
 impl Share {
-    /// Takes and zeros it, for a model of so many `parameters` on `world` ranks.
+    /// Takes memory for the share of one of `world` ranks in a model of `parameters` elements, and
+    /// zeros it.
     pub(crate) fn new(gpu: &mut Gpu, parameters: usize, world: usize) -> Result<Self> {
         let flat = Flat::load(&gpu.device)?;
         let mut share = Self::take(&mut gpu.arena, piece(parameters, world, 0), flat)?;
@@ -69,7 +71,6 @@ impl Share {
         })
     }
 
-    /// How many parameters it has.
     pub(crate) fn len(&self) -> usize {
         self.own.len()
     }
@@ -79,7 +80,7 @@ impl Share {
         self.flat.accumulate(stream, gradients.range(self.own.clone()), self.sums.slice_mut())
     }
 
-    /// Looks at the norm of the sums, updates its part of the `parameters`, and forgets the sums.
+    /// Computes the norm of the sums, updates its part of the `parameters`, and zeros the sums.
     pub(crate) fn step(
         &mut self,
         gpu: &Gpu,

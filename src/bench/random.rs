@@ -1,12 +1,12 @@
-//! Random weights and tokens, which are all that a measurement needs of a model.
+//! This file makes random weights and tokens for measurements.
 
 use crate::base::rng;
 use crate::model::cuda::DeviceModel;
 use crate::model::{Packed, Target};
 use anyhow::Result;
 
-/// Fills a model with random weights of the size of fresh ones, and norms of ones: the same numbers
-/// again and again, since eight billion different ones take minutes to make.
+/// Fills a model with random weights of the size of freshly initialised ones, and norms with ones.
+/// The same numbers repeat, because eight billion different ones would take minutes to make.
 pub(crate) fn upload_weights(model: &mut DeviceModel) -> Result<()> {
     const NUMBERS: usize = 1 << 20;
     let size = 2.0 * model.decoder().config().initializer_range;
@@ -24,12 +24,12 @@ pub(crate) fn upload_weights(model: &mut DeviceModel) -> Result<()> {
     Ok(())
 }
 
-/// `count` tokens of a vocabulary, others for another `key`.
+/// Returns `count` random tokens of a vocabulary; another `key` gives others.
 pub(crate) fn tokens(key: u64, vocab: usize, count: usize) -> Vec<u32> {
     (0..count as u64).map(|i| (rng::uniform(key, i) * vocab as f32) as u32).collect()
 }
 
-/// One sequence of random tokens, each of which predicts the next.
+/// Returns one sequence of random tokens, each of which has the next one as its target.
 pub(crate) fn batch(vocab: usize, count: usize) -> (Packed, Vec<Target>) {
     let sequence = tokens(4, vocab, count);
     let target = |row: usize| Target { row, token: sequence[(row + 1) % count] };

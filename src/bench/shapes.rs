@@ -1,4 +1,4 @@
-//! The models that are measured: by name, or by the path of a `config.json`.
+//! This file finds the model that is measured: by name, or by the path of a `config.json`.
 
 use crate::base::error::usage;
 use crate::base::fs::read_text;
@@ -6,7 +6,7 @@ use crate::model::ModelConfig;
 use anyhow::{Context, Result};
 use std::path::Path;
 
-/// `config.json` of the models of the paper, and of one that a CPU computes in no time.
+/// These are the `config.json` of the paper's models, and of one that a CPU computes at once.
 const KNOWN: [(&str, &str); 3] = [
     (
         "llama3-8b",
@@ -28,7 +28,7 @@ const KNOWN: [(&str, &str); 3] = [
     ),
 ];
 
-/// The model called `name`, or described by the file of that path.
+/// Returns the model called `name`, or described by the file at that path.
 pub fn find(name: &str) -> Result<ModelConfig> {
     let text = match KNOWN.iter().find(|(known, _)| *known == name) {
         Some((_, text)) => (*text).to_owned(),
@@ -36,7 +36,9 @@ pub fn find(name: &str) -> Result<ModelConfig> {
         None => {
             let names: Vec<_> = KNOWN.iter().map(|(known, _)| *known).collect();
             let names = names.join(", ");
-            return Err(usage(format!("no model {name}: one of {names}, or a config.json")));
+            return Err(usage(format!(
+                "there is no model {name}: give one of {names}, or the path of a config.json"
+            )));
         }
     };
     ModelConfig::from_json(&text).with_context(|| format!("the model {name}"))

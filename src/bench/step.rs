@@ -1,9 +1,10 @@
-//! `bench step`: the micro-step of training, and one rank's share of the optimizer's.
+//! This file measures the micro-step of training, and one rank's share of the optimizer (`bench
+//! step`).
 //!
-//! Contract: one sequence of `tokens`, each of them a target of a cross-entropy, on one GPU that holds
-//! the moments and master weights of 1/`world` of the parameters, as one of `world` GPUs does; nothing
-//! is exchanged. Weights are random. MFU is model FLOPs (`train::flops`) over time and the peak of
-//! dense bf16 that NVIDIA states for an H100.
+//! Contract: one sequence of `tokens`, each a target of a cross-entropy, runs on one GPU. The GPU
+//! holds the moments and master weights of 1/`world` of the parameters, as one of `world` GPUs
+//! does; nothing is exchanged. Weights are random. MFU is model FLOPs (`model::flops`) over time
+//! and NVIDIA's stated peak of dense bf16 of an H100.
 
 use super::clock::{Clock, Repeats, wall};
 use super::families::{Family, MicroStep, update};
@@ -18,21 +19,20 @@ use crate::model::flops::ModelFlops;
 use crate::model::{BatchSize, Decoder, ModelConfig, Recompute};
 use anyhow::Result;
 
-/// Operations of dense bf16 in a second.
+/// MFU is relative to so many floating-point operations per second.
 pub(crate) const PEAK: f64 = Limits::H100.flops_per_second;
 
-/// What is measured.
+/// The sizes of the measured step.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Tokens of the micro-batch.
+    /// The micro-batch has so many tokens.
     pub tokens: usize,
-    /// Ranks that share the optimizer state.
+    /// So many ranks share the optimizer's state.
     pub world: usize,
-    /// What the backward computes again.
     pub recompute: Recompute,
 }
 
-/// Measures it on `gpu` and adds it to `measurement`.
+/// Measures the step on `gpu` and adds the times to `measurement`.
 pub fn run(
     mut gpu: Gpu,
     config: &ModelConfig,
@@ -62,7 +62,7 @@ pub fn run(
     Ok(())
 }
 
-/// Forward and backward, and the forward alone. Returns whether attention is cuDNN's.
+/// Measures forward and backward, and the forward alone. Returns whether cuDNN computed attention.
 fn micro_step(
     model: &mut DeviceModel,
     mut grads: DeviceSliceMut<'_, Half>,
@@ -106,12 +106,15 @@ fn micro_step(
     measurement.fact("tokens of a micro-step", tokens);
     measurement.fact("tokens per second", format!("{per_second:.0}"));
     measurement.fact("MFU", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
-    measurement.fact("attention", if has_cudnn { "cuDNN" } else { "own kernels (no cuDNN here)" });
+    measurement.fact(
+        "attention",
+        if has_cudnn { "cuDNN" } else { "our own kernels (cuDNN is missing here)" },
+    );
     measurement.fact("recompute", format!("{recompute:?}").to_lowercase());
     Ok(has_cudnn)
 }
 
-/// Adding a micro-step's gradients to their sums, and the update with these.
+/// Measures adding a micro-step's gradients to their sums, and the update with these sums.
 fn optimizer(
     model: &mut DeviceModel,
     grads: DeviceSlice<'_, Half>,
@@ -136,7 +139,7 @@ fn optimizer(
     Ok(())
 }
 
-/// Percent of the peak.
+/// Returns `flops` in `milliseconds` as a percentage of the peak.
 pub(crate) fn mfu(flops: f64, milliseconds: f64) -> f64 {
     100.0 * flops / (milliseconds / 1e3) / PEAK
 }

@@ -1,8 +1,9 @@
-//! The driver and its devices.
+//! This file opens the NVIDIA driver and describes and opens its GPUs.
 //!
-//! Contract: a machine without a driver, with an old one or without a device gives one clear error,
-//! never a panic. A [`Device`] holds the primary context of a GPU; every call of this module makes
-//! it current to the calling thread, so devices may move between threads.
+//! Contract: a machine without a driver, with a driver that is too old, or without a GPU gives one
+//! clear error, never a panic. A [`Device`] holds the primary context of a GPU. Every call of
+//! `cuda` makes that context current to the calling thread, so a device may be used from any
+//! thread.
 
 use super::half::HalfFormat;
 use anyhow::{Context, Result, bail};
@@ -12,42 +13,41 @@ use libloading::Library;
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
 
-/// The CUDA version that kernels are compiled with: a driver has to know it (1000 major + 10 minor).
+/// The driver must support this CUDA version (1000 major + 10 minor), with which the kernels are
+/// compiled.
 const MINIMUM_DRIVER: i32 = 13_000;
 
-/// The compute capability that kernels are compiled for.
+/// A GPU must have this compute capability (major, minor), for which the kernels are compiled.
 pub const CAPABILITY: (i32, i32) = (9, 0);
 
-/// What a GPU is.
+/// The driver reports these properties of a GPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct Properties {
-    /// Its place among the visible devices.
+    /// The GPU has this index among the visible devices; `CUDA_VISIBLE_DEVICES` decides which those
+    /// are.
     pub ordinal: usize,
-    /// The product's name.
     pub name: String,
-    /// Memory in bytes.
     pub memory_bytes: usize,
-    /// Compute capability, major and minor.
+    /// The pair is (major, minor).
     pub capability: (i32, i32),
-    /// Streaming multiprocessors.
     pub multiprocessors: usize,
-    /// Shared memory in bytes that one block may ask for.
+    /// One block may ask for at most this much shared memory.
     pub shared_bytes_per_block: usize,
-    /// Size of the second-level cache in bytes.
+    /// The second-level cache has this size.
     pub l2_bytes: usize,
 }
 
-/// The name that the emulated driver gives to its devices.
+/// The emulated driver of the tests gives this name to its devices.
 pub(crate) const EMULATED: &str = "Emulated GPU (no hardware)";
 
 impl Properties {
-    /// Whether the device is the emulated one, whose times mean nothing.
+    /// Tells whether this is the emulated GPU of the tests, whose times mean nothing.
     pub fn is_emulated(&self) -> bool {
         self.name == EMULATED
     }
 }
 
-/// A GPU, its primary context, and the format of the numbers of 16 bits that it computes with.
+/// An opened GPU: its primary context, and the 16-bit number format that it computes with.
 #[derive(Debug)]
 pub struct Device {
     properties: Properties,
@@ -60,14 +60,15 @@ unsafe impl Send for Device {}
 // SAFETY: as above; the driver locks what it shares.
 unsafe impl Sync for Device {}
 
-/// Opens and initialises the driver once and returns the CUDA version it supports
-/// (1000 major + 10 minor), whatever that is.
+/// Opens and initialises the driver on the first call, and returns the newest CUDA version that it
+/// supports (1000 major + 10 minor).
 pub fn driver_version() -> Result<i32> {
     static DRIVER: OnceLock<Result<i32, String>> = OnceLock::new();
     let open = || {
         // SAFETY: the driver may be loaded at any time.
-        let library = unsafe { Library::new("libcuda.so.1") }
-            .map_err(|e| format!("no NVIDIA driver ({:#})", anyhow::Error::from(e)))?;
+        let library = unsafe { Library::new("libcuda.so.1") }.map_err(|e| {
+            format!("this machine has no NVIDIA driver ({:#})", anyhow::Error::from(e))
+        })?;
         // SAFETY: looked for, and not called as this type.
         unsafe { library.get::<*const ()>("cuInit") }
             .map_err(|_| "libcuda.so.1 is no NVIDIA driver: it has no cuInit".to_owned())?;
@@ -75,19 +76,19 @@ pub fn driver_version() -> Result<i32> {
         let mut version = 0;
         // SAFETY: writes one integer.
         let status = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
-        status.map_err(|e| format!("the NVIDIA driver does not tell its version: {e}"))?;
+        status.map_err(|e| format!("the NVIDIA driver does not report its version: {e}"))?;
         Ok(version)
     };
     DRIVER.get_or_init(open).clone().map_err(anyhow::Error::msg)
 }
 
-/// How many devices there are.
+/// Returns the number of visible GPUs.
 pub fn count() -> Result<usize> {
     driver_version()?;
     Ok(device::get_count().context("counting GPUs")? as usize)
 }
 
-/// What device `ordinal` is.
+/// Returns the properties of GPU `ordinal`, without opening it.
 pub fn properties(ordinal: usize) -> Result<Properties> {
     let raw = find(ordinal)?;
     // SAFETY: `raw` came from the driver.
@@ -112,7 +113,7 @@ pub fn properties(ordinal: usize) -> Result<Properties> {
     describe().with_context(|| format!("reading the properties of GPU {ordinal}"))
 }
 
-/// Whether `from` can read the memory of `to` directly.
+/// Tells whether GPU `from` can read the memory of GPU `to` directly.
 pub fn can_access_peer(from: usize, to: usize) -> Result<bool> {
     let (from, to) = (find(from)?, find(to)?);
     let mut can = 0;
@@ -126,13 +127,14 @@ pub fn can_access_peer(from: usize, to: usize) -> Result<bool> {
 fn find(ordinal: usize) -> Result<sys::CUdevice> {
     let there = count()?;
     if ordinal >= there {
-        bail!("there is no GPU {ordinal}: this machine shows {there} (see CUDA_VISIBLE_DEVICES)");
+        bail!("there is no GPU {ordinal}: {there} are visible (CUDA_VISIBLE_DEVICES hides others)");
     }
     device::get(ordinal as i32).with_context(|| format!("opening GPU {ordinal}"))
 }
 
 impl Device {
-    /// Opens device `ordinal`, which has to be able to run the kernels of this program.
+    /// Opens GPU `ordinal`. Fails where the driver is too old for our kernels, or the GPU's compute
+    /// capability is not theirs.
     pub fn open(ordinal: usize, half_format: HalfFormat) -> Result<Arc<Self>> {
         let raw = find(ordinal)?;
         let driver = driver_version()?;
@@ -149,30 +151,29 @@ impl Device {
                 properties.name
             );
         }
-        // Never released: libraries clean up after the last of us, and the driver at the end of the
-        // process. SAFETY: `raw` came from the driver.
+        // The context is never released: libraries clean up after our last use of it, and the
+        // driver releases it at the end of the process. SAFETY: `raw` came from the driver.
         let context = unsafe { result::primary_ctx::retain(raw) }
             .with_context(|| format!("creating a context on GPU {ordinal}"))?;
         Ok(Arc::new(Self { properties, half_format, context }))
     }
 
-    /// What this GPU is.
     pub fn properties(&self) -> &Properties {
         &self.properties
     }
 
-    /// What a [`Half`](super::Half) is on it.
+    /// Returns the format of every [`Half`](super::Half) on this GPU.
     pub fn half_format(&self) -> HalfFormat {
         self.half_format
     }
 
-    /// Bytes of its memory that nobody has taken yet.
+    /// Returns how many bytes of the GPU's memory are free, as the driver counts them.
     pub fn free_bytes(&self) -> Result<usize> {
         self.bind()?;
         Ok(result::mem_get_info().context("asking for free GPU memory")?.0)
     }
 
-    /// Makes its context current to this thread.
+    /// Makes this GPU's context current to the calling thread.
     pub(crate) fn bind(&self) -> Result<()> {
         if !matches!(ctx::get_current(), Ok(Some(current)) if current == self.context) {
             // SAFETY: the context lives as long as `self`.

@@ -1,8 +1,8 @@
-//! A GPU and everything that a computation on it needs.
+//! This file holds an opened GPU with everything that a computation on it needs.
 //!
-//! Contract: one stream, one arena, one set of tools, owned by one thread at a time; work for other
-//! streams (copies, communication) is ordered with this one by events. Two values on one device share
-//! nothing. The arena is taken when a GPU is opened and never grows.
+//! Contract: one thread at a time owns a [`Gpu`] with its stream, its arena and its tools. Events
+//! order its work with that of other streams (copies, communication). Two values on one device
+//! share nothing. The arena is taken when the GPU is opened and never grows.
 
 use super::device::Device;
 use super::gemm::Gemm;
@@ -15,43 +15,39 @@ use super::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Of a device's free memory a part in this many is no arena's, at most [`RESERVE`].
+/// An arena that takes all free memory leaves 1/32 of it, at most [`RESERVE`] bytes, to libraries.
 const RESERVED_PART: usize = 32;
 
-/// One GPU at work.
+/// An opened GPU and what computes on it.
 #[derive(Debug)]
 pub struct Gpu {
-    /// The device.
     pub device: Arc<Device>,
-    /// Where its work is queued.
+    /// All work of this GPU is queued here, except where a caller brings a stream of its own.
     pub stream: Stream,
-    /// Its memory.
     pub arena: Arena,
-    /// What works on it.
     pub tools: Tools,
 }
 
-/// What works on a GPU: apart from the arena, so that a phase may borrow one beside the other.
+/// Kernels, products and copies. They are apart from the arena, so that a phase can borrow the
+/// arena while these are in use.
 #[derive(Debug)]
 pub struct Tools {
-    /// Our kernels.
     pub kernels: Kernels,
-    /// Products of matrices.
+    /// The products of matrices run through cuBLASLt.
     pub gemm: Gemm,
-    /// Copies from and to the host.
     pub transfer: Transfer,
 }
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // What is still queued uses what goes now.
+        // Work that is still queued uses the buffers that are freed next.
         let _ = self.stream.synchronize();
     }
 }
 
 impl Gpu {
-    /// Opens device `ordinal`, to compute with numbers of 16 bits in `half_format`, and takes
-    /// `memory_bytes` of its memory; without a number, all that is free but a reserve for libraries.
+    /// Opens GPU `ordinal` to compute in `half_format`, and takes `memory_bytes` of its memory.
+    /// Without a number it takes all free memory except a reserve for libraries.
     pub fn open(
         ordinal: usize,
         half_format: HalfFormat,

@@ -1,41 +1,40 @@
-//! Numbers of 16 bits in device memory: what weights, activations and their gradients are.
+//! This file defines the 16-bit numbers that weights, activations and their gradients are on a GPU.
 //!
-//! Contract: a GPU computes with one of two formats, chosen when it is opened
-//! ([`Device::open`](super::Device::open)), so a [`Half`] does not say which it is: only its device
-//! does, and only conversions on the host ask. Both round to nearest, ties to even; what is too large
-//! becomes infinite.
+//! Contract: a GPU computes with one of two formats, which is chosen when it is opened
+//! ([`Device::open`](super::Device::open)). A [`Half`] does not say which format it has; its device
+//! does, and only conversions on the host ask for it. Both formats round to nearest, ties to even,
+//! and turn numbers that are too large into infinity.
 
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
-/// A number of 16 bits in the format of the GPU that it is for.
+/// A 16-bit number in the format of the GPU that it is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct Half(u16);
 
 impl Half {
-    /// Zero, in both formats.
+    /// The bits of zero are the same in both formats.
     pub const ZERO: Self = Self(0);
 
-    /// As it lies in memory.
     pub fn to_bits(self) -> u16 {
         self.0
     }
 }
 
-/// What the bits of a [`Half`] mean.
+/// The format says what the bits of a [`Half`] mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HalfFormat {
-    /// bfloat16: the range of f32, 8 bits of precision.
+    /// bfloat16 has the range of f32 and 8 bits of precision.
     #[default]
     Bf16,
-    /// IEEE half precision: 11 bits, up to 65,504, and nothing between 0 and 6e-8. Training with it
-    /// needs a loss scale.
+    /// IEEE half precision has 11 bits of precision and reaches from 6e-8 to 65,504. Training with
+    /// it needs a loss scale.
     Fp16,
 }
 
 impl HalfFormat {
-    /// The nearest number of this format.
+    /// Rounds `x` to the nearest number of this format.
     pub fn narrow(self, x: f32) -> Half {
         Half(match self {
             Self::Bf16 => bf16::from_f32(x).to_bits(),
@@ -43,7 +42,7 @@ impl HalfFormat {
         })
     }
 
-    /// The same number.
+    /// Converts `x` to f32, which is exact.
     pub fn widen(self, x: Half) -> f32 {
         match self {
             Self::Bf16 => bf16::from_bits(x.0).to_f32(),

@@ -1,9 +1,9 @@
-//! Copies between host and device through pinned memory.
+//! This file copies between host and device through pinned memory.
 //!
-//! Contract: two pinned chunks take turns, so that copying to or from pageable memory overlaps with
-//! the transfer. An upload returns when the host's data may change, a download when the data is there.
-//! Small uploads follow one another in a chunk, so that none waits for the one before; an upload to
-//! another stream than the last one's waits for that.
+//! Contract: two pinned chunks take turns, so that the copy to or from pageable memory overlaps
+//! with the transfer. An upload returns as soon as the caller may change its data; a download
+//! returns when the data has arrived. Small uploads share a chunk, so that none waits for the one
+//! before. An upload to another stream than the last one's first waits for the last one.
 
 use super::device::Device;
 use super::memory::{DeviceSlice, DeviceSliceMut};
@@ -14,27 +14,27 @@ use cudarc::driver::result;
 use cudarc::driver::sys::CUstream;
 use std::sync::Arc;
 
-/// Bytes of a chunk: enough for the full speed of the bus.
+/// A chunk is large enough to reach the full speed of the bus.
 const CHUNK: usize = 16 << 20;
 
-/// Parts of a chunk begin at multiples of this many bytes.
+/// Each upload begins in its chunk at a multiple of this many bytes.
 const ALIGNMENT: usize = 256;
 
-/// A way to and from a device.
+/// The copies between the host and one device.
 #[derive(Debug)]
 pub struct Transfer {
     chunks: [Chunk; 2],
-    /// The chunk that uploads fill, and how far.
+    /// Uploads fill this chunk, and have filled so many bytes of it.
     filling: usize,
     filled: usize,
-    /// The stream of the last upload.
+    /// The last upload went to this stream.
     stream: CUstream,
 }
 
 // SAFETY: the stream is only compared.
 unsafe impl Send for Transfer {}
 
-/// Pinned memory and the event after which it is free again.
+/// Pinned memory, with the event after which it may be overwritten.
 #[derive(Debug)]
 struct Chunk {
     memory: *mut u8,
@@ -46,16 +46,15 @@ struct Chunk {
 unsafe impl Send for Chunk {}
 
 impl Transfer {
-    /// Pins two chunks.
     pub fn new(device: &Arc<Device>) -> Result<Self> {
         let chunks = [Chunk::new(device)?, Chunk::new(device)?];
         Ok(Self { chunks, filling: 0, filled: 0, stream: std::ptr::null_mut() })
     }
 
-    /// Copies to the device, in the order of `stream`.
+    /// Copies `from` to device memory, in the order of `stream`.
     ///
     /// # Panics
-    /// When the lengths differ.
+    /// Panics when the lengths differ.
     pub fn upload<T: Pod>(
         &mut self,
         stream: &Stream,
@@ -92,16 +91,17 @@ impl Transfer {
         Ok(())
     }
 
-    /// Waits until both chunks are free.
+    /// Waits until both chunks may be overwritten.
     fn wait(&mut self) -> Result<()> {
         self.filled = 0;
         self.chunks.iter().try_for_each(|chunk| chunk.done.synchronize())
     }
 
-    /// Copies from the device what it holds when `stream` gets there, and waits for it.
+    /// Copies from device memory what it holds when `stream` has done the work that is queued now,
+    /// and waits for the copy.
     ///
     /// # Panics
-    /// When the lengths differ.
+    /// Panics when the lengths differ.
     pub fn download<T: Pod>(
         &mut self,
         stream: &Stream,
@@ -147,7 +147,7 @@ impl Chunk {
         unsafe { std::slice::from_raw_parts_mut(self.memory, CHUNK) }
     }
 
-    /// Waits for the transfer into it and copies it on.
+    /// Waits for the transfer into this chunk and copies its bytes to `to`.
     fn read(&mut self, to: &mut [u8]) -> Result<()> {
         self.done.synchronize()?;
         to.copy_from_slice(&self.bytes()[..to.len()]);

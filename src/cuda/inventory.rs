@@ -1,6 +1,6 @@
-//! What a machine offers for GPU runs: driver, devices, libraries.
+//! This file lists what a machine offers for GPU runs: driver, devices and libraries.
 //!
-//! Contract: nothing that is absent is an error here; it is part of the inventory.
+//! Contract: nothing that is missing is an error here; the list says what is missing and why.
 
 use super::device::{self, Device, Properties};
 use super::half::HalfFormat;
@@ -14,74 +14,62 @@ use serde::Serialize;
 use std::ffi::c_void;
 use std::path::PathBuf;
 
-/// Everything about the GPUs of a machine.
 #[derive(Debug, Serialize)]
 pub struct Inventory {
-    /// The driver, or why there is none.
     pub driver: Found<Driver>,
-    /// The visible GPUs.
+    /// These are the GPUs that `CUDA_VISIBLE_DEVICES` leaves visible.
     pub devices: Vec<Gpu>,
-    /// Pairs of devices of which the first reads the second's memory directly.
+    /// In each pair, the first device can read the memory of the second directly.
     pub peers: Vec<(usize, usize)>,
-    /// The libraries that are opened at run time.
+    /// The program opens these libraries at run time.
     pub libraries: Vec<LibraryState>,
 }
 
-/// Something, or why it is not there.
+/// Something that was found, or the reason why it was not.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Found<T> {
-    /// It is there.
     Here(T),
-    /// It is not.
     Absent {
-        /// Why not, and what to do.
+        /// The text says why it is missing and what to do.
         error: String,
     },
 }
 
-/// The NVIDIA driver.
 #[derive(Debug, Serialize)]
 pub struct Driver {
-    /// Its own version, such as `580.95.05`.
+    /// The kernel module reports this version, such as `580.95.05`.
     pub version: Option<String>,
-    /// The newest CUDA version that it supports.
+    /// The driver supports CUDA up to this version.
     pub cuda: String,
 }
 
-/// One GPU.
 #[derive(Debug, Serialize)]
 pub struct Gpu {
-    /// What it is.
     #[serde(flatten)]
     pub properties: Properties,
-    /// Whether a kernel of this program ran on it and gave what it should.
+    /// It is found when a kernel of this program ran on the GPU and gave the expected numbers.
     pub kernels: Found<Runs>,
 }
 
-/// A GPU that runs this program's kernels.
+/// The result on a GPU that runs our kernels.
 #[derive(Debug, Serialize)]
 pub struct Runs {
-    /// Bytes of its memory that nobody has taken.
+    /// The driver counts so many bytes of GPU memory as free.
     pub free_bytes: usize,
 }
 
-/// A library and what it is for.
 #[derive(Debug, Serialize)]
 pub struct LibraryState {
-    /// What it is called.
     pub name: &'static str,
-    /// Its version and place.
     #[serde(flatten)]
     pub state: Found<Located>,
 }
 
-/// A library that was opened.
 #[derive(Debug, Serialize)]
 pub struct Located {
-    /// Its version.
     pub version: String,
-    /// The file it was loaded from.
+    /// The library was loaded from this file.
     pub path: Option<PathBuf>,
 }
 
@@ -94,7 +82,7 @@ impl<T> From<Result<T>> for Found<T> {
     }
 }
 
-/// Looks at everything.
+/// Looks for the driver, every visible device and every library, and runs a kernel on each device.
 pub fn inventory() -> Inventory {
     let count = device::count().unwrap_or(0);
     let pairs = (0..count).flat_map(|a| (0..count).filter(move |&b| a != b).map(move |b| (a, b)));
@@ -123,7 +111,7 @@ fn gpu(ordinal: usize) -> Option<Gpu> {
     Some(Gpu { properties, kernels: run_kernel(ordinal).into() })
 }
 
-/// Runs `kernels/fill.cu` on a GPU and looks at what it wrote.
+/// Runs `kernels/fill.cu` on a GPU and compares what it wrote.
 fn run_kernel(ordinal: usize) -> Result<Runs> {
     const LEN: usize = 1000;
     let device = Device::open(ordinal, HalfFormat::Bf16)?;
@@ -162,13 +150,13 @@ fn nccl() -> Result<Located> {
     Ok(Located { version: dotted(number as usize), path })
 }
 
-/// A version of which the last two pairs of digits are minor and patch.
+/// Formats a version whose last two pairs of digits are minor and patch.
 fn dotted(number: usize) -> String {
     format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100)
 }
 
 impl Inventory {
-    /// As lines of name and value.
+    /// Returns the list as pairs of a name and a text, as `train doctor` prints them.
     pub fn lines(&self) -> Vec<(String, String)> {
         let Found::Here(driver) = &self.driver else {
             return vec![("gpu".to_owned(), self.driver.text(|_| String::new()))];

@@ -1,35 +1,33 @@
-//! Shared libraries that are opened at run time.
+//! This file opens shared libraries at run time.
 //!
 //! Contract: a library is looked for where the system's loader looks (`LD_LIBRARY_PATH`, the
-//! system's folders), then in `$CUDA_HOME/lib` and `$CUDA_HOME/lib64`. One that is absent is an
-//! [`Absent`] error, so that a caller can fall back. An opened library stays open.
+//! system's folders), then in `$CUDA_HOME/lib` and `$CUDA_HOME/lib64`. Opening one that is missing
+//! gives the error [`Absent`], so that a caller can fall back.
 
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_LAZY};
 use std::ffi::{CStr, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A library that this machine does not have.
+/// The error for a library that this machine does not have.
 #[derive(Clone, Debug)]
 pub struct Absent {
-    /// What it is called.
     pub name: &'static str,
-    /// The file that was looked for.
+    /// The loader looked for this file.
     pub file: &'static str,
-    /// The loader's words.
+    /// The loader gave this reason.
     pub reason: String,
 }
 
 impl fmt::Display for Absent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, file, reason } = self;
-        write!(f, "{name} is not here: put the folder of {file} on LD_LIBRARY_PATH ({reason})")
+        write!(f, "{name} is missing: put the folder of {file} on LD_LIBRARY_PATH ({reason})")
     }
 }
 
 impl std::error::Error for Absent {}
 
-/// An open library.
 #[derive(Debug)]
 pub struct Library {
     name: &'static str,
@@ -37,7 +35,7 @@ pub struct Library {
 }
 
 impl Library {
-    /// Opens `file`, the library called `name`.
+    /// Opens the shared library `file`; errors call it `name`.
     pub fn open(name: &'static str, file: &'static str) -> Result<Self, Absent> {
         let home = std::env::var_os("CUDA_HOME").map(PathBuf::from).unwrap_or_default();
         let places = [PathBuf::new(), home.join("lib"), home.join("lib64")];
@@ -56,10 +54,11 @@ impl Library {
         Err(Absent { name, file, reason })
     }
 
-    /// The function `symbol`, as a pointer of type `F`.
+    /// Returns the function `symbol` as a pointer of type `F`.
     ///
     /// # Safety
-    /// `F` is the type of the function, and is not called after `self` is gone.
+    /// `F` must be the type of the function, and the pointer must not be called after `self` is
+    /// dropped.
     pub unsafe fn function<F: Copy>(&self, symbol: &'static str) -> anyhow::Result<F> {
         // SAFETY: the caller's promise.
         let found = unsafe { self.handle.get::<F>(symbol) };
@@ -67,7 +66,7 @@ impl Library {
     }
 }
 
-/// The file that holds the code at `address`.
+/// Returns the file whose code lies at `address`.
 pub(crate) fn file_of(address: *const c_void) -> Option<PathBuf> {
     // SAFETY: plain data that `dladdr` fills in.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };

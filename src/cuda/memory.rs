@@ -1,11 +1,12 @@
-//! Device memory: one arena per GPU, buffers in it, and typed slices of them.
+//! This file manages device memory: one arena per GPU, buffers in it, and typed slices of buffers.
 //!
-//! Contract: an arena takes its memory once and never grows. What lasts (parameters, moments) is
-//! taken first; the rest belongs to one [`Phase`] after another: gradients and activations while
-//! training, the key-value cache during rollouts. A buffer borrows its phase, so the compiler
-//! rejects one that outlives it. A new phase does not wait for the device: streams have to be ordered
-//! as for any reuse of memory. Contents are undefined until written.
-//! Slices behave as host slices do, with addresses in place of data; an index out of range panics.
+//! Contract: an arena takes its memory once and never grows. Buffers that last (parameters,
+//! moments) are taken first. The rest belongs to one [`Phase`] after another: to gradients and
+//! activations while training, to the key-value cache during rollouts. A buffer borrows its phase,
+//! so the compiler rejects one that outlives it. A new phase does not wait for the device: streams
+//! must be ordered as for any reuse of memory. Contents are undefined until they are written.
+//! Slices behave as host slices do, except that they hold addresses and no data; a range beyond a
+//! slice panics.
 
 use super::device::Device;
 use super::sizes::ALIGNMENT;
@@ -18,7 +19,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Elements of device memory, to be read.
+/// Elements of device memory that may be read.
 #[derive(Debug)]
 pub struct DeviceSlice<'a, T> {
     address: CUdeviceptr,
@@ -26,7 +27,7 @@ pub struct DeviceSlice<'a, T> {
     memory: PhantomData<&'a T>,
 }
 
-/// Elements of device memory, to be written.
+/// Elements of device memory that may be written.
 #[derive(Debug)]
 pub struct DeviceSliceMut<'a, T> {
     address: CUdeviceptr,
@@ -43,17 +44,14 @@ impl<T> Clone for DeviceSlice<'_, T> {
 impl<T> Copy for DeviceSlice<'_, T> {}
 
 impl<'a, T> DeviceSlice<'a, T> {
-    /// How many elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The elements of `range`.
     pub fn range(self, range: Range<usize>) -> DeviceSlice<'a, T> {
         let (address, len) = part::<T>(self.address, self.len, range);
         Self { address, len, memory: PhantomData }
@@ -69,38 +67,35 @@ impl<'a, T> DeviceSlice<'a, T> {
 }
 
 impl<'a, T> DeviceSliceMut<'a, T> {
-    /// How many elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The same elements, to be read.
+    /// Returns the same elements for reading.
     pub fn as_slice(&self) -> DeviceSlice<'_, T> {
         DeviceSlice { address: self.address, len: self.len, memory: PhantomData }
     }
 
-    /// The same elements, borrowed for less long.
+    /// Borrows the same elements for a shorter time.
     pub fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
         DeviceSliceMut { address: self.address, len: self.len, memory: PhantomData }
     }
 
-    /// The elements of `range`.
     pub fn range(&mut self, range: Range<usize>) -> DeviceSliceMut<'_, T> {
         self.reborrow().into_range(range)
     }
 
-    /// The elements of `range`, for as long as all were borrowed.
+    /// Returns the elements of `range` for the lifetime of the whole slice.
     pub fn into_range(self, range: Range<usize>) -> DeviceSliceMut<'a, T> {
         let (address, len) = part::<T>(self.address, self.len, range);
         Self { address, len, memory: PhantomData }
     }
 
-    /// The elements before `middle`, and the rest.
+    /// Splits the slice into the elements before `middle` and the rest.
     pub fn split_at(self, middle: usize) -> (Self, Self) {
         let (address, len) = part::<T>(self.address, self.len, middle..self.len);
         let rest = Self { address, len, memory: PhantomData };
@@ -124,39 +119,37 @@ fn part<T>(address: CUdeviceptr, len: usize, range: Range<usize>) -> (CUdevicept
     (address + (range.start * size_of::<T>()) as CUdeviceptr, range.len())
 }
 
-/// Elements of an arena that last for `'a`.
+/// A buffer of an arena that lives for `'a`.
 #[derive(Debug)]
 pub struct DeviceBuffer<'a, T> {
     address: CUdeviceptr,
     len: usize,
-    /// Keeps the memory.
+    /// The buffer shares ownership of the arena's memory.
     _block: Arc<Block>,
     phase: PhantomData<(&'a mut (), T)>,
 }
 
 impl<T: Pod> DeviceBuffer<'_, T> {
-    /// How many elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// All elements, to be read.
+    /// Returns all elements for reading.
     pub fn slice(&self) -> DeviceSlice<'_, T> {
         DeviceSlice { address: self.address, len: self.len, memory: PhantomData }
     }
 
-    /// All elements, to be written.
+    /// Returns all elements for writing.
     pub fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
         DeviceSliceMut { address: self.address, len: self.len, memory: PhantomData }
     }
 }
 
-/// Memory of a device, freed when the last buffer is gone.
+/// An allocation of the driver, which is freed when its last owner is dropped.
 #[derive(Debug)]
 struct Block {
     address: CUdeviceptr,
@@ -171,21 +164,21 @@ impl Drop for Block {
     }
 }
 
-/// All memory that this program takes of a device.
+/// All device memory that one user of a GPU takes.
 #[derive(Debug)]
 pub struct Arena {
     block: Arc<Block>,
     space: Space,
 }
 
-/// What the arena has beyond the buffers that last, for one purpose at a time.
+/// The memory of an arena that no lasting buffer has, for one purpose at a time.
 #[derive(Debug)]
 pub struct Phase<'a> {
     arena: &'a mut Arena,
 }
 
 impl Arena {
-    /// Takes `bytes` of the device's memory.
+    /// Allocates `bytes` of the device's memory.
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         let free = device.free_bytes()?;
         // SAFETY: nothing reads the memory before it is written.
@@ -202,7 +195,8 @@ impl Arena {
         Ok(Self { block, space: Space::new(bytes) })
     }
 
-    /// `len` elements that last as long as anyone holds them. `name` is for errors and reports.
+    /// Takes `len` elements that stay taken until the arena is dropped. Errors and reports call
+    /// them `name`.
     pub fn lasting<T: Pod>(&mut self, name: &str, len: usize) -> Result<DeviceBuffer<'static, T>> {
         self.space.end_phase();
         let buffer = self.take(name, len)?;
@@ -210,18 +204,18 @@ impl Arena {
         Ok(buffer)
     }
 
-    /// Begins a phase; the buffers of the one before are gone.
+    /// Begins a phase with the memory of the one before, whose buffers are gone.
     pub fn phase(&mut self) -> Phase<'_> {
         self.space.end_phase();
         Phase { arena: self }
     }
 
-    /// What is taken now, in order: names and bytes.
+    /// Returns the names and bytes of the buffers that are taken now, in order.
     pub fn taken(&self) -> impl Iterator<Item = (&str, usize)> {
         self.space.taken.iter().map(|(name, bytes)| (name.as_str(), *bytes))
     }
 
-    /// The most bytes that were ever taken at once.
+    /// Returns the most bytes that were ever taken at once.
     pub fn peak_bytes(&self) -> usize {
         self.space.peak
     }
@@ -236,23 +230,23 @@ impl Arena {
 }
 
 impl<'a> Phase<'a> {
-    /// `len` elements until the phase ends.
+    /// Takes `len` elements until the phase ends. Errors and reports call them `name`.
     pub fn take<T: Pod>(&mut self, name: &str, len: usize) -> Result<DeviceBuffer<'a, T>> {
         self.arena.take(name, len)
     }
 
-    /// Bytes that can still be taken.
+    /// Returns how many bytes this phase can still take.
     pub fn free_bytes(&self) -> usize {
         self.arena.space.free()
     }
 }
 
-/// The arithmetic of an arena.
+/// The arithmetic of an arena, which needs no device.
 #[derive(Debug)]
 struct Space {
     capacity: usize,
     taken: Vec<(String, usize)>,
-    /// How many of `taken` last.
+    /// The first so many of `taken` outlast phases.
     lasting: usize,
     used: usize,
     peak: usize,
@@ -267,7 +261,7 @@ impl Space {
         self.capacity - self.used
     }
 
-    /// The offset of `bytes` more.
+    /// Takes `bytes` and returns their offset in the arena.
     fn take(&mut self, name: &str, bytes: usize) -> Result<usize> {
         let bytes = bytes.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
         if bytes > self.free() {
@@ -286,13 +280,13 @@ impl Space {
         Ok(offset)
     }
 
-    /// Forgets what does not last.
+    /// Frees what the phase has taken.
     fn end_phase(&mut self) {
         self.taken.truncate(self.lasting);
         self.used = self.taken.iter().map(|(_, bytes)| bytes).sum();
     }
 
-    /// The three largest parts and the rest, for an error.
+    /// Names the three largest buffers and the sum of the rest, for an error.
     fn largest(&self) -> String {
         let mut parts: Vec<(&str, usize)> =
             self.taken.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();

@@ -1,11 +1,12 @@
-//! NVIDIA GPUs: devices, memory, streams, kernels, and the libraries that are opened at run time.
+//! This module drives NVIDIA GPUs: devices, memory, streams, kernels, and libraries that are opened
+//! at run time.
 //!
-//! Contract: compiled only with the feature `cuda` (but for `sizes`), and nothing here needs a CUDA library to link or
-//! to start: the driver, cuBLASLt, cuDNN and NCCL are opened on first use, and what is absent is an
-//! error that says which file was looked for. Work is asynchronous: a call that takes a [`Stream`]
-//! returns before the device has done it, in the order of that stream; events order streams by hand.
-//! Device memory comes from one [`Arena`] per device. Left out: kernels for cards other than compute
-//! capability 9.0, and unified memory.
+//! Contract: all of it but `sizes` is compiled only with the feature `cuda`, and needs no CUDA
+//! library to link or to start. The driver, cuBLASLt, cuDNN and NCCL are opened on first use; an
+//! error says which file was looked for and is missing. Work is asynchronous: a call that takes a
+//! [`Stream`] returns before the device has done the work. A stream keeps its order, and events
+//! order streams among each other. Device memory comes from one [`Arena`] per device. Left out:
+//! kernels for other compute capabilities than 9.0, and unified memory.
 
 pub mod cudnn;
 pub mod device;

@@ -1,8 +1,10 @@
-//! Compiled kernels: a file of `kernels/` as a module, its functions, and their launch.
+//! This file loads the compiled kernels of a source file as a module, finds its functions and
+//! launches them.
 //!
-//! `build.rs` compiles `kernels/NAME.cu` to a cubin that `cubin!("NAME")` embeds; one with numbers of 16
-//! bits to two, of which `cubin!("NAME", format)` is one. Kernels are declared
-//! `extern "C" __global__`, so that their names are what the source says:
+//! `build.rs` compiles `kernels/NAME.cu` to a cubin, which `cubin!("NAME")` embeds. A source that
+//! computes with 16-bit numbers is compiled once for each format, and `cubin!("NAME", format)` is
+//! one of the two. Kernels are declared `extern "C" __global__`, so that their names are those of
+//! the source:
 //!
 //! ```ignore
 //! // __global__ void widen(float* x, float factor, int len)
@@ -22,8 +24,8 @@ use std::ffi::{CString, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The compiled `kernels/NAME.cu`, for [`Module::load`]; with a [`HalfFormat`](super::HalfFormat), that
-/// for numbers of 16 bits of this format.
+/// Embeds the compiled `kernels/NAME.cu` for [`Module::load`]. With a
+/// [`HalfFormat`](super::HalfFormat) it takes the one that was compiled for this format.
 macro_rules! cubin {
     ($name:literal) => {
         $crate::cuda::module::cubin!($name of ".cubin")
@@ -45,19 +47,16 @@ macro_rules! cubin {
 }
 pub(crate) use cubin;
 
-/// A compiled file of kernels.
 #[derive(Clone, Copy, Debug)]
 pub struct Cubin {
-    /// The source's name without `.cu`.
+    /// The name is that of the source without `.cu`.
     pub name: &'static str,
-    /// What the compiler wrote.
     pub image: &'static [u8],
 }
 
-/// Shared memory in bytes that a block gets without asking for more.
+/// A block gets this much shared memory without asking for more.
 const SHARED_BYTES: u32 = 48 << 10;
 
-/// A loaded file of kernels.
 #[derive(Debug)]
 pub struct Module {
     loaded: Arc<Loaded>,
@@ -76,7 +75,6 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl Module {
-    /// Loads `cubin` to `device`.
     pub fn load(device: &Arc<Device>, cubin: Cubin) -> Result<Self> {
         device.bind()?;
         // The driver reads the image as an ELF file, whose headers are aligned to eight bytes.
@@ -89,7 +87,6 @@ impl Module {
         Ok(Self { loaded: Arc::new(Loaded { name: cubin.name, raw, device }) })
     }
 
-    /// The kernel `name`.
     pub fn function(&self, name: &'static str) -> Result<Function> {
         self.loaded.device.bind()?;
         // SAFETY: the module lives as long as `self`.
@@ -108,12 +105,11 @@ impl Drop for Loaded {
     }
 }
 
-/// A kernel.
 #[derive(Debug)]
 pub struct Function {
     name: &'static str,
     raw: sys::CUfunction,
-    /// What a block may ask for at present.
+    /// A block may ask for so many bytes at present.
     shared_bytes: AtomicU32,
     module: Arc<Loaded>,
 }
@@ -125,11 +121,11 @@ unsafe impl Sync for Function {}
 
 impl Function {
     /// Queues the kernel with `grid` blocks of `block` threads and `shared_bytes` of dynamic shared
-    /// memory a block. A grid without blocks queues nothing.
+    /// memory for each block. A grid without blocks queues nothing.
     ///
     /// # Safety
-    /// `arguments` are the kernel's parameters in order and type, and the kernel stays within the
-    /// slices it is given.
+    /// `arguments` must be the kernel's parameters in order and type, and the kernel must stay
+    /// within the slices that it is given.
     pub unsafe fn launch(
         &self,
         grid: impl Into<Size>,
@@ -158,7 +154,7 @@ impl Function {
         })
     }
 
-    /// Lets a block ask for `shared_bytes`.
+    /// Allows a block to ask for `shared_bytes` of dynamic shared memory.
     fn allow(&self, shared_bytes: u32) -> Result<()> {
         if shared_bytes <= self.shared_bytes.load(Ordering::Relaxed) {
             return Ok(());
@@ -172,7 +168,7 @@ impl Function {
     }
 }
 
-/// A number of blocks or threads in up to three directions.
+/// A number of blocks or threads in up to three dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size((u32, u32, u32));
 
@@ -194,12 +190,13 @@ impl From<(u32, u32, u32)> for Size {
     }
 }
 
-/// What a kernel takes: numbers as C has them, slices as pointers, an absent slice as a null pointer.
+/// A value that can be passed to a kernel: a number as C has it, a slice as a pointer, an absent
+/// slice as a null pointer.
 ///
 /// # Safety
-/// `pointer` points to a value of the C type that stands for `Self`.
+/// `pointer` must point to a value of the C type that stands for `Self`.
 pub unsafe trait Argument {
-    /// Where the value lies.
+    /// Returns the address of the value.
     fn pointer(&self) -> *const c_void;
 }
 

@@ -1,50 +1,57 @@
-//! The sizes that memory on a GPU follows from, for those who take it and for those who plan it.
+//! This file holds the sizes from which the memory of a GPU run follows.
 //!
-//! Contract: numbers alone, and compiled also without the feature `cuda`, so that a program without GPUs
-//! plans for them.
+//! Contract: it is arithmetic alone and is compiled without the feature `cuda` too, so that a
+//! program without GPUs can plan for them. Both the plan and the code that takes the memory read
+//! it.
 
-/// Buffers of an arena start at multiples of this many bytes: enough for every library and vector load.
+/// A buffer of an arena starts at a multiple of this many bytes, which is enough for every library
+/// and vector load.
 pub const ALIGNMENT: usize = 256;
-/// The most bytes of a device that no arena takes by itself: for what libraries load on first use, and the
-/// channels of NCCL.
+/// An arena leaves at most this many bytes of a device to the code that libraries load on first use
+/// and to the channels of NCCL.
 pub const RESERVE: usize = 2 << 30;
-/// Bytes that products work in: what NVIDIA recommends for Hopper.
+/// The products' workspace has this many bytes, which NVIDIA recommends for Hopper.
 pub const PRODUCTS: usize = 32 << 20;
-/// Elements whose squares one block sums: part of the order of the sums.
+/// One block sums the squares of this many elements. The number is part of the order of summation.
 pub const SQUARES: usize = 64 * 1024;
-/// Most partial sums of a column: part of the order of the sums, so the same on every device. Two
-/// blocks for each multiprocessor of an H100.
+/// A sum over rows has at most this many partial sums. The number is part of the order of
+/// summation, so it is the same on every device; it is two blocks for each multiprocessor of an
+/// H100.
 pub const PARTS: usize = 264;
-/// Positions in a block of the cache.
+/// A block of the key-value cache holds this many positions.
 pub const BLOCK_TOKENS: usize = 32;
-/// Keys of a split of decoding, as `kernels/attention_decode.cu` has it.
+/// One block of the decoding kernel reads at most this many keys, as `kernels/attention_decode.cu`
+/// does.
 const SPLIT: usize = 512;
-/// Bytes of a tile of attention.
+/// A tile of attention takes this many bytes.
 pub const TILE: usize = 12;
-/// Bytes of the statistics of a row of logits.
+/// The statistics of one row of logits take this many bytes.
 pub const STATISTICS: usize = 16;
-/// Bytes of the gradient by the scores of a target.
+/// The gradient by the scores of one target takes this many bytes.
 pub const SCORE_GRADIENT: usize = 12;
-/// Bytes of the settings of a draw.
+/// The sampling settings of one row take this many bytes.
 pub const ROW_SAMPLING: usize = 40;
-/// Bytes that a plan of cuDNN's may need while it runs: far more than any needs for a pack of known segments.
+/// A plan of cuDNN may use a workspace of this many bytes, far more than any plan for packed
+/// segments needs.
 pub(crate) const ATTENTION_WORKSPACE: usize = 16 << 20;
 
-/// Integers of a table of segments begin at multiples of this many: 16 bytes.
+/// Each part of the table of segments begins at a multiple of this many integers, which is 16
+/// bytes.
 const TABLE_ALIGNMENT: usize = 4;
 
-/// Bytes of a buffer of `bytes` in an arena.
+/// Rounds `bytes` up to what a buffer takes in an arena.
 pub(crate) fn aligned(bytes: usize) -> usize {
     bytes.next_multiple_of(ALIGNMENT)
 }
 
-/// Splits of the attention of a sequence with a table of `table_width` blocks.
+/// Returns into how many parts decoding splits the keys of a sequence with a table of `table_width`
+/// blocks.
 pub(crate) fn splits(table_width: usize) -> usize {
     (table_width * BLOCK_TOKENS).div_ceil(SPLIT).max(1)
 }
 
-/// Elements of the partial results of a sequence with a table of `table_width` blocks: none where it is
-/// one split at most.
+/// Returns how many f32 of partial results a sequence with a table of `table_width` blocks needs.
+/// It needs none where it is not split.
 pub(crate) fn partials_len(queries: usize, head_dim: usize, table_width: usize) -> usize {
     match splits(table_width) {
         1 => 0,
@@ -52,49 +59,48 @@ pub(crate) fn partials_len(queries: usize, head_dim: usize, table_width: usize) 
     }
 }
 
-/// The declared size of a pack that cuDNN attends over.
+/// The largest pack of segments that cuDNN's attention is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionSizes {
-    /// The most segments of a pack.
+    /// A pack has at most so many segments.
     pub segments: usize,
-    /// The most tokens of a segment, and of a pack.
+    /// A segment, and a whole pack, have at most so many tokens.
     pub length: usize,
-    /// Query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Keys and values have so many heads each.
     pub kv_heads: usize,
-    /// Width of a head.
     pub head_dim: usize,
 }
 
 impl AttentionSizes {
-    /// Elements of a pack with a vector for every query head.
+    /// Returns the elements of a tensor that has a vector for every token and query head.
     pub(crate) fn query_len(&self) -> usize {
         self.length * self.heads * self.head_dim
     }
 
-    /// Integers of the table of segments.
+    /// Returns the integers of the table of segments.
     pub fn table_len(&self) -> usize {
         4 * self.part()
     }
 
-    /// Integers from one part of the table to the next.
+    /// Returns the integers from the start of one part of the table to the start of the next.
     pub(crate) fn part(&self) -> usize {
         (self.segments + 1).next_multiple_of(TABLE_ALIGNMENT)
     }
 
-    /// Bytes of row sums.
+    /// Returns the bytes of the row sums, one f32 for each token and query head.
     pub(crate) fn row_sum_bytes(&self) -> usize {
         (self.length * self.heads * size_of::<f32>()).next_multiple_of(ALIGNMENT)
     }
 
-    /// Bytes of a gradient of every query head: f32 as in NVIDIA's front end, also of keys and values,
-    /// which are stored in 16 bits.
+    /// Returns the bytes of an f32 gradient with a vector for every token and query head. Gradients
+    /// of keys and values have this size too while they are summed, as in NVIDIA's front end.
     pub(crate) fn full_head_bytes(&self) -> usize {
         (self.query_len() * size_of::<f32>()).next_multiple_of(ALIGNMENT)
     }
 
-    /// Bytes that both directions work in: row sums, three gradients of full heads, the plans' own.
+    /// Returns the bytes of scratch memory that forward and backward share: row sums, three
+    /// gradients with a vector for every query head, and the workspace of cuDNN's plans.
     pub fn scratch_bytes(&self) -> usize {
         self.row_sum_bytes() + 3 * self.full_head_bytes() + ATTENTION_WORKSPACE
     }

@@ -1,7 +1,7 @@
-//! Streams, the events that order and time them, and graphs of recorded work.
+//! This file wraps streams, the events that order and time them, and graphs of recorded work.
 //!
-//! Contract: a stream runs its work in order and shares nothing with other streams but what an event
-//! orders. Streams never wait for the default stream.
+//! Contract: a stream runs its work in order. Nothing else orders two streams but an event; in
+//! particular they do not wait for the default stream.
 
 use super::device::Device;
 use super::memory::{DeviceSlice, DeviceSliceMut};
@@ -12,7 +12,7 @@ use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A queue of work for a device.
+/// A queue of work for one device.
 #[derive(Debug)]
 pub struct Stream {
     raw: sys::CUstream,
@@ -21,21 +21,20 @@ pub struct Stream {
     profile: Mutex<Vec<Span>>,
 }
 
-/// An operation between two events.
+/// An operation, and the events before and after it.
 #[derive(Debug)]
 struct Span {
     name: &'static str,
     ends: [Event; 2],
 }
 
-/// What an operation took in a profile.
+/// The time that an operation took in a profile.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OperationTime {
-    /// The kernel's name, or what the library was asked for.
+    /// The name is a kernel's, or says what a library was asked for.
     pub name: &'static str,
-    /// How often it ran.
     pub calls: usize,
-    /// All its runs together.
+    /// The time is the sum over all calls.
     pub milliseconds: f32,
 }
 
@@ -45,7 +44,6 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// An empty queue.
     pub fn new(device: &Arc<Device>) -> Result<Self> {
         device.bind()?;
         let raw = stream::create(stream::StreamKind::NonBlocking).context("creating a stream")?;
@@ -53,7 +51,6 @@ impl Stream {
         Ok(Self { raw, device: device.clone(), is_profiled, profile })
     }
 
-    /// Whose queue it is.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
@@ -62,7 +59,7 @@ impl Stream {
         self.raw
     }
 
-    /// Waits until all its work is done. Errors of kernels show here.
+    /// Waits until all queued work is done. A kernel that failed makes this call fail.
     pub fn synchronize(&self) -> Result<()> {
         self.device.bind()?;
         // SAFETY: the stream lives as long as `self`.
@@ -70,7 +67,7 @@ impl Stream {
             .context("a GPU kernel failed (compute-sanitizer finds which)")
     }
 
-    /// Lets what is queued after this wait for `event`.
+    /// Makes work that is queued from now on wait for `event`.
     pub fn wait(&self, event: &Event) -> Result<()> {
         self.device.bind()?;
         let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
@@ -81,7 +78,7 @@ impl Stream {
     /// Copies within the device.
     ///
     /// # Panics
-    /// When the lengths differ.
+    /// Panics when the lengths differ.
     pub fn copy<T: Pod>(
         &self,
         mut to: DeviceSliceMut<'_, T>,
@@ -100,7 +97,7 @@ impl Stream {
         })
     }
 
-    /// Sets every byte.
+    /// Sets every byte of `to` to `byte`.
     pub fn fill<T: Pod>(&self, mut to: DeviceSliceMut<'_, T>, byte: u8) -> Result<()> {
         let bytes = size_of::<T>() * to.len();
         if bytes == 0 {
@@ -114,9 +111,9 @@ impl Stream {
         })
     }
 
-    /// Runs `queue`, waits for what it puts in this stream, and says what each operation took there, in
-    /// the order of first runs. Operations are a little slower while they are watched, and what the
-    /// device waits for is nobody's time.
+    /// Runs `queue`, waits for the work that it puts into this stream, and returns the time of each
+    /// operation, in the order in which operations first ran. Watched operations are a little
+    /// slower. Gaps between operations are not counted.
     pub fn profile(&self, queue: impl FnOnce() -> Result<()>) -> Result<Vec<OperationTime>> {
         self.is_profiled.store(true, Ordering::Relaxed);
         let queued = queue();
@@ -139,7 +136,7 @@ impl Stream {
         Ok(times)
     }
 
-    /// Queues an operation, which a profile calls `name`.
+    /// Queues an operation that a profile calls `name`.
     pub(crate) fn operation(
         &self,
         name: &'static str,
@@ -156,7 +153,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Records the work that `queue` puts in this stream, without running it.
+    /// Records the work that `queue` puts into this stream, without running it.
     pub fn capture(&self, queue: impl FnOnce(&Self) -> Result<()>) -> Result<Graph> {
         self.device.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -183,7 +180,7 @@ impl Drop for Stream {
     }
 }
 
-/// A point in a stream that others can wait for.
+/// A point in a stream, for which the host and other streams can wait.
 #[derive(Debug)]
 pub struct Event {
     raw: sys::CUevent,
@@ -196,12 +193,12 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// An event that orders streams.
+    /// Creates an event that orders streams and cannot be timed.
     pub fn new(device: &Arc<Device>) -> Result<Self> {
         Self::create(device, CUevent_flags::CU_EVENT_DISABLE_TIMING)
     }
 
-    /// An event that also knows when it happened.
+    /// Creates an event that also records its time.
     pub fn timed(device: &Arc<Device>) -> Result<Self> {
         Self::create(device, CUevent_flags::CU_EVENT_DEFAULT)
     }
@@ -212,21 +209,22 @@ impl Event {
         Ok(Self { raw, device: device.clone() })
     }
 
-    /// Moves it to the end of what is queued in `stream` now.
+    /// Moves the event to the end of the work that is queued in `stream` now.
     pub fn record(&self, stream: &Stream) -> Result<()> {
         self.device.bind()?;
         // SAFETY: both live as long as their borrows, which is all the driver asks.
         unsafe { event::record(self.raw, stream.raw) }.context("recording an event")
     }
 
-    /// Waits until the device has reached it.
+    /// Waits until the device has reached the event.
     pub fn synchronize(&self) -> Result<()> {
         self.device.bind()?;
         // SAFETY: the event lives as long as `self`.
         unsafe { event::synchronize(self.raw) }.context("waiting for the GPU")
     }
 
-    /// Milliseconds from `earlier`; both were made by [`Event::timed`] and have happened.
+    /// Returns the milliseconds since `earlier`. Both events must come from [`Event::timed`] and
+    /// must have been reached.
     pub fn milliseconds_since(&self, earlier: &Self) -> Result<f32> {
         self.device.bind()?;
         // SAFETY: both events live as long as their borrows.
@@ -242,7 +240,7 @@ impl Drop for Event {
     }
 }
 
-/// Recorded work that is launched as one. The memory it was recorded with has to stay.
+/// Recorded work that is launched as one.
 #[derive(Debug)]
 pub struct Graph {
     raw: sys::CUgraphExec,
@@ -256,7 +254,7 @@ impl Graph {
     /// Queues the recorded work.
     ///
     /// # Safety
-    /// The memory that was used while recording is still what it was.
+    /// The memory that was used while recording must still exist and belong to the same buffers.
     pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
         self.device.bind()?;
         // SAFETY: the graph lives as long as `self`; its memory is the caller's promise.

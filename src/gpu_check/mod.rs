@@ -1,9 +1,10 @@
-//! `gpu-check`: whether a GPU computes what the CPU does, in one binary that can be carried to it.
+//! This module checks whether a GPU computes what the CPU computes (`gpu-check`), in one binary
+//! that can be carried to the GPU.
 //!
-//! Contract: the checks run every operation through its launcher ([`operations`]), then whole models
-//! ([`models`]). Each runs twice, and its bits have to agree; only the backward of a cuDNN before 9.25 may
-//! differ. A check of cuDNN is skipped where the library is not installed, which is neither right nor wrong.
-//! Left out: speed.
+//! Contract: the checks run every operation through its launcher ([`operations`]), then whole
+//! models ([`models`]). Each runs twice, and both runs must give the same bits; only the backward
+//! of a cuDNN before 9.25 may differ. A check of cuDNN is skipped where the library is not
+//! installed, and then says nothing. Left out: speed.
 
 mod models;
 mod operations;
@@ -12,26 +13,25 @@ use crate::cuda::{Gpu, HalfFormat, cudnn};
 use anyhow::Result;
 use serde::Serialize;
 
-/// What one check found.
+/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What was compared.
+    /// The name says what was compared.
     pub name: String,
-    /// How far it is off, in words.
+    /// The text says how far the GPU's numbers are off.
     pub found: String,
-    /// What that means.
     pub outcome: Outcome,
 }
 
-/// What a check says of the GPU.
+/// The meaning of a check's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// The GPU computes what the CPU does.
+    /// The GPU computes what the CPU computes.
     Right,
     /// The GPU computes something else.
     Wrong,
-    /// The check could not run here, and says nothing.
+    /// The check could not run here, so it says nothing.
     Skipped,
 }
 
@@ -41,7 +41,7 @@ impl Outcome {
     }
 }
 
-/// How large the inputs of single operations are.
+/// The sizes of the inputs of single operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Shapes {
     /// Odd and small ones: for an emulated GPU, and for compute-sanitizer
@@ -51,7 +51,7 @@ pub enum Shapes {
 }
 
 impl Shapes {
-    /// Returns `odd`, and in full `real` too.
+    /// Returns `odd`, and for full shapes `real` too.
     fn choose<T: Clone>(self, odd: &[T], real: &[T]) -> Vec<T> {
         match self {
             Self::Small => odd.to_vec(),
@@ -59,7 +59,7 @@ impl Shapes {
         }
     }
 
-    /// Bytes of device memory that the largest takes.
+    /// Returns how many bytes of device memory the largest operation takes.
     fn memory(self) -> usize {
         match self {
             Self::Small => 256 << 20,
@@ -68,8 +68,8 @@ impl Shapes {
     }
 }
 
-/// Runs all checks on device `ordinal`, with a little of its memory: in bf16, and in fp16, whose kernels
-/// are the same sources, at odd shapes alone.
+/// Runs all checks on GPU `ordinal` with a small part of its memory. They run in bf16 at `shapes`,
+/// and in fp16, whose kernels have the same sources, at small shapes alone.
 pub fn run(ordinal: usize, shapes: Shapes) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     for (format, shapes) in [(HalfFormat::Bf16, shapes), (HalfFormat::Fp16, Shapes::Small)] {
@@ -81,7 +81,7 @@ pub fn run(ordinal: usize, shapes: Shapes) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// Whether equal passes have to give equal bits, with cuDNN's attention or without.
+/// Tells whether equal passes must give equal bits, with cuDNN's attention or without it.
 fn deterministic(has_cudnn: bool) -> bool {
     let is_ordered = |(version, _)| version >= cudnn::DETERMINISTIC_SINCE;
     !has_cudnn || cudnn::version().is_ok_and(is_ordered)

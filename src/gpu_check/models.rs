@@ -1,8 +1,10 @@
-//! Whole models: log-probabilities and the gradient of every tensor against the CPU's decoder.
+//! This file checks whole models: log-probabilities and the gradient of every tensor against the
+//! CPU's decoder.
 //!
-//! Contract: tiny models of every family, with random weights that the GPU has, and each pass twice, bit for
-//! bit. Tolerances are those of bf16, the coarser format: 2e-2 for a log-probability and 4e-3 for their
-//! mean, 3e-2 for a gradient relative to its norm.
+//! Contract: the models are tiny ones of every family, with random weights that the GPU can
+//! represent. Each pass runs twice and must give the same bits. Tolerances are those of bf16, the
+//! coarser format: 2e-2 for a log-probability and 4e-3 for the mean of their errors, 3e-2 for a
+//! gradient relative to its norm.
 
 use super::{Check, Outcome, deterministic};
 use crate::base::rng;
@@ -15,13 +17,13 @@ use crate::model::{
 };
 use anyhow::Result;
 
-/// Lengths of packed sequences: one token, fewer and more than a tile of attention.
+/// The packed sequences have these lengths: one token, and less and more than a tile of attention.
 const LENGTHS: [usize; 4] = [37, 1, 150, 64];
 const LONGEST: usize = 150;
 const TEMPERATURE: f32 = 0.8;
 const VOCAB: usize = 96;
 
-/// Compares all of them on device `ordinal`, with a little memory.
+/// Checks all models on GPU `ordinal`.
 pub(crate) fn check(ordinal: usize, format: HalfFormat, checks: &mut Vec<Check>) -> Result<()> {
     let families = [
         ("llama", true, 64, 32),
@@ -43,14 +45,14 @@ pub(crate) fn check(ordinal: usize, format: HalfFormat, checks: &mut Vec<Check>)
     Ok(())
 }
 
-/// Scores and gradients of one pass.
+/// The scores and gradients of one pass.
 #[derive(PartialEq)]
 struct Pass<G> {
     scores: Vec<TokenScores>,
     gradients: Vec<G>,
 }
 
-/// The loss has a weight on each score of each target.
+/// Fills in the gradients of a loss that weighs each score of each target differently.
 fn objective(first: usize, gradients: &mut [ScoreGradient]) {
     for (index, gradient) in (first..).zip(gradients) {
         let index = index as f32;
@@ -91,7 +93,7 @@ fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Res
     let errors = first.scores.iter().zip(&expected.scores).map(|(a, e)| (a.logp - e.logp).abs());
     let (worst, sum) = errors.fold((0.0f32, 0.0), |(worst, sum), x| (worst.max(x), sum + x));
     let mean = sum / targets.len() as f32;
-    // Comparisons that are false for NaNs.
+    // These comparisons are false for NaNs.
     checks.push(Check {
         name: format!("{name}: log-probabilities"),
         found: format!("off by at most {worst:.1e}, on average {mean:.1e}"),
@@ -113,7 +115,7 @@ fn model(name: &str, gpu: Gpu, decoder: Decoder, checks: &mut Vec<Check>) -> Res
     let is_equal = first == second;
     checks.push(Check {
         name: format!("{name}: the same pass twice"),
-        found: if is_equal { "the same bits" } else { "other bits" }.to_owned(),
+        found: if is_equal { "the same bits" } else { "different bits" }.to_owned(),
         outcome: Outcome::right_if(is_equal || !deterministic(has_cudnn)),
     });
     Ok(())
@@ -139,7 +141,7 @@ fn cpu_pass(decoder: &Decoder, params: &[f32], packed: &Packed, targets: &[Targe
     Pass { scores, gradients }
 }
 
-/// What the GPU computes, and whether its attention is cuDNN's.
+/// Runs a pass on the GPU, and returns whether cuDNN computed attention.
 fn device_pass(
     model: &mut DeviceModel,
     packed: &Packed,
@@ -173,7 +175,7 @@ fn device_pass(
     Ok((Pass { scores, gradients }, has_cudnn))
 }
 
-/// The norm of the difference over that of what is expected; NaN where either has one.
+/// Returns the norm of the difference over that of `expected`; it is NaN where either has a NaN.
 fn relative_error(actual: &[f32], expected: &[f32]) -> f32 {
     let difference: f64 = actual.iter().zip(expected).map(|(a, e)| f64::from(a - e).powi(2)).sum();
     let norm: f64 = expected.iter().map(|&e| f64::from(e).powi(2)).sum();

@@ -1,6 +1,7 @@
-//! The port where the other nodes come in at node 0.
+//! This file accepts connections of the other nodes at node 0.
 //!
-//! Contract: no stranger blocks it: a connection that does not say in time that it is a node is closed.
+//! Contract: a connection that does not identify itself as a node in time is closed, so strangers
+//! block nobody.
 
 use super::Pace;
 use super::greeting::Hello;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) struct Door<'d> {
     listener: &'d TcpListener,
-    /// Connections that have not said yet whose they are, and since when.
+    /// These connections have not identified themselves yet; the time is that of their arrival.
     strangers: Vec<(TcpStream, IpAddr, Instant)>,
     pace: Pace,
 }
@@ -24,8 +25,9 @@ impl<'d> Door<'d> {
         Self { listener, strangers: Vec::new(), pace }
     }
 
-    /// Those who have said by now who they are, after a moment if nobody knocks. Whoever does not speak as a
-    /// node is no node: port scanners come by.
+    /// Returns the connections that have identified themselves by now; waits a moment if there is
+    /// no new one. A connection that sends anything else is closed, because port scanners connect
+    /// too.
     pub(crate) fn open(&mut self) -> Result<Vec<(Hello, TcpStream, IpAddr)>> {
         self.listener.set_nonblocking(true).context("listening for the nodes")?;
         match self.listener.accept() {
@@ -50,7 +52,7 @@ impl<'d> Door<'d> {
     }
 }
 
-/// Whether the other end of a stream that does not block is gone.
+/// Tells whether the other end of a stream that does not block is closed.
 pub(crate) fn has_ended(stream: &TcpStream) -> bool {
     match stream.peek(&mut [0]) {
         Ok(arrived) => arrived == 0,
@@ -58,7 +60,7 @@ pub(crate) fn has_ended(stream: &TcpStream) -> bool {
     }
 }
 
-/// Sleeps, unless the user asks to stop.
+/// Sleeps, or fails if the user has asked to stop.
 pub(crate) fn wait(duration: Duration) -> Result<()> {
     if interrupt::requested() {
         return Err(Interrupted.into());

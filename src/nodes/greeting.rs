@@ -1,37 +1,37 @@
-//! What nodes say when they meet: a [`Hello`] on every connection to node 0, and its [`Reply`] to a node's
-//! first.
+//! This file defines what nodes send when they meet: a [`Hello`] on every connection to node 0, and
+//! node 0's [`Reply`] to a node's first connection.
 //!
-//! Contract: both begin with [`MAGIC`]; who says anything else is no node. Numbers have 32 bits,
-//! little-endian.
+//! Contract: both begin with [`MAGIC`]; a connection that sends anything else is no node. Numbers
+//! have 32 bits, little-endian.
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::TcpStream;
 
-/// What all begins with: the program, and the version of what follows.
+/// Every message begins with the name of the program and the version of the format.
 const MAGIC: [u8; 8] = *b"codeseq4";
 
-/// The longest text of node 0.
+/// A text of node 0 has at most this many bytes.
 const LONGEST_TEXT: usize = 1 << 16;
 
-/// Who opens a connection.
+/// The first message on a connection to node 0.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hello {
-    /// The node.
+    /// The sender is this node.
     pub(crate) node: usize,
-    /// How many it counts.
+    /// The sender expects so many nodes.
     pub(crate) nodes: usize,
-    /// How many ranks it brings.
+    /// The sender has so many ranks.
     pub(crate) ranks: usize,
-    /// Which of its connections this is: the first, or that of a rank, from 1.
+    /// Connection 0 is the node's own; connection `i` belongs to its rank `i - 1`.
     pub(crate) connection: usize,
 }
 
-/// What node 0 answers.
+/// Node 0's answer to a node.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    /// All nodes are there; with its message.
+    /// All nodes have met; the bytes are node 0's message.
     Met(Vec<u8>),
-    /// They will not meet; with the reason.
+    /// The nodes will not meet, for this reason.
     Ended(String),
 }
 
@@ -42,8 +42,8 @@ impl Hello {
         stream.write_all(&with_numbers([self.node, self.nodes, self.ranks, self.connection]))
     }
 
-    /// Takes it from a stream that does not block: nothing while it has not arrived, and an error from who is no
-    /// node.
+    /// Reads the message from a stream that does not block. Returns `None` while it has not
+    /// arrived, and fails if the sender is no node.
     pub(crate) fn take(mut stream: &TcpStream) -> Result<Option<Self>> {
         let mut bytes = [0; Self::LEN];
         let arrived = match stream.peek(&mut bytes) {
@@ -78,7 +78,7 @@ impl Reply {
         stream.write_all(&[&with_numbers([is_met, text.len()]), text].concat())
     }
 
-    /// Waits for it as long as the stream does.
+    /// Waits for the reply, up to the stream's timeout.
     pub(crate) fn read(mut stream: &TcpStream) -> Result<Self> {
         let mut magic = [0; MAGIC.len()];
         stream.read_exact(&mut magic)?;

@@ -1,7 +1,7 @@
-//! The part of a node other than node 0 in meeting the others.
+//! This file is the part of the other nodes in meeting: they connect to node 0.
 //!
-//! Contract: waits for node 0 to be started, and then for all to have come; ends with the reason as soon as it is
-//! known that they will not.
+//! Contract: a node waits until node 0 is started, and then until all nodes have come. It fails
+//! with the reason as soon as it is known that they will not meet.
 
 use super::door::wait;
 use super::greeting::{Hello, Reply};
@@ -13,14 +13,14 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// How long one try to connect may take.
+/// One attempt to connect may take so long.
 const TRY: Duration = Duration::from_secs(5);
 
-/// Between two words about a node 0 that does not answer.
+/// A reminder that node 0 does not answer is logged at this interval.
 const REMINDER: Duration = Duration::from_secs(30);
 
 impl Nodes {
-    /// The other nodes' part of [`Nodes::meet`].
+    /// Meets the others as a node that is not node 0; see [`Nodes::meet`].
     pub(crate) fn join(&self, ranks: usize, pace: Pace, deadline: Instant) -> Result<Meeting> {
         let peer = format!("node 0 ({}:{})", self.master, self.port);
         let hello = |connection| Hello { node: self.rank, nodes: self.count, ranks, connection };
@@ -55,11 +55,11 @@ impl Nodes {
         })
     }
 
-    /// The first connection to node 0, which may be started later.
+    /// Makes the first connection to node 0, which may be started later.
     fn connect(&self, peer: &str, deadline: Instant) -> Result<TcpStream> {
         let addresses = (self.master.as_str(), self.port).to_socket_addrs().map_err(|e| {
             usage(format!(
-                "MASTER_ADDR is {:?}, the name of no host that is known here: {e}",
+                "MASTER_ADDR is {:?}, which is no host that this machine knows: {e}",
                 self.master
             ))
         })?;
@@ -71,7 +71,7 @@ impl Nodes {
         loop {
             match connect_to_any(&addresses) {
                 Ok(stream) => {
-                    tracing::info!("{peer} is there; waiting until all nodes are");
+                    tracing::info!("{peer} answered; waiting for all nodes");
                     return Ok(stream);
                 }
                 Err(e) if Instant::now() > deadline => {
@@ -98,15 +98,15 @@ fn connect_to_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     result
 }
 
-/// Why node 0, which was there, has not met with this one.
+/// Returns why node 0, after it had answered, has not met with this node.
 fn unmet(peer: &str, error: &io::Error) -> anyhow::Error {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            anyhow!("{peer} is there, but the nodes have not met in time")
+            anyhow!("{peer} answered, but the nodes have not met in time")
         }
-        ErrorKind::InvalidData => usage(format!(
-            "what listens as {peer} is {error}: are MASTER_ADDR and MASTER_PORT right?"
-        )),
-        _ => anyhow!("{peer} ended before the nodes had met: what it said tells why"),
+        ErrorKind::InvalidData => {
+            usage(format!("{peer} is {error}: check MASTER_ADDR and MASTER_PORT"))
+        }
+        _ => anyhow!("{peer} ended before the nodes had met: its own output says why"),
     }
 }

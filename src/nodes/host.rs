@@ -1,7 +1,8 @@
-//! Node 0's part in meeting the others.
+//! This file is node 0's part in meeting the others: it listens.
 //!
-//! Contract: listens from [`Nodes::listen`] on, so that its end ends whoever waits for it. Lets every
-//! connection in that fits, tells all nodes when they have met, and tells all why where they cannot meet.
+//! Contract: node 0 listens from [`Nodes::listen`] on, so that nodes that wait for it learn of its
+//! end. It accepts every connection that fits, tells all nodes when they have met, and tells all
+//! the reason when they cannot meet.
 
 use super::door::{Door, has_ended};
 use super::greeting::{Hello, Reply};
@@ -14,13 +15,13 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long node 0 stays to say that it will not meet the others.
+/// Node 0 stays so long to tell the others that it will not meet them.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// Where this process listens as node 0, until the nodes meet.
+/// This process listens here as node 0, until the nodes have met.
 static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
 
-/// The connections of the other nodes, by node and connection: those of ranks are numbered from 1.
+/// The connections of the other nodes by node and connection; those of ranks are numbered from 1.
 type Arrivals = BTreeMap<(usize, usize), Link>;
 
 fn lock_listener() -> MutexGuard<'static, Option<TcpListener>> {
@@ -28,8 +29,8 @@ fn lock_listener() -> MutexGuard<'static, Option<TcpListener>> {
 }
 
 impl Nodes {
-    /// Begins to listen, on node 0 of several: before anything that may fail or take long, as the others wait
-    /// for it.
+    /// Begins to listen, if this is node 0 of several. It must be called before anything that may
+    /// fail or take long, because the others wait for it.
     pub fn listen(&self) -> Result<()> {
         if self.rank == 0 && self.count > 1 {
             *lock_listener() = Some(self.bind()?);
@@ -47,8 +48,8 @@ impl Nodes {
         })
     }
 
-    /// Tells the other nodes why node 0 will not meet them, where it has listened and not met them. Waits
-    /// a little for those that have not come.
+    /// Tells the other nodes why node 0 will not meet them, if it has listened and not met them.
+    /// Waits a little for those that have not come.
     pub fn call_off(&self, error: &anyhow::Error) {
         let listening = lock_listener().take();
         if let Some(listener) = listening {
@@ -61,7 +62,7 @@ impl Nodes {
         let mut door = Door::new(listener, Pace::DEFAULT);
         let mut told = BTreeSet::new();
         while told.len() < self.count - 1 && Instant::now() < deadline {
-            // What failed already is what the user has to know.
+            // The user must learn of the first failure, not of this one.
             let Ok(known) = door.open() else { return };
             for (hello, stream, _) in known {
                 let _ = Reply::Ended(why.to_owned()).write(&stream);
@@ -70,7 +71,7 @@ impl Nodes {
         }
     }
 
-    /// Node 0's part of [`Nodes::meet`].
+    /// Meets the others as node 0; see [`Nodes::meet`].
     pub(crate) fn host(
         &self,
         ranks: usize,
@@ -81,7 +82,7 @@ impl Nodes {
         let listening = lock_listener().take();
         let listener = listening.map_or_else(|| self.bind(), Ok)?;
         let met = self.host_at(&listener, ranks, message, pace, deadline);
-        // Nodes that have not come by then are for `call_off` to tell.
+        // `call_off` tells nodes that have not come by then.
         met.inspect_err(|_| *lock_listener() = Some(listener))
     }
 
@@ -102,7 +103,7 @@ impl Nodes {
             Err(error) => Reply::Ended(format!("{error:#}")),
         };
         for link in arrived.values() {
-            // Whoever is gone by now will be missed.
+            // A node that is gone by now will be noticed as missing.
             let _ = reply.write(&link.stream);
         }
         came?;
@@ -118,7 +119,7 @@ impl Nodes {
         Ok(Meeting { first_rank: 0, world: self.count * ranks, message, lanes, links, pace })
     }
 
-    /// Waits until the other nodes have so many `connections` each.
+    /// Waits until each of the other nodes has `connections` connections.
     fn gather(
         &self,
         door: &mut Door<'_>,
@@ -144,7 +145,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// Lets a connection of a node in, or tells it why not.
+    /// Accepts the connection of a node, or refuses it and tells it the reason.
     fn welcome(
         &self,
         hello: Hello,
@@ -174,7 +175,7 @@ impl Nodes {
             arrived.insert((node, connection), Link { peer, stream });
             return Ok(());
         };
-        // It may be gone.
+        // The node may be gone.
         let _ = Reply::Ended(why.clone()).write(&stream);
         Err(usage(why))
     }

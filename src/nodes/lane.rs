@@ -1,8 +1,9 @@
-//! A connection between two processes of a run: messages of a header and numbers.
+//! This file sends messages, a header and numbers, between two processes of a run.
 //!
-//! Contract: a message arrives whole or the call fails, and messages arrive in order. Headers are JSON, numbers the
-//! bytes of this machine, so all nodes have one byte order. [`Lane::shut`] makes the waiting and future
-//! calls of both ends fail. Left out: silence, which [`super::watch`] notices.
+//! Contract: a message arrives whole or the call fails, and messages arrive in order. Headers are
+//! JSON. Numbers are sent as bytes of this machine, so all nodes must have one byte order.
+//! [`Lane::shut`] makes the waiting and later calls of both ends fail. Left out: noticing silence,
+//! which [`super::watch`] does.
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -10,10 +11,10 @@ use serde::de::DeserializeOwned;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-/// Most bytes of a header: more than the micro-batches of a step take.
+/// A header has at most this many bytes, which is more than the micro-batches of a step take.
 const LONGEST_HEADER: u64 = 1 << 32;
 
-/// One end of the connection.
+/// One end of a connection.
 #[derive(Debug)]
 pub struct Lane {
     peer: String,
@@ -22,13 +23,12 @@ pub struct Lane {
 
 impl Lane {
     pub(crate) fn new(peer: String, stream: TcpStream) -> Result<Self> {
-        // Answers are waited for, so nothing is gained by gathering small messages.
+        // The other end waits for every message, so small messages are sent at once.
         stream.set_nodelay(true).context("setting up a connection")?;
         stream.set_read_timeout(None).context("setting up a connection")?;
         Ok(Self { peer, stream })
     }
 
-    /// Sends a message.
     pub fn send(&self, header: &impl Serialize, numbers: &[f32]) -> Result<()> {
         let header = serde_json::to_vec(header).context("encoding a message")?;
         let mut start = (header.len() as u64).to_le_bytes().to_vec();
@@ -40,14 +40,13 @@ impl Lane {
         sent.with_context(|| self.broke())
     }
 
-    /// Waits for a message.
     pub fn receive<H: DeserializeOwned>(&self) -> Result<(H, Vec<f32>)> {
         self.read().with_context(|| self.broke())
     }
 
     fn broke(&self) -> String {
         let Self { peer, .. } = self;
-        format!("the connection to {peer} broke (--resume goes on from what is saved)")
+        format!("the connection to {peer} broke (--resume continues from the last checkpoint)")
     }
 
     fn read<H: DeserializeOwned>(&self) -> Result<(H, Vec<f32>)> {
@@ -55,16 +54,16 @@ impl Lane {
         let mut lens = [[0; 8]; 2];
         stream.read_exact(lens.as_flattened_mut())?;
         let [header, numbers] = lens.map(u64::from_le_bytes);
-        ensure!(header <= LONGEST_HEADER, "a header of {header} bytes");
+        ensure!(header <= LONGEST_HEADER, "the header of a message has {header} bytes");
         let (mut header, mut numbers) = (vec![0; header as usize], vec![0f32; numbers as usize]);
         stream.read_exact(&mut header)?;
         stream.read_exact(bytemuck::cast_slice_mut(&mut numbers))?;
         Ok((serde_json::from_slice(&header)?, numbers))
     }
 
-    /// Makes the calls of both ends fail.
+    /// Makes the waiting and later calls of both ends fail.
     pub fn shut(&self) {
-        // It fails where the connection has ended.
+        // This call fails if the connection has ended.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

@@ -1,19 +1,19 @@
-//! The connections of nodes that have met.
+//! This file holds the connections of nodes that have met.
 
 use super::{Lane, Pace};
 use std::net::TcpStream;
 
-/// The nodes of a run, connected.
+/// The connected nodes of a run.
 #[derive(Debug)]
 pub struct Meeting {
-    /// The first rank of this node.
+    /// This node's first rank has this number.
     pub first_rank: usize,
-    /// Ranks of all nodes.
+    /// All nodes together have so many ranks.
     pub world: usize,
-    /// What node 0 told all.
+    /// Node 0 gave this message to all nodes.
     pub message: Vec<u8>,
-    /// On node 0 one to every rank of the other nodes, on those one to node 0 for every rank of theirs; by
-    /// rank.
+    /// Node 0 has one lane to every rank of the other nodes; another node has one lane to node 0
+    /// for each of its ranks. They are in rank order.
     pub lanes: Vec<Lane>,
     pub(crate) links: Vec<Link>,
     pub(crate) pace: Pace,

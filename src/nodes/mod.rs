@@ -1,8 +1,9 @@
-//! The nodes of a run: one process on each of several machines.
+//! This module connects the nodes of a run: one process on each of several machines.
 //!
-//! Contract: [`Nodes`] says where this process stands; [`Nodes::meet`] connects all of them or fails on all of
-//! them; a [`Watch`] notices within a minute that a node is lost; [`Lane`]s carry messages between node 0 and
-//! the ranks of the others. Left out: what the messages say, and the traffic of numbers between GPUs (NCCL).
+//! Contract: [`Nodes`] says which node this process is. [`Nodes::meet`] connects all of them or
+//! fails on all of them. A [`Watch`] notices within a minute that a node is lost. [`Lane`]s carry
+//! messages between node 0 and the ranks of the others. Left out: the content of messages, and the
+//! traffic of numbers between GPUs (NCCL).
 
 mod door;
 mod greeting;

@@ -1,33 +1,33 @@
-//! Where a process stands among the nodes of a run.
+//! This file finds out which node of a run this process is.
 //!
-//! Contract: read from the variables that people, torchrun and Slurm set; values that do not fit are a mistake
-//! of the user.
+//! Contract: it reads the variables that people, torchrun and Slurm set. Values that do not fit
+//! together are a mistake of the user.
 
 use crate::base::error::usage;
 use anyhow::Result;
 
-/// The variables that say how many nodes there are: ours, torchrun's, Slurm's.
+/// One of these variables says how many nodes there are: ours, torchrun's, Slurm's.
 const COUNT: [&str; 3] = ["NNODES", "GROUP_WORLD_SIZE", "SLURM_NNODES"];
-/// The variables that say which of them this is.
+/// One of these variables says which of them this is.
 const RANK: [&str; 3] = ["NODE_RANK", "GROUP_RANK", "SLURM_NODEID"];
 
-/// Where this process stands among the nodes of a run.
+/// The place of this process among the nodes of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nodes {
-    /// This node, from 0.
+    /// Nodes are numbered from 0.
     pub rank: usize,
     pub count: usize,
-    /// Host name or address of node 0.
+    /// This is the host name or address of node 0.
     pub master: String,
-    /// The port that node 0 listens on.
+    /// Node 0 listens on this port.
     pub port: u16,
 }
 
 impl Nodes {
-    /// From the variables `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`, or what torchrun
-    /// (`GROUP_WORLD_SIZE`, `GROUP_RANK`) and Slurm (`SLURM_NNODES`, `SLURM_NODEID`,
-    /// `SLURM_JOB_NODELIST`) call them. Without any of them, a run on this node alone. Under torchrun node 0
-    /// listens on the port after `MASTER_PORT`.
+    /// Reads the variables `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`, or those that
+    /// torchrun (`GROUP_WORLD_SIZE`, `GROUP_RANK`) and Slurm (`SLURM_NNODES`, `SLURM_NODEID`,
+    /// `SLURM_JOB_NODELIST`) set in their place. Without any of them the run is on this node alone.
+    /// Under torchrun node 0 listens on the port after `MASTER_PORT`.
     pub fn from_env() -> Result<Self> {
         Self::from_variables(process_variable)
     }
@@ -56,9 +56,9 @@ impl Nodes {
         let master = match master {
             Some(master) => master,
             None if count == 1 => "localhost".to_owned(),
-            None => return Err(usage("MASTER_ADDR is not set: the address of node 0")),
+            None => return Err(usage("MASTER_ADDR is not set: give it the address of node 0")),
         };
-        // Where torchrun keeps a store of its own it listens there itself.
+        // Where torchrun runs a store of its own, it listens on the port itself.
         let is_taken = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|used| used == "True");
         let last = usize::from(u16::MAX) - usize::from(is_taken);
         let port = number(&variable, &["MASTER_PORT"], 29_500)?;
@@ -68,7 +68,7 @@ impl Nodes {
         Ok(Self { rank, count, master, port: port as u16 + u16::from(is_taken) })
     }
 
-    /// How many of `ranks` ranks are on this node.
+    /// Returns how many of `ranks` ranks are on this node.
     pub fn share(&self, ranks: usize) -> Result<usize> {
         match ranks.is_multiple_of(self.count) {
             true => Ok(ranks / self.count),
@@ -81,7 +81,7 @@ impl Nodes {
     }
 }
 
-/// Refuses a command that every node would do alone.
+/// Refuses a command that every node would run by itself.
 pub fn expect_one() -> Result<()> {
     match number(process_variable, &COUNT, 1)? {
         ..=1 => Ok(()),
@@ -92,12 +92,12 @@ pub fn expect_one() -> Result<()> {
     }
 }
 
-/// A variable of this process that is not empty.
+/// Returns a variable of this process, if it is not empty.
 fn process_variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The number that the first variable of `names` which is set says.
+/// Returns the number in the first variable of `names` that is set.
 fn number(
     variable: impl Fn(&str) -> Option<String>,
     names: &[&str],
@@ -110,7 +110,7 @@ fn number(
     parsed.map_err(|_| usage(format!("{name} is {value:?}, not a whole number")))
 }
 
-/// The first host of a Slurm list such as `gpu[003-010,015],login1`.
+/// Returns the first host of a Slurm list such as `gpu[003-010,015],login1`.
 fn first_host(list: &str) -> String {
     let Some((prefix, rest)) = list.split_once('[') else {
         return list.split(',').next().unwrap_or_default().to_owned();

@@ -1,18 +1,19 @@
-//! How the nodes of a run find each other.
+//! This file lets the nodes of a run find each other.
 //!
-//! Contract: one process per node, each with equally many ranks. Node 0 listens; the others connect to it,
-//! once for [`Meeting::watch`], and when all have come and learnt its message (the identifier of a
-//! communicator), once for each of their ranks. Where they cannot meet, node 0 tells all why. A run on one
-//! node opens no connection. Left out: protection from processes that mean harm: the network of the nodes is
-//! trusted.
+//! Contract: there is one process per node, and all have equally many ranks. Node 0 listens, and
+//! each other node connects to it once for [`Meeting::watch`]. When all have come, they get node
+//! 0's message (the identifier of a communicator) and connect once more for each of their ranks.
+//! Where they cannot meet, node 0 tells all of them why. A run on one node opens no connection.
+//! Left out: protection from hostile processes; the network of the nodes is trusted.
 
 use super::{Meeting, Nodes, Pace};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
 impl Nodes {
-    /// Meets the other nodes. `ranks` is how many each node brings, `message` what this one tells the
-    /// others, which counts only on node 0. Waits for all nodes up to `timeout`, or an interrupt.
+    /// Meets the other nodes. Each node has `ranks` ranks; `message` is what node 0 tells the
+    /// others, and is ignored on other nodes. Waits for all nodes up to `timeout`, or until an
+    /// interrupt.
     pub fn meet(
         &self,
         ranks: usize,

@@ -1,4 +1,4 @@
-//! Nodes that meet on this machine, for tests.
+//! This file lets nodes meet on this machine, for tests.
 
 use super::{Meeting, Nodes, Pace};
 use anyhow::Result;
@@ -9,7 +9,7 @@ pub(crate) const PACE: Pace =
     Pace { beat: Duration::from_millis(50), patience: Duration::from_secs(3) };
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A free port of this machine.
+/// Listens on a free port of this machine.
 pub(crate) fn listener() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -34,7 +34,7 @@ pub(crate) fn join(nodes: &Nodes, ranks: usize) -> Result<Meeting> {
     nodes.join(ranks, PACE, Instant::now() + TIMEOUT)
 }
 
-/// Meets as every node of `count`, on a free port of this machine.
+/// Meets as each of `count` nodes, on a free port of this machine.
 pub(crate) fn meet_all(count: usize, ranks: usize) -> Vec<Meeting> {
     let (listener, port) = listener();
     std::thread::scope(|scope| {

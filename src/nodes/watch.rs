@@ -1,9 +1,10 @@
-//! Watching over the other nodes of a run.
+//! This file watches the other nodes of a run.
 //!
-//! Contract: the connections of a [`Meeting`] carry a sign of life from both ends. When a node dies or
-//! falls silent, every other node's handler is called, within [`Pace::patience`] of it: that of node 0
-//! with the node's name, the others' with node 0's, which ends its connections. A node that is done says
-//! goodbye and is not missed. Left out: going on with fewer nodes.
+//! Contract: both ends of a [`Meeting`]'s connections send signs of life. When a node dies or falls
+//! silent, the handler of every other node is called within [`Pace::patience`]. Node 0's handler
+//! gets the name of that node. The other handlers get node 0's name, because node 0 then closes its
+//! connections. A node that is done says goodbye and is not missed. Left out: going on with fewer
+//! nodes.
 //!
 //! [`Pace::patience`]: super::Pace::patience
 
@@ -16,24 +17,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 
-/// A sign of life.
+/// This byte is a sign of life.
 const ALIVE: u8 = 1;
-/// The last byte of a node whose work is done.
+/// This byte is a node's last one when its work is done.
 const GOODBYE: u8 = 2;
 
-/// Watches over the other nodes until dropped, which tells them that this node is done.
+/// A watch over the other nodes. Dropping it tells them that this node is done.
 #[derive(Debug)]
 pub struct Watch {
     is_over: Arc<AtomicBool>,
     links: Vec<Arc<Link>>,
-    /// Dropping it ends the signs of life.
+    /// Dropping the sender ends the signs of life.
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Meeting {
-    /// Shows the others that this node lives, and calls `on_loss` once, on a thread of its own, with
-    /// the name of the first node that no longer does.
+    /// Sends signs of life to the others, and calls `on_loss` once, on a thread of its own, with
+    /// the name of the first node that is lost.
     pub fn watch(self, on_loss: impl FnOnce(&str) + Send + 'static) -> Result<Watch> {
         let is_over = Arc::new(AtomicBool::new(false));
         let (lost, losses) = channel::<String>();
@@ -46,7 +47,7 @@ impl Meeting {
             let (lost, is_over) = (lost.clone(), is_over.clone());
             threads.push(std::thread::spawn(move || {
                 if !says_goodbye(&link.stream) && !is_over.load(Ordering::SeqCst) {
-                    // Nobody listens any more once a first loss has been told.
+                    // Nobody receives any more once a first loss has been sent.
                     let _ = lost.send(link.peer.clone());
                 }
             }));
@@ -55,17 +56,17 @@ impl Meeting {
         threads.push(std::thread::spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(beat) {
                 for link in &alive {
-                    // A failure to write shows as silence or an end on the reading side.
+                    // A failure to write shows on the reading side, as silence or as an end.
                     let _ = (&link.stream).write_all(&[ALIVE]);
                 }
             }
         }));
         drop(lost);
         let (over, all) = (is_over.clone(), links.clone());
-        // Nobody waits for this thread: the handler may end the process.
+        // Nobody waits for this thread, because the handler may end the process.
         std::thread::spawn(move || {
             if let Ok(peer) = losses.recv() {
-                // The others learn of it from the end of their connection to this node.
+                // The others learn of it because their connection to this node ends.
                 over.store(true, Ordering::SeqCst);
                 all.iter().for_each(|link| drop(link.stream.shutdown(Shutdown::Both)));
                 on_loss(&peer);
@@ -75,7 +76,7 @@ impl Meeting {
     }
 }
 
-/// Reads signs of life to the end of the connection: whether it was a goodbye.
+/// Reads signs of life to the end of the connection, and tells whether it ended with a goodbye.
 fn says_goodbye(mut stream: &TcpStream) -> bool {
     let mut byte = [0];
     loop {
@@ -89,7 +90,7 @@ fn says_goodbye(mut stream: &TcpStream) -> bool {
 }
 
 impl Watch {
-    /// Ends the run on all other nodes: this one will not be able to go on.
+    /// Ends the run on all other nodes, because this node cannot go on.
     pub fn abandon(&self) {
         self.is_over.store(true, Ordering::SeqCst);
         self.links.iter().for_each(|link| drop(link.stream.shutdown(Shutdown::Both)));
@@ -107,7 +108,7 @@ impl Drop for Watch {
             let _ = link.stream.shutdown(Shutdown::Both);
         }
         for thread in self.threads.drain(..) {
-            // A thread that panicked has nothing more to say.
+            // A thread that panicked has nothing more to tell.
             let _ = thread.join();
         }
     }

@@ -1,11 +1,12 @@
-//! Ranks: threads that each train on their share of a batch, and what they exchange.
+//! This module runs ranks: threads that each train on their share of a batch, and that exchange
+//! numbers.
 //!
-//! Contract: a rank is an operating-system thread with its own parameters, gradients and part of the
-//! optimizer (ZeRO-1). All ranks make the same calls of [`Comm`] in the same order with buffers of
-//! the same length. Sums run in rank order, so equal runs of equal rank counts have equal bits. A
-//! rank that fails or panics makes the calls of all others fail: nobody waits for ever.
-//! Ranks on GPUs exchange through `cuda::nccl` instead, bucket by bucket while the backward still fills
-//! others, which would not pay here; they are [`Member`]s all the same.
+//! Contract: a rank is an operating-system thread with its own parameters, gradients and part of
+//! the optimizer's state (ZeRO-1). All ranks make the same calls of [`Comm`] in the same order with
+//! buffers of the same length. Sums run in rank order, so equal runs of equally many ranks give
+//! equal bits. A rank that fails or panics makes the calls of all others fail, so that none waits
+//! for ever. Ranks on GPUs are [`Member`]s too, but exchange through `cuda::nccl`, bucket by bucket
+//! while the backward still fills other buckets. On a CPU that overlap would not pay.
 
 mod shards;
 mod threads;
@@ -18,33 +19,33 @@ use threads::Threads;
 
 /// One of several ranks that start and fail together.
 pub trait Member: Send {
-    /// This rank, from 0.
+    /// Returns the number of this rank, from 0.
     fn rank(&self) -> usize;
 
-    /// How many ranks there are.
+    /// Returns the number of ranks.
     fn size(&self) -> usize;
 
-    /// Makes the waiting and future calls of all ranks fail.
+    /// Makes the waiting and later calls of all ranks fail.
     fn abort(&self);
 }
 
-/// The exchange of a rank with the others.
+/// The exchange of one rank with the others.
 pub trait Comm: Member {
-    /// Sums `bucket` over the ranks: afterwards this rank's [`piece`] of it holds the sum, and the
-    /// rest what it held before.
+    /// Sums `bucket` over the ranks. Afterwards this rank's [`piece`] of it holds the sum, and the
+    /// rest holds what it held before.
     fn reduce_scatter(&self, bucket: &mut [f32]) -> Result<()>;
 
     /// Fills `bucket` with every rank's [`piece`] of it.
     fn all_gather(&self, bucket: &mut [f32]) -> Result<()>;
 
-    /// Sums a few scalars over the ranks.
+    /// Sums a few scalars over the ranks; every rank gets the sums.
     fn all_reduce(&self, scalars: &mut [f64]) -> Result<()>;
 
-    /// Waits for all ranks.
+    /// Waits until all ranks have made this call.
     fn barrier(&self) -> Result<()>;
 }
 
-/// The error of a call on a rank that is not itself the cause.
+/// The error of a call that fails because another rank failed.
 #[derive(Debug)]
 pub struct Aborted;
 
@@ -56,7 +57,7 @@ impl fmt::Display for Aborted {
 
 impl std::error::Error for Aborted {}
 
-/// The only rank of a run: every sum is its own.
+/// The only rank of a run, which has nothing to exchange.
 #[derive(Debug, Default)]
 pub struct Single;
 
@@ -90,7 +91,7 @@ impl Comm for Single {
     }
 }
 
-/// The ends of a group of `size` ranks in this process, by rank.
+/// Returns the members of a group of `size` ranks in this process, in rank order.
 pub fn group(size: usize) -> Vec<Box<dyn Comm>> {
     match size {
         1 => vec![Box::new(Single)],
@@ -98,8 +99,8 @@ pub fn group(size: usize) -> Vec<Box<dyn Comm>> {
     }
 }
 
-/// Runs `work` for every rank, each on a thread of its own (the only one on the caller's), and
-/// returns the results by rank, or the error of the first rank that caused one.
+/// Runs `work` for every rank, each on a thread of its own; a single rank runs on the caller's
+/// thread. Returns the results in rank order, or the error of the first rank that failed by itself.
 pub fn on_every_rank<R: Send, T: Send, C>(
     ranks: Vec<R>,
     member: C,
@@ -145,7 +146,7 @@ mod tests {
         on_every_rank(group(size), |comm| &**comm, |comm| work(&**comm))
     }
 
-    /// The values that rank `rank` brings.
+    /// Returns the values that rank `rank` contributes.
     fn values(rank: usize, len: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7 + rank * 13) as f32 * 0.37).sin() * 1e3).collect()
     }

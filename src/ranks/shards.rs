@@ -1,32 +1,32 @@
-//! How a flat buffer is divided among ranks: in buckets, and each bucket in a piece for every rank.
+//! This file divides a flat buffer among ranks: into buckets, and each bucket into one piece for
+//! every rank.
 //!
-//! Contract: every element belongs to exactly one rank. A bucket is what one collective moves: its
-//! exchange can begin when the backward has filled it. A rank's shard is its pieces one after
-//! another; the last pieces of the last bucket are shorter, or empty.
+//! Contract: every element belongs to exactly one rank. One collective moves one bucket, whose
+//! exchange can begin as soon as the backward has filled it. A rank's shard consists of its pieces,
+//! one after the other. The last pieces of the last bucket are shorter, or empty.
 
 use std::ops::Range;
 
-/// Pieces start at multiples of this many elements: a cache line of floats.
+/// A piece starts at a multiple of this many elements, which are a cache line of floats.
 const ALIGNMENT: usize = 16;
 
-/// The elements of a bucket of `len` that belong to `rank` of `size`.
+/// Returns the elements of a bucket of `len` elements that belong to `rank` of `size` ranks.
 pub fn piece(len: usize, size: usize, rank: usize) -> Range<usize> {
     let width = len.div_ceil(size).next_multiple_of(ALIGNMENT);
     (rank * width).min(len)..((rank + 1) * width).min(len)
 }
 
-/// A bucket and what one rank has of it.
+/// A bucket and one rank's piece of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portion {
-    /// The bucket's place in the buffer.
+    /// The bucket has this range in the buffer.
     pub bucket: Range<usize>,
-    /// The rank's piece in the buffer.
+    /// The rank's piece has this range in the buffer.
     pub own: Range<usize>,
-    /// The same piece in the rank's shard.
+    /// The same piece has this range in the rank's shard.
     pub in_shard: Range<usize>,
 }
 
-/// The division of a flat buffer among ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shards {
     len: usize,
@@ -35,30 +35,30 @@ pub struct Shards {
 }
 
 impl Shards {
-    /// Elements of a bucket: 16 MiB of f32, large enough to move at full speed.
+    /// A bucket has so many elements, which are 16 MiB of f32: enough to move at full speed.
     pub const BUCKET: usize = 4 << 20;
 
-    /// `len` elements among `size` ranks, in buckets of `bucket`.
+    /// Divides `len` elements among `size` ranks, in buckets of `bucket` elements.
     pub fn new(len: usize, size: usize, bucket: usize) -> Self {
         Self { len, size, bucket }
     }
 
-    /// Ranks that share the buffer.
+    /// Returns the number of ranks.
     pub fn size(self) -> usize {
         self.size
     }
 
-    /// Elements of the whole buffer.
+    /// Returns the elements of the whole buffer.
     pub fn total_len(self) -> usize {
         self.len
     }
 
-    /// The buckets, in order.
+    /// Returns the buckets in order.
     pub fn buckets(self) -> impl Iterator<Item = Range<usize>> {
         (0..self.len).step_by(self.bucket).map(move |at| at..self.len.min(at + self.bucket))
     }
 
-    /// The pieces of `rank`, in order; neighbours are one.
+    /// Returns the pieces of `rank` in order; adjacent pieces are joined.
     pub fn pieces(self, rank: usize) -> Vec<Range<usize>> {
         let mut pieces: Vec<Range<usize>> = Vec::new();
         for bucket in self.buckets() {
@@ -73,12 +73,12 @@ impl Shards {
         pieces
     }
 
-    /// Elements of the shard of `rank`.
+    /// Returns the number of elements in the shard of `rank`.
     pub fn shard_len(self, rank: usize) -> usize {
         self.pieces(rank).iter().map(ExactSizeIterator::len).sum()
     }
 
-    /// Every bucket with what `rank` has of it, in order.
+    /// Returns every bucket in order, with the piece of `rank`.
     pub fn portions(self, rank: usize) -> Vec<Portion> {
         let mut at = 0;
         let portion = |bucket: Range<usize>| {
@@ -90,20 +90,20 @@ impl Shards {
         self.buckets().map(portion).collect()
     }
 
-    /// The whole buffer as consecutive parts of the ranks' shards.
+    /// Returns the whole buffer in order, as parts of the ranks' shards.
     pub fn join<'a, T>(self, shards: &[&'a [T]]) -> Vec<&'a [T]> {
         let mut rests = shards.to_vec();
         let next = |(rank, len): (usize, usize)| rests[rank].split_off(..len);
         self.order().filter_map(next).collect()
     }
 
-    /// [`Shards::join`] for writing.
+    /// Does the same as [`Shards::join`], for writing.
     pub fn join_mut<T>(self, mut shards: Vec<&mut [T]>) -> Vec<&mut [T]> {
         let next = |(rank, len): (usize, usize)| shards[rank].split_off_mut(..len);
         self.order().filter_map(next).collect()
     }
 
-    /// The pieces of every rank, in order, of a whole buffer.
+    /// Splits a whole buffer into the pieces of every rank, in order.
     pub fn split_mut<T>(self, mut whole: &mut [T]) -> Vec<Vec<&mut [T]>> {
         let mut pieces: Vec<Vec<&mut [T]>> = (0..self.size).map(|_| Vec::new()).collect();
         for (rank, len) in self.order() {
@@ -112,7 +112,7 @@ impl Shards {
         pieces
     }
 
-    /// The whole buffer as (rank, length of its next piece), in order.
+    /// Returns the rank and the length of each piece, in the order of the buffer.
     fn order(self) -> impl Iterator<Item = (usize, usize)> {
         self.buckets().flat_map(move |bucket| {
             (0..self.size).map(move |rank| (rank, piece(bucket.len(), self.size, rank).len()))

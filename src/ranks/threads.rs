@@ -1,20 +1,20 @@
-//! Ranks of one process that exchange through memory.
+//! This file exchanges numbers between ranks of one process through memory.
 //!
-//! Contract: as of [`Comm`]. Each rank copies what it brings to a buffer of its own and reads the
-//! others' between two meetings, so a call costs one copy of the bucket.
+//! Contract: it is the one of [`Comm`]. Each rank copies its values to a buffer of its own, and
+//! reads the others' buffers between two barriers, so a call costs one copy of the bucket.
 
 use super::{Aborted, Comm, Member, piece};
 use anyhow::Result;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
-/// One rank's end of a group of threads.
+/// One rank's membership in a group of threads.
 pub(crate) struct Threads {
     rank: usize,
     group: Arc<Group>,
 }
 
 struct Group {
-    /// The values that each rank brings to the exchange under way.
+    /// Each rank's values of the current exchange.
     brought: Vec<RwLock<Brought>>,
     meeting: Mutex<Meeting>,
     changed: Condvar,
@@ -26,17 +26,17 @@ struct Brought {
     scalars: Vec<f64>,
 }
 
-/// A barrier that can be called off.
+/// A barrier that can be aborted.
 #[derive(Default)]
 struct Meeting {
     arrived: usize,
-    /// Meetings held so far.
+    /// The barrier has been passed so often.
     held: u64,
     is_aborted: bool,
 }
 
 impl Threads {
-    /// The ends of a group of `size` ranks, by rank.
+    /// Returns the members of a group of `size` ranks, in rank order.
     pub(crate) fn group(size: usize) -> Vec<Self> {
         let group = Arc::new(Group {
             brought: (0..size).map(|_| RwLock::default()).collect(),
@@ -46,7 +46,7 @@ impl Threads {
         (0..size).map(|rank| Self { rank, group: group.clone() }).collect()
     }
 
-    /// Waits until all ranks are here.
+    /// Waits until all ranks have arrived.
     fn meet(&self) -> Result<()> {
         let mut meeting = self.lock();
         meeting.arrived += 1;
@@ -68,7 +68,8 @@ impl Threads {
         self.group.meeting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets `bring` fill this rank's buffer, then `take` read each rank's in rank order.
+    /// Lets `bring` fill this rank's buffer, then lets `take` read every rank's buffer in rank
+    /// order.
     fn exchange(
         &self,
         bring: impl FnOnce(&mut Brought),

@@ -1,19 +1,21 @@
-//! Attention for training through cuDNN: forward and backward over packed segments, causal, with
-//! grouped-query heads.
+//! This file computes attention for training through cuDNN: forward and backward over packed
+//! segments, causal, with grouped query heads.
 //!
-//! Contract: tensors are row-major and packed: `query`, `output` and their gradients
-//! `[tokens, heads, head_dim]`, `key`, `value` and theirs `[tokens, kv_heads, head_dim]` in 16 bits,
-//! `stats` (the natural logarithm of each row's sum of exponentials) `[tokens, heads]` in f32. A token
-//! sees itself and what comes before it in its segment. Gradients are overwritten. The sizes of a pack
-//! are declared once ([`Sizes`]), so that a run compiles two kernels; a pack with fewer segments fills
-//! up with empty ones. Memory is the caller's: a table of segments and [`Sizes::scratch_bytes`]. The
-//! backward's sums of the query gradient have a fixed order where cuDNN can do that in reasonable memory:
-//! since 9.25. Without the library, opening fails with
-//! [`Absent`](crate::cuda::library::Absent), and the caller takes another implementation.
+//! Contract: tensors are row-major and packed. `query`, `output` and their gradients are `[tokens,
+//! heads, head_dim]`; `key`, `value` and theirs are `[tokens, kv_heads, head_dim]`; all these are
+//! 16-bit. `stats`, the natural log-sum-exp of each row of scores, is `[tokens, heads]` in f32. A
+//! token sees itself and what comes before it in its segment. Gradients are overwritten. The sizes
+//! of a pack are declared once ([`Sizes`]), so that a run compiles two kernels; a pack with fewer
+//! segments is filled up with empty ones. The caller brings the memory: a table of segments and
+//! [`Sizes::scratch_bytes`]. The backward sums the query gradient in a fixed order from cuDNN 9.25
+//! on; before that, a fixed order would take too much memory. Where the library is missing, opening
+//! fails with [`Absent`](crate::cuda::library::Absent), and the caller uses another implementation.
 //! Left out: dropout, bias, sliding windows, and decoding, for which these engines are slow.
-//! Not yet run on a GPU; without one the plans of both directions are built and checked, and the graphs are
-//! run by a stand-in for the library (`tests/emulated_gpu/interpreter.cpp`). NVIDIA tests empty segments with 9.25
-//! and newer alone, but has filled packs up with them, at their end, since 9.6 (TransformerEngine).
+//!
+//! None of this has run on a GPU yet. Tests build the plans of both directions for a described GPU,
+//! and run the graphs by a stand-in for the library (`tests/emulated_gpu/interpreter.cpp`). NVIDIA
+//! tests empty segments only from 9.25 on, but TransformerEngine has filled packs up with them, at
+//! their end, since 9.6.
 
 use super::Sizes;
 use super::backend::{Backend, Descriptor, Handle, Kind, Knob, attribute};
@@ -26,7 +28,7 @@ use crate::cuda::sizes::ATTENTION_WORKSPACE;
 use crate::cuda::stream::Stream;
 use anyhow::{Context, Result, ensure};
 
-/// The engine whose backward adds up in a fixed order, with the settings that make it do so.
+/// This engine's backward sums in a fixed order with these settings.
 const DETERMINISTIC: Engine = Engine {
     index: 6,
     knobs: &[
@@ -39,29 +41,31 @@ const DETERMINISTIC: Engine = Engine {
     ],
 };
 
-/// The first version whose plans were checked; some before it compute wrong gradients in this graph.
+/// Plans were checked from this version on; some earlier ones compute wrong gradients in this
+/// graph.
 const OLDEST: usize = 91_900;
 
-/// The first version whose backward adds up in a fixed order.
+/// The backward sums in a fixed order from this version on.
 pub const DETERMINISTIC_SINCE: usize = 92_500;
 
-/// Where the segments of a pack begin, on the device.
+/// The table that says where the segments of a pack begin, in device memory.
 #[derive(Debug)]
 pub struct Segments<'a> {
     sizes: Sizes,
-    /// Lengths, then offsets in elements of queries, keys and stats.
+    /// The table has four parts: lengths in tokens, then offsets in elements of queries, of keys,
+    /// and of stats.
     table: DeviceBuffer<'a, i32>,
     tokens: usize,
 }
 
 impl<'a> Segments<'a> {
-    /// Room for the segments of a pack.
+    /// Takes memory for the table of any pack of `sizes`.
     pub fn take(phase: &mut Phase<'a>, sizes: Sizes) -> Result<Self> {
         let table = phase.take("segments of a pack", sizes.table_len())?;
         Ok(Self { sizes, table, tokens: 0 })
     }
 
-    /// Replaces the segments: `lengths` are their tokens, in order.
+    /// Replaces the segments by segments of `lengths` tokens, in this order.
     pub fn set(
         &mut self,
         stream: &Stream,
@@ -87,12 +91,12 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Lengths and offsets as the library reads them.
+/// Returns the table of segments as the library reads it.
 fn table(sizes: Sizes, lengths: &[usize]) -> Result<Vec<i32>> {
     let tokens: usize = lengths.iter().sum();
     ensure!(
         lengths.len() <= sizes.segments && tokens <= sizes.length,
-        "a pack of {} segments and {tokens} tokens; {} and {} were declared",
+        "a pack has {} segments and {tokens} tokens; at most {} and {} were declared",
         lengths.len(),
         sizes.segments,
         sizes.length
@@ -125,34 +129,34 @@ pub struct Attention {
     handle: Handle,
 }
 
-/// What the forward pass reads.
+/// The inputs of the forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands<'a> {
-    /// `[tokens, heads, head_dim]`.
+    /// It has shape `[tokens, heads, head_dim]`.
     pub query: DeviceSlice<'a, Half>,
-    /// `[tokens, kv_heads, head_dim]`.
+    /// It has shape `[tokens, kv_heads, head_dim]`.
     pub key: DeviceSlice<'a, Half>,
-    /// As `key`.
+    /// It has the shape of `key`.
     pub value: DeviceSlice<'a, Half>,
 }
 
-/// What the forward pass wrote, to be read by the backward.
+/// The outputs of the forward pass, which the backward pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Results<'a> {
-    /// `[tokens, heads, head_dim]`.
+    /// It has shape `[tokens, heads, head_dim]`.
     pub output: DeviceSlice<'a, Half>,
-    /// `[tokens, heads]`.
+    /// It has shape `[tokens, heads]`.
     pub stats: DeviceSlice<'a, f32>,
 }
 
-/// Where the backward pass writes.
+/// The outputs of the backward pass.
 #[derive(Debug)]
 pub struct Gradients<'a> {
-    /// `[tokens, heads, head_dim]`.
+    /// It has shape `[tokens, heads, head_dim]`.
     pub query: DeviceSliceMut<'a, Half>,
-    /// `[tokens, kv_heads, head_dim]`.
+    /// It has shape `[tokens, kv_heads, head_dim]`.
     pub key: DeviceSliceMut<'a, Half>,
-    /// As `key`.
+    /// It has the shape of `key`.
     pub value: DeviceSliceMut<'a, Half>,
 }
 
@@ -162,7 +166,7 @@ impl Attention {
         let backend = Backend::get()?;
         ensure!(
             backend.version() >= OLDEST,
-            "this cuDNN is version {}, with which attention was not checked: {OLDEST} (9.19) or newer",
+            "attention was not checked with cuDNN {}: it needs {OLDEST} (9.19) or newer",
             backend.version()
         );
         stream.device().bind()?;
@@ -174,20 +178,20 @@ impl Attention {
         let needed = forward.workspace_bytes().max(backward.workspace_bytes());
         ensure!(
             needed <= ATTENTION_WORKSPACE,
-            "cuDNN's attention wants a workspace of {needed} bytes"
+            "cuDNN's attention needs a workspace of {needed} bytes; {ATTENTION_WORKSPACE} are planned for"
         );
         Ok(Self { sizes, backend, handle, forward, backward })
     }
 
-    /// What it was compiled for.
+    /// Returns the sizes that it was compiled for.
     pub fn sizes(&self) -> Sizes {
         self.sizes
     }
 
-    /// `output` and `stats` from `operands`.
+    /// Computes `output` and `stats` from `operands`.
     ///
     /// # Panics
-    /// Here and below, when a length does not follow from the segments.
+    /// This and [`Self::backward`] panic when a length does not follow from the segments.
     pub fn forward(
         &mut self,
         stream: &Stream,
@@ -212,7 +216,8 @@ impl Attention {
         })
     }
 
-    /// `gradients` from the gradient of the output, the operands and results of the forward pass.
+    /// Computes `gradients` from the gradient of the output and from the operands and results of
+    /// the forward pass.
     pub fn backward(
         &mut self,
         stream: &Stream,
@@ -256,8 +261,8 @@ impl Attention {
         })
     }
 
-    /// Where the parts of the scratch begin: row sums, the gradients of full heads by query, key and
-    /// value, and the plans' workspace.
+    /// Returns the addresses of the parts of the scratch memory: row sums, the f32 gradients of
+    /// query, key and value with a vector for every query head, and the plans' workspace.
     fn scratch(&self, mut scratch: DeviceSliceMut<'_, u8>) -> [u64; 5] {
         assert_eq!(scratch.len(), self.sizes.scratch_bytes(), "bytes of scratch");
         let gradients = scratch.address() + self.sizes.row_sum_bytes() as u64;
@@ -289,7 +294,7 @@ impl Operands<'_> {
     }
 }
 
-/// Forward and backward.
+/// Builds the plans of forward and backward.
 fn plans(
     backend: &'static Backend,
     (sizes, format): (&Sizes, HalfFormat),
@@ -311,17 +316,16 @@ fn plans(
     ])
 }
 
-/// What the library made of one direction of attention.
+/// The library's choice for one direction of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanReport {
-    /// The number of the engine.
     pub engine: i64,
-    /// Bytes that the engine needs while it runs.
+    /// The engine needs a workspace of this size while it runs.
     pub workspace_bytes: usize,
 }
 
-/// Builds the plans of forward and backward for a device that is described by `properties` (JSON, as
-/// cuDNN's documentation of deviceless compilation has it), which needs no GPU.
+/// Builds the plans of forward and backward for a described device, which needs no GPU.
+/// `properties` is JSON as in cuDNN's documentation of deviceless compilation.
 pub fn check_plans(
     sizes: &Sizes,
     format: HalfFormat,

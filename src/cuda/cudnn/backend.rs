@@ -1,7 +1,8 @@
-//! cuDNN's backend API, opened at run time: descriptors, their attributes, and the library's handle.
+//! This file binds cuDNN's backend API, which it opens at run time: descriptors, their attributes,
+//! and the library's handle.
 //!
-//! Contract: a descriptor is destroyed when dropped; an error carries the library's own words. The
-//! numbers are those of `cudnn_graph.h`, whose names the constants keep.
+//! Contract: a descriptor is destroyed when dropped, and an error repeats the library's own
+//! message. All numbers are those of `cudnn_graph.h`, whose names the constants keep.
 
 use crate::cuda::library::{Absent, Library, file_of};
 use crate::cuda::stream::Stream;
@@ -10,7 +11,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// The library's version (10000 major + 100 minor + patch) and where it was found.
+/// Returns the library's version (10000 major + 100 minor + patch) and the file that it was loaded
+/// from.
 pub fn version() -> Result<(usize, Option<PathBuf>)> {
     let backend = Backend::get()?;
     Ok((backend.version(), backend.file()))
@@ -149,22 +151,22 @@ pub(crate) enum Knob {
     TileN = 41,
 }
 
-/// A descriptor as the library passes it.
+/// The library passes a descriptor as this pointer.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(crate) struct RawDescriptor(*mut c_void);
 
-/// An address, or a handle.
+/// An attribute that is an address.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(crate) struct Pointer(pub(crate) *mut c_void);
 
-/// The library's handle as an attribute.
+/// An attribute that is the library's handle.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(crate) struct RawHandle(*mut c_void);
 
-/// What an attribute holds: the type's number in `cudnnBackendAttributeType_t`.
+/// A type that attributes can have; `TYPE` is its number in `cudnnBackendAttributeType_t`.
 pub(crate) trait Value: Copy {
     const TYPE: c_int;
 }
@@ -182,7 +184,6 @@ values! {
     PointwiseMode = 14, RawDescriptor = 15, ReductionOperator = 18, u8 = 24,
 }
 
-/// The functions of the library.
 #[derive(Debug)]
 pub(crate) struct Backend {
     create_handle: unsafe extern "C" fn(*mut *mut c_void) -> c_int,
@@ -201,7 +202,7 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// Opens the library once.
+    /// Opens the library on the first call.
     pub(crate) fn get() -> Result<&'static Self> {
         static BACKEND: OnceLock<Result<Backend, Absent>> = OnceLock::new();
         let open = || {
@@ -236,13 +237,13 @@ impl Backend {
         }
     }
 
-    /// The version: 10000 major + 100 minor + patch.
+    /// Returns the library's version: 10000 major + 100 minor + patch.
     pub(crate) fn version(&self) -> usize {
         // SAFETY: takes nothing.
         unsafe { (self.get_version)() }
     }
 
-    /// The file it was loaded from.
+    /// Returns the file that the library was loaded from.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         file_of(self.get_version as *const c_void)
     }
@@ -298,7 +299,7 @@ impl Descriptor {
         Ok(self)
     }
 
-    /// Fills `values` and returns how many the library has.
+    /// Fills `values` with an attribute and returns how many values the library has.
     pub(crate) fn get<V: Value>(&self, attribute: i32, values: &mut [V]) -> Result<usize> {
         let (mut found, room) = (0, values.len() as i64);
         let data = match values.is_empty() {
@@ -320,7 +321,7 @@ impl Drop for Descriptor {
     }
 }
 
-/// The library's state on a device.
+/// The library's state on one device.
 #[derive(Debug)]
 pub(crate) struct Handle {
     raw: *mut c_void,
@@ -331,7 +332,7 @@ pub(crate) struct Handle {
 unsafe impl Send for Handle {}
 
 impl Handle {
-    /// On the device of the calling thread's context.
+    /// Starts the library on the device of the calling thread's context.
     pub(crate) fn new(backend: &'static Backend) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: writes one pointer.
@@ -347,7 +348,7 @@ impl Handle {
     /// Queues `plan` on `stream` with the tensors of `pack`.
     ///
     /// # Safety
-    /// The addresses in `pack` are tensors as the plan describes them.
+    /// The addresses in `pack` must be tensors as the plan describes them.
     pub(crate) unsafe fn execute(
         &self,
         stream: &Stream,

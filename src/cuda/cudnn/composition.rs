@@ -1,9 +1,10 @@
-//! Attention as cuDNN takes it: composed of small operations whose pattern the library knows.
+//! This file composes attention of the small operations whose pattern cuDNN recognises.
 //!
-//! Contract: the graphs are those of NVIDIA's own front end for cuDNN 9.19, operation for operation; one
-//! more or less means that no engine takes them. Later versions take them too. Compared with the calls that
-//! front end 1.32 logs for packed segments with a causal and a padding mask, all tensors and settings are
-//! equal; it also sets factors of 1 and an unordered reduction, which are the defaults.
+//! Contract: the graphs are those of NVIDIA's own front end for cuDNN 9.19, operation for
+//! operation. With one operation more or less, no engine takes them. Later versions take them too.
+//! They were compared with the calls that front end 1.32 logs for packed segments with a causal and
+//! a padding mask: all tensors and settings are equal, except that the front end also sets factors
+//! of 1 and an unordered reduction, which are the defaults.
 
 use super::Sizes;
 use super::backend::{Backend, DataType, PointwiseMode, ReductionOperator, attribute};
@@ -12,7 +13,7 @@ use crate::cuda::half::HalfFormat;
 use anyhow::Result;
 
 impl Graph {
-    /// Hides what lies beyond a segment's end, and what a token must not see: its future.
+    /// Masks scores beyond a segment's end, and those of tokens that come after the query.
     fn mask(&mut self, scores: Tensor, inputs: &Inputs) -> Result<Tensor> {
         use PointwiseMode::{CompareGreaterEqual, CompareLess, LogicalAnd};
         let row = self.index(scores, 2, DataType::Int32)?;
@@ -27,7 +28,7 @@ impl Graph {
         self.keep_where(is_past, scores)
     }
 
-    /// What both directions read.
+    /// Adds the inputs that both directions have.
     fn inputs(&mut self, sizes: &Sizes, format: HalfFormat) -> Result<Inputs> {
         let segments = sizes.segments as i64;
         Ok(Inputs {
@@ -41,7 +42,8 @@ impl Graph {
         })
     }
 
-    /// `output = softmax(scale · query · keyᵀ) · value` and `stats`, the log-sum-exp of each row.
+    /// Describes `output = softmax(scale · query · keyᵀ) · value`, and `stats`, the log-sum-exp of
+    /// each row of scores.
     pub(crate) fn forward(
         backend: &'static Backend,
         sizes: &Sizes,
@@ -78,7 +80,7 @@ impl Graph {
         Ok(graph)
     }
 
-    /// The gradients of query, key and value from that of the output.
+    /// Describes the gradients of query, key and value from that of the output.
     pub(crate) fn backward(
         backend: &'static Backend,
         sizes: &Sizes,
@@ -98,7 +100,7 @@ impl Graph {
         let d_key = g.packed(sizes, &inputs.key(Role::KeyGradient, sizes))?;
         let d_value = g.packed(sizes, &inputs.key(Role::ValueGradient, sizes))?;
 
-        // Row sums of dO * O.
+        // Row sums of dO * O are computed first.
         let (dims, strides) = (query.dims, sizes.product_strides());
         let product = g.inside(DataType::Float, dims, strides)?;
         let product = g.binary_to(Mul, DataType::Float, [d_output, output, product])?;
@@ -108,7 +110,7 @@ impl Graph {
         let row_sums = g.packed(sizes, &inputs.row(Role::RowSums, sizes))?;
         let row_sums = g.binary_to(Mul, DataType::Float, [sums, one, row_sums])?;
 
-        // The weights once more, and dV from them.
+        // The weights are computed again, and dV from them.
         let scores = g.inside(DataType::Float, sizes.score_dims(), sizes.score_strides())?;
         let scores = g.matmul([query, key, scores], inputs.rows_and_columns())?;
         let scores = g.binary(Mul, scores, inputs.scale)?;
@@ -119,7 +121,7 @@ impl Graph {
         let turned = g.reshape(weights, turned)?;
         g.gradient_by_head([turned, d_output, d_value], Role::ValueGradientHeads, sizes, &inputs)?;
 
-        // The gradient of the scores, and dK from it.
+        // The gradient of the scores is computed, and dK from it.
         let d_weights = g.inside(DataType::Float, sizes.score_dims(), sizes.score_strides())?;
         let d_weights = g.matmul([d_output, value, d_weights], inputs.rows_and_columns())?;
         let centred = g.binary(Sub, d_weights, row_sums)?;
@@ -129,7 +131,7 @@ impl Graph {
         let turned = g.reshape(d_scores, turned)?;
         g.gradient_by_head([turned, query, d_key], Role::KeyGradientHeads, sizes, &inputs)?;
 
-        // dQ, summed in f32.
+        // dQ is summed in f32.
         let plain_key = g.plain_key(key, inputs.key_offsets)?;
         let wide =
             Packed { data_type: DataType::Float, ..inputs.query(Role::QueryGradientSums, sizes) };
@@ -139,7 +141,7 @@ impl Graph {
         Ok(graph)
     }
 
-    /// `to = turned · right`, summed over the query heads that share a key head.
+    /// Describes `to = turned · right`, summed over the query heads that share a key head.
     fn gradient_by_head(
         &mut self,
         [turned, right, to]: [Tensor; 3],
@@ -151,7 +153,7 @@ impl Graph {
             self.matmul([turned, right, to], inputs.columns_and_depth())?;
             return Ok(());
         }
-        // Its offsets are those of the keys, counted in rows that are wider by the group.
+        // Offsets count rows of keys here, although rows are wider by the size of the group.
         let heads = Packed { offsets: inputs.key_offsets, ..inputs.query(role, sizes) };
         let heads = self.packed(sizes, &heads)?;
         let heads = self.matmul([turned, right, heads], inputs.columns_and_depth())?;
@@ -167,7 +169,7 @@ fn half_type(format: HalfFormat) -> DataType {
     }
 }
 
-/// What both directions read besides their tensors.
+/// The inputs that both directions have besides their tensors.
 struct Inputs {
     query_offsets: Tensor,
     key_offsets: Tensor,
@@ -175,31 +177,31 @@ struct Inputs {
     query_lengths: Tensor,
     key_lengths: Tensor,
     scale: Tensor,
-    /// The type of numbers of 16 bits.
     half: DataType,
 }
 
 impl Inputs {
-    /// A tensor with a vector for every token and query head.
+    /// Describes a tensor that has a vector for every token and query head.
     fn query(&self, role: Role, sizes: &Sizes) -> Packed {
         let (heads, width) = (sizes.heads as i64, sizes.head_dim as i64);
         Packed { role, data_type: self.half, heads, width, offsets: self.query_offsets }
     }
 
-    /// A tensor with a vector for every token and key head.
+    /// Describes a tensor that has a vector for every token and key head.
     fn key(&self, role: Role, sizes: &Sizes) -> Packed {
         let (heads, width) = (sizes.kv_heads as i64, sizes.head_dim as i64);
         Packed { role, data_type: self.half, heads, width, offsets: self.key_offsets }
     }
 
-    /// A tensor with a number for every token and query head. Its order is token-major: backward
-    /// gives zeros where it is head-major.
+    /// Describes a tensor that has one number for every token and query head. Its order is
+    /// token-major: with a head-major one the backward gives zeros.
     fn row(&self, role: Role, sizes: &Sizes) -> Packed {
         let heads = sizes.heads as i64;
         Packed { role, data_type: DataType::Float, heads, width: 1, offsets: self.stats_offsets }
     }
 
-    // The true sizes of a product: of its rows (M), columns (N) or depth (K).
+    // These functions give the true sizes of a product, along two of its rows (M), columns (N) and
+    // depth (K).
 
     fn rows_and_columns(&self) -> [(i32, Tensor); 2] {
         [
@@ -215,7 +217,7 @@ impl Inputs {
         ]
     }
 
-    /// The same for a product whose rows are keys.
+    /// In this product rows are keys.
     fn columns_and_depth(&self) -> [(i32, Tensor); 2] {
         [
             (attribute::OPERATION_MATMUL_GEMM_M_OVERRIDE_DESC, self.key_lengths),
@@ -225,7 +227,7 @@ impl Inputs {
 }
 
 impl Sizes {
-    /// What scores are multiplied with.
+    /// Scores are multiplied by this factor.
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
@@ -239,7 +241,7 @@ impl Sizes {
         [heads * length * length, length * length, length, 1]
     }
 
-    /// Strides of the transposed scores.
+    /// Returns the strides of the transposed scores.
     fn turned_strides(&self) -> Shape {
         let [segment, head, row, column] = self.score_strides();
         [segment, head, column, row]
@@ -254,7 +256,7 @@ impl Sizes {
         [heads * length, length, 1, 1]
     }
 
-    /// Strides of the product of output and its gradient, which is never in memory.
+    /// Returns the strides of the product of the output and its gradient, which is never in memory.
     fn product_strides(&self) -> Shape {
         let (heads, length, width) = (self.heads as i64, self.length as i64, self.head_dim as i64);
         [heads * length * width, length * width, heads * width, 1]

@@ -1,8 +1,9 @@
-//! cuDNN's graphs of operations: tensors and what is done with them.
+//! This file describes cuDNN's graphs: tensors, and operations on them.
 //!
-//! Contract: tensors have four dimensions, `[segments, heads, length, width]`, whatever their order in
-//! memory; a packed tensor names the offset of each segment's first element ("ragged"). What never
-//! exists in memory is "inside" (virtual): the library fuses such operations to one kernel.
+//! Contract: tensors have four dimensions, `[segments, heads, length, width]`, in any order in
+//! memory. A packed ("ragged") tensor names the offset of each segment's first element. A tensor
+//! that never exists in memory ("virtual") is called inside here: the library fuses the operations
+//! around it into one kernel.
 
 use super::Sizes;
 use super::backend::{
@@ -10,7 +11,7 @@ use super::backend::{
 };
 use anyhow::{Context, Result};
 
-/// Tensors that a caller binds to memory; the numbers are their identifiers in a graph.
+/// The tensors that a caller binds to memory. The numbers are their identifiers in a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i64)]
 pub(crate) enum Role {
@@ -28,43 +29,42 @@ pub(crate) enum Role {
     QueryGradient,
     KeyGradient,
     ValueGradient,
-    /// Row sums of output gradient times output.
+    /// The sums over each row of output gradient times output.
     RowSums,
-    /// The query gradient while it is summed, in f32.
+    /// The query gradient in f32, while it is summed.
     QueryGradientSums,
-    /// The key gradient of each query head.
+    /// The key gradient of each query head, before it is summed over groups.
     KeyGradientHeads,
-    /// The value gradient of each query head.
+    /// The value gradient of each query head, before it is summed over groups.
     ValueGradientHeads,
 }
 
-/// Identifiers of what no caller binds begin here.
+/// Tensors and scalars that no caller binds have identifiers from here on.
 const FIRST_INNER: i64 = 100;
 
 pub(crate) type Shape = [i64; 4];
 
-/// A tensor of a graph.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tensor {
-    /// Its place among the graph's descriptors.
+    /// The tensor is at this place among the graph's descriptors.
     place: usize,
     pub(crate) dims: Shape,
     pub(crate) strides: Shape,
 }
 
-/// A graph of operations on tensors, and the scalars that it was built with.
+/// A graph of operations on tensors, with the scalars that it was built with.
 #[derive(Debug)]
 pub(crate) struct Graph {
     backend: &'static Backend,
     tensors: Vec<Descriptor>,
-    /// What operations refer to besides tensors.
+    /// Operations refer to these descriptors besides tensors.
     settings: Vec<Descriptor>,
     operations: Vec<Descriptor>,
     scalars: Vec<(i64, f32)>,
     next_inner: i64,
 }
 
-/// Everything about a packed tensor but its dimensions.
+/// The properties of a packed tensor, apart from its dimensions.
 pub(crate) struct Packed {
     pub(crate) role: Role,
     pub(crate) data_type: DataType,
@@ -85,17 +85,15 @@ impl Graph {
         }
     }
 
-    /// The operations, in order.
+    /// Returns the operations in order.
     pub(crate) fn operations(&self) -> &[Descriptor] {
         &self.operations
     }
 
-    /// Constants that have to be bound by value.
+    /// Returns the constants, which must be bound by value.
     pub(crate) fn scalars(&self) -> &[(i64, f32)] {
         &self.scalars
     }
-
-    // Tensors.
 
     fn describe(
         &self,
@@ -118,14 +116,14 @@ impl Graph {
         Ok(Tensor { place: self.tensors.len() - 1, dims, strides })
     }
 
-    /// One integer for each of `count` segments.
+    /// Adds a tensor of `count` integers.
     pub(crate) fn integers(&mut self, role: Role, count: i64) -> Result<Tensor> {
         let (dims, strides) = ([count, 1, 1, 1], [1; 4]);
         let descriptor = self.describe(role as i64, DataType::Int32, dims, strides)?;
         self.keep(descriptor, dims, strides)
     }
 
-    /// Rows of tokens, `heads * width` wide, packed without gaps.
+    /// Adds a packed tensor: rows of tokens, `heads * width` wide, without gaps.
     pub(crate) fn packed(&mut self, sizes: &Sizes, packed: &Packed) -> Result<Tensor> {
         let (segments, length) = (sizes.segments as i64, sizes.length as i64);
         let row = packed.heads * packed.width;
@@ -134,7 +132,7 @@ impl Graph {
         self.ragged(packed, dims, strides)
     }
 
-    /// The same with its last two dimensions exchanged.
+    /// Adds a packed tensor with its last two dimensions exchanged.
     pub(crate) fn packed_transposed(&mut self, sizes: &Sizes, packed: &Packed) -> Result<Tensor> {
         let (segments, length) = (sizes.segments as i64, sizes.length as i64);
         let row = packed.heads * packed.width;
@@ -150,7 +148,7 @@ impl Graph {
         self.keep(descriptor, dims, strides)
     }
 
-    /// A constant.
+    /// Adds a constant.
     pub(crate) fn scalar(&mut self, value: f32) -> Result<Tensor> {
         let id = self.inner();
         let descriptor = self.describe(id, DataType::Float, [1; 4], [1; 4])?;
@@ -159,7 +157,7 @@ impl Graph {
         self.keep(descriptor, [1; 4], [1; 4])
     }
 
-    /// A tensor that never exists in memory.
+    /// Adds a tensor that never exists in memory.
     pub(crate) fn inside(
         &mut self,
         data_type: DataType,
@@ -172,7 +170,7 @@ impl Graph {
         self.keep(descriptor, dims, strides)
     }
 
-    /// One like `other` that never exists in memory.
+    /// Adds a tensor with the dimensions of `other` that never exists in memory.
     pub(crate) fn inside_like(&mut self, data_type: DataType, other: Tensor) -> Result<Tensor> {
         self.inside(data_type, other.dims, other.strides)
     }
@@ -182,8 +180,6 @@ impl Graph {
         self.next_inner - 1
     }
 
-    // Operations.
-
     fn operation(&self, kind: Kind, operands: &[(i32, Tensor)]) -> Result<Descriptor> {
         let operation = Descriptor::new(self.backend, kind)?;
         for (attribute, tensor) in operands {
@@ -192,7 +188,7 @@ impl Graph {
         Ok(operation)
     }
 
-    /// Finishes an operation with its setting.
+    /// Finishes an operation and its setting, and adds it to the graph.
     fn push(&mut self, operation: Descriptor, setting: Option<(i32, Descriptor)>) -> Result<()> {
         if let Some((attribute, setting)) = setting {
             let setting = setting.finalize()?;
@@ -221,7 +217,7 @@ impl Graph {
             .with_context(|| format!("describing {mode:?}"))
     }
 
-    /// `y = mode(x)` in f32.
+    /// Adds `y = mode(x)`, computed in f32.
     pub(crate) fn unary_to(&mut self, mode: PointwiseMode, x: Tensor, y: Tensor) -> Result<Tensor> {
         let operands =
             [(attribute::OPERATION_POINTWISE_XDESC, x), (attribute::OPERATION_POINTWISE_YDESC, y)];
@@ -249,19 +245,19 @@ impl Graph {
         Ok(y)
     }
 
-    /// `mode(x, b)` in f32.
+    /// Adds `mode(x, b)`, computed in f32.
     pub(crate) fn binary(&mut self, mode: PointwiseMode, x: Tensor, b: Tensor) -> Result<Tensor> {
         let y = self.inside_like(DataType::Float, x)?;
         self.binary_to(mode, DataType::Float, [x, b, y])
     }
 
-    /// `mode(x, b)` as truth values.
+    /// Adds `mode(x, b)` with truth values as result.
     pub(crate) fn compare(&mut self, mode: PointwiseMode, x: Tensor, b: Tensor) -> Result<Tensor> {
         let y = self.inside_like(DataType::Boolean, x)?;
         self.binary_to(mode, DataType::Boolean, [x, b, y])
     }
 
-    /// The index of each element of `like` along `axis`.
+    /// Adds the index of each element of `like` along `axis`.
     pub(crate) fn index(&mut self, like: Tensor, axis: i64, math: DataType) -> Result<Tensor> {
         let y = self.inside_like(DataType::Int32, like)?;
         let operands = [
@@ -272,7 +268,7 @@ impl Graph {
         Ok(y)
     }
 
-    /// `x` where `mask` holds, else minus infinity.
+    /// Adds a selection: `x` where `mask` holds, else minus infinity.
     pub(crate) fn keep_where(&mut self, mask: Tensor, x: Tensor) -> Result<Tensor> {
         let never = self.scalar(f32::NEG_INFINITY)?;
         let y = self.inside_like(DataType::Float, x)?;
@@ -286,7 +282,7 @@ impl Graph {
         Ok(y)
     }
 
-    /// `c = a · b`; `lengths` are the true sizes along two of the three directions.
+    /// Adds `c = a · b`; `lengths` are the true sizes along two of the three directions.
     pub(crate) fn matmul(
         &mut self,
         [a, b, c]: [Tensor; 3],
@@ -307,7 +303,7 @@ impl Graph {
         Ok(c)
     }
 
-    /// Combines the elements of `x` along the dimensions in which `y` has one element or fewer heads.
+    /// Adds a reduction of `x` along the dimensions in which `y` has one element or fewer heads.
     pub(crate) fn reduce(
         &mut self,
         operator: ReductionOperator,
@@ -325,7 +321,7 @@ impl Graph {
         Ok(y)
     }
 
-    /// The elements of `x` seen as `y`.
+    /// Adds a view of the elements of `x` as `y`.
     pub(crate) fn reshape(&mut self, x: Tensor, y: Tensor) -> Result<Tensor> {
         let operands =
             [(attribute::OPERATION_RESHAPE_XDESC, x), (attribute::OPERATION_RESHAPE_YDESC, y)];
@@ -334,7 +330,7 @@ impl Graph {
         Ok(y)
     }
 
-    /// The key with its last two dimensions in their usual order.
+    /// Adds a view of the key with its last two dimensions in their usual order.
     pub(crate) fn plain_key(&mut self, key: Tensor, offsets: Tensor) -> Result<Tensor> {
         let usual = |[a, b, c, d]: Shape| [a, b, d, c];
         let (dims, strides) = (usual(key.dims), usual(key.strides));

@@ -1,5 +1,6 @@
-//! cuDNN, opened at run time: the library ([`backend`]), graphs of its operations ([`graph`]) made
-//! executable ([`plan`]), and attention for training as such a graph ([`composition`], [`attention`]).
+//! This module opens cuDNN at run time and computes training attention with it. [`backend`] is the
+//! library, [`graph`] describes operations, [`composition`] composes attention of them, [`plan`]
+//! makes a graph executable, and [`attention`] runs it.
 
 pub(crate) mod attention;
 pub(crate) mod backend;

@@ -1,8 +1,8 @@
-//! A graph made executable: an engine is chosen for it, and its kernel compiled.
+//! This file makes a graph executable: it chooses an engine, which compiles a kernel.
 //!
-//! Contract: the engine is the first of the library's own ranking that accepts the graph, or the one
-//! that was asked for. A plan can be made for a described device, without having one; it can then be
-//! looked at, not run.
+//! Contract: the engine is the one that was asked for, or else the first in the library's own
+//! ranking that accepts the graph. A plan can be made for a described device without having one; it
+//! can then be inspected, but not run.
 
 use super::backend::{Backend, Descriptor, Handle, HeuristicMode, Kind, Knob, Pointer, attribute};
 use super::graph::{Graph, Role};
@@ -10,33 +10,31 @@ use crate::cuda::stream::Stream;
 use anyhow::{Context, Result, anyhow};
 use std::ffi::c_void;
 
-/// What a plan is for.
+/// The device that a plan is made for.
 pub(crate) enum Target<'a> {
-    /// The device of this handle.
     Device(&'a Handle),
-    /// A device that is known by its properties alone.
+    /// Only the properties of this device are known.
     Described(&'a Descriptor),
 }
 
-/// An engine with its settings.
 pub(crate) struct Engine {
     pub(crate) index: i64,
     pub(crate) knobs: &'static [(Knob, i64)],
 }
 
-/// An executable graph.
 #[derive(Debug)]
 pub(crate) struct Plan {
     plan: Descriptor,
     engine: i64,
     workspace_bytes: usize,
     graph: Graph,
-    /// What the plan was made from.
+    /// The plan was made from these descriptors, which must outlive it.
     _sources: [Descriptor; 2],
 }
 
 impl Plan {
-    /// Compiles `graph` for `target`, with the engine `asked` for or the best-ranked one.
+    /// Compiles `graph` for `target`, with the engine `asked` for or else the best-ranked one that
+    /// accepts it.
     pub(crate) fn new(
         backend: &'static Backend,
         graph: Graph,
@@ -65,20 +63,20 @@ impl Plan {
         Err(refusal.context("cuDNN has no engine for this attention"))
     }
 
-    /// The number of its engine.
+    /// Returns the number of the engine.
     pub(crate) fn engine(&self) -> i64 {
         self.engine
     }
 
-    /// Bytes of memory that it needs while it runs.
+    /// Returns how many bytes of workspace the plan needs while it runs.
     pub(crate) fn workspace_bytes(&self) -> usize {
         self.workspace_bytes
     }
 
-    /// Queues it on `stream`.
+    /// Queues the plan on `stream`.
     ///
     /// # Safety
-    /// Every tensor of the graph is bound to memory of its size, `workspace` to
+    /// Every tensor of the graph must be bound to memory of its size, and `workspace` must have
     /// [`Plan::workspace_bytes`].
     pub(crate) unsafe fn execute(
         &self,
@@ -108,7 +106,7 @@ impl Plan {
     }
 }
 
-/// The operations as one descriptor.
+/// Makes one descriptor of all operations.
 fn describe(backend: &'static Backend, graph: &Graph, target: &Target<'_>) -> Result<Descriptor> {
     let operations: Vec<_> = graph.operations().iter().map(Descriptor::raw).collect();
     let descriptor = Descriptor::new(backend, Kind::OperationGraph)?;
@@ -119,7 +117,7 @@ fn describe(backend: &'static Backend, graph: &Graph, target: &Target<'_>) -> Re
     descriptor.finalize().context("describing attention")
 }
 
-/// Engines that may run the operations, the best first.
+/// Returns the engines that may run the operations, the best first.
 fn rank(
     backend: &'static Backend,
     operations: &Descriptor,
@@ -142,7 +140,7 @@ fn rank(
     Ok(configurations.into_iter().take(found).collect())
 }
 
-/// The configuration of one engine.
+/// Returns the configuration of one engine.
 fn configure(
     backend: &'static Backend,
     operations: &Descriptor,
@@ -184,7 +182,7 @@ fn compile(
     plan.finalize().context("compiling attention")
 }
 
-/// The number of a configuration's engine.
+/// Returns the number of a configuration's engine.
 fn engine_of(backend: &'static Backend, configuration: &Descriptor) -> Result<i64> {
     let engine = Descriptor::new(backend, Kind::Engine)?;
     configuration.get(attribute::ENGINECFG_ENGINE, &mut [engine.raw()])?;

@@ -1,20 +1,22 @@
-//! The products of a linear layer through cuBLASLt, of numbers of 16 bits with f32 accumulation.
+//! This module computes the products of a linear layer through cuBLASLt, on 16-bit numbers with f32
+//! accumulation.
 //!
 //! All matrices are row-major, as everywhere in this crate:
 //!
 //! | use | product | operands |
 //! |---|---|---|
-//! | [`forward`](Gemm::forward) | `y = x · Wᵀ` | `x [rows, inputs]`, `W [outputs, inputs]`, `y [rows, outputs]` |
+//! | [`forward`](Gemm::forward) | `y = x · Wᵀ` | `x [rows, inputs]`, `W [outputs, inputs]`, `y
+//! [rows, outputs]` |
 //! | [`input_gradient`](Gemm::input_gradient) | `dx = dy · W` | as above |
 //! | [`weight_gradient`](Gemm::weight_gradient) | `dW = dyᵀ · x` | as above |
 //!
-//! Contract: an algorithm is chosen once per shape, by cuBLASLt's own ranking and never by timing, so
-//! that equal runs use equal algorithms; those that split the sum over depth are excluded. A sum
-//! then has one order, which depends on the shape but not on the other rows of a call. Whether equal
-//! rows also agree between calls of different `rows` is for a GPU to show. A [`Gemm`] owns its
-//! workspace, so it belongs to one stream at a time. Addresses are multiples of 16 bytes, so `inputs`
-//! and `outputs` are multiples of 8. Left out: gradients of a bias, which are sums of columns.
-//! Not yet run on a GPU.
+//! Contract: an algorithm is chosen once per shape, by cuBLASLt's own ranking and never by timing,
+//! so that equal runs use equal algorithms. Algorithms that split a sum over its depth are
+//! excluded. A sum then has one order, which depends on the shape but not on the other rows of a
+//! call. It is not known whether equal rows agree between calls with different `rows`; only a GPU
+//! can show that. A [`Gemm`] owns its workspace, so it belongs to one stream at a time. Addresses
+//! must be multiples of 16 bytes, so `inputs` and `outputs` must be multiples of 8. Left out:
+//! gradients of a bias, which are sums over rows. None of this has run on a GPU yet.
 
 mod plan;
 
@@ -32,29 +34,29 @@ use std::ffi::c_void;
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The sizes of a linear layer and of what it is applied to.
+/// The sizes of a linear layer and of its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Linear {
-    /// Rows of `x` and `y`: tokens.
+    /// `x` and `y` have one row for each token.
     pub rows: usize,
-    /// Columns of `x` and of `W`.
+    /// `x` and `W` have this many columns.
     pub inputs: usize,
-    /// Columns of `y`, rows of `W`.
+    /// `y` has this many columns, and `W` this many rows.
     pub outputs: usize,
 }
 
-/// What a product is added to.
+/// The values to which a product is added.
 #[derive(Clone, Copy, Debug)]
 pub enum Start<'a, T> {
-    /// Nothing: the result is overwritten.
+    /// The result is overwritten.
     Zero,
-    /// What the result already holds.
+    /// The product is added to what the result already holds.
     Accumulate,
-    /// One value per column.
+    /// The product is added to one value per column.
     Bias(DeviceSlice<'a, T>),
 }
 
-/// Products on one stream at a time.
+/// The products of one stream at a time.
 pub struct Gemm {
     handle: sys::cublasLtHandle_t,
     plans: HashMap<Product, Plan>,
@@ -70,7 +72,7 @@ impl fmt::Debug for Gemm {
     }
 }
 
-/// The operands of a product, as addresses.
+/// The addresses of a product's operands.
 struct Operands {
     a: u64,
     b: u64,
@@ -79,9 +81,10 @@ struct Operands {
     accumulate: bool,
 }
 
-/// Opens cuBLASLt once.
+/// Opens cuBLASLt on the first call.
 pub fn library() -> Result<&'static Library, Absent> {
-    // Opened here by its full name: cudarc, which asks for it by several, then finds it open.
+    // The library is opened here by its full name. cudarc asks for it by several names and then
+    // finds it open.
     static LIBRARY: OnceLock<Result<Library, Absent>> = OnceLock::new();
     LIBRARY
         .get_or_init(|| Library::open("cuBLASLt", "libcublasLt.so.13"))
@@ -90,7 +93,7 @@ pub fn library() -> Result<&'static Library, Absent> {
 }
 
 impl Gemm {
-    /// Opens the library and takes a workspace.
+    /// Opens the library and takes a workspace from the arena.
     pub fn new(arena: &mut Arena) -> Result<Self> {
         library()?;
         let workspace = arena.lasting("workspace of products", PRODUCTS)?;
@@ -98,10 +101,10 @@ impl Gemm {
         Ok(Self { handle, plans: HashMap::new(), workspace })
     }
 
-    /// `y = x · Wᵀ`, added to `start`.
+    /// Computes `y = x · Wᵀ`, added to `start`.
     ///
     /// # Panics
-    /// Here and below, when a length does not follow from `sizes`.
+    /// This and the functions below panic when a length does not follow from `sizes`.
     pub fn forward<Y: Float>(
         &mut self,
         stream: &Stream,
@@ -116,7 +119,7 @@ impl Gemm {
         self.multiply(stream, product, (weight, x), start, y)
     }
 
-    /// `dx = dy · W`, added to `start`.
+    /// Computes `dx = dy · W`, added to `start`.
     pub fn input_gradient<X: Float>(
         &mut self,
         stream: &Stream,
@@ -131,7 +134,7 @@ impl Gemm {
         self.multiply(stream, product, (weight, dy), start, dx)
     }
 
-    /// `dW = dyᵀ · x`, added to `start`.
+    /// Computes `dW = dyᵀ · x`, added to `start`.
     pub fn weight_gradient<W: Float>(
         &mut self,
         stream: &Stream,

@@ -1,4 +1,4 @@
-//! A product as cuBLASLt sees it, and the algorithm that is chosen for it.
+//! This file describes a product to cuBLASLt and chooses an algorithm for it.
 
 use super::Linear;
 use crate::cuda::half::HalfFormat;
@@ -10,16 +10,15 @@ use sys::cublasLtMatmulAlgoConfigAttributes_t as AlgoAttribute;
 use sys::cublasLtMatmulDescAttributes_t as DescAttribute;
 use sys::cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute;
 
-/// Addresses are multiples of this many bytes.
+/// The algorithm may assume that addresses are multiples of this many bytes.
 const ALIGNMENT: u32 = 16;
 
-/// What cuBLASLt calls f32.
 const WIDE: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
 
-/// How many algorithms are looked at for one that does not split its sums.
+/// So many of the ranked algorithms are looked at for one that does not split its sums.
 const CANDIDATES: usize = 32;
 
-/// A product as cuBLASLt sees it: column-major, `D [m, n] = op(A) · op(B)` over `k`.
+/// A product in cuBLASLt's column-major terms: `D [m, n] = op(A) · op(B)`, summed over `k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Product {
     pub(crate) m: usize,
@@ -27,12 +26,12 @@ pub(crate) struct Product {
     pub(crate) k: usize,
     pub(crate) transpose_a: bool,
     pub(crate) transpose_b: bool,
-    /// Whether D is fp32, not 16 bits as A and B.
+    /// D is f32 if true, else 16 bits as A and B are.
     pub(crate) is_wide: bool,
     pub(crate) has_bias: bool,
 }
 
-/// Everything about a product but its operands.
+/// Everything about a product except its operands.
 pub(crate) struct Plan {
     pub(crate) operation: Descriptor<sys::cublasLtMatmulDesc_t>,
     pub(crate) a: Descriptor<sys::cublasLtMatrixLayout_t>,
@@ -42,9 +41,9 @@ pub(crate) struct Plan {
 }
 
 impl Linear {
-    // A row-major matrix is its transpose in column-major order, so the operands swap sides:
-    // yᵀ = W · xᵀ, dxᵀ = Wᵀ · dyᵀ, dWᵀ = xᵀ · dy, where each right-hand side is written with what
-    // lies in memory read by columns: W as [inputs, outputs], x as [inputs, rows] and so on.
+    // A row-major matrix is its transpose in column-major order, so the operands change sides: yᵀ =
+    // W · xᵀ, dxᵀ = Wᵀ · dyᵀ, dWᵀ = xᵀ · dy. The right-hand sides are written with what memory
+    // holds when it is read by columns: W as [inputs, outputs], x as [inputs, rows] and so on.
 
     pub(crate) fn forward<Y: Float>(self) -> Product {
         let Self { rows, inputs, outputs } = self;
@@ -90,18 +89,17 @@ impl Linear {
 }
 
 impl Product {
-    /// Rows and columns of A as it lies in memory, column-major.
+    /// Returns the rows and columns of A as it lies in memory, column-major.
     fn a(self) -> (usize, usize) {
         if self.transpose_a { (self.k, self.m) } else { (self.m, self.k) }
     }
 
-    /// Rows and columns of B as it lies in memory, column-major.
+    /// Returns the rows and columns of B as it lies in memory, column-major.
     fn b(self) -> (usize, usize) {
         if self.transpose_b { (self.n, self.k) } else { (self.k, self.n) }
     }
 }
 
-/// What cuBLASLt calls numbers of 16 bits.
 fn half_type(format: HalfFormat) -> sys::cudaDataType {
     match format {
         HalfFormat::Bf16 => sys::cudaDataType::CUDA_R_16BF,
@@ -125,13 +123,13 @@ impl Plan {
         Ok(Self { operation, a, b, d, algorithm })
     }
 
-    /// The address of the bias of the next product.
+    /// Sets the address of the bias for the next product.
     pub(crate) fn set_bias(&self, address: u64) -> Result<()> {
         self.operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, address)
     }
 }
 
-/// The best-ranked algorithm that adds each sum up in one piece.
+/// Returns the best-ranked algorithm that does not split its sums over `k`.
 fn choose(
     handle: sys::cublasLtHandle_t,
     operation: &Descriptor<sys::cublasLtMatmulDesc_t>,
@@ -185,7 +183,7 @@ fn setting(algorithm: &sys::cublasLtMatmulAlgo_t, attribute: AlgoAttribute) -> O
     status.result().is_ok().then_some(value)
 }
 
-/// A descriptor of the library, destroyed when dropped.
+/// A descriptor of the library, which is destroyed when dropped.
 pub(crate) struct Descriptor<D: Copy> {
     pub(crate) raw: D,
     destroy: unsafe fn(D) -> Result<(), result::CublasError>,
@@ -199,7 +197,7 @@ impl<D: Copy> Drop for Descriptor<D> {
 }
 
 impl Descriptor<sys::cublasLtMatmulDesc_t> {
-    /// `product` with sums in f32.
+    /// Describes `product` with sums in f32.
     fn operation(product: Product, output: sys::cudaDataType) -> Result<Self> {
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let raw = result::create_matmul_desc(compute, WIDE)?;
@@ -227,7 +225,7 @@ impl Descriptor<sys::cublasLtMatmulDesc_t> {
 }
 
 impl Descriptor<sys::cublasLtMatrixLayout_t> {
-    /// A dense column-major matrix.
+    /// Describes a dense column-major matrix.
     fn layout(kind: sys::cudaDataType, (rows, columns): (usize, usize)) -> Result<Self> {
         let raw = result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)?;
         Ok(Self { raw, destroy: result::destroy_matrix_layout })
@@ -235,7 +233,7 @@ impl Descriptor<sys::cublasLtMatrixLayout_t> {
 }
 
 impl Descriptor<sys::cublasLtMatmulPreference_t> {
-    /// Algorithms that keep their sums whole, within the workspace.
+    /// Asks for algorithms that do not split their sums and that fit the workspace.
     fn preference() -> Result<Self> {
         let raw = result::create_matmul_pref()?;
         let preference = Self { raw, destroy: result::destroy_matmul_pref };
@@ -269,7 +267,7 @@ mod tests {
     use super::*;
     use crate::cuda::half::Half;
 
-    /// `D = op(A) · op(B)` on column-major operands, as cuBLASLt is asked to.
+    /// Computes `D = op(A) · op(B)` on column-major operands, as cuBLASLt is asked to.
     fn multiply(product: Product, a: &[f64], b: &[f64]) -> Vec<f64> {
         let ((a_rows, _), (b_rows, _)) = (product.a(), product.b());
         let at = |matrix: &[f64], rows: usize, transposed: bool, row: usize, column: usize| {
@@ -290,7 +288,6 @@ mod tests {
         d
     }
 
-    /// Element of a row-major matrix.
     fn element(matrix: &[f64], columns: usize, row: usize, column: usize) -> f64 {
         matrix[row * columns + column]
     }

@@ -1,4 +1,4 @@
-//! Launches `kernels/adamw.cu`.
+//! This file launches `kernels/adamw.cu`.
 
 use super::{Float, VECTOR, blocks, functions, int};
 use crate::cuda::device::Device;
@@ -13,16 +13,16 @@ use half::bf16;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// The kernels: by moments (fp32, bf16), by gradients (16 bits, fp32).
+/// There is a kernel for each format of moments (f32, bf16) and of gradients (16 bits, f32).
 #[derive(Debug)]
 pub struct AdamWKernels {
     exact: super::ByFloat,
     rounded: super::ByFloat,
 }
 
-/// A number format of moments.
+/// A number format that AdamW's moments can have.
 pub trait Moment: Pod {
-    /// Whether it is fp32, not bf16.
+    /// The format is f32 if true, else bf16.
     const IS_EXACT: bool;
 }
 
@@ -34,7 +34,7 @@ impl Moment for bf16 {
     const IS_EXACT: bool = false;
 }
 
-/// The kernel's factors.
+/// The factors of one step, as the kernel reads them.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Step {
@@ -54,44 +54,38 @@ unsafe impl Argument for Step {
     }
 }
 
-/// Elements that weight decay applies to.
+/// A range of the whole model's elements that weight decay applies to; `end` is exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct DecayRange {
-    /// The first.
     pub start: u64,
-    /// The first behind.
     pub end: u64,
 }
 
-/// A shard of the optimizer's state.
+/// The elements of the optimizer that one rank updates; all slices have one element for each.
 #[derive(Debug)]
 pub struct Shard<'a, M> {
-    /// The place of its first element in the whole model, a multiple of eight.
+    /// The first element has this index in the whole model, a multiple of eight.
     pub start: u64,
-    /// fp32 weights.
     pub master: DeviceSliceMut<'a, f32>,
-    /// First moments, fp32 or bf16.
     pub first_moments: DeviceSliceMut<'a, M>,
-    /// Second moments.
     pub second_moments: DeviceSliceMut<'a, M>,
-    /// The parameters of the shard.
+    /// The kernel writes the new weights here, rounded to 16 bits.
     pub parameters: DeviceSliceMut<'a, Half>,
 }
 
-/// What a step reads of the device besides the shard.
+/// The other inputs of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInputs<'a, G> {
-    /// Gradients of the shard's elements.
+    /// There is one gradient for each element of the shard.
     pub gradients: DeviceSlice<'a, G>,
-    /// Ascending, disjoint ranges of the whole model.
+    /// The ranges are ascending, disjoint, and count elements of the whole model.
     pub decays: DeviceSlice<'a, DecayRange>,
-    /// One flag: what is not 0 skips the step.
+    /// The step is skipped where this one flag is not 0.
     pub not_finite: DeviceSlice<'a, u32>,
 }
 
 impl AdamWKernels {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["adamw_half", "adamw_f32", "adamw_half_rounded", "adamw_f32_rounded"];
         let [narrow, wide, rounded_narrow, rounded_wide] =
@@ -102,7 +96,8 @@ impl AdamWKernels {
         })
     }
 
-    /// Updates a shard. `key` is of the run and the step; it decides how bf16 moments are rounded.
+    /// Updates a shard. `key` belongs to the run and the step, and decides how bf16 moments are
+    /// rounded.
     pub fn step<G: Float, M: Moment>(
         &self,
         stream: &Stream,

@@ -1,4 +1,4 @@
-//! Launches `kernels/attention.cu`, and lists the tiles of packed sequences.
+//! This file launches `kernels/attention.cu`, and lists the tiles of packed sequences.
 
 use super::decode::index_of;
 use super::rope::Heads;
@@ -14,27 +14,27 @@ use bytemuck::{Pod, Zeroable};
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// Queries of a tile of the forward.
+/// A tile of the forward has this many queries.
 pub const FORWARD_ROWS: usize = 64;
-/// Queries, or keys, of a tile of the backward.
+/// A tile of the backward has this many queries, or this many keys.
 pub const BACKWARD_ROWS: usize = 32;
 
-/// Some positions of a sequence: one block's work.
+/// A run of positions of one sequence, which one block computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Tile {
-    /// First row of the sequence in the batch.
+    /// The sequence begins at this row of the batch.
     pub start: u32,
-    /// Rows of the sequence.
+    /// The sequence has this many rows.
     pub length: u32,
-    /// First position of the tile.
+    /// The tile begins at this position of the sequence.
     pub first: u32,
 }
 
 const _: () = assert!(size_of::<Tile>() == sizes::TILE, "tiles are planned for");
 
-/// The tiles of `rows` positions of all sequences, those with most keys before them first, so that
-/// the longest work starts first.
+/// Returns the tiles of `rows` positions of all sequences. Those with the most keys before them
+/// come first, so that the longest work starts first.
 pub fn tiles(cu_seqlens: &[usize], rows: usize) -> Vec<Tile> {
     let mut tiles = Vec::new();
     for ends in cu_seqlens.windows(2) {
@@ -45,7 +45,7 @@ pub fn tiles(cu_seqlens: &[usize], rows: usize) -> Vec<Tile> {
     tiles
 }
 
-/// The kernels, by head size.
+/// There is a kernel for each head size of [`DIMS`](super::decode::DIMS).
 #[derive(Debug)]
 pub struct Attention {
     forward: [Function; 3],
@@ -54,20 +54,21 @@ pub struct Attention {
     queries: [Function; 3],
 }
 
-/// What the backward reads of the forward, and the gradient of its output.
+/// What the backward needs from the forward, with the gradient of its output.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
-    /// Turned rows of queries, keys and values.
+    /// It has shape `[tokens, (queries + 2 * keys) * dim]`; queries and keys are rotated to their
+    /// positions.
     pub qkv: DeviceSlice<'a, Half>,
-    /// `[tokens, queries * dim]`.
+    /// It has shape `[tokens, queries * dim]`.
     pub out: DeviceSlice<'a, Half>,
-    /// `[tokens, queries]`.
+    /// It has shape `[tokens, queries]` and holds natural log-sum-exps of scores.
     pub lse: DeviceSlice<'a, f32>,
-    /// As `out`.
+    /// It has the shape of `out`.
     pub d_out: DeviceSlice<'a, Half>,
 }
 
-/// The kernel's numbers of heads.
+/// The numbers of heads, as the kernels read them.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Shape {
@@ -83,7 +84,6 @@ unsafe impl Argument for Shape {
 }
 
 impl Attention {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = [
             "attention_32",
@@ -102,8 +102,9 @@ impl Attention {
         Ok(Self { forward: [a, b, c], delta, keys: [d, e, f], queries: [g, h, i] })
     }
 
-    /// Attention within each sequence: `out` `[tokens, queries * dim]` and `lse`
-    /// `[tokens, queries]` of the turned rows `qkv`; `tiles` are [`tiles`] of [`FORWARD_ROWS`].
+    /// Computes causal attention within each sequence: from the rotated rows `qkv` to `out`
+    /// `[tokens, queries * dim]` and `lse` `[tokens, queries]`. `tiles` must be [`tiles`] of
+    /// [`FORWARD_ROWS`].
     pub fn forward(
         &self,
         stream: &Stream,
@@ -122,8 +123,9 @@ impl Attention {
         unsafe { kernel.launch(grid, 256, 0, stream, &[&qkv, &tiles, &out, &lse, &shape(heads)]) }
     }
 
-    /// The gradients of queries, keys and values, into `d_qkv`; `delta` is scratch as `lse`, `tiles`
-    /// are [`tiles`] of [`BACKWARD_ROWS`].
+    /// Writes the gradients of queries, keys and values to `d_qkv`, which has the shape of `qkv`.
+    /// `delta` is scratch memory of the shape of `lse`, and `tiles` must be [`tiles`] of
+    /// [`BACKWARD_ROWS`].
     pub fn backward(
         &self,
         stream: &Stream,

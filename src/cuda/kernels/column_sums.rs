@@ -1,4 +1,5 @@
-//! Launches `kernels/column_sums.cu`.
+//! This file launches `kernels/column_sums.cu`, which sums over rows in two steps: partial sums,
+//! then their sum.
 
 use super::{ByFloat, Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
@@ -10,20 +11,18 @@ use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// How many partial sums `rows` rows have.
+/// Returns the number of partial sums that `rows` rows have.
 pub fn parts(rows: usize) -> usize {
     rows.min(PARTS)
 }
 
-/// A sum over rows that a kernel begins: it is added to `gradient`, `[width]`, through `partials`, which has
-/// room for [`PARTS`] rows.
+/// A sum over rows whose partial sums another kernel writes.
 #[derive(Debug)]
 pub struct SumOverRows<'a, G> {
-    /// What adds partial sums up.
     pub kernels: &'a ColumnSums,
-    /// A row of partial sums for each block.
+    /// It has room for [`PARTS`] rows of the gradient's width; each block writes one.
     pub partials: DeviceSliceMut<'a, f32>,
-    /// What the sum is added to.
+    /// The sum is added to this, of shape `[width]`.
     pub gradient: DeviceSliceMut<'a, G>,
 }
 
@@ -32,13 +31,13 @@ impl<G: Float> SumOverRows<'_, G> {
         self.gradient.len()
     }
 
-    /// The partial sums of `rows` rows, for the kernel that begins.
+    /// Returns the memory for the partial sums of `rows` rows, which the other kernel writes.
     pub(crate) fn partials_of(&mut self, rows: usize) -> DeviceSliceMut<'_, f32> {
         let width = self.width();
         self.partials.range(0..parts(rows) * width)
     }
 
-    /// Adds up the partial sums that the kernel wrote.
+    /// Adds the partial sums of `rows` rows to the gradient.
     pub(crate) fn finish(mut self, stream: &Stream, rows: usize) -> Result<()> {
         let width = self.width();
         let partials = self.partials.range(0..parts(rows) * width);
@@ -46,7 +45,6 @@ impl<G: Float> SumOverRows<'_, G> {
     }
 }
 
-/// The kernels.
 #[derive(Debug)]
 pub struct ColumnSums {
     partials: Function,
@@ -54,7 +52,6 @@ pub struct ColumnSums {
 }
 
 impl ColumnSums {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["column_partials", "add_column_sums_half", "add_column_sums_f32"];
         let [partials, narrow, wide] =
@@ -62,8 +59,8 @@ impl ColumnSums {
         Ok(Self { partials, add: ByFloat { narrow, wide } })
     }
 
-    /// `gradient` `[width]` += the sum of the rows of `x` `[rows, width]`; `partials` has room for
-    /// [`PARTS`] rows.
+    /// Adds the sum of the rows of `x` `[rows, width]` to `gradient` `[width]`. `partials` has room
+    /// for [`PARTS`] rows.
     pub fn add_sums_of<G: Float>(
         &self,
         stream: &Stream,
@@ -93,7 +90,7 @@ impl ColumnSums {
         self.add(stream, partials.as_slice(), gradient)
     }
 
-    /// `gradient` `[width]` += the sum of the rows of `partials`.
+    /// Adds the sum of the rows of `partials` to `gradient` `[width]`.
     fn add<G: Float>(
         &self,
         stream: &Stream,

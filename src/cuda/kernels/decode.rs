@@ -1,4 +1,4 @@
-//! Launches `kernels/attention_decode.cu`.
+//! This file launches `kernels/attention_decode.cu`.
 
 use super::rope::{BLOCK_TOKENS, Heads};
 use super::{blocks, functions, int, rows_of};
@@ -11,39 +11,39 @@ use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Head sizes that kernels exist for.
+/// There are kernels for these head sizes.
 pub const DIMS: [usize; 3] = [32, 64, 128];
-/// The most query heads that share a key head.
+/// At most this many query heads may share a key head.
 pub const MOST_GROUP: usize = 8;
 
-/// The kernels: by head size, for groups of up to four and of up to eight.
+/// There is a kernel for each head size, for groups of up to four and of up to eight query heads.
 #[derive(Debug)]
 pub struct DecodeAttention {
     kernels: [[Function; 2]; 3],
     combine: Function,
 }
 
-/// Elements of the partial results of a sequence with a table of `table_width` blocks: none where it is
-/// one split at most.
+/// Returns how many f32 of partial results a sequence with a table of `table_width` blocks needs.
+/// It needs none where it is not split.
 pub fn partials_len(heads: Heads, table_width: usize) -> usize {
     sizes::partials_len(heads.queries, heads.dim, table_width)
 }
 
-/// The cached keys and values of one layer, `[block][kv_head][32][dim]` each, and who has which.
+/// The cached keys and values of one layer, and the blocks that each sequence has of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
-    /// Keys, those of the new tokens included.
+    /// It has shape `[block][kv_head][32][dim]` and already holds the new tokens' keys.
     pub keys: DeviceSlice<'a, Half>,
-    /// Values.
+    /// It has the shape of `keys`.
     pub values: DeviceSlice<'a, Half>,
-    /// Block numbers, `[sequences, table_width]`.
+    /// It holds block numbers, `[sequences, table_width]`.
     pub tables: DeviceSlice<'a, u32>,
-    /// Tokens of each sequence, the new one included; at most 32 * table_width.
+    /// It holds the tokens of each sequence, the new one included: at most 32 * table_width.
     pub lengths: DeviceSlice<'a, u32>,
 }
 
 impl Cache<'_> {
-    /// Whole blocks of keys, and as many of values.
+    /// Panics unless keys and values are equally many whole blocks.
     pub(crate) fn check(&self, heads: Heads) {
         assert_eq!(self.keys.len(), self.values.len(), "as many values as keys");
         rows_of(self.keys.len(), heads.keys * BLOCK_TOKENS * heads.dim);
@@ -51,7 +51,6 @@ impl Cache<'_> {
 }
 
 impl DecodeAttention {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = [
             "attention_decode_32_4",
@@ -67,9 +66,10 @@ impl DecodeAttention {
         Ok(Self { kernels: [[a, b], [c, d], [e, f]], combine })
     }
 
-    /// The attention of the new token of each sequence, a row of `qkv` (turned), into `out`
-    /// `[sequences, queries * dim]`; `partials` is scratch of [`partials_len`] elements for each of as
-    /// many sequences as are taken at a time.
+    /// Computes the attention of each sequence's new token, whose rotated row is in `qkv`, into
+    /// `out` `[sequences, queries * dim]`. `partials` is scratch memory of [`partials_len`]
+    /// elements for each sequence that is computed at a time; where it has fewer than all, they are
+    /// computed in turns.
     pub fn attend(
         &self,
         stream: &Stream,
@@ -105,7 +105,7 @@ impl DecodeAttention {
         Ok(())
     }
 
-    /// The same for as many sequences as there is scratch for.
+    /// Attends for at most as many sequences as `partials` has room for.
     fn attend_some(
         &self,
         stream: &Stream,
@@ -149,7 +149,7 @@ impl DecodeAttention {
     }
 }
 
-/// The place of a head size among [`DIMS`].
+/// Returns the place of a head size in [`DIMS`].
 pub(crate) fn index_of(dim: usize) -> usize {
     DIMS.iter().position(|&known| known == dim).expect("a head size that kernels exist for")
 }

@@ -1,4 +1,4 @@
-//! Launches `kernels/embedding.cu`, and lists the rows of each token for its backward.
+//! This file launches `kernels/embedding.cu`, and lists the rows of each token for its backward.
 
 use super::{ByFloat, Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
@@ -9,26 +9,25 @@ use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// The kernels.
 #[derive(Debug)]
 pub struct Embedding {
     forward: Function,
     backward: ByFloat,
 }
 
-/// The distinct tokens of a batch and the rows in which each occurs, in ascending order.
+/// The distinct tokens of a batch, and the rows in which each occurs, in ascending order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenRows {
-    /// Distinct tokens, ascending.
+    /// The tokens are distinct and ascending.
     pub tokens: Vec<u32>,
-    /// Where the rows of each token start in `rows`, and the end of the last.
+    /// The rows of token `i` are `rows[starts[i]..starts[i + 1]]`.
     pub starts: Vec<u32>,
-    /// Rows of the batch, by token.
+    /// These are all rows of the batch, grouped by token.
     pub rows: Vec<u32>,
 }
 
 impl TokenRows {
-    /// Of the tokens of a batch.
+    /// Groups the rows of a batch by token.
     pub fn new(tokens: &[u32]) -> Self {
         let mut rows: Vec<u32> = (0..).take(tokens.len()).collect();
         rows.sort_by_key(|&row| tokens[row as usize]);
@@ -45,19 +44,15 @@ impl TokenRows {
     }
 }
 
-/// [`TokenRows`] on the device.
+/// [`TokenRows`] in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceTokenRows<'a> {
-    /// Distinct tokens.
     pub tokens: DeviceSlice<'a, u32>,
-    /// One more than tokens.
     pub starts: DeviceSlice<'a, u32>,
-    /// As many as the batch has.
     pub rows: DeviceSlice<'a, u32>,
 }
 
 impl Embedding {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["embedding", "embedding_backward_half", "embedding_backward_f32"];
         let [forward, narrow, wide] =
@@ -65,8 +60,8 @@ impl Embedding {
         Ok(Self { forward, backward: ByFloat { narrow, wide } })
     }
 
-    /// Copies each token's row of `table` `[vocabulary, width]` into `out` `[tokens, width]`; every
-    /// token is below the vocabulary.
+    /// Copies each token's row of `table` `[vocabulary, width]` to `out` `[tokens, width]`. Every
+    /// token must be below the vocabulary's size.
     pub fn forward(
         &self,
         stream: &Stream,
@@ -91,8 +86,8 @@ impl Embedding {
         }
     }
 
-    /// Adds the rows of `dy` `[tokens, width]` to their tokens' rows of `gradient`
-    /// `[vocabulary, width]`.
+    /// Adds the rows of `dy` `[tokens, width]` to their tokens' rows of `gradient` `[vocabulary,
+    /// width]`.
     pub fn backward<G: Float>(
         &self,
         stream: &Stream,

@@ -1,4 +1,4 @@
-//! Launches `kernels/flat.cu`.
+//! This file launches `kernels/flat.cu`, whose kernels pass over flat buffers.
 
 use super::{ByFloat, Float, VECTOR, blocks, functions, int};
 use crate::cuda::device::Device;
@@ -10,10 +10,9 @@ use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Threads of a block of an elementwise pass.
+/// A block of an elementwise pass has this many threads.
 const THREADS: usize = 256;
 
-/// The kernels.
 #[derive(Debug)]
 pub struct Flat {
     squares: ByFloat,
@@ -24,7 +23,6 @@ pub struct Flat {
 }
 
 impl Flat {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = [
             "square_partials_half",
@@ -40,13 +38,14 @@ impl Flat {
         Ok(Self { squares, sum, widen, narrow, accumulate })
     }
 
-    /// Partial sums of the squares of `len` elements.
+    /// Returns the number of partial sums that the squares of `len` elements have.
     pub fn square_parts(len: usize) -> usize {
         len.div_ceil(SQUARES)
     }
 
-    /// `total` = the sum of squares of all of `parts`; `not_finite` = whether that is not a finite number.
-    /// `partials` has room for the [`Self::square_parts`] of each.
+    /// Writes the sum of the squares of all `parts` to `total`, and to `not_finite` 1 where that
+    /// sum is not a finite number, else 0. `partials` has room for the [`Self::square_parts`] of
+    /// every part.
     pub fn sum_of_squares<'p, T: Float>(
         &self,
         stream: &Stream,
@@ -76,7 +75,7 @@ impl Flat {
         }
     }
 
-    /// `out` = `x`.
+    /// Converts `x` to f32.
     pub fn widen(
         &self,
         stream: &Stream,
@@ -86,7 +85,7 @@ impl Flat {
         pass(&self.widen, stream, &x, x.len(), &out, out.len())
     }
 
-    /// `out` = `x`, rounded.
+    /// Rounds `x` to 16 bits.
     pub fn narrow(
         &self,
         stream: &Stream,
@@ -96,7 +95,7 @@ impl Flat {
         pass(&self.narrow, stream, &x, x.len(), &out, out.len())
     }
 
-    /// `sum` += `x`.
+    /// Adds `x` to `sum`.
     pub fn accumulate(
         &self,
         stream: &Stream,

@@ -1,4 +1,4 @@
-//! Launches `kernels/head_norm.cu`.
+//! This file launches `kernels/head_norm.cu`.
 
 use super::column_sums::{SumOverRows, parts};
 use super::decode::DIMS;
@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 const THREADS: u32 = 256;
 
-/// The kernels. Their [`Norm`] has a weight `[2, dim]`: of query heads, then of key heads.
+/// The kernels that normalise each query head and key head. Their [`Norm`] has a weight `[2, dim]`:
+/// the first row is for query heads, the second for key heads.
 #[derive(Debug)]
 pub struct HeadNorm {
     forward: Function,
@@ -23,7 +24,6 @@ pub struct HeadNorm {
 }
 
 impl HeadNorm {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["head_norm", "head_norm_backward"];
         let [forward, backward] =
@@ -31,7 +31,8 @@ impl HeadNorm {
         Ok(Self { forward, backward })
     }
 
-    /// `y` = the rows `x` of queries, keys and values, with query heads and key heads normalised.
+    /// Writes the rows `x` of queries, keys and values to `y`, with query heads and key heads
+    /// normalised.
     pub fn forward(
         &self,
         stream: &Stream,
@@ -45,7 +46,7 @@ impl HeadNorm {
         unsafe { self.launch_forward(stream, heads, norm, [&x, &y], x.len()) }
     }
 
-    /// Normalises the query heads and key heads of the rows `qkv`.
+    /// Normalises the query heads and key heads of the rows `qkv` in place.
     pub fn forward_in_place(
         &self,
         stream: &Stream,
@@ -58,7 +59,7 @@ impl HeadNorm {
     }
 
     /// # Safety
-    /// `from` and `to` are slices of `len` elements of 16 bits.
+    /// `from` and `to` must be slices of `len` elements of 16 bits.
     unsafe fn launch_forward(
         &self,
         stream: &Stream,
@@ -81,8 +82,8 @@ impl HeadNorm {
         }
     }
 
-    /// For the rows `x` of the forward: turns `d_qkv` from the gradient of the output to that of the input,
-    /// and adds the weight's to `weight`.
+    /// Turns `d_qkv` from the gradient of the forward's output into that of its input `x`, and adds
+    /// the gradient of the norm's weight to `weight`.
     pub fn backward<G: Float>(
         &self,
         stream: &Stream,
@@ -123,7 +124,7 @@ impl HeadNorm {
     }
 }
 
-/// How many rows `len` elements are; the heads are those of the kernels and of the norm.
+/// Checks the heads and the norm's weight, and returns how many rows `len` elements are.
 fn check(heads: Heads, norm: Norm<'_>, len: usize) -> usize {
     assert!(DIMS.contains(&heads.dim), "heads of {}: one of {DIMS:?}", heads.dim);
     assert_eq!(norm.weight.len(), 2 * heads.dim, "a weight of query heads and one of key heads");

@@ -1,4 +1,4 @@
-//! Launches `kernels/logprob.cu`.
+//! This file launches `kernels/logprob.cu`.
 
 use super::{ByFloat, Float, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
@@ -11,36 +11,33 @@ use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
-/// The kernels.
 #[derive(Debug)]
 pub struct LogProb {
     forward: ByFloat,
     backward: ByFloat,
 }
 
-/// What a row says about its distribution: `ops::logprob::Statistics` without the temperature.
+/// The statistics of one row's distribution: those of `ops::logprob::Statistics` without the
+/// temperature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Statistics {
-    /// The largest logit.
+    /// This is the row's largest logit, before it is divided by the temperature.
     pub max: f32,
-    /// ln Σ exp((logit - max) / temperature).
+    /// This is ln Σ exp((logit - max) / temperature).
     pub log_sum: f32,
-    /// Entropy, in nats.
+    /// The entropy is in nats.
     pub entropy: f32,
-    /// Mean log-probability over the vocabulary.
+    /// The mean goes over the vocabulary.
     pub mean_logp: f32,
 }
 
-/// The gradient of the loss by the scores of a target, as `ops::logprob::ScoreGradient`.
+/// The gradients of the loss by one target's scores, as in `ops::logprob::ScoreGradient`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ScoreGradient {
-    /// By its log-probability.
     pub logp: f32,
-    /// By the entropy.
     pub entropy: f32,
-    /// By the mean log-probability.
     pub mean_logp: f32,
 }
 
@@ -50,19 +47,17 @@ const _: () = assert!(
     "rows of scores are planned for"
 );
 
-/// Rows of logits: `[rows, stride]`, the first `vocab` of each counting.
+/// The layout of logits, `[rows, stride]`: only the first `vocab` of each row count.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
-    /// Logits of a row.
     pub vocab: usize,
-    /// Elements between rows, a multiple of eight.
+    /// Rows start this many elements apart, a multiple of eight.
     pub stride: usize,
-    /// Divides the logits; above 0.
+    /// The logits are divided by it; it is above 0.
     pub temperature: f32,
 }
 
 impl LogProb {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names =
             ["logprob_half", "logprob_f32", "logprob_backward_half", "logprob_backward_f32"];
@@ -74,7 +69,7 @@ impl LogProb {
         })
     }
 
-    /// The statistics of each row and the log-probability of its target.
+    /// Computes the statistics of each row and the log-probability of its target.
     pub fn forward<T: Float>(
         &self,
         stream: &Stream,
@@ -92,7 +87,7 @@ impl LogProb {
         unsafe { shape.launch(self.forward.of::<T>(), rows, stream, &parts) }
     }
 
-    /// Overwrites logits of 16 bits with the gradients of the loss by them.
+    /// Overwrites 16-bit logits with the gradients of the loss by them.
     pub fn backward_in_place(
         &self,
         stream: &Stream,
@@ -110,7 +105,7 @@ impl LogProb {
         unsafe { shape.launch(&self.backward.narrow, rows, stream, &parts) }
     }
 
-    /// Writes the gradients of the loss by the logits, in 16 bits, to `d_logits`.
+    /// Writes the gradients of the loss by the logits to `d_logits`, in 16 bits.
     pub fn backward<T: Float>(
         &self,
         stream: &Stream,
@@ -137,10 +132,10 @@ impl Shape {
         rows_of(len, self.stride)
     }
 
-    /// Queues a kernel with a block for each row; its last parameters are the shape.
+    /// Queues a kernel with one block for each row. Its last parameters are the shape.
     ///
     /// # Safety
-    /// `parts` are the kernel's parameters before the shape, of `rows` rows each.
+    /// `parts` must be the kernel's parameters before the shape, of `rows` rows each.
     unsafe fn launch(
         self,
         kernel: &Function,

@@ -1,11 +1,11 @@
-//! Typed launchers of the kernels in `kernels/`: one file a family, beside the source it launches.
+//! This module launches the kernels of `kernels/`, with one file for each source.
 //!
 //! Contract: a launcher checks that its slices fit together, chooses grid and block, and queues the
-//! kernel on a stream. What a kernel computes, and its layouts, is said in its source. Rows are as
-//! wide as slices say, so every width is a multiple of eight elements (a few are stricter, and say
-//! so); violations are errors of the program and panic. Everything here is deterministic. The files
-//! use nothing of this crate but `crate::cuda`, so that `tests/kernels` can compile them against an
-//! emulation of the device.
+//! kernel on a stream. The sources say what a kernel computes and how its arguments are laid out.
+//! Every row has a multiple of eight elements, and a few kernels ask for more; a violation is an
+//! error of the program and panics. Everything here is deterministic. These files use nothing of
+//! this crate but `crate::cuda`, so that `tests/kernels` can compile them against an emulation of
+//! the device.
 
 pub mod adamw;
 pub mod attention;
@@ -29,41 +29,29 @@ use anyhow::Result;
 use bytemuck::Pod;
 use std::sync::Arc;
 
-/// All kernels, loaded on one device.
 #[derive(Debug)]
 pub struct Kernels {
-    /// AdamW.
     pub adamw: adamw::AdamWKernels,
-    /// Training attention.
+    /// It computes attention for training, where cuDNN is missing.
     pub attention: attention::Attention,
-    /// Sums over rows.
     pub column_sums: column_sums::ColumnSums,
-    /// Attention of new tokens over the cache.
+    /// It attends from new tokens to the key-value cache.
     pub decode: decode::DecodeAttention,
-    /// Token embedding.
     pub embedding: embedding::Embedding,
-    /// Passes over flat buffers.
     pub flat: flat::Flat,
-    /// Norms of heads.
     pub head_norm: head_norm::HeadNorm,
-    /// Scores of targets.
+    /// It scores targets.
     pub logprob: logprob::LogProb,
-    /// Attention of prompts over the cache.
+    /// It attends from the tokens of prompts to the key-value cache.
     pub prompt: prompt::PromptAttention,
-    /// Repetition penalty.
     pub repetition: repetition::Repetition,
-    /// RMS norm.
     pub rms_norm: rms_norm::RmsNorm,
-    /// Rotary positions.
     pub rope: rope::RopeKernels,
-    /// Sampling.
     pub sample: sample::Sampler,
-    /// SwiGLU.
     pub swiglu: swiglu::SwiGlu,
 }
 
 impl Kernels {
-    /// Loads every kernel to `device`.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         Ok(Self {
             adamw: adamw::AdamWKernels::load(device)?,
@@ -84,7 +72,7 @@ impl Kernels {
     }
 }
 
-/// The functions of one compiled file.
+/// Returns the functions `names` of one compiled file.
 fn functions<const N: usize>(
     device: &Arc<Device>,
     cubin: Cubin,
@@ -96,9 +84,9 @@ fn functions<const N: usize>(
     functions.try_into().map_err(|_| anyhow::Error::msg("as many functions as names"))
 }
 
-/// A number format of gradients, logits and products that some kernels exist in.
+/// A number format of gradients, logits and products: f32 or 16 bits.
 pub trait Float: Pod {
-    /// Whether it is fp32, not 16 bits.
+    /// The format is f32 if true, else 16 bits.
     const IS_WIDE: bool;
 }
 
@@ -110,7 +98,7 @@ impl Float for f32 {
     const IS_WIDE: bool = true;
 }
 
-/// A kernel that exists for numbers of 16 bits and for fp32.
+/// A kernel that exists for 16-bit numbers and for f32.
 #[derive(Debug)]
 struct ByFloat {
     narrow: Function,
@@ -123,20 +111,20 @@ impl ByFloat {
     }
 }
 
-/// Elements of a vector access.
+/// Kernels load and store this many elements at a time.
 const VECTOR: usize = 8;
 
-/// A size as kernels take it.
+/// Converts a size to the integer that kernels take.
 fn int(size: usize) -> i32 {
     i32::try_from(size).expect("a size below 2^31")
 }
 
-/// A number of blocks.
+/// Converts a number of blocks to what a launch takes.
 fn blocks(count: usize) -> u32 {
     u32::try_from(count).expect("a grid below 2^31 blocks")
 }
 
-/// How many rows of `width` elements make `len`.
+/// Returns how many rows of `width` elements `len` elements are.
 fn rows_of(len: usize, width: usize) -> usize {
     assert!(width > 0 && width.is_multiple_of(VECTOR), "rows of {width}: a multiple of {VECTOR}");
     assert!(len.is_multiple_of(width), "{len} elements are whole rows of {width}");

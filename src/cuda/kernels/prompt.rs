@@ -1,4 +1,4 @@
-//! Launches `kernels/attention_prompt.cu`, and lists the tiles of a pass.
+//! This file launches `kernels/attention_prompt.cu`, and lists the tiles of a pass.
 
 use super::decode::{Cache, DIMS, index_of};
 use super::rope::Heads;
@@ -12,39 +12,40 @@ use anyhow::Result;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Pairs of a token and a query head that a tile may have, as `kernels/attention_prompt.cu` has it.
+/// A tile has at most this many pairs of a token and a query head, as `kernels/attention_prompt.cu`
+/// has.
 const ROWS: usize = 64;
 
-/// The tiles of `rows` of a pass, which are consecutive tokens of one sequence: one block's work each, for
-/// every key head.
+/// Divides `rows`, which are consecutive tokens of one sequence, into tiles. One block computes one
+/// tile for one key head.
 pub fn tiles(heads: Heads, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let most = ROWS / (heads.queries / heads.keys);
     let end = rows.end;
     rows.step_by(most).map(move |first| first..end.min(first + most))
 }
 
-/// Tiles as [`PromptAttention::attend`] takes them: the first row and the number of rows of each.
+/// Flattens tiles to the pairs of first row and number of rows that [`PromptAttention::attend`]
+/// takes.
 pub fn numbers(tiles: &[Range<usize>]) -> Vec<u32> {
     tiles.iter().flat_map(|tile| [tile.start as u32, tile.len() as u32]).collect()
 }
 
-/// The kernels, by head size.
+/// There is a kernel for each head size.
 #[derive(Debug)]
 pub struct PromptAttention {
     kernels: [Function; DIMS.len()],
 }
 
 impl PromptAttention {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["attention_prompt_32", "attention_prompt_64", "attention_prompt_128"];
         let cubin = cubin!("attention_prompt", device.half_format());
         Ok(Self { kernels: functions(device, cubin, names)? })
     }
 
-    /// The attention of the tokens of `tiles` into their rows of `out` `[rows, queries * dim]`; to `cache`
-    /// a tile is a sequence, which ends with the tile's last token. `tiles` holds their
-    /// [`numbers`].
+    /// Computes the attention of the tokens of `tiles` into their rows of `out` `[rows, queries *
+    /// dim]`. `cache` has a table and a length for each tile, as if it were a sequence that ends
+    /// with the tile's last token. `tiles` must be made by [`numbers`].
     pub fn attend(
         &self,
         stream: &Stream,

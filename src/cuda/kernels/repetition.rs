@@ -1,4 +1,4 @@
-//! Launches `kernels/repetition.cu`.
+//! This file launches `kernels/repetition.cu`.
 
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
@@ -8,29 +8,27 @@ use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// The kernel.
 #[derive(Debug)]
 pub struct Repetition {
     penalize: Function,
 }
 
-/// The tokens that each row's text already has.
+/// The tokens that occur already in each row's text.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen<'a> {
-    /// Where the tokens of each row start in `tokens`, and the end of the last.
+    /// The tokens of row `i` are `tokens[starts[i]..starts[i + 1]]`.
     pub starts: DeviceSlice<'a, u32>,
-    /// Tokens of all rows; those of a row are different and below its width.
+    /// The tokens of one row are distinct and below the row's width.
     pub tokens: DeviceSlice<'a, u32>,
 }
 
 impl Repetition {
-    /// Loads the kernel.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let [penalize] = functions(device, cubin!("repetition"), ["penalize_repetition"])?;
         Ok(Self { penalize })
     }
 
-    /// Makes the seen tokens of each row of `logits`, `[rows, stride]`, less likely.
+    /// Makes the seen tokens of each row of `logits` `[rows, stride]` less likely.
     pub fn penalize(
         &self,
         stream: &Stream,

@@ -1,4 +1,4 @@
-//! Launches `kernels/rms_norm.cu`.
+//! This file launches `kernels/rms_norm.cu`.
 
 use super::column_sums::{SumOverRows, parts};
 use super::{Float, VECTOR, blocks, functions, int, rows_of};
@@ -10,40 +10,38 @@ use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// The widest row: a block of 1024 threads, eight elements each.
+/// A row may be this wide at most: it is one block of 1024 threads with eight elements each.
 pub const MOST_WIDTH: usize = 8192;
 
-/// The kernels.
 #[derive(Debug)]
 pub struct RmsNorm {
     forward: Function,
     backward: Function,
 }
 
-/// A norm: its weight and what is added to the mean square.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
-    /// `[width]`.
+    /// It has shape `[width]`.
     pub weight: DeviceSlice<'a, Half>,
-    /// Added to the mean square.
+    /// It is added to the mean square.
     pub eps: f32,
 }
 
-/// The rows that the backward of a norm reads and writes, all `[rows, width]`.
+/// The rows that the backward reads and writes, all of shape `[rows, width]`.
 #[derive(Debug)]
 pub struct NormBackward<'a> {
-    /// The input of the forward.
+    /// The forward had this input.
     pub x: DeviceSlice<'a, Half>,
-    /// The gradient of the output, which is overwritten with the output.
+    /// It holds the gradient of the output, and is overwritten with the output.
     pub dy: DeviceSliceMut<'a, Half>,
-    /// The gradient of the input.
+    /// It receives the gradient of the input.
     pub dx: DeviceSliceMut<'a, Half>,
-    /// Whether it is added to what `dx` holds, instead of overwriting it.
+    /// The gradient is added to what `dx` holds if true, else it overwrites it.
     pub adds: bool,
 }
 
 impl Norm<'_> {
-    /// Threads of a block: a row's vectors, in whole warps.
+    /// Returns the threads of a block: one for each vector of a row, rounded up to whole warps.
     fn threads(&self) -> u32 {
         let width = self.weight.len();
         assert!(width <= MOST_WIDTH, "rows of {width}: at most {MOST_WIDTH}");
@@ -52,7 +50,6 @@ impl Norm<'_> {
 }
 
 impl RmsNorm {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["rms_norm", "rms_norm_backward"];
         let [forward, backward] =
@@ -60,7 +57,7 @@ impl RmsNorm {
         Ok(Self { forward, backward })
     }
 
-    /// `y` = the norm of `x`, both `[rows, width]`.
+    /// Writes the norm of `x` to `y`, both `[rows, width]`.
     pub fn forward(
         &self,
         stream: &Stream,
@@ -83,7 +80,7 @@ impl RmsNorm {
         }
     }
 
-    /// `sum` = `x` + `residual`, `y` = the norm of `sum`; all `[rows, width]`.
+    /// Writes `x + residual` to `sum` and its norm to `y`; all are `[rows, width]`.
     pub fn forward_sum(
         &self,
         stream: &Stream,
@@ -108,7 +105,7 @@ impl RmsNorm {
         }
     }
 
-    /// `x` += `residual`, `y` = the norm of `x`; all `[rows, width]`.
+    /// Adds `residual` to `x` and writes the norm of the sum to `y`; all are `[rows, width]`.
     pub fn forward_add(
         &self,
         stream: &Stream,
@@ -135,7 +132,7 @@ impl RmsNorm {
         }
     }
 
-    /// From the gradient of the output: that by `x`, and the weight's, which is added to `weight`.
+    /// Computes the gradient of `x`, and adds the gradient of the norm's weight to `weight`.
     pub fn backward<G: Float>(
         &self,
         stream: &Stream,

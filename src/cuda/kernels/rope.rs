@@ -1,4 +1,4 @@
-//! Launches `kernels/rope.cu`.
+//! This file launches `kernels/rope.cu`.
 
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
@@ -11,7 +11,6 @@ use anyhow::Result;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The kernels.
 #[derive(Debug)]
 pub struct RopeKernels {
     turn: Function,
@@ -20,24 +19,24 @@ pub struct RopeKernels {
     write: Function,
 }
 
-/// The heads of a layer: a row of queries, keys and values is `[queries, keys, keys]` heads.
+/// The heads of a layer. A row of queries, keys and values has the heads `[queries, keys, keys]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
-    /// Query heads.
     pub queries: usize,
-    /// Key and value heads.
+    /// Keys and values have so many heads each.
     pub keys: usize,
-    /// Elements of a head: 32, 64 or 128.
+    /// A head has 32, 64 or 128 elements.
     pub dim: usize,
 }
 
 impl Heads {
-    /// Elements of a row of queries, keys and values.
+    /// Returns the elements of a row of queries, keys and values.
     pub fn row(&self) -> usize {
         (self.queries + 2 * self.keys) * self.dim
     }
 
-    /// Where queries, keys and values of `rows` rows lie when they are apart, one after another.
+    /// Returns where queries, keys and values of `rows` rows lie when they are stored one after the
+    /// other.
     pub fn parts(&self, rows: usize) -> [Range<usize>; 3] {
         let key = rows * self.queries * self.dim;
         let value = key + rows * self.keys * self.dim;
@@ -45,41 +44,40 @@ impl Heads {
     }
 }
 
-/// The cosines and sines of `ops::rope::Rope`, `[positions, dim / 2]` each, and the position of each
-/// row, which is below `positions`.
+/// The angles of rotation for each position, as `ops::rope::Rope` computes them, and the position
+/// of each row.
 #[derive(Clone, Copy, Debug)]
 pub struct Angles<'a> {
-    /// Cosines.
+    /// It has shape `[positions, dim / 2]`.
     pub cosines: DeviceSlice<'a, f32>,
-    /// Sines.
+    /// It has shape `[positions, dim / 2]`.
     pub sines: DeviceSlice<'a, f32>,
-    /// A row's position in its sequence.
+    /// It holds each row's position in its sequence, which must be below the number of `positions`
+    /// of the tables.
     pub positions: DeviceSlice<'a, u32>,
 }
 
-/// Which way heads turn.
+/// The direction in which heads are rotated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// To their position.
+    /// Queries and keys are rotated to their positions.
     Forward,
-    /// The gradient, back from it.
+    /// Gradients are rotated back.
     Backward,
 }
 
-/// Where the keys and values of rows go: `[block][kv_head][32][dim]` each, and the slot of each row,
-/// `block * 32 + position % 32`.
+/// The place in the cache to which the keys and values of each row are written.
 #[derive(Debug)]
 pub struct CacheWrite<'a> {
-    /// Keys of one layer.
+    /// It holds the keys of one layer, `[block][kv_head][32][dim]`.
     pub keys: DeviceSliceMut<'a, Half>,
-    /// Values of one layer.
+    /// It has the shape of `keys`.
     pub values: DeviceSliceMut<'a, Half>,
-    /// A row's slot; no two rows have the same.
+    /// The slot of a row is `block * 32 + position % 32`; no two rows have the same.
     pub slots: DeviceSlice<'a, u32>,
 }
 
 impl RopeKernels {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["rope", "rope_split", "rope_join", "rope_write"];
         let [turn, split, join, write] =
@@ -87,7 +85,7 @@ impl RopeKernels {
         Ok(Self { turn, split, join, write })
     }
 
-    /// Turns the queries and keys of the rows of `qkv`.
+    /// Rotates the queries and keys of the rows of `qkv` in place.
     pub fn turn(
         &self,
         stream: &Stream,
@@ -121,8 +119,8 @@ impl RopeKernels {
         }
     }
 
-    /// Turns the queries and keys of the rows of `qkv` forward, and takes queries, keys and values apart
-    /// ([`Heads::parts`]) into `apart`.
+    /// Rotates the queries and keys of the rows of `qkv` forward, and writes queries, keys and
+    /// values to `apart`, one after the other ([`Heads::parts`]).
     pub fn split(
         &self,
         stream: &Stream,
@@ -136,8 +134,8 @@ impl RopeKernels {
         unsafe { launch_move(&self.split, stream, heads, angles, &[&qkv, &apart], qkv.len()) }
     }
 
-    /// Turns the gradients of queries and keys back, and puts those of queries, keys and values
-    /// together to rows.
+    /// Rotates the gradients of queries and keys back, and joins those of queries, keys and values
+    /// to rows.
     pub fn join(
         &self,
         stream: &Stream,
@@ -151,7 +149,7 @@ impl RopeKernels {
         unsafe { launch_move(&self.join, stream, heads, angles, &[&apart, &qkv], apart.len()) }
     }
 
-    /// Turns them forward and writes keys and values into the cache.
+    /// Rotates queries and keys forward in place, and writes keys and values to the cache.
     pub fn write(
         &self,
         stream: &Stream,
@@ -183,10 +181,10 @@ impl RopeKernels {
     }
 }
 
-/// Queues a kernel that moves rows.
+/// Queues a kernel that moves rows from one layout to the other.
 ///
 /// # Safety
-/// The kernel's first parameters are `ends`, each of `len` elements.
+/// The kernel's first parameters must be `ends`, each of `len` elements.
 unsafe fn launch_move(
     kernel: &Function,
     stream: &Stream,
@@ -203,7 +201,7 @@ unsafe fn launch_move(
     unsafe { kernel.launch(rows, 256, 0, stream, &[&ends[..], &rest[..]].concat()) }
 }
 
-/// The number of rows.
+/// Checks the heads and the angles, and returns the number of rows.
 fn check(heads: Heads, angles: Angles<'_>, len: usize) -> usize {
     assert!(heads.dim.is_multiple_of(16), "heads of {}: a multiple of 16", heads.dim);
     let rows = rows_of(len, heads.row());

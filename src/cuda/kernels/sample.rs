@@ -1,4 +1,4 @@
-//! Launches `kernels/sample.cu`.
+//! This file launches `kernels/sample.cu`.
 
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
@@ -10,33 +10,32 @@ use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
-/// Threads that read a row of logits: `kernels/statistics.cuh` counts on them.
+/// This many threads read a row of logits; `kernels/statistics.cuh` relies on the number.
 pub(crate) const ROW_THREADS: u32 = 1024;
 
-/// The largest vocabulary: the tiles that `kernels/sample.cu` has room for.
+/// A vocabulary may be this large at most: `kernels/sample.cu` has room for so many tiles.
 pub const MOST_CHOICES: usize = 64 * 4096;
 
-/// The kernels.
 #[derive(Debug)]
 pub struct Sampler {
     sample: Function,
     truncated: Function,
 }
 
-/// The distribution that tokens are drawn from, as `ops::sample::Sampling`.
+/// The distribution that tokens are drawn from, as in `ops::sample::Sampling`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token.
+    /// The logits are divided by it; 0 takes the most likely token.
     pub temperature: f32,
-    /// Keeps the k most likely tokens; 0 keeps all.
+    /// The `top_k` most likely tokens are kept; 0 keeps all.
     pub top_k: usize,
-    /// Then keeps the fewest most likely of those that together hold this share; 1 keeps all.
+    /// Of those, the fewest most likely that together hold this share are kept; 1 keeps all.
     pub top_p: f32,
-    /// Then keeps those with at least this share of the largest probability; 0 keeps all.
+    /// Of those, tokens with at least this share of the largest probability are kept; 0 keeps all.
     pub min_p: f32,
 }
 
-/// How the token of a row is drawn, as `kernels/sample.cu` reads it.
+/// The settings with which one row's token is drawn, as `kernels/sample.cu` reads them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub struct RowSampling {
@@ -52,13 +51,14 @@ pub struct RowSampling {
 
 const _: () = assert!(size_of::<RowSampling>() == sizes::ROW_SAMPLING, "draws are planned for");
 
-// The kinds of rows: those of `Kind` in the kernel.
+// These are the values of `Kind` in the kernel.
 const GREEDY: i32 = 0;
 const WHOLE: i32 = 1;
 const TRUNCATED: i32 = 2;
 
 impl RowSampling {
-    /// Draws one of the first `choices` tokens by the `index`-th uniform number of `key`.
+    /// Makes settings that draw one of the first `choices` tokens by the `index`-th uniform number
+    /// of `key`.
     pub fn new((key, index): (u64, u64), sampling: Sampling, choices: usize) -> Self {
         let Sampling { temperature, top_k, top_p, min_p } = sampling;
         assert!(0 < choices && choices <= MOST_CHOICES, "{choices} choices");
@@ -81,8 +81,8 @@ impl RowSampling {
     }
 }
 
-/// Which kinds of rows there are: a kernel serves those that take a token from the whole vocabulary,
-/// another those that truncate it.
+/// Tells which kernels a batch of rows needs: one draws from the whole vocabulary, another
+/// truncates it first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Kinds {
     whole: bool,
@@ -90,7 +90,7 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    /// Those of `rows`.
+    /// Returns the kinds that `rows` have.
     pub fn of(rows: &[RowSampling]) -> Self {
         let has =
             |is_truncated: bool| rows.iter().any(|row| (row.kind == TRUNCATED) == is_truncated);
@@ -98,30 +98,29 @@ impl Kinds {
     }
 }
 
-/// Rows of logits, `[rows, stride]`, and how a token of each is drawn.
+/// Rows of logits, `[rows, stride]`, with the settings of each row.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// Logits; the first `vocab` of a row make the softmax.
+    /// The first `vocab` logits of each row make the softmax.
     pub logits: DeviceSlice<'a, f32>,
-    /// Elements between rows, a multiple of eight.
+    /// Rows start this many elements apart, a multiple of eight.
     pub stride: usize,
-    /// Logits of a row, no fewer than its choices.
+    /// It is at least the number of each row's choices.
     pub vocab: usize,
-    /// How each row is drawn.
     pub sampling: DeviceSlice<'a, RowSampling>,
-    /// The kinds of rows in `sampling`.
+    /// These must be the kinds of `sampling`.
     pub kinds: Kinds,
 }
 
 impl Sampler {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["sample", "sample_truncated"];
         let [sample, truncated] = functions(device, cubin!("sample"), names)?;
         Ok(Self { sample, truncated })
     }
 
-    /// A token of each row, and its log-probability before truncation.
+    /// Draws one token of each row, and writes its log-probability in the distribution before
+    /// truncation.
     pub fn sample(
         &self,
         stream: &Stream,

@@ -1,4 +1,4 @@
-//! Launches `kernels/swiglu.cu`.
+//! This file launches `kernels/swiglu.cu`.
 
 use super::{VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
@@ -9,10 +9,8 @@ use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Threads of a block.
 const THREADS: usize = 256;
 
-/// The kernels.
 #[derive(Debug)]
 pub struct SwiGlu {
     forward: Function,
@@ -20,14 +18,14 @@ pub struct SwiGlu {
 }
 
 impl SwiGlu {
-    /// Loads the kernels.
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["swiglu", "swiglu_backward"];
         let [forward, backward] = functions(device, cubin!("swiglu", device.half_format()), names)?;
         Ok(Self { forward, backward })
     }
 
-    /// `out` `[rows, inner]` = silu(gate) * up of `gate_up` `[rows, 2 * inner]`; at most 65,535 rows.
+    /// Writes silu(gate) * up to `out` `[rows, inner]`; `gate_up` is `[rows, 2 * inner]`, with at
+    /// most 65,535 rows.
     pub fn forward(
         &self,
         stream: &Stream,
@@ -42,8 +40,8 @@ impl SwiGlu {
         }
     }
 
-    /// From the output's gradient `dy`, which is overwritten with the output: overwrites `gate_up`
-    /// with the gradients by gate and up.
+    /// Overwrites `gate_up` with the gradients of gate and up, and `dy`, the gradient of the
+    /// output, with the output itself.
     pub fn backward(
         &self,
         stream: &Stream,

@@ -1,4 +1,4 @@
-//! NCCL's functions, opened at run time.
+//! This file binds the functions of NCCL that are used, and opens the library at run time.
 
 use super::UniqueId;
 use crate::cuda::library::Library;
@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
-/// `ncclConfig_t` of version 2.14, whose later fields the library sets to their defaults.
+/// `ncclConfig_t` as of version 2.14. The library sets fields of later versions to their defaults.
 #[repr(C)]
 pub(crate) struct Config {
     pub(crate) size: usize,
@@ -18,15 +18,14 @@ pub(crate) struct Config {
 pub(crate) type RawCommunicator = *mut c_void;
 type RawStream = *mut c_void;
 
-/// `ncclSuccess` and `ncclInProgress`.
+/// These are `ncclSuccess` and `ncclInProgress`.
 pub(crate) const SUCCESS: c_int = 0;
 const IN_PROGRESS: c_int = 7;
-/// `ncclSum`.
+/// This is `ncclSum`.
 pub(crate) const SUM: c_int = 0;
 
-/// The functions of the library that are used here.
 pub(crate) struct Api {
-    /// Keeps the functions callable.
+    /// The library must stay open as long as its functions are called.
     _library: Library,
     pub(crate) get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
     pub(crate) get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
@@ -83,7 +82,7 @@ type Broadcast = unsafe extern "C" fn(
 ) -> c_int;
 
 impl Api {
-    /// Opens the library once.
+    /// Opens the library on the first call.
     pub(crate) fn get() -> Result<&'static Self> {
         static API: OnceLock<Result<Api, String>> = OnceLock::new();
         let api = API.get_or_init(|| Self::open().map_err(|e| format!("{e:#}")));
@@ -114,7 +113,7 @@ impl Api {
         }
     }
 
-    /// An error unless `status` is success or work under way.
+    /// Fails unless `status` is success or says that work is under way.
     pub(crate) fn check(&self, status: c_int) -> Result<()> {
         if status == SUCCESS || status == IN_PROGRESS {
             return Ok(());

@@ -1,12 +1,12 @@
-//! Collectives between GPUs through NCCL, opened at run time.
+//! This module sums and gathers between GPUs through NCCL, which it opens at run time.
 //!
-//! Contract: as of [`ranks::Comm`](crate::ranks::Comm), on device memory and in the order of a stream:
-//! all ranks make the same calls in the same order with buffers of the same length, and a bucket is
-//! divided into the same [`piece`]s. A call returns when its work is queued. [`Communicator::abort`]
-//! ends the calls and the queued work of this rank, so that a stream that waits for a dead peer
-//! comes back. A group of one needs no library.
-//! Left out: a bit-exact order of sums, which is NCCL's own; it is the same for equal runs on equal
-//! topologies. Not yet run on a GPU.
+//! Contract: it is the one of [`ranks::Comm`](crate::ranks::Comm), on device memory and in the
+//! order of a stream. All ranks make the same calls in the same order with buffers of the same
+//! length, and a bucket is divided into the same [`piece`]s. A call returns when its work is
+//! queued. [`Communicator::abort`] ends the calls and the queued work of this rank, so that a
+//! stream that waits for a dead peer returns. A group of one rank needs no library. Left out: a
+//! fixed order of sums. The order is NCCL's, and is the same for equal runs on equal topologies.
+//! None of this has run on a GPU yet.
 
 mod api;
 
@@ -22,18 +22,18 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Bytes of an identifier.
 const ID_BYTES: usize = 128;
 
-/// Between two looks at a call that is still under way.
+/// A call that is still under way is looked at again after this time.
 const POLL: Duration = Duration::from_micros(50);
 
-/// Names a group of ranks; made by one and given to all.
+/// The name of a group of ranks. One rank makes it and gives it to all others.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct UniqueId([u8; ID_BYTES]);
 
-/// The library's version (10000 major + 100 minor + patch) and where it was found.
+/// Returns the library's version (10000 major + 100 minor + patch) and the file that it was loaded
+/// from.
 pub fn version() -> Result<(i32, Option<std::path::PathBuf>)> {
     let api = Api::get()?;
     let mut version = 0;
@@ -43,7 +43,7 @@ pub fn version() -> Result<(i32, Option<std::path::PathBuf>)> {
 }
 
 impl UniqueId {
-    /// A new one.
+    /// Makes a name that no other group has.
     pub fn new() -> Result<Self> {
         let api = Api::get()?;
         let mut id = Self([0; ID_BYTES]);
@@ -52,12 +52,12 @@ impl UniqueId {
         Ok(id)
     }
 
-    /// Its bytes, for the other nodes.
+    /// Returns the bytes in which the name is sent to other nodes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The one that another node sent.
+    /// Reads a name that another node sent.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let bytes =
             bytes.try_into().map_err(|_| anyhow!("{} bytes are no NCCL id", bytes.len()))?;
@@ -65,9 +65,9 @@ impl UniqueId {
     }
 }
 
-/// A number format that NCCL sums.
+/// A number format that NCCL can sum.
 pub trait Number: bytemuck::Pod {
-    /// `ncclDataType_t`, where numbers of 16 bits have a format.
+    /// Returns the format's number in `ncclDataType_t`; 16-bit numbers have that of `half_format`.
     fn data_type(half_format: HalfFormat) -> c_int;
 }
 
@@ -92,12 +92,12 @@ impl Number for Half {
     }
 }
 
-/// One rank's end of a group of GPUs.
+/// One rank's membership in a group of GPUs.
 pub struct Communicator {
     rank: usize,
     size: usize,
     device: Arc<Device>,
-    /// The library's handle, absent in a group of one and after [`Communicator::abort`].
+    /// The library's handle is absent in a group of one and after [`Communicator::abort`].
     raw: Mutex<Option<Handle>>,
 }
 
@@ -107,13 +107,13 @@ struct Handle(RawCommunicator);
 unsafe impl Send for Handle {}
 
 impl Communicator {
-    /// A group of one.
+    /// Makes a group of one rank, which needs no library.
     pub fn single(device: &Arc<Device>) -> Self {
         Self { rank: 0, size: 1, device: device.clone(), raw: Mutex::new(None) }
     }
 
-    /// Joins the group `id` of `size` ranks; they are all there when [`Communicator::wait`] returns.
-    /// Every rank calls it from a thread of its own.
+    /// Joins the group `id` of `size` ranks. Every rank calls it from a thread of its own, and all
+    /// have joined when [`Communicator::wait`] returns.
     pub fn join(device: &Arc<Device>, id: UniqueId, rank: usize, size: usize) -> Result<Self> {
         if size == 1 {
             return Ok(Self::single(device));
@@ -124,7 +124,7 @@ impl Communicator {
             size: size_of::<Config>(),
             magic: 0xcafe_beef,
             version: 21_400,
-            // Calls return at once and are looked after, so that each of them can be aborted.
+            // Calls return at once and are polled, so that each of them can be aborted.
             blocking: 0,
         };
         let mut raw = std::ptr::null_mut();
@@ -135,8 +135,8 @@ impl Communicator {
         Ok(Self { rank, size, device: device.clone(), raw: Mutex::new(Some(Handle(raw))) })
     }
 
-    /// Waits until the whole group has joined. Where a rank cannot, the library lets the others wait for
-    /// ever: they have to be aborted.
+    /// Waits until the whole group has joined. Where one rank cannot join, the library lets the
+    /// others wait for ever; they must be aborted.
     pub fn wait(&self) -> Result<()> {
         if self.size == 1 {
             return Ok(());
@@ -145,17 +145,18 @@ impl Communicator {
         self.settle(Api::get()?).with_context(|| format!("joining {size} GPUs as rank {rank}"))
     }
 
-    /// This rank, from 0.
+    /// Returns the number of this rank, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many ranks there are.
+    /// Returns the number of ranks.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Sums `bucket` over the ranks: afterwards this rank's [`piece`] of it holds the sum.
+    /// Sums `bucket` over the ranks. Afterwards this rank's [`piece`] of it holds the sum, and the
+    /// rest is undefined.
     pub fn reduce_scatter<T: Number>(
         &self,
         stream: &Stream,
@@ -236,7 +237,7 @@ impl Communicator {
         })
     }
 
-    /// Sums `values` over the ranks, on every rank.
+    /// Sums `values` over the ranks; every rank gets the sums.
     pub fn all_reduce<T: Number>(
         &self,
         stream: &Stream,
@@ -251,7 +252,7 @@ impl Communicator {
         })
     }
 
-    /// Ends what this rank has queued and makes its future calls fail.
+    /// Ends what this rank has queued, and makes its later calls fail with [`Aborted`].
     pub fn abort(&self) {
         let handle = self.raw.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(Handle(raw)), Ok(api)) = (handle, Api::get()) {
@@ -265,14 +266,14 @@ impl Communicator {
         T::data_type(self.device.half_format())
     }
 
-    /// The length of every piece of `len` elements, if all are the same.
+    /// Returns the length of every piece of `len` elements, if all have the same.
     fn equal_pieces(&self, len: usize) -> Option<usize> {
         let count = len / self.size;
         let is_equal = (0..self.size).all(|rank| piece(len, self.size, rank).len() == count);
         is_equal.then_some(count)
     }
 
-    /// Queues `work` for every rank's piece as one.
+    /// Queues `work` for the piece of every rank as one group of calls.
     fn grouped(&self, api: &Api, mut work: impl FnMut(usize) -> c_int) -> Result<()> {
         // SAFETY: start and end come in pairs.
         api.check(unsafe { (api.group_start)() })?;
@@ -322,7 +323,7 @@ impl Drop for Communicator {
             let mut state = SUCCESS;
             // SAFETY: here and below, nobody else has the handle; writes one integer.
             let status = unsafe { (api.async_error)(raw, &raw mut state) };
-            // Destroying one that failed may wait for ever.
+            // Destroying a communicator that has failed may wait for ever.
             let end = if (status, state) == (SUCCESS, SUCCESS) { api.destroy } else { api.abort };
             // SAFETY: the last use of the handle.
             let _ = unsafe { end(raw) };
@@ -330,22 +331,20 @@ impl Drop for Communicator {
     }
 }
 
-/// Bytes from the start of a bucket of `len` elements to the piece of `rank`.
+/// Returns the bytes from the start of a bucket of `len` elements to the piece of `rank`.
 fn offset<T>(len: usize, size: usize, rank: usize) -> u64 {
     (piece(len, size, rank).start * size_of::<T>()) as u64
 }
 
-/// The communicators of this process, which end together.
+/// All communicators of this process, which are aborted together.
 #[derive(Clone, Default)]
 pub struct Group(Arc<Mutex<Vec<Arc<Communicator>>>>);
 
 impl Group {
-    /// Adds one.
     pub fn add(&self, communicator: Arc<Communicator>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(communicator);
     }
 
-    /// Aborts all.
     pub fn abort(&self) {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().for_each(|communicator| communicator.abort());

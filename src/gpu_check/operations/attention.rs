@@ -1,5 +1,5 @@
-//! Attention: of training, over packed sequences, by our kernels and by cuDNN; over the paged cache in
-//! `cached.rs`.
+//! This file checks training attention over packed sequences, by our kernels and by cuDNN.
+//! `cached.rs` checks attention over the paged cache.
 
 use super::elementwise::parted;
 use super::rig::{Buffer, Numbers, Rig};
@@ -13,23 +13,23 @@ use anyhow::Result;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// As many heads to a key head as the models have: LLaMA3-8B 4, Qwen2.5-7B 7.
+/// Key heads are shared by as many query heads as in the models: by 4 in LLaMA3-8B, by 7 in
+/// Qwen2.5-7B.
 const HEADS: [Heads; 4] = [
     Heads { queries: 6, keys: 2, dim: 32 },
     Heads { queries: 7, keys: 1, dim: 64 },
     Heads { queries: 8, keys: 2, dim: 128 },
     Heads { queries: 7, keys: 1, dim: 128 },
 ];
-/// All heads of the models.
+/// These are all heads of the two models.
 const MODELS: [Heads; 2] =
     [Heads { queries: 32, keys: 8, dim: 128 }, Heads { queries: 28, keys: 4, dim: 128 }];
 
-/// Ends of packed sequences, some of them empty, for each of the heads.
+/// Each of the heads has these ends of packed sequences, some of which are empty.
 const PACKS: [&[&[usize]]; 4] =
     [&[&[0, 1, 18]], &[&[0, 17]], &[&[0, 0, 65]], &[&[0, 1, 18, 18, 84, 85, 85]]];
 const LONG: &[&[usize]] = &[&[0, 5120], &[0, 1, 18, 18, 1042, 1043, 3600, 5120]];
 
-/// Compares all of it.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     let odd: Vec<_> = HEADS.into_iter().zip(PACKS).collect();
     for (heads, packs) in to.shapes.choose(&odd, &MODELS.map(|heads| (heads, LONG))) {
@@ -44,7 +44,7 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     heads.into_iter().try_for_each(|heads| cached::check(to, heads))
 }
 
-/// Packed sequences with everything that the CPU says of them.
+/// Packed sequences, with everything that the CPU computes from them.
 struct Pack<'e> {
     format: HalfFormat,
     heads: Heads,
@@ -88,8 +88,8 @@ impl<'e> Pack<'e> {
         format!("{what} {count} of {tokens} x ({queries}, {keys}) x {dim}")
     }
 
-    /// Output and log-sum-exp, then the gradients, whose errors are apart as their sizes are, when numbers
-    /// are rounded to 16 bits so often on the way.
+    /// Returns output, log-sum-exp and the three gradients. Their tolerance is that of `roundings`
+    /// to 16 bits. The gradients are compared separately, because their sizes differ.
     fn expected(&self, roundings: f64) -> Vec<Expected> {
         let parts = self.heads.parts(self.tokens());
         let tolerance = roundings * self.format.tolerance();
@@ -104,12 +104,12 @@ impl<'e> Pack<'e> {
         forward.into_iter().chain(names.into_iter().zip(parts).map(gradient)).collect()
     }
 
-    /// Three gradients that lie one after another.
+    /// Splits gradients that lie one after the other.
     fn split(&self, gradients: &[f32]) -> [Vec<f32>; 3] {
         self.heads.parts(self.tokens()).map(|part| gradients[part].to_vec())
     }
 
-    /// What the backward reads of the forward: the CPU's.
+    /// Uploads the CPU's forward results for the backward.
     fn forward<'g>(&self, rig: &Rig<'g>) -> Result<Kept<'g>> {
         Ok(Kept {
             out: rig.put(&self.format.narrow_all(&self.out))?,
@@ -125,7 +125,7 @@ struct Kept<'g> {
     d_out: Buffer<'g, Half>,
 }
 
-/// Our kernels, which round their results alone.
+/// Checks our kernels, which round only their results.
 fn our_kernels(to: &mut Comparison<'_>, pack: &Pack<'_>) -> Result<()> {
     let (heads, tokens) = (pack.heads, pack.tokens());
     to.compare(pack.name("attention"), &pack.expected(1.0), |rig| {
@@ -151,14 +151,15 @@ fn our_kernels(to: &mut Comparison<'_>, pack: &Pack<'_>) -> Result<()> {
     })
 }
 
-/// Times that cuDNN's graph rounds to 16 bits: weights and their gradients before a product, as tensor cores
-/// take them; gradients of query heads before they are added up; results.
+/// cuDNN's graph rounds to 16 bits so often: weights and their gradients before a product, as
+/// tensor cores take them; gradients of query heads before they are added up; results.
 const ROUNDINGS: f64 = 3.0;
 
-/// Most sequences of a pack: one more than there are, so that plans fill up with empty ones.
+/// A pack has at most so many sequences, which is more than any pack here has, so plans fill up
+/// with empty ones.
 const SEGMENTS: usize = 8;
 
-/// cuDNN's plans, where it opens: the same for packs of the same heads.
+/// Checks cuDNN's plans where it opens; packs with the same heads share one plan.
 fn cudnn(to: &mut Comparison<'_>, packs: &[Pack<'_>]) -> Result<()> {
     let Heads { queries, keys, dim } = packs[0].heads;
     let length = packs.iter().map(Pack::tokens).max().unwrap_or(0);
@@ -181,7 +182,7 @@ fn cudnn(to: &mut Comparison<'_>, packs: &[Pack<'_>]) -> Result<()> {
     })
 }
 
-/// What cuDNN puts out, forward and backward.
+/// Returns cuDNN's results of forward and backward.
 fn by_cudnn(plans: &mut Attention, rig: &Rig<'_>, pack: &Pack<'_>) -> Result<Vec<Vec<f32>>> {
     let sizes = plans.sizes();
     let lengths: Vec<usize> = pack.ends.windows(2).map(|ends| ends[1] - ends[0]).collect();

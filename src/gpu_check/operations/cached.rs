@@ -1,4 +1,5 @@
-//! Attention over the paged cache, of single steps and of prompts, against plain sums in f64.
+//! This file checks attention over the paged cache, of single steps and of prompts, against plain
+//! sums in f64.
 
 use super::rig::{Numbers, Rig};
 use super::{Comparison, expected};
@@ -10,7 +11,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Compares both with these heads.
+/// Checks single steps and prompts with these heads.
 pub(crate) fn check(to: &mut Comparison<'_>, heads: Heads) -> Result<()> {
     let lengths = to.shapes.choose(&[1, 17, 0, 32, 33, 150], &[1024, 2049, 5120]);
     let pieces = to.shapes.choose(&[0..1, 0..17, 40..75], &[0..1, 0..600, 4990..5120]);
@@ -40,8 +41,9 @@ fn decode(to: &mut Comparison<'_>, heads: Heads, lengths: &[usize]) -> Result<()
     })
 }
 
-/// Times that a prompt's attention rounds to 16 bits: weights before they meet values, as tensor cores take
-/// them, and results. With all of the models' heads and 5,000 keys that is 1.1e-2 at the worst in bf16.
+/// A prompt's attention rounds to 16 bits so often: weights before they are multiplied with values,
+/// as tensor cores take them, and results. With all of the models' heads and 5,000 keys the error
+/// is 1.1e-2 at worst in bf16.
 const ROUNDINGS: f64 = 2.0;
 
 fn prompts(to: &mut Comparison<'_>, heads: Heads, pieces: &[Range<usize>]) -> Result<()> {
@@ -86,7 +88,7 @@ struct Cached {
 }
 
 impl Cached {
-    /// Of sequences that are as long as these ranges reach.
+    /// Makes sequences that are as long as the ends of `pieces`.
     fn new(format: HalfFormat, heads: Heads, pieces: &[Range<usize>]) -> Self {
         let blocks = |piece: &Range<usize>| piece.end.div_ceil(BLOCK_TOKENS);
         let table_width = pieces.iter().map(blocks).max().unwrap_or(0) + 1;
@@ -98,7 +100,7 @@ impl Cached {
         for (sequence, piece) in pieces.iter().enumerate() {
             for position in 0..piece.end {
                 let entry = sequence * table_width + position / BLOCK_TOKENS;
-                // Backwards, one sequence's blocks among another's.
+                // Blocks are given out backwards and interleaved between sequences.
                 let place = position / BLOCK_TOKENS * pieces.len() + sequence;
                 let block = total - 1 - place;
                 tables[entry] = block as u32;
@@ -113,7 +115,7 @@ impl Cached {
         Self { format, heads, table_width, tables, keys, values }
     }
 
-    /// Uploads all of it for `operation`.
+    /// Uploads everything and calls `operation` with it.
     fn with(
         &self,
         rig: &Rig<'_>,
@@ -131,13 +133,14 @@ impl Cached {
         })
     }
 
-    /// The outputs of rows of `qkv`, each of a sequence of which it sees some tokens.
+    /// Returns the outputs of rows of `qkv`; `rows` says of each its sequence and how many tokens
+    /// it sees.
     fn attend_all(&self, qkv: &[Half], rows: &[(usize, usize)]) -> Vec<f32> {
         let each = rows.par_iter().zip(qkv.par_chunks_exact(self.heads.row()));
         each.flat_map_iter(|(&(sequence, seen), row)| self.attend(row, sequence, seen)).collect()
     }
 
-    /// The output of a row, of all query heads, in f64.
+    /// Returns the output of one row for all query heads, summed in f64.
     fn attend(&self, row: &[Half], sequence: usize, seen: usize) -> Vec<f32> {
         let Heads { queries, keys: kv_heads, dim } = self.heads;
         let widen = |number: &Half| f64::from(self.format.widen(*number));

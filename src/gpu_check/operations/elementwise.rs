@@ -1,4 +1,4 @@
-//! Embedding, rotary positions and SwiGLU.
+//! This file checks embedding, rotary positions and SwiGLU.
 
 use super::rig::{Buffer, Numbers, Rig};
 use super::{Comparison, EXACT, expected};
@@ -9,7 +9,7 @@ use crate::ops;
 use crate::ops::rope::Rope;
 use anyhow::Result;
 
-/// The heads of LLaMA3-8B and Qwen2.5-7B, and smaller ones.
+/// These are the heads of LLaMA3-8B and Qwen2.5-7B, and smaller ones.
 const HEADS: [Heads; 4] = [
     Heads { queries: 6, keys: 2, dim: 32 },
     Heads { queries: 14, keys: 2, dim: 64 },
@@ -17,7 +17,6 @@ const HEADS: [Heads; 4] = [
     Heads { queries: 28, keys: 4, dim: 128 },
 ];
 
-/// Compares all of them.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     let embeddings = to.shapes.choose(
         &[(8, 11, 5), (200, 11, 40), (3584, 11, 1), (4096, 11, 17)],
@@ -41,7 +40,7 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Rows of tokens of which some occur often, and their gradients.
+/// Checks looking up rows of tokens, some of which occur often, and their gradients.
 fn embedding(to: &mut Comparison<'_>, width: usize, vocab: usize, count: usize) -> Result<()> {
     let format = to.format;
     let tokens: Vec<u32> = (0..count).map(|i| ((i * i + 3) % vocab) as u32).collect();
@@ -72,14 +71,14 @@ fn embedding(to: &mut Comparison<'_>, width: usize, vocab: usize, count: usize) 
     })
 }
 
-/// A table of angles and a position in it for each of some rows.
+/// Tables of angles, and a position in them for each row.
 struct Turning<'g> {
     cosines: Buffer<'g, f32>,
     sines: Buffer<'g, f32>,
     positions: Buffer<'g, u32>,
 }
 
-/// Positions that have angles.
+/// The tables have angles for so many positions.
 const POSITIONS: usize = 6000;
 
 fn table(heads: Heads) -> Rope {
@@ -106,7 +105,7 @@ impl<'g> Turning<'g> {
     }
 }
 
-/// Rows turned on the CPU.
+/// Rotates rows on the CPU.
 fn turned(heads: Heads, rope: &Rope, mut rows: Vec<f32>, direction: Direction) -> Vec<f32> {
     for (row, qkv) in rows.chunks_exact_mut(heads.row()).enumerate() {
         let count = heads.queries + heads.keys;
@@ -118,7 +117,7 @@ fn turned(heads: Heads, rope: &Rope, mut rows: Vec<f32>, direction: Direction) -
     rows
 }
 
-/// Rows of queries, keys and values as three tensors, one after another.
+/// Returns rows of queries, keys and values as three tensors, one after the other.
 pub(crate) fn parted<T: Copy>(heads: Heads, qkv: &[T]) -> Vec<T> {
     let (queries, keys) = (heads.queries * heads.dim, heads.keys * heads.dim);
     let columns = [0..queries, queries..queries + keys, queries + keys..heads.row()];
@@ -128,7 +127,8 @@ pub(crate) fn parted<T: Copy>(heads: Heads, qkv: &[T]) -> Vec<T> {
     columns.into_iter().flat_map(rows).collect()
 }
 
-/// Rows turned where they are, both ways; taken apart on the way forth, put together on the way back.
+/// Checks rotating rows in place in both directions, splitting them on the way forward and joining
+/// them on the way back.
 fn rope(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()> {
     let format = to.format;
     let rope = table(heads);
@@ -156,7 +156,8 @@ fn rope(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()> {
     })
 }
 
-/// Turned keys, and values, in their slots of a cache, and nothing elsewhere.
+/// Checks that rotated keys and values go to their slots of a cache, and that nothing is written
+/// elsewhere.
 fn cache_write(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()> {
     let format = to.format;
     let Heads { queries, keys: kv_heads, dim } = heads;
@@ -164,7 +165,7 @@ fn cache_write(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()>
     let qkv = format.normal(5, rows * heads.row(), 1.0);
     let turned = turned(heads, &rope, format.widen_all(&qkv), Direction::Forward);
     let blocks = rows.div_ceil(BLOCK_TOKENS) + 1;
-    // Slots from the last one on downwards.
+    // The slots go downwards from the last one.
     let slots: Vec<u32> = (0..rows).map(|row| (blocks * BLOCK_TOKENS - 1 - row) as u32).collect();
     let len = blocks * kv_heads * BLOCK_TOKENS * dim;
     let (mut keys, mut values) = (vec![1.0; len], vec![1.0; len]);

@@ -1,14 +1,14 @@
-//! Operations one by one: what a launcher puts out on the opened device against `ops` or plain sums in
-//! f64 on the CPU.
+//! This module checks single operations: the outputs of a launcher on the GPU against `ops`, or
+//! against plain sums in f64, on the CPU.
 //!
-//! Contract: inputs are random, in the numbers that the GPU has; outputs begin as NaNs, and what lies
-//! behind them has to stay. Each operation runs twice in fresh memory, and the bits have to agree. An
-//! error is relative to the larger of the number expected and the root mean square of all: at most
-//! 1e-2 for bf16, 2e-3 for fp16, [`WIDE`] for f32, [`SUMS`] for what tensor cores sum. Attention on tensor
-//! cores rounds to 16 bits on the way: prompts have twice that, cuDNN's attention three times.
-//! `tests/kernels` has the same operations without a GPU, with every access to memory watched and threads
-//! in several orders; its cases are its own, since there several variants of an operation are compared with
-//! each other, bit for bit.
+//! Contract: inputs are random numbers that the GPU can represent. Outputs begin as NaNs, and the
+//! memory behind them must stay as it is. Each operation runs twice in fresh memory, and both runs
+//! must give the same bits. An error is relative to the larger of the expected number and the root
+//! mean square of all expected numbers. It may be at most 1e-2 for bf16, 2e-3 for fp16, [`WIDE`]
+//! for f32, and [`SUMS`] for sums of tensor cores. Attention on tensor cores rounds to 16 bits on
+//! the way: prompts may be off twice as far, cuDNN's attention three times. `tests/kernels` runs
+//! the same operations without a GPU; it watches every access to memory and runs threads in several
+//! orders. Its cases are its own, because it compares variants of an operation bit for bit.
 
 mod attention;
 mod cached;
@@ -27,13 +27,11 @@ use rig::Rig;
 
 /// The largest error of f32 outputs.
 const WIDE: f64 = 1e-5;
-/// The largest error of f32 sums of tensor cores, which cut off instead of rounding: up to a unit in the
-/// last place for each 16 of as many as 18,944 products.
+/// The largest error of f32 sums of tensor cores. They cut off instead of rounding, by up to a unit
+/// in the last place for each 16 of as many as 18,944 products.
 const SUMS: f64 = 2e-4;
-/// No error.
 const EXACT: f64 = 0.0;
 
-/// Compares every operation.
 pub(crate) fn check(gpu: &mut Gpu, shapes: Shapes) -> Result<Vec<Check>> {
     let format = gpu.device.half_format();
     let mut comparison = Comparison { gpu, format, shapes, checks: Vec::new() };
@@ -46,29 +44,28 @@ pub(crate) fn check(gpu: &mut Gpu, shapes: Shapes) -> Result<Vec<Check>> {
     Ok(comparison.checks)
 }
 
-/// Operations against what is expected of them.
+/// The checks of one GPU so far.
 struct Comparison<'g> {
     gpu: &'g mut Gpu,
-    /// Of its 16-bit numbers.
     format: HalfFormat,
     shapes: Shapes,
     checks: Vec<Check>,
 }
 
-/// An output as it should be.
+/// The numbers that an output should have, within `tolerance`.
 struct Expected {
     what: &'static str,
     numbers: Vec<f32>,
     tolerance: f64,
 }
 
-/// Shorthand for an [`Expected`].
+/// Makes an [`Expected`].
 fn expected(what: &'static str, numbers: Vec<f32>, tolerance: f64) -> Expected {
     Expected { what, numbers, tolerance }
 }
 
 impl Comparison<'_> {
-    /// Runs `operation` twice and compares its outputs, in order.
+    /// Runs `operation` twice and compares its outputs with `expected`, in order.
     fn compare(
         &mut self,
         name: impl Into<String>,
@@ -78,7 +75,7 @@ impl Comparison<'_> {
         self.compare_repeats(name, expected, true, operation)
     }
 
-    /// The same; the bits of both runs agree if it `is_deterministic`.
+    /// Does the same; both runs must give the same bits only if `is_deterministic`.
     fn compare_repeats(
         &mut self,
         name: impl Into<String>,
@@ -98,7 +95,7 @@ impl Comparison<'_> {
             found.push(format!("{what} {error:.1e}"));
         }
         if !is_same {
-            found.push("other bits the second time".to_owned());
+            found.push("different bits the second time".to_owned());
             is_right &= !is_deterministic;
         }
         self.checks.push(Check {
@@ -121,7 +118,7 @@ impl Comparison<'_> {
     }
 }
 
-/// The largest error; infinite where the lengths differ or a number is not one.
+/// Returns the largest error; it is infinite where lengths differ or a number is NaN.
 fn error(actual: &[f32], expected: &[f32]) -> f64 {
     if actual.len() != expected.len() {
         return f64::INFINITY;
@@ -140,7 +137,7 @@ fn error(actual: &[f32], expected: &[f32]) -> f64 {
     actual.par_iter().zip(expected).map(of_one).reduce(|| 0.0, f64::max)
 }
 
-/// Unlike the numbers, the bits of a NaN are equal to themselves.
+/// Compares bits, because a NaN is not equal to itself.
 fn have_same_bits(first: &[f32], second: &[f32]) -> bool {
     let is_same = |(first, second): (&f32, &f32)| first.to_bits() == second.to_bits();
     first.len() == second.len() && first.par_iter().zip(second).all(is_same)

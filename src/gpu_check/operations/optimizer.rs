@@ -1,4 +1,4 @@
-//! AdamW, and passes over flat buffers.
+//! This file checks AdamW and the passes over flat buffers.
 
 use super::rig::{Buffer, Number, Numbers, Rig};
 use super::{Comparison, EXACT, WIDE, expected};
@@ -11,10 +11,9 @@ use crate::ops::adamw::AdamW;
 use anyhow::Result;
 
 const STEPS: u64 = 3;
-/// The largest error of moments in bf16, which are rounded to one of two neighbours.
+/// This is the largest error of bf16 moments, which are rounded to one of two neighbours.
 const ROUNDED: f64 = 1e-2;
 
-/// Compares all of it.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     for len in to.shapes.choose(&[1, 8, 4099, 150_001], &[(16 << 20) + 3]) {
         passes(to, len)?;
@@ -23,7 +22,8 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Rounding, adding, and the sum of squares of both formats, which tells what is not finite.
+/// Checks rounding, adding, and the sum of squares of both formats with its flag for numbers that
+/// are not finite.
 fn passes(to: &mut Comparison<'_>, len: usize) -> Result<()> {
     let format = to.format;
     let short = format.normal(80, len, 1.0);
@@ -57,7 +57,7 @@ fn passes(to: &mut Comparison<'_>, len: usize) -> Result<()> {
     })
 }
 
-/// The sum of squares and the flag.
+/// Returns the sum of squares and the flag.
 fn squares_of<T: Float>(rig: &Rig<'_>, x: &Buffer<'_, T>) -> Result<(f32, f32)> {
     let mut partials = rig.poisoned(Flat::square_parts(x.slice().len()))?;
     let (mut total, mut flag) = (rig.poisoned::<f64>(1)?, rig.poisoned::<u32>(1)?);
@@ -79,8 +79,8 @@ fn settings(step: u64) -> AdamW {
     }
 }
 
-/// Some steps with exact moments and gradients of 16 bits; one with moments in bf16, which begins with
-/// exact ones, and gradients in f32; and one that a flag skips.
+/// Checks several steps with f32 moments and 16-bit gradients, one step with bf16 moments and f32
+/// gradients, and a step that a flag skips.
 fn adamw(to: &mut Comparison<'_>, len: usize) -> Result<()> {
     let format = to.format;
     let start = format.widen_all(&format.normal(82, len, 1.0));
@@ -140,7 +140,7 @@ fn gradients(format: HalfFormat, step: u64, len: usize) -> Vec<Half> {
     format.normal(83 + step, len, 1.0)
 }
 
-/// Weights, both moments and parameters after a step with each of the gradients.
+/// Returns weights, both moments and parameters after a step with each of the gradients.
 fn run<M: Moment + Number, G: Float>(
     rig: &Rig<'_>,
     start: &[f32],

@@ -1,4 +1,4 @@
-//! The products of linear layers.
+//! This file checks the products of linear layers.
 
 use super::rig::Numbers;
 use super::{Comparison, EXACT, Expected, SUMS, expected};
@@ -7,10 +7,11 @@ use crate::cuda::gemm::{Linear, Start};
 use anyhow::Result;
 use rayon::prelude::*;
 
-/// Compares forward, both gradients, a bias, and sums that go on.
+/// Checks forward, both gradients, a bias, and accumulation.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     let linear = |(rows, inputs, outputs)| Linear { rows, inputs, outputs };
-    // Of the models queries, keys and values, down, and a part of the head.
+    // The large shapes are those of queries, keys and values, of the feed-forward network, and of a
+    // part of the head.
     let shapes = to.shapes.choose(
         &[(1, 8, 8), (17, 64, 96), (128, 136, 40)],
         &[
@@ -90,13 +91,13 @@ fn products(to: &mut Comparison<'_>, sizes: Linear) -> Result<()> {
     })
 }
 
-/// `a · bᵀ` of rows of `depth` numbers.
+/// Returns `a · bᵀ`, both with rows of `depth` numbers.
 fn product(a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     let row = |a| b.chunks_exact(depth).map(move |b| dot(a, b)).collect::<Vec<f32>>();
     a.par_chunks_exact(depth).flat_map(row).collect()
 }
 
-/// In f64, in several sums, so that the compiler may take them side by side.
+/// Sums in f64 and in several lanes, so that the compiler can vectorise it.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
     let (a, b) = (a.chunks(LANES), b.chunks(LANES));
@@ -109,7 +110,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f64>() as f32
 }
 
-/// The columns of rows of `width` numbers.
+/// Returns the transpose of rows of `width` numbers.
 fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
     let count = rows.len() / width;
     (0..rows.len()).into_par_iter().map(|i| rows[i % count * width + i / count]).collect()

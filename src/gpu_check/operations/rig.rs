@@ -1,4 +1,4 @@
-//! A GPU with room for the buffers of one operation, and the numbers that go in and come out.
+//! This file lends an operation a GPU with buffers, and moves numbers to and from them.
 
 use crate::base::rng;
 use crate::cuda::kernels::Kernels;
@@ -11,12 +11,12 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 use std::cell::{RefCell, RefMut};
 
-/// What outputs begin with, and what lies behind a buffer: NaNs in every format.
+/// Outputs begin with this byte, and it fills the memory behind each buffer: NaNs in every format.
 const POISON: u8 = 0xff;
-/// Elements behind a buffer that have to stay as they are.
+/// So many elements behind a buffer must stay as they are.
 const GUARD: usize = 64;
 
-/// Where an operation runs.
+/// A GPU as an operation under test uses it.
 pub(crate) struct Rig<'g> {
     pub(crate) kernels: &'g Kernels,
     pub(crate) stream: &'g Stream,
@@ -25,14 +25,14 @@ pub(crate) struct Rig<'g> {
     phase: RefCell<Phase<'g>>,
 }
 
-/// Elements on the GPU, and a guard behind them.
+/// A buffer on the GPU, with a guard behind it.
 pub(crate) struct Buffer<'g, T> {
     data: DeviceBuffer<'g, T>,
     len: usize,
 }
 
 impl<'g> Rig<'g> {
-    /// All of a GPU's memory.
+    /// Begins a phase with all of the GPU's arena.
     pub(crate) fn on(gpu: &'g mut Gpu) -> Self {
         let Gpu { stream, arena, tools: Tools { kernels, gemm, transfer }, .. } = gpu;
         Self {
@@ -44,42 +44,45 @@ impl<'g> Rig<'g> {
         }
     }
 
-    /// A buffer of these elements.
+    /// Uploads `elements` to a new buffer.
     pub(crate) fn put<T: Pod>(&self, elements: &[T]) -> Result<Buffer<'g, T>> {
         let mut buffer = self.poisoned(elements.len())?;
         self.transfer.borrow_mut().upload(self.stream, elements, buffer.slice_mut())?;
         Ok(buffer)
     }
 
-    /// A buffer of NaNs.
+    /// Takes a buffer that is filled with NaNs.
     pub(crate) fn poisoned<T: Pod>(&self, len: usize) -> Result<Buffer<'g, T>> {
         let mut data = self.phase.borrow_mut().take("an operand", len + GUARD)?;
         self.stream.fill(data.slice_mut(), POISON)?;
         Ok(Buffer { data, len })
     }
 
-    /// What a buffer holds once all is done that was queued before.
+    /// Waits for all queued work and returns a buffer's elements. Fails if anything was written to
+    /// its guard.
     pub(crate) fn get<T: Pod>(&self, buffer: &Buffer<'_, T>) -> Result<Vec<T>> {
         let mut all = vec![T::zeroed(); buffer.data.len()];
         self.transfer.borrow_mut().download(self.stream, buffer.data.slice(), &mut all)?;
         let guard = bytemuck::cast_slice::<T, u8>(&all[buffer.len..]);
-        ensure!(guard.iter().all(|&byte| byte == POISON), "something wrote behind a buffer");
+        ensure!(
+            guard.iter().all(|&byte| byte == POISON),
+            "the operation wrote behind the end of a buffer"
+        );
         all.truncate(buffer.len);
         Ok(all)
     }
 
-    /// The same as numbers.
+    /// Returns a buffer's elements as f32, in the same way.
     pub(crate) fn read<T: Number>(&self, buffer: &Buffer<'_, T>) -> Result<Vec<f32>> {
         let format = self.stream.device().half_format();
         Ok(self.get(buffer)?.into_par_iter().map(|number| number.number(format)).collect())
     }
 
-    /// Products of matrices.
     pub(crate) fn gemm(&self) -> RefMut<'_, &'g mut Gemm> {
         self.gemm.borrow_mut()
     }
 
-    /// Copies, and memory for what is no operand.
+    /// Lends copies and memory to `work`.
     pub(crate) fn with_phase<T>(
         &self,
         work: impl FnOnce(&mut Phase<'g>, &mut Transfer) -> Result<T>,
@@ -89,20 +92,20 @@ impl<'g> Rig<'g> {
 }
 
 impl<T: Pod> Buffer<'_, T> {
-    /// To be read by kernels.
+    /// Returns the elements for reading by kernels.
     pub(crate) fn slice(&self) -> DeviceSlice<'_, T> {
         self.data.slice().range(0..self.len)
     }
 
-    /// To be written by kernels.
+    /// Returns the elements for writing by kernels.
     pub(crate) fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
         self.data.slice_mut().into_range(0..self.len)
     }
 }
 
-/// A kind of number that operations put out.
+/// A type of number that operations put out.
 pub(crate) trait Number: Pod + Send {
-    /// As f32, from a GPU with 16-bit numbers of this format.
+    /// Converts it to f32; 16-bit numbers have `format`.
     fn number(self, format: HalfFormat) -> f32;
 }
 
@@ -130,15 +133,13 @@ impl Number for u32 {
     }
 }
 
-/// Many numbers of a format.
+/// Conversions of many numbers of a 16-bit format.
 pub(crate) trait Numbers {
-    /// Of a standard normal distribution times `scale`, rounded.
+    /// Returns normally distributed numbers times `scale`, rounded.
     fn normal(self, seed: u64, len: usize, scale: f32) -> Vec<Half>;
-    /// The same as f32.
     fn widen_all(self, numbers: &[Half]) -> Vec<f32>;
-    /// The nearest to each.
     fn narrow_all(self, numbers: &[f32]) -> Vec<Half>;
-    /// The largest relative error of an operation's outputs.
+    /// Returns the largest relative error that an operation's outputs may have.
     fn tolerance(self) -> f64;
 }
 

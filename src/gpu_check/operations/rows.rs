@@ -1,4 +1,4 @@
-//! Norms, sums over rows, and the scores of rows of logits.
+//! This file checks norms, sums over rows, and the scores of rows of logits.
 
 use super::rig::{Number, Numbers, Rig};
 use super::{Comparison, EXACT, WIDE, expected};
@@ -13,7 +13,6 @@ use anyhow::Result;
 
 const EPS: f32 = 1e-5;
 
-/// Compares all of them.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     let norms = to.shapes.choose(
         &[(8, 3), (192, 17), (4096, 1), (3584, 2), (64, PARTS + 37)],
@@ -46,7 +45,7 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A norm alone, and of a sum, which is rounded as it is stored, apart and in place.
+/// Checks a norm alone, and norms of a sum that is stored rounded, in another place and in place.
 fn norm(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {
     let format = to.format;
     let (x, residual) =
@@ -84,7 +83,7 @@ fn norm(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {
     })
 }
 
-/// Both gradients and the output, with and without a gradient that is there before.
+/// Checks both gradients and the output, with and without an earlier gradient to add to.
 fn norm_backward(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()> {
     let format = to.format;
     let (x, dy) = (format.normal(14, rows * width, 2.0), format.normal(15, rows * width, 1.0));
@@ -114,7 +113,7 @@ fn norm_backward(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<(
     Ok(())
 }
 
-/// What goes into the backward of a norm; `before` is the gradient that is there before.
+/// The inputs of a norm's backward; `before` is the gradient that it adds to.
 struct NormInputs<'i> {
     x: &'i [Half],
     weight: &'i [Half],
@@ -123,7 +122,8 @@ struct NormInputs<'i> {
 }
 
 impl NormInputs<'_> {
-    /// The output, the gradient by the input, and that by the weight, which is added to `of_weight`.
+    /// Returns the output, the gradient of the input, and that of the weight, which is added to
+    /// `of_weight`.
     fn run<G: Float + Number>(&self, rig: &Rig<'_>, of_weight: &[G]) -> Result<[Vec<f32>; 3]> {
         let (x, weight) = (rig.put(self.x)?, rig.put(self.weight)?);
         let norm = Norm { weight: weight.slice(), eps: EPS };
@@ -149,7 +149,7 @@ impl NormInputs<'_> {
     }
 }
 
-/// A norm of heads, apart and in place, and its gradients.
+/// Checks a norm of heads, to another place and in place, and its gradients.
 fn head_norm(to: &mut Comparison<'_>, heads: Heads, rows: usize) -> Result<()> {
     let format = to.format;
     let Heads { queries, keys, dim } = heads;
@@ -205,7 +205,8 @@ fn column_sums(to: &mut Comparison<'_>, width: usize, rows: usize) -> Result<()>
     })
 }
 
-/// Scores of logits in both formats, and the gradients; what lies behind a row must not count.
+/// Checks scores of logits in both formats and their gradients; elements behind a row must not
+/// count.
 fn scores(to: &mut Comparison<'_>, shape: Shape, rows: usize, scale: f32) -> Result<()> {
     let format = to.format;
     let Shape { vocab, stride, temperature } = shape;

@@ -1,4 +1,4 @@
-//! Sampled tokens, and the repetition penalty.
+//! This file checks sampled tokens and the repetition penalty.
 
 use super::rig::{Numbers, Rig};
 use super::{Comparison, EXACT, WIDE, expected};
@@ -13,7 +13,6 @@ use anyhow::Result;
 const ROWS: usize = 16;
 const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
-/// Compares all of it.
 pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     let settings = [
         ("greedy", Sampling { temperature: 0.0, ..PLAIN }),
@@ -33,12 +32,11 @@ pub(crate) fn check(to: &mut Comparison<'_>) -> Result<()> {
     penalty(to)
 }
 
-/// Random logits.
 fn numbers(seed: u64, len: usize, scale: f32) -> Vec<f32> {
     HalfFormat::Bf16.widen_all(&HalfFormat::Bf16.normal(seed, len, scale))
 }
 
-/// Logits and the key and number of each row's draw.
+/// Logits, with the key and the index of each row's draw.
 struct Draws {
     vocab: usize,
     logits: Vec<f32>,
@@ -64,7 +62,7 @@ impl Draws {
         rng::uniform(self.keys[row], self.indices[row])
     }
 
-    /// Tokens and their log-probabilities.
+    /// Draws on the GPU and returns tokens and their log-probabilities.
     fn on(&self, rig: &Rig<'_>, sampling: Sampling) -> Result<(Vec<u32>, Vec<f32>)> {
         let places = self.keys.iter().copied().zip(self.indices.iter().copied());
         let of_rows: Vec<RowSampling> =
@@ -84,7 +82,7 @@ impl Draws {
     }
 }
 
-/// Token for token what the CPU draws.
+/// Checks that the GPU draws the CPU's tokens.
 fn tokens(to: &mut Comparison<'_>, name: &str, vocab: usize, sampling: Sampling) -> Result<()> {
     let draws = Draws::new(vocab);
     let Sampling { temperature, top_k, top_p, min_p } = sampling;
@@ -99,8 +97,9 @@ fn tokens(to: &mut Comparison<'_>, name: &str, vocab: usize, sampling: Sampling)
     })
 }
 
-/// Tokens of a whole vocabulary, where the device's own rounding of exponentials may move a draw that
-/// falls on the edge to the neighbour: the uniform number lies in the token's share, within 1e-5.
+/// Checks draws from a whole vocabulary. The device rounds exponentials in its own way, so a draw
+/// at the edge of a token's share may move to the neighbour: the uniform number must lie in the
+/// token's share within 1e-5.
 fn shares(to: &mut Comparison<'_>, vocab: usize) -> Result<()> {
     let draws = Draws::new(vocab);
     let inside = [expected("outside the share", vec![0.0; ROWS], EXACT)];
@@ -119,7 +118,8 @@ fn shares(to: &mut Comparison<'_>, vocab: usize) -> Result<()> {
     })
 }
 
-/// No token of the first row, every third of the second, and more of the third than threads.
+/// Checks the penalty for no token of the first row, every third of the second, and more tokens of
+/// the third than there are threads.
 fn penalty(to: &mut Comparison<'_>) -> Result<()> {
     const STRIDE: usize = 1000;
     let logits = numbers(91, 3 * STRIDE, 3.0);

@@ -1,9 +1,10 @@
-//! Attention of the training graph: cuDNN's where it opens, else our own kernels.
+//! This file computes the attention of the training graph, by cuDNN where it opens and else by our
+//! own kernels.
 //!
-//! Contract: both are behind [`Attention`], which also turns queries and keys to their positions. What
-//! a layer keeps of queries, keys and values has the form that the batch's implementation reads: rows
-//! for ours, three tensors one after another for cuDNN. A batch of more than [`SEGMENTS`] sequences,
-//! for which cuDNN's plan is not made and which are short, goes to our kernels.
+//! Contract: both are behind [`Attention`], which also rotates queries and keys to their positions.
+//! A layer keeps queries, keys and values in the layout that the batch's implementation reads: rows
+//! for our kernels, three tensors one after the other for cuDNN. A batch of more than [`SEGMENTS`]
+//! sequences goes to our kernels: cuDNN's plan is not made for it, and its sequences are short.
 
 use super::batch::Batch;
 use super::matrix::Matrix;
@@ -15,50 +16,52 @@ use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Half, Phase, Stream
 use crate::model::gpu_sizes::{SEGMENTS, TrainingShape};
 use anyhow::Result;
 
-/// Where operations of a pass go, and the kernels that they launch.
+/// The stream of a pass, and the kernels that it launches.
 #[derive(Clone, Copy)]
 pub(crate) struct Queue<'q> {
     pub(crate) stream: &'q Stream,
     pub(crate) kernels: &'q Kernels,
 }
 
-/// What attention reads and writes in the forward.
+/// The inputs and outputs of attention in the forward.
 pub(crate) struct Forward<'f> {
-    /// Rows of queries, keys and values; read only where [`Attention::moves`] them to `qkv`.
+    /// These rows of queries, keys and values are read only where [`Attention::moves`] them to
+    /// `qkv`.
     pub(crate) projected: DeviceSlice<'f, Half>,
-    /// Queries, keys and values, turned, as the backward reads them.
+    /// It receives queries, keys and values in the layout of the backward, queries and keys
+    /// rotated.
     pub(crate) qkv: DeviceSliceMut<'f, Half>,
     pub(crate) out: DeviceSliceMut<'f, Half>,
-    /// The log-sum-exp of every query.
+    /// It receives the log-sum-exp of every query's scores.
     pub(crate) lse: DeviceSliceMut<'f, f32>,
 }
 
-/// What attention reads in the backward, as the forward left it, and writes.
+/// The inputs of attention in the backward, as the forward left them, and its output.
 pub(crate) struct Backward<'b> {
     pub(crate) qkv: DeviceSlice<'b, Half>,
     pub(crate) out: DeviceSlice<'b, Half>,
     pub(crate) lse: DeviceSlice<'b, f32>,
     pub(crate) d_out: DeviceSlice<'b, Half>,
-    /// The gradient of the rows before they were turned.
+    /// It receives the gradient of the rows before queries and keys were rotated.
     pub(crate) d_qkv: DeviceSliceMut<'b, Half>,
 }
 
-/// Attention over the batch at work.
+/// Attention over the current batch.
 pub(crate) struct Attention<'a> {
     heads: Heads,
-    /// Row sums of the backward of our kernels.
+    /// Our kernels' backward keeps its row sums here.
     delta: Matrix<'a, f32>,
     cudnn: Option<Cudnn<'a>>,
 }
 
-/// cuDNN's plans and what they work in.
+/// cuDNN's plans and the memory that they use.
 struct Cudnn<'a> {
     plans: &'a mut Plans,
     segments: Segments<'a>,
-    /// Gradients of queries, keys and values, one after another.
+    /// The gradients of queries, keys and values lie here one after the other.
     gradients: Matrix<'a>,
     scratch: DeviceBuffer<'a, u8>,
-    /// Whether it takes the batch at work.
+    /// The current batch has few enough sequences for cuDNN's plan.
     takes_batch: bool,
 }
 
@@ -83,7 +86,7 @@ impl<'a> Attention<'a> {
         Ok(Self { heads, delta, cudnn: plans.map(&mut cudnn).transpose()? })
     }
 
-    /// Whether batches of few sequences are cuDNN's.
+    /// Tells whether cuDNN opened; batches of few sequences then go to it.
     pub(crate) fn has_cudnn(&self) -> bool {
         self.cudnn.is_some()
     }
@@ -100,12 +103,13 @@ impl<'a> Attention<'a> {
         if cudnn.takes_batch { cudnn.segments.set(stream, transfer, lengths) } else { Ok(()) }
     }
 
-    /// Whether [`Self::forward`] moves queries, keys and values; it turns them where they are if not.
+    /// Tells whether [`Self::forward`] moves queries, keys and values to another place; if not, it
+    /// rotates them in place.
     pub(crate) fn moves(&self) -> bool {
         self.cudnn.as_ref().is_some_and(|cudnn| cudnn.takes_batch)
     }
 
-    /// Turns queries and keys and attends.
+    /// Rotates queries and keys, and attends.
     pub(crate) fn forward(
         &mut self,
         Queue { stream, kernels }: Queue<'_>,
@@ -126,7 +130,7 @@ impl<'a> Attention<'a> {
         cudnn.plans.forward(stream, &cudnn.segments, operands, (out, lse), scratch)
     }
 
-    /// The gradient of queries, keys and values, from that of the output.
+    /// Computes the gradient of queries, keys and values from that of the output.
     pub(crate) fn backward(
         &mut self,
         Queue { stream, kernels }: Queue<'_>,
@@ -154,13 +158,13 @@ impl<'a> Attention<'a> {
     }
 }
 
-/// Queries, keys and values that lie one after another.
+/// Splits queries, keys and values that lie one after the other.
 fn operands(heads: Heads, qkv: DeviceSlice<'_, Half>) -> Operands<'_> {
     let [query, key, value] = heads.parts(qkv.len() / heads.row());
     Operands { query: qkv.range(query), key: qkv.range(key), value: qkv.range(value) }
 }
 
-/// cuDNN's plans for batches of a size, compiled when first asked for.
+/// cuDNN's plans for one batch size, compiled when they are first asked for.
 #[derive(Default)]
 pub(crate) struct PlanStore {
     plans: Option<Plans>,
@@ -168,7 +172,8 @@ pub(crate) struct PlanStore {
 }
 
 impl PlanStore {
-    /// The plans for `sizes`; `None`, said once, where cuDNN does not give any.
+    /// Returns the plans for `sizes`, or `None` where cuDNN does not give any; the reason is logged
+    /// once.
     pub(crate) fn get(&mut self, stream: &Stream, sizes: Sizes) -> Option<&mut Plans> {
         if self.is_absent {
             return None;
@@ -178,7 +183,7 @@ impl PlanStore {
             match Plans::new(stream, sizes) {
                 Ok(plans) => self.plans = Some(plans),
                 Err(reason) => {
-                    tracing::warn!("attention by our own kernels, which are slower: {reason:#}");
+                    tracing::warn!("attention uses our own kernels, which are slower: {reason:#}");
                     self.is_absent = true;
                 }
             }

@@ -1,8 +1,10 @@
-//! A packed batch on the device: what the operations of the training graph read beside activations.
+//! This file holds a packed batch in device memory: tokens, positions and tiles, which the training
+//! graph reads besides activations.
 //!
-//! Contract: rows are padded to whole tiles of products by one more sequence, of token 0 at position 0,
-//! which no target names: its gradients are zeros, and it keeps the shapes of products few. Sequences
-//! without tokens are left out. Indices are checked here, since kernels do not.
+//! Contract: rows are padded to whole tiles of products by one more sequence of token 0 at position
+//! 0. No target names its rows, so its gradients are zeros; padding keeps the number of shapes of
+//! products small. Sequences without tokens are left out. Indices are checked here, because kernels
+//! do not check them.
 
 use crate::cuda::kernels::attention::{BACKWARD_ROWS, FORWARD_ROWS, Tile, tiles};
 use crate::cuda::kernels::embedding::{DeviceTokenRows, TokenRows};
@@ -12,7 +14,7 @@ use crate::model::{BatchSize, Packed};
 use anyhow::{Result, ensure};
 use bytemuck::Pod;
 
-/// A list whose length varies, in room for the longest.
+/// A list of varying length in memory for the longest.
 pub(crate) struct List<'a, T> {
     data: DeviceBuffer<'a, T>,
     len: usize,
@@ -33,7 +35,7 @@ impl<'a, T: Pod> List<'a, T> {
     }
 }
 
-/// [`TokenRows`] in room for the longest.
+/// [`TokenRows`] in memory for the largest batch.
 pub(crate) struct RowList<'a> {
     tokens: List<'a, u32>,
     starts: List<'a, u32>,
@@ -65,15 +67,15 @@ impl<'a> RowList<'a> {
     }
 }
 
-/// The batch at work.
+/// The current batch.
 pub(crate) struct Batch<'a> {
-    /// Tokens of the batch itself.
+    /// The batch has so many tokens without its padding.
     pub(crate) count: usize,
     pub(crate) tokens: List<'a, u32>,
     pub(crate) positions: List<'a, u32>,
-    /// Where each of its tokens occurs.
+    /// The rows in which each token occurs, without the padding.
     pub(crate) occurrences: RowList<'a>,
-    /// Lengths of its sequences, none of them 0.
+    /// The lengths of all sequences, the padding included; none is 0.
     pub(crate) lengths: Vec<usize>,
     pub(crate) forward_tiles: List<'a, Tile>,
     pub(crate) backward_tiles: List<'a, Tile>,
@@ -95,7 +97,7 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// Rows of its matrices, the padding included.
+    /// Returns the rows of the batch's matrices, padding included.
     pub(crate) fn rows(&self) -> usize {
         padded(self.count)
     }
@@ -113,7 +115,7 @@ impl<'a> Batch<'a> {
         ensure!(are_alone, "families of several sequences are not computed on a GPU");
         ensure!(
             count <= self.size.tokens,
-            "a batch of {count} tokens; {} were declared",
+            "the batch has {count} tokens; at most {} were declared",
             self.size.tokens
         );
         assert_eq!(
@@ -134,7 +136,7 @@ impl<'a> Batch<'a> {
         let mut positions: Vec<u32> = lengths.flat_map(|length| 0..length as u32).collect();
         ensure!(
             positions.iter().all(|&position| (position as usize) < self.size.longest),
-            "a sequence of more than the declared {} tokens",
+            "a sequence has more than the declared {} tokens",
             self.size.longest
         );
         if rows > count {

@@ -1,5 +1,5 @@
-//! The buffers of the training graph on a GPU: what a layer keeps, what operations leave to each other, and
-//! a chunk of the head.
+//! This file holds the buffers of the training graph on a GPU: those that a layer keeps, those that
+//! one operation leaves to the next, and those of a chunk of the head.
 
 use super::attention::Queue;
 use super::batch::{List, RowList};
@@ -12,15 +12,16 @@ use crate::model::gpu_sizes::{TrainingShape, padded};
 use crate::model::{Target, TokenScores};
 use anyhow::Result;
 
-/// What one layer keeps for its backward, beside its input.
+/// The activations that one layer keeps for its backward, besides its input.
 pub(crate) struct LayerBuffers<'a> {
-    /// Queries, keys and values, turned, as attention wants them.
+    /// Queries, keys and values in the layout of attention, queries and keys rotated.
     pub(crate) qkv: Matrix<'a>,
-    /// The same as rows before heads are normalised, in a model that does so.
+    /// The rows of queries, keys and values before heads are normalised, in a model that normalises
+    /// them.
     pub(crate) before_norm: Option<Matrix<'a>>,
     pub(crate) attended: Matrix<'a>,
     pub(crate) lse: Matrix<'a, f32>,
-    /// The residual stream between the two blocks.
+    /// The residual stream between attention and the feed-forward network.
     pub(crate) middle: Matrix<'a>,
     pub(crate) gate_up: Matrix<'a>,
 }
@@ -40,19 +41,19 @@ impl<'a> LayerBuffers<'a> {
     }
 }
 
-/// What one operation leaves to the next, in the layer at work.
+/// The buffers that one operation leaves to the next within a layer.
 pub(crate) struct Work<'a> {
-    /// The output of a norm; in the backward first its gradient.
+    /// It holds the output of a norm; in the backward it first holds the gradient of that output.
     pub(crate) normal: Matrix<'a>,
-    /// The output of a block before it joins the residual stream, or the gradient of attention's.
+    /// It holds the output of a block before it is added to the residual stream, or the gradient of
+    /// attention's output.
     pub(crate) branch: Matrix<'a>,
-    /// The SwiGLU product; in the backward first its gradient.
+    /// It holds the SwiGLU product; in the backward it first holds the gradient of that product.
     pub(crate) product: Matrix<'a>,
-    /// Queries, keys and values, or their gradients, as products have them.
+    /// It holds rows of queries, keys and values, or their gradients.
     pub(crate) qkv: Matrix<'a>,
-    /// The gradient of the residual stream.
+    /// It holds the gradient of the residual stream.
     pub(crate) d_x: Matrix<'a>,
-    /// Partial sums over rows.
     pub(crate) partials: Matrix<'a, f32>,
 }
 
@@ -69,8 +70,9 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// The backward of a norm of `x`, from the gradient of its output in `normal` to that of `x`, which
-    /// is added to `d_x`: `normal` then holds the output. Overwrites `gradient`, the weight's.
+    /// Computes the backward of a norm of `x` from the gradient of its output in `normal`. It adds
+    /// the gradient of `x` to `d_x`, leaves the norm's output in `normal`, and overwrites
+    /// `gradient`, the weight's.
     pub(crate) fn norm_backward(
         &mut self,
         Queue { stream, kernels }: Queue<'_>,
@@ -87,12 +89,12 @@ impl<'a> Work<'a> {
     }
 }
 
-/// One chunk of targets.
+/// The buffers of one chunk of targets.
 pub(crate) struct Head<'a> {
-    /// Row and token of each target.
+    /// These are the row and the token of each target, padded to whole tiles.
     pub(crate) rows: List<'a, u32>,
     pub(crate) tokens: List<'a, u32>,
-    /// Where each of the rows occurs among the targets.
+    /// The targets at which each row occurs, without the padding.
     pub(crate) occurrences: RowList<'a>,
     pub(crate) normal: Matrix<'a>,
     pub(crate) d_normal: Matrix<'a>,
@@ -100,9 +102,9 @@ pub(crate) struct Head<'a> {
     pub(crate) d_logits: Matrix<'a>,
     pub(crate) statistics: Matrix<'a, Statistics>,
     pub(crate) logp: Matrix<'a, f32>,
-    /// Gradient of the loss by each score.
+    /// The gradients of the loss by each target's scores.
     pub(crate) gradients: List<'a, ScoreGradient>,
-    /// On the host.
+    /// The scores are on the host.
     pub(crate) scores: Vec<TokenScores>,
 }
 
@@ -142,7 +144,7 @@ impl Head<'_> {
         self.tokens.set(stream, to, &tokens)
     }
 
-    /// Waits for the scores of `count` targets.
+    /// Waits for the scores of `count` targets and copies them to the host.
     pub(crate) fn download(
         &mut self,
         stream: &Stream,

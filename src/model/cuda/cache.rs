@@ -1,9 +1,9 @@
-//! Keys and values of sequences being generated, in 16 bits on a GPU: the twin of
-//! [`crate::model::KvCache`].
+//! This file holds the keys and values of sequences that are generated on a GPU, in 16 bits: the
+//! twin of [`crate::model::KvCache`].
 //!
-//! Layout: `[layer][block][kv_head][32][head_dim]` for keys, and the same for values, as
-//! `kernels/rope.cu` writes them and `kernels/attention_{decode,prompt}.cu` read them. One block more than
-//! was asked for takes what rows write that only fill a pass up.
+//! Keys have the layout `[layer][block][kv_head][32][head_dim]`, and values the same, as
+//! `kernels/rope.cu` writes them and `kernels/attention_{decode,prompt}.cu` read them. There is one
+//! block more than was asked for: rows that only fill a pass up write to it.
 
 use crate::cuda::sizes::{self, ALIGNMENT};
 use crate::cuda::{DeviceBuffer, DeviceSliceMut, Half, Phase, Stream};
@@ -20,12 +20,12 @@ pub(crate) struct DeviceCache<'a> {
     shape: Shape,
 }
 
-/// Elements of keys, and as many of values.
+/// The sizes of keys in elements; values have as many.
 #[derive(Clone, Copy)]
 struct Shape {
-    /// Of a block in one layer.
+    /// One block of one layer has so many elements.
     block: usize,
-    /// Of a layer.
+    /// One layer has so many elements.
     layer: usize,
     layers: usize,
 }
@@ -38,7 +38,7 @@ impl Shape {
 }
 
 impl<'a> DeviceCache<'a> {
-    /// Takes room for `most` blocks or as many as there is room for, and the one beside them.
+    /// Takes memory for `most` blocks, or for as many as fit, and for the additional one.
     pub(crate) fn take(phase: &mut Phase<'a>, config: &ModelConfig, most: usize) -> Result<Self> {
         let room = phase.free_bytes().saturating_sub(2 * ALIGNMENT) / block_bytes(config);
         let shape = Shape::new(config, most.min(room.saturating_sub(1)));
@@ -46,12 +46,13 @@ impl<'a> DeviceCache<'a> {
         Ok(Self { keys: take()?, values: take()?, shape })
     }
 
-    /// The number of blocks that sequences may have; also that of the block beside them.
+    /// Returns the number of blocks that sequences may have, which is also the index of the
+    /// additional block.
     pub(crate) fn num_blocks(&self) -> usize {
         self.shape.layer / self.shape.block - 1
     }
 
-    /// The keys and the values of a layer.
+    /// Returns the keys and the values of a layer.
     pub(crate) fn layer(
         &mut self,
         layer: usize,
@@ -61,7 +62,7 @@ impl<'a> DeviceCache<'a> {
         (keys.into_range(range.clone()), values.into_range(range))
     }
 
-    /// Copies one block to another, in the order of `stream`.
+    /// Copies the block `from` to the block `to` in all layers, in the order of `stream`.
     pub(crate) fn copy_block(&mut self, stream: &Stream, from: u32, to: u32) -> Result<()> {
         let Shape { block, layers, .. } = self.shape;
         let [low, high] = [from.min(to), from.max(to)].map(|number| number as usize * block);

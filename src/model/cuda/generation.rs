@@ -1,13 +1,15 @@
-//! Cached generation on a GPU: new tokens of many sequences, prompts and single steps mixed.
+//! This file generates with a cache on a GPU: a pass adds new tokens to many sequences, prompts and
+//! single steps mixed.
 //!
-//! Contract: the twin of [`Decoder::extend`], in one phase of the arena. All rows of a pass write their
-//! keys and values before any are read, so that a part of a prompt may be in a pass. To attention a token
-//! of a response is a sequence of its own, as long as its position says, and tokens of a prompt are read
-//! by tiles, in which rows do not mix. No kernel looks at the other rows, so a row's bits depend on its
-//! sequence, and on the algorithm that cuBLASLt chooses for a product of so many rows. Passes are filled
-//! up to one of a few numbers of rows ([`filled`]), which keeps these algorithms few; whether they agree
-//! is for a GPU to show. A pass of single steps that all want logits, which is decoding, is recorded at
-//! the second time and then launched as one graph. Not yet run on a GPU.
+//! Contract: it is the twin of [`Decoder::extend`], in one phase of the arena. All rows of a pass
+//! write their keys and values before any are read, so that a part of a prompt may be in a pass.
+//! Attention treats a token of a response as a sequence of its own, as long as its position says,
+//! and reads tokens of a prompt by tiles in which rows do not mix. No kernel reads other rows for a
+//! row's result. A row's bits therefore depend on its sequence and on the algorithm that cuBLASLt
+//! chooses for a product of so many rows. Passes are filled up to one of a few numbers of rows
+//! ([`filled`]), so that there are few such algorithms; only a GPU can show whether they agree. A
+//! pass of single steps that all want logits, which is decoding, is recorded when its size comes
+//! the second time, and from then on launched as one graph. None of this has run on a GPU yet.
 
 mod draw;
 mod pass;
@@ -28,7 +30,7 @@ use draw::Drawing;
 use pass::{Inputs, PassSize};
 use std::collections::HashMap;
 
-/// Rows of a pass that every kernel has a grid for.
+/// Every kernel has a grid for passes of so many rows.
 const MOST_PASS_ROWS: usize = 1 << 15;
 
 /// A phase of generation: the cache and the buffers of passes, on a model's GPU.
@@ -42,32 +44,34 @@ pub struct Generation<'a> {
     buffers: Buffers<'a>,
     drawing: Drawing<'a>,
     cache: DeviceCache<'a>,
-    /// Of single steps, by number of rows; none yet where a pass has run once.
+    /// Recorded passes of single steps, by number of rows. An entry is `None` after the first pass
+    /// of its size.
     graphs: HashMap<usize, Option<Graph>>,
-    /// How many tables hold each block.
+    /// The current pass has so many tables that hold each block.
     uses: Vec<u32>,
 }
 
-/// What a pass computes, for its largest number of rows.
+/// The activations of a pass, with memory for the largest.
 struct Buffers<'a> {
-    /// The residual stream.
     x: Matrix<'a>,
     normal: Matrix<'a>,
     qkv: Matrix<'a>,
     attended: Matrix<'a>,
-    /// Partial results of attention.
+    /// The partial results of attention over long sequences.
     partials: Matrix<'a, f32>,
-    /// Output of attention, then of the feed-forward network, before it joins the residual stream.
+    /// It holds the output of attention, then of the feed-forward network, before it is added to
+    /// the residual stream.
     branch: Matrix<'a>,
     gate_up: Matrix<'a>,
     product: Matrix<'a>,
-    /// The rows that want logits, after the last norm.
+    /// It holds the rows that want logits, after the last norm.
     wanted: Matrix<'a>,
     logits: Matrix<'a, f32>,
 }
 
 impl<'a> Buffers<'a> {
-    /// For passes of `rows` rows with tables of `table_width` blocks, of which `logits` want logits.
+    /// Takes memory for passes of `rows` rows, of which `logits` want logits, with tables of
+    /// `table_width` blocks.
     fn take(
         phase: &mut Phase<'a>,
         decoder: &Decoder,
@@ -98,11 +102,14 @@ impl<'a> Generation<'a> {
         let GenerationSize { rows, logits, length, blocks } = size;
         if rows > MOST_PASS_ROWS {
             return Err(usage(format!(
-                "a pass of {rows} rows (max_sequences and the tokens of prompts): at most {MOST_PASS_ROWS} on a GPU"
+                "a pass would have {rows} rows (max_sequences and the tokens of prompts); a GPU takes at most {MOST_PASS_ROWS}"
             )));
         }
         let positions = model.rope.positions;
-        ensure!(length <= positions, "{length} positions; the model was made for {positions}");
+        ensure!(
+            length <= positions,
+            "sequences may have {length} positions, but the model was made for {positions}"
+        );
         let DeviceModel { gpu, decoder, params, rope, .. } = model;
         let mut phase = gpu.arena.phase();
         let (rows, logits) = (filled(rows), filled(logits));
@@ -111,7 +118,7 @@ impl<'a> Generation<'a> {
             inputs: Inputs::take(&mut phase, heads(decoder), (rows, logits), table_width)?,
             buffers: Buffers::take(&mut phase, decoder, (rows, logits), table_width)?,
             drawing: Drawing::take(&mut phase, decoder, logits, length)?,
-            // What is left is the cache's.
+            // The cache gets the rest of the phase.
             cache: DeviceCache::take(&mut phase, decoder.config(), blocks)?,
             weights: Weights { params: params.slice(), eps: decoder.config().rms_norm_eps },
             decoder,
@@ -123,18 +130,18 @@ impl<'a> Generation<'a> {
         })
     }
 
-    /// Whose passes these are.
     pub fn decoder(&self) -> &Decoder {
         self.decoder
     }
 
-    /// Blocks of the cache: as many as were asked for, or fewer where memory is short.
+    /// Returns the number of blocks in the cache: as many as were asked for, or fewer where memory
+    /// is short.
     pub fn num_blocks(&self) -> usize {
         self.cache.num_blocks()
     }
 
-    /// Adds `rows` to their sequences, as [`Decoder::extend`] says, and keeps the logits of the rows
-    /// that want them, in order, until the next time. Returns when all is queued.
+    /// Adds `rows` to their sequences, as [`Decoder::extend`] says. The logits of the rows that
+    /// want them are kept, in order, until the next call. It returns when all work is queued.
     pub fn extend(&mut self, tables: &[&[u32]], rows: &[Row]) -> Result<()> {
         assert_writes_are_private(self.num_blocks(), tables, rows, &mut self.uses);
         let beside = self.cache.num_blocks();
@@ -144,7 +151,7 @@ impl<'a> Generation<'a> {
             return self.forward(pass);
         }
         match self.graphs.get(&pass.rows) {
-            // The first time libraries load what they need, which cannot be recorded.
+            // In the first pass libraries load code, which cannot be recorded.
             None => {
                 self.graphs.insert(pass.rows, None);
                 return self.forward(pass);
@@ -164,7 +171,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The logits that were kept at `place`.
+    /// Returns the logits `[vocab_size]` that were kept at `place`.
     pub fn logits(&mut self, place: usize) -> Result<Vec<f32>> {
         let vocab = self.decoder.config().vocab_size;
         let mut logits = vec![0.0; vocab];
@@ -173,7 +180,7 @@ impl<'a> Generation<'a> {
         Ok(logits)
     }
 
-    /// Copies one block of the cache to another.
+    /// Copies the block `from` of the cache to the block `to`.
     pub fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
         self.cache.copy_block(self.stream, from, to)
     }
@@ -210,7 +217,8 @@ impl<'a> Generation<'a> {
         )
     }
 
-    /// The first half of a layer, from the norm of its input to that of the feed-forward network.
+    /// Computes the first half of a layer, from the norm of its input to the norm of the
+    /// feed-forward network's input.
     fn attention(&mut self, layer: usize, pass: PassSize) -> Result<()> {
         let (rows, hidden) = (pass.rows, self.decoder.config().hidden_size);
         let (heads, ranges) = (heads(self.decoder), &self.decoder.ranges.layers[layer]);
@@ -268,7 +276,8 @@ impl<'a> Generation<'a> {
         kernels.rms_norm.forward_add(stream, norm, x, branch, normal)
     }
 
-    /// The rest, to the norm of what comes next.
+    /// Computes the second half of a layer, up to the norm of the next layer's input or the last
+    /// norm.
     fn feed_forward(&mut self, layer: usize, rows: usize) -> Result<()> {
         let config = self.decoder.config();
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);

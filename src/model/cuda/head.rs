@@ -1,9 +1,11 @@
-//! The head of the training graph on a GPU: scores of a chunk of targets, and their gradients.
+//! This file computes the head of the training graph on a GPU: the scores of a chunk of targets,
+//! and their gradients.
 //!
-//! Contract: logits are f32 and exist for one chunk of targets at a time, their gradients in 16 bits. Chunks
-//! are padded to whole tiles of a product by targets without a gradient. The last norm is taken of all
-//! rows before (`work.normal`), and its backward after all chunks, from the gradients of its output
-//! that they add up in `work.branch`. Only scores and their gradients cross to the host, once a chunk.
+//! Contract: logits are f32 and exist for one chunk of targets at a time; their gradients are
+//! 16-bit. Chunks are padded to whole tiles of products by targets without a gradient. The last
+//! norm is computed for all rows before the first chunk (`work.normal`), and its backward after the
+//! last chunk, from the gradients that all chunks have added up in `work.branch`. Only scores and
+//! their gradients are copied between device and host, once for each chunk.
 
 use super::Training;
 use crate::cuda::gemm::{Linear, Start};
@@ -15,7 +17,8 @@ use crate::ops::logprob::ScoreGradient as HostGradient;
 use anyhow::Result;
 
 impl Training<'_> {
-    /// Logits, statistics and scores of a chunk of targets, into `head`; waits for the scores.
+    /// Computes logits, statistics and scores of a chunk of targets into `head`, and waits for the
+    /// scores.
     pub(crate) fn head_forward(&mut self, targets: &[Target], temperature: f32) -> Result<()> {
         let (TrainingShape { hidden, vocab, .. }, rows) = (self.shape, padded(targets.len()));
         let weight = self.weights.params.range(self.decoder.ranges.head.clone());
@@ -38,9 +41,9 @@ impl Training<'_> {
         head.download(stream, transfer, targets.len())
     }
 
-    /// The backward of the chunk in `head`, from the gradients of the loss by its scores: adds to the
-    /// gradients of the norm's output in `work.branch`, and to that of the head, which the first chunk
-    /// overwrites.
+    /// Computes the backward of the chunk in `head` from the gradients of the loss by its scores.
+    /// It adds to the gradients of the norm's output in `work.branch` and to the gradient of the
+    /// head, which the first chunk overwrites.
     pub(crate) fn head_backward(
         &mut self,
         is_first: bool,
@@ -77,7 +80,6 @@ impl Training<'_> {
     }
 }
 
-/// The same gradient as the kernels take it.
 fn device_gradient(gradient: &HostGradient) -> ScoreGradient {
     let HostGradient { logp, entropy, mean_logp } = *gradient;
     ScoreGradient { logp, entropy, mean_logp }

@@ -1,9 +1,10 @@
-//! A layer of the training graph on a GPU: forward into its buffers, and backward out of them.
+//! This file computes a layer of the training graph on a GPU: the forward into the layer's buffers,
+//! and the backward from them.
 //!
-//! Contract: as its twin `model::training::layer`. The backward reads what the forward kept, whether it
-//! was kept since or computed again, and writes gradients of activations over it. Norm outputs and the
-//! SwiGLU product are not kept: the backward kernels of both put them out on the way. The addition of a
-//! block's output to the residual stream and the norm that follows are one kernel.
+//! Contract: it is the twin of `model::training::layer`. The backward reads what the forward kept,
+//! whether it was kept since or computed again, and overwrites it with gradients. Norm outputs and
+//! the SwiGLU product are not kept, because the backward kernels of both compute them anyway. One
+//! kernel adds a block's output to the residual stream and computes the norm that follows.
 
 use super::attention::{self, Queue};
 use super::buffers::LayerBuffers;
@@ -16,7 +17,8 @@ use crate::model::layout::LayerRanges;
 use anyhow::Result;
 
 impl Training<'_> {
-    /// The forward of a layer, from the norm of its input in `work.normal` up to gate and up.
+    /// Computes the forward of a layer from the norm of its input, in `work.normal`, up to gate and
+    /// up.
     pub(crate) fn layer_blocks(&mut self, layer: usize) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
         let TrainingShape { hidden, inner, width, qkv, .. } = self.shape;
@@ -28,7 +30,7 @@ impl Training<'_> {
         let bias = ranges.qkv_bias.clone().map(|range| weights.params.range(range));
         let start = bias.map_or(Start::Zero, Start::Bias);
         let LayerBuffers { qkv: turned, before_norm, attended, lse, middle, gate_up } = kept;
-        // Where attention takes rows from: it turns them in place unless it moves them.
+        // Attention reads rows from here: it rotates them in place unless it moves them.
         let taken = if attention.moves() { &mut work.qkv } else { &mut *turned };
         let projected = before_norm.as_mut().unwrap_or(&mut *taken).rows_mut(rows);
         let weight = weights.params.range(ranges.qkv.clone());
@@ -71,7 +73,8 @@ impl Training<'_> {
         gemm.forward(stream, linear(hidden, 2 * inner), normal, weight, Start::Zero, gate_up)
     }
 
-    /// The rest: the input of the next layer, and its norm in `work.normal`.
+    /// Computes the rest of a layer's forward: the input of the next layer, and its norm in
+    /// `work.normal`.
     pub(crate) fn layer_output(&mut self, layer: usize) -> Result<()> {
         let (slot, rows) = (self.slot(layer), self.batch.rows());
         let TrainingShape { hidden, inner, .. } = self.shape;
@@ -99,8 +102,9 @@ impl Training<'_> {
         )
     }
 
-    /// The backward of a layer whose forward is in its buffers: `work.d_x` from the gradient of its
-    /// output to that of its input, and the gradients of its parameters into `grads`.
+    /// Computes the backward of a layer whose forward is in its buffers. It replaces the gradient
+    /// of the layer's output in `work.d_x` by that of its input, and writes the gradients of its
+    /// parameters to `grads`.
     pub(crate) fn layer_backward(
         &mut self,
         layer: usize,

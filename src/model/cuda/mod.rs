@@ -1,12 +1,13 @@
-//! The decoder on a GPU: its parameters in 16 bits, and the phases that compute with them.
+//! This module computes the decoder on a GPU: it holds the parameters in 16 bits and begins the
+//! phases that compute with them.
 //!
-//! Contract: the twin of [`Decoder`] and its workspaces, in the same flat layout. Parameters,
-//! activations and their gradients are [`Half`], sums and statistics f32. What lasts (parameters, rotary
-//! table) is taken when a model is made; a phase ([`Training`]) takes the rest of the arena in turn with
-//! others, so only one of them exists at a time, and nothing is allocated while it works. All work is
-//! queued on the model's stream. The same inputs give the same bits. Left out: families of sequences
-//! ([`Packed::cu_families`](super::Packed)), and heads of other sizes than the kernels have.
-//! Not yet run on a GPU.
+//! Contract: it is the twin of [`Decoder`] and its workspaces, in the same flat layout. Parameters,
+//! activations and their gradients are [`Half`]; sums and statistics are f32. Memory that lasts
+//! (parameters, rotary table) is taken when a model is made. A phase ([`Training`], [`Generation`])
+//! takes the rest of the arena, so only one phase exists at a time, and nothing is allocated while
+//! it works. All work is queued on the model's stream. The same inputs give the same bits. Left
+//! out: families of sequences ([`Packed::cu_families`](super::Packed)), and head sizes for which
+//! there are no kernels. None of this has run on a GPU yet.
 
 mod attention;
 mod batch;
@@ -34,10 +35,10 @@ use attention::PlanStore;
 pub use generation::Generation;
 pub use training::{Finished, Training};
 
-/// Widths are multiples of this many elements: a vector access of the kernels.
+/// Widths must be multiples of this many elements, which kernels load and store at once.
 const VECTOR: usize = 8;
 
-/// Parameters that are converted at a time on their way to the device.
+/// So many parameters at a time are converted on their way to the device.
 const UPLOAD: usize = 8 << 20;
 
 /// A decoder with its parameters on one GPU.
@@ -49,23 +50,22 @@ pub struct DeviceModel {
     plans: PlanStore,
 }
 
-/// Cosines and sines of every position, `[positions, head_dim / 2]` each.
+/// The cosines and sines of every position, each of shape `[positions, head_dim / 2]`.
 pub(crate) struct RopeTable {
     cosines: DeviceBuffer<'static, f32>,
     sines: DeviceBuffer<'static, f32>,
     positions: usize,
 }
 
-/// The parameters as operations read them.
 #[derive(Clone, Copy)]
 pub(crate) struct Weights<'a> {
     params: DeviceSlice<'a, Half>,
-    /// Of every norm.
+    /// Every norm has this epsilon.
     eps: f32,
 }
 
 impl DeviceModel {
-    /// Refuses, as a mistake of the user, a shape that the kernels do not compute.
+    /// Refuses, as a mistake of the user, a shape that the kernels cannot compute.
     pub fn check(config: &ModelConfig) -> Result<()> {
         let ModelConfig { num_heads, num_kv_heads, head_dim, hidden_size, vocab_size, .. } = config;
         let refuse = |what: String| Err(usage(format!("device cuda: {what}")));
@@ -95,8 +95,8 @@ impl DeviceModel {
         Ok(())
     }
 
-    /// Takes room for the parameters of `decoder` and for positions below `max_positions`; the
-    /// parameters are undefined until uploaded.
+    /// Takes memory for the parameters of `decoder` and for the angles of positions below
+    /// `max_positions`. The parameters are undefined until they are uploaded.
     pub fn new(mut gpu: Gpu, decoder: Decoder, max_positions: usize) -> Result<Self> {
         Self::check(decoder.config())?;
         let params = gpu.arena.lasting("parameters", decoder.layout().len)?;
@@ -104,7 +104,8 @@ impl DeviceModel {
         Ok(Self { gpu, decoder, params, rope, plans: PlanStore::default() })
     }
 
-    /// Replaces the parameters from element `at` of the layout on, rounded to the GPU's format.
+    /// Replaces the parameters from element `at` of the layout on, rounded to the GPU's 16-bit
+    /// format.
     pub fn upload(&mut self, at: usize, params: &[f32]) -> Result<()> {
         let format = self.gpu.device.half_format();
         let mut rounded = vec![Half::ZERO; params.len().min(UPLOAD)];
@@ -119,24 +120,24 @@ impl DeviceModel {
         Ok(())
     }
 
-    /// The decoder.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
-    /// The parameters, flat in the layout, and the GPU they are on: for the optimizer, and to take
-    /// what else lasts.
+    /// Returns the parameters, flat in the layout, and the GPU that they are on. The optimizer
+    /// needs both, and takes its own lasting memory from the GPU.
     pub fn split(&mut self) -> (DeviceSliceMut<'_, Half>, &mut Gpu) {
         (self.params.slice_mut(), &mut self.gpu)
     }
 
-    /// Begins a phase of scoring and training on batches of at most `size`. What the arena lacks for
-    /// it is an error; [`TrainingMemory::new`] says before what it takes.
+    /// Begins a phase of scoring and training on batches of at most `size`. It fails where the
+    /// arena has too little memory; [`TrainingMemory::new`] says beforehand how much it takes.
     pub fn training(&mut self, size: BatchSize, recompute: Recompute) -> Result<Training<'_>> {
         Training::new(self, size, recompute).map(|(training, _)| training)
     }
 
-    /// The same, with room for the gradients of all parameters, which are undefined.
+    /// Begins the same phase, with memory for the gradients of all parameters, which are undefined
+    /// at first.
     pub fn training_with_gradients(
         &mut self,
         size: BatchSize,
@@ -147,8 +148,8 @@ impl DeviceModel {
         Ok((training, phase.take("gradients", len)?))
     }
 
-    /// Begins a phase of generation, with passes of at most `size` and a cache as large as it, or
-    /// smaller where the arena has no room. What it lacks for the rest is an error.
+    /// Begins a phase of generation, with passes of at most `size` and a cache of that size, or a
+    /// smaller one where the arena has no room. It fails where the arena has no room for the rest.
     pub fn generation(&mut self, size: GenerationSize) -> Result<Generation<'_>> {
         Generation::new(self, size)
     }
@@ -167,20 +168,20 @@ impl RopeTable {
         Ok(Self { cosines: table("cosines", cos)?, sines: table("sines", sin)?, positions })
     }
 
-    /// With the position of each row.
+    /// Returns the angles together with the position of each row.
     fn angles<'s>(&'s self, positions: DeviceSlice<'s, u32>) -> Angles<'s> {
         Angles { cosines: self.cosines.slice(), sines: self.sines.slice(), positions }
     }
 }
 
 impl<'a> Weights<'a> {
-    /// The norm whose weight lies in `range`.
+    /// Returns the norm whose weight lies in `range`.
     fn norm(self, range: &Range<usize>) -> Norm<'a> {
         Norm { weight: self.params.range(range.clone()), eps: self.eps }
     }
 }
 
-/// What [`Half`] is on a GPU that computes in `precision`; f32 is refused where settings enter.
+/// Returns the format of [`Half`] for `precision`; settings have refused f32 before.
 pub fn half_format(precision: Precision) -> HalfFormat {
     match precision {
         Precision::Fp16 => HalfFormat::Fp16,
@@ -188,7 +189,7 @@ pub fn half_format(precision: Precision) -> HalfFormat {
     }
 }
 
-/// The heads of a decoder as the kernels take them.
+/// Returns the heads of a decoder as kernels take them.
 fn heads(decoder: &Decoder) -> Heads {
     let config = decoder.config();
     Heads { queries: config.num_heads, keys: config.num_kv_heads, dim: config.head_dim }

@@ -1,11 +1,12 @@
-//! The training graph on a GPU: scores of a packed batch, and their gradients by every parameter.
+//! This file computes the training graph on a GPU: the scores of a packed batch, and the gradients
+//! of every parameter.
 //!
-//! Contract: the twin of `model::training`. Memory is one phase of the arena, sized by the largest batch
-//! ([`BatchSize`]); nothing is taken later. The host waits for the device where scores of a chunk of
-//! targets cross to it, and nowhere else. The gradients have the same bits whatever [`Recompute`] says;
-//! norm outputs and the SwiGLU product come free with their backward, so that `none` is `selective`
-//! here. Equal batches give equal bits, but for cuDNN before 9.25, which adds up query gradients in any
-//! order.
+//! Contract: it is the twin of `model::training`. Its memory is one phase of the arena, sized by
+//! the largest batch ([`BatchSize`]); nothing is taken later. The host waits for the device only
+//! where the scores of a chunk of targets are copied to it. The gradients have the same bits
+//! whatever [`Recompute`] says. Backward kernels compute norm outputs and the SwiGLU product
+//! anyway, so `none` is `selective` here. Equal batches give equal bits, except with cuDNN before
+//! 9.25, which sums query gradients in no fixed order.
 
 use super::attention::Attention;
 use super::batch::Batch;
@@ -22,10 +23,11 @@ use crate::model::{
 use anyhow::{Result, ensure};
 use std::ops::Range;
 
-/// Hears during a backward that the gradients in a range of the flat buffer are final once the stream
-/// gets to where it is now. Ranges are neighbours and come from the end of the buffer to its start
-/// (head, norm, last layer, ..., first layer, embedding). It gets the whole buffer, and may use what is
-/// final, also on another stream that it lets wait for an event recorded on this one.
+/// A callback of the backward. It is told that the gradients in a range of the flat buffer are
+/// final once the stream has done the work that is queued now. The ranges are adjacent and come
+/// from the end of the buffer to its start (head, norm, last layer, ..., first layer, embedding).
+/// The callback gets the whole buffer and may use what is final, also on another stream that it
+/// makes wait for an event recorded on this one.
 pub type Finished<'a> =
     dyn FnMut(Range<usize>, DeviceSliceMut<'_, Half>, &Stream) -> Result<()> + 'a;
 
@@ -38,9 +40,9 @@ pub struct Training<'a> {
     pub(crate) tools: &'a mut Tools,
     pub(crate) shape: TrainingShape,
     pub(crate) batch: Batch<'a>,
-    /// The residual stream before each layer, and after the last.
+    /// The residual stream before each layer and after the last one.
     pub(crate) inputs: Vec<Matrix<'a>>,
-    /// Of each layer; of the one at work where only inputs are kept.
+    /// The activations of each layer, or of only the current one where only inputs are kept.
     pub(crate) layers: Vec<LayerBuffers<'a>>,
     pub(crate) work: Work<'a>,
     pub(crate) attention: Attention<'a>,
@@ -48,7 +50,7 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    /// The buffers, and the phase that they are of, for what else it has to hold.
+    /// Takes the buffers, and returns them with the rest of their phase.
     pub(crate) fn new(
         model: &'a mut DeviceModel,
         size: BatchSize,
@@ -57,12 +59,16 @@ impl<'a> Training<'a> {
         let positions = model.rope.positions;
         ensure!(
             size.longest <= positions,
-            "sequences of {} tokens; the model was made for {positions}",
+            "sequences may have {} tokens, but the model was made for {positions}",
             size.longest
         );
         let DeviceModel { gpu, decoder, params, rope, plans } = model;
         let shape = TrainingShape::new(decoder, size, recompute);
-        ensure!(shape.rows <= MOST_ROWS, "a batch of {} tokens: at most {MOST_ROWS}", size.tokens);
+        ensure!(
+            shape.rows <= MOST_ROWS,
+            "a batch may have {} tokens; a GPU takes at most {MOST_ROWS}",
+            size.tokens
+        );
         let mut phase = gpu.arena.phase();
         let take = |phase: &mut _| Matrix::take(phase, "residual stream", shape.rows, shape.hidden);
         let inputs = (0..=shape.layers).map(|_| take(&mut phase)).collect::<Result<_>>()?;
@@ -86,12 +92,13 @@ impl<'a> Training<'a> {
         Ok((training, phase))
     }
 
-    /// Where it queues its work: to wait for that, or to profile it.
+    /// Returns the stream on which this phase queues its work, so that a caller can wait for it or
+    /// profile it.
     pub fn stream(&self) -> &'a Stream {
         self.stream
     }
 
-    /// Copies from the host, in the order of its work.
+    /// Copies from the host to the device, in the order of this phase's stream.
     pub fn upload(&mut self, from: &[Half], to: DeviceSliceMut<'_, Half>) -> Result<()> {
         self.tools.transfer.upload(self.stream, from, to)
     }
@@ -105,12 +112,12 @@ impl<'a> Training<'a> {
         Training { weights: Weights { params, ..self.weights }, ..self }
     }
 
-    /// Whether attention is cuDNN's.
+    /// Tells whether cuDNN computes attention.
     pub fn has_cudnn(&self) -> bool {
         self.attention.has_cudnn()
     }
 
-    /// Scores of each target.
+    /// Returns the scores of each target.
     pub fn score(
         &mut self,
         batch: &Packed,
@@ -126,9 +133,10 @@ impl<'a> Training<'a> {
         Ok(scores)
     }
 
-    /// Forward, then for each chunk of targets the objective's gradients of the loss by their scores,
-    /// then backward: overwrites `grads` (flat, in the layout) with the gradient of every parameter,
-    /// unnormalised. Returns when all is queued; errors of kernels show at the next synchronisation.
+    /// Computes the forward, asks the objective for the gradients of the loss by the scores of each
+    /// chunk of targets, and computes the backward. It overwrites `grads` (flat, in the layout)
+    /// with the unnormalised gradient of every parameter. It returns when all work is queued; a
+    /// failed kernel shows at the next synchronisation.
     pub fn forward_backward(
         &mut self,
         batch: &Packed,
@@ -160,7 +168,7 @@ impl<'a> Training<'a> {
         finished(ranges.embedding.clone(), grads, self.stream)
     }
 
-    /// The residual stream after all layers, and its norm in `work.normal`.
+    /// Computes the residual stream after all layers, and its norm in `work.normal`.
     fn forward(&mut self, batch: &Packed, targets: &[Target]) -> Result<()> {
         let TrainingShape { hidden, vocab, .. } = self.shape;
         let is_inside =
@@ -181,7 +189,7 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// The norm of a layer's input, into `work.normal`.
+    /// Computes the norm of a layer's input into `work.normal`.
     fn input_norm(&mut self, layer: usize) -> Result<()> {
         let rows = self.batch.rows();
         let norm = self.weights.norm(&self.decoder.ranges.layers[layer].input_norm);
@@ -189,7 +197,8 @@ impl<'a> Training<'a> {
         self.tools.kernels.rms_norm.forward(self.stream, norm, x, normal)
     }
 
-    /// Forward and backward of the head: its gradient, and in `work.branch` that of the last norm.
+    /// Computes forward and backward of the head: its gradient, and the gradient of the last norm's
+    /// output in `work.branch`.
     fn head(
         &mut self,
         targets: &[Target],
@@ -213,8 +222,8 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// From the gradient of the last norm's output in `work.branch` to that of the residual stream in
-    /// `work.d_x`, which it overwrites.
+    /// Computes the backward of the last norm, from the gradient of its output in `work.branch` to
+    /// that of the residual stream, with which it overwrites `work.d_x`.
     fn last_norm_backward(&mut self, grads: &mut DeviceSliceMut<'_, Half>) -> Result<()> {
         let (rows, range) = (self.batch.rows(), &self.decoder.ranges.norm);
         let TrainingShape { hidden, layers, .. } = self.shape;
@@ -232,8 +241,8 @@ impl<'a> Training<'a> {
         kernels.rms_norm.backward(self.stream, norm, rows, weight)
     }
 
-    /// Adds the rows of `work.d_x` to the gradient of the embedding, which is the head's where they are
-    /// one matrix.
+    /// Adds the rows of `work.d_x` to the gradient of the embedding, which is also the head's where
+    /// the two share a matrix.
     fn embedding_backward(&mut self, grads: &mut DeviceSliceMut<'_, Half>) -> Result<()> {
         let ranges = &self.decoder.ranges;
         let mut gradient = grads.range(ranges.embedding.clone());
@@ -245,7 +254,7 @@ impl<'a> Training<'a> {
         self.tools.kernels.embedding.backward(self.stream, d_x, list, hidden, gradient)
     }
 
-    /// Where the activations of `layer` lie.
+    /// Returns the index in `layers` at which the activations of `layer` lie.
     pub(crate) fn slot(&self, layer: usize) -> usize {
         if self.layers.len() == 1 { 0 } else { layer }
     }

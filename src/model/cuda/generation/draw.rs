@@ -1,10 +1,10 @@
-//! Draws from the logits of a pass, on the device.
+//! This file draws tokens from the logits of a pass, on the device.
 //!
-//! Contract: the tokens of [`Draw::draw`] on the same logits, each by its own policy, which alone decides
-//! how its row is computed; only settings cross to the device, and only tokens and their log-probabilities
-//! back, but for the logits of a row of which the most likely tokens are wanted. With a repetition penalty,
-//! which few ask for, logits are copied and penalized some rows at a time, since their own say the
-//! log-probabilities.
+//! Contract: the tokens are those of [`Draw::draw`] on the same logits. Each row is drawn by its
+//! own policy, which alone decides how it is computed. Settings are copied to the device, tokens
+//! and their log-probabilities back; the logits of a row are copied only where its most likely
+//! tokens are wanted. With a repetition penalty, which is rare, some rows at a time are copied and
+//! penalized, because log-probabilities come from the logits without the penalty.
 
 use super::Generation;
 use crate::cuda::kernels::Kernels;
@@ -26,14 +26,14 @@ pub(crate) struct Drawing<'a> {
     tokens: Matrix<'a, u32>,
     logp: Matrix<'a, f32>,
     penalized: Matrix<'a, f32>,
-    /// Where the tokens of each penalized row start, and these.
+    /// The tokens of penalized row `i` are `seen[starts[i]..starts[i + 1]]`.
     starts: Matrix<'a, u32>,
     seen: Matrix<'a, u32>,
     statistics: Matrix<'a, Statistics>,
 }
 
 impl<'a> Drawing<'a> {
-    /// Room for draws from `rows` rows, of sequences of `length` tokens.
+    /// Takes memory for draws from `rows` rows, of sequences of at most `length` tokens.
     pub(crate) fn take(
         phase: &mut Phase<'a>,
         decoder: &Decoder,
@@ -54,14 +54,14 @@ impl<'a> Drawing<'a> {
     }
 }
 
-/// The penalty of a row and the temperature of its log-probability.
+/// Returns the penalty of a row and the temperature of its log-probability, if it has a penalty.
 fn penalty(draw: &Draw<'_>) -> Option<(f32, f32)> {
     let penalty = draw.policy.repetition_penalty;
     (penalty != 1.0).then(|| (penalty, draw.policy.sampling.divisor()))
 }
 
 impl Generation<'_> {
-    /// The token of each of `draws` from the first logits that were kept.
+    /// Draws one token for each of `draws`, from the first logits that were kept.
     pub fn draw(&mut self, draws: &[Draw<'_>]) -> Result<Vec<Drawn>> {
         let vocab = self.decoder.config().vocab_size;
         let of_row = |draw: &Draw<'_>| {
@@ -71,7 +71,7 @@ impl Generation<'_> {
         let sampling: Vec<RowSampling> = draws.iter().map(of_row).collect();
         let Self { stream, tools, drawing, .. } = self;
         tools.transfer.upload(stream, &sampling, drawing.sampling.rows_mut(draws.len()))?;
-        // Neighbours that are penalized alike, or not at all.
+        // Neighbouring rows that are penalized alike, or not at all, are drawn together.
         let mut first = 0;
         for alike in draws.chunk_by(|a, b| penalty(a) == penalty(b)) {
             let most = if penalty(&alike[0]).is_some() { PENALIZED } else { alike.len() };
@@ -95,7 +95,8 @@ impl Generation<'_> {
         Ok(drawn)
     }
 
-    /// Draws from `rows` of the logits, or from copies that are penalized, all in the same way.
+    /// Draws from `rows` of the logits, or from penalized copies of them; all `draws` have the same
+    /// penalty.
     fn draw_alike(&mut self, draws: &[Draw<'_>], rows: Range<usize>, kinds: Kinds) -> Result<()> {
         let vocab = self.decoder.config().vocab_size;
         let Self { stream, tools, buffers, drawing, .. } = self;
@@ -128,7 +129,7 @@ impl Generation<'_> {
 }
 
 impl Drawing<'_> {
-    /// Draws `rows` from `logits`, or else from the penalized ones.
+    /// Draws `rows` from `logits`, or from the penalized logits if there are none.
     fn draw(
         &mut self,
         (stream, kernels): (&Stream, &Kernels),
@@ -151,13 +152,13 @@ impl Drawing<'_> {
     }
 }
 
-/// Some rows of a matrix.
+/// Returns the rows `rows` of a matrix.
 fn part<'s, T: Pod>(matrix: &'s Matrix<'_, T>, rows: &Range<usize>) -> DeviceSlice<'s, T> {
     let width = matrix.width();
     matrix.rows(rows.end).range(rows.start * width..rows.end * width)
 }
 
-/// Where the tokens that each text has start, and the tokens, each once a text.
+/// Returns the distinct tokens of each text, and where those of each text start.
 fn seen(draws: &[Draw<'_>]) -> (Vec<u32>, Vec<u32>) {
     let (mut starts, mut tokens) = (vec![0], Vec::new());
     for draw in draws {

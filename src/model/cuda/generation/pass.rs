@@ -1,9 +1,11 @@
-//! What a pass reads beside weights and cache: tokens, places and tables, uploaded at once.
+//! This file uploads what a pass reads besides weights and cache: tokens, positions, slots and
+//! tables.
 //!
-//! Contract: single steps come first, then prompts, whose attention is computed by tiles. Where each part
-//! lies depends on nothing but the size of a pass, so that a recorded pass reads the inputs of the next one
-//! of its size. Rows that fill a pass up write into the block beside the cache and want no logits of their
-//! own; in a pass of single steps alone they are sequences of no tokens, else nothing sees them.
+//! Contract: single steps come first, then prompts, whose attention is computed by tiles. The place
+//! of each part depends only on the size of a pass, so that a recorded pass reads the inputs of the
+//! next pass of its size. Rows that fill a pass up write to the additional block of the cache, and
+//! repeat row 0 where logits are filled up. In a pass of single steps alone they are sequences
+//! without tokens; otherwise attention skips them.
 
 use crate::cuda::kernels::prompt;
 use crate::cuda::kernels::rope::Heads;
@@ -13,26 +15,26 @@ use crate::model::{BLOCK_TOKENS, Row};
 use anyhow::Result;
 use std::ops::Range;
 
-/// How much of everything a pass has.
+/// The sizes of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PassSize {
-    /// Rows, filled up.
+    /// The number of rows is filled up.
     pub(crate) rows: usize,
-    /// Rows that want logits, filled up.
+    /// The number of rows that want logits is filled up.
     pub(crate) wanted: usize,
-    /// Rows that are single steps; where no others are, filled up.
+    /// This many rows are single steps; the number is filled up where there are no tiles.
     pub(crate) singles: usize,
-    /// Tiles of prompts.
+    /// The prompts have so many tiles.
     pub(crate) tiles: usize,
 }
 
 impl PassSize {
-    /// What has a length and a table of its own: single steps, then tiles.
+    /// Returns how many lengths and tables there are: one for each single step and each tile.
     fn sequences(self) -> usize {
         self.singles + self.tiles
     }
 
-    // Where parts of the inputs begin, after tokens, positions and slots.
+    // Parts of the inputs begin here, after tokens, positions and slots.
 
     fn wanted_start(self) -> usize {
         3 * self.rows
@@ -51,30 +53,32 @@ impl PassSize {
     }
 }
 
-/// Numbers in device memory and, while they are gathered, on the host.
+/// The inputs in device memory, and on the host while they are gathered.
 pub(crate) struct Inputs<'a> {
     device: DeviceBuffer<'a, u32>,
     host: Vec<u32>,
     heads: Heads,
-    /// Blocks of the longest sequence.
+    /// A table has the blocks of the longest sequence.
     table_width: usize,
 }
 
 impl<'a> Inputs<'a> {
-    /// Room for passes of at most `rows` rows of which `wanted` want logits, both filled up.
+    /// Takes memory for passes of at most `rows` rows of which `wanted` want logits, both filled
+    /// up.
     pub(crate) fn take(
         phase: &mut Phase<'a>,
         heads: Heads,
         (rows, wanted): (usize, usize),
         table_width: usize,
     ) -> Result<Self> {
-        // At worst every row is a tile.
+        // In the worst case every row is a tile.
         let len = rows * (6 + table_width) + wanted;
         let device = phase.take("inputs of a pass", len)?;
         Ok(Self { device, host: Vec::with_capacity(len), heads, table_width })
     }
 
-    /// Uploads the inputs of `rows`, whose sequences have `tables` in a cache with a block `beside` it.
+    /// Uploads the inputs of `rows`, whose sequences have `tables`. Rows that fill the pass up
+    /// write to the block `beside`.
     pub(crate) fn set(
         &mut self,
         (stream, transfer): (&Stream, &mut Transfer),
@@ -114,37 +118,37 @@ impl<'a> Inputs<'a> {
         Ok(pass)
     }
 
-    /// The token of each row.
+    /// Returns the token of each row.
     pub(crate) fn tokens(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(0..pass.rows)
     }
 
-    /// Its position.
+    /// Returns the position of each row.
     pub(crate) fn positions(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(pass.rows..2 * pass.rows)
     }
 
-    /// Where its key and value go.
+    /// Returns the slot of the cache to which each row writes its key and value.
     pub(crate) fn slots(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(2 * pass.rows..3 * pass.rows)
     }
 
-    /// The rows that want logits.
+    /// Returns the rows that want logits.
     pub(crate) fn wanted(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(pass.wanted_start()..pass.tiles_start())
     }
 
-    /// The first row and the number of rows of each tile.
+    /// Returns the first row and the number of rows of each tile.
     pub(crate) fn tiles(&self, pass: PassSize) -> DeviceSlice<'_, u32> {
         self.device.slice().range(pass.tiles_start()..pass.lengths_start())
     }
 
-    /// The tokens and the blocks of single steps.
+    /// Returns the lengths and the tables of single steps.
     pub(crate) fn singles(&self, pass: PassSize) -> [DeviceSlice<'_, u32>; 2] {
         self.sequences(pass, 0..pass.singles)
     }
 
-    /// The tokens up to the end of tiles, and their blocks.
+    /// Returns the lengths up to the end of each tile, and the tables of tiles.
     pub(crate) fn tiled(&self, pass: PassSize) -> [DeviceSlice<'_, u32>; 2] {
         self.sequences(pass, pass.singles..pass.sequences())
     }
@@ -165,7 +169,7 @@ struct Arranged {
     rows: Vec<Row>,
     singles: usize,
     tiles: Vec<Range<usize>>,
-    /// Where the rows are that want logits, in the order in which they were given.
+    /// The places of the rows that want logits, in the order in which rows were given.
     wanted: Vec<u32>,
 }
 
@@ -189,14 +193,15 @@ impl Arranged {
         PassSize { rows, wanted: filled(self.wanted.len()), singles, tiles }
     }
 
-    /// The single steps, and the last row of each tile.
+    /// Returns the single steps, and the last row of each tile.
     fn last_rows(&self) -> impl Iterator<Item = &Row> {
         let of_tiles = self.tiles.iter().map(|tile| &self.rows[tile.end - 1]);
         self.rows[..self.singles].iter().chain(of_tiles)
     }
 }
 
-/// The tiles of prompts, of which parts of several may be there, in rows from `first`.
+/// Divides prompts, whose rows begin at `first`, into tiles. A prompt may be there in several
+/// parts.
 fn tiles_of(heads: Heads, mut first: usize, prompts: &[Row]) -> Vec<Range<usize>> {
     let follows = |a: &Row, b: &Row| a.sequence == b.sequence && a.position + 1 == b.position;
     let mut all = Vec::new();
@@ -219,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_tile_holds_consecutive_tokens_of_one_prompt() {
-        // Nine tokens of seven heads each are 63 of 64 rows.
+        // Nine tokens of seven heads each are 63 of a tile's 64 rows.
         let first = (5..16).map(|position| row(0, position, true));
         let others = [row(1, 16, true), row(2, 17, true), row(2, 18, true)];
         let rows: Vec<Row> = first.chain(others).collect();
