@@ -1,8 +1,8 @@
-//! Tensors that a model derives from others, where its files have them all the same.
+//! Tensors that follow from others, in files that store them all the same.
 //!
-//! Contract: their values decide. A head that equals the embedding is tied to it, as `config.json` says;
-//! one of other values is used, and saved, as a head of its own, with a warning. Rotary frequencies that
-//! are not those of `config.json` are a warning: transformers computes them anew, and so does this.
+//! Their values decide. A head that equals the embedding is tied to it, as `config.json` says. A head with
+//! other values is used and saved as a head of its own, with a warning. Rotary frequencies that differ from
+//! those of `config.json` cause a warning and are not used: they are computed again, as in transformers.
 
 use super::shards::{Shards, has_weights, is_frequencies};
 use crate::model::{Layout, ModelConfig};
@@ -11,10 +11,10 @@ use crate::ops::rope::Rope;
 use anyhow::Result;
 use std::path::Path;
 
-/// Numbers compared at a time.
+/// Numbers are compared this many at a time.
 const PART: usize = 1 << 20;
 
-/// The shape of the model in `dir`: what `config.json` says, and what its weights, if it has any, say.
+/// Returns the shape of the model in `dir`, from its `config.json` and from its weights, if it has any.
 pub(crate) fn read_config(dir: &Path) -> Result<ModelConfig> {
     let config = ModelConfig::from_dir(dir)?;
     if !has_weights(dir) {
@@ -33,7 +33,7 @@ pub(crate) fn read_config(dir: &Path) -> Result<ModelConfig> {
     Ok(config.untied())
 }
 
-/// Whether the head is the embedding, or is not there at all.
+/// Returns whether the head equals the embedding, or is not stored.
 fn is_tied(shards: &Shards, config: &ModelConfig) -> bool {
     let layout = Layout::new(&config.untied());
     let [Some(embedding), Some(head)] = [layout.tensors.first(), layout.tensors.last()] else {
@@ -82,7 +82,7 @@ fn differ(stored: Elements<'_>, expected: &[f32]) -> bool {
     values.len() != expected.len() || !values.iter().zip(expected).all(is_near)
 }
 
-/// How far a number format may be from the number.
+/// Returns how far a stored number may be from the number that it stands for.
 fn tolerance(dtype: Dtype) -> f32 {
     match dtype {
         Dtype::F32 => 1e-5,
@@ -101,7 +101,7 @@ mod tests {
     const VOCAB: usize = 4;
     const HIDDEN: usize = 8;
 
-    /// A directory of a tied model's shape with an embedding and `more`.
+    /// Makes a directory with the config of a tied model, an embedding, and the tensors `more`.
     fn model(more: &[(&str, Vec<usize>, Vec<f32>)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let config = json!({

@@ -1,10 +1,10 @@
-//! Models in formats that are not read: what they are, and what to do.
+//! Recognises models in formats that are not supported, and says what to do with them.
 
 use crate::base::error::usage;
 use crate::base::fs::children;
 use std::path::Path;
 
-/// Why `model`, a path that may not exist, is no model directory: none where it may be one.
+/// Returns why `model`, a path that may not exist, is no model directory; `None` where it may be one.
 pub(crate) fn refusal(model: &Path) -> Option<anyhow::Error> {
     let has_end =
         |path: &Path, end: &str| path.extension().is_some_and(|extension| extension == end);

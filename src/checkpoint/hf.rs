@@ -1,9 +1,9 @@
 //! Weights and their directory in Hugging Face layout.
 //!
-//! Contract: writes `config.json` as given, `model.safetensors` in f32, and the tokenizer's files byte
-//! for byte; reads what [`super::shards`] finds, in f32, bf16 or f16, through memory maps into the
-//! flat buffer, so nothing is held twice. Rows that a family keeps in another order
-//! ([`crate::model::RowOrder`]) change places on the way in and on the way out.
+//! It writes `config.json` as given, `model.safetensors` in f32, and the tokenizer's files byte for byte.
+//! It reads the tensors that [`super::shards`] finds, in f32, bf16 or f16, through memory maps into the
+//! flat buffer, so nothing is held twice. Where a family stores rows in another order
+//! ([`crate::model::RowOrder`]), they are reordered when they are read and when they are written.
 
 pub(crate) use super::shards::Tensors;
 use super::shards::{Loading, Shards, WEIGHTS};
@@ -20,13 +20,13 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Elements that one work item converts.
+/// A work item converts this many elements.
 const PIECE: usize = 1 << 21;
 
-/// Elements that [`read_weights`] has at a time: 128 MiB, work for some threads.
+/// [`read_weights`] holds this many elements at a time: 128 MiB, which is work for some threads.
 pub(crate) const PART: usize = 1 << 25;
 
-/// Writes a model directory's files into `dir`, which exists.
+/// Writes the files of a model directory into `dir`, which exists.
 pub fn save_model(
     dir: &Path,
     config_json: &str,
@@ -42,16 +42,16 @@ pub fn save_model(
     tokenizer.copy_files(dir)
 }
 
-/// A run of rows that lies in one piece both in the file and in the flat buffer.
+/// Consecutive rows that are contiguous both in the file and in the flat buffer.
 struct Piece<'a> {
     spec: &'a TensorSpec,
-    /// Row of the buffer's tensor.
+    /// The first row, counted in the buffer's tensor.
     first: usize,
-    /// Its place in the buffer.
+    /// The elements of the flat buffer.
     range: Range<usize>,
 }
 
-/// Fills `weights` with a model directory's tensors, each at its range.
+/// Fills `weights` with the tensors of a model directory, each at its range.
 pub fn load_weights(dir: &Path, specs: &[TensorSpec], weights: &mut [f32]) -> Result<()> {
     let shards = Shards::open(dir, specs)?;
     let loading = Loading::of(&shards);
@@ -60,8 +60,8 @@ pub fn load_weights(dir: &Path, specs: &[TensorSpec], weights: &mut [f32]) -> Re
     Ok(())
 }
 
-/// Gives the tensors of `shards` to `take`, in the order of their ranges: parts of the flat buffer of at
-/// most `most` elements, if its pieces are no longer, with the element that each begins at.
+/// Passes the tensors of `shards` to `take` in the order of their ranges, as parts of the flat buffer, each
+/// with the index of its first element. A part has at most `most` elements, unless a single piece has more.
 pub(crate) fn read_weights(
     shards: &Shards,
     specs: &[TensorSpec],
@@ -87,7 +87,7 @@ pub(crate) fn read_weights(
     Ok(())
 }
 
-/// Fills what `pieces` are of a part of the flat buffer that begins at element `start`.
+/// Fills the pieces of a part of the flat buffer that begins at element `start`.
 fn fill(
     shards: &Shards,
     loading: &Loading,
@@ -131,7 +131,7 @@ fn pieces<'a>(specs: &'a [TensorSpec]) -> Vec<Piece<'a>> {
     ordered.into_iter().flat_map(cut).collect()
 }
 
-/// A tensor of a model as it is written: in f32, its rows in the file's order.
+/// A tensor as it is written: in f32, with the rows in the file's order.
 struct Saved<'a> {
     spec: &'a TensorSpec,
     values: &'a [f32],
@@ -171,17 +171,17 @@ fn write_tensors<'a>(
     tensors: impl Iterator<Item = (&'a str, Saved<'a>)>,
 ) -> Result<()> {
     let writing = || format!("writing {}", path.display());
-    // transformers refuses files that do not say so.
+    // transformers refuses files without this entry.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(tensors, Some(metadata), path)
         .map_err(|e| match e {
-            // Its text repeats that of the error in it.
+            // The text of this variant repeats that of the error in it.
             SafeTensorError::IoError(e) => e.into(),
             e => anyhow::Error::from(e),
         })
         .with_context(writing)?;
     let file = File::open(path).with_context(writing)?;
-    // The library makes it readable for its owner only.
+    // The library creates the file readable for its owner only.
     file.set_permissions(Permissions::from_mode(0o644)).with_context(writing)?;
     file.sync_all().with_context(writing)
 }
@@ -239,7 +239,7 @@ mod tests {
         assert!(Tokenizer::load(dir.path()).is_ok());
     }
 
-    /// Two files, `a.safetensors` in bf16 and `b.safetensors` in f16, and an index of them.
+    /// Makes two files, `a.safetensors` in bf16 and `b.safetensors` in f16, and their index.
     fn sharded() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let w = weights();
@@ -312,12 +312,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let source = tempfile::tempdir().unwrap();
         let tokenizer = bpe::tests::small(source.path());
-        // Two groups of one query head each; heads of one row of two elements.
+        // There are two groups with one query head each; a head is one row of two elements.
         let order = RowOrder::Grouped { groups: 2, queries: 1, head_dim: 1 };
         let spec = TensorSpec { name: "w".into(), shape: vec![6, 2], range: 0..12, order };
         let rows =
             |rows: [f32; 6]| rows.into_iter().flat_map(|row| [row, -row]).collect::<Vec<_>>();
-        // Queries, keys, values in the buffer; a query, its key, its value in the file.
+        // The buffer has queries, keys, values; the file has a query, its key and its value, twice.
         let buffer = rows([1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
         let specs = [spec.clone()];
         save_model(dir.path(), CONFIG, &specs, &buffer, &tokenizer).unwrap();

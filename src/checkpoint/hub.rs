@@ -1,8 +1,8 @@
-//! From the name of a model to the directory that holds it: a local directory, the Hugging Face
-//! cache, or a download into that cache.
+//! Finds the directory of a model that is given by name: a local directory, the Hugging Face cache, or a
+//! download into that cache.
 //!
-//! Contract: a directory that exists is itself; otherwise a name as in [`crate::base::hub`]. Only
-//! configuration, tokenizer and safetensors are downloaded.
+//! A directory that exists is taken as it is; anything else is a name as described in [`crate::base::hub`].
+//! Only the configuration, the tokenizer and safetensors are downloaded.
 
 use super::foreign;
 use super::shards::{INDEX, WEIGHTS, has_weights, shard_names};
@@ -14,18 +14,18 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
 
-/// What of a model is wanted.
+/// The part of a model that is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
     /// Its `config.json`.
     Config,
-    /// Configuration and tokenizer.
+    /// Its configuration and tokenizer.
     Tokenizer,
-    /// Configuration, tokenizer and weights.
+    /// Its configuration, tokenizer and weights.
     Model,
 }
 
-/// The directory of `model`: a path, or a name as in [`self`].
+/// Returns the directory of `model`, which is a path or a name. Downloads what is needed and missing.
 pub fn resolve(model: &Path, needs: Needs) -> Result<PathBuf> {
     if let Some(refusal) = foreign::refusal(model) {
         return Err(refusal);
@@ -80,7 +80,7 @@ fn fetch(download: &Download<'_>, needs: Needs) -> Result<Extent> {
     Ok(Extent::Whole)
 }
 
-/// Whether a snapshot has all that is needed; what lies in it may be a part.
+/// Returns whether a snapshot has all that is needed; an earlier download may have been partial.
 fn is_complete(snapshot: &Path, needs: Needs) -> bool {
     let has = |file: &str| snapshot.join(file).is_file();
     let has_tokenizer =

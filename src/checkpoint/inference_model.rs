@@ -1,8 +1,7 @@
-//! A model directory opened to score and to generate: its weights keep their stored number format.
+//! A model directory opened to score and to generate; its weights keep their stored number format.
 //!
-//! Contract: takes about as much memory as the files are long. Weights are packed straight from the
-//! maps, tensor by tensor, and the pages are given back. Left out: training, which needs flat f32
-//! ([`super::LanguageModel`]).
+//! It takes about as much memory as its files are long. Weights are packed from the memory maps, tensor by
+//! tensor, and the pages are given back. Training needs flat f32 parameters ([`super::LanguageModel`]).
 
 use super::StoredModel;
 use super::language_model::stop_ids;
@@ -14,18 +13,17 @@ use anyhow::Result;
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// Everything that turns messages into tokens and tokens into probabilities.
+/// A model whose weights are laid out for generation, with its tokenizer.
 pub struct InferenceModel {
-    /// The graph.
     pub decoder: Decoder,
-    /// The weights, laid out.
+    /// The weights, packed.
     pub weights: Weights<'static>,
-    /// Text and conversations to tokens and back.
     pub tokenizer: Tokenizer,
 }
 
 impl InferenceModel {
-    /// Opens a directory in Hugging Face layout, or a model by its name ([`super::hub`]).
+    /// Opens a directory in Hugging Face layout, or a model by its name ([`super::hub`]). Refuses weights
+    /// that are not finite.
     pub fn open(model: &Path) -> Result<Self> {
         let StoredModel { decoder, tokenizer, shards } = StoredModel::open(model)?;
         memory::check(shards.bytes(), &model.display().to_string(), "choose a smaller model")?;
@@ -33,13 +31,14 @@ impl InferenceModel {
         Ok(Self { decoder, weights, tokenizer })
     }
 
-    /// Ids that end a response: those of the model's config and of its generation config.
+    /// Returns the ids of the tokens that end a response, from the model's config and its generation
+    /// config.
     pub fn stop_ids(&self) -> Vec<u32> {
         stop_ids(self.decoder.config(), &self.tokenizer)
     }
 }
 
-/// Packs every tensor and gives its pages back; refuses weights that are not finite.
+/// Packs every tensor and gives its pages back. Refuses weights that are not finite.
 fn load(shards: &Shards, decoder: &Decoder) -> Result<Weights<'static>> {
     let loading = Loading::of(shards);
     let failure = OnceLock::new();

@@ -1,4 +1,4 @@
-//! A model directory opened to train: decoder, flat f32 weights and tokenizer together.
+//! A model directory opened to train: the decoder, flat f32 weights and the tokenizer.
 
 use super::hub::{self, Needs};
 use super::state::Model;
@@ -10,13 +10,11 @@ use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use std::path::Path;
 
-/// Everything that turns messages into tokens and tokens into probabilities.
+/// A model whose parameters can be trained, with its tokenizer.
 pub struct LanguageModel {
-    /// The graph.
     pub decoder: Decoder,
-    /// The weights, flat, in the decoder's layout.
+    /// The parameters, in the decoder's layout.
     pub params: Vec<f32>,
-    /// Text and conversations to tokens and back.
     pub tokenizer: Tokenizer,
 }
 
@@ -31,19 +29,20 @@ impl LanguageModel {
         Self::assemble(config, params, dir)
     }
 
-    /// Starts from random weights: the shape from `config_path`, the tokenizer from its directory.
+    /// Creates random weights: the shape is that of `config_path`, the tokenizer is read from its
+    /// directory.
     pub fn init(config_path: &Path, tokenizer_dir: &Path, seed: u64) -> Result<Self> {
         let config = Self::read_config(config_path)?;
         let params = init(&config, seed);
         Self::assemble(config, params, tokenizer_dir)
     }
 
-    /// Reads the shape of a model in a directory, or of one by its name ([`super::hub`]).
+    /// Reads the shape of a model, given by its directory or its name ([`super::hub`]).
     pub fn shape(model: &Path) -> Result<ModelConfig> {
         derived::read_config(&hub::resolve(model, Needs::Config)?)
     }
 
-    /// Reads a `config.json` that lies by itself.
+    /// Reads a single `config.json`.
     pub fn read_config(path: &Path) -> Result<ModelConfig> {
         ModelConfig::from_json(&read_text(path)?).with_context(|| path.display().to_string())
     }
@@ -54,13 +53,14 @@ impl LanguageModel {
         Ok(Self { decoder: Decoder::new(config), params, tokenizer })
     }
 
-    /// Ids that end a response: those of the model's config and of its generation config.
+    /// Returns the ids of the tokens that end a response, from the model's config and its generation
+    /// config.
     pub fn stop_ids(&self) -> Vec<u32> {
         stop_ids(self.decoder.config(), &self.tokenizer)
     }
 
-    /// Ends responses where the template's turns end, which is what training teaches, and says so where
-    /// the model's configuration does not.
+    /// Makes the token that ends a turn of the chat template end responses, since training teaches to end
+    /// there. Warns where the model's configuration does not do so.
     pub(crate) fn end_turns(&mut self) -> Result<()> {
         let config = self.decoder.config();
         let Some(id) = unended_turn(config, &self.tokenizer) else { return Ok(()) };
@@ -75,7 +75,7 @@ impl LanguageModel {
         self.tokenizer.set_eos_ids(ids)
     }
 
-    /// The model as a checkpoint takes it.
+    /// Returns the model as a checkpoint saves it.
     pub fn as_saved(&self) -> Model<'_> {
         Model {
             config_json: self.decoder.config().to_json(),
@@ -86,12 +86,13 @@ impl LanguageModel {
     }
 }
 
-/// The token that ends the template's turns, where no response ends at it.
+/// Returns the token that ends a turn of the chat template, if it ends no response.
 pub(crate) fn unended_turn(config: &ModelConfig, tokenizer: &Tokenizer) -> Option<u32> {
     tokenizer.turn_end().filter(|id| !stop_ids(config, tokenizer).contains(id))
 }
 
-/// Says that responses will go on after their turn, unless `extra` ids end them.
+/// Warns where responses would run on after their turn: the token that ends a turn of the chat template is
+/// neither a stop id of the model nor one of `extra`.
 pub(crate) fn warn_of_run_on(config: &ModelConfig, tokenizer: &Tokenizer, extra: &[u32]) {
     if let Some(id) = unended_turn(config, tokenizer).filter(|id| !extra.contains(id)) {
         tracing::warn!(
@@ -104,7 +105,7 @@ pub(crate) fn warn_of_run_on(config: &ModelConfig, tokenizer: &Tokenizer, extra:
     }
 }
 
-/// Ids that end a response: those of a model's config and of its generation config.
+/// Returns the ids of the tokens that end a response, from the model's config and its generation config.
 pub fn stop_ids(config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
     let mut ids = config.eos_token_ids.clone();
     ids.extend_from_slice(tokenizer.eos_ids());

@@ -1,8 +1,8 @@
-//! Model directories in Hugging Face layout, and step directories that hold all a run needs to go on.
+//! Model directories in Hugging Face layout, and step directories, from which a run resumes.
 //!
-//! Contract: what is written loads in transformers and vLLM as it lies; a step directory is whole
-//! or absent; what is read is checked tensor by tensor, and a mismatch names tensor and file.
-//! Parameters live in one flat buffer; a [`crate::model::TensorSpec`] says which range of it a tensor is.
+//! What is written loads in transformers and vLLM without conversion. A step directory is complete or
+//! absent. What is read is checked tensor by tensor, and an error names tensor and file. Parameters are in
+//! one flat buffer; a [`crate::model::TensorSpec`] says which range of it a tensor is.
 
 mod derived;
 mod foreign;

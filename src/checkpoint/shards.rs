@@ -1,10 +1,10 @@
-//! The safetensors of a model directory: one file or several with an index, mapped and checked.
+//! The safetensors of a model directory: one file, or several with an index, mapped and checked.
 //!
-//! Contract: [`Shards::open`] reads headers only and refuses, by name, a file that is missing or cut
-//! short, an index that disagrees with its files, and a tensor that is there twice, is missing, does
-//! not belong to the model or has another shape. Afterwards every tensor of the model is at hand as
-//! a part of a map: [`Shards::check_finite`] refuses its numbers while they are in memory, and
-//! [`Shards::release`] gives the pages of a used part back, so that a model is never held twice.
+//! [`Shards::open`] reads headers only. It refuses, by name, a file that is missing or cut short, an index
+//! that disagrees with its files, and a tensor that is stored twice, is missing, does not belong to the
+//! model or has another shape. Every tensor of the model is then a part of a memory map.
+//! [`Shards::check_finite`] refuses its numbers while they are in memory, and [`Shards::release`] gives the
+//! pages of a part back after use, so that a model is never held twice.
 
 use crate::base::error::usage;
 use crate::base::fs::read_text;
@@ -21,19 +21,19 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The only weight file, where there is one.
+/// The name of the weight file, where there is only one.
 pub(crate) const WEIGHTS: &str = "model.safetensors";
-/// Says which of several files has which tensor.
+/// The name of the file that says which of several files has which tensor.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// PyTorch's own format.
+/// PyTorch's own format, which is not read.
 const PICKLE: &str = "pytorch_model.bin";
 const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
 
-/// Loading of less is over before anybody looks.
+/// Fewer bytes are loaded before a progress bar could be read.
 const WORTH_SHOWING: u64 = 256 << 20;
 
-/// A safetensors file, mapped.
+/// A mapped safetensors file.
 pub(crate) struct Tensors {
     map: Mmap,
     path: PathBuf,
@@ -42,13 +42,13 @@ pub(crate) struct Tensors {
 /// A tensor in a mapped file.
 struct Place {
     file: usize,
-    /// `None` for a format that weights do not have.
+    /// Is `None` for a number format that weights do not have.
     dtype: Option<Dtype>,
     shape: Vec<usize>,
     bytes: Range<usize>,
 }
 
-/// All weight files of a directory, with the places of a model's tensors.
+/// All weight files of a directory, with the places of their tensors.
 pub(crate) struct Shards {
     files: Vec<Tensors>,
     places: HashMap<String, Place>,
@@ -64,8 +64,8 @@ impl Tensors {
         Ok(Self { map, path: path.to_owned() })
     }
 
-    /// Fills `pieces`, one after another, with the named tensor, which must be flat, f32 and as long
-    /// as all of them.
+    /// Fills `pieces`, one after another, with the tensor `name`, which must be flat, f32 and as long as
+    /// all pieces together.
     pub(crate) fn copy_flat(&self, name: &str, pieces: &mut [&mut [f32]]) -> Result<()> {
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         let places = self.places(0)?;
@@ -85,7 +85,7 @@ impl Tensors {
         Ok(())
     }
 
-    /// All tensors of this file, which is number `file`.
+    /// Returns all tensors of this file, which is number `file`.
     fn places(&self, file: usize) -> Result<Vec<(String, Place)>> {
         let tensors = SafeTensors::deserialize(&self.map).map_err(|e| {
             usage(format!("{}: truncated, or not a safetensors file: {e}", self.path.display()))
@@ -138,32 +138,32 @@ impl Shards {
         Ok(shards)
     }
 
-    /// The names of all tensors.
+    /// Returns the names of all tensors.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
     }
 
-    /// A tensor by its name, if it is there in a format that weights have.
+    /// Returns the tensor `name`, if it is stored in a number format that weights have.
     pub(crate) fn find(&self, name: &str) -> Option<Elements<'_>> {
         let Place { file, dtype, bytes, .. } = self.places.get(name)?;
         Some(Elements { dtype: (*dtype)?, bytes: &self.files[*file].map[bytes.clone()] })
     }
 
-    /// The tensor of that name, which is one of the model's.
+    /// Returns a tensor of the model.
     pub(crate) fn tensor(&self, spec: &TensorSpec) -> Elements<'_> {
         let Place { file, dtype, bytes, .. } = &self.places[&spec.name];
         let dtype = dtype.expect("invariant: checked when opened");
         Elements { dtype, bytes: &self.files[*file].map[bytes.clone()] }
     }
 
-    /// Asks for the pages of a part of a tensor at once, rather than one by one as they are read.
+    /// Reads the pages of a part of a tensor ahead, at once rather than one by one.
     pub(crate) fn prepare(&self, spec: &TensorSpec, part: Elements<'_>) {
         let (map, range) = self.pages(spec, part);
-        // Only advice: a kernel that does not know it reads the pages all the same.
+        // This is only advice: a kernel that does not know it reads the pages when they are needed.
         let _ = map.advise_range(Advice::PopulateRead, range.start, range.len());
     }
 
-    /// Gives the pages of a part of a tensor back; reading it again would map them again.
+    /// Gives the pages of a part of a tensor back. Reading it again maps them again.
     pub(crate) fn release(&self, spec: &TensorSpec, part: Elements<'_>) {
         let (map, range) = self.pages(spec, part);
         // SAFETY: the map is of a file and read-only, so dropped pages come back with the same bytes.
@@ -172,7 +172,7 @@ impl Shards {
         };
     }
 
-    /// Refuses numbers of a tensor, a part or all, with which nothing can be computed.
+    /// Refuses a part of a tensor in which a number is NaN or infinite.
     pub(crate) fn check_finite(&self, spec: &TensorSpec, part: Elements<'_>) -> Result<()> {
         if part.is_finite() {
             return Ok(());
@@ -185,14 +185,14 @@ impl Shards {
         )))
     }
 
-    /// The map that a part of a tensor lies in, and where.
+    /// Returns the map in which a part of a tensor is, and where.
     fn pages(&self, spec: &TensorSpec, part: Elements<'_>) -> (&Mmap, Range<usize>) {
         let map = &self.files[self.places[&spec.name].file].map;
         let first = part.bytes.as_ptr().addr() - map.as_ptr().addr();
         (map, first..first + part.bytes.len())
     }
 
-    /// Bytes of all tensors.
+    /// Returns the bytes of all tensors.
     pub(crate) fn bytes(&self) -> u64 {
         self.places.values().map(|place| place.bytes.len() as u64).sum()
     }
@@ -242,24 +242,25 @@ impl Shards {
     }
 }
 
-/// Tensors that some checkpoints carry though the model computes or ties them ([`super::derived`]).
+/// Returns whether a tensor is one that some checkpoints store although the model computes it or ties it to
+/// another ([`super::derived`]).
 ///
-/// A head gets here only where the model has none of its own: it is the embedding.
+/// A head is such a tensor only where the model has no head of its own: it is the embedding.
 fn is_derived(name: &str) -> bool {
     is_frequencies(name) || ["lm_head.weight", "output.weight"].contains(&name)
 }
 
-/// Whether a tensor has the frequencies of rotary positions.
+/// Returns whether a tensor holds the frequencies of rotary positions.
 pub(crate) fn is_frequencies(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }
 
-/// Whether all weight files are in `dir`.
+/// Returns whether all weight files are in `dir`.
 pub(crate) fn has_weights(dir: &Path) -> bool {
     Index::read(dir).is_ok()
 }
 
-/// The files that the index at `path` lists.
+/// Returns the files that the index at `path` lists.
 pub(crate) fn shard_names(path: &Path) -> Result<BTreeSet<String>> {
     Ok(weight_map(path)?.into_values().collect())
 }
@@ -270,10 +271,10 @@ fn weight_map(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(weight_map)
 }
 
-/// Which files there are, and what the index says they hold.
+/// The weight files, and what the index says they hold.
 struct Index {
     files: Vec<PathBuf>,
-    /// The index with its map from tensors to file names; none beside a single file.
+    /// The index's path and its map from tensors to file names; `None` for a single file.
     map: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
@@ -312,7 +313,7 @@ impl Index {
         Ok(Self { files, map: Some((path, weight_map)) })
     }
 
-    /// Refuses files that do not hold what the index says.
+    /// Refuses files that disagree with the index.
     fn check(&self, shards: &Shards) -> Result<()> {
         let Some((index, map)) = &self.map else { return Ok(()) };
         let index = index.display();
@@ -339,7 +340,7 @@ impl Index {
     }
 }
 
-/// Progress of loading, counted in bytes and shown in MiB.
+/// The progress of loading, counted in bytes and shown in MiB.
 pub(crate) struct Loading {
     progress: Progress,
     bytes: AtomicU64,

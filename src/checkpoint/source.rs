@@ -1,4 +1,4 @@
-//! Where a run's first weights come from: `[model]` of a config.
+//! Where a run's first weights come from: the table `[model]` of a config.
 
 use super::LanguageModel;
 use super::hub::{self, Needs};
@@ -15,22 +15,22 @@ pub struct ModelSource {
     /// A directory in Hugging Face layout, or the name of a model on the Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// A `config.json` whose shape gets random weights; needs `tokenizer`.
+    /// A `config.json` whose shape gets random weights; it needs `tokenizer` too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// The tokenizer's directory, with `init`.
+    /// The directory of the tokenizer that goes with `init`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
 }
 
-/// A [`ModelSource`] after checking.
+/// A [`ModelSource`] after its check.
 pub(crate) enum Origin<'a> {
     Directory(&'a Path),
     Random { config: &'a Path, tokenizer: &'a Path },
 }
 
 impl ModelSource {
-    /// The source, checked.
+    /// Refuses a source that names neither or both of the two ways.
     pub(crate) fn origin(&self) -> Result<Origin<'_>> {
         match (&self.path, &self.init, &self.tokenizer) {
             (Some(path), None, None) => Ok(Origin::Directory(path)),
@@ -42,7 +42,7 @@ impl ModelSource {
         }
     }
 
-    /// Where the tokenizer lies, if it is on this machine.
+    /// Returns the directory of the tokenizer, if it is on this machine.
     pub fn tokenizer_here(&self) -> Option<PathBuf> {
         match self.origin().ok()? {
             Origin::Directory(path) => hub::resolve(path, Needs::Config).ok(),
@@ -50,7 +50,8 @@ impl ModelSource {
         }
     }
 
-    /// The directory of the tokenizer; with a model's name it is downloaded, if need be.
+    /// Returns the directory of the tokenizer. Where a model is given by its name, the tokenizer is
+    /// downloaded if it is missing.
     pub fn tokenizer_dir(&self) -> Result<PathBuf> {
         match self.origin()? {
             Origin::Directory(path) => hub::resolve(path, Needs::Tokenizer),
@@ -58,7 +59,7 @@ impl ModelSource {
         }
     }
 
-    /// The files that make the model, which is downloaded, if need be.
+    /// Returns the files that make up the model, which is downloaded if it is missing.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         match self.origin()? {
             Origin::Directory(path) => model_files(&hub::resolve(path, Needs::Model)?),
@@ -70,7 +71,8 @@ impl ModelSource {
         }
     }
 
-    /// Opens or initialises the model to train; its responses end where its template's turns do.
+    /// Opens or initialises the model that is trained. Its responses end where the turns of its chat
+    /// template end.
     pub fn open(&self, seed: u64) -> Result<LanguageModel> {
         let mut model = match self.origin()? {
             Origin::Directory(path) => LanguageModel::open(path)?,
@@ -81,7 +83,7 @@ impl ModelSource {
     }
 }
 
-/// The files of a model's directory that make the model: its configuration, tokenizer and weights.
+/// Returns the files of a model directory that make up the model: configuration, tokenizer and weights.
 pub fn model_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let kinds = ["json", "jinja", "safetensors"];
     let mut files = children(dir)?;

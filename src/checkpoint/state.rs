@@ -1,10 +1,10 @@
-//! Step directories: a model directory plus `state/`, what an exact resume needs besides weights.
+//! Step directories: a model directory, and in `state/` what an exact resume needs besides the weights.
 //!
-//! Contract: the directory appears by one rename, when all of it is on disk. `state/` holds the two
-//! moments of AdamW as flat f32, one JSON file with whatever the loop wants to keep, and checksums of
-//! all of it and of the weights: a run never goes on from other bits than it stopped with. Moments
-//! are written from and read into consecutive pieces; the file does not show how they were cut, so
-//! any number of ranks reads what any other wrote.
+//! The directory appears by one rename, when all of it is on disk. `state/` holds the two moments of AdamW
+//! as flat f32, one JSON file with what the loop keeps, and checksums of all this and of the weights: a run
+//! never resumes from other bits than it saved. Moments are written from consecutive pieces and read into
+//! consecutive pieces; the file does not show how they were cut, so any number of ranks reads what any
+//! other number wrote.
 
 use super::hf::{self, Tensors};
 use crate::base::error::usage;
@@ -24,26 +24,26 @@ const CHECKSUMS: &str = "checksums.json";
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 
-/// A model as the checkpoint takes it.
+/// A model as a checkpoint saves it.
 #[derive(Clone, Copy)]
 pub struct Model<'a> {
     /// The text of `config.json`.
     pub config_json: &'a str,
-    /// Names, shapes and places of the tensors.
+    /// The names, shapes and ranges of the tensors.
     pub specs: &'a [TensorSpec],
     /// The flat buffer.
     pub weights: &'a [f32],
-    /// Whose files travel along.
+    /// The tokenizer, whose files are copied into the directory.
     pub tokenizer: &'a Tokenizer,
 }
 
-/// CRC-32 of what a step holds, numbers as little-endian f32 in the order of the flat buffer.
+/// The CRC-32 of each part of a step; numbers count as little-endian f32 in the order of the flat buffer.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Checksums {
     weights: u32,
     first_moment: u32,
     second_moment: u32,
-    /// Of the bytes of the file.
+    /// The checksum of the bytes of the JSON file.
     state: u32,
 }
 
@@ -60,7 +60,7 @@ impl Checksums {
         Self { weights, first_moment, second_moment, state: crc32fast::hash(state) }
     }
 
-    /// Refuses what is not as it was written in `step`.
+    /// Refuses a part of `step` that changed since it was saved, by name.
     fn check(&self, found: &Self, step: &Path) -> Result<()> {
         let state = Path::new(DIR);
         let parts = [
@@ -84,8 +84,8 @@ pub fn save(path: &Path, model: Model<'_>) -> Result<()> {
     write_dir_atomic(path, |dir| write_model(dir, model))
 }
 
-/// Writes a step directory at `path`, which must not exist; the pieces of a moment follow each
-/// other in the order of the flat buffer.
+/// Writes a step directory at `path`, which must not exist. The pieces of a moment follow each other in the
+/// order of the flat buffer.
 pub fn save_step(
     path: &Path,
     model: Model<'_>,
@@ -108,7 +108,7 @@ fn write_model(dir: &Path, model: Model<'_>) -> Result<()> {
     hf::save_model(dir, model.config_json, model.specs, model.weights, model.tokenizer)
 }
 
-/// Streams the moments into a safetensors file: the length of the header, the header, the data.
+/// Writes the moments into a safetensors file: the length of the header, the header, the data.
 fn write_moments(path: &Path, moments: &[Vec<&[f32]>; 2]) -> Result<()> {
     let len: usize = moments[0].iter().map(|piece| piece.len()).sum();
     let bytes = size_of::<f32>() * len;
@@ -126,8 +126,8 @@ fn write_moments(path: &Path, moments: &[Vec<&[f32]>; 2]) -> Result<()> {
     file.commit()
 }
 
-/// Reads the moments, into consecutive pieces, and the state of a step directory, and checks them and
-/// `weights`, which have been read from it as from any model.
+/// Reads the moments of a step directory into consecutive pieces, and returns its state. Checks them and
+/// `weights`, which were read from it before.
 pub fn load_step<T: DeserializeOwned>(
     path: &Path,
     weights: &[f32],

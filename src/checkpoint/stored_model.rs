@@ -1,7 +1,7 @@
-//! A model directory opened to bring its weights elsewhere: to GPUs.
+//! A model directory opened to take its weights elsewhere: to GPUs.
 //!
-//! Contract: the weights stay in their mapped files until [`StoredModel::read`] goes through them, a part
-//! at a time whose pages it gives back, so that a model of any size takes little memory of the host.
+//! The weights stay in their mapped files until [`StoredModel::read`] goes through them part by part and
+//! gives the pages of each part back. So a model of any size takes little memory of the host.
 
 use super::hub::{self, Needs};
 use super::language_model::stop_ids;
@@ -12,11 +12,9 @@ use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::path::Path;
 
-/// A model whose weights are where they are stored.
+/// A model whose weights are still in their files.
 pub struct StoredModel {
-    /// The graph.
     pub decoder: Decoder,
-    /// Text and conversations to tokens and back.
     pub tokenizer: Tokenizer,
     pub(crate) shards: Shards,
 }
@@ -32,13 +30,14 @@ impl StoredModel {
         Ok(Self { decoder, tokenizer, shards })
     }
 
-    /// Ids that end a response: those of the model's config and of its generation config.
+    /// Returns the ids of the tokens that end a response, from the model's config and its generation
+    /// config.
     pub fn stop_ids(&self) -> Vec<u32> {
         stop_ids(self.decoder.config(), &self.tokenizer)
     }
 
-    /// Gives the weights to `take`, in f32 and in the order of the layout, with the element that each part
-    /// begins at; refuses weights that are not finite.
+    /// Passes the weights to `take`, in f32 and in the order of the layout, part by part, each with the
+    /// index of its first element. Refuses weights that are not finite.
     pub fn read(&self, take: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         hf::read_weights(&self.shards, &self.decoder.layout().tensors, hf::PART, take)
     }

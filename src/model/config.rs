@@ -1,9 +1,9 @@
-//! `config.json` of a Hugging Face model of one of the [`super::families`].
+//! Reads `config.json` of a Hugging Face model of one of the [`super::families`].
 //!
-//! Contract: the original text is kept and given back byte for byte; a key that would change the
-//! numbers in a way the decoder does not compute is refused by name. Both the older layout
-//! (`rope_theta`, `rope_scaling`) and the newer one (`rope_parameters`) are read. Left out: sliding
-//! windows, and dynamic rope beyond the length where it begins to scale.
+//! The original text is kept and returned byte for byte. A key that changes the numbers in a way that the
+//! decoder does not compute is refused by name. Both the older layout (`rope_theta`, `rope_scaling`) and
+//! the newer one (`rope_parameters`) are read. Sliding windows are refused, and so are sequences so long
+//! that dynamic rope would begin to scale.
 
 use super::config_keys::{Keys, MOST_HEADS, MOST_LAYERS, MOST_TOKENS, WIDEST};
 use super::families::Family;
@@ -16,45 +16,44 @@ use std::path::Path;
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// What the model has beside these sizes.
+    /// What distinguishes the model's family from the others.
     pub family: &'static Family,
-    /// Rows of the embedding table.
+    /// The rows of the embedding table.
     pub vocab_size: usize,
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub hidden_size: usize,
-    /// Width of gate and up.
+    /// The width of the gate, and of up, in the feed-forward network.
     pub intermediate_size: usize,
-    /// Decoder layers.
     pub num_layers: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub num_heads: usize,
-    /// Key and value heads.
+    /// The number of key heads, and of value heads.
     pub num_kv_heads: usize,
-    /// Elements of a head.
+    /// The elements of a head.
     pub head_dim: usize,
-    /// Base of the rotary frequencies.
+    /// The base of the rotary frequencies.
     pub rope_theta: f64,
-    /// How the rotary frequencies were stretched.
+    /// How the rotary frequencies are stretched, if they are.
     pub rope_scaling: Option<Llama3Scaling>,
-    /// Added to the mean square.
+    /// Is added to the mean square in every norm.
     pub rms_norm_eps: f32,
-    /// The head is the embedding table.
+    /// Whether the head uses the embedding table as its weights.
     pub tie_word_embeddings: bool,
-    /// Queries, keys and values have biases.
+    /// Whether queries, keys and values have biases.
     pub qkv_bias: bool,
-    /// Query heads and key heads are normalised.
+    /// Whether query heads and key heads are normalised.
     pub has_head_norm: bool,
-    /// Longest sequence that the model was made for.
+    /// The longest sequence that the model was made for, in tokens.
     pub max_position_embeddings: usize,
-    /// Standard deviation of fresh weights.
+    /// The standard deviation of fresh weights.
     pub initializer_range: f32,
-    /// Tokens that end a sequence (`generation_config.json` may say otherwise).
+    /// The tokens that end a sequence; `generation_config.json` may name others.
     pub eos_token_ids: Vec<u32>,
     json: String,
 }
 
 impl ModelConfig {
-    /// Reads `config.json` in a model directory.
+    /// Reads `config.json` in a model directory. Its errors name the file and the key.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|error| {
@@ -63,7 +62,7 @@ impl ModelConfig {
         Self::from_json(&text).with_context(|| path.display().to_string())
     }
 
-    /// Reads the text of a `config.json`.
+    /// Reads the text of a `config.json`. Its errors name the key.
     pub fn from_json(text: &str) -> Result<Self> {
         let mut value: Value = serde_json::from_str(text)
             .map_err(|error| usage(format!("config.json is not valid JSON: {error}")))?;
@@ -111,12 +110,12 @@ impl ModelConfig {
         })
     }
 
-    /// The text that this configuration was read from.
+    /// Returns the text that this configuration was read from.
     pub fn to_json(&self) -> &str {
         &self.json
     }
 
-    /// The same model with a head of its own, in its text too.
+    /// Returns the configuration of the same model with a head of its own, in its text too.
     pub(crate) fn untied(&self) -> Self {
         let mut text: Value =
             serde_json::from_str(&self.json).expect("invariant: it was read from it");
@@ -124,8 +123,9 @@ impl ModelConfig {
         Self { tie_word_embeddings: false, json: format!("{text:#}\n"), ..self.clone() }
     }
 
-    /// Refuses a sequence that is longer than those the model was made for, in training, scoring and
-    /// generation alike. Positions beyond would be new to it, or, with dynamic scaling, change all others.
+    /// Refuses a sequence of more tokens than the model has positions, in training, scoring and generation
+    /// alike. The model has not seen positions beyond that, and with dynamic scaling they would change all
+    /// the others.
     pub fn check_length(&self, tokens: usize) -> Result<()> {
         let positions = self.max_position_embeddings;
         if tokens <= positions {
@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    /// The Llama above with other values of some keys.
+    /// Reads the Llama configuration above with `changes` to some keys.
     fn llama_with(changes: &Value) -> Result<ModelConfig> {
         let mut config: Value = serde_json::from_str(LLAMA).unwrap();
         for (key, value) in changes.as_object().unwrap() {

@@ -1,4 +1,4 @@
-//! The keys of a `config.json`, typed and within bounds; errors name the key.
+//! Typed access to the keys of a `config.json`, within bounds. Every error names the key.
 
 use super::families::Window;
 use crate::base::error::usage;
@@ -7,7 +7,8 @@ use anyhow::Result;
 use serde_json::Value;
 use std::ops::RangeInclusive;
 
-/// Bounds far above any model there is. Products of sizes within them, in bytes, fit into 64 bits.
+/// These bounds are far above those of any model. Products of sizes within them, in bytes, fit into 64
+/// bits.
 pub(crate) const MOST_LAYERS: usize = 1 << 12;
 pub(crate) const MOST_HEADS: usize = 1 << 12;
 pub(crate) const WIDEST: usize = 1 << 18;
@@ -22,7 +23,7 @@ pub(crate) struct RopeKeys {
     pub(crate) scaling: Option<Llama3Scaling>,
 }
 
-/// Typed access to the keys of the JSON object, with errors that name the key; null is as good as missing.
+/// The keys of the JSON object. A key that is null counts as missing.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<'a>(pub(crate) &'a Value);
 
@@ -82,8 +83,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Positions in the older layout (`rope_theta`, `rope_scaling`) or the newer one (`rope_parameters`),
-    /// of which `rope_scaling` counts where both say something, as in transformers.
+    /// Reads the rotary positions from the older layout (`rope_theta`, `rope_scaling`) or the newer one
+    /// (`rope_parameters`). Where both give a value, `rope_scaling` decides, as in transformers.
     pub(crate) fn rope(&self) -> Result<RopeKeys> {
         refuse_partial("partial_rotary_factor", self.get("partial_rotary_factor"))?;
         let theta = self.number_or("rope_theta", 10_000.0, THETA)?;
@@ -117,7 +118,7 @@ impl<'a> Keys<'a> {
                 return unsupported(&path("factor"), factor, "1.0");
             }
             (Some("llama3"), _) => keys.scaling = Some(self.llama3_scaling(name, rope)?),
-            // Scales beyond the positions only, and longer sequences are refused.
+            // Dynamic rope scales only beyond the model's positions, and longer sequences are refused.
             (Some("dynamic"), _) => {}
             _ => {
                 let supported =
@@ -153,7 +154,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// Refuses what would change the numbers and is not computed.
+    /// Refuses keys that would change the numbers and that the decoder does not compute.
     pub(crate) fn refuse_unsupported(&self, window: Window) -> Result<()> {
         if let Some(value) = self.get("hidden_act")
             && value != "silu"
@@ -192,7 +193,7 @@ impl<'a> Keys<'a> {
             (Window::Given, Some(size)) => {
                 unsupported("sliding_window", size, "null (without the key it is 4096)")
             }
-            // Types of layers, which are all right, decide in the place of the switch.
+            // The types of the layers, which are all supported, decide in place of the switch.
             (Window::Switched, _) if self.get("layer_types").is_some() => Ok(()),
             (Window::Switched, _) => {
                 let full = self.size_or("max_window_layers", 28, MOST_LAYERS)?;

@@ -1,8 +1,8 @@
-//! The decoder: what a layer computes for a few rows, shared by training and generation.
+//! The decoder: what one layer computes for some rows, shared by training and generation.
 //!
-//! Contract: every function here works on rows alone: their neighbours never matter. `threads` share
-//! the columns of its products; it is 1 where [`super::training`] and [`super::extend`] spread rows
-//! over threads.
+//! Every function works row by row: the other rows never change a row's result. `threads` threads divide
+//! the columns of its products; `threads` is 1 where [`super::training`] and [`super::extend`] divide rows
+//! among threads instead.
 
 use super::layout::{Ranges, TensorSpec};
 use super::weights::{LayerWeights, Matrix, PackedWeights, Pass, Source, Weights};
@@ -17,21 +17,22 @@ use crate::ops::rope::Rope;
 use crate::ops::swiglu::swiglu;
 use serde::{Deserialize, Serialize};
 
-/// Sequences of any lengths, one after another; attention stays within each and positions restart,
-/// but for those that continue the first of their family.
+/// Sequences of any lengths, one after another. Attention stays within each sequence, and positions start
+/// at 0 in each. The exception is a sequence that continues the first of its family: it sees that one too,
+/// and its positions go on from there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packed {
-    /// Tokens of all sequences.
+    /// The tokens of all sequences.
     pub tokens: Vec<u32>,
-    /// Where each sequence starts, and the end of the last: from 0 to `tokens.len()`, ascending.
+    /// The first row of each sequence, and the end of the last: ascending, from 0 to `tokens.len()`.
     pub cu_seqlens: Vec<usize>,
-    /// Sequences by families, each a trunk and what continues it ([`Sequences::cu_families`]); empty
-    /// where every sequence is alone.
+    /// The families of sequences that share their first rows, as [`Sequences::cu_families`]; empty where
+    /// every sequence stands alone.
     pub cu_families: Vec<usize>,
 }
 
 impl Packed {
-    /// Packs sequences.
+    /// Packs sequences, each of which stands alone.
     pub fn from_sequences<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
         let mut packed = Self { cu_seqlens: vec![0], ..Self::default() };
         for sequence in sequences {
@@ -41,7 +42,7 @@ impl Packed {
         packed
     }
 
-    /// How its rows make sequences.
+    /// Returns which rows make up which sequence.
     pub(crate) fn sequences(&self) -> Sequences<'_> {
         Sequences { cu_seqlens: &self.cu_seqlens, cu_families: &self.cu_families }
     }
@@ -50,29 +51,28 @@ impl Packed {
 /// A token whose score is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// Row of the packed batch whose hidden state predicts it.
+    /// The row of the packed batch whose hidden state predicts it.
     pub row: usize,
-    /// The token.
     pub token: u32,
 }
 
-/// Where queries and keys turn to: the position of each row.
+/// The rotary table, and the position of each row.
 pub(crate) struct Turn<'a> {
     pub(crate) rope: &'a Rope,
     pub(crate) positions: &'a mut dyn Iterator<Item = usize>,
 }
 
-/// Queries, keys and values of rows, as attention takes them.
+/// Where the queries, keys and values of rows are written.
 pub(crate) struct Projection<'a> {
     pub(crate) qkv: &'a mut [f32],
-    /// The same before heads are normalised, which the backward reads.
+    /// Where they are kept as they were before heads are normalised, for the backward.
     pub(crate) before_norm: Option<&'a mut [f32]>,
 }
 
-/// Rows that one work item takes through the matrices of a layer; a multiple of the tile.
+/// A work item takes this many rows through the matrices of a layer: a multiple of the tile.
 pub(crate) const CHUNK: usize = 16 * TILE;
 
-/// A model's shape, ready to compute with flat parameters.
+/// The decoder of one model: it computes with flat parameters that the caller owns.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     config: ModelConfig,
@@ -81,29 +81,29 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// The decoder of a configuration.
     pub fn new(config: ModelConfig) -> Self {
         let (layout, ranges) = (Layout::new(&config), Ranges::new(&config));
         Self { config, layout, ranges }
     }
 
-    /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Where the tensors lie in the flat buffers.
+    /// Returns where the tensors are in the flat buffers.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Lays flat parameters out for [`Decoder::extend`]; needed once after each change of them.
+    /// Lays flat parameters out for [`Decoder::extend`]. This is needed after each change of the
+    /// parameters.
     pub fn pack<'p>(&self, params: &'p [f32]) -> Weights<'p> {
         Weights::of_parameters(self.packed(Pass::Forward), &self.ranges, params)
     }
 
-    /// Lays stored tensors out for [`Decoder::extend`], in the number format they have, on the pool.
-    /// `tensor` gives one in its file's order of rows; `done` hears when it is not needed any more.
+    /// Lays stored tensors out for [`Decoder::extend`], on the pool. They keep their number format.
+    /// `tensor` returns a tensor with the rows in its file's order; `done` is called when a tensor is no
+    /// longer needed.
     pub fn pack_stored<'a>(
         &'a self,
         tensor: impl Fn(&'a TensorSpec) -> Elements<'a> + Sync,
@@ -129,13 +129,13 @@ impl Decoder {
         Rope::new(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
     }
 
-    /// Floats of a row of attention output.
+    /// Returns the floats of a row of attention output.
     pub(crate) fn attention_width(&self) -> usize {
         self.config.num_heads * self.config.head_dim
     }
 
-    /// The first half of a layer, up to attention: queries, keys and values of rows `x`. Returns the
-    /// rows after the norm, which lie in `scratch`.
+    /// Computes the first half of a layer for the rows `x`: queries, keys and values, with positions
+    /// applied. Returns the rows after the norm, which are in `scratch`.
     pub(crate) fn attention_input<'s>(
         &self,
         threads: usize,
@@ -167,9 +167,9 @@ impl Decoder {
         normal
     }
 
-    /// The second half: adds the attention output to `middle` (on entry the layer's input), then
-    /// the feed-forward network gives `out`; `gate_up` keeps what the backward needs. Returns the
-    /// rows after the norm and the SwiGLU product, which lie in `scratch`.
+    /// Computes the second half of a layer. On entry `middle` holds the layer's input; the projected
+    /// attention output is added to it. `gate_up` gets what the backward needs, and `out` the layer's
+    /// output. Returns the rows after the norm and the SwiGLU product, which are in `scratch`.
     pub(crate) fn attention_output<'s>(
         &self,
         threads: usize,
@@ -205,7 +205,7 @@ impl Decoder {
         [normal, product]
     }
 
-    /// The logits of rows `x` of the residual stream; `normal` gets the rows after the last norm.
+    /// Computes the logits of rows `x` of the residual stream. `normal` gets the rows after the last norm.
     pub(crate) fn logits(
         &self,
         threads: usize,

@@ -1,11 +1,10 @@
-//! Cached generation: new tokens of many sequences, prompts and single steps mixed.
+//! Cached generation: new tokens of many sequences in one pass, prompts and single steps mixed.
 //!
-//! Contract: a row's logits have the same bits as training computes for that row of the whole
-//! sequence, whatever else is in the batch. Rows are spread over threads by sequence, and each
-//! thread takes its rows through all layers without waiting for others; where that would leave
-//! threads idle, or read large weights once for each of them, all rows are one share and the threads
-//! divide each product by columns and attention by heads. Nothing is allocated once the workspace
-//! has seen the largest batch.
+//! The logits of a row have the bits that training computes for that row of the whole sequence, whatever
+//! else is in the pass. Rows are divided among threads by sequence, and each thread takes its rows through
+//! all layers without waiting for others. Where that would leave threads idle, or would read large weights
+//! once for each thread, all rows are one share: the threads then divide each product by columns and
+//! attention by heads. Nothing is allocated once the workspace has seen the largest pass.
 
 use super::cache::{BLOCK_TOKENS, KvCache};
 use super::decoder::{CHUNK, Decoder, Projection, Turn};
@@ -15,23 +14,22 @@ use crate::ops::buffer::Buffer;
 use crate::ops::parallel::{SharedMut, for_each};
 use crate::ops::rope::Rope;
 
-/// A token to add to a sequence.
+/// A token to append to a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The token.
     pub token: u32,
-    /// The sequence, by the place of its block table.
+    /// The index of its sequence in the list of block tables.
     pub sequence: u32,
-    /// The token's position; the sequence's blocks hold all positions before it.
+    /// The position of the token. The sequence's blocks hold all positions before it.
     pub position: u32,
     /// Whether the logits of the next token are wanted.
     pub wants_logits: bool,
-    /// Whether it belongs to a prompt, which a GPU reads by tiles. A token of a response has the bits of a
-    /// single step there, also where it is read again.
+    /// Whether the token belongs to a prompt, which a GPU reads in tiles. A GPU computes the token of a
+    /// response alone, as in a single step, also where it is read again, so that the bits stay the same.
     pub is_prompt: bool,
 }
 
-/// The buffers of [`Decoder::extend`]; they grow to the largest batch.
+/// The buffers of [`Decoder::extend`]. They grow to the largest pass.
 #[derive(Default)]
 pub struct DecodeWorkspace {
     rope: Option<Rope>,
@@ -41,14 +39,14 @@ pub struct DecodeWorkspace {
     logits: Buffer,
 }
 
-/// Bytes of weights times rows of a pass that threads share by columns: below, waiting for each other
-/// costs more than it saves.
+/// The product of weight bytes and rows from which on threads divide a pass by columns: below it, waiting
+/// for each other costs more than it saves.
 const WORTH_SHARING: usize = 64 << 20;
-/// Weights of fewer bytes stay in the last-level cache, where each thread may read them for itself.
+/// Weights of fewer bytes stay in the last-level cache, where every thread may read them for itself.
 const CACHED: usize = 64 << 20;
-/// Rows of a thread below which large weights are read faster than they are computed with.
+/// With fewer rows a thread, large weights take longer to read than to compute with.
 const FEW_ROWS: usize = 4;
-/// Multiply-adds of attention that are worth handing a part of to another thread.
+/// A part of this many multiply-adds of attention is worth another thread.
 const WORTH_A_FORK: usize = 1 << 18;
 
 /// The rows of one thread.
@@ -56,7 +54,7 @@ const WORTH_A_FORK: usize = 1 << 18;
 struct Share {
     first: usize,
     end: usize,
-    /// Rows before these whose logits are wanted.
+    /// The number of rows before these whose logits are wanted.
     wanted: usize,
 }
 
@@ -68,11 +66,11 @@ struct ShareBuffers {
     attention: Buffer,
     middle: Buffer,
     gate_up: Buffer,
-    /// One for each thread that works on the share.
+    /// One buffer for each thread that works on the share.
     scratch: Vec<Buffer>,
 }
 
-/// A cache whose blocks are written by different threads, and who reads which.
+/// A cache whose blocks are written by several threads, and the table of each sequence.
 struct SharedCache<'a> {
     keys: SharedMut<'a, f32>,
     values: SharedMut<'a, f32>,
@@ -81,8 +79,8 @@ struct SharedCache<'a> {
 }
 
 impl SharedCache<'_> {
-    /// Writes the keys and values of the rows of one sequence, then computes their attention, on a
-    /// thread for each scratch buffer.
+    /// Writes the keys and values of the rows of one sequence, then computes their attention, on a thread
+    /// for each scratch buffer.
     ///
     /// # Safety
     /// No other thread reads or writes the blocks that the rows write.
@@ -125,7 +123,7 @@ impl SharedCache<'_> {
     }
 }
 
-/// Blocks are written without locks: no two sequences may reach a block that a row writes.
+/// Panics if two sequences hold a block that a row writes: blocks are written without locks.
 pub(crate) fn assert_writes_are_private(
     num_blocks: usize,
     tables: &[&[u32]],
@@ -143,23 +141,23 @@ pub(crate) fn assert_writes_are_private(
 }
 
 impl DecodeWorkspace {
-    /// An empty workspace.
+    /// Creates an empty workspace.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The logits of the last pass, as [`Decoder::extend`] returned them; what follows them means
-    /// nothing.
+    /// Returns the logits of the last pass, as [`Decoder::extend`] did. What follows them in the buffer has
+    /// no meaning.
     pub fn logits(&self) -> &[f32] {
         self.logits.as_slice()
     }
 }
 
 impl Decoder {
-    /// Adds `rows` to their sequences: writes their keys and values into the cache and returns the
-    /// logits `[wanted, vocab_size]` of the rows that want them, in order. The rows of a sequence
-    /// are neighbours in ascending positions. `tables` holds the blocks of each sequence, enough for
-    /// its last row; a block that a row writes is in no other table, which is checked.
+    /// Appends `rows` to their sequences: writes their keys and values into the cache, and returns the
+    /// logits `[wanted, vocab_size]` of the rows that want them, in order. The rows of a sequence are
+    /// neighbours with ascending positions. `tables` lists the blocks of each sequence, enough for its last
+    /// row. A block that a row writes must be in no other table; it panics otherwise.
     pub fn extend<'w>(
         &self,
         weights: &Weights<'_>,
@@ -202,7 +200,7 @@ impl Decoder {
             self.extend_share(weights, &shared_cache, rows, rope, buffers, logits);
         };
         if threads_per_share > 1 {
-            // Within the pool once, rather than once for each product.
+            // The pool is entered once, rather than once for each product.
             rayon::scope(|_| extend(0, &mut threads[0]));
         } else {
             for_each(shares.len(), threads, extend);
@@ -274,9 +272,9 @@ impl Decoder {
     }
 }
 
-/// Whether the threads should share all rows by columns, rather than take a share of the rows each:
-/// where the largest share is over a third more than an even one, or where a few rows would make
-/// each thread read weights that no cache holds.
+/// Returns whether the threads divide all rows by columns instead of taking a share of rows each. They do
+/// where the largest share exceeds an even one by more than a third, and where few rows would make each
+/// thread read weights that no cache holds.
 fn is_shared_by_columns(
     rows: &[Row],
     shares: &[Share],
@@ -290,7 +288,7 @@ fn is_shared_by_columns(
     threads > 1 && rows.len() * bytes >= WORTH_SHARING && (is_uneven || is_reading)
 }
 
-/// Cuts the rows into about equal shares between sequences.
+/// Divides the rows into shares of about equal size, between sequences.
 fn share_rows(rows: &[Row], threads: usize, shares: &mut Vec<Share>) {
     shares.clear();
     let mut share = Share { first: 0, end: 0, wanted: 0 };

@@ -1,31 +1,30 @@
-//! Floating-point operations that a model asks for: what MFU and estimates of time divide by.
+//! The floating-point operations of a model, for MFU and for estimates of time.
 //!
-//! Model FLOPs as PaLM counts them: what forward and backward need once, without recomputation and
-//! with the causal half of attention,
+//! It counts model FLOPs as PaLM does (Chowdhery et al. 2022, appendix B): what forward and backward need
+//! once, without recomputation and with the causal half of attention,
 //!
 //! ```text
 //! 6 · matrix parameters · tokens  +  6 · layers · attention width · Σ length²
 //! ```
 //!
-//! where the matrices are those of the layers and the head (a tied one too), but not the embedding
-//! table, and the sum runs over sequences. MFU is that, divided by the time of the step and by the
-//! peak of all ranks.
+//! where the matrices are those of the layers and the head (a tied one too), but not the embedding table,
+//! and the sum runs over sequences. MFU is these FLOPs, divided by the time of the step and by the peak of
+//! all ranks.
 
 use crate::model::{Layout, ModelConfig, TensorSpec};
 
-/// Dense bf16 of an H100 or H200 (SXM), by NVIDIA's data sheet.
+/// The dense bf16 peak of an H100 or H200 (SXM) in TFLOP/s, from NVIDIA's data sheet.
 pub(crate) const H100_TFLOPS: f64 = 989.0;
 
-/// What of a model's shape decides its FLOPs.
+/// What decides the FLOPs of a model.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelFlops {
     matrix_parameters: f64,
-    /// Layers x width of the attention output.
+    /// The number of layers times the width of the attention output.
     attention: f64,
 }
 
 impl ModelFlops {
-    /// Of a model.
     pub fn new(shape: &ModelConfig) -> Self {
         let layout = Layout::new(shape);
         let is_of_layer = |t: &&TensorSpec| t.decays() && t.name.contains(".layers.");
@@ -37,7 +36,7 @@ impl ModelFlops {
         }
     }
 
-    /// FLOPs of training on one sequence of `length` tokens.
+    /// Returns the FLOPs of training on one sequence of `length` tokens.
     pub fn training(&self, length: usize) -> f64 {
         let length = length as f64;
         6.0 * length * (self.matrix_parameters + self.attention * length)
@@ -58,7 +57,7 @@ mod tests {
         .unwrap();
         let flops = ModelFlops::new(&shape);
         assert!((flops.matrix_parameters / 1e9 - 7.505).abs() < 0.001);
-        // Three times a forward of 76.85 + 6.87 TFLOP.
+        // This is three times a forward of 76.85 + 6.87 TFLOP.
         assert!((flops.training(5120) / 5120.0 / 1e9 - 49.05).abs() < 0.05);
     }
 }

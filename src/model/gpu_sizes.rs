@@ -1,34 +1,35 @@
-//! What a model takes of a GPU's memory, known before it is taken and without a GPU.
+//! What a model takes of a GPU's memory, computed in advance and without a GPU.
 //!
-//! Contract: [`TrainingMemory`] and [`GenerationMemory`] count the buffers that the phases of `model::cuda`
-//! take of an arena, to the byte; tests compare them. Parameters, gradients, moments and the workspace of
-//! products last longer than a phase and belong to others.
+//! [`TrainingMemory`] and [`GenerationMemory`] count the buffers that the phases of `model::cuda` take of
+//! an arena, to the byte; tests compare them. Parameters, gradients, moments and the workspace of products
+//! outlast a phase and are counted elsewhere.
 
 use super::{BLOCK_TOKENS, BatchSize, Decoder, KvCache, ModelConfig, Recompute};
 use crate::cuda::sizes::{
     AttentionSizes, PARTS, ROW_SAMPLING, SCORE_GRADIENT, STATISTICS, TILE, aligned, partials_len,
 };
 
-/// Rows of products are multiples of this many: a tile of theirs.
+/// Products have a multiple of this many rows: the rows of a tile.
 pub(crate) const ROWS: usize = 128;
-/// Most rows of a batch of training, in whole tiles of products: those of a launch of SwiGLU.
+/// A training batch has at most this many rows: the limit of a launch of SwiGLU, in whole tiles.
 pub const MOST_ROWS: usize = (1 << 16) - ROWS;
-/// Most logits of a head chunk: with their gradients 1.5 GiB.
+/// A head chunk has at most this many logits: with their gradients they take 1.5 GiB.
 const HEAD_LOGITS: usize = 1 << 28;
-/// Sequences of a batch that cuDNN's plans are made for: empty ones cost time too.
+/// cuDNN's plans are made for this many sequences in a batch. Empty sequences cost time too.
 pub(crate) const SEGMENTS: usize = 32;
-/// Most rows of a pass whose attention is computed at a time, where sequences may be long enough for splits.
+/// Where sequences may be long enough to be split, attention is computed for at most this many rows of a
+/// pass at a time.
 pub(crate) const SPLIT_ROWS: usize = 256;
-/// Most rows that are penalized at a time: about as many as a GPU has multiprocessors, a row each.
+/// At most this many rows are penalised at a time: about one for each multiprocessor of a GPU.
 pub(crate) const PENALIZED: usize = 128;
 
-/// Rows of a batch of training that hold `count`.
+/// Returns `count` rows of a training batch, rounded up to whole tiles.
 pub(crate) fn padded(count: usize) -> usize {
     count.max(1).next_multiple_of(ROWS)
 }
 
-/// Rows of a pass of generation that hold `rows`: a power of two or a multiple of 32, so that at most 31
-/// rows are added, each with its own place in a block.
+/// Returns the rows of a generation pass that has `rows` rows: a power of two, or a multiple of 32. So at
+/// most 31 rows are added, and each has its own place in a block.
 pub(crate) fn filled(rows: usize) -> usize {
     match rows {
         0 => 0,
@@ -37,12 +38,12 @@ pub(crate) fn filled(rows: usize) -> usize {
     }
 }
 
-/// Targets whose logits exist at a time.
+/// Returns how many targets have logits at the same time.
 pub(crate) fn head_chunk(vocab: usize, targets: usize) -> usize {
     (HEAD_LOGITS / vocab / ROWS * ROWS).clamp(ROWS, padded(targets))
 }
 
-/// The sizes that cuDNN's attention is compiled for.
+/// Returns the sizes for which cuDNN's attention is compiled.
 pub(crate) fn attention_sizes(decoder: &Decoder, rows: usize) -> AttentionSizes {
     let heads = decoder.heads();
     AttentionSizes {
@@ -54,62 +55,62 @@ pub(crate) fn attention_sizes(decoder: &Decoder, rows: usize) -> AttentionSizes 
     }
 }
 
-/// Elements of the keys of one block of the cache in one layer, and of its values.
+/// Returns the elements of the keys of one block in one layer; its values have as many.
 pub(crate) fn block_len(config: &ModelConfig) -> usize {
     config.num_kv_heads * BLOCK_TOKENS * config.head_dim
 }
 
-/// Bytes of one block of the cache, in all layers.
+/// Returns the bytes of one block of the cache in all layers.
 pub(crate) fn block_bytes(config: &ModelConfig) -> usize {
     2 * 2 * config.num_layers * block_len(config)
 }
 
-/// Bytes of `len` numbers of 16 bits in an arena.
+/// Returns the bytes in an arena of `len` numbers of 16 bits.
 fn halves(len: usize) -> usize {
     aligned(2 * len)
 }
 
-/// Bytes of `len` numbers of 32 bits in an arena.
+/// Returns the bytes in an arena of `len` numbers of 32 bits.
 fn words(len: usize) -> usize {
     aligned(4 * len)
 }
 
-/// Bytes of a phase of training by what they are for.
+/// The bytes of a training phase, by purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrainingMemory {
     /// What the forward keeps for the backward.
     pub activations: usize,
-    /// Gradients of activations.
+    /// The gradients of activations.
     pub backward: usize,
-    /// One chunk of the head: its logits above all.
+    /// One chunk of the head, above all its logits.
     pub head: usize,
-    /// What attention works in.
+    /// The working memory of attention.
     pub attention: usize,
-    /// Tokens, positions and the like.
+    /// The inputs of a batch: tokens, positions and the like.
     pub batch: usize,
 }
 
-/// The lengths that buffers follow from.
+/// The lengths from which the sizes of buffers follow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TrainingShape {
-    /// Rows of the largest batch, padded.
+    /// The rows of the largest batch, in whole tiles.
     pub(crate) rows: usize,
-    /// Targets whose logits exist at a time.
+    /// The number of targets that have logits at the same time.
     pub(crate) chunk: usize,
     pub(crate) hidden: usize,
     pub(crate) inner: usize,
     pub(crate) vocab: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub(crate) heads: usize,
-    /// Elements of a row of attention output.
+    /// The elements of a row of attention output.
     pub(crate) width: usize,
-    /// Elements of a row of queries, keys and values.
+    /// The elements of a row of queries, keys and values.
     pub(crate) qkv: usize,
-    /// Activations of how many layers exist at a time.
+    /// The number of layers whose activations exist at the same time.
     pub(crate) slots: usize,
-    /// Elements of the weight that normalises heads; 0 where they are not.
+    /// The elements of the weight that normalises heads; 0 in a model without one.
     pub(crate) head_norm: usize,
-    /// The widest vector that is a sum over rows.
+    /// The elements of the longest vector that is a sum over rows.
     pub(crate) sums: usize,
     pub(crate) layers: usize,
 }
@@ -137,14 +138,14 @@ impl TrainingShape {
         }
     }
 
-    /// Elements of a matrix that is once the output of a block, once a gradient of attention.
+    /// Returns the elements of a matrix that holds the output of a block and later a gradient of attention.
     pub(crate) fn branch(&self) -> usize {
         self.hidden.max(self.width)
     }
 }
 
 impl TrainingMemory {
-    /// What a phase of training takes of the arena, with cuDNN's attention or without.
+    /// Counts what a training phase takes of the arena, with cuDNN's attention or without.
     pub fn new(decoder: &Decoder, size: BatchSize, recompute: Recompute, has_cudnn: bool) -> Self {
         let shape = TrainingShape::new(decoder, size, recompute);
         let TrainingShape { rows, chunk, hidden, inner, vocab, heads, width, qkv, .. } = shape;
@@ -182,44 +183,44 @@ impl TrainingMemory {
         }
     }
 
-    /// All of it.
+    /// Returns the sum in bytes.
     pub fn total(&self) -> usize {
         self.activations + self.backward + self.head + self.attention + self.batch
     }
 }
 
-/// The largest of everything that a phase of generation holds.
+/// The largest sizes that occur in a generation phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GenerationSize {
-    /// Rows of a pass.
+    /// The rows of a pass.
     pub rows: usize,
-    /// Rows of a pass that want logits.
+    /// The rows of a pass that want logits.
     pub logits: usize,
-    /// Tokens of a sequence.
+    /// The tokens of a sequence.
     pub length: usize,
-    /// Blocks of the cache.
+    /// The blocks of the cache.
     pub blocks: usize,
 }
 
-/// Bytes of a phase of generation by what they are for.
+/// The bytes of a generation phase, by purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GenerationMemory {
-    /// Keys and values.
+    /// The keys and values.
     pub cache: usize,
     /// What a pass computes.
     pub activations: usize,
-    /// Partial results of attention.
+    /// The partial results of attention.
     pub splits: usize,
-    /// Logits, and the rows that they are of.
+    /// The logits, and the rows from which they are computed.
     pub logits: usize,
     /// What draws read and write.
     pub draws: usize,
-    /// Tokens, positions, tiles and tables.
+    /// The tokens, positions, tiles and block tables of a pass.
     pub inputs: usize,
 }
 
 impl GenerationMemory {
-    /// What a phase of generation takes of the arena, with a cache of all the blocks asked for.
+    /// Counts what a generation phase takes of the arena, with a cache of all the blocks asked for.
     pub fn new(decoder: &Decoder, size: GenerationSize) -> Self {
         let config = decoder.config();
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -228,7 +229,7 @@ impl GenerationMemory {
         let table_width = KvCache::blocks_for(size.length);
         let penalized = logits.min(PENALIZED);
         let matrix = |rows: usize, width: usize| halves(rows * width);
-        // One block takes what rows write that only fill a pass up.
+        // Rows that only fill up a pass write into one more block.
         let cached = (size.blocks + 1) * block_bytes(config);
         Self {
             cache: 2 * aligned(cached / 2),
@@ -251,7 +252,7 @@ impl GenerationMemory {
         }
     }
 
-    /// All of it.
+    /// Returns the sum in bytes.
     pub fn total(&self) -> usize {
         self.cache + self.activations + self.splits + self.logits + self.draws + self.inputs
     }
@@ -261,8 +262,8 @@ impl GenerationMemory {
 mod tests {
     use super::*;
 
-    /// Bytes beside a phase of training on one of eight ranks: parameters and gradients in 16 bits, and an
-    /// eighth of master weights, gradient sums and two moments in f32.
+    /// Returns the bytes beside a training phase on one of eight ranks: parameters and gradients in 16
+    /// bits, and an eighth of master weights, gradient sums and two moments in f32.
     fn lasting(decoder: &Decoder) -> usize {
         decoder.layout().len * (2 + 2 + 16 / 8)
     }

@@ -1,10 +1,9 @@
-//! Where each tensor lies in the flat parameter buffer, under its Hugging Face name.
+//! Where each tensor is in the flat parameter buffer, under its Hugging Face name.
 //!
-//! Contract: gradients and moments use the same layout. Matrices that are multiplied together
-//! (queries, keys, values; gate, up) are neighbours, so each pair or triple is one matrix.
-//! Where a family's files have rows in another order, [`RowOrder`] describes it; the buffer's order is the
-//! same for every family.
-//! Fresh weights depend only on the configuration and the seed.
+//! Gradients and moments have the same layout. Matrices that are multiplied together (queries, keys and
+//! values; gate and up) are neighbours, so that each group is one matrix. Some families store rows in
+//! another order, which [`RowOrder`] describes; the order in the buffer is the same for every family. Fresh
+//! weights depend only on the configuration and the seed.
 
 use super::ModelConfig;
 use super::families::QkvNames;
@@ -15,36 +14,36 @@ use std::ops::Range;
 /// One tensor of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Hugging Face name.
+    /// Its Hugging Face name.
     pub name: String,
-    /// Row-major shape.
+    /// Its row-major shape.
     pub shape: Vec<usize>,
-    /// Elements in the flat buffer.
+    /// Its elements in the flat buffer.
     pub range: Range<usize>,
     /// The order of its rows in a file.
     pub order: RowOrder,
 }
 
-/// How the rows of a tensor in a file are found in the flat buffer.
+/// Which row of a tensor in a file is which row in the flat buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RowOrder {
-    /// In the same order.
+    /// The order is the same in both.
     #[default]
     Same,
-    /// InternLM2's `wqkv`: for each key-value head the rows of its queries, then of its key, then of
-    /// its value; the buffer has all queries, then all keys, then all values.
+    /// The order of InternLM2's `wqkv`: for each key head, the rows of its queries, of its key and of its
+    /// value. The buffer has all queries, then all keys, then all values.
     Grouped {
-        /// Key-value heads.
+        /// The number of key heads.
         groups: usize,
-        /// Query heads of each.
+        /// The number of query heads for each.
         queries: usize,
-        /// Rows of a head.
+        /// The rows of a head.
         head_dim: usize,
     },
 }
 
 impl RowOrder {
-    /// The row of the file's tensor that is row `row` of the buffer's.
+    /// Returns the row of the file's tensor that is row `row` in the buffer.
     pub fn file_row(self, row: usize) -> usize {
         let Self::Grouped { groups, queries, head_dim } = self else { return row };
         let (head, within) = (row / head_dim, row % head_dim);
@@ -57,7 +56,7 @@ impl RowOrder {
         (group * (queries + 2) + member) * head_dim + within
     }
 
-    /// Rows that are neighbours in both, `None` where all are.
+    /// Returns how many neighbouring rows stay neighbours; `None` where all do.
     pub fn run(self) -> Option<usize> {
         match self {
             Self::Same => None,
@@ -67,32 +66,32 @@ impl RowOrder {
 }
 
 impl TensorSpec {
-    /// Elements of a row; a vector is one row of each element.
+    /// Returns the elements of a row. A vector has rows of one element.
     pub fn row_len(&self) -> usize {
         self.shape.iter().skip(1).product()
     }
 
-    /// Whether weight decay applies: to matrices, not to norms and biases.
+    /// Returns whether weight decay applies: it does to matrices, not to norms and biases.
     pub fn decays(&self) -> bool {
         self.shape.len() > 1
     }
 
-    /// Whether this is the table of token embeddings: the first tensor of every family.
+    /// Returns whether this is the table of token embeddings, which every family has first.
     pub fn is_embedding(&self) -> bool {
         self.range.start == 0
     }
 }
 
-/// All tensors in the order of the flat buffer.
+/// All tensors, in the order of the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// The tensors, ascending and without gaps.
     pub tensors: Vec<TensorSpec>,
-    /// Elements of the flat buffer.
+    /// The elements of the flat buffer.
     pub len: usize,
 }
 
-/// The matrices and vectors of one layer, neighbours joined.
+/// Where the matrices and vectors of one layer are, with neighbours joined.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerRanges {
     pub(crate) input_norm: Range<usize>,
@@ -106,7 +105,7 @@ pub(crate) struct LayerRanges {
     pub(crate) down: Range<usize>,
 }
 
-/// What the decoder multiplies by.
+/// Where everything is that the decoder computes with.
 #[derive(Clone, Debug)]
 pub(crate) struct Ranges {
     pub(crate) embedding: Range<usize>,
@@ -116,12 +115,11 @@ pub(crate) struct Ranges {
 }
 
 impl Layout {
-    /// The layout of a model.
     pub fn new(config: &ModelConfig) -> Self {
         Builder::build(config).0
     }
 
-    /// The elements of the tensors that are wanted: ascending, disjoint ranges.
+    /// Returns the elements of the wanted tensors, as ascending and disjoint ranges.
     pub fn ranges(&self, is_wanted: impl Fn(&TensorSpec) -> bool) -> Vec<Range<usize>> {
         let mut ranges: Vec<Range<usize>> = Vec::new();
         for tensor in self.tensors.iter().filter(|tensor| is_wanted(tensor)) {
@@ -158,7 +156,7 @@ impl Builder {
         range
     }
 
-    /// Adds neighbours and returns the range over all of them.
+    /// Appends tensors that are neighbours, and returns the range of all of them.
     fn join<const N: usize>(&mut self, parts: [(String, &[usize]); N]) -> Range<usize> {
         let start = self.len;
         for (name, shape) in parts {
@@ -239,14 +237,14 @@ impl Builder {
     }
 }
 
-/// Rows of queries, keys and values.
+/// Returns the rows of queries, of keys and of values.
 fn qkv_rows(config: &ModelConfig) -> [usize; 3] {
     [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         .map(|heads| heads * config.head_dim)
 }
 
-/// Fresh parameters: norms 1, biases 0, matrices normal with the configuration's standard deviation
-/// (those that write into the residual stream divided by √(2 · layers)).
+/// Returns fresh parameters: norms are 1, biases 0, and matrices normal with the configuration's standard
+/// deviation. Matrices that write into the residual stream are divided by √(2 · layers), as in GPT-2.
 pub fn init(config: &ModelConfig, seed: u64) -> Vec<f32> {
     let layout = Layout::new(config);
     let names = &config.family.names;
@@ -270,7 +268,8 @@ pub fn init(config: &ModelConfig, seed: u64) -> Vec<f32> {
     parameters
 }
 
-/// Normal numbers by Box and Muller, a pair from each block of the keyed generator.
+/// Fills `values` with normal numbers by the method of Box and Muller, a pair from each block of the keyed
+/// generator.
 fn fill_normal(values: &mut [f32], key: u64, std: f64) {
     values.par_chunks_mut(2).enumerate().with_min_len(4096).for_each(|(pair, values)| {
         let block = rng::philox(key, [pair as u32, (pair as u64 >> 32) as u32, 0, 0]);
@@ -327,7 +326,7 @@ mod tests {
         let layout = Layout::new(&config("internlm2", false));
         let tensor = tensor(&layout, "model.layers.1.attention.wqkv.weight");
         assert_eq!((tensor.shape.as_slice(), tensor.row_len()), ([40, 24].as_slice(), 24));
-        // Heads of 4 rows: queries 0 to 5, keys 6 and 7, values 8 and 9 in the buffer.
+        // Heads have 4 rows. In the buffer, queries are heads 0 to 5, keys 6 and 7, values 8 and 9.
         let file_heads: Vec<usize> =
             (0..10).map(|head| tensor.order.file_row(4 * head + 3) / 4).collect();
         assert_eq!(file_heads, [0, 1, 2, 5, 6, 7, 3, 8, 4, 9]);

@@ -1,9 +1,9 @@
-//! The decoder of the [`families`]: its configuration, where its tensors lie in one flat buffer, its
+//! The decoder of the [`families`]: its configuration, the layout of its tensors in one flat buffer, its
 //! training graph and its cached generation.
 //!
-//! Contract: parameters and gradients are flat slices that the caller owns; a token's
-//! log-probability has the same bits from [`Decoder::score`] as from [`Decoder::extend`].
-//! Left out: reading and writing files (`checkpoint`), sampling policy and scheduling (`engine`).
+//! Parameters and gradients are flat slices that the caller owns. A token's log-probability has the same
+//! bits from [`Decoder::score`] as from [`Decoder::extend`]. Files are read and written in `checkpoint`;
+//! tokens are drawn and requests scheduled in `engine`.
 
 pub mod cache;
 pub mod config;

@@ -1,9 +1,9 @@
-//! The numbers that a model is computed in.
+//! The number format that a model computes in.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Numbers of weights and activations; sums, and all that an optimizer keeps, are f32 with each.
+/// The number format of weights and activations. Sums, and all that an optimizer keeps, are always f32.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum,
 )]

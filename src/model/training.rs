@@ -1,9 +1,9 @@
-//! The training graph: scores of a packed batch, and their gradients by every parameter.
+//! The training graph: the scores of a packed batch, and their gradients with respect to every parameter.
 //!
-//! Contract: work is cut into items that do not depend on the number of threads, and sums over
-//! tokens run in a fixed order, so the bits do not either. The head runs over chunks of targets and
-//! logits never exist whole. What the forward keeps for the backward is [`Recompute`]'s to say; the
-//! gradients have the same bits whatever it says.
+//! Work is cut into items that do not depend on the number of threads, and sums over tokens run in a fixed
+//! order, so neither do the bits. The head runs over chunks of targets: the logits of all targets never
+//! exist at once. [`Recompute`] says what the forward keeps for the backward; the gradients have the same
+//! bits with each choice.
 
 mod head;
 mod layer;
@@ -23,26 +23,27 @@ use layer::LayerBuffers;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// An objective as the head calls it: for each chunk of targets with the index of the first, their scores, and
-/// zeroed gradients of the loss by each score, which it fills.
+/// An objective as the head calls it, once for each chunk of targets. It gets the index of the chunk's
+/// first target and the scores, and fills the zeroed gradients of the loss with respect to each score.
 pub type ChunkObjective<'a> = dyn FnMut(usize, &[TokenScores], &mut [ScoreGradient]) + 'a;
 
-/// What is computed again in the backward instead of being kept from the forward.
+/// What the backward computes again, instead of keeping it from the forward.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
-    /// Nothing; on a GPU the same as `Selective`, whose outputs come free with the backward.
+    /// Nothing. On a GPU this is the same as `selective`, whose outputs the backward gets for free.
     None,
-    /// Norm outputs and the SwiGLU product: cheap to compute, a third of the activations.
+    /// The outputs of norms and the SwiGLU product, which are cheap to compute and take a third of the
+    /// activations.
     #[default]
     Selective,
-    /// Whole layers: only the input of each is kept, for a second forward.
+    /// Whole layers: only the input of each layer is kept, for a second forward.
     Layer,
 }
 
-/// The buffers of scoring and training; they grow to the largest batch.
+/// The buffers of scoring and training. They grow to the largest batch.
 #[derive(Default)]
 pub struct Workspace {
     rope: Option<Rope>,
@@ -50,9 +51,9 @@ pub struct Workspace {
     backward: Option<PackedWeights>,
     positions: Vec<usize>,
     recompute: Recompute,
-    /// Of each layer; of the one at work where others keep nothing.
+    /// The activations of each layer, or those of one layer where the others keep nothing.
     layers: Vec<LayerBuffers>,
-    /// With [`Recompute::Layer`], what the other layers keep.
+    /// The inputs of the other layers, with [`Recompute::Layer`].
     inputs: Vec<Buffer>,
     /// The residual stream after the last layer.
     x: Buffer,
@@ -62,7 +63,7 @@ pub struct Workspace {
     attention_scratch: Vec<AttentionScratch>,
 }
 
-/// Gradients of activations.
+/// The gradients of activations.
 #[derive(Default)]
 struct GradientBuffers {
     x: Buffer,
@@ -76,22 +77,22 @@ struct GradientBuffers {
 }
 
 impl Workspace {
-    /// An empty workspace.
+    /// Creates an empty workspace.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty workspace that recomputes in the backward what `recompute` says.
+    /// Creates an empty workspace; its backward computes again what `recompute` says.
     pub fn with_recompute(recompute: Recompute) -> Self {
         Self { recompute, ..Self::default() }
     }
 
-    /// Where the activations of `layer` lie, if they are kept.
+    /// Returns the index in `layers` of the activations of `layer`.
     fn slot(&self, layer: usize, keep: bool) -> usize {
         if keep && self.recompute != Recompute::Layer { layer } else { 0 }
     }
 
-    /// Makes room for a batch; `keep` keeps what the backward needs.
+    /// Makes room for a batch. Where `keep` is set, the forward keeps what the backward needs.
     fn prepare(&mut self, decoder: &Decoder, batch: &Packed, keep: bool) {
         let num_layers = decoder.config().num_layers;
         let (slots, inputs) = match self.recompute {
@@ -125,13 +126,13 @@ impl Workspace {
     }
 }
 
-/// The part of `[rows, width]` that chunk `item` covers.
+/// Returns the part of `[rows, width]` that chunk `item` covers.
 fn chunk_of(item: usize, rows: usize, width: usize) -> Range<usize> {
     item * CHUNK * width..rows.min((item + 1) * CHUNK) * width
 }
 
 impl Decoder {
-    /// Scores of each target.
+    /// Returns the scores of each target under softmax(logits / temperature), in order.
     pub fn score(
         &self,
         params: &[f32],
@@ -149,8 +150,8 @@ impl Decoder {
         scores
     }
 
-    /// Forward, then for each chunk of targets the objective's gradients of the loss by their scores,
-    /// then backward: adds the gradient of every parameter to `grads`, unnormalised.
+    /// Adds the gradient of every parameter to `grads`, unnormalised. It runs the forward, then calls
+    /// `objective` for each chunk of targets, then runs the backward.
     pub fn forward_backward(
         &self,
         params: &[f32],
@@ -187,7 +188,8 @@ impl Decoder {
         embedding_backward(d_x, hidden, &batch.tokens, &mut grads[self.ranges.embedding.clone()]);
     }
 
-    /// The residual stream after all layers, into `ws.x`; `keep` keeps what the backward needs.
+    /// Computes the residual stream after all layers into `ws.x`. Where `keep` is set, it keeps what the
+    /// backward needs.
     fn forward(&self, params: &[f32], batch: &Packed, keep: bool, ws: &mut Workspace) {
         assert_eq!(params.len(), self.layout().len, "parameters in the layout");
         ws.prepare(self, batch, keep);

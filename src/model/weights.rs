@@ -1,10 +1,10 @@
-//! Weights laid out to compute with: matrices packed for products, vectors in f32, the embedding
-//! table by rows.
+//! Weights laid out to compute with: matrices packed for products, vectors in f32, and the embedding table
+//! by rows.
 //!
-//! Contract: packed once per change of the parameters and then read by any number of products.
-//! [`Weights`] come from a trainer's flat f32 buffer, whose embedding they borrow, or straight from
-//! stored tensors, whose number format the matrices keep; either way a product has the bits of the
-//! same weights in f32, and nothing is held twice.
+//! They are packed once after each change of the parameters and then read by any number of products.
+//! [`Weights`] come from a trainer's flat f32 buffer, whose embedding they borrow, or from stored tensors,
+//! whose number format the matrices keep. Either way a product has the bits of the same weights in f32, and
+//! nothing is held twice.
 
 use super::layout::{LayerRanges, Layout, Ranges, TensorSpec};
 use crate::ops::buffer::Buffer;
@@ -13,7 +13,7 @@ use crate::ops::matmul::{PANEL, Panels, pack, pack_panel, pack_transposed, packe
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// A matrix of the model.
+/// A matrix of the model; those of a layer carry its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Matrix {
     Qkv(usize),
@@ -30,12 +30,12 @@ pub(crate) struct LayerWeights<'a> {
     pub(crate) layer: usize,
 }
 
-/// Which product the panels are for.
+/// The product that the panels are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
-    /// `x · Wᵀ`
+    /// The product is `x · Wᵀ`.
     Forward,
-    /// `dy · W`
+    /// The product is `dy · W`.
     Backward,
 }
 
@@ -45,26 +45,26 @@ pub struct Weights<'p> {
     table: Table<'p>,
 }
 
-/// Where the rows of the embedding lie.
+/// Where the rows of the embedding are.
 enum Table<'p> {
-    /// In the trainer's parameters.
+    /// They are in the trainer's parameters.
     Parameters(&'p [f32]),
-    /// In a copy, as they were stored.
+    /// They are in a copy with the number format of the file.
     Stored(Dtype, Buffer),
-    /// In the head, which is the same matrix.
+    /// They are in the head, which is the same matrix.
     Head,
 }
 
-/// The packed matrices of one pass, and for the forward pass the vectors.
+/// The packed matrices of one pass; those of the forward pass have the vectors with them.
 pub(crate) struct PackedWeights {
     pass: Pass,
-    /// Four a layer, then the head.
+    /// Four for each layer, then the head.
     matrices: Vec<PackedMatrix>,
     layers: Vec<LayerVectors>,
     norm: Vec<f32>,
 }
 
-/// Norms and bias of one layer.
+/// The norms and the bias of one layer.
 #[derive(Clone, Default)]
 pub(crate) struct LayerVectors {
     pub(crate) input_norm: Vec<f32>,
@@ -73,7 +73,7 @@ pub(crate) struct LayerVectors {
     pub(crate) post_norm: Vec<f32>,
 }
 
-/// One packed matrix and its `[outputs, inputs]` source in the flat buffer.
+/// A packed matrix, and where its `[outputs, inputs]` source is in the flat buffer.
 struct PackedMatrix {
     source: Range<usize>,
     outputs: usize,
@@ -82,10 +82,10 @@ struct PackedMatrix {
     data: Buffer,
 }
 
-/// Tensors as they are stored.
+/// The tensors as they are stored.
 pub(crate) struct Source<'a, F> {
     pub(crate) layout: &'a Layout,
-    /// A tensor in its file's order of rows.
+    /// Returns a tensor with the rows in its file's order.
     pub(crate) tensor: F,
 }
 
@@ -100,7 +100,7 @@ impl<'p> Weights<'p> {
         Self { packed, table: Table::Parameters(&all[ranges.embedding.clone()]) }
     }
 
-    /// The embedding of `token`, `out` long.
+    /// Writes the embedding of `token` to `out`, which has as many elements.
     pub(crate) fn embed(&self, token: u32, out: &mut [f32]) {
         let first = token as usize * out.len();
         match &self.table {
@@ -112,7 +112,7 @@ impl<'p> Weights<'p> {
 }
 
 impl Weights<'static> {
-    /// Lays out stored tensors; `done` is called for each when it is not needed any more.
+    /// Lays out stored tensors. `done` is called for each tensor when it is no longer needed.
     pub(crate) fn of_stored<'a>(
         ranges: &Ranges,
         hidden: usize,
@@ -153,7 +153,7 @@ impl Weights<'static> {
 }
 
 impl<'a, F: Fn(&'a TensorSpec) -> Elements<'a> + Sync> Source<'a, F> {
-    /// The tensors that a range of the flat buffer joins.
+    /// Returns the tensors that a range of the flat buffer joins.
     fn specs(&self, range: &Range<usize>) -> impl Iterator<Item = &'a TensorSpec> {
         let range = range.clone();
         self.layout.tensors.iter().filter(move |spec| range.contains(&spec.range.start))
@@ -182,7 +182,7 @@ impl<'a, F: Fn(&'a TensorSpec) -> Elements<'a> + Sync> Source<'a, F> {
     }
 }
 
-/// Range and depth of each matrix: four a layer, then the head.
+/// Returns the range and the depth of each matrix: four for each layer, then the head.
 fn matrices(ranges: &Ranges, hidden: usize) -> Vec<(Range<usize>, usize)> {
     let mut matrices = Vec::new();
     for LayerRanges { qkv, output, gate_up, down, .. } in &ranges.layers {
@@ -229,7 +229,7 @@ impl PackedMatrix {
 }
 
 impl PackedWeights {
-    /// Room for the matrices of f32 parameters.
+    /// Allocates the matrices of f32 parameters.
     pub(crate) fn new(ranges: &Ranges, hidden: usize, pass: Pass) -> Self {
         let matrices = matrices(ranges, hidden).into_iter().map(|(source, inputs)| {
             let outputs = source.len() / inputs;
@@ -281,17 +281,17 @@ impl PackedWeights {
         LayerWeights { all: self, layer }
     }
 
-    /// The last norm.
+    /// Returns the weight of the last norm.
     pub(crate) fn norm(&self) -> &[f32] {
         &self.norm
     }
 
-    /// Bytes held.
+    /// Returns the bytes that it holds.
     pub(crate) fn bytes(&self) -> usize {
         self.matrices.iter().map(|matrix| matrix.data.bytes()).sum()
     }
 
-    /// The panels of one matrix.
+    /// Returns the panels of one matrix.
     pub(crate) fn panels(&self, matrix: Matrix) -> Panels<'_> {
         let index = match matrix {
             Matrix::Qkv(layer) => 4 * layer,
@@ -314,13 +314,14 @@ impl<'a> LayerWeights<'a> {
         &self.all.layers[self.layer]
     }
 
-    /// The panels of one of its matrices, as [`Matrix::Qkv`] makes it of the layer's number.
+    /// Returns the panels of one of the layer's matrices; `matrix` makes its name from the layer's index,
+    /// as [`Matrix::Qkv`] does.
     pub(crate) fn panels(self, matrix: impl Fn(usize) -> Matrix) -> Panels<'a> {
         self.all.panels(matrix(self.layer))
     }
 }
 
-/// What a buffer holds, with some padding.
+/// Returns the numbers that a buffer holds, which may have padding after them.
 fn elements(dtype: Dtype, data: &Buffer) -> Elements<'_> {
     Elements { dtype, bytes: bytemuck::cast_slice(data.as_slice()) }
 }

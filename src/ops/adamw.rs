@@ -1,34 +1,34 @@
-//! AdamW over flat buffers, in one pass.
+//! AdamW (Loshchilov and Hutter 2019) over flat buffers, in one pass.
 //!
-//! Contract: PyTorch's update (decoupled decay scaled by the learning rate, bias-corrected moments,
-//! epsilon outside the root), with the gradient multiplied by `gradient_scale` first, so that
-//! normalisation and clipping cost no pass of their own. Every element is independent.
+//! It is PyTorch's update: the decoupled decay is scaled by the learning rate, the moments are
+//! bias-corrected, and epsilon is added after the root. The gradient is multiplied by `gradient_scale`
+//! first, so normalising and clipping need no pass of their own. Every element is independent of the
+//! others.
 
 use super::simd::{LANES, Simd, load_partial, simd_fn, store_partial};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// The settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamW {
-    /// Learning rate of this step.
+    /// The learning rate of this step.
     pub learning_rate: f32,
-    /// Decay of the first moment.
+    /// The decay rate of the first moment.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// The decay rate of the second moment.
     pub beta2: f32,
-    /// Added to the root of the second moment.
+    /// Is added to the root of the second moment.
     pub epsilon: f32,
-    /// Decoupled weight decay, applied to the decay ranges only.
+    /// The decoupled weight decay; it applies to the decay ranges only.
     pub weight_decay: f32,
-    /// Multiplies the gradient: 1 / tokens, times the clipping factor.
+    /// Multiplies the gradient: one over the tokens or sequences, times the clipping factor.
     pub gradient_scale: f32,
-    /// This step's number, from 1.
+    /// The number of this step, from 1.
     pub step: u64,
 }
 
-/// The factors of one pass.
+/// The factors that one pass uses.
 #[derive(Clone, Copy)]
 struct Factors {
     keep: f32,
@@ -36,12 +36,12 @@ struct Factors {
     inverse_root_correction: f32,
 }
 
-/// Elements that one task updates.
+/// A task updates this many elements.
 const BLOCK: usize = 16 * 1024;
 
 impl AdamW {
-    /// Updates `parameters` and the moments from `gradients`, on the pool; `decays` are ascending,
-    /// disjoint ranges of the elements that weight decay applies to.
+    /// Updates `parameters` and both moments from `gradients`, on the pool. `decays` are the ranges of
+    /// elements to which weight decay applies, ascending and disjoint.
     pub fn step(
         &self,
         parameters: &mut [f32],
@@ -81,7 +81,7 @@ impl AdamW {
     }
 }
 
-/// How many of the next `most` elements are alike, and whether they decay.
+/// Returns how many of the next `most` elements are alike, and whether they decay.
 fn run_at(decays: &[Range<usize>], at: usize, most: usize) -> (usize, bool) {
     let next = decays.partition_point(|range| range.end <= at);
     match decays.get(next) {
@@ -102,7 +102,7 @@ simd_fn!(
     ) = update_generic
 );
 
-/// The factors in every lane.
+/// Each factor in all lanes of a vector.
 #[derive(Clone, Copy)]
 struct Lanes<V> {
     beta1: V,
@@ -116,7 +116,7 @@ struct Lanes<V> {
     root: V,
 }
 
-/// Parameters and moments of eight elements after the step.
+/// Returns parameters and moments of eight elements after the step, from parameters, gradients and moments.
 #[inline(always)]
 fn update_eight<S: Simd>(s: S, l: &Lanes<S::V>, [p, g, m, v]: [S::V; 4]) -> [S::V; 3] {
     let g = s.mul(g, l.scale);

@@ -1,12 +1,14 @@
 //! Causal grouped-query attention over packed sequences of any lengths.
 //!
-//! Contract: a query's scores, softmax and weighted sum are computed whole, in ascending key order,
-//! by one function ([`attend`]) for training, prefill and decoding, so its bits depend only on its
-//! own sequence. Scores are never stored: the backward recomputes them from the log-sum-exp.
-//! Keys are held as panels of sixteen positions (`[panel][head_dim][16]`), values as rows of
-//! [`padded`] floats, both in pages of whole panels that may lie anywhere; where they lie changes no
-//! bit. Packed sequences that begin alike may share the rows of their beginning ([`Sequences`]): the
-//! forward has the bits of whole sequences. Left out: sliding windows, dropout and other masks.
+//! One function ([`attend`]) computes a query's scores, softmax and weighted sum for training, prefill and
+//! decoding, in ascending order of keys, so the bits depend only on the query's own sequence. Scores are
+//! never stored: the backward computes them again from the log-sum-exp (as FlashAttention does, Dao et al.
+//! 2022).
+//!
+//! Keys lie in panels of sixteen positions (`[panel][head_dim][16]`), values in rows of [`padded`] floats.
+//! Both lie in pages of whole panels, which may be anywhere; where they are changes no bit. Packed
+//! sequences that begin alike may share the rows of their beginning ([`Sequences`]), and the forward has
+//! the bits of whole sequences. There are no sliding windows, no dropout and no other masks.
 
 mod backward;
 
@@ -20,52 +22,52 @@ use super::simd::{
 };
 use std::ops::Range;
 
-/// The heads of a layer. A row of queries, keys and values is `[heads, kv_heads, kv_heads]` heads.
+/// The heads of a layer. A row has `queries` query heads, then `keys` key heads, then `keys` value heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
-    /// Query heads.
+    /// The number of query heads.
     pub queries: usize,
-    /// Key and value heads; each serves `queries / keys` consecutive query heads.
+    /// The number of key heads, and of value heads. Each serves `queries / keys` consecutive query heads.
     pub keys: usize,
-    /// Elements of a head.
+    /// A head has this many elements.
     pub dim: usize,
 }
 
 impl Heads {
-    /// Query heads that share a key head.
+    /// Returns how many query heads share a key head.
     pub fn group(&self) -> usize {
         self.queries / self.keys
     }
 
-    /// Floats of a row of queries, keys and values.
+    /// Returns the floats of a row of queries, keys and values.
     pub fn row(&self) -> usize {
         (self.queries + 2 * self.keys) * self.dim
     }
 
-    /// The key and the value of one key head in a row.
+    /// Returns the key and the value of key head `head` in a row.
     pub fn key_value<'a>(&self, row: &'a [f32], head: usize) -> (&'a [f32], &'a [f32]) {
         let (keys, values) = self.offsets();
         (&row[keys + head * self.dim..][..self.dim], &row[values + head * self.dim..][..self.dim])
     }
 
-    /// Where the first key head, and the first value head, starts in a row.
+    /// Returns where the first key head and the first value head start in a row.
     fn offsets(&self) -> (usize, usize) {
         (self.queries * self.dim, (self.queries + self.keys) * self.dim)
     }
 }
 
-/// Floats between value rows: whole panels.
+/// Returns the floats from one value row to the next: `head_dim` rounded up to whole panels.
 pub const fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(PANEL)
 }
 
-/// Floats between rows of scores; an odd number of cache lines, so that a column does not map to
-/// few cache sets.
+/// Returns the floats from one row of scores to the next. It is an odd number of cache lines, so that a
+/// column of scores does not fall into few cache sets.
 const fn score_stride(len: usize) -> usize {
     (len.div_ceil(PANEL) | 1) * PANEL
 }
 
-/// Writes a key into its column of the panels.
+/// Writes a key of `[dim]` into the column of `position` in the panels.
 #[inline(always)]
 pub fn store_key(key: &[f32], position: usize, panels: &mut [f32]) {
     let first = position / PANEL * PANEL * key.len() + position % PANEL;
@@ -81,14 +83,14 @@ fn store_padded(head: &[f32], row: &mut [f32]) {
     row[head.len()..].fill(0.0);
 }
 
-/// Writes a value into its row.
+/// Writes a value of `[dim]` into the row of `position`.
 #[inline(always)]
 pub fn store_value(value: &[f32], position: usize, rows: &mut [f32]) {
     let stride = padded(value.len());
     store_padded(value, &mut rows[position * stride..][..stride]);
 }
 
-/// `out = rows of left · panels` for the first `columns` columns (rounded up to whole panels).
+/// Computes `out = rows of left · panels` for the first `columns` columns, rounded up to whole panels.
 ///
 /// # Safety
 /// `left` has `rows` rows of `depth` floats, `out` `rows` rows of whole panels, at their strides.
@@ -117,18 +119,18 @@ unsafe fn times_panels<S: Simd>(
     }
 }
 
-/// How a product meets what the result holds.
+/// What a product does with the values that the result holds.
 #[derive(Clone, Copy, PartialEq)]
 enum Sum {
-    /// It replaces it.
+    /// It replaces them.
     New,
-    /// It is added to it.
+    /// It is added to them.
     Add,
-    /// It goes on from it, as if this and the earlier product were one sum.
+    /// It continues them, as if the earlier product and this one were one sum.
     Continue,
 }
 
-/// `out (+)= left · right` where `right` is `depth` rows of `width` floats, whole panels.
+/// Computes `out (+)= left · right`, where `right` is `depth` rows of `width` floats in whole panels.
 ///
 /// # Safety
 /// `left` is readable at `row * strides.0 + d * strides.1` for `rows` rows and `depth` d's, `right`
@@ -164,7 +166,7 @@ unsafe fn times_rows<S: Simd>(
     }
 }
 
-/// exp(x - shift) of the first `visible` scores, zeros after them; returns the sum.
+/// Replaces the first `visible` scores by exp(score - shift) and the others by 0. Returns the sum.
 #[inline(always)]
 fn exponentials<S: Simd>(s: S, scores: &mut [f32], visible: usize, shift: f32) -> f32 {
     let (seen, hidden) = scores.split_at_mut(visible);
@@ -195,7 +197,7 @@ fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
     max_lanes(s, s.max(max, load_partial(s, tail, f32::NEG_INFINITY)))
 }
 
-/// Consecutive positions of one sequence and one key head, as queries of a block.
+/// The queries of some consecutive positions of one sequence, for one key head.
 #[derive(Clone, Copy)]
 struct Block {
     first_position: usize,
@@ -204,29 +206,29 @@ struct Block {
 }
 
 impl Block {
-    /// Query rows: the group's heads of each position.
+    /// Returns the number of query rows: for each position, the query heads of the group.
     fn rows(&self) -> usize {
         self.positions * self.group
     }
 
-    /// Keys that query row `row` sees.
+    /// Returns how many keys query row `row` sees.
     fn visible(&self, row: usize) -> usize {
         self.first_position + row / self.group + 1
     }
 
-    /// Keys that the last row sees.
+    /// Returns how many keys the last query row sees.
     fn keys(&self) -> usize {
         self.first_position + self.positions
     }
 }
 
-/// Positions of a block of about `rows` query rows.
+/// Returns how many positions make a block of about `rows` query rows.
 fn block_positions(rows: usize, group: usize) -> usize {
     rows.div_ceil(group)
 }
 
-/// Attention of a block of scaled queries (`[rows, dim]`) over pages of keys and values;
-/// `out` is `[rows, padded(dim)]`; `lse` gets each row's log-sum-exp of scores.
+/// Computes the attention of a block of scaled queries (`[rows, dim]`) over pages of keys and values. `out`
+/// is `[rows, padded(dim)]`; `lse` gets the log-sum-exp of each row's scores.
 #[inline(always)]
 fn attend<S: Simd>(
     s: S,
@@ -242,7 +244,7 @@ fn attend<S: Simd>(
     let stride = score_stride(count);
     let scores = &mut scores[..rows * stride];
     assert!(queries.len() >= rows * dim && out.len() >= rows * width);
-    // Pages lie anywhere: the memory's latency of one hides behind the work on the page before.
+    // Pages may lie anywhere in memory, so the next page is fetched while the page before it is worked on.
     let num_pages = count.div_ceil(pages.len);
     for (page, first) in (0..count).step_by(pages.len).enumerate() {
         let next =
@@ -277,14 +279,15 @@ fn attend<S: Simd>(
     }
 }
 
-/// Query rows of a block in the forward pass; enough to reuse keys from the nearest cache.
+/// A block of the forward pass has about this many query rows: enough to use keys again while the nearest
+/// cache holds them.
 const FORWARD_ROWS: usize = 24;
-/// Query rows of a block in the backward pass, where they are also the depth of products.
+/// A block of the backward pass has about this many query rows, which are also the depth of its products.
 const BACKWARD_ROWS: usize = 48;
-/// Most rows of a block: a block holds at least one position of a whole group.
+/// No block has more rows than this. A block holds at least one position of a whole group.
 const MAX_ROWS: usize = 256;
 
-/// Where the keys and values of one key head of a sequence lie.
+/// Where the keys and values of one key head of one sequence lie.
 #[derive(Clone, Copy)]
 pub struct Pages<'a> {
     keys: &'a SharedMut<'a, f32>,
@@ -296,9 +299,9 @@ pub struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// Page `table[i]` holds positions `i * len` to `(i + 1) * len`, `len` being whole panels, of
-    /// `heads` heads, of which `head` is meant. `keys` holds `[page][head][len * dim]` panels, `values`
-    /// `[page][head][len]` rows of [`padded`] floats.
+    /// Describes key head `head` of `heads` for the sequence with block table `table`. Page `table[i]`
+    /// holds positions `i * len` to `(i + 1) * len`, where `len` is a multiple of [`PANEL`]. `keys` holds
+    /// panels `[page][head][len * dim]`, `values` rows `[page][head][len]` of [`padded`] floats.
     ///
     /// # Safety
     /// Nobody writes these pages while they are read through the result.
@@ -318,31 +321,32 @@ impl<'a> Pages<'a> {
         unsafe { of.read(index * floats..(index + 1) * floats) }
     }
 
-    /// The panels of keys of page `page`.
+    /// Returns the panels of keys of page `page`.
     fn keys(&self, page: usize, dim: usize) -> &'a [f32] {
         self.part(self.keys, page, self.len * dim)
     }
 
-    /// The rows of values of page `page`.
+    /// Returns the rows of values of page `page`.
     fn values(&self, page: usize, dim: usize) -> &'a [f32] {
         self.part(self.values, page, self.len * padded(dim))
     }
 }
 
-/// Attention of consecutive positions of one sequence, from its cached keys and values.
+/// The cached keys and values that some consecutive positions of one sequence attend to.
 #[derive(Clone, Copy)]
 pub struct Cached<'a> {
-    /// Keys and values of one key head, those of the rows themselves included.
+    /// The keys and values of one key head, those of the positions themselves among them.
     pub pages: Pages<'a>,
-    /// Which key head.
+    /// The index of that key head.
     pub head: usize,
-    /// Position of the first row.
+    /// The position of the first row.
     pub first_position: usize,
 }
 
 simd_fn!(
-    /// For each row of `qkv` (turned queries), the attention of the group of query heads of
-    /// `cached.head` into the same heads of `out` (`[rows, queries * dim]`).
+    /// Computes attention for the rows of `qkv`, whose queries are turned by their positions. It writes the
+    /// query heads that belong to key head `cached.head` into the same heads of `out` (`[rows, queries *
+    /// dim]`).
     ///
     /// # Safety
     /// Nobody else uses these heads of `out`.
@@ -379,7 +383,7 @@ unsafe fn cached_generic<S: Simd>(
     );
 }
 
-/// Attention of `count` positions from `cached.first_position`, in blocks.
+/// Computes the attention of `count` positions from `cached.first_position` on, block by block.
 #[inline(always)]
 fn sequence_forward<'q, S: Simd>(
     s: S,
@@ -418,19 +422,20 @@ fn sequence_forward<'q, S: Simd>(
     }
 }
 
-/// How packed rows make sequences, some of which may begin alike.
+/// Which packed rows make up which sequence. Sequences that begin alike may share their first rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequences<'a> {
-    /// Where the rows of each sequence start, and the end of the last.
+    /// The first row of each sequence, and the end of the last.
     pub cu_seqlens: &'a [usize],
-    /// Which consecutive sequences are a family: the first one of each, and the number of sequences.
-    /// The first is a trunk that the others continue: a row of theirs sees the trunk's rows, then its
-    /// own up to itself. Empty where every sequence is alone.
+    /// The families, each as the index of its first sequence, and the number of sequences at the end. The
+    /// first sequence of a family is its trunk, which the others continue: a row of theirs sees the rows of
+    /// the trunk, then the rows of its own sequence up to itself. It is empty where every sequence stands
+    /// alone.
     pub cu_families: &'a [usize],
 }
 
 impl<'a, T: AsRef<[usize]> + ?Sized> From<&'a T> for Sequences<'a> {
-    /// Sequences that are alone.
+    /// Makes every sequence stand alone.
     fn from(cu_seqlens: &'a T) -> Self {
         Self { cu_seqlens: cu_seqlens.as_ref(), cu_families: &[] }
     }
@@ -445,7 +450,7 @@ impl Sequences<'_> {
         if self.cu_families.is_empty() { self.count() } else { self.cu_families.len() - 1 }
     }
 
-    /// The sequences of a family, the trunk first.
+    /// Returns the sequences of a family, the trunk first.
     fn family(&self, index: usize) -> Range<usize> {
         match self.cu_families {
             [] => index..index + 1,
@@ -453,12 +458,13 @@ impl Sequences<'_> {
         }
     }
 
-    /// The rows of a sequence itself.
+    /// Returns the rows of a sequence itself.
     fn own(&self, sequence: usize) -> Range<usize> {
         self.cu_seqlens[sequence]..self.cu_seqlens[sequence + 1]
     }
 
-    /// The rows before those of a sequence that continues a trunk; none of one that does not.
+    /// Returns the rows of the trunk that a sequence continues; none for a sequence that continues no
+    /// trunk.
     fn before(&self, sequence: usize) -> Range<usize> {
         let after = self.cu_families.partition_point(|&first| first <= sequence);
         match after.checked_sub(1).map(|family| self.cu_families[family]) {
@@ -467,14 +473,14 @@ impl Sequences<'_> {
         }
     }
 
-    /// The position of the first row of a sequence.
+    /// Returns the position of a sequence's first row.
     pub fn first_position(&self, sequence: usize) -> usize {
         self.before(sequence).len()
     }
 }
 
-/// Attention within each sequence of packed rows `qkv` (turned), on the pool: `out` is
-/// `[tokens, queries * dim]`, `lse` `[tokens, queries]`.
+/// Computes attention within each sequence of the packed rows `qkv`, which are turned by their positions,
+/// on the pool. `out` is `[tokens, queries * dim]` and `lse` is `[tokens, queries]`.
 pub fn attention<'a>(
     heads: Heads,
     qkv: &[f32],
@@ -492,7 +498,7 @@ pub fn attention<'a>(
     });
 }
 
-/// The buffers of one thread.
+/// The scratch buffers of one thread.
 #[derive(Default)]
 pub struct AttentionScratch {
     sequence: Buffer,
@@ -500,14 +506,13 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
-    /// Bytes held.
+    /// Returns the bytes that the buffers hold.
     pub fn bytes(&self) -> usize {
         self.sequence.bytes() + self.block.bytes()
     }
 }
 
-/// Floats of the two buffers of a thread's scratch after forward and backward of a sequence of
-/// `longest` tokens.
+/// Returns the floats of the two buffers after forward and backward of a sequence of `longest` tokens.
 pub fn scratch_len(heads: Heads, longest: usize) -> [usize; 2] {
     let (dim, group, width) = (heads.dim, heads.group(), padded(heads.dim));
     let panels = aligned(longest.next_multiple_of(PANEL) * dim);
@@ -586,7 +591,7 @@ mod tests {
         (0..len).map(|i| rng::uniform(key, i as u64) * 2.0 - 1.0).collect()
     }
 
-    /// Attention by its definition, in double precision.
+    /// Computes attention by its definition, in double precision.
     fn exact(qkv: &[f64], cu_seqlens: &[usize]) -> Vec<f64> {
         let (dim, row) = (HEADS.dim, HEADS.row());
         let (key_offset, value_offset) = HEADS.offsets();
@@ -648,8 +653,8 @@ mod tests {
         }
     }
 
-    /// Rows of two families as they are shared, and of all their sequences written out, with the
-    /// rows' places among the shared ones.
+    /// Returns the rows of two families with shared trunks, the same with all sequences written out, and
+    /// where each row of the latter is among the former.
     const FAMILIES: Sequences<'_> =
         Sequences { cu_seqlens: &[0, 7, 26, 36, 37, 58, 63], cu_families: &[0, 3, 4, 6] };
 
@@ -682,8 +687,8 @@ mod tests {
         assert_eq!(expand(&out, width), whole_out);
         assert_eq!(expand(&lse, HEADS.queries), whole_lse);
 
-        // Of whole sequences only the last rows, which are nobody else's, have a gradient; those of a
-        // trunk have it where it stands alone.
+        // With whole sequences, only the last rows have a gradient, which no other sequence shares. The
+        // rows of a trunk have theirs where the trunk stands alone.
         let d_out = random(63 * width, 6);
         let mut whole_d_out = vec![0.0; 98 * width];
         for sequence in 0..FAMILIES.count() {
@@ -719,7 +724,7 @@ mod tests {
         let mut scratch = [AttentionScratch::default()];
         attention(HEADS, &qkv, &[0, len], &mut out, &mut lse, &mut scratch);
         for head in 0..HEADS.keys {
-            // Pages of one panel in any order, with other content before and between.
+            // The pages are one panel each, in any order, with other content before and between them.
             let (table, page) = ([4u32, 1, 3], PANEL);
             let mut keys = vec![9.0; 5 * page * dim];
             let mut values = vec![9.0; 5 * page * padded(dim)];

@@ -1,24 +1,24 @@
-//! The number formats that weights are stored in, and their widening to f32.
+//! The number formats in which weights are stored, and how they are widened to f32.
 //!
-//! Contract: widening is exact, so a product of stored weights has the bits of the product of the
-//! same weights held in f32. Numbers may lie at any address. Left out: narrowing.
+//! Widening is exact, so a product with stored weights has the bits of the product with the same weights in
+//! f32. Numbers may lie at any address.
 
 use super::simd::{LANES, Simd, simd_fn};
 use half::{bf16, f16};
 
-/// A number format.
+/// The number format of a stored weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
-    /// 32-bit float.
+    /// 32-bit floats.
     F32,
-    /// The upper half of a 32-bit float.
+    /// bfloat16: the upper half of a 32-bit float.
     Bf16,
     /// IEEE half precision.
     F16,
 }
 
 impl Dtype {
-    /// Bytes of a number.
+    /// Returns the bytes of one number.
     pub const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -30,9 +30,7 @@ impl Dtype {
 /// Numbers as they are stored, little-endian.
 #[derive(Clone, Copy, Debug)]
 pub struct Elements<'a> {
-    /// Their format.
     pub dtype: Dtype,
-    /// Their bytes.
     pub bytes: &'a [u8],
 }
 
@@ -43,23 +41,22 @@ impl<'a> From<&'a [f32]> for Elements<'a> {
 }
 
 impl<'a> Elements<'a> {
-    /// How many there are.
+    /// Counts the numbers.
     pub fn len(&self) -> usize {
         self.bytes.len() / self.dtype.size()
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// `len` of them from `first` on.
+    /// Returns `len` numbers from number `first` on.
     pub fn slice(&self, first: usize, len: usize) -> Elements<'a> {
         let size = self.dtype.size();
         Self { dtype: self.dtype, bytes: &self.bytes[first * size..(first + len) * size] }
     }
 
-    /// Whether none of them is NaN or infinite, which is when an exponent is all ones.
+    /// Returns whether no number is NaN or infinite: such a number has only ones in its exponent.
     pub fn is_finite(&self) -> bool {
         match self.dtype {
             Dtype::F32 => none(self.bytes, |x| u32::from_le_bytes(x) << 1 >= 0xff00_0000),
@@ -68,7 +65,7 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// All of them as f32; `out` is as long.
+    /// Writes all numbers as f32 to `out`, which has the same length.
     pub fn widen(&self, out: &mut [f32]) {
         assert_eq!(self.len(), out.len(), "as many places as numbers");
         match self.dtype {
@@ -79,18 +76,18 @@ impl<'a> Elements<'a> {
     }
 }
 
-/// Whether `is` holds for no number of `N` bytes.
+/// Returns whether `is` holds for none of the numbers of `N` bytes.
 fn none<const N: usize>(bytes: &[u8], is: impl Fn([u8; N]) -> bool) -> bool {
-    // Only a loop that looks at all of its numbers becomes vector instructions.
+    // The compiler vectorises only a loop that looks at all numbers.
     let some = |block: &[u8]| block.as_chunks().0.iter().fold(false, |some, &x| some | is(x));
     !bytes.chunks(1 << 12).any(some)
 }
 
-/// A number that the kernels widen as they load it.
+/// A stored number that kernels widen as they load it.
 pub trait Element: Copy + bytemuck::Pod {
-    /// Eight numbers as f32.
+    /// Widens eight numbers.
     fn widen_eight<S: Simd>(s: S, x: [Self; LANES]) -> S::V;
-    /// One number as f32.
+    /// Widens one number.
     fn widen_one(self) -> f32;
 }
 
@@ -140,7 +137,7 @@ fn widen_f16_generic<S: Simd>(s: S, bytes: &[u8], out: &mut [f32]) {
     widen_all::<S, f16>(s, bytes, out);
 }
 
-/// The numbers that `bytes` (two each) hold.
+/// Widens the 16-bit numbers in `bytes`.
 #[inline(always)]
 fn widen_all<S: Simd, E: Element>(s: S, bytes: &[u8], out: &mut [f32]) {
     let (eights, tail) = bytes.as_chunks::<{ 2 * LANES }>();
@@ -163,7 +160,7 @@ mod tests {
         let numbers: Vec<u16> = (0..=u16::MAX).collect();
         let mut bytes = vec![0u8];
         bytes.extend(numbers.iter().flat_map(|bits| bits.to_le_bytes()));
-        // One number short of a multiple of eight, so that the tail is seen too.
+        // The length is one short of a multiple of eight, so that the tail is tested too.
         let bytes = &bytes[1..bytes.len() - 2];
         let mut out = vec![0.0; bytes.len() / 2];
         let mut scalar = out.clone();

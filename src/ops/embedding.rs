@@ -1,15 +1,15 @@
-//! Token embedding: rows of the table, and their gradient.
+//! Token embedding: looks rows of a table up, and adds up their gradients.
 //!
-//! Contract: a token used several times adds its gradients in the order of the rows.
+//! A token that occurs several times adds its gradients in the order of the rows.
 
-/// Copies each token's row of `table` `[vocabulary, width]` into `out` `[tokens, width]`.
+/// Copies each token's row of `table` (`[vocabulary, width]`) to `out` (`[tokens, width]`).
 pub fn embedding(table: &[f32], width: usize, tokens: &[u32], out: &mut [f32]) {
     for (out, &token) in out.chunks_exact_mut(width).zip(tokens) {
         out.copy_from_slice(&table[token as usize * width..][..width]);
     }
 }
 
-/// Adds each row of `dy` to its token's row of the table's gradient.
+/// Adds each row of `dy` (`[tokens, width]`) to its token's row of `gradient` (`[vocabulary, width]`).
 pub fn embedding_backward(dy: &[f32], width: usize, tokens: &[u32], gradient: &mut [f32]) {
     for (dy, &token) in dy.chunks_exact(width).zip(tokens) {
         let row = &mut gradient[token as usize * width..][..width];

@@ -1,16 +1,18 @@
-//! Root-mean-square normalisation of every query head and every key head (Qwen3).
+//! Root-mean-square normalisation of every query head and every key head, as in Qwen3.
 //!
-//! Contract: rows hold queries, keys and values; each head of queries and of keys is normalised by itself,
-//! in place, and values stay. `weight` is `[2, dim]`: what query heads are multiplied by, then what key
-//! heads are. The backward reads the rows as they were before, turns the gradient of the output into that
-//! of the input in place, and adds the weight's gradient to a partial sum of the caller's.
+//! A row holds query heads, key heads and value heads. Each query head and each key head is normalised by
+//! itself, in place; values stay as they are. `weight` is `[2, dim]`: the factors of query heads, then
+//! those of key heads. The backward reads the rows as they were before the forward, turns the gradient of
+//! the output into that of the input in place, and adds the weight's gradient to a partial sum of the
+//! caller.
 
 use super::attention::Heads;
 use super::rms_norm::scale;
 use super::simd::{LANES, Simd, load_partial, simd_fn, store_partial, sum_lanes};
 use std::ops::Range;
 
-/// Where a head lies in a row, and its weight in `weight`; for each query head, then each key head.
+/// Returns for each query head, then each key head, where it lies in a row and where its factors lie in
+/// `weight`.
 #[inline(always)]
 fn places(heads: Heads) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let Heads { queries, keys, dim } = heads;
@@ -21,7 +23,7 @@ fn places(heads: Heads) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
 }
 
 simd_fn!(
-    /// Normalises the query heads and key heads of the rows of `qkv`.
+    /// Normalises the query heads and key heads in the rows of `qkv`.
     pub fn head_norm(heads: Heads, weight: &[f32], eps: f32, qkv: &mut [f32]) = forward_generic
 );
 
@@ -43,8 +45,8 @@ fn forward_generic<S: Simd>(s: S, heads: Heads, weight: &[f32], eps: f32, qkv: &
 }
 
 simd_fn!(
-    /// For the rows `before` of the forward: turns `d_qkv` from the gradient of the output to that of the
-    /// input, and adds that of the weight to `weight_gradient`.
+    /// Turns `d_qkv` from the gradient of the output into that of the input, and adds the gradient of the
+    /// weight to `weight_gradient`. `before` holds the rows as they were before the forward.
     pub fn head_norm_backward(
         heads: Heads,
         weight: &[f32],
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
     use crate::ops::rms_norm::{rms_norm, rms_norm_backward};
 
-    /// A dimension that is no multiple of a vector.
+    /// The dimension of a head is no multiple of a vector's lanes.
     const HEADS: Heads = Heads { queries: 4, keys: 2, dim: 11 };
     const EPS: f32 = 1e-5;
 

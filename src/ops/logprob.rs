@@ -1,13 +1,14 @@
-//! Log-probability, entropy and mean log-probability of softmax(logits / temperature), row by row,
-//! and their gradient.
+//! Log-probability, entropy and mean log-probability of softmax(logits / temperature), row by row, and
+//! their gradient.
 //!
-//! Contract: training head and sampler read a row through the same [`statistics`], so a token's
-//! log-probability has the same bits in both. A row is `[vocabulary]` logits.
+//! Training and sampling read a row through the same [`statistics`], so a token's log-probability has the
+//! same bits in both. A row is `[vocabulary]` logits.
 
 use super::simd::{LANES, Simd, exp, load_partial, max_lanes, simd_fn, store_partial, sum_lanes};
 
-/// Logits whose sums are in single precision. The sums of blocks are added in double precision: beside
-/// the largest probability, a single-precision sum of a whole vocabulary would lose the tail.
+/// Sums over this many logits are in single precision, and the sums of such blocks are added in double
+/// precision. In single precision, a sum over a whole vocabulary would lose the small probabilities beside
+/// the largest.
 const BLOCK: usize = 2048;
 
 /// What a row of logits says about its distribution.
@@ -19,26 +20,26 @@ pub struct Statistics {
     pub inverse_temperature: f32,
     /// ln Σ exp((logit - max) / temperature).
     pub log_sum: f32,
-    /// Entropy of the distribution, in nats.
+    /// The entropy of the distribution, in nats.
     pub entropy: f32,
-    /// Mean of the log-probabilities of all tokens of the vocabulary: what label smoothing pulls.
+    /// The mean log-probability over all tokens of the vocabulary, in nats: label smoothing needs it.
     pub mean_logp: f32,
 }
 
 impl Statistics {
-    /// Natural log-probability of the token with this logit.
+    /// Returns the natural log-probability of the token with this logit.
     pub fn logp(&self, logit: f32) -> f32 {
         (logit - self.max) * self.inverse_temperature - self.log_sum
     }
 
-    /// Log-sum-exp of logits / temperature.
+    /// Returns the log-sum-exp of logits / temperature.
     pub fn lse(&self) -> f32 {
         self.max * self.inverse_temperature + self.log_sum
     }
 }
 
 simd_fn!(
-    /// The statistics of a row; `temperature` is above 0.
+    /// Returns the statistics of a row; `temperature` is above 0.
     pub fn statistics(logits: &[f32], temperature: f32) -> Statistics = statistics_generic
 );
 
@@ -56,7 +57,7 @@ fn statistics_generic<S: Simd>(s: S, logits: &[f32], temperature: f32) -> Statis
     let scale = (s.splat(max), s.splat(inverse_temperature));
     let tail_total: f32 = tail_logits.iter().map(|x| (x - max) * inverse_temperature).sum();
     let mut odd = add_eight(s, tail, scale, [s.splat(0.0); 3]);
-    // The lanes beyond the row are minus infinity: they count in no mean.
+    // The lanes beyond the row hold minus infinity and must not count in the mean.
     odd[2] = s.splat(0.0);
     let mut blocks = chunks.chunks(BLOCK / LANES);
     let mut sums = add_block(s, blocks.next().unwrap_or_default(), scale, odd).map(f64::from);
@@ -71,7 +72,7 @@ fn statistics_generic<S: Simd>(s: S, logits: &[f32], temperature: f32) -> Statis
     Statistics { max, inverse_temperature, log_sum, entropy: log_sum - weighted / sum, mean_logp }
 }
 
-/// The sums of e^z, of z e^z and of z over a block, on top of `odd`.
+/// Adds the sums of e^z, of z e^z and of z over a block to `odd`.
 #[inline(always)]
 fn add_block<S: Simd>(
     s: S,
@@ -100,30 +101,30 @@ fn add_eight<S: Simd>(s: S, x: S::V, (shift, factor): (S::V, S::V), sums: [S::V;
     [s.add(sums[0], e), s.fma(e, s.max(z, s.splat(f32::MIN)), sums[1]), s.add(sums[2], z)]
 }
 
-/// Scores of a target under softmax(logits / temperature).
+/// The scores of one target under softmax(logits / temperature).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenScores {
-    /// Natural log-probability of the target.
+    /// The natural log-probability of the target.
     pub logp: f32,
-    /// Entropy of the distribution, in nats.
+    /// The entropy of the distribution, in nats.
     pub entropy: f32,
-    /// Mean log-probability over the vocabulary.
+    /// The mean log-probability over the vocabulary, in nats.
     pub mean_logp: f32,
 }
 
-/// The gradient of a loss by the [`TokenScores`] of one target.
+/// The gradient of a loss with respect to the [`TokenScores`] of one target.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ScoreGradient {
-    /// By its log-probability.
+    /// With respect to the log-probability.
     pub logp: f32,
-    /// By the entropy.
+    /// With respect to the entropy.
     pub entropy: f32,
-    /// By the mean log-probability.
+    /// With respect to the mean log-probability.
     pub mean_logp: f32,
 }
 
 impl ScoreGradient {
-    /// The gradient of the loss times `factor`.
+    /// Returns the gradient of the loss times `factor`.
     pub fn times(self, factor: f32) -> Self {
         let Self { logp, entropy, mean_logp } = self;
         Self { logp: logp * factor, entropy: entropy * factor, mean_logp: mean_logp * factor }
@@ -131,8 +132,8 @@ impl ScoreGradient {
 }
 
 simd_fn!(
-    /// Overwrites a row of logits with the gradient of the loss by them, from the gradient by the
-    /// scores of `token`.
+    /// Overwrites a row of logits with the gradient of the loss with respect to them. `gradient` is that
+    /// with respect to the scores of `token`.
     pub fn statistics_backward(
         logits: &mut [f32],
         statistics: Statistics,
@@ -165,7 +166,7 @@ fn backward_generic<S: Simd>(
     logits[token as usize] += inverse_temperature * d_logp;
 }
 
-/// p * (constant + slope * ln p) + spread of eight logits.
+/// Returns p * (constant + slope * ln p) + spread for eight logits.
 #[inline(always)]
 fn gradient_eight<S: Simd>(s: S, x: S::V, constants: [S::V; 6]) -> S::V {
     let [shift, factor, log_sum, constant, slope, spread] = constants;

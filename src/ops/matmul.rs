@@ -1,10 +1,10 @@
-//! Matrix products: `x · Wᵀ`, its input gradient `dy · W`, its weight gradient `dyᵀ · x`.
+//! Matrix products: `x · Wᵀ`, its input gradient `dy · W`, and its weight gradient `dyᵀ · x`.
 //!
-//! Contract: an element of a product is a sum over depth in ascending order, in blocks of [`DEPTH`]
-//! that are summed with fused multiply-adds and then added to the result; so its bits depend neither
-//! on the number of rows of the call, nor on the row's place, nor on threads. The right-hand matrix
-//! is packed once into panels of [`PANEL`] columns and then used any number of times; it may be
-//! stored in half precision, which is widened as it is loaded. Left out: transposed outputs.
+//! An element of a product is a sum over depth in ascending order: blocks of [`DEPTH`] are summed with
+//! fused multiply-adds and then added to the result. So its bits depend neither on the number of rows of
+//! the call, nor on the row's place among them, nor on threads. The right-hand matrix is packed once into
+//! panels of [`PANEL`] columns and then used any number of times. It may be stored in 16 bits, which are
+//! widened as they are loaded.
 
 mod gradient;
 mod pack;
@@ -21,35 +21,36 @@ use super::simd::{Simd, simd_fn};
 use half::{bf16, f16};
 use std::ops::Range;
 
-/// Columns of a packed panel.
+/// A packed panel has this many columns.
 pub const PANEL: usize = 16;
-/// Depth of a block: a panel of it stays in the first-level cache.
+/// Sums over depth are cut into blocks of this many terms: such a block of a panel fits into the
+/// first-level cache.
 pub const DEPTH: usize = 256;
-/// Rows of a register tile: 6 x 16 results and their operands fill sixteen vector registers.
+/// A register tile has this many rows: 6 x 16 results and their operands fill sixteen vector registers.
 pub const TILE: usize = 6;
-/// Panels that a single row is multiplied with at a time.
+/// A single row is multiplied with this many panels at a time.
 const WIDE: usize = 4;
 
 /// A packed right-hand matrix of `depth` rows and `columns` columns.
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {
-    /// Panels one after another, each `[depth][PANEL]`, missing columns 0.
+    /// One panel after another, each `[depth][PANEL]`; columns beyond the matrix are 0.
     pub data: Elements<'a>,
-    /// Rows: the length of the sums.
+    /// The matrix has this many rows: it is the length of the sums.
     pub depth: usize,
-    /// Columns of the product.
+    /// The matrix, and so the product, has this many columns.
     pub columns: usize,
 }
 
 impl Panels<'_> {
-    /// The columns of a range that starts with a panel.
+    /// Returns the panels of `columns`, which start with a whole panel.
     fn part(self, columns: &Range<usize>) -> Self {
         let first = columns.start * self.depth;
         let data = self.data.slice(first, packed_len(self.depth, columns.len()));
         Self { data, columns: columns.len(), ..self }
     }
 
-    /// Column `column`, widened; `out` is `depth` long.
+    /// Writes column `column` in f32 to `out`, which is `depth` long.
     pub fn column(&self, column: usize, out: &mut [f32]) {
         let first = column / PANEL * PANEL * self.depth + column % PANEL;
         for (d, out) in out.iter_mut().enumerate() {
@@ -61,16 +62,16 @@ impl Panels<'_> {
 /// What a product is added to.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
-    /// Nothing: the result is overwritten.
+    /// The result is overwritten.
     Zero,
-    /// What the result already holds.
+    /// The product is added to the values that the result holds.
     Accumulate,
-    /// One value per column.
+    /// The product is added to one value for each column.
     Bias(&'a [f32]),
 }
 
 impl Start<'_> {
-    /// The same for some of the columns.
+    /// Returns the start for some of the columns.
     fn part(self, columns: &Range<usize>) -> Self {
         match self {
             Self::Bias(bias) => Self::Bias(&bias[columns.clone()]),
@@ -78,14 +79,14 @@ impl Start<'_> {
         }
     }
 
-    /// What the sums over the depths from `block` on are added to.
+    /// Returns what is the start of the sums over the depths from `block` on.
     fn of_block(self, block: usize, columns: &Range<usize>) -> Self {
         if block > 0 { Self::Accumulate } else { self.part(columns) }
     }
 }
 
-/// `out = start + x · right` for `rows` rows of `x` (`x_stride` floats apart, the first `depth` of
-/// each used) into rows `out_stride` apart, on this thread.
+/// Computes `out = start + x · right` for `rows` rows, on this thread. Rows of `x` are `x_stride` floats
+/// apart and their first `depth` floats are used; rows of `out` are `out_stride` floats apart.
 pub fn matmul(
     x: &[f32],
     x_stride: usize,
@@ -98,8 +99,8 @@ pub fn matmul(
     matmul_by_columns(1, x, x_stride, rows, right, start, out, out_stride);
 }
 
-/// The same with the columns cut into parts for `threads` threads of the pool; small products stay
-/// on this thread. For few rows, which leave nothing else to share.
+/// Computes what [`matmul`] does, with the columns divided among `threads` threads of the pool. It is for
+/// few rows, where there is nothing else to divide. A small product stays on this thread.
 pub fn matmul_by_columns(
     threads: usize,
     x: &[f32],
@@ -134,13 +135,13 @@ pub fn matmul_by_columns(
     });
 }
 
-/// Multiply-adds that are worth handing to another thread: some microseconds.
+/// A part of this many multiply-adds, some microseconds of work, is worth another thread.
 const PART: usize = 1 << 17;
-/// Parts of a product for each thread, so that one that is held up does not hold up all.
+/// Each thread gets this many parts, so that one thread that is held up does not hold up the others.
 const PARTS_PER_THREAD: usize = 4;
 
 simd_fn!(
-    /// `out = start + x · right`.
+    /// Computes `out = start + x · right` for the columns of `right`.
     ///
     /// # Safety
     /// `x` holds `depth` floats at `r * x_stride` and `right` its panels; `columns` floats at
@@ -179,7 +180,7 @@ unsafe fn product_generic<S: Simd>(
     }
 }
 
-/// The product with panels of `E`; `size` is rows, depth, columns.
+/// Computes the product with panels of `E`; `size` is rows, depth and columns.
 ///
 /// # Safety
 /// As for [`product`].
@@ -218,7 +219,7 @@ unsafe fn multiply<S: Simd, E: Element>(
     }
 }
 
-/// The product of one row: several panels side by side, each read from end to end.
+/// Computes the product of one row. It reads several panels side by side, each from end to end.
 ///
 /// # Safety
 /// As for [`product`].
@@ -244,7 +245,8 @@ unsafe fn multiply_row<S: Simd, E: Element>(
     }
 }
 
-/// The product of one row with the first `P` panels of `columns`; how many columns these are.
+/// Computes the product of one row with the first `P` panels of `columns`, and returns how many columns
+/// these are.
 ///
 /// # Safety
 /// As for [`product`]; `columns` reach into the last of the panels.
@@ -386,7 +388,7 @@ mod tests {
         assert_eq!(fast, scalar);
     }
 
-    /// Rows of several formats, and the same in f32.
+    /// Returns rows in the formats `dtypes`, and the same numbers in f32.
     fn stored_rows(columns: usize, depth: usize, dtypes: &[Dtype]) -> (Vec<Vec<u8>>, Vec<f32>) {
         let numbers = random(columns * depth, 9);
         let mut wide = vec![0.0; numbers.len()];

@@ -1,10 +1,10 @@
-//! The operations of the decoder on the CPU, in f32: each file holds one, forward beside backward.
+//! The operations of the decoder on the CPU, in f32. Each file holds one operation: its forward and its
+//! backward.
 //!
-//! Contract: an operation works on plain slices and never allocates. Its bits depend neither on the
-//! number of threads nor on how many rows one call holds, so that a token's log-probability is the
-//! same in training, in prefill and in decoding. Gradients are added to what is there, never
-//! normalised. Stored weights may be bf16 or f16 ([`element`]). Left out: activations in other
-//! number formats, and other devices.
+//! An operation works on plain slices and never allocates. Its bits depend neither on the number of threads
+//! nor on how many rows one call has, so a token's log-probability is the same in training, in prefill and
+//! in decoding. Gradients are added to what the buffer holds and are never normalised. Stored weights may
+//! be bf16 or f16 ([`element`]); activations are f32.
 
 pub mod adamw;
 pub mod attention;

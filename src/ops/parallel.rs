@@ -1,14 +1,14 @@
-//! Loops over independent work items on the rayon pool, with one scratch buffer per thread.
+//! Loops over independent work items on the rayon pool, with one scratch buffer for each thread.
 //!
-//! Contract: an item writes only its own part of the output and reads nothing that another item of
-//! the loop writes, so the result does not depend on the threads. Nothing is allocated.
+//! An item writes only its own part of the output, and reads nothing that another item of the loop writes.
+//! So the result does not depend on the threads. Nothing is allocated.
 
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Runs `body(item, scratch)` for every item, each once, on at most `scratch.len()` threads.
+/// Calls `body(item, scratch)` once for each of `items`, on at most `scratch.len()` threads.
 pub fn for_each<S: Send>(items: usize, scratch: &mut [S], body: impl Fn(usize, &mut S) + Sync) {
     let next = AtomicUsize::new(0);
     let drain = |scratch: &mut S| {
@@ -46,20 +46,20 @@ impl<'a, T> SharedMut<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
-    /// The address of element `index`, for parts that are not contiguous.
+    /// Returns the address of element `index`, for parts that are not contiguous.
     pub fn pointer(&self, index: usize) -> *mut T {
         assert!(index <= self.len, "address within the slice");
         self.start.wrapping_add(index)
     }
 
-    /// The same slice from element `start` on.
+    /// Returns the slice from element `start` on.
     pub fn offset(&self, start: usize) -> SharedMut<'_, T> {
         assert!(start <= self.len, "offset within the slice");
         let first = self.start.wrapping_add(start);
         SharedMut { start: first, len: self.len - start, borrow: PhantomData }
     }
 
-    /// The part at `range`, which others may read too.
+    /// Returns the part at `range`, which others may read at the same time.
     ///
     /// # Safety
     /// Nobody has or gets it from [`Self::part`] while the result is in use.
@@ -69,7 +69,7 @@ impl<'a, T> SharedMut<'a, T> {
         unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
     }
 
-    /// The part at `range`.
+    /// Returns the part at `range`, writable.
     ///
     /// # Safety
     /// No two parts that are in use at the same time overlap.

@@ -1,20 +1,20 @@
-//! The tokens of a row from the most likely on, without sorting them all.
+//! Ranks the tokens of a row from the most likely on, without sorting all of them.
 //!
-//! Contract: tokens are ordered by logit, equal ones by number, and weigh exp((logit - max) / temperature)
-//! as integers, 2^40 for the most likely. Sums of integers have no order, so that a GPU, which does not
-//! sort either, finds the same places ([`Ranking::reach`] is `descend` in `kernels/sample.cu`). Tokens are put
-//! into buckets by their logits; only the bucket in which a sum is reached is sorted.
+//! Tokens are ordered by their logits, and equal logits by token id. A token's weight is exp((logit - max)
+//! / temperature) as an integer, 2^40 for the most likely. Sums of integers do not depend on their order,
+//! so a GPU finds the same places in the ranking ([`Ranking::reach`] is `descend` in `kernels/sample.cu`).
+//! Tokens are put into buckets by their logits, and only the bucket in which a sum is reached is sorted.
 
 use super::logprob::Statistics;
 use super::simd::{LANES, Simd, exp, load_partial, simd_fn, store_partial};
 
-/// Enough that a bucket of a large vocabulary is small, and few enough for the first-level cache.
+/// So many buckets are few enough for the first-level cache, and each is small even for a large vocabulary.
 const BUCKETS: usize = 2048;
 
-/// Scaled differences of logits beyond which a weight is 0: below ln(2^-40).
+/// A token's weight is 0 if (max - logit) / temperature exceeds this: it is below ln(2^-40).
 const WEIGHTLESS: f32 = 28.0;
 
-/// How many tokens there are up to a place in the order, it included, and how much they weigh.
+/// The number of tokens up to a place in the ranking, that place included, and the sum of their weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum {
     pub(crate) count: usize,
@@ -27,7 +27,7 @@ impl Sum {
     }
 }
 
-/// The buffers of a ranking, kept so that sampling allocates once a thread.
+/// The buffers of a ranking. They are kept, so that a thread allocates them once.
 #[derive(Default)]
 pub(crate) struct Buffers {
     weights: Vec<f32>,
@@ -38,21 +38,21 @@ pub(crate) struct Buffers {
     tokens: Vec<u32>,
 }
 
-/// The tokens of a row in order.
+/// The ranking of one row of logits.
 pub(crate) struct Ranking<'a> {
     logits: &'a [f32],
     buffers: &'a mut Buffers,
 }
 
 impl<'a> Ranking<'a> {
-    /// The order of all tokens with `logits`, of which `row` has the maximum and the temperature.
+    /// Ranks all tokens with `logits`; `row` has their maximum and the temperature.
     pub(crate) fn new(logits: &'a [f32], row: Statistics, buffers: &'a mut Buffers) -> Self {
         let Buffers { weights, bucket_of, buckets, .. } = buffers;
         weights.resize(logits.len(), 0.0);
         weigh(logits, row, weights);
         let span = row.max - logits.iter().copied().fold(f32::INFINITY, f32::min);
         let span = span.min(WEIGHTLESS / row.inverse_temperature);
-        // Rounding keeps the order: a lower logit is never in an earlier bucket.
+        // Rounding keeps the order: a token never gets an earlier bucket than one with a larger logit.
         let scale = if span > 0.0 { BUCKETS as f32 / span } else { 0.0 };
         let bucket = |logit: f32| (((row.max - logit) * scale) as usize).min(BUCKETS - 1);
         bucket_of.clear();
@@ -66,19 +66,20 @@ impl<'a> Ranking<'a> {
         Self { logits, buffers }
     }
 
-    /// All tokens.
+    /// Returns the count and the weight of all tokens.
     pub(crate) fn all(&self) -> Sum {
         let add = |all: Sum, bucket: &Sum| all.add(bucket.count, bucket.weight);
         self.buffers.buckets.iter().fold(Sum::default(), add)
     }
 
-    /// Those that weigh at least this share of the most likely.
+    /// Returns the count and the weight of those tokens whose weight is at least this share of the largest.
     pub(crate) fn at_least(&self, share: f32) -> Sum {
         let likely = self.buffers.weights.iter().filter(|&&weight| weight >= share);
         likely.fold(Sum::default(), |all, &weight| all.add(1, fixed(weight)))
     }
 
-    /// The first token at which the sum is enough, with this sum; the last token where it never is.
+    /// Returns the first token up to which the sum is enough, and that sum. Where no sum is enough, it
+    /// returns the last token.
     pub(crate) fn reach(&mut self, is_enough: impl Fn(Sum) -> bool) -> (u32, Sum) {
         let Buffers { weights, bucket_of, buckets, tokens } = &mut *self.buffers;
         let (mut before, mut chosen) = (Sum::default(), 0);
@@ -108,7 +109,7 @@ impl<'a> Ranking<'a> {
     }
 }
 
-/// A weight as an integer, 2^40 for that of the most likely token.
+/// Returns a weight as an integer, 2^40 for a weight of 1.
 fn fixed(weight: f32) -> u64 {
     (f64::from(weight) * (1u64 << 40) as f64) as u64
 }

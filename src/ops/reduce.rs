@@ -1,18 +1,18 @@
-//! Reductions over whole flat buffers.
+//! Sums over whole flat buffers.
 //!
-//! Contract: sums run over fixed blocks whose partial sums are added in order, in double precision,
-//! so the bits do not depend on the number of threads.
+//! A buffer is summed in fixed blocks, and the sums of blocks are added in order, in double precision. So
+//! the bits do not depend on the number of threads.
 
 use super::simd::{LANES, Simd, load_partial, simd_fn, sum_lanes};
 use rayon::prelude::*;
 
-/// Elements whose squares are summed in single precision.
+/// The squares of this many elements are summed in single precision.
 const BLOCK: usize = 4096;
-/// Partial sums kept on the stack at a time.
+/// This many partial sums are kept on the stack at a time.
 const GROUP: usize = 64;
 
-/// The sum of squares; not finite if an element is not (or its square overflows), so one pass also
-/// tells whether the gradients are usable.
+/// Returns the sum of squares. It is not finite if an element is not or if its square overflows, so the
+/// norm also tells whether gradients are usable.
 pub fn sum_of_squares(x: &[f32]) -> f64 {
     let mut total = 0.0f64;
     for group in x.chunks(BLOCK * GROUP) {
@@ -39,7 +39,7 @@ fn block_sum_generic<S: Simd>(s: S, x: &[f32]) -> f32 {
     sum_lanes(s, s.add(sums[0], sums[1]))
 }
 
-/// Adds `partials`, rows as long as `sum`, to `sum` in order.
+/// Adds the rows of `partials`, each as long as `sum`, to `sum` in order.
 pub fn add_rows(partials: &[f32], sum: &mut [f32]) {
     for row in partials.chunks_exact(sum.len()) {
         sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);

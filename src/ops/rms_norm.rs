@@ -1,12 +1,12 @@
-//! Root-mean-square normalisation of rows.
+//! Root-mean-square normalisation of rows (Zhang and Sennrich 2019).
 //!
-//! Contract: `y = x * rsqrt(mean(x²) + eps) * weight`. The backward recomputes the scale from `x`,
-//! adds its input gradient to the residual path's and the weight's gradient to a partial sum of the
-//! caller's. The residual addition itself rides on the matrix product before the norm.
+//! `y = x * rsqrt(mean(x²) + eps) * weight`. The backward computes the scale again from `x`, adds the input
+//! gradient to the gradient of the residual stream, and adds the weight's gradient to a partial sum of the
+//! caller. The residual addition itself is part of the matrix product before the norm.
 
 use super::simd::{LANES, Simd, load_partial, simd_fn, store_partial, sum_lanes};
 
-/// 1 / rms of a row.
+/// Returns 1 / rms of a row.
 #[inline(always)]
 pub(crate) fn scale<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
@@ -21,7 +21,7 @@ pub(crate) fn scale<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
 }
 
 simd_fn!(
-    /// Normalises each row of `x` (as wide as `weight`) into `out`.
+    /// Normalises each row of `x`, which is as wide as `weight`, into `out`.
     pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = forward_generic
 );
 
@@ -41,7 +41,7 @@ fn forward_generic<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut
     }
 }
 
-/// Output, input gradient and weight gradient of eight elements, the latter two added to `sums`.
+/// Returns the output of eight elements, and adds their input gradient and weight gradient to `sums`.
 #[inline(always)]
 fn backward_eight<S: Simd>(
     s: S,
@@ -55,8 +55,8 @@ fn backward_eight<S: Simd>(
 }
 
 simd_fn!(
-    /// For each row: `dx += ∂/∂x`, `weight_gradient += ∂/∂weight`, from `dy`, which is then
-    /// overwritten with the forward's output.
+    /// Adds, for each row, the gradient with respect to `x` to `dx` and that with respect to the weight to
+    /// `weight_gradient`. It then overwrites `dy` with the output of the forward.
     pub fn rms_norm_backward(
         x: &[f32],
         weight: &[f32],

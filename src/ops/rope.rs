@@ -1,24 +1,24 @@
-//! Rotary position embedding in the half-split layout of Llama and Qwen2.
+//! Rotary position embedding (Su et al. 2021) in the half-split layout of Llama and Qwen2.
 //!
-//! Contract: element `i` of a head turns together with element `i + head_dim / 2` by the angle
-//! `position * theta^(-2i / head_dim)`, computed in f32 as transformers does, optionally with the
-//! frequencies that Llama 3.1 stretched to longer contexts. The backward turns back.
-//! Left out: frequencies that depend on the length of the sequence (dynamic NTK, YaRN).
+//! Element `i` of a head is rotated together with element `i + head_dim / 2` by the angle `position *
+//! theta^(-2i / head_dim)`, computed in f32 as transformers does. The frequencies may be those of Llama
+//! 3.1, stretched for longer contexts. The backward rotates back. Frequencies that depend on the length of
+//! the sequence (dynamic NTK, YaRN) are not supported.
 
 use super::simd::{LANES, Simd, load_partial, simd_fn, store_partial};
 
-/// How Llama 3.1 and later stretch the frequencies of a model trained on shorter sequences
-/// (`rope_type: llama3`; transformers' `_compute_llama3_parameters`): wavelengths that do not fit
-/// the original context several times are slowed down, with a smooth passage in between.
+/// How Llama 3.1 and later stretch the frequencies of a model trained on shorter sequences (`rope_type:
+/// llama3`, transformers' `_compute_llama3_parameters`). Long wavelengths are slowed down, short ones are
+/// kept, and those in between are interpolated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Llama3Scaling {
     /// Divides the frequencies of long wavelengths.
     pub factor: f32,
-    /// Wavelengths above the original context divided by this are long.
+    /// Wavelengths longer than the original context divided by this are long.
     pub low_freq_factor: f32,
-    /// Wavelengths below the original context divided by this stay as they are.
+    /// Wavelengths shorter than the original context divided by this are kept.
     pub high_freq_factor: f32,
-    /// Tokens of the original context.
+    /// The original context, in tokens.
     pub original_max_position_embeddings: f32,
 }
 
@@ -38,7 +38,7 @@ impl Llama3Scaling {
     }
 }
 
-/// Cosines and sines of every position seen so far; grows, never shrinks.
+/// The cosines and sines of all positions asked for so far.
 pub struct Rope {
     half: usize,
     frequencies: Vec<f32>,
@@ -47,7 +47,7 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// The table for heads of `head_dim` elements, still without positions.
+    /// Creates the table for heads of `head_dim` elements, without any positions.
     pub fn new(head_dim: usize, theta: f64, scaling: Option<Llama3Scaling>) -> Self {
         let frequencies = (0..head_dim / 2)
             .map(|i| {
@@ -59,12 +59,12 @@ impl Rope {
         Self { half: head_dim / 2, frequencies, cos: Vec::new(), sin: Vec::new() }
     }
 
-    /// The angle of each pair of elements at position 1.
+    /// Returns the angle of each pair of elements at position 1, in radians.
     pub(crate) fn frequencies(&self) -> &[f32] {
         &self.frequencies
     }
 
-    /// Makes positions below `positions` available.
+    /// Adds the positions below `positions` that are missing.
     pub fn grow(&mut self, positions: usize) {
         for position in self.cos.len() / self.half..positions {
             for &frequency in &self.frequencies {
@@ -75,23 +75,23 @@ impl Rope {
         }
     }
 
-    /// The cosines and the sines, `[positions, head_dim / 2]` each.
+    /// Returns the cosines and the sines, `[positions, head_dim / 2]` each.
     pub fn table(&self) -> (&[f32], &[f32]) {
         (&self.cos, &self.sin)
     }
 
-    /// Bytes of the table.
+    /// Returns the bytes of the table.
     pub fn bytes(&self) -> usize {
         size_of_val(self.cos.as_slice()) + size_of_val(self.sin.as_slice())
     }
 
-    /// Turns the `heads` heads at the start of `row` to `position`.
+    /// Rotates the first `heads` heads of `row` by the angles of `position`.
     pub fn forward(&self, row: &mut [f32], heads: usize, position: usize) {
         let at = position * self.half..(position + 1) * self.half;
         turn(&mut row[..heads * self.half * 2], &self.cos[at.clone()], &self.sin[at], 1.0);
     }
 
-    /// Turns the gradient of `heads` heads at the start of `row` back from `position`.
+    /// Rotates the gradient of the first `heads` heads of `row` back by the angles of `position`.
     pub fn backward(&self, row: &mut [f32], heads: usize, position: usize) {
         let at = position * self.half..(position + 1) * self.half;
         turn(&mut row[..heads * self.half * 2], &self.cos[at.clone()], &self.sin[at], -1.0);
@@ -145,7 +145,7 @@ mod tests {
         assert!(row.iter().zip(&original).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 
-    /// Expected values are what transformers' `_compute_llama3_parameters` gives.
+    /// The expected values are those of transformers' `_compute_llama3_parameters`.
     #[test]
     fn llama3_slows_long_wavelengths_and_leaves_short_ones() {
         let scaling = Llama3Scaling {

@@ -1,11 +1,11 @@
-//! Draws a token from a row of logits, by temperature, top-k, top-p and min-p, from one uniform
+//! Draws a token from a row of logits, by temperature, top-k, top-p and min-p, with one uniform random
 //! number.
 //!
-//! Contract: the token depends only on the row, the settings and `u`; its log-probability is that of
-//! softmax(logits / temperature) before any truncation (temperature 0: the first largest logit, with
-//! the log-probability at temperature 1). Rows that pad the vocabulary are never drawn, but belong to
-//! that softmax: only the choice is restricted, so sampler and trainer agree. Ties at a truncation's
-//! edge go to the lower token.
+//! The token depends only on the row, the settings and the number `u`. Its log-probability is that of
+//! softmax(logits / temperature) before any truncation. At temperature 0 the token is the first of the
+//! largest logits, with its log-probability at temperature 1. Rows of logits that only pad the vocabulary
+//! are never drawn, but they count in the softmax, since they do in training. Where tokens tie at the edge
+//! of a truncation, the lower id is kept.
 
 use super::logprob::{Statistics, statistics};
 use super::ranking::{Buffers, Ranking};
@@ -17,65 +17,63 @@ use std::cmp::Ordering;
 /// The distribution that tokens are drawn from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token.
+    /// Logits are divided by this; 0 takes the most likely token.
     pub temperature: f32,
-    /// Keeps the k most likely tokens; 0 keeps all.
+    /// Only the `top_k` most likely tokens are kept; 0 keeps all.
     pub top_k: usize,
-    /// Then keeps the fewest most likely of those that together hold this share; 1 keeps all.
+    /// Of these, the fewest most likely tokens that together hold this probability are kept; 1 keeps all.
     pub top_p: f32,
-    /// Then keeps those with at least this share of the largest probability; 0 keeps all.
+    /// Of these, tokens with at least this share of the largest probability are kept; 0 keeps all.
     pub min_p: f32,
 }
 
 /// How the tokens of a text are drawn, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
-    /// The distribution.
     pub sampling: Sampling,
-    /// Makes tokens that are already there less likely ([`penalize_repetition`]); 1 changes nothing.
+    /// Tokens that the text has already become less likely ([`penalize_repetition`]); 1 changes nothing.
     pub repetition_penalty: f32,
     /// Only tokens below this are drawn.
     pub vocab_size: usize,
 }
 
-/// The next token of a text, to be drawn.
+/// One token of a text that is to be drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw<'a> {
-    /// Key of the text's randomness.
+    /// The key of the text's randomness.
     pub key: u64,
-    /// What was given.
+    /// The tokens of the prompt.
     pub prompt: &'a [u32],
-    /// What was drawn before.
+    /// The tokens drawn so far.
     pub response: &'a [u32],
-    /// How it is drawn.
     pub policy: Policy,
-    /// How many of the most likely tokens are wanted beside it.
+    /// The number of most likely tokens to return beside it.
     pub num_top: usize,
 }
 
 /// A token that was drawn. Log-probabilities are those before truncation and penalty.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Drawn {
-    /// The token.
+    /// The token's id.
     pub token: u32,
-    /// Its log-probability.
+    /// Its natural log-probability.
     pub logprob: f32,
-    /// The most likely tokens in its place with theirs, likeliest first.
+    /// The most likely tokens at its position with their log-probabilities, likeliest first.
     pub top: Vec<(u32, f32)>,
 }
 
 impl Draw<'_> {
-    /// Which number of its key a draw takes: one for each token.
+    /// Returns which random number of its key the draw uses: one for each token.
     pub fn index(&self) -> u64 {
         self.response.len() as u64
     }
 
-    /// Tokens that a penalty makes less likely; some more than once.
+    /// Returns the tokens that the penalty makes less likely; some occur more than once.
     pub fn seen(&self) -> impl Iterator<Item = u32> {
         self.prompt.iter().chain(self.response).copied()
     }
 
-    /// What is drawn from `logits`.
+    /// Draws from `logits`, `[vocabulary]`.
     pub fn draw(&self, logits: &[f32]) -> Drawn {
         let Policy { sampling, repetition_penalty, vocab_size } = self.policy;
         let uniform = rng::uniform(self.key, self.index());
@@ -90,7 +88,8 @@ impl Draw<'_> {
         Drawn { token, logprob, top: self.top(logits) }
     }
 
-    /// The most likely tokens that could be drawn, if any are wanted, and their log-probabilities.
+    /// Returns the most likely of the tokens that may be drawn, with their log-probabilities; `num_top`
+    /// says how many.
     pub fn top(&self, logits: &[f32]) -> Vec<(u32, f32)> {
         let Policy { sampling, vocab_size, .. } = self.policy;
         if self.num_top == 0 {
@@ -103,7 +102,8 @@ impl Draw<'_> {
     }
 }
 
-/// Leaves in `tokens` those with the `count` largest logits, of equal ones the lower, in any order.
+/// Keeps in `tokens` those with the `count` largest logits, in any order. Of equal logits the lower tokens
+/// are kept.
 fn select_most_likely(tokens: &mut Vec<u32>, logits: &[f32], count: usize) {
     tokens.clear();
     tokens.extend(0..logits.len() as u32);
@@ -113,12 +113,13 @@ fn select_most_likely(tokens: &mut Vec<u32>, logits: &[f32], count: usize) {
     }
 }
 
-/// The order of tokens from the most likely on.
+/// Compares two tokens: the more likely comes first.
 fn by_likelihood(logits: &[f32], a: u32, b: u32) -> Ordering {
     logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
 }
 
-/// Makes `seen` tokens less likely: divides their positive and multiplies their negative logits.
+/// Makes the `seen` tokens less likely: divides their positive logits by `penalty` and multiplies the
+/// negative ones.
 pub fn penalize_repetition(logits: &mut [f32], seen: impl Iterator<Item = u32>, penalty: f32) {
     TOKENS.with_borrow_mut(|tokens| {
         tokens.clear();
@@ -133,25 +134,25 @@ pub fn penalize_repetition(logits: &mut [f32], seen: impl Iterator<Item = u32>, 
 }
 
 impl Sampling {
-    /// Natural log-probability of a token under softmax(logits / temperature), of temperature 1 at 0.
+    /// Returns the natural log-probability of a token under softmax(logits / temperature), or
+    /// softmax(logits) at temperature 0.
     pub fn logp(&self, logits: &[f32], token: u32) -> f32 {
         statistics(logits, self.divisor()).logp(logits[token as usize])
     }
 
-    /// What logits are divided by: the temperature, 1 where it is 0.
+    /// Returns what logits are divided by: the temperature, or 1 where that is 0.
     pub fn divisor(&self) -> f32 {
         if self.temperature == 0.0 { 1.0 } else { self.temperature }
     }
 }
 
 thread_local! {
-    // Kept so that sampling allocates once a thread.
-    /// Tokens that a penalty makes less likely.
+    // The tokens that a penalty makes less likely. The buffer is kept, so that a thread allocates it once.
     static TOKENS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     static TRUNCATION: RefCell<Truncation> = RefCell::default();
 }
 
-/// The token below `vocab_size` that `u` in [0, 1) draws from `logits`, and its log-probability.
+/// Returns the token below `vocab_size` that `u` in [0, 1) draws from `logits`, and its log-probability.
 pub fn sample(logits: &[f32], vocab_size: usize, sampling: Sampling, u: f32) -> (u32, f32) {
     let Sampling { temperature, top_k, top_p, min_p } = sampling;
     let is_greedy = temperature == 0.0;
@@ -172,7 +173,7 @@ pub fn sample(logits: &[f32], vocab_size: usize, sampling: Sampling, u: f32) -> 
 
 simd_fn!(fn draw(logits: &[f32], row: Statistics, u: f32) -> u32 = draw_generic);
 
-/// The first token whose cumulative weight exceeds `u` times the sum of weights.
+/// Returns the first token whose cumulative weight exceeds `u` times the sum of weights.
 #[inline(always)]
 fn draw_generic<S: Simd>(s: S, logits: &[f32], row: Statistics, u: f32) -> u32 {
     let target = u * row.log_sum.exp();
@@ -195,21 +196,22 @@ fn draw_generic<S: Simd>(s: S, logits: &[f32], row: Statistics, u: f32) -> u32 {
         }
         before += sum;
     }
-    // Rounding can leave the sum a little under the target: then it is the most likely token.
+    // The sum may stay a little below the target by rounding; then the most likely token is taken.
     logits.iter().position(|&x| x == row.max).unwrap_or(0) as u32
 }
 
 /// The buffers of a truncated draw.
 #[derive(Default)]
 struct Truncation {
-    /// The tokens that survive top-k, in ascending order, and their logits.
+    /// The tokens that top-k keeps, in ascending order, and their logits.
     tokens: Vec<u32>,
     logits: Vec<f32>,
     ranked: Buffers,
 }
 
 impl Truncation {
-    /// The same over the tokens that survive top-k, top-p and min-p, most likely first.
+    /// Draws as [`draw_generic`] does, among the tokens that top-k, top-p and min-p keep, most likely
+    /// first.
     fn draw(&mut self, logits: &[f32], row: Statistics, sampling: Sampling, u: f32) -> u32 {
         let Self { tokens, logits: of_tokens, ranked } = self;
         if sampling.top_k == 0 || sampling.top_k >= logits.len() {
@@ -223,7 +225,7 @@ impl Truncation {
     }
 }
 
-/// The same over those that survive top-p and min-p.
+/// Draws among the tokens that top-p and min-p keep.
 fn draw_likely(mut ranking: Ranking<'_>, Sampling { top_p, min_p, .. }: Sampling, u: f32) -> u32 {
     let mut kept = ranking.all();
     if top_p < 1.0 {
@@ -292,7 +294,8 @@ mod tests {
         assert_eq!(sample(&logits, 5, narrow, 0.99), (3, statistics(&logits, 1.0).logp(3.0)));
     }
 
-    /// [`Truncation::draw`] in the plain way: sorts all tokens, keeps the first ones, adds them up.
+    /// Does what [`Truncation::draw`] does in the plain way: it sorts all tokens, keeps the first ones and
+    /// adds them up.
     fn draw_sorted(logits: &[f32], sampling: Sampling, u: f32) -> u32 {
         let Sampling { temperature, top_k, top_p, min_p } = sampling;
         let row = statistics(logits, temperature);
@@ -336,7 +339,7 @@ mod tests {
             Sampling { temperature: 0.6, top_k: 30, top_p: 0.95, min_p: 0.01 },
         ];
         for (case, len) in [3, 8, 100, 1000, 5000].into_iter().enumerate() {
-            // Peaked, flat, and with many equal logits.
+            // The rows are peaked, flat, and with many equal logits.
             for scale in [20.0, 0.01, 4.0] {
                 let uniform = |i| rng::uniform(case as u64, i as u64) - 0.5;
                 let logit = |i| {
@@ -344,7 +347,7 @@ mod tests {
                     if scale == 4.0 { logit.round() } else { logit }
                 };
                 let logits: Vec<f32> = (0..len).map(logit).collect();
-                // A count that keeps all is no truncation.
+                // A count that keeps all tokens does not truncate.
                 for sampling in settings.into_iter().filter(|sampling| sampling.top_k < len) {
                     for u in [0.0, 0.2, 0.5, 0.9, 0.999_999_9] {
                         let (token, _) = sample(&logits, len, sampling, u);

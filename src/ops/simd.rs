@@ -1,56 +1,56 @@
-//! Vectors of eight floats, with AVX2 where the machine has it and a scalar path elsewhere.
+//! Vectors of eight floats: AVX2 where the machine has it, and a scalar path elsewhere.
 //!
-//! Contract: both paths give the same bits (every multiply-add is fused, every sum over lanes goes
-//! through [`sum_lanes`]). A kernel is written once, generic over [`Simd`], and made callable by
-//! [`simd_fn!`], which picks the path at run time; vectors must not pass through closures, which are
-//! compiled without the instruction set. Left out: AVX-512.
+//! Both paths give the same bits: every multiply-add is fused, and every sum over lanes goes through
+//! [`sum_lanes`]. A kernel is written once, generic over [`Simd`], and made callable by [`simd_fn!`], which
+//! picks the path at run time. Vectors must not pass through closures, which are compiled without the
+//! instruction set. AVX-512 is not used.
 
-/// Lanes of a vector.
+/// A vector has this many lanes.
 pub const LANES: usize = 8;
 
-/// An instruction set: a value of it proves that the machine has the instructions.
+/// An instruction set. A value of it proves that the machine has the instructions.
 pub trait Simd: Copy {
-    /// Eight floats.
+    /// A vector of eight floats.
     type V: Copy;
 
-    /// All lanes `x`.
+    /// Returns a vector with `x` in all lanes.
     fn splat(self, x: f32) -> Self::V;
-    /// The eight floats at `x`.
+    /// Loads eight floats.
     fn load(self, x: &[f32; LANES]) -> Self::V;
     /// Writes the eight floats to `out`.
     fn store(self, x: Self::V, out: &mut [f32; LANES]);
-    /// Eight bf16 numbers, given by their bits; exact.
+    /// Widens eight bf16 numbers, given as bits; it is exact.
     fn widen_bf16(self, x: [u16; LANES]) -> Self::V;
-    /// Eight f16 numbers, given by their bits; exact.
+    /// Widens eight f16 numbers, given as bits; it is exact.
     fn widen_f16(self, x: [u16; LANES]) -> Self::V;
-    /// Rows become columns.
+    /// Turns rows into columns.
     fn transpose(self, rows: [[u16; LANES]; LANES]) -> [[u16; LANES]; LANES];
-    /// a + b
+    /// Returns a + b.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
-    /// a - b
+    /// Returns a - b.
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
-    /// a * b
+    /// Returns a * b.
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
-    /// a / b
+    /// Returns a / b.
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    /// sqrt(a)
+    /// Returns the square root of a.
     fn sqrt(self, a: Self::V) -> Self::V;
-    /// a * b + c with one rounding
+    /// Returns a * b + c, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The larger of each lane; `b` where either is not a number.
+    /// Returns the larger number of each lane; `b` where either is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
-    /// The smaller of each lane; `b` where either is not a number.
+    /// Returns the smaller number of each lane; `b` where either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `x` where not `a < b`, 0 elsewhere.
+    /// Returns 0 in the lanes where `a < b`, and `x` in the others.
     fn zero_where_less(self, a: Self::V, b: Self::V, x: Self::V) -> Self::V;
-    /// `x` times 2 to the power of the integer that [`ROUND_MAGIC`] + n holds in its low bits.
+    /// Returns `x` times 2^n in each lane, where `magic` is [`ROUND_MAGIC`] + n.
     fn times_power_of_two(self, x: Self::V, magic: Self::V) -> Self::V;
 }
 
-/// Adding this rounds a small float to an integer, which then lies in the low mantissa bits.
+/// Adding this to a small float rounds it to an integer, which then stands in the low bits of the mantissa.
 pub const ROUND_MAGIC: f32 = 12_582_912.0;
 
-/// The portable path; the compiler turns the arrays into what the target has.
+/// The portable path. The compiler vectorises its arrays as the target allows.
 #[derive(Clone, Copy)]
 pub struct Scalar;
 
@@ -134,13 +134,13 @@ mod avx2 {
     use super::{LANES, Simd};
     use std::arch::x86_64::*;
 
-    /// AVX2 with fused multiply-add and f16 conversion; exists only where [`Avx2::detect`] found
-    /// all three.
+    /// AVX2 with fused multiply-add and f16 conversion. It exists only where [`Avx2::detect`] found all
+    /// three.
     #[derive(Clone, Copy)]
     pub struct Avx2(());
 
     impl Avx2 {
-        /// The token, if this machine has the instructions.
+        /// Returns the proof, if this machine has the instructions.
         #[inline(always)]
         pub fn detect() -> Option<Self> {
             (is_x86_feature_detected!("avx2")
@@ -184,7 +184,7 @@ mod avx2 {
         #[inline(always)]
         fn transpose(self, rows: [[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
             let mut rows: [__m128i; LANES] = bytemuck::cast(rows);
-            // Interleaving the upper and the lower half of the rows three times is a transposition.
+            // Interleaving the upper and the lower half of the rows three times transposes them.
             for _ in 0..3 {
                 let [a, b, c, d, e, f, g, h] = rows;
                 // SAFETY: see `splat`.
@@ -249,8 +249,8 @@ mod avx2 {
     }
 }
 
-/// Declares a function whose body, generic over [`Simd`], runs on the best path of this machine:
-/// `simd_fn!(/// docs pub fn name(args) -> T = generic::path);` calls `generic(simd, args)`.
+/// Declares a function whose body is generic over [`Simd`], and which runs it on the best path of this
+/// machine. `simd_fn!(/// docs pub fn name(args) -> T = generic::path);` calls `generic(simd, args)`.
 macro_rules! simd_fn {
     ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident) => {
         $(#[$meta])*
@@ -291,8 +291,8 @@ macro_rules! simd_fn {
 }
 pub(crate) use simd_fn;
 
-/// Asks for the first 4 KiB of `floats` to be brought near, for a read soon to come; once they are read in
-/// order, the processor fetches on by itself. Changes nothing else.
+/// Fetches the first 4 KiB of `floats` into the cache for a read that comes soon. After that, the processor
+/// itself fetches ahead of a read in order.
 #[inline(always)]
 pub fn prefetch(floats: &[f32]) {
     #[cfg(target_arch = "x86_64")]
@@ -305,7 +305,7 @@ pub fn prefetch(floats: &[f32]) {
     let _ = floats;
 }
 
-/// Loads up to eight floats; missing lanes are `fill`.
+/// Loads up to eight floats, with `fill` in the lanes that remain.
 #[inline(always)]
 pub fn load_partial<S: Simd>(s: S, x: &[f32], fill: f32) -> S::V {
     let mut lanes = [fill; LANES];
@@ -322,7 +322,7 @@ pub fn store_partial<S: Simd>(s: S, x: S::V, out: &mut [f32]) {
     out.copy_from_slice(&lanes[..count]);
 }
 
-/// The sum of the lanes, as a fixed tree.
+/// Returns the sum of the lanes, always added in the same order.
 #[inline(always)]
 pub fn sum_lanes<S: Simd>(s: S, x: S::V) -> f32 {
     let mut l = [0.0; LANES];
@@ -330,7 +330,7 @@ pub fn sum_lanes<S: Simd>(s: S, x: S::V) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 
-/// The largest lane.
+/// Returns the largest lane.
 #[inline(always)]
 pub fn max_lanes<S: Simd>(s: S, x: S::V) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -338,15 +338,16 @@ pub fn max_lanes<S: Simd>(s: S, x: S::V) -> f32 {
     lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// exp(x), relative error under 2e-7; 0 below -87.3, about 1.7e38 at most; exactly 1 at 0.
+/// Returns exp(x) with a relative error below 2e-7: 0 below -87.3, at most about 1.7e38, and exactly 1 at
+/// 0.
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     const LOWEST: f32 = -87.336_54;
     const HIGHEST: f32 = 88.02;
-    // ln 2 in two parts, the first exact in few bits, so that x - n ln 2 is nearly exact.
+    // ln 2 is split in two. The first part has few bits, so that x - n ln 2 is nearly exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Taylor-like minimax coefficients of exp(r) for |r| <= ln 2 / 2, highest power first.
+    // The minimax coefficients of exp(r) for |r| <= ln 2 / 2, highest power first.
     const POLYNOMIAL: [f32; 5] =
         [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1];
 

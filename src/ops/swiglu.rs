@@ -1,12 +1,12 @@
-//! SwiGLU: `silu(gate) * up`, on rows that hold gate and up side by side.
+//! SwiGLU (Shazeer 2020): `silu(gate) * up`, on rows that hold gate and up side by side.
 //!
-//! Contract: a row of `gate_up` is `[gate, up]`, each `width` floats; the backward recomputes the
-//! product (for the gradient of the next matrix) and writes the gradients over gate and up.
+//! A row of `gate_up` is `[gate, up]`, each of `width` floats. The backward computes the product again,
+//! since the gradient of the next matrix needs it, and writes the gradients over gate and up.
 
 use super::simd::{LANES, Simd, exp, load_partial, simd_fn, store_partial};
 
 simd_fn!(
-    /// `out = silu(gate) * up` for each row.
+    /// Computes `out = silu(gate) * up` for each row.
     pub fn swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) = swiglu_generic
 );
 
@@ -35,7 +35,7 @@ fn swiglu_generic<S: Simd>(s: S, gate_up: &[f32], width: usize, out: &mut [f32])
 }
 
 simd_fn!(
-    /// From `dy`, writes the gradients of gate and up over `gate_up` and the product over `dy`.
+    /// Overwrites `gate_up` with the gradients of gate and up, and `dy` with the product of the forward.
     pub fn swiglu_backward(gate_up: &mut [f32], width: usize, dy: &mut [f32]) = backward_generic
 );
 

@@ -1,16 +1,16 @@
 //! The dynamic loss scale of fp16 training, as a state machine.
 //!
-//! The loss, the mean over a rank's tokens, is multiplied by the scale before the backward, so that small
-//! gradients do not vanish in half precision, and the gradients are divided by it before they are used.
-//! Contract: pure; the state is part of a checkpoint. With hysteresis 1 it moves as `torch.amp.GradScaler`; with more,
-//! as InternEvo's `DynamicGradScaler`, with which the paper was trained.
+//! The loss, a mean over a rank's tokens, is multiplied by the scale before the backward, so that small
+//! gradients do not become 0 in half precision. The gradients are divided by the scale before they are
+//! used. The state is part of a checkpoint. With hysteresis 1 the scale moves as in `torch.amp.GradScaler`,
+//! with more as in InternEvo's `DynamicGradScaler`, with which the paper's model was trained.
 
 use crate::base::error::usage;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// How the scale moves. Defaults are the paper's (Table 6); the hysteresis, which it does not
-/// give, is InternEvo's.
+/// How the loss scale moves. The defaults are the paper's (Table 6); it does not give the hysteresis, whose
+/// default is InternEvo's.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossScaleConfig {
@@ -20,13 +20,13 @@ pub struct LossScaleConfig {
     pub min: f64,
     /// The scale never rises above this.
     pub max: f64,
-    /// Steps without overflow after which the scale rises.
+    /// The scale rises after this many steps without overflow.
     pub growth_interval: u64,
     /// The scale is multiplied by this when it rises.
     pub growth_factor: f64,
     /// The scale is multiplied by this when it falls.
     pub backoff_factor: f64,
-    /// Overflows since the last rise from which on each one makes it fall.
+    /// The scale falls at an overflow if there were this many since the last rise, that one included.
     pub hysteresis: u64,
 }
 
@@ -45,7 +45,8 @@ impl Default for LossScaleConfig {
 }
 
 impl LossScaleConfig {
-    /// Refuses numbers with which the scale could not move as described; `table` is where they stand.
+    /// Refuses numbers with which the scale could not move as described; `table` is the table's name in
+    /// errors.
     pub fn check(&self, table: &str) -> Result<()> {
         let wrong = |name: &str, value: f64, rule: &str| {
             Err(usage(format!("{table}.{name} is {value}: it must be {rule}")))
@@ -75,9 +76,9 @@ impl LossScaleConfig {
 #[serde(deny_unknown_fields)]
 pub struct LossScale {
     scale: f64,
-    /// Steps without overflow since the last overflow or rise.
+    /// The steps without overflow since the last overflow or rise.
     good_steps: u64,
-    /// Overflows since the last rise.
+    /// The overflows since the last rise.
     overflows: u64,
 }
 
@@ -86,17 +87,17 @@ impl LossScale {
         Self { scale: config.initial, good_steps: 0, overflows: 0 }
     }
 
-    /// The factor of the loss in the step to come.
+    /// Returns the factor of the loss in the next step.
     pub fn scale(&self) -> f64 {
         self.scale
     }
 
-    /// Whether an overflow can no longer be answered by a smaller scale.
+    /// Returns whether the scale cannot fall any further.
     pub fn is_at_minimum(&self, config: &LossScaleConfig) -> bool {
         self.scale <= config.min
     }
 
-    /// Moves on after a step whose scaled gradients were finite, or were not (`overflowed`).
+    /// Moves the scale after a step, whose scaled gradients were finite or not (`overflowed`).
     pub fn update(&mut self, config: &LossScaleConfig, overflowed: bool) {
         if overflowed {
             self.good_steps = 0;
@@ -119,7 +120,7 @@ impl LossScale {
 mod tests {
     use super::*;
 
-    /// The scales after each of a sequence of steps; `x` is one that overflows.
+    /// Returns the scale after each step of a sequence, in which `x` is a step that overflows.
     fn scales(config: &LossScaleConfig, steps: &str) -> Vec<f64> {
         let mut scale = LossScale::new(config);
         let after = |step: char| {

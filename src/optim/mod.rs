@@ -1,6 +1,6 @@
-//! How weights move: the learning-rate schedule, the numbers of AdamW, the loss scale of fp16.
+//! Settings of the optimizer: the learning-rate schedule, AdamW, and the loss scale of fp16.
 //!
-//! Pure: the update itself is an operation over flat buffers (`ops`).
+//! This module is pure. The update itself is an operation over flat buffers (`ops`).
 
 mod loss_scale;
 mod schedule;
@@ -12,35 +12,35 @@ use crate::base::limits::refuse_outside;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// The parameters that weight decay pulls on; the paper does not say.
+/// The parameters to which weight decay applies. The paper does not say which.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum DecayedParameters {
-    /// Matrices and embeddings, but not norms and biases: as in transformers' Trainer.
+    /// Matrices and the embedding table, but not norms and biases, as in transformers' Trainer.
     #[default]
     Matrices,
-    /// Matrices without the embedding table.
+    /// Matrices, without the embedding table, norms and biases.
     MatricesWithoutEmbeddings,
-    /// All parameters, as in plain AdamW.
+    /// All parameters, as in PyTorch's AdamW without parameter groups.
     All,
 }
 
-/// AdamW (decoupled weight decay) and the clipping before it. Defaults are verl's actor.
+/// AdamW (decoupled weight decay), and the clipping before it. The defaults are those of verl's actor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
-    /// Peak learning rate.
+    /// The peak learning rate.
     pub lr: f64,
-    /// Decay of the first and second moments.
+    /// The decay rates of the first and of the second moment.
     pub betas: (f64, f64),
-    /// Added to the root of the second moment.
+    /// Is added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay, times the learning rate.
+    /// The decoupled weight decay. It is multiplied by the learning rate.
     pub weight_decay: f64,
     pub decayed: DecayedParameters,
-    /// The gradient's norm is cut to this; 0 leaves it as it is.
+    /// A gradient with a larger norm is scaled down to this norm; 0 turns clipping off.
     pub max_grad_norm: f64,
 }
 
@@ -58,7 +58,7 @@ impl Default for AdamWConfig {
 }
 
 impl AdamWConfig {
-    /// Refuses numbers that no step can be made with; `table` is where they stand.
+    /// Refuses numbers with which no step can be made; `table` is the table's name in errors.
     pub fn check(&self, table: &str) -> Result<()> {
         let below_one = 1.0 - f64::EPSILON;
         refuse_outside(
@@ -74,10 +74,10 @@ impl AdamWConfig {
         )
     }
 
-    /// The factor that cuts a gradient of this norm to the limit.
+    /// Returns the factor that scales a gradient of this norm down to the limit, at most 1.
     pub fn clip_factor(&self, grad_norm: f64) -> f64 {
         if self.max_grad_norm > 0.0 && grad_norm > self.max_grad_norm {
-            // As in PyTorch's clip_grad_norm_.
+            // This is what PyTorch's clip_grad_norm_ does.
             self.max_grad_norm / (grad_norm + 1e-6)
         } else {
             1.0

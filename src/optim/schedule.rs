@@ -1,41 +1,41 @@
-//! Learning-rate schedules: a linear warm-up, then constant, linear or cosine.
+//! Learning-rate schedules: a linear warm-up, then a constant rate, a linear decay or a cosine decay.
 
 use crate::base::limits::refuse_outside;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-/// The course of the rate after the warm-up.
+/// The course of the learning rate after the warm-up.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// The peak rate to the end.
+    /// The rate stays at its peak.
     #[default]
     Constant,
-    /// A straight line down.
+    /// The rate falls along a straight line.
     Linear,
-    /// Half a cosine down.
+    /// The rate falls along half a cosine.
     Cosine,
 }
 
-/// How long the rate rises: in steps, or as a share of all steps.
+/// The length of the warm-up, in steps or as a share of all steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Warmup {
     Steps(u64),
-    /// Share of all steps, rounded down.
+    /// A share of all steps, rounded down to whole steps.
     Ratio(f64),
 }
 
-/// A schedule as configured; [`Schedule::factor`] needs the number of steps beside it.
+/// The learning-rate schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
     pub kind: ScheduleKind,
     pub warmup: Warmup,
-    /// The rate at the end of the fall, as a share of the peak.
+    /// The learning rate at the end of the decay, as a share of the peak.
     pub min_lr_ratio: f64,
 }
 
@@ -46,7 +46,7 @@ impl Default for Schedule {
 }
 
 impl Schedule {
-    /// Refuses shares that are none; `table` is where they stand.
+    /// Refuses shares outside 0 to 1; `table` is the table's name in errors.
     pub fn check(&self, table: &str) -> Result<()> {
         let ratio = match self.warmup {
             Warmup::Ratio(ratio) => ratio,
@@ -56,7 +56,7 @@ impl Schedule {
         refuse_outside(table, &shares.map(|(key, share)| (key, share, 0.0..=1.0)))
     }
 
-    /// Steps of the warm-up in a run of `total_steps`.
+    /// Returns the steps of the warm-up in a run of `total_steps`.
     pub fn warmup_steps(&self, total_steps: u64) -> u64 {
         match self.warmup {
             Warmup::Steps(steps) => steps,
@@ -64,9 +64,10 @@ impl Schedule {
         }
     }
 
-    /// The share of the peak rate at `step`, counted from 0; with a warm-up the first is 0.
+    /// Returns the share of the peak rate at `step`, counted from 0. With a warm-up the first step has rate
+    /// 0.
     ///
-    /// As in transformers and verl: the fall ends one step after the last.
+    /// As in transformers and verl, the decay ends one step after the last.
     pub fn factor(&self, step: u64, total_steps: u64) -> f64 {
         let warmup = self.warmup_steps(total_steps);
         if step < warmup {

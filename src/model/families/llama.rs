@@ -1,4 +1,4 @@
-//! Llama 3, 3.1 and 3.2: what the other families differ from.
+//! Llama 3, 3.1 and 3.2. The other families are described by what differs from it.
 
 use super::{Family, Names, QkvNames, Window};
 

@@ -1,8 +1,8 @@
-//! The families of models that the decoder computes, a file each.
+//! The families of models that the decoder computes, one file each.
 //!
-//! Contract: a family is data: how `config.json` names it, what its missing keys mean, what its layers
-//! have, and what its files call the tensors. A family that needs no new operation is one file here and
-//! its line in [`ALL`]. Left out: what families have in common (`super::config`, `super::layout`).
+//! A family is data: how `config.json` names it, what its missing keys mean, what its layers have, and how
+//! its files name the tensors. A family that needs no new operation is one file here and its entry in
+//! [`ALL`]. What all families share is in `super::config` and `super::layout`.
 
 mod internlm2;
 mod llama;
@@ -13,40 +13,41 @@ mod qwen3;
 use crate::base::error::usage;
 use anyhow::Result;
 
-/// The families, in the order in which messages name them.
+/// All families, in the order in which messages name them.
 pub static ALL: [&Family; 5] =
     [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY, &internlm2::FAMILY];
 
-/// What a family has of its own.
+/// What is particular to one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Family {
-    /// The class under `architectures`.
+    /// Its class under `architectures` in `config.json`.
     pub class: &'static str,
-    /// The `model_type`.
+    /// Its `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// Keys with the values that transformers gives them where `config.json` does not have them at all
-    /// (a key that is null keeps its null).
+    /// The values that transformers gives to keys that are absent from `config.json`. A key that is null
+    /// stays null.
     pub(crate) defaults: &'static [(&'static str, u64)],
     pub(crate) window: Window,
     pub(crate) names: Names,
 }
 
-/// Which key tells whether attention is limited to a window, which the decoder does not compute.
+/// Which key says whether attention has a window. The decoder does not compute windows and refuses them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Window {
-    /// `use_sliding_window`, or `layer_types` in its place.
+    /// `use_sliding_window` says it, or `layer_types` in its place.
     Switched,
-    /// `sliding_window` alone, unless it is null.
+    /// `sliding_window` says it: there is a window unless it is null.
     Given,
 }
 
-/// What a family calls its tensors. Those of a layer are between `model.layers.N.` and `.weight`.
+/// How the family's files name tensors. The names of a layer's tensors stand between `model.layers.N.` and
+/// `.weight`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Names {
     pub(crate) embedding: &'static str,
     pub(crate) input_norm: &'static str,
     pub(crate) qkv: QkvNames,
-    /// The norms of query heads and of key heads, where there are such.
+    /// The norms of query heads and of key heads, in models that have them.
     pub(crate) head_norms: Option<[&'static str; 2]>,
     pub(crate) output: &'static str,
     pub(crate) post_norm: &'static str,
@@ -59,15 +60,15 @@ pub(crate) struct Names {
 /// How queries, keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QkvNames {
-    /// As three tensors, with or without a bias each.
+    /// They are three tensors; each may have a bias.
     Apart { names: [&'static str; 3], has_bias: bool },
-    /// As one tensor that holds, for each key head, its queries, its key and its value.
+    /// They are one tensor, which holds for each key head its queries, its key and its value.
     Grouped(&'static str),
 }
 
 impl Family {
-    /// Finds the family that a `config.json` names by its class (`architectures`), or without that by its
-    /// `model_type`.
+    /// Finds the family that a `config.json` names by its class (`architectures`), or else by its
+    /// `model_type`. Refuses any other, and names the families that are supported.
     pub(crate) fn find(class: Option<&str>, model_type: Option<&str>) -> Result<&'static Self> {
         let is_named = |family: &&&Self| match class {
             Some(class) => class == family.class,
@@ -84,7 +85,7 @@ impl Family {
         })
     }
 
-    /// Whether queries, keys and values have biases.
+    /// Returns whether queries, keys and values have biases.
     pub(crate) fn has_qkv_bias(&self) -> bool {
         matches!(self.names.qkv, QkvNames::Apart { has_bias: true, .. })
     }

@@ -1,7 +1,7 @@
-//! The head of the training graph: scores of a chunk of targets, and their gradients.
+//! The head of the training graph: the scores of a chunk of targets, and their gradients.
 //!
-//! Contract: logits exist for one chunk of targets at a time; a target's row is computed alone, so
-//! neither the chunk nor its neighbours change its bits.
+//! Logits exist for one chunk of targets at a time. The row of a target is computed alone, so neither the
+//! chunk nor the other targets change its bits.
 
 use super::{Buffer, CHUNK, Decoder, Target, TokenScores, Workspace, chunk_of};
 use crate::model::weights::Matrix;
@@ -11,7 +11,7 @@ use crate::ops::parallel::{SharedMut, for_each};
 use crate::ops::reduce::add_rows;
 use crate::ops::rms_norm::rms_norm_backward;
 
-/// Most logits of a head chunk.
+/// A head chunk has at most this many logits.
 const HEAD_LOGITS: usize = 1 << 20;
 
 /// One chunk of targets.
@@ -22,19 +22,19 @@ pub(crate) struct HeadBuffers {
     pub(crate) logits: Buffer,
     statistics: Vec<Statistics>,
     pub(crate) scores: Vec<TokenScores>,
-    /// Gradient of the loss by each score.
+    /// The gradient of the loss with respect to each score.
     pub(crate) gradients: Vec<ScoreGradient>,
     pub(crate) d_x: Buffer,
     pub(crate) partials: Buffer,
 }
 
 impl Decoder {
-    /// Targets whose logits exist at a time.
+    /// Returns how many targets have logits at the same time.
     pub(crate) fn head_chunk(&self) -> usize {
         (HEAD_LOGITS / self.config().vocab_size).next_multiple_of(CHUNK).clamp(CHUNK, 8 * CHUNK)
     }
 
-    /// Logits, statistics and scores of a chunk of targets, into `ws.head`.
+    /// Computes logits, statistics and scores of a chunk of targets into `ws.head`.
     pub(crate) fn head_forward(&self, targets: &[Target], temperature: f32, ws: &mut Workspace) {
         let (hidden, vocab) = (self.config().hidden_size, self.config().vocab_size);
         let Workspace { forward, x, head, scratch, .. } = ws;
@@ -76,8 +76,8 @@ impl Decoder {
         });
     }
 
-    /// The backward of the chunk in `ws.head`: into the gradient of the residual stream, of the
-    /// last norm and of the head.
+    /// Computes the backward of the chunk in `ws.head`. It adds to the gradients of the residual stream, of
+    /// the last norm and of the head.
     pub(crate) fn head_backward(
         &self,
         params: &[f32],

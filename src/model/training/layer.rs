@@ -1,8 +1,8 @@
-//! A layer of the training graph: forward into its buffers, and backward out of them.
+//! One layer of the training graph: the forward into its buffers, and the backward from them.
 //!
-//! Contract: the backward reads what the forward kept, whether it was kept since or computed again,
-//! and writes the gradients of activations over it. Norm outputs and the SwiGLU product come out of
-//! the backward of their operations; where the forward kept them, those are used.
+//! The backward reads what the forward kept, or computed again, and overwrites it with the gradients of
+//! activations. The backward of an operation also returns norm outputs and the SwiGLU product, unless the
+//! forward kept them.
 
 use super::{Buffer, CHUNK, Decoder, Packed, Workspace, chunk_of};
 use crate::model::decoder::{Projection, Turn};
@@ -17,7 +17,7 @@ use crate::ops::rms_norm::rms_norm_backward;
 use crate::ops::swiglu::swiglu_backward;
 use std::ops::Range;
 
-/// What one layer keeps.
+/// What one layer keeps for the backward.
 #[derive(Default)]
 pub(crate) struct LayerBuffers {
     pub(crate) x: Buffer,
@@ -28,11 +28,11 @@ pub(crate) struct LayerBuffers {
     pub(crate) lse: Buffer,
     pub(crate) middle: Buffer,
     pub(crate) gate_up: Buffer,
-    /// Only with [`super::Recompute::None`].
+    /// Is present only with [`super::Recompute::None`].
     pub(crate) outputs: Option<OutputBuffers>,
 }
 
-/// What cheap operations put out: kept, or computed again in the backward.
+/// The outputs of cheap operations: kept, or computed again in the backward.
 #[derive(Default)]
 pub(crate) struct OutputBuffers {
     pub(crate) input_normal: Buffer,
@@ -41,7 +41,7 @@ pub(crate) struct OutputBuffers {
 }
 
 impl Decoder {
-    /// The forward of one layer: from `x` of the buffers in `slot` to `ws.x`.
+    /// Computes the forward of one layer, from `x` in the buffers of `slot` to `ws.x`.
     pub(crate) fn layer_forward(
         &self,
         batch: &Packed,
@@ -114,8 +114,8 @@ impl Decoder {
         });
     }
 
-    /// The backward of one layer, whose forward is in the buffers of `slot`: `ws.gradients.x` from
-    /// the gradient of its output to that of its input.
+    /// Computes the backward of one layer, whose forward is in the buffers of `slot`. It turns
+    /// `ws.gradients.x` from the gradient of the layer's output into that of its input.
     pub(crate) fn layer_backward(
         &self,
         params: &[f32],

@@ -1,8 +1,8 @@
-//! What training needs of memory, known before the run.
+//! The memory of training on the CPU, computed in advance.
 //!
-//! Contract: [`Decoder::training_memory`] says what a [`Workspace`] will hold once it has seen its
-//! largest batch, and [`Workspace::memory`] what it holds; a test compares them to the byte.
-//! Parameters, gradients and moments belong to the caller. Left out: a few numbers per token.
+//! [`Decoder::training_memory`] says what a [`Workspace`] will hold after its largest batch, and
+//! [`Workspace::memory`] what it holds; a test compares them to the byte. Parameters, gradients and moments
+//! belong to the caller. A few numbers for each token are not counted.
 
 use super::{CHUNK, Decoder, Recompute, Workspace, chunk_of};
 use crate::model::layout::LayerRanges;
@@ -15,43 +15,43 @@ use serde::{Deserialize, Serialize};
 /// The largest batch that a workspace will see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchSize {
-    /// Tokens of all sequences.
+    /// The tokens of all sequences.
     pub tokens: usize,
-    /// Tokens of the longest sequence.
+    /// The tokens of the longest sequence.
     pub longest: usize,
-    /// Targets of all sequences.
+    /// The targets of all sequences.
     pub targets: usize,
 }
 
-/// Bytes of a workspace by what they are for.
+/// The bytes of a workspace, by purpose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TrainingMemory {
     /// Matrices packed for the products of forward and backward.
     pub packed_weights: usize,
     /// What the forward keeps for the backward.
     pub activations: usize,
-    /// Gradients of activations.
+    /// The gradients of activations.
     pub backward: usize,
-    /// One chunk of the head: its logits above all.
+    /// One chunk of the head, above all its logits.
     pub head: usize,
-    /// What the threads work in: attention, packed blocks, and the rotary table.
+    /// The buffers of threads: attention, packed blocks, and the rotary table.
     pub scratch: usize,
 }
 
 impl TrainingMemory {
-    /// All of it.
+    /// Returns the sum.
     pub fn total(&self) -> usize {
         self.packed_weights + self.activations + self.backward + self.head + self.scratch
     }
 }
 
-/// Bytes of aligned buffers of the given lengths.
+/// Returns the bytes of aligned buffers of the given lengths, in floats.
 fn bytes<const N: usize>(lens: [usize; N]) -> usize {
     lens.iter().map(|&len| aligned(len) * size_of::<f32>()).sum()
 }
 
 impl Decoder {
-    /// What a workspace holds after the largest batch, on a pool of `threads`.
+    /// Returns what a workspace will hold after its largest batch, on a pool of `threads` threads.
     pub fn training_memory(
         &self,
         batch: BatchSize,
@@ -77,7 +77,7 @@ impl Decoder {
             tokens * 2 * inner,
         ]);
         let outputs = bytes([tokens * hidden, tokens * hidden, tokens * inner]);
-        // The inputs of all layers and the output of the last.
+        // The inputs of all layers, and the output of the last.
         let inputs = (num_layers + 1) * bytes([tokens * hidden]);
         let activations = inputs
             + match recompute {
@@ -116,12 +116,13 @@ impl Decoder {
         }
     }
 
-    /// Bytes of the weights as generation reads them, beside the parameters ([`Decoder::pack`]).
+    /// Returns the bytes of the weights as generation reads them ([`Decoder::pack`]), beside the
+    /// parameters.
     pub fn decoding_weights_bytes(&self) -> usize {
         self.packed_bytes(Pass::Forward)
     }
 
-    /// Bytes of all matrices, packed for one pass.
+    /// Returns the bytes of all matrices, packed for one pass.
     fn packed_bytes(&self, pass: Pass) -> usize {
         let hidden = self.config().hidden_size;
         let packed = |len: usize, inputs: usize| {
@@ -143,7 +144,7 @@ impl Decoder {
 }
 
 impl Workspace {
-    /// What it holds now.
+    /// Returns what the workspace holds now.
     pub fn memory(&self) -> TrainingMemory {
         let sum = |buffers: &[&Buffer]| buffers.iter().map(|b| b.bytes()).sum::<usize>();
         let kept = |layer: &super::LayerBuffers| {

@@ -1,7 +1,8 @@
-//! The backward of attention: gradients of queries, keys and values, by families of sequences.
+//! The backward of attention: it computes the gradients of queries, keys and values, one family of
+//! sequences at a time.
 //!
-//! Contract: nothing of the forward is read but its output and log-sum-exp; probabilities are computed
-//! again, in blocks of rows. Sums over a family run in its order, so the bits are fixed.
+//! It reads only the output and the log-sum-exp of the forward; probabilities are computed again, in blocks
+//! of rows. Sums over a family run in its order, so the bits are fixed.
 
 use super::{
     AttentionScratch, BACKWARD_ROWS, Block, Heads, Sequences, Sum, block_positions, exponentials,
@@ -13,26 +14,26 @@ use crate::ops::parallel::{SharedMut, for_each};
 use crate::ops::simd::{LANES, Simd, load_partial, simd_fn, store_partial, sum_lanes};
 use std::ops::Range;
 
-/// What the forward put out, and the gradient of its output.
+/// The results of the forward, and the gradient of its output.
 #[derive(Clone, Copy, Debug)]
 pub struct Attended<'a> {
     /// The output, `[rows, queries, dim]`.
     pub out: &'a [f32],
-    /// The log-sum-exp of every query.
+    /// The log-sum-exp of each query's scores, `[rows, queries]`.
     pub lse: &'a [f32],
-    /// The gradient of the output.
+    /// The gradient of the output, `[rows, queries, dim]`.
     pub d_out: &'a [f32],
 }
 
-/// The work of one thread: a key head of a family of sequences.
+/// The work of one thread at a time: one key head of one family of sequences.
 struct Item<'a> {
     sequences: Sequences<'a>,
     family: Range<usize>,
     head: usize,
 }
 
-/// The backward of [`super::attention`], on the pool: from the forward's rows, writes the gradients of queries, keys and values over `qkv`. Those of a
-/// trunk are summed over its family in order.
+/// Computes the backward of [`super::attention`] on the pool. It overwrites the queries, keys and values in
+/// `qkv` with their gradients. Those of a trunk are summed over its family in order.
 pub fn attention_backward<'a>(
     heads: Heads,
     qkv: &mut [f32],
@@ -68,7 +69,7 @@ fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(s, s.fma(load_partial(s, a_tail, 0.0), load_partial(s, b_tail, 0.0), sum))
 }
 
-/// Scores to probabilities and their gradients to the scores' gradients, for one row.
+/// Turns scores into probabilities, and gradients of probabilities into gradients of scores, for one row.
 #[inline(always)]
 fn score_gradients<S: Simd>(
     s: S,
@@ -87,7 +88,8 @@ fn score_gradients<S: Simd>(
     store_partial(s, s.mul(load_partial(s, scores_tail, 0.0), g), gradients_tail);
 }
 
-/// A family and one key head: the trunk, then what continues it, whose keys lie behind the trunk's.
+/// Computes one key head of a family: its trunk, then each sequence that continues it, whose keys follow
+/// the trunk's.
 #[inline(always)]
 fn backward_item_generic<S: Simd>(
     s: S,
@@ -136,19 +138,20 @@ fn backward_item_generic<S: Simd>(
     work.write_gradients(trunk, 0, heads, head, &part);
 }
 
-/// The buffers of a backward item.
+/// The buffers of one item.
 struct BackwardWork<'a> {
     key_panels: &'a mut [f32],
     value_panels: &'a mut [f32],
     keys: &'a mut [f32],
     d_keys: &'a mut [f32],
     d_values: &'a mut [f32],
-    /// Queries, gradients of outputs and of queries, probabilities, gradients of scores.
+    /// Five parts: queries, gradients of the output, gradients of queries, probabilities, gradients of
+    /// scores.
     block: [&'a mut [f32]; 5],
 }
 
 impl BackwardWork<'_> {
-    /// The sums for `rows`, which begin at `first_position`, over their keys and values.
+    /// Writes the summed gradients of keys and values to `rows`, the first of which is at `first_position`.
     fn write_gradients<'q>(
         &self,
         rows: Range<usize>,
@@ -166,8 +169,8 @@ impl BackwardWork<'_> {
     }
 }
 
-/// The queries of `own` rows, the first at `first_position`: writes their gradients, and adds those
-/// of all keys and values up to them.
+/// Works through the queries of `own` rows, the first of which is at `first_position`. It writes their
+/// gradients, and adds their part to the gradients of all keys and values up to them.
 #[inline(always)]
 fn sequence_backward<'q, S: Simd>(
     s: S,

@@ -1,6 +1,6 @@
 //! The weight gradient `dyᵀ · x`.
 //!
-//! Contract: tokens are summed in ascending order, in blocks of [`DEPTH`], whatever the threads.
+//! Tokens are summed in ascending order, in blocks of [`DEPTH`], whatever the number of threads.
 
 use super::pack::pack_columns;
 use super::{DEPTH, PANEL, Start, TILE, finish, tile, with_tile_rows};
@@ -8,16 +8,16 @@ use crate::ops::buffer::{Buffer, aligned, parts};
 use crate::ops::parallel::{SharedMut, for_each};
 use crate::ops::simd::{LANES, Simd, simd_fn};
 
-/// Rows of the weight gradient that one work item computes.
+/// A work item computes this many rows of the weight gradient.
 const GRADIENT_ROWS: usize = 16 * TILE;
-/// Columns of the weight gradient that one work item computes.
+/// A work item computes this many columns of the weight gradient.
 const GRADIENT_COLUMNS: usize = 16 * PANEL;
-/// Floats of a thread's scratch buffer in [`weight_gradient`].
+/// A thread's scratch buffer in [`weight_gradient`] has this many floats.
 pub const WEIGHT_GRADIENT_SCRATCH: usize =
     aligned(DEPTH * GRADIENT_ROWS + LANES) + DEPTH * GRADIENT_COLUMNS;
 
-/// Adds `dyᵀ · x` to `gradient` `[outputs, inputs]`, for `dy` `[tokens, outputs]` and `x` `[tokens, inputs]`,
-/// on the pool.
+/// Adds `dyᵀ · x` to `gradient` (`[outputs, inputs]`) on the pool, for `dy` of `[tokens, outputs]` and `x`
+/// of `[tokens, inputs]`.
 pub fn weight_gradient(
     dy: &[f32],
     x: &[f32],

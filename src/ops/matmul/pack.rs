@@ -1,18 +1,18 @@
-//! Packing: right-hand matrices laid out in panels of [`PANEL`] columns.
+//! Packing lays a right-hand matrix out in panels of [`PANEL`] columns.
 //!
-//! Contract: `[depth][PANEL]` numbers a panel, missing columns 0, in the number format of the source
-//! or in f32.
+//! A panel is `[depth][PANEL]` numbers, and columns beyond the matrix are 0. The numbers keep their format
+//! or become f32.
 
 use super::{DEPTH, PANEL};
 use crate::ops::element::{Dtype, Elements};
 use crate::ops::simd::{LANES, Simd, simd_fn};
 
-/// Floats of a packed matrix.
+/// Returns the floats of a packed matrix.
 pub const fn packed_len(depth: usize, columns: usize) -> usize {
     columns.div_ceil(PANEL) * PANEL * depth
 }
 
-/// Packs row-major `weight` `[columns, depth]` as the right-hand side of `x · weightᵀ`.
+/// Packs row-major `weight` of `[columns, depth]` as the right-hand side of `x · weightᵀ`.
 pub fn pack_transposed(weight: &[f32], depth: usize, columns: usize, packed: &mut [f32]) {
     assert_eq!(weight.len(), depth * columns);
     for (panel, out) in packed.chunks_exact_mut(depth * PANEL).enumerate() {
@@ -32,8 +32,8 @@ pub fn pack_transposed(weight: &[f32], depth: usize, columns: usize, packed: &mu
 }
 
 simd_fn!(
-    /// Packs one panel of the right-hand side of `x · weightᵀ` from up to [`PANEL`] rows of `weight`,
-    /// in the format `dtype`: the rows' own, or f32. `out` holds `[depth][PANEL]` numbers.
+    /// Packs one panel of the right-hand side of `x · weightᵀ` from at most [`PANEL`] rows of `weight`, in
+    /// the format `dtype`, which is that of the rows or f32. `out` has room for `[depth][PANEL]` numbers.
     pub fn pack_panel(rows: &[Elements<'_>], dtype: Dtype, out: &mut [u8]) = pack_panel_generic
 );
 
@@ -84,7 +84,7 @@ fn place_widened(numbers: Elements<'_>, column: usize, out: &mut [f32]) {
     }
 }
 
-/// Packs row-major `weight` `[depth, columns]` as the right-hand side of `dy · weight`.
+/// Packs row-major `weight` of `[depth, columns]` as the right-hand side of `dy · weight`.
 pub fn pack(weight: &[f32], depth: usize, columns: usize, packed: &mut [f32]) {
     assert_eq!(weight.len(), depth * columns);
     for (panel, out) in packed.chunks_exact_mut(depth * PANEL).enumerate() {
@@ -92,7 +92,7 @@ pub fn pack(weight: &[f32], depth: usize, columns: usize, packed: &mut [f32]) {
     }
 }
 
-/// Packs `width` columns from `first` of a row-major matrix with `stride` floats a row.
+/// Packs `width` columns from column `first` on, of a row-major matrix with `stride` floats a row.
 #[inline(always)]
 pub(crate) fn pack_columns(
     source: &[f32],

@@ -1,13 +1,13 @@
-//! Register tiles: the sums of a few rows and one panel, or of one row and a few panels.
+//! Register tiles: sums of a few rows with one panel, or of one row with a few panels.
 //!
-//! Contract: a sum runs over depth in ascending order with fused multiply-adds, starting from 0, and
-//! is then added to what the result starts with.
+//! A sum starts from 0 and runs over depth in ascending order with fused multiply-adds. It is then added to
+//! what the result starts with.
 
 use super::{PANEL, Start};
 use crate::ops::element::Element;
 use crate::ops::simd::{LANES, Simd};
 
-/// The products of `R` rows with one panel over `depth`.
+/// Computes the products of `R` rows with one panel over `depth`.
 ///
 /// # Safety
 /// As for [`tile_onto`].
@@ -24,8 +24,8 @@ pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize>(
     unsafe { tile_onto(s, [[s.splat(0.0); 2]; R], depth, left, strides, right, right_stride) }
 }
 
-/// The same, continuing the sums of a part of the depth that came before: the bits are those of one
-/// sum over both parts.
+/// Computes what [`tile`] does, continuing `sums` over an earlier part of the depth. The bits are those of
+/// one sum over both parts.
 ///
 /// # Safety
 /// `left` is readable at `r * row_stride + d * depth_stride` and `right` at `d * right_stride` and
@@ -59,8 +59,8 @@ pub(crate) unsafe fn tile_onto<S: Simd, E: Element, const R: usize>(
     sums
 }
 
-/// The products of one row with `P` panels, `panel_len` numbers apart, over `depth`: the sums of one
-/// panel alone would wait for each other.
+/// Computes the products of one row with `P` panels, `panel_len` numbers apart, over `depth`. The additions
+/// of one panel alone would wait for each other.
 ///
 /// # Safety
 /// `left` is readable for `depth` floats and each panel for `depth * PANEL` numbers.
@@ -89,7 +89,7 @@ pub(crate) unsafe fn row_tile<S: Simd, E: Element, const P: usize>(
     sums
 }
 
-/// The sums that a whole tile of `out` holds.
+/// Loads the sums that a whole tile of `out` holds.
 ///
 /// # Safety
 /// `out` is readable at `r * stride` and the 15 floats after it for all `r < R`.
@@ -153,7 +153,7 @@ pub(crate) unsafe fn finish<S: Simd, const R: usize>(
     }
 }
 
-/// Calls `$body` with the constant `$rows` bound to 1..=6, the rows of a tile.
+/// Calls `$body` with the constant `$rows` bound to the number of rows of a tile, 1 to 6.
 macro_rules! with_tile_rows {
     ($count:expr, $rows:ident => $body:expr) => {
         match $count {
