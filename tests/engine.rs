@@ -10,7 +10,8 @@ use codeseq::engine::{
     Sampler, SamplingParams, Stats, Team, Threads,
 };
 use codeseq::model::layout::init;
-use codeseq::model::{Decoder, ModelConfig};
+use codeseq::model::{DecodeWorkspace, Decoder, KvCache, ModelConfig, Row};
+use codeseq::ops::sample::Drawn;
 use engine_support::{LEAST_BLOCKS, WIDE, bits, collect, scores, with};
 use proptest::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -62,6 +63,24 @@ impl Tiny {
         config: EngineConfig,
     ) -> Vec<Vec<Rollout>> {
         collect(&mut self.engine(config), requests, sampling).0
+    }
+
+    /// The logits after `tokens`.
+    fn logits(&self, tokens: &[u32]) -> Vec<f32> {
+        let weights = self.decoder.pack(&self.params);
+        let blocks = KvCache::blocks_for(tokens.len());
+        let mut cache = KvCache::new(self.decoder.config(), blocks);
+        let table: Vec<u32> = (0..blocks as u32).collect();
+        let row = |(position, &token): (usize, &u32)| Row {
+            token,
+            sequence: 0,
+            position: position as u32,
+            wants_logits: position + 1 == tokens.len(),
+            is_prompt: true,
+        };
+        let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
+        let mut workspace = DecodeWorkspace::new();
+        self.decoder.extend(&weights, (&mut cache, &[&table]), &rows, &mut workspace).to_vec()
     }
 
     /// Log-probabilities of `tokens` after `prompt` as training computes them.
@@ -303,10 +322,10 @@ fn mixed() -> Vec<Request> {
     let settings = [
         sampling(),
         SamplingParams { temperature: 0.0, max_new_tokens: 7, ..sampling() },
-        SamplingParams { top_k: 5, top_p: 0.9, stop_ids: Vec::new(), ..sampling() },
-        SamplingParams { temperature: 1.3, min_p: 0.1, top_logprobs: 3, ..sampling() },
-        SamplingParams { repetition_penalty: 1.4, max_new_tokens: 33, ..sampling() },
-        SamplingParams { vocab_size: 40, max_new_tokens: 1, ..sampling() },
+        SamplingParams { top_k: 5, prompt_logprobs: Some(1), stop_ids: Vec::new(), ..sampling() },
+        SamplingParams { min_p: 0.1, top_logprobs: 3, raw_logprobs: true, ..sampling() },
+        SamplingParams { repetition_penalty: 1.4, presence_penalty: 0.5, ..sampling() },
+        SamplingParams { vocab_size: 40, logit_bias: vec![(7, 3.0)], ..sampling() },
     ];
     let of_settings = |(request, sampling)| Request { sampling, ..request };
     requests().into_iter().zip(settings).map(of_settings).collect()
@@ -433,6 +452,119 @@ fn the_most_likely_tokens_come_with_the_log_probabilities_of_training() {
                 }
             }
         }
+    }
+}
+
+/// Keeps what it hears of prompts.
+#[derive(Default)]
+struct PromptKeeper(Vec<(RequestId, Vec<Drawn>)>);
+
+impl Observer for PromptKeeper {
+    fn prompt(&mut self, request: RequestId, tokens: Vec<Drawn>) {
+        self.0.push((request, tokens));
+    }
+
+    fn finished(&mut self, request: RequestId, _: usize, _: Rollout) {
+        assert!(self.0.iter().any(|(heard, _)| *heard == request), "its prompt comes first");
+    }
+}
+
+#[test]
+fn log_probabilities_of_prompts_are_those_of_training_in_any_company() {
+    let sampling = SamplingParams { prompt_logprobs: Some(2), ..sampling() };
+    let requests = with(&sampling, &requests());
+    for config in [
+        WIDE,
+        EngineConfig { prefill_tokens: 7, max_sequences: 3, ..WIDE },
+        EngineConfig { cache_blocks: LEAST_BLOCKS, max_sequences: 5, ..WIDE },
+    ] {
+        let mut keeper = PromptKeeper::default();
+        LLAMA.engine(config).generate(&requests, &mut keeper).unwrap();
+        keeper.0.sort_by_key(|(id, _)| *id);
+        assert_eq!(keeper.0.len(), requests.len(), "each prompt is heard of once");
+        for (RequestId(id), tokens) in keeper.0 {
+            let prompt = &requests[id].prompt;
+            let heard: Vec<f32> = tokens.iter().map(|token| token.logprob).collect();
+            assert_eq!(heard, LLAMA.scores(&prompt[..1], &prompt[1..], 1.0));
+            for Drawn { token, logprob, top } in tokens {
+                assert!(top.len() == 2 && top[0].1 >= top[1].1 && top[0].1 >= logprob);
+                assert!(top.iter().all(|&(other, p)| other != token || p == logprob));
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_are_changed_as_vllm_changes_them_and_log_probabilities_are_not() {
+    let greedy = SamplingParams {
+        temperature: 0.0,
+        logit_bias: vec![(5, 0.7), (9, -100.0)],
+        presence_penalty: 0.4,
+        frequency_penalty: 0.9,
+        repetition_penalty: 1.3,
+        min_new_tokens: 12,
+        max_new_tokens: 24,
+        stop_ids: vec![11, 30, 44],
+        ..SamplingParams::default()
+    };
+    let request = request(9, 1, 1);
+    let rollout = &LLAMA.rollouts(std::slice::from_ref(&request), &greedy, WIDE)[0][0];
+    for (i, &token) in rollout.tokens.iter().enumerate() {
+        let drawn = &rollout.tokens[..i];
+        let context = [request.prompt.as_slice(), drawn].concat();
+        let logits = LLAMA.logits(&context);
+        let mut changed = logits;
+        changed[5] += 0.7;
+        changed[9] -= 100.0;
+        for (other, logit) in changed.iter_mut().enumerate() {
+            let count = drawn.iter().filter(|&&d| d as usize == other).count();
+            if context.contains(&(other as u32)) {
+                *logit = if *logit > 0.0 { *logit / 1.3 } else { *logit * 1.3 };
+            }
+            *logit -= 0.9 * count as f32 + if count > 0 { 0.4 } else { 0.0 };
+            if i < 12 && [11, 30, 44].contains(&other) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let most = changed.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        assert_eq!(changed[token as usize], most, "token {i}");
+        assert_eq!(rollout.logprobs[i], LLAMA.scores(&context, &[token], 1.0)[0]);
+    }
+    assert!(rollout.tokens.len() >= 12);
+}
+
+#[test]
+fn raw_log_probabilities_are_those_of_temperature_1_and_the_tokens_the_same() {
+    let cold = SamplingParams { temperature: 0.6, top_logprobs: 1, ..sampling() };
+    let raw = SamplingParams { raw_logprobs: true, ..cold.clone() };
+    let requests = requests();
+    let found = LLAMA.rollouts(&requests, &raw, WIDE);
+    for ((request, raw), cold) in
+        requests.iter().zip(&found).zip(LLAMA.rollouts(&requests, &cold, WIDE))
+    {
+        for (raw, cold) in raw.iter().zip(cold) {
+            assert_eq!(raw.tokens, cold.tokens);
+            assert_eq!(raw.logprobs, LLAMA.scores(&request.prompt, &raw.tokens, 1.0));
+        }
+    }
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_are_refused() {
+    let mut engine = LLAMA.engine(WIDE);
+    let wrong = [
+        Request { prompt: vec![1, VOCAB], ..request(3, 1, 1) },
+        Request {
+            sampling: SamplingParams { stop_ids: vec![VOCAB], ..sampling() },
+            ..request(3, 1, 1)
+        },
+        Request {
+            sampling: SamplingParams { logit_bias: vec![(VOCAB, 1.0)], ..sampling() },
+            ..request(3, 1, 1)
+        },
+    ];
+    for request in wrong {
+        assert_eq!(exit_code(&engine.submit(request).unwrap_err()), 2);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::base::human;
 use crate::cuda::Gpu;
 use crate::model::cuda::{DeviceModel, GenerationSize};
 use crate::model::{Decoder, KvCache, Layout, ModelConfig, Row};
-use crate::ops::sample::{Draw, Policy, Sampling};
+use crate::ops::sample::{Draw, Edits, Policy, Sampling};
 use anyhow::Result;
 
 /// So many tokens of a prompt are read in one pass.
@@ -85,8 +85,9 @@ fn step(
     }
     let rows: Vec<Row> = (0..batch as u32).map(|sequence| row(sequence, context)).collect();
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-    let policy = Policy { sampling, repetition_penalty: 1.0, vocab_size };
-    let draw = |key| Draw { key, prompt: &[], response: &[], policy, num_top: 0 };
+    let policy = Policy { sampling, repetition_penalty: 1.0, vocab_size, raw_logprobs: false };
+    let edits = Edits::default();
+    let draw = |key| Draw { key, prompt: &[], response: &[], policy, edits, num_top: 0 };
     let draws: Vec<Draw<'_>> = (0..batch as u64).map(draw).collect();
     let milliseconds = wall(repeats, || {
         generation.extend(&tables, &rows)?;

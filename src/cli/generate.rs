@@ -3,7 +3,7 @@
 use super::device::DeviceArgs;
 use super::print;
 use crate::base::error::usage;
-use crate::base::{interrupt, rng};
+use crate::base::interrupt;
 use crate::checkpoint::warn_of_run_on;
 use crate::data::rows;
 use crate::data::sample::Sample;
@@ -43,6 +43,15 @@ pub struct Args {
     /// Make tokens that are already there less likely; 1 changes nothing
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f32,
+    /// Subtract this from the logits of tokens that the response already has
+    #[arg(long, default_value_t = 0.0)]
+    presence_penalty: f32,
+    /// Subtract this as often as the response has the token
+    #[arg(long, default_value_t = 0.0)]
+    frequency_penalty: f32,
+    /// Add to a token's logit, as in 17:-100 (may be given several times)
+    #[arg(long, value_name = "ID:BIAS", value_parser = logit_bias)]
+    logit_bias: Vec<(u32, f32)>,
     /// End a response where this text, or the special token that it spells, appears; the text is left out
     /// (may be given several times)
     #[arg(long, value_name = "TEXT")]
@@ -59,6 +68,9 @@ pub struct Args {
     /// Longest response, in tokens
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
+    /// Let nothing end a response before it has so many tokens
+    #[arg(long, default_value_t = 0)]
+    min_new_tokens: usize,
     /// Responses to each prompt
     #[arg(long, short = 'n', default_value_t = 1)]
     num_samples: usize,
@@ -117,9 +129,12 @@ pub fn run(args: Args) -> Result<()> {
     args.device.check(1)?;
     interrupt::install()?;
     let mut model = args.device.open(&args.model, 1)?;
-    let stops = Stops::new(&model.tokenizer, &args.stop)
+    let mut stops = Stops::new(&model.tokenizer, &args.stop)
         .map_err(|refusal| usage(format!("--stop: {refusal}")))?;
+    stops.min_tokens = args.min_new_tokens;
     model.tokenizer.check_ids("--stop-id", &args.stop_id)?;
+    let biased: Vec<u32> = args.logit_bias.iter().map(|(id, _)| *id).collect();
+    model.tokenizer.check_ids("--logit-bias", &biased)?;
     if args.asked.prompt.is_none() && !args.ignore_eos {
         warn_of_run_on(model.decoder.config(), &model.tokenizer, &args.stop_id);
     }
@@ -129,7 +144,7 @@ pub fn run(args: Args) -> Result<()> {
     let advice = "lower --max-new-tokens or --num-samples";
     let (mut engine, tokenizer) = model.engine(config, advice)?;
     let printer = Printer { args: &args, done: BTreeMap::new(), next: (0, 0) };
-    let mut reading = Reading::new(tokenizer, &stops, args.stream, printer);
+    let mut reading = Reading::new(tokenizer, stops, args.stream, printer);
     let started = Instant::now();
     let stats = engine.generate(&requests, &mut reading)?;
     reading.into_result()?;
@@ -145,21 +160,30 @@ fn sampling(args: &Args, model: &OpenModel, stops: &Stops) -> SamplingParams {
         top_p: args.top_p,
         min_p: args.min_p,
         repetition_penalty: args.repetition_penalty,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
+        logit_bias: args.logit_bias.clone(),
         max_new_tokens: args.max_new_tokens,
+        min_new_tokens: args.min_new_tokens,
         stop_ids: [&eos_ids[..], &args.stop_id, &stops.ids].concat(),
         vocab_size: model.tokenizer.vocab_size(),
         top_logprobs: args.top_logprobs,
+        ..SamplingParams::default()
     }
 }
 
+/// Reads `ID:BIAS`.
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let parts =
+        text.split_once(':').and_then(|(id, bias)| Some((id.parse().ok()?, bias.parse().ok()?)));
+    parts
+        .filter(|(_, bias): &(u32, f32)| bias.is_finite())
+        .ok_or_else(|| "expected a token's id and a number, as in 17:-100".to_owned())
+}
+
 fn requests(args: &Args, tokenizer: &Tokenizer, sampling: &SamplingParams) -> Result<Vec<Request>> {
-    // Of its tokens, not of its place: a prompt has the same responses in any company.
-    let key = |prompt: &[u32]| {
-        let labels: Vec<u64> = prompt.iter().map(|&token| token.into()).collect();
-        rng::key(args.seed, &labels)
-    };
     let request = |prompt: Vec<u32>| Request {
-        key: key(&prompt),
+        key: Request::key_of(args.seed, &prompt),
         prompt,
         sampling: sampling.clone(),
         num_samples: args.num_samples,
@@ -230,6 +254,14 @@ fn check(args: &Args) -> Result<()> {
         (
             args.repetition_penalty > 0.0 && args.repetition_penalty.is_finite(),
             "--repetition-penalty must be above 0",
+        ),
+        (
+            args.presence_penalty.is_finite() && args.frequency_penalty.is_finite(),
+            "--presence-penalty and --frequency-penalty must be numbers",
+        ),
+        (
+            args.min_new_tokens <= args.max_new_tokens,
+            "--min-new-tokens must be at most --max-new-tokens",
         ),
         (!args.stream || args.num_samples == 1, "--stream prints one response: leave out -n"),
         (

@@ -1,6 +1,6 @@
 //! The sizes of an engine, and the statistics of what it did.
 
-use super::Request;
+use super::{Request, SamplingParams};
 use crate::base::error::usage;
 use crate::model::{BLOCK_TOKENS, KvCache, ModelConfig};
 use anyhow::Result;
@@ -51,8 +51,9 @@ impl EngineConfig {
         Ok(())
     }
 
-    /// Refuses a request that could never finish within these sizes.
-    pub(crate) fn check_request(&self, request: &Request) -> Result<()> {
+    /// Refuses a request that could never finish within these sizes, or that names tokens beyond the
+    /// `vocab_size` of the model.
+    pub(crate) fn check_request(&self, request: &Request, vocab_size: usize) -> Result<()> {
         let (length, max_length) = (request.prompt.len(), self.max_length);
         if length == 0 {
             return Err(usage("the prompt is empty: give it at least one token"));
@@ -62,10 +63,23 @@ impl EngineConfig {
                 "the prompt has {length} tokens: no room for a response within {max_length} (max_length)"
             )));
         }
-        if request.sampling.max_new_tokens == 0 {
+        let SamplingParams { max_new_tokens, min_new_tokens, stop_ids, logit_bias, .. } =
+            &request.sampling;
+        if *max_new_tokens == 0 {
             return Err(usage("max_new_tokens is 0: generation needs at least 1"));
         }
-        Ok(())
+        if min_new_tokens > max_new_tokens {
+            return Err(usage(format!(
+                "min_new_tokens is {min_new_tokens}: it must be at most max_new_tokens, {max_new_tokens}"
+            )));
+        }
+        let biased = logit_bias.iter().map(|(token, _)| token);
+        match request.prompt.iter().chain(stop_ids).chain(biased).max() {
+            Some(&id) if id as usize >= vocab_size => Err(usage(format!(
+                "token {id} is not in the model's vocabulary: its ids are below {vocab_size}"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the bytes of the key-value cache for a model of this shape.

@@ -8,6 +8,7 @@
 
 use super::{EngineConfig, Next, Observer, Request, RequestId, Rollout, Stats};
 use crate::base::threads;
+use crate::ops::sample::Drawn;
 use anyhow::{Context, Result};
 use rayon::ThreadPool;
 use std::collections::HashMap;
@@ -117,6 +118,10 @@ impl<'o> InTurn<'_, 'o> {
 }
 
 impl Observer for InTurn<'_, '_> {
+    fn prompt(&mut self, request: RequestId, tokens: Vec<Drawn>) {
+        self.lock().prompt(request, tokens);
+    }
+
     fn token(&mut self, request: RequestId, sample: usize, rollout: &Rollout) -> Next {
         self.lock().token(request, sample, rollout)
     }
@@ -145,6 +150,12 @@ impl<'o, O: Observer + ?Sized> Numbered<'o, O> {
 }
 
 impl<O: Observer + ?Sized> Observer for Numbered<'_, O> {
+    fn prompt(&mut self, request: RequestId, tokens: Vec<Drawn>) {
+        if let Some(&place) = self.places.get(&request) {
+            self.observer.prompt(place, tokens);
+        }
+    }
+
     fn token(&mut self, request: RequestId, sample: usize, rollout: &Rollout) -> Next {
         let place = self.places.get(&request);
         place.map_or(Next::Continue, |&place| self.observer.token(place, sample, rollout))

@@ -1,7 +1,8 @@
 //! What an engine is asked for, and what it returns.
 
 use crate::base::error::usage;
-use crate::ops::sample::{Policy, Sampling};
+use crate::base::rng;
+use crate::ops::sample::{Drawn, Edits, Policy, Sampling};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -34,8 +35,16 @@ pub struct SamplingParams {
     /// Positive logits of tokens that stand in the prompt or the rollout are divided by this and negative
     /// ones multiplied (Keskar et al. 2019, as in transformers); 1 changes nothing.
     pub repetition_penalty: f32,
+    /// This is subtracted from the logits of tokens that stand in the rollout; 0 changes nothing.
+    pub presence_penalty: f32,
+    /// This is subtracted once for each time that a token stands in the rollout; 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// Each of these tokens has this number added to its logit.
+    pub logit_bias: Vec<(u32, f32)>,
     /// A rollout ends after this many tokens.
     pub max_new_tokens: usize,
+    /// Stop tokens are not drawn before a rollout has this many tokens.
+    pub min_new_tokens: usize,
     /// A rollout ends with any of these tokens, which belongs to it.
     pub stop_ids: Vec<u32>,
     /// Only tokens below this are drawn. It is the tokenizer's size: the model may have more rows of
@@ -43,6 +52,11 @@ pub struct SamplingParams {
     pub vocab_size: usize,
     /// Each token is returned with the log-probabilities of this many most likely tokens.
     pub top_logprobs: usize,
+    /// Log-probabilities are those of temperature 1, whatever tokens are drawn with.
+    pub raw_logprobs: bool,
+    /// The observer is told the prompt's log-probabilities ([`Observer::prompt`]), with this many most
+    /// likely tokens at each position.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Default for SamplingParams {
@@ -54,10 +68,16 @@ impl Default for SamplingParams {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             max_new_tokens: usize::MAX,
+            min_new_tokens: 0,
             stop_ids: Vec::new(),
             vocab_size: usize::MAX,
             top_logprobs: 0,
+            raw_logprobs: false,
+            prompt_logprobs: None,
         }
     }
 }
@@ -66,7 +86,17 @@ impl SamplingParams {
     pub(crate) fn policy(&self) -> Policy {
         let Self { temperature, top_k, top_p, min_p, repetition_penalty, vocab_size, .. } = *self;
         let sampling = Sampling { temperature, top_k, top_p, min_p };
-        Policy { sampling, repetition_penalty, vocab_size }
+        Policy { sampling, repetition_penalty, vocab_size, raw_logprobs: self.raw_logprobs }
+    }
+
+    /// Returns the changes of logits of the token that comes after `num_drawn` others.
+    pub(crate) fn edits(&self, num_drawn: usize) -> Edits<'_> {
+        Edits {
+            bias: &self.logit_bias,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            banned: if num_drawn < self.min_new_tokens { &self.stop_ids } else { &[] },
+        }
     }
 }
 
@@ -85,6 +115,15 @@ pub struct Request {
     /// The key of this prompt's randomness. The token at position `t` of sample `i` uses random number `t`
     /// of the key (`key`, `i`).
     pub key: u64,
+}
+
+impl Request {
+    /// Returns the key of a prompt's randomness under a seed. It depends on the prompt's tokens and not on
+    /// its place, so that a prompt has the same responses in any company.
+    pub fn key_of(seed: u64, prompt: &[u32]) -> u64 {
+        let labels: Vec<u64> = prompt.iter().map(|&token| token.into()).collect();
+        rng::key(seed, &labels)
+    }
 }
 
 /// Why a rollout ended.
@@ -106,8 +145,9 @@ pub struct Rollout {
     /// The new tokens; a stop token belongs to them.
     pub tokens: Vec<u32>,
     /// The natural logarithm of each new token's probability under softmax(logits / temperature), or
-    /// softmax(logits) at temperature 0. It is the probability that training computes: over all of the
-    /// model's rows of logits, padding rows too, before any truncation and penalty.
+    /// softmax(logits) at temperature 0 and with [`SamplingParams::raw_logprobs`]. It is the probability
+    /// that training computes: over all of the model's rows of logits, padding rows too, before any
+    /// truncation and change of logits.
     pub logprobs: Vec<f32>,
     /// For each new token, the most likely tokens at its position, likeliest first, with their
     /// log-probabilities in the same sense. It is empty unless [`SamplingParams::top_logprobs`] asks for
@@ -131,6 +171,11 @@ pub enum Next {
 ///
 /// A closure of (request, sample, rollout) is an observer that is told only of their ends.
 pub trait Observer: Send {
+    /// Tells the log-probabilities of a prompt's tokens from the second on, at temperature 1, where
+    /// [`SamplingParams::prompt_logprobs`] asks for them. It is called once, before any token of the
+    /// prompt's rollouts. Samplers on other machines do not call it.
+    fn prompt(&mut self, _request: RequestId, _tokens: Vec<Drawn>) {}
+
     /// Tells of a new token, which is the last of `rollout`, and asks whether the rollout goes on.
     fn token(&mut self, _request: RequestId, _sample: usize, _rollout: &Rollout) -> Next {
         Next::Continue

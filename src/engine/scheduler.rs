@@ -14,8 +14,9 @@ use super::{FinishReason, Next, Observer, Request, RequestId};
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use crate::model::{Decoder, KvCache, Row, Weights};
-use crate::ops::sample::Draw;
+use crate::ops::sample::{Draw, Drawn};
 use anyhow::Result;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ struct Work {
     prompts: Vec<Prompt>,
     /// Sequences that generate, oldest first.
     running: Vec<Sequence>,
+    /// Log-probabilities of prompts, to be shown.
+    scored: Vec<(RequestId, Vec<Drawn>)>,
     stats: Stats,
 }
 
@@ -56,7 +59,8 @@ struct Waiting {
 struct Rows {
     rows: Vec<Row>,
     running: Vec<usize>,
-    prompts: Vec<usize>,
+    /// With the position of the row.
+    prompts: Vec<(usize, usize)>,
 }
 
 impl<'m> Engine<'m> {
@@ -92,22 +96,24 @@ impl<'m> Engine<'m> {
     /// Accepts a request. Its samples begin as soon as there are places and blocks.
     ///
     /// It refuses what could never finish: an empty prompt, a prompt that leaves no room within
-    /// `max_length`, no tokens to draw, and engines whose sizes are 0 or whose cache cannot hold one
+    /// `max_length`, no tokens to draw, ids beyond the vocabulary, and engines whose sizes are 0 or whose
+    /// cache cannot hold one
     /// sequence.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
         self.check(&request)?;
         let id = RequestId(self.num_submitted);
         self.num_submitted += 1;
         if request.num_samples > 0 {
-            let of = Rc::new(Submitted { id, request });
+            let of = Rc::new(Submitted { id, request, is_prompt_shown: Cell::new(false) });
             self.work.waiting.push_back(Waiting { of, num_started: 0 });
         }
         Ok(id)
     }
 
     fn check(&self, request: &Request) -> Result<()> {
-        self.config.check(self.backend.decoder().config())?;
-        self.config.check_request(request)
+        let model = self.backend.decoder().config();
+        self.config.check(model)?;
+        self.config.check_request(request, model.vocab_size)
     }
 
     /// Gives up those samples of a request that have not ended, and frees their blocks. An observer is told
@@ -230,7 +236,10 @@ impl<'m> Engine<'m> {
             && let Some(Waiting { of, num_started }) = work.waiting.front()
             && fits(of.request.prompt.len())
         {
-            let known = self.pool.find_prefix(&of.request.prompt);
+            // What is known has no logits any more.
+            let is_scored = of.prompt_logprobs().is_some();
+            let known =
+                if is_scored { Vec::new() } else { self.pool.find_prefix(&of.request.prompt) };
             let prompt = Prompt::new(Rc::clone(of), *num_started, known);
             work.stats.shared_tokens += prompt.num_cached;
             work.prompts.push(prompt);
@@ -254,10 +263,19 @@ impl<'m> Engine<'m> {
         let of_prompts = work.prompts.iter().map(|prompt| prompt.table.numbers());
         let tables: Vec<&[u32]> = of_running.chain(of_prompts).collect();
         self.backend.extend(&tables, &rows)?;
-        for (place, &index) in prompts.iter().enumerate() {
+        for (place, &(index, position)) in prompts.iter().enumerate() {
             let prompt = &mut work.prompts[index];
-            prompt.logits = self.backend.logits(running.len() + place)?;
+            prompt.take_logits(position, self.backend.logits(running.len() + place)?);
+            if prompt.logits.is_empty() {
+                continue;
+            }
             self.pool.keep_prefix(prompt.tokens(), prompt.table.blocks());
+            if prompt.of.prompt_logprobs().is_some() {
+                prompt.of.is_prompt_shown.set(true);
+                let scores = std::mem::take(&mut prompt.scores);
+                check_finite(scores.iter().map(|score| score.logprob))?;
+                work.scored.push((prompt.of.id, scores));
+            }
         }
         let draws: Vec<Draw<'_>> = running.iter().map(|&i| work.running[i].next()).collect();
         let drawn = self.backend.draw(&draws)?;
@@ -297,10 +315,14 @@ impl<'m> Engine<'m> {
             index += 1;
         }
         let first_prompt = work.running.len();
+        // Beside those of running sequences and one for each prompt.
+        let mut logits = self.config.max_logits() - next.running.len() - work.prompts.len();
         let mut index = 0;
         while index < work.prompts.len() {
             let (start, len) = (work.prompts[index].num_cached, work.prompts[index].tokens().len());
-            let end = len.min(start + budget);
+            let is_scored = work.prompts[index].of.prompt_logprobs().is_some();
+            let most = if is_scored { budget.min(logits + 1) } else { budget };
+            let end = len.min(start + most);
             while work.prompts.get(index).is_some_and(|prompt| prompt.table.capacity() < end) {
                 match self.pool.take() {
                     Some(block) => work.prompts[index].table.push(block),
@@ -315,10 +337,12 @@ impl<'m> Engine<'m> {
                 token: prompt.tokens()[position],
                 sequence: (first_prompt + index) as u32,
                 position: position as u32,
-                wants_logits: position + 1 == len,
+                wants_logits: is_scored || position + 1 == len,
                 is_prompt: true,
             }));
-            next.prompts.extend((start < end && end == len).then_some(index));
+            logits -= if is_scored { (end - start).saturating_sub(1) } else { 0 };
+            let wants = (start..end).filter(|position| is_scored || position + 1 == len);
+            next.prompts.extend(wants.map(|position| (index, position)));
             index += 1;
         }
         next
@@ -369,6 +393,9 @@ impl Work {
 
     /// Tells the observer of new tokens, and of the rollouts that ended.
     fn observe(&mut self, observer: &mut (impl Observer + ?Sized), max_length: usize) {
+        for (id, scores) in self.scored.drain(..) {
+            observer.prompt(id, scores);
+        }
         let mut has_ended = |sequence: &mut Sequence| {
             if !std::mem::take(&mut sequence.has_new_token) {
                 return false;

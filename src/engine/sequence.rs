@@ -6,8 +6,9 @@ use super::blocks::{Block, BlockPool};
 use super::{FinishReason, Request, RequestId, Rollout, SamplingParams};
 use crate::base::rng;
 use crate::model::{BLOCK_TOKENS, Row};
-use crate::ops::sample::{Draw, Drawn};
+use crate::ops::sample::{self, Draw, Drawn};
 use anyhow::Result;
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -58,6 +59,16 @@ impl From<Vec<Block>> for BlockTable {
 pub(crate) struct Submitted {
     pub(crate) id: RequestId,
     pub(crate) request: Request,
+    /// The observer has heard of the prompt's log-probabilities.
+    pub(crate) is_prompt_shown: Cell<bool>,
+}
+
+impl Submitted {
+    /// How many of the most likely tokens are wanted in place of each of the prompt's, if their
+    /// log-probabilities are wanted and the observer has not heard of them yet.
+    pub(crate) fn prompt_logprobs(&self) -> Option<usize> {
+        self.request.sampling.prompt_logprobs.filter(|_| !self.is_prompt_shown.get())
+    }
 }
 
 /// A prompt that is being read, or that is read and waits for places to start its samples.
@@ -68,6 +79,8 @@ pub(crate) struct Prompt {
     pub(crate) num_cached: usize,
     /// The logits after its last token; empty until the prompt is read.
     pub(crate) logits: Vec<f32>,
+    /// The log-probabilities of its tokens from the second on, where they are wanted.
+    pub(crate) scores: Vec<Drawn>,
     /// So many of its samples have started.
     pub(crate) num_started: usize,
 }
@@ -78,7 +91,18 @@ impl Prompt {
     pub(crate) fn new(of: Rc<Submitted>, num_started: usize, known: Vec<Block>) -> Self {
         let table = BlockTable::from(known);
         let num_cached = table.capacity();
-        Self { of, table, num_cached, logits: Vec::new(), num_started }
+        Self { of, table, num_cached, logits: Vec::new(), scores: Vec::new(), num_started }
+    }
+
+    /// Takes the logits after the token at `position`.
+    pub(crate) fn take_logits(&mut self, position: usize, logits: Vec<f32>) {
+        match (self.tokens().get(position + 1), self.of.prompt_logprobs()) {
+            (Some(&next), Some(num_top)) => {
+                let vocab_size = self.of.request.sampling.vocab_size;
+                self.scores.push(sample::score(&logits, next, vocab_size, num_top));
+            }
+            _ => self.logits = logits,
+        }
     }
 
     pub(crate) fn tokens(&self) -> &[u32] {
@@ -145,6 +169,7 @@ impl Sequence {
             prompt,
             response: &self.rollout.tokens,
             policy: sampling.policy(),
+            edits: sampling.edits(self.rollout.tokens.len()),
             num_top: sampling.top_logprobs,
         }
     }

@@ -10,6 +10,7 @@ use crate::base::error::usage;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Error, Result};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Stands for bytes that are no character, or not yet.
 const REPLACEMENT: char = '\u{fffd}';
@@ -24,6 +25,10 @@ pub struct Stops {
     strings: Vec<String>,
     /// A response ends with any of these tokens; see [`super::SamplingParams::stop_ids`].
     pub ids: Vec<u32>,
+    /// Whether the string that ends a response is kept, too.
+    pub keeps_string: bool,
+    /// Strings do not end a response in the text of so many first tokens.
+    pub min_tokens: usize,
 }
 
 impl Stops {
@@ -66,9 +71,12 @@ fn first_special(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Option<String>> {
 /// The text of a response that grows token by token.
 pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
-    stops: &'t Stops,
+    stops: Arc<Stops>,
+    num_pushed: usize,
     /// The text so far that no later token changes.
     text: String,
+    /// In so many bytes of `text` no stop string counts.
+    num_unsearched: usize,
     /// So many bytes of `text` were given out.
     num_taken: usize,
     end: End,
@@ -82,20 +90,30 @@ pub struct TextStream<'t> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Open,
-    /// A stop string came.
-    Stopped,
+    /// This stop string came.
+    Stopped(usize),
     /// No more tokens come.
     Finished,
 }
 
 impl<'t> TextStream<'t> {
-    pub fn new(tokenizer: &'t Tokenizer, stops: &'t Stops) -> Self {
-        let (text, tokens) = (String::new(), Vec::new());
-        Self { tokenizer, stops, text, num_taken: 0, end: End::Open, tokens, num_settled: 0 }
+    pub fn new(tokenizer: &'t Tokenizer, stops: Arc<Stops>) -> Self {
+        Self {
+            tokenizer,
+            stops,
+            num_pushed: 0,
+            text: String::new(),
+            num_unsearched: 0,
+            num_taken: 0,
+            end: End::Open,
+            tokens: Vec::new(),
+            num_settled: 0,
+        }
     }
 
     /// Adds the next token. It fails where the tokenizer fails to decode.
     pub fn push(&mut self, token: u32) -> Result<()> {
+        self.num_pushed += 1;
         self.tokens.push(token);
         while self.end == End::Open && !self.settle()? {
             if self.tokens.len() - self.num_settled <= CHARACTER_TOKENS {
@@ -121,9 +139,12 @@ impl<'t> TextStream<'t> {
         Ok(())
     }
 
-    /// Whether a stop string came.
-    pub fn is_stopped(&self) -> bool {
-        self.end == End::Stopped
+    /// The stop string that came.
+    pub fn stop(&self) -> Option<&str> {
+        match self.end {
+            End::Stopped(which) => Some(&self.stops.strings[which]),
+            End::Open | End::Finished => None,
+        }
     }
 
     /// Returns the text so far.
@@ -164,23 +185,33 @@ impl<'t> TextStream<'t> {
 
     /// Adds settled text, up to the first stop string.
     fn add(&mut self, new: &str) {
-        let longest = self.stops.strings.iter().map(String::len).max().unwrap_or(0);
+        let Stops { strings, keeps_string, min_tokens, .. } = &*self.stops;
+        let longest = strings.iter().map(String::len).max().unwrap_or(0);
         let mut from = (self.text.len() + 1).saturating_sub(longest).min(self.text.len());
         while !self.text.is_char_boundary(from) {
             from -= 1;
         }
+        from = from.max(self.num_unsearched);
         self.text.push_str(new);
-        let find = |stop: &String| self.text[from..].find(stop.as_str());
-        if let Some(at) = self.stops.strings.iter().filter_map(find).min() {
-            self.text.truncate(from + at);
-            self.end = End::Stopped;
+        if self.num_pushed <= *min_tokens {
+            self.num_unsearched = self.text.len();
+            return;
+        }
+        let find = |(which, stop): (usize, &String)| {
+            self.text[from..].find(stop.as_str()).map(|at| (at, which))
+        };
+        if let Some((at, which)) = strings.iter().enumerate().filter_map(find).min() {
+            let kept = if *keeps_string { strings[which].len() } else { 0 };
+            self.text.truncate(from + at + kept);
+            self.end = End::Stopped(which);
         }
     }
 
     /// Counts the bytes at the end of the text that may begin a stop string.
     fn may_begin_a_stop(&self) -> usize {
         let strings = &self.stops.strings;
-        let longest = strings.iter().map(String::len).max().unwrap_or(0).min(self.text.len() + 1);
+        let most = self.text.len() - self.num_unsearched + 1;
+        let longest = strings.iter().map(String::len).max().unwrap_or(0).min(most);
         let may = |len: &usize| {
             let tail = self.text.get(self.text.len() - len..);
             tail.is_some_and(|tail| strings.iter().any(|s| s.len() > *len && s.starts_with(tail)))
@@ -195,8 +226,7 @@ pub fn text_of(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String> {
     if !text.contains(REPLACEMENT) {
         return Ok(text);
     }
-    let stops = Stops::default();
-    let mut stream = TextStream::new(tokenizer, &stops);
+    let mut stream = TextStream::new(tokenizer, Arc::default());
     tokens.iter().try_for_each(|&token| stream.push(token))?;
     stream.finish()?;
     Ok(stream.text)
@@ -222,7 +252,7 @@ pub trait Reader: Send {
 /// Observes rollouts for a reader, and ends those in which a stop string appears.
 pub struct Reading<'t, R> {
     tokenizer: &'t Tokenizer,
-    stops: &'t Stops,
+    stops: Arc<Stops>,
     /// Whether the reader receives text before a response ends.
     is_streamed: bool,
     reader: R,
@@ -234,8 +264,8 @@ pub struct Reading<'t, R> {
 impl<'t, R: Reader> Reading<'t, R> {
     /// Creates an observer that gives `reader` every response when it ends and, where `is_streamed`, its
     /// text while it grows.
-    pub fn new(tokenizer: &'t Tokenizer, stops: &'t Stops, is_streamed: bool, reader: R) -> Self {
-        let streams = HashMap::new();
+    pub fn new(tokenizer: &'t Tokenizer, stops: Stops, is_streamed: bool, reader: R) -> Self {
+        let (stops, streams) = (Arc::new(stops), HashMap::new());
         Self { tokenizer, stops, is_streamed, reader, streams, failure: None }
     }
 
@@ -248,13 +278,13 @@ impl<'t, R: Reader> Reading<'t, R> {
         if !self.is_streamed && self.stops.strings.is_empty() {
             return Ok(Next::Continue);
         }
-        let new = || TextStream::new(self.tokenizer, self.stops);
+        let new = || TextStream::new(self.tokenizer, Arc::clone(&self.stops));
         let stream = self.streams.entry(at).or_insert_with(new);
         token.map_or(Ok(()), |&token| stream.push(token))?;
         if self.is_streamed {
             self.reader.text(at.0, at.1, stream.take())?;
         }
-        Ok(if stream.is_stopped() { Next::Stop } else { Next::Continue })
+        Ok(if stream.stop().is_some() { Next::Stop } else { Next::Continue })
     }
 
     fn end(&mut self, at: (RequestId, usize), rollout: Rollout) -> Result<()> {
@@ -333,8 +363,8 @@ mod tests {
 
     /// Returns the pieces in which the text of `tokens` comes, with the last piece at the end, and the
     /// whole text.
-    fn pieces(tokenizer: &Tokenizer, stops: &Stops, tokens: &[u32]) -> (Vec<String>, String) {
-        let mut stream = TextStream::new(tokenizer, stops);
+    fn pieces(tokenizer: &Tokenizer, stops: &Arc<Stops>, tokens: &[u32]) -> (Vec<String>, String) {
+        let mut stream = TextStream::new(tokenizer, Arc::clone(stops));
         let mut pieces = Vec::new();
         for &token in tokens {
             stream.push(token).unwrap();
@@ -352,7 +382,7 @@ mod tests {
         let tokenizer = with_byte_fallback(dir.path(), &["▁hi", "a"]);
         let smile: Vec<u32> = "😀".bytes().map(u32::from).collect();
         let tokens = [&[256], &smile[..], &smile, &[257, 256]].concat();
-        let (pieces, text) = pieces(&tokenizer, &Stops::default(), &tokens);
+        let (pieces, text) = pieces(&tokenizer, &Arc::default(), &tokens);
         assert_eq!(text, "hi😀😀a hi");
         let wanted = ["hi", "", "", "", "😀", "", "", "", "😀", "a", " hi", ""];
         assert_eq!(pieces, wanted);
@@ -366,7 +396,7 @@ mod tests {
         let text = |bytes: &[u8], after: &[u32]| {
             let bytes = bytes.iter().copied().map(u32::from);
             let tokens: Vec<u32> = bytes.chain(after.iter().copied()).collect();
-            let text = pieces(&tokenizer, &Stops::default(), &tokens).1;
+            let text = pieces(&tokenizer, &Arc::default(), &tokens).1;
             assert_eq!(text, text_of(&tokenizer, &tokens).unwrap());
             text
         };
@@ -383,7 +413,8 @@ mod tests {
     fn a_stop_string_ends_the_text_wherever_tokens_are_cut() {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = with_byte_fallback(dir.path(), &["a", "b", "c", "ab", "bc"]);
-        let stops = Stops::new(&tokenizer, &["bcc".to_owned(), "ß".to_owned()]).unwrap();
+        let strings = ["bcc".to_owned(), "ß".to_owned()];
+        let stops = Arc::new(Stops::new(&tokenizer, &strings).unwrap());
         let [a, b, c, ab, bc] = [256, 257, 258, 259, 260];
         for tokens in [&[a, bc, c, a][..], &[ab, c, c], &[a, b, c, c], &[a, 0xc3, 0x9f, a]] {
             let (pieces, text) = pieces(&tokenizer, &stops, tokens);
@@ -396,6 +427,25 @@ mod tests {
             (text.as_str(), &pieces[..]),
             ("abcbbc", &["a", "", "bc", "b", "bc"].map(String::from)[..])
         );
+    }
+
+    #[test]
+    fn a_stop_string_can_be_kept_and_counts_only_after_the_first_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = with_byte_fallback(dir.path(), &["a", "b"]);
+        let [a, b] = [256, 257];
+        let text = |keeps_string, min_tokens| {
+            let stops = Stops::new(&tokenizer, &["ab".to_owned()]).unwrap();
+            let stops = Stops { keeps_string, min_tokens, ..stops };
+            let mut stream = TextStream::new(&tokenizer, Arc::new(stops));
+            [a, b, a, b, b].iter().for_each(|&token| stream.push(token).unwrap());
+            stream.finish().unwrap();
+            assert_eq!(stream.stop(), (stream.text() != "ababb").then_some("ab"));
+            stream.text().to_owned()
+        };
+        assert_eq!([text(false, 0), text(true, 1)], ["", "ab"]);
+        // Its beginning lies among the first two tokens, or its second appearance does.
+        assert_eq!([text(false, 2), text(true, 2), text(false, 3)], ["ab", "abab", "ababb"]);
     }
 
     #[test]
@@ -425,8 +475,8 @@ mod tests {
             for tokenizer in &tokenizers {
                 let ids = tokenizer.encode(&text).unwrap();
                 let whole = tokenizer.decode(&ids).unwrap();
-                prop_assert_eq!(&pieces(tokenizer, &Stops::default(), &ids).1, &whole);
-                let stops = Stops::new(tokenizer, std::slice::from_ref(&stop)).unwrap();
+                prop_assert_eq!(&pieces(tokenizer, &Arc::default(), &ids).1, &whole);
+                let stops = Arc::new(Stops::new(tokenizer, std::slice::from_ref(&stop)).unwrap());
                 let until = whole.find(&stop).map_or(&*whole, |end| &whole[..end]);
                 prop_assert_eq!(&pieces(tokenizer, &stops, &ids).1, until);
                 // No tokens make it panic.

@@ -35,6 +35,35 @@ pub struct Policy {
     pub repetition_penalty: f32,
     /// Only tokens below this are drawn.
     pub vocab_size: usize,
+    /// Whether log-probabilities are those of temperature 1, whatever the distribution's is.
+    pub raw_logprobs: bool,
+}
+
+impl Policy {
+    /// What logits are divided by for log-probabilities.
+    pub fn divisor(&self) -> f32 {
+        if self.raw_logprobs { 1.0 } else { self.sampling.divisor() }
+    }
+}
+
+/// Changes of logits before a token is drawn from them, beside the repetition penalty.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Edits<'a> {
+    /// Is added to the logits of these tokens.
+    pub bias: &'a [(u32, f32)],
+    /// Is subtracted from the logits of tokens that were drawn before.
+    pub presence_penalty: f32,
+    /// Is subtracted as often as the token was drawn before.
+    pub frequency_penalty: f32,
+    /// These are not drawn.
+    pub banned: &'a [u32],
+}
+
+impl Edits<'_> {
+    /// Whether logits stay as they are.
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One token of a text that is to be drawn.
@@ -47,11 +76,13 @@ pub struct Draw<'a> {
     /// The tokens drawn so far.
     pub response: &'a [u32],
     pub policy: Policy,
+    /// The changes of its logits.
+    pub edits: Edits<'a>,
     /// The number of most likely tokens to return beside it.
     pub num_top: usize,
 }
 
-/// A token that was drawn. Log-probabilities are those before truncation and penalty.
+/// A token that was drawn. Log-probabilities are those before truncation and any change of logits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Drawn {
     /// The token's id.
@@ -75,31 +106,81 @@ impl Draw<'_> {
 
     /// Draws from `logits`, `[vocabulary]`.
     pub fn draw(&self, logits: &[f32]) -> Drawn {
-        let Policy { sampling, repetition_penalty, vocab_size } = self.policy;
+        let Policy { sampling, repetition_penalty, vocab_size, .. } = self.policy;
         let uniform = rng::uniform(self.key, self.index());
-        let (token, logprob) = if repetition_penalty == 1.0 {
-            sample(logits, vocab_size, sampling, uniform)
+        let is_edited = repetition_penalty != 1.0 || !self.edits.is_empty();
+        let (token, logprob) = if is_edited {
+            let (token, _) = sample(&self.edited(logits), vocab_size, sampling, uniform);
+            (token, self.logp(logits, token))
         } else {
-            let mut penalized = logits.to_vec();
-            penalize_repetition(&mut penalized, self.seen(), repetition_penalty);
-            let (token, _) = sample(&penalized, vocab_size, sampling, uniform);
-            (token, sampling.logp(logits, token))
+            let (token, logprob) = sample(logits, vocab_size, sampling, uniform);
+            let is_asked = self.policy.divisor() == sampling.divisor();
+            (token, if is_asked { logprob } else { self.logp(logits, token) })
         };
         Drawn { token, logprob, top: self.top(logits) }
+    }
+
+    /// Whether what is asked for is more than a token by its policy with the log-probability at the
+    /// policy's temperature: a device that computes only these leaves the draw to the host.
+    pub fn is_for_host(&self) -> bool {
+        !self.edits.is_empty() || self.policy.divisor() != self.policy.sampling.divisor()
+    }
+
+    /// The logits that the token is drawn from, in the order of changes that vLLM has.
+    fn edited(&self, logits: &[f32]) -> Vec<f32> {
+        let Edits { bias, presence_penalty, frequency_penalty, banned } = self.edits;
+        let mut edited = logits.to_vec();
+        bias.iter().for_each(|&(token, bias)| edited[token as usize] += bias);
+        if self.policy.repetition_penalty != 1.0 {
+            penalize_repetition(&mut edited, self.seen(), self.policy.repetition_penalty);
+        }
+        if presence_penalty != 0.0 || frequency_penalty != 0.0 {
+            let mut drawn = self.response.to_vec();
+            drawn.sort_unstable();
+            for same in drawn.chunk_by(|a, b| a == b) {
+                let penalty = frequency_penalty * same.len() as f32 + presence_penalty;
+                edited[same[0] as usize] -= penalty;
+            }
+        }
+        banned.iter().for_each(|&token| edited[token as usize] = f32::NEG_INFINITY);
+        edited
+    }
+
+    /// The log-probability of a token.
+    fn logp(&self, logits: &[f32], token: u32) -> f32 {
+        statistics(logits, self.policy.divisor()).logp(logits[token as usize])
     }
 
     /// Returns the most likely of the tokens that may be drawn, with their log-probabilities; `num_top`
     /// says how many.
     pub fn top(&self, logits: &[f32]) -> Vec<(u32, f32)> {
-        let Policy { sampling, vocab_size, .. } = self.policy;
-        if self.num_top == 0 {
-            return Vec::new();
-        }
-        let (row, mut tokens) = (statistics(logits, sampling.divisor()), Vec::new());
-        select_most_likely(&mut tokens, &logits[..vocab_size.min(logits.len())], self.num_top);
-        tokens.sort_unstable_by(|&a, &b| by_likelihood(logits, a, b));
-        tokens.into_iter().map(|token| (token, row.logp(logits[token as usize]))).collect()
+        let row = || statistics(logits, self.policy.divisor());
+        most_likely(logits, self.policy.vocab_size, self.num_top, row)
     }
+}
+
+/// Returns the log-probability of a given token at temperature 1, and the `num_top` most likely tokens below
+/// `vocab_size` at its position with theirs.
+pub fn score(logits: &[f32], token: u32, vocab_size: usize, num_top: usize) -> Drawn {
+    let row = statistics(logits, 1.0);
+    let top = most_likely(logits, vocab_size, num_top, || row);
+    Drawn { token, logprob: row.logp(logits[token as usize]), top }
+}
+
+/// Returns the `count` most likely tokens below `vocab_size`, likeliest first, with their log-probabilities.
+fn most_likely(
+    logits: &[f32],
+    vocab_size: usize,
+    count: usize,
+    row: impl FnOnce() -> Statistics,
+) -> Vec<(u32, f32)> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let (row, mut tokens) = (row(), Vec::new());
+    select_most_likely(&mut tokens, &logits[..vocab_size.min(logits.len())], count);
+    tokens.sort_unstable_by(|&a, &b| by_likelihood(logits, a, b));
+    tokens.into_iter().map(|token| (token, row.logp(logits[token as usize]))).collect()
 }
 
 /// Keeps in `tokens` those with the `count` largest logits, in any order. Of equal logits the lower tokens
@@ -134,12 +215,6 @@ pub fn penalize_repetition(logits: &mut [f32], seen: impl Iterator<Item = u32>, 
 }
 
 impl Sampling {
-    /// Returns the natural log-probability of a token under softmax(logits / temperature), or
-    /// softmax(logits) at temperature 0.
-    pub fn logp(&self, logits: &[f32], token: u32) -> f32 {
-        statistics(logits, self.divisor()).logp(logits[token as usize])
-    }
-
     /// Returns what logits are divided by: the temperature, or 1 where that is 0.
     pub fn divisor(&self) -> f32 {
         if self.temperature == 0.0 { 1.0 } else { self.temperature }

@@ -3,8 +3,9 @@
 //! Contract: the tokens are those of [`Draw::draw`] on the same logits. Each row is drawn by its
 //! own policy, which alone decides how it is computed. Settings are copied to the device, tokens
 //! and their log-probabilities back; the logits of a row are copied only where its most likely
-//! tokens are wanted. With a repetition penalty, which is rare, some rows at a time are copied and
-//! penalized, because log-probabilities come from the logits without the penalty.
+//! tokens are wanted, or where the host draws from them ([`Draw::is_for_host`]). With a repetition
+//! penalty, which is rare, some rows at a time are copied and penalized, because log-probabilities
+//! come from the logits without the penalty.
 
 use super::Generation;
 use crate::cuda::kernels::Kernels;
@@ -89,8 +90,12 @@ impl Generation<'_> {
         let drawn = tokens.into_iter().zip(logp);
         let mut drawn: Vec<Drawn> =
             drawn.map(|(token, logprob)| Drawn { token, logprob, top: Vec::new() }).collect();
-        for (row, draw) in draws.iter().enumerate().filter(|(_, draw)| draw.num_top > 0) {
-            drawn[row].top = draw.top(&self.logits(row)?);
+        for (row, draw) in draws.iter().enumerate() {
+            if draw.is_for_host() {
+                drawn[row] = draw.draw(&self.logits(row)?);
+            } else if draw.num_top > 0 {
+                drawn[row].top = draw.top(&self.logits(row)?);
+            }
         }
         Ok(drawn)
     }
@@ -179,13 +184,15 @@ fn of_device(sampling: sample::Sampling) -> Sampling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::sample::Policy;
+    use crate::ops::sample::{Edits, Policy};
 
     #[test]
     fn tokens_that_a_text_has_more_than_once_are_listed_once() {
         let sampling = sample::Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-        let policy = Policy { sampling, repetition_penalty: 1.0, vocab_size: 10 };
-        let draw = |prompt, response| Draw { key: 0, prompt, response, policy, num_top: 0 };
+        let policy =
+            Policy { sampling, repetition_penalty: 1.0, vocab_size: 10, raw_logprobs: false };
+        let edits = Edits::default();
+        let draw = |prompt, response| Draw { key: 0, prompt, response, policy, edits, num_top: 0 };
         let draws = [draw(&[7, 3, 7], &[3, 1]), draw(&[], &[]), draw(&[5], &[5])];
         assert_eq!(seen(&draws), (vec![0, 3, 3, 4], vec![1, 3, 7, 5]));
     }
