@@ -137,3 +137,64 @@ fn loss_masks_are_those_of_transformers() {
     }
     assert!(compared > 80, "{compared}");
 }
+
+/// A row of what `scripts/peers/texts_and_templates.py` writes.
+#[derive(Deserialize)]
+struct Peer {
+    messages: Option<Vec<Message>>,
+    #[serde(default)]
+    add_generation_prompt: bool,
+    /// None where transformers raised an error.
+    text: Option<String>,
+    #[serde(default)]
+    ids: Vec<u32>,
+    decoded: Option<String>,
+    plain: Option<String>,
+}
+
+/// What of a row is another thing here than in transformers.
+fn difference(tokenizer: &Tokenizer, row: &Peer) -> Option<String> {
+    let mut text = row.text.clone();
+    if let Some(messages) = &row.messages {
+        let ours = tokenizer.template().and_then(|t| t.render(messages, row.add_generation_prompt));
+        match (&ours, &row.text) {
+            (Ok(ours), Some(theirs)) if ours == theirs => text = Some(ours.clone()),
+            (Err(_), None) => return None,
+            (ours, theirs) => return Some(format!("{ours:?}\n  instead of {theirs:?}")),
+        }
+    }
+    let ids = tokenizer.encode(&text?).unwrap();
+    let decoded = tokenizer.decode_with_special_tokens(&ids).unwrap();
+    let plain = tokenizer.decode(&ids).unwrap();
+    let is_same =
+        |theirs: &Option<String>, ours: &String| theirs.as_ref().is_none_or(|t| t == ours);
+    let is_equal = ids == row.ids && is_same(&row.decoded, &decoded) && is_same(&row.plain, &plain);
+    (!is_equal).then(|| format!("{:?}: {ids:?}, {decoded:?}, {plain:?}", row.text))
+}
+
+#[test]
+#[ignore = "needs $CODESEQ_PEERS, which scripts/peers/texts_and_templates.py makes"]
+fn other_tokenizers_and_templates_are_as_in_transformers() {
+    let peers = std::env::var("CODESEQ_PEERS").unwrap();
+    let mut dirs: Vec<PathBuf> =
+        std::fs::read_dir(peers).unwrap().map(|entry| entry.unwrap().path()).collect();
+    dirs.sort();
+    let (mut compared, mut differences) = (0, Vec::new());
+    for dir in dirs {
+        let name = dir.file_name().unwrap().to_string_lossy();
+        let tokenizer = match Tokenizer::load(&dir) {
+            Ok(tokenizer) => tokenizer,
+            Err(refusal) => {
+                differences.push(format!("{name}: {refusal:#}"));
+                continue;
+            }
+        };
+        for line in std::fs::read_to_string(dir.join("expected.jsonl")).unwrap().lines() {
+            compared += 1;
+            let row: Peer = serde_json::from_str(line).unwrap();
+            differences.extend(difference(&tokenizer, &row).map(|what| format!("{name}: {what}")));
+        }
+    }
+    let count = differences.len();
+    assert!(count == 0, "{count} of {compared} differ:\n{}", differences.join("\n"));
+}

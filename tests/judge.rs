@@ -480,14 +480,16 @@ fn a_response_that_is_no_text_is_a_row_without_code() {
         r#""code":"print(2)","response":null"#,
     ]
     .map(|answer| format!("{{\"problem_id\":7,{answer}}}\n"));
-    std::fs::write(dir.path().join("rows.jsonl"), rows.concat()).unwrap();
+    let no_utf8 = b"{\"problem_id\":7,\"response\":\"\xff\"}\n".as_slice();
+    std::fs::write(dir.path().join("rows.jsonl"), [rows.concat().as_bytes(), no_utf8].concat())
+        .unwrap();
     let arguments = ["--problems", "p.jsonl", "--solutions", "rows.jsonl", "--out", "o.jsonl"];
     let output = command(dir.path(), &arguments);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = std::fs::read_to_string(dir.path().join("o.jsonl")).unwrap();
     let no_code = r#"{"problem_id":7,"verdict":"fail","reason":"no_code""#;
     let found: Vec<bool> = text.lines().map(|line| line.starts_with(no_code)).collect();
-    assert_eq!(found, [true, true, true, true, false], "{text}");
+    assert_eq!(found, [true, true, true, true, false, true], "{text}");
 }
 
 #[test]

@@ -96,7 +96,8 @@ fn assert_contained<'a>(attacks: &[Attack], verdicts: impl Iterator<Item = &'a V
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
-/// What the host looks like: files that attacks would leave, listening sockets, processes by owner.
+/// What the host looks like: files that attacks would leave, sockets on which a Python listens, processes by
+/// owner.
 #[derive(Debug, PartialEq, Eq)]
 struct Host {
     files: BTreeSet<PathBuf>,
@@ -113,18 +114,18 @@ impl Host {
             .filter(|path| path.to_string_lossy().contains("codeseq-attack"))
             .collect();
         let sockets = ["tcp", "tcp6", "udp", "udp6", "raw"];
+        let of_pythons = sockets_of_pythons();
         let listening = sockets
             .iter()
             .flat_map(|kind| {
                 let table =
                     std::fs::read_to_string(format!("/proc/net/{kind}")).unwrap_or_default();
-                let lines: Vec<String> = table
-                    .lines()
-                    .skip(1)
-                    .filter(|line| line.split_whitespace().nth(3) == Some("0A"))
-                    .map(|line| format!("{kind} {}", line.split_whitespace().nth(1).unwrap_or("")))
-                    .collect();
-                lines
+                let of_line = |line: &str| {
+                    let words: Vec<&str> = line.split_whitespace().collect();
+                    let is_listening = words[3] == "0A" && of_pythons.contains(words[9]);
+                    is_listening.then(|| format!("{kind} {}", words[1]))
+                };
+                table.lines().skip(1).filter_map(of_line).collect::<Vec<String>>()
             })
             .collect();
         let python_processes = std::fs::read_dir("/proc")
@@ -135,6 +136,23 @@ impl Host {
             .collect();
         Self { files, listening, python_processes }
     }
+}
+
+/// Inodes of the sockets that programs of the judge could hold; other work beside this test may open ports.
+fn sockets_of_pythons() -> BTreeSet<String> {
+    let entries = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let is_python = |process: &PathBuf| {
+        let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+        name.starts_with("python")
+    };
+    let processes = entries("/proc".into()).map(|entry| entry.path()).filter(is_python);
+    let links = processes.flat_map(|process| entries(process.join("fd")));
+    let targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+    let inode = |target: PathBuf| {
+        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+        Some(inode.to_owned())
+    };
+    targets.filter_map(inode).collect()
 }
 
 fn descends_from_us(pid: &str) -> bool {

@@ -11,9 +11,10 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, getppid};
+use nix::unistd::{AccessFlags, Pid, access, getppid};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
@@ -24,6 +25,27 @@ pub(crate) const LONGEST_LINE: usize = 1 << 20;
 const LINES_AHEAD: usize = 16;
 /// Between two looks at whether the user wants to stop.
 const POLL: Duration = Duration::from_millis(100);
+
+/// Refuses a command whose program, or a script of which, is not there.
+pub(crate) fn check(command: &[String]) -> Result<()> {
+    let [program, arguments @ ..] = command else {
+        return Err(usage("no program is named"));
+    };
+    let can_run = |file: &Path| file.is_file() && access(file, AccessFlags::X_OK).is_ok();
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = match program.contains('/') {
+        true => can_run(Path::new(program)),
+        false => std::env::split_paths(&dirs).any(|dir| can_run(&dir.join(program))),
+    };
+    if !is_there {
+        return Err(usage(format!("cannot start {program}: there is no such program")));
+    }
+    let is_script = |word: &&String| word.ends_with(".py") || word.ends_with(".sh");
+    match arguments.iter().filter(is_script).find(|word| !Path::new(word).exists()) {
+        Some(script) => Err(usage(format!("{script}: no such file"))),
+        None => Ok(()),
+    }
+}
 
 /// What came from the program within the time that was allowed.
 #[derive(Debug, PartialEq)]

@@ -7,6 +7,7 @@
 use super::foreign;
 use super::shards::{INDEX, WEIGHTS, has_weights, shard_names};
 use crate::base::error::usage;
+use crate::base::fs::children;
 use crate::base::hub::{Download, Extent, Hub, Kind, Repo};
 use crate::tokenizer;
 use anyhow::{Context, Result};
@@ -30,6 +31,13 @@ pub fn resolve(model: &Path, needs: Needs) -> Result<PathBuf> {
     if let Some(refusal) = foreign::refusal(model) {
         return Err(refusal);
     }
+    if let Some(checkpoint) = last_checkpoint(model) {
+        return Err(usage(format!(
+            "{} is a run, whose models are its checkpoints: give one, such as {}",
+            model.display(),
+            checkpoint.display()
+        )));
+    }
     if model.exists() {
         return Ok(model.to_owned());
     }
@@ -41,6 +49,13 @@ pub fn resolve(model: &Path, needs: Needs) -> Result<PathBuf> {
         ))
     })?;
     find(&Hub::from_env()?, &repo, needs)
+}
+
+/// The last checkpoint of a run directory, if it is one.
+fn last_checkpoint(dir: &Path) -> Option<PathBuf> {
+    let is_model = |dir: &PathBuf| dir.join(CONFIG).is_file();
+    let checkpoints = children(&dir.join("checkpoints")).ok()?;
+    checkpoints.into_iter().filter(is_model).max().filter(|_| !dir.join(CONFIG).exists())
 }
 
 fn find(hub: &Hub, repo: &Repo, needs: Needs) -> Result<PathBuf> {
@@ -116,6 +131,20 @@ mod tests {
         let error = resolve(Path::new("runs/gone/x"), Needs::Model).unwrap_err();
         assert_eq!(exit_code(&error), 2);
         assert!(error.to_string().contains("runs/gone/x: no such directory"), "{error}");
+    }
+
+    #[test]
+    fn a_run_directory_points_to_its_last_checkpoint() {
+        let run = tempfile::tempdir().unwrap();
+        for step in ["step-000002", "step-000010"] {
+            let file = run.path().join("checkpoints").join(step).join(CONFIG);
+            write_atomic(&file, b"{}").unwrap();
+        }
+        let error = resolve(run.path(), Needs::Config).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().ends_with("checkpoints/step-000010"), "{error}");
+        let model = run.path().join("checkpoints/step-000002");
+        assert_eq!(resolve(&model, Needs::Config).unwrap(), model);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::LanguageModel;
 use super::hub::{self, Needs};
 use crate::base::error::usage;
 use crate::base::fs::children;
+use crate::tokenizer::MORE_TEMPLATES;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -87,6 +88,10 @@ impl ModelSource {
 pub fn model_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let kinds = ["json", "jinja", "safetensors"];
     let mut files = children(dir)?;
+    let templates = dir.join(MORE_TEMPLATES);
+    if templates.is_dir() {
+        files.extend(children(&templates)?);
+    }
     files.retain(|path| path.extension().is_some_and(|e| kinds.iter().any(|kind| e == *kind)));
     files.sort();
     Ok(files)

@@ -11,7 +11,7 @@ use crate::engine::OpenModel;
 use crate::eval::journal::{Identity, Journal};
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempts::check_fit;
-use crate::tasks::Task;
+use crate::tasks::{Task, TaskKind};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -70,11 +70,14 @@ impl AttemptArgs {
         outs.iter().try_for_each(|out| check_writable(out, &[&self.data]))
     }
 
-    /// The task that `make` makes of the problems, and of the prompt where one is given.
+    /// The task of this kind that `make` makes of the problems, and of the prompt where one is given.
     pub fn open<T>(
         &self,
+        kind: TaskKind,
         make: impl FnOnce(Vec<Problem>, Option<&Path>) -> Result<T>,
     ) -> Result<T> {
+        // What is wrong with it is not said of the problems.
+        kind.check_prompt(self.prompt.as_deref())?;
         let problems = rows::read(&self.data)?;
         make(problems, self.prompt.as_deref()).with_context(|| self.data.display().to_string())
     }

@@ -11,7 +11,7 @@ use crate::eval::journal::Journal;
 use crate::eval::responses;
 use crate::eval::score::{self, Evaluation, Score};
 use crate::sandbox::Judge;
-use crate::tasks::{NextNumber, NumberSequences, Task};
+use crate::tasks::{NextNumber, NumberSequences, Task, TaskKind};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -92,14 +92,15 @@ pub fn run(args: Args) -> Result<()> {
 fn gtg(args: &GtgArgs) -> Result<()> {
     args.attempts.check(&args.score.outs()?)?;
     let judge = Judge::start(args.judge.options())?;
-    let task =
-        args.attempts.open(|problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
+    let task = args
+        .attempts
+        .open(TaskKind::Gtg, |problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
     score_on(&task, &args.attempts, &args.score)
 }
 
 fn next_number(args: &NextNumberArgs) -> Result<()> {
     args.attempts.check(&args.score.outs()?)?;
-    let task = args.attempts.open(NextNumber::open)?;
+    let task = args.attempts.open(TaskKind::NextNumber, NextNumber::open)?;
     score_on(&task, &args.attempts, &args.score)
 }
 
@@ -126,8 +127,9 @@ fn cases(args: &CasesArgs) -> Result<()> {
     let outs: Vec<&Path> = args.out.iter().map(PathBuf::as_path).collect();
     args.attempts.check(&outs)?;
     let judge = Judge::start(args.judge.options())?;
-    let task =
-        args.attempts.open(|problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
+    let task = args
+        .attempts
+        .open(TaskKind::Gtg, |problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
     cases::check(&task)?;
     let mut prepared = args.attempts.prepare(&task, args.out.as_deref())?;
     let analysis = cases::analyse(
@@ -168,6 +170,9 @@ fn write(out: Option<&Path>, result: &impl Serialize) -> Result<()> {
     }
 }
 
+/// More families than this would fill a terminal.
+const MOST_FAMILIES: usize = 24;
+
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
@@ -186,7 +191,13 @@ fn score_text(task: &str, score: &Score) -> String {
         with_interval(score.pass_at_1, Some(score.ci95)),
         score.num_problems.to_string(),
     ]);
-    for (family, of_family) in &score.families {
+    let (shown, left_out) = match score.families.len() {
+        n if n > MOST_FAMILIES => {
+            (0, format!("{n} families, each of which is in the file of --out\n"))
+        }
+        n => (n, String::new()),
+    };
+    for (family, of_family) in score.families.iter().take(shown) {
         table.row([
             family.clone(),
             with_interval(of_family.pass_at_1, of_family.ci95),
@@ -202,7 +213,7 @@ fn score_text(task: &str, score: &Score) -> String {
         failures.row([reason.clone(), count.to_string()]);
     }
     format!(
-        "{table}\n{by_k}\n{failures}\n{} rollouts for each problem, {:.0} tokens on average, {} in the \
+        "{table}{left_out}\n{by_k}\n{failures}\n{} rollouts for each problem, {:.0} tokens on average, {} in the \
          wrong format, {} without a verdict\n",
         score.num_rollouts,
         score.mean_response_tokens,

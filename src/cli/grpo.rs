@@ -25,6 +25,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let resolved = rl::Config::load(&args.config.config, &args.config.set)?;
     let config = &resolved.value;
+    config.check_files()?;
     let plan = plan::Plan::new(&config.workload()?);
     if args.config.dry_run {
         print(data_lines(config)?)?;

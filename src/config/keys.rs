@@ -115,6 +115,14 @@ impl Check<'_> {
                 Err(usage(format!("{place}: `{path}` must be a name or a table with one key")))
             }
             DeValue::Table(table) if shape.is_table() => self.table(table, shape, path, &place),
+            DeValue::Integer(number)
+                if i64::from_str_radix(number.as_str(), number.radix()).is_err() =>
+            {
+                Err(usage(format!(
+                    "{place}: `{path}` is {}: TOML has whole numbers from -2^63 to 2^63 - 1 only",
+                    self.sources.text(value.span())
+                )))
+            }
             value if choices.is_empty() && shape.accepts(value) => Ok(()),
             DeValue::Table(_) => {
                 Err(usage(format!("{place}: `{path}` is a table: expected {}", shape.expected())))

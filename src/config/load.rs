@@ -272,6 +272,10 @@ mod tests {
             "0.toml:1: `steps` is -1: expected a whole number, 0 or more"
         );
         assert_eq!(
+            error(&["steps = 1\nseed = 0x8000000000000000"], &[]),
+            "0.toml:2: `seed` is 0x8000000000000000: TOML has whole numbers from -2^63 to 2^63 - 1 only"
+        );
+        assert_eq!(
             error(&["steps = 1\noptim = 3"], &[]),
             "0.toml:2: `optim` is 3: expected a table"
         );
@@ -283,6 +287,22 @@ mod tests {
             error(&["steps = 1\n[optim]\nbetas = [1]"], &[]),
             "0.toml:3: `optim.betas` is [1]: expected a list of 2"
         );
+    }
+
+    #[test]
+    fn a_value_that_is_no_name_comes_with_the_names() {
+        #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "snake_case")]
+        enum Kept {
+            All,
+            None,
+        }
+        #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+        struct Keeping {
+            keep: Kept,
+        }
+        let text = load::<Keeping>(&[], &["keep=true".to_owned()]).unwrap_err().to_string();
+        assert_eq!(text, "--set keep=true: `keep` is true: expected one of all, none");
     }
 
     #[test]

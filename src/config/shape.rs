@@ -110,6 +110,10 @@ impl<'s> Shape<'s> {
 
     /// What the value has to be, in words.
     pub(crate) fn expected(self) -> String {
+        let names: Vec<&str> = self.choices().into_iter().map(|(name, _)| name).collect();
+        if !names.is_empty() {
+            return format!("one of {}", names.join(", "));
+        }
         match (self.kind(), self.length(), self.item()) {
             ("integer", ..) if self.is_natural() => "a whole number, 0 or more".to_owned(),
             ("integer", ..) => "a whole number".to_owned(),

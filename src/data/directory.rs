@@ -1,10 +1,10 @@
 //! Which files of a directory, or of a data set on the Hub, are samples.
 //!
-//! Contract, which docs/sft.md tells users: files named `.jsonl`, `.json`, `.ndjson` or `.parquet`, in
-//! small or capital letters, in the order of their names; hidden ones and the notes that `datasets` leaves
+//! Contract, which docs/sft.md tells users: files named `.jsonl`, `.json`, `.ndjson` (also with `.gz` behind
+//! that) or `.parquet`, in small or capital letters, in the order of their names; hidden ones and the notes that `datasets` leaves
 //! are none. Where names tell splits, only the training split is read. What is left out is named in the
-//! log, unless it belongs to another split; what cannot be meant is refused: no training split, compressed
-//! files, the same rows in two formats.
+//! log, unless it belongs to another split; what cannot be meant is refused: no training split, other
+//! compressed files, the same rows in two formats.
 
 use super::rows::Format;
 use crate::base::error::usage;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Files that the `datasets` library writes about others.
 const NOTES: [&str; 4] =
     ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
-/// Endings of files that were compressed as a whole.
+/// Endings of files that were compressed as a whole; of these only gzip is read, and only of JSON.
 const COMPRESSED: [&str; 6] = ["gz", "zst", "bz2", "xz", "lz4", "br"];
 /// Endings of rows that are not read.
 const FOREIGN: [&str; 5] = ["csv", "tsv", "arrow", "zip", "tar"];
@@ -71,16 +71,17 @@ impl Choice {
             )));
         }
         let files = training(place, data, &mut left_out)?;
-        if let Some(file) = files.iter().find(|file| is_compressed(file)) {
+        if let Some(file) = files.iter().find(|file| Format::of(file).is_none()) {
             let file = file.display();
             return Err(usage(format!(
-                "{place}: {file} is compressed, which is not read: decompress it (gzip -d, zstd -d), or \
+                "{place}: {file} is compressed, which is not read: decompress it (zstd -d, xz -d), or \
                  name the files to read"
             )));
         }
         let mut stems: BTreeMap<PathBuf, &Path> = BTreeMap::new();
         for file in &files {
-            if let Some(twin) = stems.insert(file.with_extension(""), file) {
+            let stem = if ending(file) == "gz" { file.with_extension("") } else { file.clone() };
+            if let Some(twin) = stems.insert(stem.with_extension(""), file) {
                 return Err(usage(format!(
                     "{place}: {} and {} may hold the same rows: name the one to read",
                     twin.display(),
@@ -203,7 +204,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
-        assert!(refused(&["a.jsonl", "b.jsonl.gz"]).contains("b.jsonl.gz is compressed"));
+        assert_eq!(chosen(&["a.jsonl", "b.JSONL.gz"]), ["a.jsonl", "b.JSONL.gz"]);
+        assert!(refused(&["a.jsonl", "b.jsonl.xz"]).contains("b.jsonl.xz is compressed"));
+        assert!(refused(&["a.parquet.gz"]).contains("a.parquet.gz is compressed"));
+        assert!(refused(&["a.jsonl", "a.jsonl.gz"]).contains("may hold the same rows"));
         assert!(refused(&["a.JSON.ZST"]).contains("is compressed"));
         assert!(refused(&["a.jsonl", "a.parquet"]).contains("a.jsonl and a.parquet"));
         assert_eq!(chosen(&["train.jsonl", "test.jsonl.gz"]), ["train.jsonl"]);

@@ -97,8 +97,8 @@ fn local(place: &str) -> Result<Option<Vec<InputFile>>> {
     }
     if Format::of(path).is_none() {
         return Err(usage(format!(
-            "{place}: not a kind of file that is read: samples lie in .jsonl, .json or .parquet, not \
-             compressed as a whole (gzip -d, zstd -d)"
+            "{place}: not a kind of file that is read: samples lie in .jsonl, .json, their .gz, or .parquet; \
+             decompress others first (zstd -d, xz -d)"
         )));
     }
     Ok(Some(vec![InputFile(path.to_owned())]))

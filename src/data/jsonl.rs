@@ -1,14 +1,20 @@
 //! Rows of JSON in and out: an object a line, or one array of objects.
 //!
 //! Contract: a file whose first character is `[` is an array, whatever its name; it is held in memory as
-//! text. A malformed row is the user's mistake and is named by file, line and column.
+//! text. A file that begins as gzip does is decompressed, whatever its name. A malformed row is the user's
+//! mistake and is named by file, line and column. So is a line that is not UTF-8, unless what is not is a
+//! value that `T` takes as it is written: there such bytes are escapes of lone surrogates (`\udcff`), as in
+//! Python, which are no text.
 
 use super::header::Header;
 use crate::base::error::usage;
 use crate::base::fs::AtomicFile;
 use anyhow::{Context, Error, Result};
+use flate2::bufread::MultiGzDecoder;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -17,6 +23,31 @@ use std::path::Path;
 const HEADER: u64 = 1 << 20;
 /// What some editors begin a file with.
 const MARK: char = '\u{feff}';
+/// What gzip begins a file with; no JSON does.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// The text of a file, from its beginning.
+struct Text {
+    reader: Box<dyn BufRead + Send>,
+    /// Bytes of the text; not known of a compressed file.
+    size: Option<u64>,
+}
+
+impl Text {
+    fn open(path: &Path) -> Result<Self> {
+        let unreadable = |e| unreadable(path, &e);
+        let file = File::open(path).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        let mut reader = BufReader::new(file);
+        Ok(match reader.fill_buf().map_err(unreadable)?.starts_with(&GZIP) {
+            true => {
+                let reader = BufReader::new(MultiGzDecoder::new(reader));
+                Self { reader: Box::new(reader), size: None }
+            }
+            false => Self { reader: Box::new(reader), size: Some(size) },
+        })
+    }
+}
 
 /// The rows of `path`, read as they are asked for; blank lines are skipped.
 pub fn rows<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
@@ -27,34 +58,56 @@ pub fn rows<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Res
 pub fn numbered_rows<T: DeserializeOwned>(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<(usize, T)>> + Send + use<T>> {
-    let file = File::open(path).map_err(|e| unreadable(path, &e))?;
-    let mut reader = BufReader::new(file);
+    let mut reader = Text::open(path)?.reader;
     let path = path.to_owned();
     let (array, lines) = if is_array(&mut reader).map_err(|e| unreadable(&path, &e))? {
         (elements(reader, &path)?, None)
     } else {
-        (Vec::new(), Some(reader.lines()))
+        (Vec::new(), Some(reader.split(b'\n')))
     };
     let elements = {
         let path = path.clone();
         array.into_iter().enumerate().map(move |(i, element)| {
             let row = serde_json::from_str(element.get());
-            let named = |e| usage(format!("{}: row {}: {e}", path.display(), i + 1));
-            row.map(|row| (i + 1, row)).map_err(named)
+            let place = || format!("{}: row {}", path.display(), i + 1);
+            row.map(|row| (i + 1, row))
+                .map_err(|e| usage(format!("{}: {}", place(), reason(&e, element.get()))))
         })
     };
     let lines = lines.into_iter().flatten().enumerate().filter_map(move |(i, line)| {
         let place = || format!("{}:{}", path.display(), i + 1);
         match line {
-            Ok(line) if line.trim().is_empty() => None,
-            Ok(line) => {
-                let row = serde_json::from_str(without_mark(i, &line));
-                Some(row.map(|row| (i + 1, row)).map_err(|e| mistake(&place(), &e)))
-            }
+            Ok(line) if line.trim_ascii().is_empty() => None,
+            Ok(line) => Some(row_of(i, &line, place).map(|row| (i + 1, row))),
             Err(e) => Some(Err(usage(format!("{}: cannot read the line: {e}", place())))),
         }
     });
     Ok(elements.chain(lines))
+}
+
+/// The row of a line, with its index.
+fn row_of<T: DeserializeOwned>(index: usize, line: &[u8], place: impl Fn() -> String) -> Result<T> {
+    let text = match str::from_utf8(line) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => Cow::Owned(escaped(line)),
+    };
+    let text = without_mark(index, &text);
+    serde_json::from_str(text).map_err(|e| match str::from_utf8(line) {
+        Ok(_) => mistake(&place(), &e, text),
+        Err(e) => usage(format!("{}:{}: not valid UTF-8", place(), e.valid_up_to() + 1)),
+    })
+}
+
+/// JSON whose bytes that are not UTF-8 are escapes of lone surrogates.
+fn escaped(line: &[u8]) -> String {
+    let mut text = String::with_capacity(line.len());
+    for chunk in line.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            let _ = write!(text, "\\udc{byte:02x}");
+        }
+    }
+    text
 }
 
 /// Whether the first character opens an array.
@@ -70,7 +123,7 @@ fn elements(mut reader: impl Read, path: &Path) -> Result<Vec<Box<RawValue>>> {
     reader.read_to_string(&mut text).map_err(|e| unreadable(path, &e))?;
     serde_json::from_str(without_mark(0, &text)).map_err(|e| {
         let place = format!("{}:{}", path.display(), e.line());
-        mistake(&place, &e).context(format!("{}: not a JSON array of rows", path.display()))
+        mistake(&place, &e, "{").context(format!("{}: not a JSON array of rows", path.display()))
     })
 }
 
@@ -78,9 +131,9 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     usage(format!("cannot read {}: {error}", path.display()))
 }
 
-/// What is wrong with the JSON that begins at `place`, and where.
-fn mistake(place: &str, error: &serde_json::Error) -> Error {
-    let reason = reason(error);
+/// What is wrong with the JSON `text` that begins at `place`, and where.
+fn mistake(place: &str, error: &serde_json::Error, text: &str) -> Error {
+    let reason = reason(error, text);
     let reason = match error.is_eof() {
         true => format!("{reason}; expected a JSON object a line (JSON Lines), or one JSON array"),
         false => reason,
@@ -98,11 +151,21 @@ fn without_mark(index: usize, line: &str) -> &str {
     marked.unwrap_or(line)
 }
 
-/// serde's words without its line, which is always the first.
-fn reason(error: &serde_json::Error) -> String {
-    let text = error.to_string();
+/// serde's words about `text`, without its line, which is always the first, and without names of types.
+fn reason(error: &serde_json::Error, text: &str) -> String {
+    const SHOWN: usize = 40;
+    let row = text.trim_start();
+    if !row.starts_with('{') {
+        let shown: String = row.trim_end().chars().take(SHOWN).collect();
+        return format!("expected a JSON object, found {shown}");
+    }
+    let words = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
-    text.strip_suffix(&place).unwrap_or(&text).to_owned()
+    let words = words.strip_suffix(&place).unwrap_or(&words);
+    match words.split_once("expected struct ") {
+        Some((found, _)) => format!("{found}expected an object"),
+        None => words.to_owned(),
+    }
 }
 
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
@@ -110,28 +173,34 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 }
 
 pub fn count(path: &Path) -> Result<u64> {
-    let unreadable = |e| unreadable(path, &e);
-    let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
-    if is_array(&mut reader).map_err(unreadable)? {
-        return Ok(elements(reader, path)?.len() as u64);
-    }
-    let (mut count, mut line) = (0, Vec::new());
-    while reader.read_until(b'\n', &mut line).map_err(unreadable)? > 0 {
-        count += u64::from(!line.trim_ascii().is_empty());
-        line.clear();
-    }
-    Ok(count)
+    Ok(measure(Text::open(path)?.reader, path)?.rows as u64)
 }
 
-/// What the first lines say of the whole file, or all elements of an array.
+/// What the whole of a file holds.
+fn measure(mut reader: impl BufRead, path: &Path) -> Result<Header> {
+    let unreadable = |e| unreadable(path, &e);
+    if is_array(&mut reader).map_err(unreadable)? {
+        let elements = elements(reader, path)?;
+        let text_bytes = elements.iter().map(|element| element.get().len()).sum::<usize>() as f64;
+        return Ok(Header { rows: elements.len() as f64, text_bytes });
+    }
+    let (mut rows, mut size, mut line) = (0u64, 0, Vec::new());
+    while reader.read_until(b'\n', &mut line).map_err(unreadable)? > 0 {
+        rows += u64::from(!line.trim_ascii().is_empty());
+        size += line.len();
+        line.clear();
+    }
+    Ok(Header { rows: rows as f64, text_bytes: size as f64 })
+}
+
+/// What the first lines say of the whole file; of an array, or of a compressed file, the whole.
 pub fn header(path: &Path) -> Result<Header> {
     let unreadable = |e| unreadable(path, &e);
-    let file = File::open(path).map_err(unreadable)?;
-    let size = file.metadata().map_err(unreadable)?.len() as f64;
-    let mut reader = BufReader::new(file);
-    if is_array(&mut reader).map_err(unreadable)? {
-        return Ok(Header { rows: elements(reader, path)?.len() as f64, text_bytes: size });
-    }
+    let Text { mut reader, size } = Text::open(path)?;
+    let is_array = is_array(&mut reader).map_err(unreadable)?;
+    let Some(size) = size.filter(|_| !is_array).map(|size| size as f64) else {
+        return measure(reader, path);
+    };
     let mut start = Vec::new();
     reader.take(HEADER).read_to_end(&mut start).map_err(unreadable)?;
     let lines = start.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
@@ -181,8 +250,47 @@ mod tests {
     }
 
     #[test]
+    fn a_compressed_file_holds_the_rows_that_were_compressed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl.gz");
+        let parts = ["{\"n\": 1}\n{\"n\": 2}\n", "\n{\"n\": 3}"];
+        // A file that was appended to has several members.
+        let members = parts.map(|part| {
+            let mut member = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+            member.write_all(part.as_bytes()).unwrap();
+            member.finish().unwrap()
+        });
+        std::fs::write(&path, members.concat()).unwrap();
+        let rows: Vec<serde_json::Value> = read(&path).unwrap();
+        assert_eq!(rows, [1, 2, 3].map(|n| serde_json::json!({"n": n})));
+        let text_bytes = parts.concat().len() as f64;
+        assert_eq!((count(&path).unwrap(), header(&path).unwrap().rows), (3, 3.0));
+        assert_eq!(header(&path).unwrap().text_bytes, text_bytes);
+        std::fs::write(&path, &members[0][..20]).unwrap();
+        let error = read::<serde_json::Value>(&path).unwrap_err().to_string();
+        assert!(error.contains("a.jsonl.gz:1: cannot read the line"), "{error}");
+    }
+
+    #[test]
+    fn a_line_that_is_no_utf8_is_named_unless_the_value_is_taken_as_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        std::fs::write(&path, b"{\"a\": \"b\"}\n{\"a\": \"\xff\xe9\"}\n").unwrap();
+        #[derive(serde::Deserialize)]
+        struct Row<A> {
+            a: A,
+        }
+        let error = read::<Row<String>>(&path).err().unwrap().to_string();
+        assert!(error.ends_with("a.jsonl:2:8: not valid UTF-8"), "{error}");
+        let rows: Vec<Row<Box<RawValue>>> = read(&path).unwrap();
+        assert_eq!(rows[1].a.get(), r#""\udcff\udce9""#);
+    }
+
+    #[test]
     fn a_bad_row_is_named_by_its_place() {
         for (text, part) in [
+            ("{\"n\": [1]}\nnull", "a.json:2:4: expected a JSON object, found null"),
+            ("[{\"n\": [1]}, 5]", "a.json: row 2: expected a JSON object, found 5"),
             ("{\"n\": [1]}\n{\"n\": 2}", "a.json:2:7: invalid type"),
             ("[{\"n\": [1]}, {\"n\": 2}]", "a.json: row 2: invalid type"),
             ("[{\"n\": [1]},\n 5 6]", "not a JSON array of rows: "),

@@ -19,6 +19,8 @@ use anyhow::Result;
 
 /// Bytes of text that a token of Llama 3 or Qwen2.5 stands for, about.
 pub const BYTES_PER_TOKEN: f64 = 4.0;
+/// So many passes over a source are hardly meant.
+const MANY_PASSES: f64 = 100.0;
 /// Rows of a source that tell what the others are like.
 const EXAMINED: usize = 512;
 
@@ -181,7 +183,14 @@ impl SourceOutlook {
         };
         let samples_text = human::count(samples as u64);
         let mean = if samples > 0.0 { tokens / samples } else { 0.0 };
-        let passes = self.passes.map_or(String::new(), |n| format!(", read {n:.2} times"));
+        let passes = match self.passes {
+            None => String::new(),
+            Some(n) if n < MANY_PASSES => format!(", read {n:.2} times"),
+            Some(n) => {
+                let times = human::count(n as u64);
+                format!(", read {times} times, which is learning by heart (train.total_steps?)")
+            }
+        };
         format!("{about}{samples_text} samples of {mean:.0} tokens{how}{passes}")
     }
 }
@@ -248,6 +257,9 @@ mod tests {
         let source = |size| SourceOutlook { name: "a".to_owned(), weight: 1.0, size, passes: None };
         assert_eq!(source(Some(size)).describe(), "10 samples of 10 tokens");
         assert!(source(None).describe().contains("not on this machine"));
+        let read = |passes| SourceOutlook { passes: Some(passes), ..source(Some(size)) }.describe();
+        assert!(read(99.5).ends_with("read 99.50 times"));
+        assert!(read(4321.0).contains("read 4,321 times, which is learning by heart"));
     }
 
     #[test]

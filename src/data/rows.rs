@@ -1,7 +1,7 @@
 //! The rows of one file, whatever its kind.
 //!
 //! Contract: a row is a JSON object. Files named `.parquet` are Parquet, all others JSON Lines, or one
-//! JSON array of objects. The same value is the same row in each of them. Rows are read as they are
+//! JSON array of objects, as they are or compressed with gzip. The same value is the same row in each of them. Rows are read as they are
 //! asked for; a bad one is the user's mistake and is named by its place.
 
 use super::header::Header;
@@ -27,6 +27,7 @@ impl Format {
         match path.extension()?.to_str()?.to_lowercase().as_str() {
             "parquet" => Some(Self::Parquet),
             "jsonl" | "json" | "ndjson" => Some(Self::Json),
+            "gz" => Self::of(&path.with_extension("")).filter(|inner| *inner == Self::Json),
             _ => None,
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! The original text is kept and returned byte for byte. A key that changes the numbers in a way that the
 //! decoder does not compute is refused by name. Both the older layout (`rope_theta`, `rope_scaling`) and
-//! the newer one (`rope_parameters`) are read. Sliding windows are refused, and so are sequences so long
-//! that dynamic rope would begin to scale.
+//! the newer one (`rope_parameters`) are read. Sliding windows shorter than the model's positions are
+//! refused, and so are sequences so long that dynamic rope would begin to scale.
 
 use super::config_keys::{Keys, MOST_HEADS, MOST_LAYERS, MOST_TOKENS, WIDEST};
 use super::families::Family;
@@ -75,6 +75,7 @@ impl ModelConfig {
         }
         let keys = Keys(&value);
         keys.refuse_unsupported(family.window)?;
+        let vocab_size = keys.size("vocab_size", MOST_TOKENS)?;
         let hidden_size = keys.size("hidden_size", WIDEST)?;
         let num_heads = keys.size("num_attention_heads", MOST_HEADS)?;
         let num_kv_heads = keys.size_or("num_key_value_heads", num_heads, MOST_HEADS)?;
@@ -90,7 +91,7 @@ impl ModelConfig {
         let rope = keys.rope()?;
         Ok(Self {
             family,
-            vocab_size: keys.size("vocab_size", MOST_TOKENS)?,
+            vocab_size,
             hidden_size,
             intermediate_size: keys.size("intermediate_size", WIDEST)?,
             num_layers: keys.size("num_hidden_layers", MOST_LAYERS)?,
@@ -105,7 +106,7 @@ impl ModelConfig {
             has_head_norm: family.names.head_norms.is_some(),
             max_position_embeddings: keys.max_position_embeddings()?,
             initializer_range: keys.number_or("initializer_range", 0.02, 0.0..=1e3)? as f32,
-            eos_token_ids: keys.tokens("eos_token_id")?,
+            eos_token_ids: keys.tokens_below("eos_token_id", vocab_size)?,
             json: text.to_owned(),
         })
     }
@@ -222,6 +223,7 @@ mod tests {
             json!({"sliding_window": null, "use_sliding_window": true, "max_window_layers": 1}),
             json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2}),
             json!({"layer_types": ["full_attention", "full_attention"]}),
+            json!({"sliding_window": 2048, "use_sliding_window": true, "max_window_layers": 1}),
             json!({"rope_scaling": {"rope_type": "default"}}),
             json!({"rope_scaling": {"type": "default", "factor": 1.0}}),
             json!({"rope_scaling": {"type": "linear", "factor": 1.0}}),
@@ -268,7 +270,7 @@ mod tests {
 
     #[test]
     fn the_window_of_a_mistral_is_refused_given_or_not() {
-        let mistral = LLAMA.replace("LlamaFor", "MistralFor");
+        let mistral = LLAMA.replace("LlamaFor", "MistralFor").replace("\"llama\"", "\"mistral\"");
         for (text, said) in [
             (mistral.clone(), "`sliding_window` is 4096"),
             (mistral.replace("\"rope_scaling\"", "\"sliding_window\""), ""),
@@ -276,11 +278,18 @@ mod tests {
                 mistral.replace("\"rope_scaling\": null", "\"sliding_window\": 32"),
                 "is 32; supported: null",
             ),
+            (mistral.replace("\"rope_scaling\": null", "\"sliding_window\": 131072"), ""),
         ] {
             let error = ModelConfig::from_json(&text).err().map(|error| error.to_string());
             assert_eq!(error.is_some(), !said.is_empty());
             assert!(error.unwrap_or_default().contains(said), "{said}");
         }
+    }
+
+    #[test]
+    fn a_class_and_a_type_of_different_families_are_refused() {
+        let error = llama_with(&json!({"model_type": "qwen2"})).unwrap_err().to_string();
+        assert!(error.contains("\"LlamaForCausalLM\" and `model_type` is \"qwen2\""), "{error}");
     }
 
     #[test]
@@ -356,6 +365,12 @@ mod tests {
                 r#""layer_types": ["full_attention", "sliding_attention"]"#,
                 "`layer_types` is \"sliding_attention\"",
             ),
+            (
+                r#""rope_scaling": null"#,
+                r#""layer_types": ["full_attention"]"#,
+                "`layer_types` has 1 entries, but `num_hidden_layers` is 2",
+            ),
+            ("[3, 4]", "[3, 32]", "`eos_token_id` is 32, but must be a token id below 32"),
             (r#""rope_scaling": null"#, r#""rope_scaling": 5"#, "`rope_scaling` is 5"),
             (r#""rope_scaling": null"#, r#""rope_scaling": []"#, "`rope_scaling` is []"),
             (

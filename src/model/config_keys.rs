@@ -69,12 +69,14 @@ impl<'a> Keys<'a> {
         })
     }
 
-    pub(crate) fn tokens(&self, key: &str) -> Result<Vec<u32>> {
+    /// Ids of tokens, of which there are `count`.
+    pub(crate) fn tokens_below(&self, key: &str, count: usize) -> Result<Vec<u32>> {
         let token = |value: &Value| {
-            value
-                .as_u64()
-                .and_then(|token| u32::try_from(token).ok())
-                .ok_or_else(|| wrong(key, "a token id or a list of them", value))
+            let id = value.as_u64().and_then(|token| u32::try_from(token).ok());
+            id.filter(|&id| (id as usize) < count).ok_or_else(|| {
+                let expected = format!("a token id below {count} (vocab_size) or a list of them");
+                wrong(key, &expected, value)
+            })
         };
         match self.get(key) {
             None => Ok(Vec::new()),
@@ -180,6 +182,13 @@ impl<'a> Keys<'a> {
                 if let Some(other) = types.iter().find(|kind| *kind != FULL_ATTENTION) {
                     return unsupported("layer_types", other, "\"full_attention\"");
                 }
+                let layers = self.size("num_hidden_layers", MOST_LAYERS)?;
+                if types.len() != layers {
+                    return Err(usage(format!(
+                        "`layer_types` has {} entries, but `num_hidden_layers` is {layers}",
+                        types.len()
+                    )));
+                }
             }
             Some(value) => return Err(wrong("layer_types", "a list or null", value)),
         }
@@ -187,11 +196,14 @@ impl<'a> Keys<'a> {
     }
 
     fn refuse_window(&self, window: Window) -> Result<()> {
-        let size = self.get("sliding_window");
-        match (window, size) {
+        let positions = self.max_position_embeddings()? as u64;
+        let hides_something = |size: &&Value| size.as_u64().is_none_or(|size| size < positions);
+        match (window, self.get("sliding_window").filter(hides_something)) {
             (_, None) => Ok(()),
             (Window::Given, Some(size)) => {
-                unsupported("sliding_window", size, "null (without the key it is 4096)")
+                let supported =
+                    "null, or at least max_position_embeddings (without the key it is 4096)";
+                unsupported("sliding_window", size, supported)
             }
             // The types of the layers, which are all supported, decide in place of the switch.
             (Window::Switched, _) if self.get("layer_types").is_some() => Ok(()),

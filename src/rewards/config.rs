@@ -57,7 +57,8 @@ impl RewardKind {
         matches!(self, Cssr | CssrWithoutCases | NoLog | PassRate | PassRateLiteral)
     }
 
-    fn needs_own_cases(self) -> bool {
+    /// Whether it pays for cases that a response makes itself.
+    pub(crate) fn needs_own_cases(self) -> bool {
         matches!(self, Self::Cssr | Self::CssrWithoutSolvability | Self::NoLog)
     }
 }

@@ -10,6 +10,7 @@ use crate::config;
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::Path;
+use toml::Value;
 
 /// The whole configuration of a run, as its directory keeps it.
 pub trait RunConfig: Serialize + DeserializeOwned {
@@ -51,13 +52,37 @@ pub(crate) fn refuse_other_config<C: RunConfig>(path: &Path, config: &C) -> Resu
     )))
 }
 
+/// Whether two values in TOML, or each of two lists, name the same files, however they are spelled.
+fn is_same_place(before: &str, now: &str) -> bool {
+    fn same(before: &Value, now: &Value) -> bool {
+        match (before, now) {
+            (Value::String(before), Value::String(now)) => {
+                let place = |path: &str| Path::new(path).canonicalize().ok();
+                before == now || place(before).is_some_and(|before| Some(before) == place(now))
+            }
+            (Value::Array(before), Value::Array(now)) => {
+                before.len() == now.len() && before.iter().zip(now).all(|(a, b)| same(a, b))
+            }
+            _ => before == now,
+        }
+    }
+    match (before.parse::<Value>(), now.parse::<Value>()) {
+        (Ok(before), Ok(now)) => same(&before, &now),
+        _ => false,
+    }
+}
+
 /// Which settings are other ones `now`.
 fn differences<C: RunConfig>(before: &C, now: &C) -> Result<Vec<String>> {
     let table = |config: &C| toml::Table::try_from(config.unchangeable());
     let tables = [table(before), table(now)];
     let tables = tables.into_iter().collect::<Result<Vec<_>, _>>().context("comparing settings")?;
+    let is_same = |values: &[Option<String>]| match values {
+        [Some(before), Some(now)] => is_same_place(before, now),
+        _ => false,
+    };
     let differences = config::differences(&tables).into_iter();
-    let changed = differences.map(|(key, values)| {
+    let changed = differences.filter(|(_, values)| !is_same(values)).map(|(key, values)| {
         let [before, now] = [0, 1].map(|i| values[i].as_deref().unwrap_or("unset"));
         format!("{key} was {before}, is {now}")
     });

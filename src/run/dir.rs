@@ -27,6 +27,7 @@ use crate::config::Resolved;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
+use std::cell::Cell;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -74,6 +75,8 @@ pub struct RunDir {
     made: Vec<PathBuf>,
     /// Steps between checkpoints.
     save_every: u64,
+    /// Whether this process has come to make steps.
+    is_going: Cell<bool>,
     _lock: File,
 }
 
@@ -135,7 +138,8 @@ impl RunDir {
         })?;
         // From here on a failure leaves nothing: what was made goes with it.
         let save_every = config.value.checkpoint().every;
-        let run = Self { path: path.to_owned(), made, save_every, _lock: lock };
+        let is_going = Cell::new(false);
+        let run = Self { path: path.to_owned(), made, save_every, is_going, _lock: lock };
         run.begin(&config.to_toml(), existing)?;
         Ok(run)
     }
@@ -204,10 +208,15 @@ impl RunDir {
         self.path.join(SAMPLES).join(format!("{}.jsonl", step_name(step)))
     }
 
-    /// The error that ends the run, with what of it is saved; one that comes before there is a step, and
-    /// one that says so itself, stay as they are.
+    /// Says that all is well with what the run goes on from: what ends it from now on ends its steps.
+    pub(crate) fn begin_steps(&self) {
+        self.is_going.set(true);
+    }
+
+    /// The error that ends the run, with what of it is saved; one that comes before there is a step, or
+    /// keeps the run from going on, and one that says so itself, stay as they are.
     pub fn ended_by(&self, error: anyhow::Error) -> anyhow::Error {
-        if error.is::<Ending>() || !is_used(&self.path) {
+        if error.is::<Ending>() || !self.is_going.get() || !is_used(&self.path) {
             return error;
         }
         let ending = match self.checkpoints().latest() {
@@ -403,6 +412,8 @@ mod tests {
         let ended = || run.ended_by(usage("the disk is full"));
         assert_eq!(format!("{:#}", ended()), "the disk is full", "there is no step to speak of");
         write_atomic(&run.file(metrics::FILE), b"{\"step\":1}\n").unwrap();
+        assert_eq!(format!("{:#}", ended()), "the disk is full", "the same command meets it again");
+        run.begin_steps();
         assert_eq!(
             format!("{:#}", ended()),
             "no step is saved, as checkpoint.every is 100: the disk is full"
@@ -505,6 +516,31 @@ mod tests {
         let path = used(dir.path());
         let text = refusal(RunDir::create(&path, &config(2, &[]), Existing::Resume));
         assert!(text.contains("seed was 1, is 2"), "{text}");
+    }
+
+    #[test]
+    fn files_are_the_same_however_they_are_spelled() {
+        #[derive(Clone, Serialize, serde::Deserialize, schemars::JsonSchema)]
+        struct Reading {
+            files: Vec<PathBuf>,
+        }
+        impl RunConfig for Reading {
+            fn checkpoint(&self) -> &CheckpointConfig {
+                unreachable!("nothing is saved")
+            }
+
+            fn unchangeable(&self) -> Self {
+                self.clone()
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let [file, other] = ["a", "b"].map(|name| dir.path().join(name));
+        [&file, &other].into_iter().for_each(|file| fs::write(file, "").unwrap());
+        let before = dir.path().join(CONFIG);
+        fs::write(&before, toml::to_string(&Reading { files: vec![file] }).unwrap()).unwrap();
+        let now = |path: PathBuf| refuse_other_config(&before, &Reading { files: vec![path] });
+        now(dir.path().join("./a")).unwrap();
+        assert!(now(other).unwrap_err().to_string().contains("files was"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub use number_sequences::NumberSequences;
 pub use response::{opens_thought, program, with_opened_thought};
 
 use crate::data::problem::Problem;
+use crate::data::prompt::GtgPrompt;
 use crate::sandbox::Judge;
 use crate::tokenizer::Message;
 use anyhow::Result;
@@ -81,6 +82,14 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
+    /// Refuses a prompt that the task could not be asked with.
+    pub fn check_prompt(self, prompt: Option<&Path>) -> Result<()> {
+        match self {
+            Self::NextNumber => next_number::open_prompt(prompt).map(drop),
+            Self::Gtg => GtgPrompt::open(prompt).map(drop),
+        }
+    }
+
     /// The task with these problems and the prompt of a user's file, or else its own.
     pub fn open<'j>(
         self,

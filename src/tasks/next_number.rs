@@ -31,17 +31,9 @@ impl NextNumber {
     /// The task with the prompt of a user's file, or else its own. A problem with too few terms, or with one
     /// that is no integer, is refused and named.
     pub fn open(problems: Vec<Problem>, prompt: Option<&Path>) -> Result<Self> {
+        let prompt = open_prompt(prompt)?;
         problems::check(&problems)?;
         problems.iter().try_for_each(check_terms)?;
-        let bundled =
-            (include_str!("../../data/prompts/next_number.txt"), "data/prompts/next_number.txt");
-        let (prompt, place) = Template::open(prompt, bundled)?;
-        if !prompt.uses("terms") {
-            return Err(usage(format!(
-                "{place}: the prompt template does not show {{{{ terms }}}}, without which nobody can \
-                 know what is asked"
-            )));
-        }
         Ok(Self { problems, prompt })
     }
 
@@ -53,6 +45,20 @@ impl NextNumber {
             .expect("invariant: every problem has enough terms");
         (shown, next)
     }
+}
+
+/// The prompt of a user's file, or else the task's own.
+pub(crate) fn open_prompt(file: Option<&Path>) -> Result<Template> {
+    let bundled =
+        (include_str!("../../data/prompts/next_number.txt"), "data/prompts/next_number.txt");
+    let (prompt, place) = Template::open(file, bundled)?;
+    if !prompt.uses("terms") {
+        return Err(usage(format!(
+            "{place}: the prompt template does not show {{{{ terms }}}}, without which nobody can know \
+             what is asked"
+        )));
+    }
+    Ok(prompt)
 }
 
 fn check_terms(Problem { problem_id: id, terms, .. }: &Problem) -> Result<()> {

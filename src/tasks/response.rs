@@ -1,8 +1,8 @@
 //! Reads a response: its thought, its program, the cases that it made itself.
 //!
-//! A thought lies between `<think>` and `</think>`; the answer is what follows. A prompt may open the thought in
-//! the model's place: then `<think>` is put before the response ([`with_opened_thought`]), and one rule holds for
-//! all: a thought that does not end leaves no answer.
+//! A thought lies between `<think>` and `</think>`, or `[THINK]` and `[/THINK]`; the answer is what follows. A
+//! prompt may open the thought in the model's place: then `<think>` is put before the response
+//! ([`with_opened_thought`]), and one rule holds for all: a thought that does not end leaves no answer.
 //!
 //! The program is the last python block (`python_block`) of the answer. The chain of thought is all
 //! that precedes it. A self-made case is a line of the chain of thought
@@ -17,31 +17,30 @@
 
 use super::grade::FormatError;
 use super::python_block::{PythonBlock, last_python_block};
+use crate::tokenizer::{THOUGHT_CLOSES, THOUGHT_OPENS};
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
-
 /// Whether a prompt, as the model reads it, ends with the beginning of a thought.
 pub fn opens_thought(prompt: &str) -> bool {
-    prompt.trim_end().ends_with(OPEN)
+    THOUGHT_OPENS.iter().any(|open| prompt.trim_end().ends_with(open))
 }
 
 /// A response as it is graded: with the beginning of its thought, where the prompt has that.
 pub fn with_opened_thought(response: &str, is_opened: bool) -> Cow<'_, str> {
     match is_opened {
-        true => Cow::Owned(format!("{OPEN}\n{response}")),
+        true => Cow::Owned(format!("{}\n{response}", THOUGHT_OPENS[0])),
         false => Cow::Borrowed(response),
     }
 }
 
 /// What follows the thought, all of a response without one; `None` if the thought does not end.
 pub(crate) fn answer(response: &str) -> Option<&str> {
-    let start = match (response.find(OPEN), response.find(CLOSE)) {
-        (Some(open), _) => response[open..].find(CLOSE).map(|close| open + close),
-        (None, Some(close)) => Some(close),
-        (None, None) => Some(0),
+    let first = |text: &str, marks: &[&str]| marks.iter().filter_map(|mark| text.find(mark)).min();
+    let close = |text: &str| first(text, &THOUGHT_CLOSES);
+    let start = match first(response, &THOUGHT_OPENS) {
+        Some(open) => close(&response[open..]).map(|close| open + close),
+        None => Some(close(response).unwrap_or(0)),
     };
     start.map(|start| &response[start..])
 }
@@ -225,6 +224,8 @@ mod tests {
         assert_eq!(error("a</think>```python\n```python\nprint(1)\n``` "), None);
         assert_eq!(error("<think>```python\nprint(1)\n```"), Some(FormatError::UnclosedThink));
         assert_eq!(error("<think>```python\n1\n```</think>"), Some(FormatError::NoCode));
+        assert_eq!(error("[THINK]```python\nprint(1)\n```"), Some(FormatError::UnclosedThink));
+        assert_eq!(error("[THINK]x[/THINK]```python\nprint(1)\n```"), None);
         assert_eq!(error("```\nprint(1)\n```"), Some(FormatError::NoCode));
         assert_eq!(error("```python\nprint(1)\n"), Some(FormatError::UnclosedCode));
         assert_eq!(
@@ -239,6 +240,7 @@ mod tests {
     fn a_thought_that_the_prompt_opened_has_to_end_before_the_program() {
         assert!(opens_thought("<|Assistant|><think>\n"));
         assert!(!opens_thought("<|Assistant|><think>\n\n</think>\n\n"));
+        assert!(opens_thought("[INST]q[/INST][THINK]"));
         assert!(!opens_thought("Think inside <think> and </think>."));
         let block = "```python\nprint(1)\n```";
         let read = |response: &str| program(&with_opened_thought(response, true));

@@ -17,7 +17,8 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 const TEMPLATE: &str = "chat_template";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TEMPLATE_JSON: &str = "chat_template.json";
-const MORE_TEMPLATES: &str = "additional_chat_templates";
+/// A directory in that of a model.
+pub(crate) const MORE_TEMPLATES: &str = "additional_chat_templates";
 pub(crate) const GENERATION: &str = "generation_config.json";
 
 /// Everything that transformers and vLLM read to tokenize; those that exist travel with a model.

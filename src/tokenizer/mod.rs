@@ -19,7 +19,7 @@ mod targets;
 mod template;
 
 pub use chat::Tokenized;
-pub(crate) use directory::is_tokenizer_file;
+pub(crate) use directory::{MORE_TEMPLATES, is_tokenizer_file};
 pub(crate) use jinja::FUEL;
 pub use message::Message;
 pub use template::ChatTemplate;
@@ -32,9 +32,15 @@ use chrono::NaiveDate;
 use directory::{Directory, GENERATION, file_order, parse_object, read_object};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use template::{DATE, Spellings};
-use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper};
+use tokenizers::{AddedToken, Encoding, PostProcessor, PostProcessorWrapper};
+
+/// What thoughts begin with, in most models and in Magistral.
+pub(crate) const THOUGHT_OPENS: [&str; 2] = ["<think>", "[THINK]"];
+/// What they end with.
+pub(crate) const THOUGHT_CLOSES: [&str; 2] = ["</think>", "[/THINK]"];
 
 /// The key of `tokenizer_config.json` that says what templates take for today.
 const DATE_KEY: &str = "chat_template_date";
@@ -46,6 +52,8 @@ pub struct Tokenizer {
     post_processor: Option<PostProcessorWrapper>,
     template: Option<ChatTemplate>,
     eos_ids: Vec<u32>,
+    /// Special tokens, without those that a thought lies between.
+    silent: HashSet<u32>,
     vocab_size: usize,
     dir: PathBuf,
     /// Kept whole: a checkpoint that a run resumed from may be gone when the next one is written.
@@ -73,9 +81,13 @@ impl Tokenizer {
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let eos_ids = eos_ids(&directory, &inner)?;
         let template = chat_template(&directory, &inner, &eos_ids)?;
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let is_mark = |mark: &str| THOUGHT_OPENS.contains(&mark) || THOUGHT_CLOSES.contains(&mark);
+        let is_silent = |token: &AddedToken| token.special && !is_mark(&token.content);
+        let silent = added.filter(|(_, token)| is_silent(token)).map(|(id, _)| id).collect();
         let files = directory.files()?;
         let dir = dir.to_owned();
-        Ok(Self { inner, post_processor, template, eos_ids, vocab_size, dir, files })
+        Ok(Self { inner, post_processor, template, eos_ids, silent, vocab_size, dir, files })
     }
 
     /// The ids of `text` as it stands; text that spells a special token becomes that token.
@@ -103,9 +115,11 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of `ids` without special tokens.
+    /// The text of `ids` without special tokens. Those that mark a thought are text all the same: who
+    /// grades a response has to know where its thought ends.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| anyhow!("decoding tokens: {e}"))
+        let spoken: Vec<u32> = ids.iter().copied().filter(|id| !self.silent.contains(id)).collect();
+        self.decode_with_special_tokens(&spoken)
     }
 
     /// The text of `ids` with special tokens spelled out.
@@ -118,7 +132,7 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// Refuses a model with fewer embedding rows than there are tokens.
+    /// Refuses a model with fewer embedding rows than there are tokens, or than an end of sequence has.
     pub fn check_fits(&self, embedding_rows: usize) -> Result<()> {
         if self.vocab_size > embedding_rows {
             return Err(usage(format!(
@@ -128,7 +142,14 @@ impl Tokenizer {
                 self.vocab_size
             )));
         }
-        Ok(())
+        match self.eos_ids.iter().find(|&&id| id as usize >= embedding_rows) {
+            None => Ok(()),
+            Some(id) => Err(usage(format!(
+                "{}: eos_token_id {id}: the model has only {embedding_rows} tokens (vocab_size in its \
+                 config.json), so no response would end there",
+                self.dir.display()
+            ))),
+        }
     }
 
     /// Refuses ids that no token has; `what` says what they are.
@@ -320,6 +341,35 @@ mod tests {
         std::fs::remove_file(&generation).unwrap();
         let tokenizer = Tokenizer::load(dir.path()).unwrap();
         assert_eq!(tokenizer.eos_ids(), [tokenizer.token_to_id(bpe::END_OF_TURN).unwrap()]);
+    }
+
+    #[test]
+    fn the_marks_of_a_thought_are_text_also_where_they_are_special_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        bpe::tests::small(dir.path());
+        let path = dir.path().join("tokenizer_config.json");
+        let mut config: Value = serde_json::from_str(&read_text(&path).unwrap()).unwrap();
+        let marks = [THOUGHT_OPENS, THOUGHT_CLOSES].concat();
+        config["additional_special_tokens"] = marks.clone().into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        let text = "<think>why</think>so[THINK]why[/THINK]";
+        let ids = tokenizer.encode(&format!("{text}{}", bpe::END_OF_TURN)).unwrap();
+        for mark in marks {
+            assert!(ids.contains(&tokenizer.token_to_id(mark).unwrap()), "{mark}");
+        }
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+
+    #[test]
+    fn ends_of_sequences_that_no_model_can_say_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        bpe::tests::small(dir.path());
+        let path = dir.path().join("generation_config.json");
+        std::fs::write(&path, r#"{"eos_token_id": [1, 5000]}"#).unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap().check_fits(4096).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("eos_token_id 5000"), "{error}");
     }
 
     #[test]

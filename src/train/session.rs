@@ -15,25 +15,33 @@ use crate::run::{CheckpointConfig, Ending, RunDir};
 use crate::trainer::{Execution, Trainer};
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What a run goes on from: its last checkpoint, or else the model that its configuration names.
 pub(crate) struct Start {
     pub(crate) model: LanguageModel,
-    checkpoint: Option<PathBuf>,
+    last: Option<Last>,
+}
+
+/// The last checkpoint of a run.
+struct Last {
+    dir: PathBuf,
+    is_only: bool,
 }
 
 impl Start {
     /// Opens the model of the run's last checkpoint, or else of `source`.
     pub(crate) fn find(run: &RunDir, source: &ModelSource, seed: u64) -> Result<Self> {
-        if let Some((_, dir)) = run.checkpoints().latest()? {
-            let model = LanguageModel::open(&dir).with_context(|| unusable(&dir))?;
-            return Ok(Self { model, checkpoint: Some(dir) });
+        let mut checkpoints = run.checkpoints().list()?;
+        if let Some((_, dir)) = checkpoints.pop() {
+            let last = Last { dir, is_only: checkpoints.is_empty() };
+            let model = LanguageModel::open(&last.dir).with_context(|| last.unusable())?;
+            return Ok(Self { model, last: Some(last) });
         }
         if run.path().join(metrics::FILE).exists() {
             tracing::warn!("there is no checkpoint to go on from: the run starts at step 0");
         }
-        Ok(Self { model: source.open(seed)?, checkpoint: None })
+        Ok(Self { model: source.open(seed)?, last: None })
     }
 
     /// Makes the trainer, and returns with it what the loop saved of its own in the checkpoint, if there
@@ -46,8 +54,8 @@ impl Start {
         execution: Execution,
     ) -> Result<(Trainer, Option<S>)> {
         let mut trainer = Trainer::new(self.model, optim, schedule, total_steps, execution)?;
-        let restore = |dir: PathBuf| trainer.restore(&dir).with_context(|| unusable(&dir));
-        let saved = self.checkpoint.map(restore).transpose()?;
+        let restore = |last: Last| trainer.restore(&last.dir).with_context(|| last.unusable());
+        let saved = self.last.map(restore).transpose()?;
         Ok((trainer, saved))
     }
 }
@@ -81,6 +89,7 @@ impl<'a> Session<'a> {
         metrics.truncate_after(trainer.step)?;
         let progress = Progress::new(terms.label, terms.total_steps, "steps");
         progress.skip(trainer.step);
+        run.begin_steps();
         Ok(Self { trainer, metrics, terms, run, progress, baseline: None })
     }
 
@@ -130,6 +139,12 @@ impl<'a> Session<'a> {
         }
         if is_hopeless {
             return Err(self.diverged(&trouble.unwrap_or_default()));
+        }
+        if is_last && skipped > 0 {
+            tracing::warn!(
+                "the run ends with {skipped} updates in a row that had no finite loss and gradient and \
+                 changed no weight"
+            );
         }
         if is_interrupted && !is_last {
             return Err(stopped(step));
@@ -189,10 +204,15 @@ fn stopped(step: u64) -> anyhow::Error {
     anyhow::Error::new(Interrupted).context(Ending::saved_at(step))
 }
 
-/// What to do where a run cannot go on from its last checkpoint.
-fn unusable(dir: &Path) -> Ending {
-    Ending(format!(
-        "cannot go on from {0}; without {0}, --resume takes the one before",
-        dir.display()
-    ))
+impl Last {
+    /// What to do where a run cannot go on from it.
+    fn unusable(&self) -> Ending {
+        let dir = self.dir.display();
+        Ending(match self.is_only {
+            true => {
+                format!("cannot go on from {dir}, the only checkpoint: --overwrite begins again")
+            }
+            false => format!("cannot go on from {dir}; without it, --resume takes the one before"),
+        })
+    }
 }

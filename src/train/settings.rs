@@ -118,6 +118,7 @@ impl TrainConfig {
             device: DeviceKind::default(),
             precision: None,
             gpu: GpuConfig::default(),
+            loss_scale: LossScaleConfig::default(),
             recompute: Recompute::default(),
             peak_tflops: None,
             ..self

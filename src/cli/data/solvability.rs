@@ -9,7 +9,7 @@ use crate::data::jsonl;
 use crate::eval::score;
 use crate::eval::solvability::Selection;
 use crate::sandbox::Judge;
-use crate::tasks::NumberSequences;
+use crate::tasks::{NumberSequences, TaskKind};
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -47,8 +47,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     args.attempts.check(&[&args.out])?;
     let judge = Judge::start(args.judge.options())?;
-    let task =
-        args.attempts.open(|problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
+    let task = args
+        .attempts
+        .open(TaskKind::Gtg, |problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
     let mut prepared = args.attempts.prepare(&task, Some(&args.out))?;
     let evaluation = score::evaluate(
         &mut prepared.candidate.generator(),

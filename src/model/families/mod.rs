@@ -67,12 +67,14 @@ pub(crate) enum QkvNames {
 }
 
 impl Family {
-    /// Finds the family that a `config.json` names by its class (`architectures`), or else by its
-    /// `model_type`. Refuses any other, and names the families that are supported.
+    /// Finds the family that a `config.json` names by its class (`architectures`), its `model_type`, or
+    /// both, which then have to agree: transformers goes by the type, vLLM by the class. Refuses any other,
+    /// and names the families that are supported.
     pub(crate) fn find(class: Option<&str>, model_type: Option<&str>) -> Result<&'static Self> {
-        let is_named = |family: &&&Self| match class {
-            Some(class) => class == family.class,
-            None => model_type == Some(family.model_type),
+        let is_named = |family: &&&Self| {
+            (class.is_some() || model_type.is_some())
+                && class.is_none_or(|class| class == family.class)
+                && model_type.is_none_or(|model_type| model_type == family.model_type)
         };
         ALL.iter().find(is_named).copied().ok_or_else(|| {
             let supported = ALL.map(|family| format!("{} ({})", family.class, family.model_type));

@@ -6,6 +6,7 @@
 use super::reward_process::ExternalReward;
 use crate::base::error::usage;
 use crate::base::limits::{refuse_outside, refuse_product, refuse_sizes};
+use crate::base::line_process;
 use crate::checkpoint::ModelSource;
 use crate::config::{self, Profile, Resolved};
 use crate::data::problem::Problem;
@@ -22,7 +23,7 @@ use crate::sandbox::{Judge, Limits};
 use crate::tasks::{Task, TaskKind};
 use crate::trainer::device::{DeviceKind, GpuConfig};
 use crate::trainer::{Execution, LossScaling};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -334,7 +335,20 @@ impl Config {
         if let Some(overlong) = self.overlong {
             overlong.check("overlong", self.rollout.max_new_tokens)?;
         }
+        if self.task == TaskKind::NextNumber && self.reward_rule().kind.needs_own_cases() {
+            return Err(usage(
+                "reward.kind (cssr where not given) pays for cases that responses make themselves, and \
+                 responses to the task next-number make none: set reward.kind = \"binary\", for one",
+            ));
+        }
         self.check_lengths()
+    }
+
+    /// Refuses a prompt or a program that is named and cannot be used, before any work is done.
+    pub fn check_files(&self) -> Result<()> {
+        self.task.check_prompt(self.prompt.as_deref()).context("prompt")?;
+        let command = self.external_reward.as_ref().map(|reward| reward.command.as_slice());
+        command.map_or(Ok(()), line_process::check).context("external_reward.command")
     }
 
     /// What a run reads again whenever it goes on; the cursor compares the problems of `data.files` and the
@@ -508,6 +522,7 @@ impl TrainConfig {
             ranks: 1,
             device: DeviceKind::default(),
             precision: None,
+            loss_scale: LossScaleConfig::default(),
             gpu: GpuConfig::default(),
             recompute: Recompute::default(),
             ..self
