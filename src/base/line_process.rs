@@ -182,6 +182,22 @@ mod tests {
     }
 
     #[test]
+    fn a_program_or_a_script_that_is_not_there_is_named_before_it_is_started() {
+        let check =
+            |words: &[&str]| check(&words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>());
+        check(&["sh", "-c", "true"]).unwrap();
+        check(&["/bin/sh"]).unwrap();
+        for (words, named) in [
+            (&["no-such-program"][..], "no-such-program"),
+            (&["./gone/reward"], "./gone/reward"),
+            (&["sh", "-e", "gone.sh"], "gone.sh: no such file"),
+        ] {
+            let error = check(words).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
     fn its_children_end_with_it() {
         let process = started("sleep 1000 & echo $!; wait");
         let Heard::Line(line) = process.line(Duration::from_secs(60)).unwrap() else {

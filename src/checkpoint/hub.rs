@@ -38,6 +38,14 @@ pub fn resolve(model: &Path, needs: Needs) -> Result<PathBuf> {
             checkpoint.display()
         )));
     }
+    if model.join("adapter_config.json").is_file() && !model.join(CONFIG).exists() {
+        return Err(usage(format!(
+            "{0} holds an adapter (LoRA), which is not read: merge it into its model with: python -c \"from \
+             peft import AutoPeftModelForCausalLM as M; \
+             M.from_pretrained('{0}').merge_and_unload().save_pretrained('NEW')\", and copy the tokenizer",
+            model.display()
+        )));
+    }
     if model.exists() {
         return Ok(model.to_owned());
     }
@@ -145,6 +153,15 @@ mod tests {
         assert!(error.to_string().ends_with("checkpoints/step-000010"), "{error}");
         let model = run.path().join("checkpoints/step-000002");
         assert_eq!(resolve(&model, Needs::Config).unwrap(), model);
+    }
+
+    #[test]
+    fn an_adapter_is_named_with_the_line_that_merges_it() {
+        let dir = tempfile::tempdir().unwrap();
+        write_atomic(&dir.path().join("adapter_config.json"), b"{}").unwrap();
+        let error = resolve(dir.path(), Needs::Model).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("merge_and_unload"), "{error}");
     }
 
     #[test]

@@ -151,9 +151,11 @@ fn without_mark(index: usize, line: &str) -> &str {
     marked.unwrap_or(line)
 }
 
-/// serde's words about `text`, without its line, which is always the first, and without names of types.
+/// serde's words about `text`, without its line, which is always the first, without names of types, and
+/// without the whole of a long value.
 fn reason(error: &serde_json::Error, text: &str) -> String {
     const SHOWN: usize = 40;
+    const LONGEST: usize = 200;
     let row = text.trim_start();
     if !row.starts_with('{') {
         let shown: String = row.trim_end().chars().take(SHOWN).collect();
@@ -162,9 +164,20 @@ fn reason(error: &serde_json::Error, text: &str) -> String {
     let words = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     let words = words.strip_suffix(&place).unwrap_or(&words);
-    match words.split_once("expected struct ") {
+    if words == "expected value" && ["NaN", "Infinity"].iter().any(|name| row.contains(name)) {
+        return "expected value; NaN and Infinity, which Python writes, are no JSON: write null"
+            .into();
+    }
+    let words = match words.split_once("expected struct ") {
         Some((found, _)) => format!("{found}expected an object"),
         None => words.to_owned(),
+    };
+    match words.rsplit_once(", expected ") {
+        Some((found, expected)) if found.chars().count() > LONGEST => {
+            let found: String = found.chars().take(LONGEST).collect();
+            format!("{found}..., expected {expected}")
+        }
+        _ => words,
     }
 }
 
@@ -290,6 +303,8 @@ mod tests {
     fn a_bad_row_is_named_by_its_place() {
         for (text, part) in [
             ("{\"n\": [1]}\nnull", "a.json:2:4: expected a JSON object, found null"),
+            ("{\"n\": [NaN]}", "NaN and Infinity, which Python writes, are no JSON"),
+            (&*format!("{{\"n\": {:?}}}", "x".repeat(999)), "xxx..., expected a sequence"),
             ("[{\"n\": [1]}, 5]", "a.json: row 2: expected a JSON object, found 5"),
             ("{\"n\": [1]}\n{\"n\": 2}", "a.json:2:7: invalid type"),
             ("[{\"n\": [1]}, {\"n\": 2}]", "a.json: row 2: invalid type"),

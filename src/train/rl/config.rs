@@ -625,6 +625,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_a_task_or_a_disk_does_not_have_is_refused_before_the_run() {
+        let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
+        let config = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+            Config::load(std::slice::from_ref(&demo), &sets).unwrap().value
+        };
+        config(&["task=next-number", "reward.kind=binary"]).check().unwrap();
+        let error = config(&["task=next-number", "reward.kind=cssr"]).check().unwrap_err();
+        assert!(error.to_string().starts_with("reward.kind"), "{error}");
+        config(&[]).check_files().unwrap();
+        for (set, named) in [
+            ("prompt=gone.txt", "prompt: cannot read gone.txt"),
+            ("external_reward={command=['sh', 'gone.sh']}", "external_reward.command: gone.sh"),
+        ] {
+            let error = format!("{:#}", config(&[set]).check_files().unwrap_err());
+            assert!(error.starts_with(named), "{error}");
+        }
+    }
+
+    #[test]
     fn the_older_profile_means_over_micro_batches_of_four() {
         let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
         let older = Config::load(&[demo], &["profile=verl-0.5".to_owned()]).unwrap().value;
