@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(header(&path).unwrap().text_bytes, text_bytes);
         std::fs::write(&path, &members[0][..20]).unwrap();
         let error = read::<serde_json::Value>(&path).unwrap_err().to_string();
-        assert!(error.contains("a.jsonl.gz:1: cannot read the line"), "{error}");
+        assert!(error.contains("a.jsonl.gz:2: cannot read the line"), "{error}");
     }
 
     #[test]

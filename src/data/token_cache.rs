@@ -29,7 +29,7 @@ const LARGE: u64 = 64 << 20;
 /// Tasks below this many samples take no bar.
 const WORTH_A_BAR: u64 = 20_000;
 /// Part of the key: changes with the meaning of what is stored.
-const VERSION: &[u8] = b"codeseq tokens 2";
+const VERSION: &[u8] = b"codeseq tokens 3";
 
 /// Tokenises one source.
 pub(crate) struct TokenCache<'a> {

@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(error("<think>```python\nprint(1)\n```"), Some(FormatError::UnclosedThink));
         assert_eq!(error("<think>```python\n1\n```</think>"), Some(FormatError::NoCode));
         assert_eq!(error("[THINK]```python\nprint(1)\n```"), Some(FormatError::UnclosedThink));
-        assert_eq!(error("[THINK]x[/THINK]```python\nprint(1)\n```"), None);
+        assert_eq!(error("[THINK]x[/THINK]\n```python\nprint(1)\n```"), None);
         assert_eq!(error("```\nprint(1)\n```"), Some(FormatError::NoCode));
         assert_eq!(error("```python\nprint(1)\n"), Some(FormatError::UnclosedCode));
         assert_eq!(

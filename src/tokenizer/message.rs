@@ -21,9 +21,13 @@ const MASKS: [&str; 3] = ["train", "weight", "loss"];
 /// Keys that look like a mask but have another meaning in each program that reads them.
 const UNCLEAR_MASKS: [&str; 7] =
     ["mask", "masked", "loss_mask", "loss_weight", "train_detail", "training", "trainable"];
+/// Keys that hold an assistant's thoughts; of several the first counts.
+pub(crate) const THOUGHTS: [&str; 3] = [REASONING, THINKING, "reasoning"];
+/// Those that templates read.
+const REASONING: &str = "reasoning_content";
+const THINKING: &str = "thinking";
 /// Keys that hold what an assistant says beside its content.
-const SAID: [&str; 5] =
-    ["tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"];
+const SAID: [&str; 5] = ["tool_calls", "function_call", REASONING, "reasoning", THINKING];
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -64,12 +68,22 @@ impl Message {
         self.role == "assistant"
     }
 
-    /// The turn as a template sees it.
+    /// Its thoughts, where they stand beside its content.
+    pub(crate) fn thoughts(&self) -> Option<&Json> {
+        THOUGHTS.iter().find_map(|key| self.more.get(*key))
+    }
+
+    /// The turn as a template sees it; its thoughts go by each name that templates know, as in transformers.
     pub(crate) fn value(&self) -> Value {
         let own = [("role", self.role.as_str()), ("content", self.content.as_str())];
         let own = own.map(|(key, text)| (key, Value::from(text)));
+        let mut more = self.more.clone();
+        if let Some(thoughts) = self.thoughts() {
+            more.entry(THINKING).or_insert_with(|| thoughts.clone());
+            more.insert(REASONING.to_owned(), thoughts.clone());
+        }
         let more =
-            self.more.iter().map(|(key, value)| (key.as_str(), Value::from(Serde(value.clone()))));
+            more.iter().map(|(key, value)| (key.as_str(), Value::from(Serde(value.clone()))));
         Value::from_pairs(own.into_iter().chain(more))
     }
 }
@@ -169,7 +183,13 @@ impl Watched {
     /// Which keys of `message`, the turn's, nobody looked at.
     pub(crate) fn unread<'m>(&self, message: &'m Message) -> Vec<&'m str> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        message.more.keys().map(String::as_str).filter(|key| !seen.contains(*key)).collect()
+        let has_read_thoughts = THOUGHTS.iter().any(|key| seen.contains(*key));
+        let is_read = |(key, value): &(&String, &Json)| {
+            let is_thoughts = THOUGHTS.contains(&key.as_str()) && message.thoughts() == Some(value);
+            seen.contains(*key) || (is_thoughts && has_read_thoughts)
+        };
+        let unread = message.more.iter().filter(|entry| !is_read(entry));
+        unread.map(|(key, _)| key.as_str()).collect()
     }
 }
 
@@ -286,6 +306,25 @@ mod tests {
         assert_eq!(template.render(&turns, false).unwrap(), r#"[{"id": 12345678901234567}]"#);
         let unread = template.unread_keys(&turns).unwrap();
         assert_eq!(unread.into_iter().collect::<Vec<_>>(), ["name"]);
+    }
+
+    #[test]
+    fn thoughts_go_by_every_name_that_templates_know() {
+        let source = "{% for m in messages %}{{ m.KEY }}|{{ m.content }}{% endfor %}";
+        for (read, given) in
+            [(REASONING, "reasoning"), (REASONING, THINKING), (THINKING, REASONING)]
+        {
+            let template = ChatTemplate::test(&source.replace("KEY", read), Spellings::default());
+            let template = template.unwrap();
+            let line = format!(r#"{{"role": "assistant", "content": "a", "{given}": "why"}}"#);
+            let turns = [message(&line).unwrap()];
+            assert_eq!(template.render(&turns, false).unwrap(), "why|a", "{read} of {given}");
+            assert!(template.unread_keys(&turns).unwrap().is_empty());
+        }
+        let two = r#"{"role": "assistant", "content": "a", "thinking": "b", "reasoning": "c"}"#;
+        let template = ChatTemplate::test(&source.replace("KEY", THINKING), Spellings::default());
+        let unread = template.unwrap().unread_keys(&[message(two).unwrap()]).unwrap();
+        assert_eq!(unread.into_iter().collect::<Vec<_>>(), ["reasoning"]);
     }
 
     #[test]

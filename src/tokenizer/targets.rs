@@ -13,7 +13,7 @@
 //! Source: the mask of transformers' `return_assistant_tokens_mask`, and prefix rendering as in
 //! TRL's prompt-completion data.
 
-use super::message::Message;
+use super::message::{Message, THOUGHTS};
 use super::python::is_space;
 use super::template::{ChatTemplate, absent};
 use crate::base::error::usage;
@@ -179,9 +179,6 @@ impl ChatTemplate {
         ))
     }
 }
-
-/// Keys of a turn that hold its thoughts; of several the first counts.
-const THOUGHTS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
 /// How long a beginning two texts share.
 fn shared_start(one: &str, other: &str) -> usize {
