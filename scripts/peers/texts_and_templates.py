@@ -115,7 +115,7 @@ def main():
         write(directory, True)
     for template in (path for root in args.templates for path in sorted(root.rglob("*.jinja"))):
         source = template.read_bytes()
-        if source in seen:
+        if source in seen or b"messages" not in source:
             continue
         seen.add(source)
         directory = args.out / f"template-{len(seen)}-{template.stem}"

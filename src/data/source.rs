@@ -19,7 +19,7 @@ impl Source {
             name: self.name.clone(),
             weight: self.weight,
             len: self.samples.len(),
-            data: hex(&self.samples.checksum()[..8]),
+            data: hex(&self.samples.content()[..8]),
         }
     }
 

@@ -122,7 +122,7 @@ pub struct TokenFile {
     runs_at: usize,
     index_at: usize,
     counts: Counts,
-    checksum: Hash,
+    content: Hash,
 }
 
 impl TokenFile {
@@ -157,15 +157,18 @@ impl TokenFile {
 
     fn parse(bytes: Bytes, key: &Hash) -> Result<Self, Stale> {
         let parts = Parts::of(&bytes, key)?;
-        let checked = parts.footer_at + 64;
-        let checksum: Hash = Sha256::digest(&bytes[..checked]).into();
+        let (key_at, checked) = (parts.footer_at + 32, parts.footer_at + 64);
+        let mut hash = Sha256::new_with_prefix(&bytes[..key_at]);
+        let content: Hash = hash.clone().finalize().into();
+        hash.update(&bytes[key_at..checked]);
+        let checksum: Hash = hash.finalize().into();
         if bytes[checked..checked + 32] != checksum {
             return Err(Stale::Damaged);
         }
         let counts = parts.counts(&bytes)?;
         let Parts { runs_at, index_at, counts_at, .. } = parts;
         let num_samples = (counts_at - index_at) / ENTRY;
-        Ok(Self { num_samples, runs_at, index_at, counts, checksum, bytes })
+        Ok(Self { num_samples, runs_at, index_at, counts, content, bytes })
     }
 
     pub fn len(&self) -> usize {
@@ -181,9 +184,10 @@ impl TokenFile {
         &self.counts
     }
 
-    /// A hash that tells these samples from all others.
-    pub fn checksum(&self) -> &Hash {
-        &self.checksum
+    /// Returns a hash of the samples alone. It tells them from all others, wherever their files lie and
+    /// whenever they were written.
+    pub fn content(&self) -> &Hash {
+        &self.content
     }
 
     pub fn length(&self, index: usize) -> usize {
@@ -293,6 +297,20 @@ mod tests {
                 prop_assert_eq!(file.length(i), sample.input_ids.len());
             }
         }
+    }
+
+    #[test]
+    fn equal_samples_are_told_as_equal_whatever_they_were_made_from() {
+        let content = |ids: &[u32], key: u8| {
+            let mut writer = TokenWriter::new(Vec::new());
+            writer
+                .push(&Tokenized { input_ids: ids.into(), loss_mask: vec![false, true] })
+                .unwrap();
+            let bytes = writer.finish(&Counts::default(), &[key; 32]).unwrap();
+            *TokenFile::from_bytes(bytes, &[key; 32]).unwrap().content()
+        };
+        assert_eq!(content(&[1, 2], 7), content(&[1, 2], 8));
+        assert_ne!(content(&[1, 2], 7), content(&[1, 3], 7));
     }
 
     #[test]
