@@ -10,6 +10,7 @@ use super::mixture::MixBy;
 pub use super::settings::{DataConfig, SourceConfig};
 pub use super::source::Source;
 use super::token_cache::TokenCache;
+use super::token_file::TokenFile;
 use crate::base::error::usage;
 use crate::base::human;
 use crate::tokenizer::Tokenizer;
@@ -46,11 +47,29 @@ impl DataConfig {
                 counts.describe(),
                 human::count(counts.tokens)
             );
+            if !teaches_ends(&source.samples, tokenizer.eos_ids()) {
+                tracing::warn!(
+                    "{title}: the first samples teach no token that ends a sequence, so a model that learns \
+                     from them alone never ends a response. The chat template has to write such a token \
+                     behind what an assistant says, and within its generation tags, if it has any"
+                );
+            }
             Ok(source)
         });
         let sources = sources.collect::<Result<_>>()?;
         Ok(Dataset { sources, mix_by: self.mix_by, pack_ahead: self.pack_ahead })
     }
+}
+
+/// Samples that tell whether a source teaches where responses end.
+const TELLING_SAMPLES: usize = 64;
+
+/// Whether one of the first samples has one of `ends` among what is learnt.
+fn teaches_ends(samples: &TokenFile, ends: &[u32]) -> bool {
+    samples.iter().take(TELLING_SAMPLES).any(|sample| {
+        let mut tokens = sample.input_ids.iter().zip(&sample.loss_mask);
+        tokens.any(|(id, &is_learnt)| is_learnt && ends.contains(id))
+    })
 }
 
 pub struct Dataset {
@@ -77,7 +96,8 @@ mod tests {
     use super::*;
     use crate::base::error::exit_code;
     use crate::data::rules::{Counts, Reason, TULU3_CODE};
-    use crate::tokenizer::bpe;
+    use crate::data::token_file::in_memory;
+    use crate::tokenizer::{Tokenized, bpe};
     use std::path::{Path, PathBuf};
     use tempfile::TempDir;
 
@@ -113,6 +133,16 @@ mod tests {
         let error = config(&file, 3).open(&tokenizer).err().unwrap();
         assert_eq!(exit_code(&error), 2);
         assert!(error.to_string().contains("data.max_length = 3"), "{error}");
+    }
+
+    #[test]
+    fn only_an_end_that_is_learnt_teaches_where_responses_end() {
+        let teaches = |loss_mask: [bool; 3]| {
+            let sample = Tokenized { input_ids: vec![5, 6, 7], loss_mask: loss_mask.to_vec() };
+            teaches_ends(&in_memory(&[sample]), &[7])
+        };
+        assert!(teaches([false, true, true]));
+        assert!(!teaches([false, true, false]), "it lies behind the generation tags");
     }
 
     #[test]
