@@ -11,6 +11,7 @@ pub mod bench;
 pub mod gpu_check;
 pub mod problems;
 pub mod report;
+pub mod serve;
 pub mod train;
 
 pub mod eval;

@@ -5,13 +5,15 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&[&str]; 19] = [
+const COMMANDS: [&[&str]; 21] = [
     &[],
     &["demo"],
     &["sft"],
     &["grpo"],
     &["eval"],
     &["generate"],
+    &["chat"],
+    &["serve"],
     &["score"],
     &["judge"],
     &["data"],
@@ -204,4 +206,48 @@ fn a_message_on_the_command_line_is_a_conversation_of_one_turn() {
     assert_ne!(chat, answer(&["--prompt", "How many?"]));
     let text = mistake(&["generate", "--model", "data/demo/base"]);
     assert!(["--chat", "--messages", "--prompt"].iter().all(|o| text.contains(o)), "{text}");
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why_in_one_line() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let serve = |more: &[&str]| mistake(&[&["serve", "--model", "data/demo/base"], more].concat());
+    let line = serve(&["--port", &port]);
+    assert!(line.contains("another program listens there") && line.lines().count() == 1, "{line}");
+    let line = serve(&["--host", "203.0.113.1", "--port", "0"]);
+    assert!(line.contains("cannot listen on 203.0.113.1:0") && line.lines().count() == 1, "{line}");
+    let line = serve(&["--port", "0", "--max-length", "5000"]);
+    assert!(line.contains("max_position_embeddings"), "{line}");
+    let line = mistake(&["serve", "--model", "no/such/model/here", "--port", "0"]);
+    assert_eq!(line.lines().count(), 1, "{line}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keys");
+    std::fs::write(&file, "\n").unwrap();
+    let line = serve(&["--port", "0", "--api-key-file", file.to_str().unwrap()]);
+    assert!(line.contains("holds no API key"), "{line}");
+}
+
+#[test]
+fn a_script_can_talk_with_a_model() {
+    use std::io::Write;
+    let talk = |text: &str| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_train"))
+            .args(["chat", "--model", "data/demo/base", "--set", "max_new_tokens=8"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let output = talk("How many?\n/undo\n/set seed 0\n/settings\nHow many?\n");
+    let answers = stdout(&output);
+    let (first, second) = answers.trim_end_matches('\n').split_at(answers.len() / 2);
+    assert_eq!(first.trim_end_matches('\n'), second.trim_end_matches('\n'), "{answers:?}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("taken back: How many?") && errors.contains("max_new_tokens      8"));
+    let wrong = talk("/set heat 1\n");
+    assert_eq!(wrong.status.code(), Some(2));
 }

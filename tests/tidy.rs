@@ -17,7 +17,7 @@ const ROWS: [&[&str]; 9] = [
     &["engine", "rewards"],
     &["rollout", "trainer"],
     &["eval", "plan", "run"],
-    &["bench", "gpu_check", "problems", "report", "train"],
+    &["bench", "gpu_check", "problems", "report", "serve", "train"],
     &["cli"],
 ];
 

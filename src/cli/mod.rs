@@ -6,6 +6,7 @@
 pub mod attempts;
 #[cfg(feature = "cuda")]
 pub mod bench;
+pub mod chat;
 pub mod completions;
 pub mod config;
 pub mod data;
@@ -21,6 +22,7 @@ pub mod judge;
 pub mod launch;
 pub mod report;
 pub mod score;
+pub mod serve;
 pub mod sft;
 
 use crate::base::error::usage;
@@ -79,6 +81,10 @@ pub enum Command {
     Eval(eval::Args),
     /// Sample from a model
     Generate(generate::Args),
+    /// Talk with a model in the terminal
+    Chat(chat::Args),
+    /// Serve a model over HTTP, by OpenAI's protocol, with a page to try it on
+    Serve(serve::Args),
     /// Compute the log-probabilities of given tokens
     Score(score::Args),
     /// Run untrusted programs on problems' tests
@@ -164,6 +170,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Grpo(args) => grpo::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Score(args) => score::run(args),
         Command::Judge(args) => judge::run(args),
         Command::Data(command) => data::run(command),

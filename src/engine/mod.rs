@@ -30,7 +30,7 @@ pub mod text;
 mod threads;
 
 pub use config::{EngineConfig, Stats};
-pub use opened::OpenModel;
+pub use opened::{OpenModel, Rank};
 #[cfg(feature = "cuda")]
 pub(crate) use queue::Numbered;
 pub use queue::{Queue, Sampler, Team};

@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// A model that generates and scores.
 pub struct OpenModel {
     pub decoder: Decoder,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     place: Place,
 }
 
@@ -30,11 +30,32 @@ enum Place {
     Gpus(Vec<DeviceModel>),
 }
 
+/// A rank is a part of the machine that can have an engine of its own.
+pub enum Rank<'m> {
+    /// The threads of the present pool, which read these weights.
+    Threads(&'m Decoder, Arc<Weights<'static>>),
+    /// A GPU.
+    Gpu(&'m mut DeviceModel),
+}
+
+impl Rank<'_> {
+    /// Creates an engine with a cache of its own.
+    pub fn engine(&mut self, config: EngineConfig) -> Result<Engine<'_>> {
+        match self {
+            Self::Threads(decoder, weights) => {
+                Ok(Engine::with_weights(decoder, Arc::clone(weights), config))
+            }
+            Self::Gpu(gpu) => Engine::on_gpu(gpu, config),
+        }
+    }
+}
+
 impl OpenModel {
     /// Opens a model, given by its directory or its name, for `ranks` ranks of threads.
     pub fn on_threads(model: &Path, ranks: usize) -> Result<Self> {
         let InferenceModel { decoder, weights, tokenizer } = InferenceModel::open(model)?;
-        Ok(Self { decoder, tokenizer, place: Place::Threads(Arc::new(weights), ranks) })
+        let (tokenizer, weights) = (Arc::new(tokenizer), Arc::new(weights));
+        Ok(Self { decoder, tokenizer, place: Place::Threads(weights, ranks) })
     }
 
     /// Opens the model on the first `count` GPUs, with weights of 16 bits.
@@ -44,7 +65,7 @@ impl OpenModel {
         let mut gpus = (0..count).map(gpu).collect::<Result<Vec<_>>>()?;
         model.read(|at, params| gpus.iter_mut().try_for_each(|gpu| gpu.upload(at, params)))?;
         let StoredModel { decoder, tokenizer, .. } = model;
-        Ok(Self { decoder, tokenizer, place: Place::Gpus(gpus) })
+        Ok(Self { decoder, tokenizer: Arc::new(tokenizer), place: Place::Gpus(gpus) })
     }
 
     /// Returns the ids of the tokens that end a response, from the model's config and its generation
@@ -65,6 +86,17 @@ impl OpenModel {
                 let gpus = gpus.iter_mut().map(|gpu| Box::new(gpu) as Box<dyn Sampler>);
                 Generator::on_gpus(decoder, tokenizer, gpus.collect())
             }
+        }
+    }
+
+    /// Returns each of its ranks.
+    pub fn ranks(&mut self) -> Vec<Rank<'_>> {
+        let decoder = &self.decoder;
+        match &mut self.place {
+            Place::Threads(weights, ranks) => {
+                (0..*ranks).map(|_| Rank::Threads(decoder, Arc::clone(weights))).collect()
+            }
+            Place::Gpus(gpus) => gpus.iter_mut().map(Rank::Gpu).collect(),
         }
     }
 

@@ -93,6 +93,11 @@ impl<'m> Engine<'m> {
         self.pool.in_use()
     }
 
+    /// Returns the share of the cache that sequences hold, from 0 to 1.
+    pub fn cache_use(&self) -> f64 {
+        self.pool.in_use() as f64 / self.config.cache_blocks as f64
+    }
+
     /// Accepts a request. Its samples begin as soon as there are places and blocks.
     ///
     /// It refuses what could never finish: an empty prompt, a prompt that leaves no room within

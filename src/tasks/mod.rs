@@ -14,7 +14,7 @@ mod response;
 
 pub use grade::{FormatError, Grade, OwnCase};
 pub use next_number::NextNumber;
-pub use number_sequences::NumberSequences;
+pub use number_sequences::{NumberSequences, StatedCase};
 pub use response::{opens_thought, program, with_opened_thought};
 
 use crate::data::problem::Problem;

@@ -25,6 +25,17 @@ pub struct NumberSequences<'j> {
     judge: &'j Judge,
 }
 
+/// A case that a response made itself, in decimal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatedCase {
+    /// What it is about.
+    pub input: String,
+    /// What the response says.
+    pub value: String,
+    /// What is right, where it is known.
+    pub term: Option<String>,
+}
+
 impl<'j> NumberSequences<'j> {
     /// The task with the prompt of a user's file, or else its own. A problem that no program can be judged or no
     /// case compared on is refused and named.
@@ -40,6 +51,15 @@ impl<'j> NumberSequences<'j> {
 
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// The cases that a response to a problem made itself, with what is right.
+    pub fn own_cases(&self, problem: usize, response: &str) -> Vec<StatedCase> {
+        let stated = |(input, value): (String, String)| {
+            let term = self.terms[problem].at(&input).map(str::to_owned);
+            StatedCase { input, value, term }
+        };
+        response::read(response).cases.into_iter().map(stated).collect()
     }
 
     /// The prompt as text.

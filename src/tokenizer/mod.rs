@@ -8,6 +8,7 @@
 //! Left out: training a tokenizer ([`bpe`]) and conversations ([`chat`]).
 
 pub mod bpe;
+mod bytes;
 pub mod chat;
 mod dialect;
 mod directory;
