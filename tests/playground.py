@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("train")
@@ -40,16 +41,24 @@ ANSWER = "Case 1: 3 -> 6\nCase 2: 4 -> 9\nCase 3: 77 -> 1\n```python\nprint(2 * 
 
 
 def texts(page, selector):
-    return [[cell.strip() for cell in row.query_selector_all("td") and
-             [c.inner_text() for c in row.query_selector_all("td")]] for row in page.query_selector_all(selector)]
+    rows = page.query_selector_all(selector)
+    return [[cell.inner_text().strip() for cell in row.query_selector_all("td")] for row in rows]
+
+
+def wait_until(page, condition):
+    """Not Playwright's own: it evaluates text in the page, which the page forbids."""
+    ends = time.monotonic() + 120
+    while not page.evaluate(condition):
+        assert time.monotonic() < ends, f"never: {condition}"
+        page.wait_for_timeout(20)
 
 
 def check_real_model(page):
     """The bundled model answers: what streams is what is complete in the end."""
-    page.wait_for_function("document.querySelectorAll('#problem option').length > 1")
+    wait_until(page, "document.querySelectorAll('#problem option').length > 1")
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("document.getElementById('response').textContent.length > 0", timeout=60_000)
-    page.wait_for_function("!document.getElementById('ask').disabled", timeout=120_000)
+    wait_until(page, "document.getElementById('response').textContent.length > 0")
+    wait_until(page, "!document.getElementById('ask').disabled")
     assert page.inner_text("#state") in ("complete", "cut off at its limit of tokens"), page.inner_text("#state")
     assert page.inner_text("#verdict") != ""
 
@@ -60,7 +69,7 @@ def check_own_problem(page):
     assert page.is_visible("#terms")
     page.fill("#terms", "1, 2")
     page.click("#ask")
-    page.wait_for_function("document.getElementById('state').textContent.includes('four')")
+    wait_until(page, "document.getElementById('state').textContent.includes('four')")
     chunks = [{"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
               for piece in re.findall(".{1,7}", ANSWER, re.DOTALL)]
     chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
@@ -69,7 +78,7 @@ def check_own_problem(page):
     page.fill("#terms", "0 2 4 6 8 11")
     page.fill("#offset", "0")
     page.click("#ask")
-    page.wait_for_function("!document.getElementById('ask').disabled", timeout=60_000)
+    wait_until(page, "!document.getElementById('ask').disabled")
     assert page.inner_text("#response") == ANSWER, page.inner_text("#response")
     assert page.inner_text("#program").strip() == "print(2 * int(input()))"
     # The first wrong case ends the judging; here it is the last.
@@ -87,9 +96,9 @@ def check_stop(page):
     page.fill("#terms", "0 2 4 6 8 10")
     page.fill("#max_tokens", "600")
     page.click("#ask")
-    page.wait_for_function("document.getElementById('state').textContent !== ''")
+    wait_until(page, "document.getElementById('state').textContent !== ''")
     page.keyboard.press("Escape")
-    page.wait_for_function("!document.getElementById('ask').disabled", timeout=30_000)
+    wait_until(page, "!document.getElementById('ask').disabled")
 
 
 def main():
