@@ -1,8 +1,8 @@
 //! What a server counts, under vLLM's names, so that its dashboards and autoscalers read it unchanged.
 //!
 //! Contract: one page in the text format of Prometheus. Times are seconds. The first token's time runs
-//! from a request's arrival, before it is tokenised. Left out: a series for each of several engines; their
-//! numbers are sums, and the share of the cache that of the fullest.
+//! from a request's arrival, before it is tokenised. Left out: a series for each of several engines. Their
+//! numbers are sums, but the share of the cache is that of the engine that worked last.
 
 use super::desk::Load;
 use super::job::Job;
@@ -155,15 +155,18 @@ impl Metrics {
         self.next_token.observe(since_last.as_secs_f64());
     }
 
-    /// Counts a pass of an engine.
+    /// Counts what an engine did in a pass.
     pub(crate) fn passed(&self, stats: &Stats, cache_use: f64) {
-        let Stats { generated_tokens, prompt_tokens, shared_tokens, preemptions, .. } = *stats;
+        let Stats { generated_tokens, prompt_tokens, shared_tokens, passes, preemptions, .. } =
+            *stats;
         self.prompt_tokens.inc_by((prompt_tokens + shared_tokens) as u64);
         self.generation_tokens.inc_by(generated_tokens as u64);
         self.prefix_queries.inc_by((prompt_tokens + shared_tokens) as u64);
         self.prefix_hits.inc_by(shared_tokens as u64);
         self.preemptions.inc_by(preemptions as u64);
-        self.pass_tokens.observe((generated_tokens + prompt_tokens) as f64);
+        if passes > 0 {
+            self.pass_tokens.observe((generated_tokens + prompt_tokens) as f64);
+        }
         self.cache_use.set(cache_use);
     }
 
