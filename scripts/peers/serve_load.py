@@ -5,9 +5,10 @@ tokens.
     pip install aiohttp
     python scripts/peers/serve_load.py NAME=http://127.0.0.1:8000/v1 OTHER=http://127.0.0.1:8001/v1
 
-Every client sends one streamed completion after the other. Servers take turns, so that the machine's other work falls on
-all of them. Each request asks for TOKENS tokens and ignores the end of the text; the prompts are problems of the demo's
-test set. Tokens are those that the server counts in `usage`. The time between tokens is that between chunks with text.
+Every client sends one streamed chat after the other. Servers take turns, so that the machine's other work falls on all
+of them. Each answer has TOKENS tokens, whatever the model would say: `ignore_eos` asks servers that follow vLLM for that,
+and `generation_config` asks `transformers serve`. The questions are problems of the demo's test set. Tokens are those that
+the server counts in `usage`, or else its chunks. The time between tokens is that between chunks with text.
 """
 import argparse
 import asyncio
@@ -22,17 +23,21 @@ parser.add_argument("servers", nargs="+", metavar="NAME=URL")
 parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
 parser.add_argument("--requests", type=int, default=64, help="for each server, number of clients and round")
 parser.add_argument("--tokens", type=int, default=128)
+parser.add_argument("--model", help="the model's name, where a server lists several")
 parser.add_argument("--rounds", type=int, default=3)
 args = parser.parse_args()
 prompts = [json.loads(line)["description"] for line in open("data/demo/test.jsonl")]
 
 
-async def ask(session, url, model, number):
-    body = {"model": model, "prompt": prompts[number % len(prompts)], "max_tokens": args.tokens, "temperature": 0.7,
-            "seed": number, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True,
-            "logit_bias": None}
+async def ask(session, url, model, number, is_transformers):
+    settings = {"max_new_tokens": args.tokens, "min_new_tokens": args.tokens, "do_sample": True, "temperature": 0.7}
+    body = {"model": model, "messages": [{"role": "user", "content": prompts[number % len(prompts)]}],
+            "max_tokens": args.tokens, "temperature": 0.7, "seed": number, "stream": True,
+            "stream_options": {"include_usage": True}, "ignore_eos": True}
+    if is_transformers:
+        body["generation_config"] = json.dumps(settings)
     started, times, tokens = time.perf_counter(), [], 0
-    async with session.post(f"{url}/completions", json=body) as answer:
+    async with session.post(f"{url}/chat/completions", json=body) as answer:
         if answer.status != 200:
             raise SystemExit(f"{url}: {answer.status} {await answer.text()}")
         async for line in answer.content:
@@ -41,21 +46,21 @@ async def ask(session, url, model, number):
             chunk = json.loads(line[6:])
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
-            if chunk.get("choices") and chunk["choices"][0].get("text"):
+            if chunk.get("choices") and chunk["choices"][0]["delta"].get("content"):
                 times.append(time.perf_counter())
     return started, times, tokens or len(times)
 
 
-async def measure(url, clients, first):
+async def measure(name, url, clients, first):
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None),
                                      connector=aiohttp.TCPConnector(limit=0)) as session:
         async with session.get(f"{url}/models") as answer:
-            model = (await answer.json())["data"][0]["id"]
+            model = args.model or (await answer.json())["data"][0]["id"]
         numbers, done = iter(range(first, first + max(args.requests, clients))), []
 
         async def client():
             for number in numbers:
-                done.append(await ask(session, url, model, number))
+                done.append(await ask(session, url, model, number, "transformers" in name))
 
         started = time.perf_counter()
         await asyncio.gather(*[client() for _ in range(clients)])
@@ -70,13 +75,14 @@ def percentile(values, share):
 async def main():
     servers = [server.split("=", 1) for server in args.servers]
     for name, url in servers:
-        await measure(url, 1, 0) if args.requests <= 8 else None
+        # The first requests also load and compile.
+        await measure(name, url, 1, 0)
     print(f"{'server':<24}{'clients':>8}{'tokens/s':>10}{'TTFT p50':>10}{'p99':>8}{'ITL p50':>10}{'p99':>8}   (ms)")
     for clients in args.clients:
         found = {name: ([], []) for name, _ in servers}
         for turn in range(args.rounds):
             for name, url in servers:
-                done, elapsed = await measure(url, clients, 1000 * turn)
+                done, elapsed = await measure(name, url, clients, 1000 * turn)
                 found[name][0].append(sum(tokens for _, _, tokens in done) / elapsed)
                 found[name][1].extend(done)
         for name, (rates, done) in found.items():
