@@ -5,8 +5,7 @@
 use codeseq::config::{Resolved, differences, load, schema};
 use codeseq::model::ModelConfig;
 use codeseq::run::RunConfig;
-use codeseq::train::rl;
-use codeseq::train::sft;
+use codeseq::train::{dpo, rl, sft};
 use std::path::{Path, PathBuf};
 use toml::Table;
 
@@ -43,6 +42,13 @@ fn sft(files: &[PathBuf], sets: &[&str]) -> Resolved<sft::Config> {
     resolved
 }
 
+fn dpo(files: &[PathBuf], sets: &[&str]) -> Resolved<dpo::Config> {
+    let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+    let resolved = load::<dpo::Config>(files, &sets).unwrap_or_else(|e| panic!("{files:?}: {e:#}"));
+    resolved.value.check().unwrap_or_else(|e| panic!("{files:?} {sets:?}: {e:#}"));
+    resolved
+}
+
 fn demo(name: &str) -> PathBuf {
     root().join("configs/demo").join(name)
 }
@@ -55,6 +61,7 @@ fn every_file_is_a_configuration_of_a_command_or_lies_over_or_under_one() {
         match name.as_str() {
             "grpo" => grpo(&[file], &[]).to_toml(),
             "dapo" => grpo(&[demo("grpo.toml"), file], &[]).to_toml(),
+            "dpo" => dpo(&[file], &[]).to_toml(),
             "sft" | "pretrain" => sft(&[file], &[]).to_toml(),
             _ if file.parent().unwrap().ends_with("profiles") => {
                 grpo(&[demo("grpo.toml")], &[&profile]).to_toml()
@@ -73,17 +80,20 @@ fn dapo_samples_until_groups_teach_and_punishes_long_responses() {
 
 #[test]
 fn editors_read_the_schema_of_the_types() {
-    for (name, schema) in
-        [("sft", schema::<sft::Config>().unwrap()), ("grpo", schema::<rl::Config>().unwrap())]
-    {
+    for (name, schema) in [
+        ("sft", schema::<sft::Config>().unwrap()),
+        ("dpo", schema::<dpo::Config>().unwrap()),
+        ("grpo", schema::<rl::Config>().unwrap()),
+    ] {
         let file = root().join(format!("docs/schema/{name}.schema.json"));
         assert!(
             std::fs::read_to_string(&file).unwrap() == schema,
             "train config schema {name} > docs/schema/{name}.schema.json"
         );
     }
-    for (end, name) in [("/sft.toml", "sft"), ("/pretrain.toml", "sft"), ("/grpo.toml", "grpo")] {
-        for file in configs(end) {
+    let files = [("/sft", "sft"), ("/pretrain", "sft"), ("/dpo", "dpo"), ("/grpo", "grpo")];
+    for (end, name) in files {
+        for file in configs(&format!("{end}.toml")) {
             let text = std::fs::read_to_string(&file).unwrap();
             let (_, schema) = text.lines().next().unwrap().split_once("#:schema ").unwrap();
             let named = file.parent().unwrap().join(schema).canonicalize().unwrap();

@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::config;
-use crate::train::{rl, sft};
+use crate::train::{dpo, rl, sft};
 use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
@@ -20,6 +20,8 @@ pub enum Command {
 pub enum Of {
     /// The configuration of `train sft`
     Sft,
+    /// The configuration of `train dpo`
+    Dpo,
     /// The configuration of `train grpo`
     Grpo,
 }
@@ -28,6 +30,7 @@ pub fn run(command: Command) -> Result<()> {
     let Command::Schema { of } = command;
     print(match of {
         Of::Sft => config::schema::<sft::Config>()?,
+        Of::Dpo => config::schema::<dpo::Config>()?,
         Of::Grpo => config::schema::<rl::Config>()?,
     })
 }

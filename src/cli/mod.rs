@@ -13,6 +13,7 @@ pub mod data;
 pub mod demo;
 pub mod device;
 pub mod doctor;
+pub mod dpo;
 pub mod eval;
 pub mod generate;
 #[cfg(feature = "cuda")]
@@ -75,6 +76,8 @@ pub enum Command {
     Demo(demo::Args),
     /// Fine-tune on conversations
     Sft(sft::Args),
+    /// Learn from pairs of answers, one of them preferred
+    Dpo(dpo::Args),
     /// Reinforce with rewards from the judge
     Grpo(grpo::Args),
     /// Score a model on problems
@@ -167,6 +170,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Sft(args) => sft::run(args),
+        Command::Dpo(args) => dpo::run(args),
         Command::Grpo(args) => grpo::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),

@@ -12,6 +12,7 @@ pub mod mixture;
 pub mod outlook;
 pub mod pack;
 mod packer;
+pub mod pair;
 pub mod parquet;
 pub mod problem;
 pub mod prompt;

@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod cases;
 pub mod journal;
+pub mod pairs;
 pub mod quadrants;
 pub mod responses;
 pub mod score;

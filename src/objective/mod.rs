@@ -7,6 +7,7 @@
 //! or another model's log-probabilities, gets them in its constructor: the loop calls `Trainer::score` first.
 
 mod aggregation;
+pub mod dpo;
 pub mod grpo;
 pub mod sft;
 mod sums;

@@ -1,5 +1,8 @@
 //! The loops, and the session that they share.
 
+pub mod dpo;
+#[cfg(test)]
+mod golden;
 pub mod rehearsal;
 pub mod rl;
 mod session;

@@ -1,6 +1,6 @@
 //! What each loop's settings ask of the machine, for its plan.
 
-use super::{rl, sft};
+use super::{dpo, rl, sft};
 use crate::checkpoint::{LanguageModel, ModelSource, Origin};
 use crate::engine::EngineConfig;
 use crate::model::ModelConfig;
@@ -23,6 +23,27 @@ impl sft::Config {
             longest: train.seq_len,
             total_steps: train.total_steps,
             max_tokens_per_step: train.seq_len * train.rows_per_step(),
+            sampling: None,
+        })
+    }
+}
+
+impl dpo::Config {
+    /// What the run asks of the machine; settings with which it could not be made are refused.
+    pub fn workload(&self) -> Result<Workload> {
+        self.check()?;
+        let (train, longest) = (&self.train, self.data.max_length);
+        Ok(Workload {
+            shape: shape(&self.model)?,
+            device: Device::new(train.device, &self.plan),
+            ranks: train.ranks,
+            gpu: train.gpu,
+            recompute: train.recompute,
+            row_tokens: train.seq_len,
+            rows_at_once: 1,
+            longest,
+            total_steps: train.total_steps,
+            max_tokens_per_step: 2 * longest * train.pairs_per_step,
             sampling: None,
         })
     }

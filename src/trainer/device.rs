@@ -110,6 +110,17 @@ impl DeviceKind {
         }
     }
 
+    /// Refuses to share prompts among responses where only a CPU does; `table` is where that was asked for.
+    pub(crate) fn check_share_prompts(self, is_asked: bool, table: &str) -> Result<()> {
+        match (self, is_asked) {
+            (Self::Cuda, true) => Err(usage(format!(
+                "{table}.share_prompts is true, which only a CPU computes: leave it out, or set \
+                 {table}.device=\"cpu\""
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a micro-batch of so many `tokens`, which the settings `keys` make.
     pub(crate) fn check_tokens(self, tokens: usize, keys: &str) -> Result<()> {
         if self == Self::Cpu || tokens <= MOST_ROWS {

@@ -25,6 +25,11 @@ impl MicroBatch {
         joined
     }
 
+    /// Rows that the model computes.
+    pub(crate) fn num_tokens(&self) -> usize {
+        self.packed.tokens.len()
+    }
+
     pub(crate) fn empty() -> Self {
         let packed = Packed { cu_seqlens: vec![0], cu_families: vec![0], ..Packed::default() };
         Self { packed, targets: Vec::new() }

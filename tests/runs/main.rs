@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
 
+mod dpo;
 mod grpo;
 mod mistakes;
 mod scores;
@@ -26,7 +27,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use support::{
     PROGRAMS, Place, VOCAB, assert_nothing_is_half_made, done, everything_below, expect_mistake,
-    inputs, interrupt, kill, problem, shape, start, stderr, train,
+    inputs, interrupt, kill, lines, problem, shape, start, stderr, train,
 };
 
 const SFT_STEPS: u64 = 60;

@@ -3,6 +3,7 @@
 pub mod classify;
 pub mod generate;
 pub mod inspect;
+pub mod pairs;
 pub mod solvability;
 pub mod stats;
 mod stats_mixture;
@@ -16,6 +17,8 @@ pub enum Command {
     Generate(generate::Args),
     /// Estimate solvability by rollouts and select problems by range
     Solvability(solvability::Args),
+    /// Make pairs of a passed and a failed response, for preference optimisation
+    Pairs(pairs::Args),
     /// Ask a model which samples are code, and store its answers
     Classify(classify::Args),
     /// Show samples with their tokens coloured by loss mask
@@ -30,6 +33,7 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Generate(args) => generate::run(args),
         Command::Solvability(args) => solvability::run(args),
+        Command::Pairs(args) => pairs::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Stats(args) => stats::run(args),

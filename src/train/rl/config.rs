@@ -504,13 +504,7 @@ impl TrainConfig {
         self.device.check_precision(self.precision, &format!("{table}.precision"))?;
         self.loss_scale.check(&format!("{table}.loss_scale"))?;
         self.device.check_tokens(self.seq_len, &format!("{table}.seq_len"))?;
-        match (self.device, self.share_prompts) {
-            (DeviceKind::Cuda, true) => Err(usage(format!(
-                "{table}.share_prompts is true, which only a CPU computes: leave it out, or set \
-                 {table}.device=\"cpu\""
-            ))),
-            _ => Ok(()),
-        }
+        self.device.check_share_prompts(self.share_prompts, table)
     }
 
     /// The same updates however they are computed: what a resumed run may not change. The size of a

@@ -6,19 +6,14 @@ use super::rollout::Group;
 use super::update::improve;
 use crate::checkpoint::LanguageModel;
 use crate::engine::FinishReason;
-use crate::model::{Decoder, ModelConfig, Packed, Target, Workspace};
+use crate::model::{Packed, Target, Workspace};
 use crate::objective::grpo::advantages;
 use crate::run::samples::tests::group;
 use crate::sandbox::VerdictKind;
-use crate::tokenizer::bpe;
+use crate::train::golden::{Golden, TOLERANCE, relative};
 use crate::trainer::Trainer;
-use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-
-/// Relative: of a loss, of a gradient's norm, and of the Euclidean norm of a tensor.
-const TOLERANCE: f64 = 1e-4;
 
 /// A prompt, its responses and their rewards.
 #[derive(Deserialize)]
@@ -35,32 +30,6 @@ struct Expected {
     loss: f64,
     grad_norm: f64,
     lr: f64,
-}
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/grpo").join(name)
-}
-
-fn read(name: &str) -> Vec<u8> {
-    std::fs::read(golden(name)).unwrap()
-}
-
-fn decoder(bytes: &[u8]) -> Decoder {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).unwrap();
-    let config = &metadata.metadata().as_ref().unwrap()["config"];
-    Decoder::new(ModelConfig::from_json(config).unwrap())
-}
-
-/// All parameters whose names in the file begin with `prefix`.
-fn parameters(bytes: &[u8], decoder: &Decoder, prefix: &str) -> Vec<f32> {
-    let file = SafeTensors::deserialize(bytes).unwrap();
-    let mut params = vec![0.0; decoder.layout().len];
-    for tensor in &decoder.layout().tensors {
-        let values = file.tensor(&format!("{prefix}.{}", tensor.name)).unwrap();
-        let values = values.data().as_chunks().0.iter().map(|&x| f32::from_le_bytes(x));
-        params[tensor.range.clone()].iter_mut().zip(values).for_each(|(p, value)| *p = value);
-    }
-    params
 }
 
 /// What a sampler with the trainer's weights would say of a response.
@@ -89,43 +58,18 @@ fn sampled(config: &Config, trainer: &Trainer, given: &Given) -> Group {
     Group { problem: 0, attempts, rewards: Vec::new(), advantages }
 }
 
-fn trainer(config: &Config, decoder: Decoder, params: Vec<f32>) -> Trainer {
-    let dir = tempfile::tempdir().unwrap();
-    let model = LanguageModel { decoder, params, tokenizer: bpe::tests::small(dir.path()) };
-    let steps = config.train.total_steps;
-    Trainer::new(model, config.optim, config.schedule, steps, config.execution()).unwrap()
-}
-
-/// |actual - expected| over |expected|, of the worst tensor.
-fn distance(decoder: &Decoder, actual: &[f32], expected: &[f32]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let of_tensor = |range: std::ops::Range<usize>| {
-        let (actual, expected) = (&actual[range.clone()], &expected[range]);
-        let pairs = actual.iter().zip(expected);
-        norm(&mut pairs.map(|(a, e)| f64::from(*a) - f64::from(*e)))
-            / norm(&mut expected.iter().map(|&e| f64::from(e)))
-    };
-    decoder
-        .layout()
-        .tensors
-        .iter()
-        .map(|tensor| of_tensor(tensor.range.clone()))
-        .fold(0.0, f64::max)
-}
-
 fn check(case: &str, set: &[&str]) {
     let sets: Vec<String> = set.iter().map(|&set| set.to_owned()).collect();
-    let config = Config::load(&[golden(&format!("{case}.toml"))], &sets).unwrap().value;
+    let golden = Golden::of("grpo");
+    let config = Config::load(&[golden.path(&format!("{case}.toml"))], &sets).unwrap().value;
     config.check().unwrap();
-    let rollouts: Vec<Vec<Given>> = serde_json::from_slice(&read("rollouts.json")).unwrap();
-    let mut expected: HashMap<String, Vec<Expected>> =
-        serde_json::from_slice(&read("expected.json")).unwrap();
+    let rollouts: Vec<Vec<Given>> = golden.json("rollouts.json");
+    let mut expected: HashMap<String, Vec<Expected>> = golden.json("expected.json");
     let mut expected = expected.remove(case).unwrap().into_iter();
-    let tensors = read("expected.safetensors");
-    let decoder = decoder(&tensors);
-    let initial = parameters(&tensors, &decoder, "initial");
-    let mut trainer = trainer(&config, decoder.clone(), initial.clone());
-    trainer.keep_reference(initial).unwrap();
+    let weights = golden.weights();
+    let (optim, schedule, steps) = (config.optim, config.schedule, config.train.total_steps);
+    let mut trainer = weights.trainer(optim, schedule, steps, config.execution());
+    trainer.keep_reference(weights.of("initial")).unwrap();
     let mut worst = [0f64; 3];
     for (step, given) in rollouts.iter().enumerate() {
         let groups: Vec<Group> =
@@ -134,17 +78,16 @@ fn check(case: &str, set: &[&str]) {
         assert_eq!(updates[0].metrics.ratio_max_deviation, 0.0, "on policy at first");
         for (updated, expected) in updates.iter().zip(&mut expected) {
             assert_eq!(step as f64, expected.step);
-            let relative = |actual: f64, expected: f64| (actual - expected).abs() / expected.abs();
             // A loss near 0 is a difference of larger numbers.
             let loss = (updated.metrics.loss - expected.loss).abs() / expected.loss.abs().max(0.1);
             worst[0] = worst[0].max(loss);
             worst[1] = worst[1].max(relative(updated.update.grad_norm, expected.grad_norm));
             assert!((updated.update.lr - expected.lr).abs() <= 1e-9, "{case}, step {step}");
         }
-        let weights = parameters(&tensors, &decoder, &format!("{case}.{step}"));
-        worst[2] = worst[2].max(distance(&decoder, &trainer.model.params, &weights));
-        let [loss, norm, weights] = worst;
-        let text = format!("{case} {set:?} to step {step}: {loss:.1e}, {norm:.1e}, {weights:.1e}");
+        let of_step = weights.distance(&format!("{case}.{step}"), &trainer.model.params);
+        worst[2] = worst[2].max(of_step);
+        let [loss, norm, apart] = worst;
+        let text = format!("{case} {set:?} to step {step}: {loss:.1e}, {norm:.1e}, {apart:.1e}");
         assert!(worst.iter().all(|&worst| worst < TOLERANCE), "{text}");
         if step + 1 == rollouts.len() {
             println!("{text} (loss, norm of the gradient, weights)");
