@@ -12,7 +12,7 @@ use codeseq::checkpoint::LanguageModel;
 use codeseq::cuda::device;
 use codeseq::data::pack::Batch;
 use codeseq::model::{BatchSize, Precision};
-use codeseq::objective::grpo::{LossConfig, Metrics, PolicyObjective, SampledTokens};
+use codeseq::objective::policy::{LossConfig, Metrics, PolicyObjective, SampledTokens};
 use codeseq::optim::Schedule;
 use codeseq::tokenizer::Tokenized;
 use codeseq::trainer::device::{GpuConfig, Gpus};

@@ -443,3 +443,59 @@ fn reinforcement_held_to_a_reference_resumes_to_the_same_bits_in_the_memory_of_o
         [&whole, &place.path("without")].map(|run| column(run, "time/gpu_peak_mib"));
     assert_eq!(with[0], without[0]);
 }
+
+/// Preferences of the first of two answers to each problem.
+fn dpo_config() -> String {
+    let text = fs::read_to_string(INPUTS.join("samples.jsonl")).unwrap();
+    let samples: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let pair = |two: &[Value]| {
+        let turn = |sample: usize, turn: usize| [two[sample]["messages"][turn].clone()];
+        serde_json::json!({"prompt": turn(0, 0), "chosen": turn(0, 1), "rejected": turn(1, 1)})
+    };
+    let pairs: Vec<Value> = samples.chunks(2).map(pair).collect();
+    let file = INPUTS.join("pairs.jsonl");
+    fs::write(&file, support::lines(&pairs)).unwrap();
+    format!(
+        "model = {{ path = '{}' }}
+data = {{ files = ['{}'], max_length = 200 }}
+optim = {{ lr = 1e-3, weight_decay = 0.0 }}
+train = {{ total_steps = 4, pairs_per_step = 4, seq_len = 400 }}
+checkpoint.every = 2
+",
+        INPUTS.join(&*TRAINED).display(),
+        file.display()
+    )
+}
+
+#[test]
+fn preferences_on_gpus_follow_the_cpu_in_the_memory_that_was_planned_and_resume() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("dpo.toml", &dpo_config());
+    let run = |out: &str, gpus: usize, more: &str| {
+        let words = format!("dpo --config @dpo.toml --out @{out} {more}");
+        done(emulated(&mut place.train(&words), gpus));
+        place.path(out)
+    };
+    let cpu = run("cpu", 1, "");
+    let gpu = run("gpu", 1, "--set train.device=cuda");
+    let two = run("two", 2, "--set train.device=cuda --set train.ranks=2 --set train.seq_len=200");
+    for gpu in [&gpu, &two] {
+        let losses = distance(&column(gpu, "loss/preference"), &column(&cpu, "loss/preference"));
+        println!("four steps: losses {losses:.1e} apart");
+        assert!(losses < 3e-2);
+    }
+    assert!(column(&gpu, "reward/margin")[3] > 0.0);
+    let own_attention = 4 * 400 * 3;
+    let [all, cuda, attention] = ["", "CUDA", "attention"].map(|name| planned(&gpu, name));
+    println!("planned {all}, {cuda}, {attention}; taken {:?}, {own_attention}", taken(&gpu));
+    assert!(taken(&gpu).iter().all(|&bytes| bytes <= all - cuda));
+    let words = "dpo --config @dpo.toml --out @again --set train.device=cuda";
+    let again = place.path("again");
+    let rows = || fs::read_to_string(again.join("metrics.jsonl")).unwrap_or_default();
+    kill(start(emulated(&mut place.train(words), 1), || rows().lines().count() >= 3));
+    done(emulated(&mut place.train(&format!("{words} --resume")), 1));
+    assert_equal_runs(&again, &gpu, (4, &["loss/preference", "optim/grad_norm"]));
+}

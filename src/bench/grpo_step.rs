@@ -20,7 +20,7 @@ use crate::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingP
 use crate::model::cuda::{DeviceModel, TrainingMemory};
 use crate::model::flops::ModelFlops;
 use crate::model::{BatchSize, Decoder, ModelConfig, Recompute};
-use crate::objective::grpo::{LossConfig, Mismatch, PolicyObjective, SampledTokens};
+use crate::objective::policy::{LossConfig, Mismatch, PolicyObjective, SampledTokens};
 use crate::objective::{Chunk, Objective};
 use crate::trainer::MicroBatch;
 use anyhow::Result;

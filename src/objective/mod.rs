@@ -6,9 +6,10 @@
 //! them. `learn` sees one chunk of targets, which may end inside a sequence. A loss that needs whole sequences,
 //! or another model's log-probabilities, gets them in its constructor: the loop calls `Trainer::score` first.
 
+pub mod advantage;
 mod aggregation;
 pub mod dpo;
-pub mod grpo;
+pub mod policy;
 pub mod sft;
 mod sums;
 

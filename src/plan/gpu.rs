@@ -105,12 +105,14 @@ pub(crate) fn cache_bytes_per_token(decoder: &Decoder) -> usize {
     block_bytes(decoder.config()) / BLOCK_TOKENS
 }
 
-/// Seconds of all updates, with every row one sample; recomputed layers cost a forward more.
+/// Seconds of all updates, with every row one sample; recomputed layers cost a forward more, and so do rows that are
+/// scored first.
 pub(crate) fn estimated_secs(workload: &Workload) -> Option<f64> {
     let Device::Gpu { .. } = workload.device else { return None };
     let row = ModelFlops::new(&workload.shape).training(workload.row_tokens);
-    let forwards = if workload.recompute == Recompute::Layer { 4.0 / 3.0 } else { 1.0 };
+    let recomputed = if workload.recompute == Recompute::Layer { 1.0 / 3.0 } else { 0.0 };
+    let scored = if workload.scores_first { 1.0 / 3.0 } else { 0.0 };
     let rows_per_step = (workload.max_tokens_per_step / workload.row_tokens) as f64;
     let rows = rows_per_step * workload.total_steps as f64;
-    Some(rows * row * forwards / (workload.ranks as f64 * FLOPS_PER_SEC))
+    Some(rows * row * (1.0 + recomputed + scored) / (workload.ranks as f64 * FLOPS_PER_SEC))
 }

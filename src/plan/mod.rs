@@ -324,6 +324,7 @@ mod tests {
             longest: 5120,
             total_steps: 1000,
             max_tokens_per_step: 8 * 16 * 5120,
+            scores_first: false,
             sampling: None,
         }
     }

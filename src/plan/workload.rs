@@ -56,6 +56,8 @@ pub struct Workload {
     pub total_steps: u64,
     /// Most tokens in one update.
     pub max_tokens_per_step: usize,
+    /// Whether a step scores its rows before it learns from them: one more forward.
+    pub scores_first: bool,
     /// What is sampled in every step, by a run that learns from its own samples.
     pub sampling: Option<Sampling>,
 }

@@ -5,6 +5,7 @@
 //! inputs.json                      hashes of what is read again when the run goes on
 //! metrics.jsonl events.out.*       see `run::metrics`
 //! samples/step-000100.jsonl        what was generated in step 100 and how it was rewarded
+//! reference-0123456789abcdef.json  log-probabilities of answers under a reference model (DPO)
 //! checkpoints/step-000100/         Hugging Face layout plus `state/`
 //! logs/attempt-1.log               one for each start
 //! run.lock                         held while a process works here

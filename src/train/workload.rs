@@ -23,6 +23,7 @@ impl sft::Config {
             longest: train.seq_len,
             total_steps: train.total_steps,
             max_tokens_per_step: train.seq_len * train.rows_per_step(),
+            scores_first: false,
             sampling: None,
         })
     }
@@ -44,6 +45,7 @@ impl dpo::Config {
             longest,
             total_steps: train.total_steps,
             max_tokens_per_step: 2 * longest * train.pairs_per_step,
+            scores_first: true,
             sampling: None,
         })
     }
@@ -67,6 +69,7 @@ impl rl::Config {
             longest,
             total_steps: train.total_steps,
             max_tokens_per_step: rollouts_per_step * longest,
+            scores_first: false,
             sampling: Some(Sampling {
                 engine: match rollout.kv_cache_tokens {
                     Some(tokens) => roomy.within(tokens),

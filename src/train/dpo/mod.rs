@@ -83,6 +83,8 @@ fn step(
     let started = Instant::now();
     let pairs: Vec<&TokenPair> = drawn.iter().map(|&(pair, _)| pair).collect();
     let rows = Rows::pack(&pairs, &config.train);
+    // Scoring and learning take their memory in turn.
+    trainer.release_memory();
     let sums = rows.sums(&trainer.score(Parameters::Trained, &rows.batches, 1.0)?);
     let (metrics, slopes) = losses(&config.loss, drawn, &sums);
     let objective = PreferenceObjective(rows.spread(&slopes));

@@ -5,7 +5,7 @@
 
 use super::reward_process::ExternalReward;
 use crate::base::error::usage;
-use crate::base::limits::{refuse_outside, refuse_product, refuse_sizes};
+use crate::base::limits::{refuse_product, refuse_sizes};
 use crate::base::line_process;
 use crate::checkpoint::ModelSource;
 use crate::config::{self, Profile, Resolved};
@@ -13,7 +13,9 @@ use crate::data::problem::Problem;
 use crate::data::rows;
 use crate::engine::{EngineConfig, check_temperature};
 use crate::model::{BatchSize, Precision, Recompute};
-use crate::objective::{Aggregation, Totals, grpo::LossConfig};
+use crate::objective::advantage::AdvantageConfig;
+use crate::objective::policy::LossConfig;
+use crate::objective::{Aggregation, Totals};
 use crate::optim::{AdamWConfig, LossScaleConfig, Schedule};
 use crate::plan::PlanConfig;
 use crate::rewards::{Overlong, RewardConfig, RewardKind};
@@ -178,24 +180,6 @@ fn sixty_four() -> usize {
 
 fn five() -> u64 {
     5
-}
-
-/// How rewards become advantages.
-#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdvantageConfig {
-    /// Divide by the group's standard deviation (verl's `norm_adv_by_std_in_grpo`).
-    pub norm_by_std: bool,
-    /// Added to the standard deviation.
-    pub eps: f64,
-    /// Groups whose rewards are all equal do not count in the mean of the loss either.
-    pub drop_zero_variance: bool,
-}
-
-impl Default for AdvantageConfig {
-    fn default() -> Self {
-        Self { norm_by_std: true, eps: 1e-6, drop_zero_variance: false }
-    }
 }
 
 /// How many steps, and in what portions.
@@ -480,12 +464,6 @@ impl RolloutConfig {
     }
 }
 
-impl AdvantageConfig {
-    fn check(&self, table: &str) -> Result<()> {
-        refuse_outside(table, &[("eps", self.eps, 0.0..=1.0)])
-    }
-}
-
 impl TrainConfig {
     /// Refuses sizes with which nothing would be learnt, and what the device does not compute.
     fn check(&self, table: &str) -> Result<()> {
@@ -558,7 +536,7 @@ pub(crate) mod tests {
         // verl gives AdamW all parameters; the default is transformers' choice.
         let without = config::load::<Config>(&files, &["optim.decayed=all".to_owned()]).unwrap();
         assert_eq!(with.to_toml(), without.to_toml());
-        assert_eq!(with.origin("policy.clip_dual").to_string(), "profile verl-0.9:12");
+        assert_eq!(with.origin("policy.clip_dual").to_string(), "profile verl-0.9:13");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::rollout::Group;
 use super::update::Updated;
-use crate::objective::grpo::{LossConfig, Metrics};
+use crate::objective::policy::{LossConfig, Metrics};
 use crate::rewards::Reward;
 use crate::rollout::attempt::{Attempt, AttemptCost};
 use crate::run::metrics::{Row, row};
@@ -21,7 +21,7 @@ pub(crate) fn rollout_metrics(groups: &[Group]) -> Row {
     let share = |is: fn(&Grade) -> bool| {
         mean(rewarded.iter().map(|(attempt, _)| f64::from(u8::from(is(&attempt.grade)))))
     };
-    let zero_variance = groups.iter().map(|g| f64::from(u8::from(g.advantages.zero_variance)));
+    let zero_variance = groups.iter().map(|g| f64::from(u8::from(g.is_uniform)));
     let mut found = row([("reward/infra", (lengths.len() - rewarded.len()) as f64)]);
     let means = [
         ("reward/mean", mean(rewarded.iter().map(|(_, reward)| reward.total))),
@@ -126,7 +126,7 @@ pub(crate) fn time_metrics(cost: &AttemptCost, update_secs: f64) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objective::grpo::{Advantages, Mismatch};
+    use crate::objective::policy::Mismatch;
     use crate::run::samples::tests::group;
     use crate::sandbox::VerdictKind;
     use crate::trainer::Update;
@@ -170,8 +170,9 @@ mod tests {
         let first = Reward::default().part("own_term", 0.75).fact("num_cases", 1.0);
         let second = Reward::default().part("overlong_penalty", -0.25).fact("num_cases", 4.0);
         let rewards = vec![Some(first), Some(second), None];
-        let advantages = Advantages { values: vec![0.0; 3], zero_variance: true };
-        let row = rollout_metrics(&[Group { problem: 0, attempts, rewards, advantages }]);
+        let group =
+            Group { problem: 0, attempts, rewards, is_uniform: true, advantages: vec![0.0; 3] };
+        let row = rollout_metrics(&[group]);
         for (key, value) in [
             ("reward/mean", 0.25),
             ("reward/own_term", 0.375),

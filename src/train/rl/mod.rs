@@ -1,7 +1,7 @@
-//! Group relative policy optimization with rewards from the judge.
+//! Reinforcement with rewards from the judge: GRPO, and what differs from it in how advantages are estimated.
 //!
 //! A step: sample a group of responses to each prompt with the weights being trained, judge them,
-//! turn rewards into advantages within each group, and update (paper Table 7, where the mini-batch
+//! turn rewards into advantages (`objective::advantage`), and update (paper Table 7, where the mini-batch
 //! is the whole batch). With one update a step every ratio is 1, which is logged. Ranks share the
 //! sampling of a step by prompt and its updates by row.
 
@@ -17,7 +17,7 @@ mod update;
 mod validation;
 
 pub use config::{
-    AdvantageConfig, Config, DataConfig, FilterMetric, OverlongPrompts, RolloutConfig, TrainConfig,
+    Config, DataConfig, FilterMetric, OverlongPrompts, RolloutConfig, TrainConfig,
     ValidationConfig,
 };
 pub use reward_process::ExternalReward;

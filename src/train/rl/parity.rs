@@ -7,7 +7,7 @@ use super::update::improve;
 use crate::checkpoint::LanguageModel;
 use crate::engine::FinishReason;
 use crate::model::{Packed, Target, Workspace};
-use crate::objective::grpo::advantages;
+use crate::objective::advantage::Outcome;
 use crate::run::samples::tests::group;
 use crate::sandbox::VerdictKind;
 use crate::train::golden::{Golden, TOLERANCE, relative};
@@ -53,9 +53,13 @@ fn sampled(config: &Config, trainer: &Trainer, given: &Given) -> Group {
         rollout.tokens.clone_from(response);
         rollout.finish_reason = FinishReason::Length;
     }
-    let rewards: Vec<Option<f64>> = given.rewards.iter().copied().map(Some).collect();
-    let advantages = advantages(&rewards, config.advantage.norm_by_std, config.advantage.eps);
-    Group { problem: 0, attempts, rewards: Vec::new(), advantages }
+    let outcome = |(&reward, response): (&f64, &Vec<u32>)| Outcome {
+        reward: Some(reward),
+        num_tokens: response.len(),
+    };
+    let outcomes = given.rewards.iter().zip(&given.responses).map(outcome).collect();
+    let advantages = config.advantage.advantages(&[outcomes]).remove(0);
+    Group { problem: 0, attempts, rewards: Vec::new(), is_uniform: false, advantages }
 }
 
 fn check(case: &str, set: &[&str]) {

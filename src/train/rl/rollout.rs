@@ -9,7 +9,7 @@ use super::training_set::{Cursor, TrainingSet};
 use crate::base::progress::Progress;
 use crate::base::rng;
 use crate::engine::generator::Generator;
-use crate::objective::grpo::{Advantages, advantages};
+use crate::objective::advantage::{Outcome, is_uniform};
 use crate::rewards::Reward;
 use crate::rollout::attempt::{Attempt, AttemptCost, ProblemAttempts, Query};
 use crate::rollout::attempts::attempt;
@@ -24,7 +24,10 @@ pub(crate) struct Group {
     pub(crate) problem: usize,
     pub(crate) attempts: ProblemAttempts,
     pub(crate) rewards: GroupRewards,
-    pub(crate) advantages: Advantages,
+    /// Whether its rewards are all equal.
+    pub(crate) is_uniform: bool,
+    /// One for each response, 0 for one without a reward; known once the step has all its groups.
+    pub(crate) advantages: Vec<f32>,
 }
 
 /// All groups of a step.
@@ -76,7 +79,7 @@ pub(crate) fn collect(
         let groups: Vec<Group> = portion
             .into_iter()
             .zip(attempts.into_iter().zip(rewards))
-            .map(|(problem, (attempts, rewards))| Group::new(config, problem, attempts, rewards))
+            .map(|(problem, (attempts, rewards))| Group::new(problem, attempts, rewards))
             .collect();
         rollouts.add(groups, &cost, config);
         // What holds this round may hold later ones too.
@@ -98,6 +101,7 @@ pub(crate) fn collect(
             config.rollout.max_rounds
         );
     }
+    rollouts.estimate_advantages(config);
     Ok(rollouts)
 }
 
@@ -120,6 +124,13 @@ impl Rollouts {
         portion
     }
 
+    /// Says how much better than expected each response to learn from is.
+    fn estimate_advantages(&mut self, config: &Config) {
+        let outcomes: Vec<Vec<Outcome>> = self.groups.iter().map(Group::outcomes).collect();
+        let advantages = config.advantage.advantages(&outcomes);
+        self.groups.iter_mut().zip(advantages).for_each(|(group, a)| group.advantages = a);
+    }
+
     /// Takes the groups of a round as far as they are wanted.
     fn add(&mut self, groups: Vec<Group>, cost: &AttemptCost, config: &Config) {
         self.cost.generation += cost.generation;
@@ -138,15 +149,21 @@ impl Rollouts {
 }
 
 impl Group {
-    fn new(
-        config: &Config,
-        problem: usize,
-        attempts: ProblemAttempts,
-        rewards: GroupRewards,
-    ) -> Self {
-        let totals: Vec<_> = rewards.iter().map(|r| r.as_ref().map(|r| r.total)).collect();
-        let advantages = advantages(&totals, config.advantage.norm_by_std, config.advantage.eps);
-        Self { problem, attempts, rewards, advantages }
+    fn new(problem: usize, attempts: ProblemAttempts, rewards: GroupRewards) -> Self {
+        let mut group =
+            Self { problem, attempts, rewards, is_uniform: false, advantages: Vec::new() };
+        group.is_uniform = is_uniform(&group.outcomes());
+        group
+    }
+
+    /// Its responses as an estimator of advantages sees them.
+    fn outcomes(&self) -> Vec<Outcome> {
+        let pairs = self.attempts.attempts.iter().zip(&self.rewards);
+        let outcome = |(attempt, reward): (&Attempt, &Option<Reward>)| Outcome {
+            reward: reward.as_ref().map(|reward| reward.total),
+            num_tokens: attempt.rollout.tokens.len(),
+        };
+        pairs.map(outcome).collect()
     }
 
     /// Its responses of which something is known, with their rewards.
@@ -160,7 +177,7 @@ impl Group {
     fn teaches(&self, metric: FilterMetric) -> bool {
         let mut passed = self.rewarded().map(|(attempt, _)| attempt.grade.passed());
         match metric {
-            FilterMetric::Reward => !self.advantages.zero_variance,
+            FilterMetric::Reward => !self.is_uniform,
             FilterMetric::Accuracy => passed.next().is_some_and(|first| {
                 self.rewards.len() == 1 || passed.any(|another| another != first)
             }),
@@ -180,7 +197,7 @@ pub(crate) mod tests {
 
     fn rewarded(config: &Config, problem: usize, attempts: ProblemAttempts) -> Group {
         let rewards = by_rule(&config.reward, Some(0.5), &attempts);
-        Group::new(config, problem, attempts, rewards)
+        Group::new(problem, attempts, rewards)
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use super::config::Config;
 use super::rollout::Group;
 use crate::data::pack::first_fit;
-use crate::objective::grpo::{
+use crate::objective::policy::{
     LossConfig, Metrics, Mismatch, PolicyObjective, PolicySums, SampledTokens,
 };
 use crate::objective::{Aggregation, Totals};
@@ -185,7 +185,7 @@ fn sampled_tokens(
 fn totals(config: &Config, groups: &[Group]) -> Totals {
     let counted = groups
         .iter()
-        .filter(|g| !(config.advantage.drop_zero_variance && g.advantages.zero_variance));
+        .filter(|g| !(config.advantage.drop_zero_variance && g.is_uniform));
     let judged = counted.flat_map(|g| &g.attempts.attempts).filter(|a| a.grade.is_judged());
     Totals::count(judged.map(|a| a.rollout.tokens.len()))
 }
@@ -197,11 +197,12 @@ fn learnt<'g>(config: &Config, groups: &'g [Group]) -> Vec<Learnt<'g>> {
     let needs_all =
         kl_coef != 0.0 || entropy_coef != 0.0 || aggregation == Aggregation::MicroTokenMean;
     let mut learnt = Vec::new();
-    for (index, Group { attempts: group, advantages, .. }) in groups.iter().enumerate() {
-        if config.advantage.drop_zero_variance && advantages.zero_variance {
+    for (index, Group { attempts: group, is_uniform, advantages, .. }) in groups.iter().enumerate()
+    {
+        if config.advantage.drop_zero_variance && *is_uniform {
             continue;
         }
-        for (attempt, &advantage) in group.attempts.iter().zip(&advantages.values) {
+        for (attempt, &advantage) in group.attempts.iter().zip(advantages) {
             if attempt.grade.is_judged() && (needs_all || advantage != 0.0) {
                 learnt.push(Learnt {
                     group: index,
@@ -220,7 +221,6 @@ fn learnt<'g>(config: &Config, groups: &'g [Group]) -> Vec<Learnt<'g>> {
 mod tests {
     use super::super::config::tests::config;
     use super::*;
-    use crate::objective::grpo::Advantages;
     use crate::run::samples::tests::group;
     use crate::sandbox::{Reason, VerdictKind};
 
@@ -231,7 +231,8 @@ mod tests {
             problem: 0,
             attempts: group(&[("a", VerdictKind::Pass), ("b", wrong), ("c", VerdictKind::Infra)]),
             rewards: Vec::new(),
-            advantages: Advantages { values: vec![0.0, -1.0, 0.0], zero_variance: false },
+            is_uniform: false,
+            advantages: vec![0.0, -1.0, 0.0],
         }];
         let mut config = config(1);
         let taken = learnt(&config, &groups);
@@ -244,11 +245,12 @@ mod tests {
 
     #[test]
     fn groups_without_variance_leave_the_mean_only_when_asked() {
-        let group_of_two = |zero_variance, values: Vec<f32>| Group {
+        let group_of_two = |is_uniform, advantages: Vec<f32>| Group {
             problem: 0,
             attempts: group(&[("a", VerdictKind::Pass), ("b", VerdictKind::Pass)]),
             rewards: Vec::new(),
-            advantages: Advantages { values, zero_variance },
+            is_uniform,
+            advantages,
         };
         let groups = [group_of_two(true, vec![0.0; 2]), group_of_two(false, vec![1.0, -1.0])];
         let mut config = config(2);
@@ -264,8 +266,8 @@ mod tests {
             attempt.rollout.tokens = vec![7; length];
             attempt.rollout.logprobs = vec![-0.5; length];
         }
-        let advantages = Advantages { values: vec![1.0; lengths.len()], zero_variance: false };
-        Group { problem: 0, attempts, rewards: Vec::new(), advantages }
+        let advantages = vec![1.0; lengths.len()];
+        Group { problem: 0, attempts, rewards: Vec::new(), is_uniform: false, advantages }
     }
 
     #[test]
