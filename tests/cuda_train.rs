@@ -447,7 +447,8 @@ fn reinforcement_held_to_a_reference_resumes_to_the_same_bits_in_the_memory_of_o
 /// Preferences of the first of two answers to each problem.
 fn dpo_config() -> String {
     let text = fs::read_to_string(INPUTS.join("samples.jsonl")).unwrap();
-    let samples: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let samples: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let pair = |two: &[Value]| {
         let turn = |sample: usize, turn: usize| [two[sample]["messages"][turn].clone()];
         serde_json::json!({"prompt": turn(0, 0), "chosen": turn(0, 1), "rejected": turn(1, 1)})

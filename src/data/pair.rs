@@ -4,8 +4,8 @@
 //! `rejected` one assistant's turn each. Without `prompt`, `chosen` and `rejected` are whole conversations
 //! that differ in their last turns. Only the answers are learnt.
 
-use crate::tokenizer::{Message, Tokenizer};
 use crate::base::error::usage;
+use crate::tokenizer::{Message, Tokenizer};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
@@ -45,13 +45,15 @@ impl TryFrom<Row> for Pair {
         if before_chosen != before_rejected {
             return Err("`chosen` and `rejected` differ in more than their last turns".to_owned());
         }
-        let prompt = match row.prompt {
-            Some(prompt) if before_chosen.is_empty() => prompt,
-            Some(_) => return Err(
-                "`chosen` holds more turns than the answer: leave `prompt` out, or those turns".to_owned(),
-            ),
-            None => before_chosen,
-        };
+        let prompt =
+            match row.prompt {
+                Some(prompt) if before_chosen.is_empty() => prompt,
+                Some(_) => return Err(
+                    "`chosen` holds more turns than the answer: leave `prompt` out, or those turns"
+                        .to_owned(),
+                ),
+                None => before_chosen,
+            };
         if prompt.is_empty() {
             return Err("nothing is answered: `prompt` holds no turn".to_owned());
         }
@@ -89,7 +91,9 @@ impl AnsweredPrompt {
         let first = sample.loss_mask.iter().position(is_learnt).unwrap_or_default();
         let last = sample.loss_mask.iter().rposition(is_learnt).unwrap_or_default();
         if first == 0 || !sample.loss_mask[first..=last].iter().all(is_learnt) {
-            return Err(usage("the chat template does not keep the answer in one piece behind the prompt"));
+            return Err(usage(
+                "the chat template does not keep the answer in one piece behind the prompt",
+            ));
         }
         let mut prompt = sample.input_ids;
         prompt.truncate(last + 1);
@@ -150,7 +154,10 @@ mod tests {
         let whole = format!(r#"{{"chosen": [{ASKED}, {a}], "rejected": [{ASKED}, {b}]}}"#);
         let pair = read(&apart).unwrap();
         assert_eq!(pair, read(&whole).unwrap());
-        assert_eq!((pair.prompt.len(), &*pair.chosen.content, &*pair.rejected.content), (1, "a", "b"));
+        assert_eq!(
+            (pair.prompt.len(), &*pair.chosen.content, &*pair.rejected.content),
+            (1, "a", "b")
+        );
         assert_eq!(read(&serde_json::to_string(&pair).unwrap()).unwrap(), pair);
     }
 

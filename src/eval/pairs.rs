@@ -69,7 +69,9 @@ impl PairRule {
         let failed: Vec<_> = failed.collect();
         let mut candidates: Vec<ResponsePair<'r>> = passed
             .iter()
-            .flat_map(|&chosen| failed.iter().map(move |&rejected| ResponsePair { chosen, rejected }))
+            .flat_map(|&chosen| {
+                failed.iter().map(move |&rejected| ResponsePair { chosen, rejected })
+            })
             .filter(|pair| pair.length_ratio() <= self.max_length_ratio)
             .collect();
         candidates.sort_by(|a, b| a.length_ratio().total_cmp(&b.length_ratio()));

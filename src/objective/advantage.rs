@@ -38,12 +38,7 @@ pub enum Estimator {
 
 impl Default for AdvantageConfig {
     fn default() -> Self {
-        Self {
-            estimator: Estimator::Grpo,
-            norm_by_std: true,
-            eps: 1e-6,
-            drop_zero_variance: false,
-        }
+        Self { estimator: Estimator::Grpo, norm_by_std: true, eps: 1e-6, drop_zero_variance: false }
     }
 }
 
@@ -204,7 +199,9 @@ mod tests {
     fn equal_rewards_teach_exactly_nothing() {
         for estimator in [Estimator::Grpo, Estimator::Rloo, Estimator::ReinforcePlusPlus] {
             assert_eq!(advantages(&of(estimator), &[Some(0.25); 3]), [0.0; 3]);
-            assert!(advantages(&of(estimator), &[None; 2]).iter().all(|&advantage| advantage == 0.0));
+            assert!(
+                advantages(&of(estimator), &[None; 2]).iter().all(|&advantage| advantage == 0.0)
+            );
             assert!(of(estimator).advantages(&[]).is_empty());
         }
     }
@@ -230,14 +227,18 @@ mod tests {
             let outcomes: Vec<Vec<Outcome>> = groups
                 .iter()
                 .map(|group| {
-                    let outcome = |&(reward, num_tokens)| Outcome { reward: Some(reward), num_tokens };
+                    let outcome =
+                        |&(reward, num_tokens)| Outcome { reward: Some(reward), num_tokens };
                     group.iter().map(outcome).collect()
                 })
                 .collect();
             for (found, expected) in config.advantages(&outcomes).iter().zip(&advantages) {
                 for (&found, expected) in found.iter().zip(expected) {
                     let distance = (f64::from(found) - expected).abs();
-                    assert!(distance < 1e-5 * expected.abs().max(1e-2), "{estimator}: {found} {expected}");
+                    assert!(
+                        distance < 1e-5 * expected.abs().max(1e-2),
+                        "{estimator}: {found} {expected}"
+                    );
                 }
                 assert_eq!(found.len(), expected.len());
             }

@@ -101,8 +101,7 @@ pub fn pair_loss(config: &LossConfig, chosen: &Answer, rejected: &Answer) -> Pai
     let (loss, by_margin) = match kind {
         LossKind::Sigmoid => {
             let z = beta * margin;
-            let loss =
-                (1.0 - label_smoothing) * softplus(-z) + label_smoothing * softplus(z);
+            let loss = (1.0 - label_smoothing) * softplus(-z) + label_smoothing * softplus(z);
             (loss, beta * (sigmoid(z) - (1.0 - label_smoothing)))
         }
         LossKind::Ipo => {

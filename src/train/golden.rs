@@ -75,7 +75,8 @@ impl Weights {
     /// |actual - expected| over |expected|, of the tensor that is farthest from the one in the file.
     pub(crate) fn distance(&self, prefix: &str, actual: &[f32]) -> f64 {
         let expected = self.of(prefix);
-        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+        let norm =
+            |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
         let of_tensor = |range: std::ops::Range<usize>| {
             let (actual, expected) = (&actual[range.clone()], &expected[range]);
             let pairs = actual.iter().zip(expected);

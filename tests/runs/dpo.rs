@@ -99,7 +99,8 @@ fn reference_log_probabilities_are_computed_once_and_known_by_content() {
     let fewer = place.path("fewer.jsonl");
     let lines = fs::read_to_string(&*PAIRS).unwrap();
     fs::write(&fewer, lines.lines().next().unwrap().to_owned() + "\n").unwrap();
-    let set = format!("--overwrite --set train.total_steps=1 --set data.files=['{}']", fewer.display());
+    let set =
+        format!("--overwrite --set train.total_steps=1 --set data.files=['{}']", fewer.display());
     done(&mut dpo(&place, &set));
     let [other] = stored().try_into().unwrap();
     assert_ne!(other, first);

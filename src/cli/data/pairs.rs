@@ -54,7 +54,9 @@ impl Args {
             return Err(usage("--per-problem and --max-tokens must be at least 1"));
         }
         if max_length_ratio.is_nan() || max_length_ratio < 1.0 {
-            return Err(usage(format!("--max-length-ratio is {max_length_ratio}: it must be at least 1")));
+            return Err(usage(format!(
+                "--max-length-ratio is {max_length_ratio}: it must be at least 1"
+            )));
         }
         let max_tokens = self.max_tokens.unwrap_or(usize::MAX);
         Ok(PairRule { per_problem: self.per_problem, max_tokens, max_length_ratio })
@@ -73,7 +75,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     // Nothing is judged here; a task cannot be had without its judge.
     let judge = Judge::start(Options { workers: 1, ..Options::default() })?;
-    let task = args.task.open(problems, args.prompt.as_deref(), &judge).context("reading --problems")?;
+    let task =
+        args.task.open(problems, args.prompt.as_deref(), &judge).context("reading --problems")?;
     let by_problem = read_responses(&args.responses, task.as_ref())?;
     let (mut pairs, mut ratios) = (Vec::new(), Vec::new());
     for (&problem, responses) in &by_problem {

@@ -68,7 +68,10 @@ fn check(case: &str, set: &[&str]) {
             (mean(result.metrics.chosen_reward), expected.chosen_reward),
             (mean(result.metrics.rejected_reward), expected.rejected_reward),
         ] {
-            assert!((actual - expected).abs() < TOLERANCE * expected.abs().max(1.0), "{case} {number}");
+            assert!(
+                (actual - expected).abs() < TOLERANCE * expected.abs().max(1.0),
+                "{case} {number}"
+            );
         }
         assert_eq!(mean(result.metrics.right_way as f64) as f32, expected.accuracy as f32);
         worst[1] = worst[1].max(relative(result.update.grad_norm, expected.grad_norm));
@@ -77,7 +80,9 @@ fn check(case: &str, set: &[&str]) {
         worst[2] = worst[2].max(of_step);
     }
     let [loss, norm, apart] = worst;
-    println!("{case} {set:?}: {loss:.1e}, {norm:.1e}, {apart:.1e} (loss, norm of the gradient, weights)");
+    println!(
+        "{case} {set:?}: {loss:.1e}, {norm:.1e}, {apart:.1e} (loss, norm of the gradient, weights)"
+    );
     assert!(worst.iter().all(|&worst| worst < TOLERANCE), "{case} {set:?}: {worst:?}");
     assert_eq!(trainer.step, 10);
 }

@@ -67,7 +67,8 @@ fn read(path: &Path, key: &str) -> Option<Vec<[f64; 2]>> {
     if !path.exists() {
         return None;
     }
-    let stored: Option<Stored> = read_text(path).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let stored: Option<Stored> =
+        read_text(path).ok().and_then(|text| serde_json::from_str(&text).ok());
     let stored = stored.filter(|stored| stored.key == key);
     if stored.is_none() {
         tracing::warn!("{} is damaged and made anew", path.display());

@@ -117,7 +117,8 @@ mod tests {
     use super::*;
 
     fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> TokenPair {
-        let behind = |answer: &[u32]| AnsweredPrompt { prompt: prompt.to_vec(), answer: answer.to_vec() };
+        let behind =
+            |answer: &[u32]| AnsweredPrompt { prompt: prompt.to_vec(), answer: answer.to_vec() };
         TokenPair { chosen: behind(chosen), rejected: behind(rejected) }
     }
 

@@ -17,8 +17,7 @@ mod update;
 mod validation;
 
 pub use config::{
-    Config, DataConfig, FilterMetric, OverlongPrompts, RolloutConfig, TrainConfig,
-    ValidationConfig,
+    Config, DataConfig, FilterMetric, OverlongPrompts, RolloutConfig, TrainConfig, ValidationConfig,
 };
 pub use reward_process::ExternalReward;
 

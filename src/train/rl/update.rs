@@ -183,9 +183,7 @@ fn sampled_tokens(
 
 /// The tokens and sequences that the loss is a mean over.
 fn totals(config: &Config, groups: &[Group]) -> Totals {
-    let counted = groups
-        .iter()
-        .filter(|g| !(config.advantage.drop_zero_variance && g.is_uniform));
+    let counted = groups.iter().filter(|g| !(config.advantage.drop_zero_variance && g.is_uniform));
     let judged = counted.flat_map(|g| &g.attempts.attempts).filter(|a| a.grade.is_judged());
     Totals::count(judged.map(|a| a.rollout.tokens.len()))
 }
