@@ -78,7 +78,7 @@ pub struct AnsweredPrompt {
 }
 
 impl AnsweredPrompt {
-    pub fn len(&self) -> usize {
+    pub fn num_tokens(&self) -> usize {
         self.prompt.len() + self.answer.len()
     }
 
@@ -128,7 +128,7 @@ impl TokenPair {
 
     /// Tokens of the longer prompt and answer.
     pub fn longest(&self) -> usize {
-        self.chosen.len().max(self.rejected.len())
+        self.chosen.num_tokens().max(self.rejected.num_tokens())
     }
 }
 
