@@ -73,7 +73,7 @@ impl Stored {
             let (dtype, bytes) = &self.tensors[&spec.name];
             Elements { dtype: *dtype, bytes }
         };
-        self.decoder.pack_stored(tensor, |_| {})
+        self.decoder.pack_stored(|spec| tensor(spec).into(), |_| {})
     }
 
     /// Log-probabilities as training computes them.

@@ -1,26 +1,36 @@
-//! Recognises models in formats that are not supported, and says what to do with them.
+//! Says what lies in a place that holds neither a model directory nor a GGUF file, and what to do.
 
 use crate::base::error::usage;
 use crate::base::fs::children;
 use std::path::Path;
 
-/// Returns why `model`, a path that may not exist, is no model directory; `None` where it may be one.
+/// Returns why `model`, a path that may not exist, is neither a model directory nor a GGUF file; `None` where
+/// it may be one.
 pub(crate) fn refusal(model: &Path) -> Option<anyhow::Error> {
-    let has_end =
-        |path: &Path, end: &str| path.extension().is_some_and(|extension| extension == end);
+    let has_end = |path: &Path| path.extension().is_some_and(|extension| extension == "gguf");
     if model.is_dir() {
         if model.join("config.json").is_file() {
             return None;
         }
-        let files = children(model).ok()?;
-        let gguf = files.iter().filter(|file| has_end(file, "gguf")).min()?;
-        return Some(is_gguf(gguf));
+        let mut files = children(model).ok()?;
+        files.retain(|file| has_end(file));
+        files.sort();
+        let file = files.first()?.display();
+        let (dir, count) = (model.display(), files.len());
+        return Some(usage(match count {
+            1 => format!("{dir} has no config.json, but a GGUF file: give the file itself, {file}"),
+            _ => format!(
+                "{dir} has no config.json, but {count} GGUF files: give one of them, such as {file}"
+            ),
+        }));
     }
-    if has_end(model, "gguf") || begins_as_gguf(model) {
-        return Some(is_gguf(model));
+    if has_end(model) && !model.exists() {
+        return Some(usage(format!("{}: no such file", model.display())));
     }
-    let what = "is a file; a model is a directory with config.json, tokenizer.json and safetensors";
-    model.is_file().then(|| usage(format!("{} {what}", model.display())))
+    let what = "is a file, but no GGUF file; a model is such a file, or a directory with config.json, \
+                tokenizer.json and safetensors";
+    let is_other = model.is_file() && !has_end(model) && !begins_as_gguf(model);
+    is_other.then(|| usage(format!("{} {what}", model.display())))
 }
 
 fn begins_as_gguf(path: &Path) -> bool {
@@ -30,41 +40,31 @@ fn begins_as_gguf(path: &Path) -> bool {
         && magic == *b"GGUF"
 }
 
-fn is_gguf(file: &Path) -> anyhow::Error {
-    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = file.file_name().unwrap_or_default().display();
-    usage(format!(
-        "{} is a GGUF file, the format of llama.cpp, which is not read: take the model's directory with \
-         safetensors, or convert it with: python -c \"from transformers import AutoModelForCausalLM as M, \
-         AutoTokenizer as T; [c.from_pretrained('{}', gguf_file='{name}').save_pretrained('NEW') for c in (M, \
-         T)]\"",
-        file.display(),
-        dir.display(),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
 
     #[test]
-    fn a_gguf_file_is_named_wherever_it_is() {
+    fn a_gguf_file_is_taken_and_named_where_its_directory_is_given() {
         let dir = tempfile::tempdir().unwrap();
         let (named, unnamed) = (dir.path().join("q4.gguf"), dir.path().join("model"));
         for path in [&named, &unnamed] {
             std::fs::write(path, b"GGUF\x03").unwrap();
+            assert!(refusal(path).is_none());
         }
-        for path in [&named, &unnamed, dir.path(), Path::new("gone/q4.gguf")] {
+        for (path, said) in [
+            (dir.path(), "give the file itself"),
+            (Path::new("gone/q4.gguf"), "gone/q4.gguf: no such file"),
+        ] {
             let error = refusal(path).unwrap();
             assert_eq!(exit_code(&error), 2);
-            let message = error.to_string();
-            assert!(message.contains("GGUF") && message.contains("python -c"), "{message}");
+            assert!(error.to_string().contains(said), "{error}");
         }
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         assert!(refusal(dir.path()).is_none());
         assert!(
-            refusal(&dir.path().join("config.json")).unwrap().to_string().contains("is a file")
+            refusal(&dir.path().join("config.json")).unwrap().to_string().contains("no GGUF file")
         );
         assert!(refusal(Path::new("owner/name")).is_none());
     }

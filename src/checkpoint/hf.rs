@@ -7,6 +7,7 @@
 
 pub(crate) use super::shards::Tensors;
 use super::shards::{Loading, Shards, WEIGHTS};
+use super::weight_files::WeightFiles;
 use crate::base::fs::write_atomic;
 use crate::model::TensorSpec;
 use crate::tokenizer::Tokenizer;
@@ -53,22 +54,30 @@ struct Piece<'a> {
 
 /// Fills `weights` with the tensors of a model directory, each at its range.
 pub fn load_weights(dir: &Path, specs: &[TensorSpec], weights: &mut [f32]) -> Result<()> {
-    let shards = Shards::open(dir, specs)?;
-    let loading = Loading::of(&shards);
-    fill(&shards, &loading, &pieces(specs), 0, weights)?;
+    fill_weights(&WeightFiles::Safetensors(Shards::open(dir, specs)?), specs, weights)
+}
+
+/// Fills `weights` with the tensors of `files`, each at its range.
+pub(crate) fn fill_weights(
+    files: &WeightFiles,
+    specs: &[TensorSpec],
+    weights: &mut [f32],
+) -> Result<()> {
+    let loading = Loading::of(files.bytes());
+    fill(files, &loading, &pieces(specs), 0, weights)?;
     loading.finish();
     Ok(())
 }
 
-/// Passes the tensors of `shards` to `take` in the order of their ranges, as parts of the flat buffer, each
+/// Passes the tensors of `files` to `take` in the order of their ranges, as parts of the flat buffer, each
 /// with the index of its first element. A part has at most `most` elements, unless a single piece has more.
 pub(crate) fn read_weights(
-    shards: &Shards,
+    files: &WeightFiles,
     specs: &[TensorSpec],
     most: usize,
     mut take: impl FnMut(usize, &[f32]) -> Result<()>,
 ) -> Result<()> {
-    let loading = Loading::of(shards);
+    let loading = Loading::of(files.bytes());
     let pieces = pieces(specs);
     let (mut rest, mut part) = (&pieces[..], Vec::new());
     while let [Piece { range, .. }, others @ ..] = rest {
@@ -79,7 +88,7 @@ pub(crate) fn read_weights(
         }
         part.clear();
         part.resize(end - start, 0.0);
-        fill(shards, &loading, &rest[..count], start, &mut part)?;
+        fill(files, &loading, &rest[..count], start, &mut part)?;
         take(start, &part)?;
         rest = &rest[count..];
     }
@@ -89,7 +98,7 @@ pub(crate) fn read_weights(
 
 /// Fills the pieces of a part of the flat buffer that begins at element `start`.
 fn fill(
-    shards: &Shards,
+    files: &WeightFiles,
     loading: &Loading,
     pieces: &[Piece<'_>],
     start: usize,
@@ -104,11 +113,9 @@ fn fill(
     }
     pieces.par_iter().zip(places).try_for_each(|(&Piece { spec, first, .. }, values)| {
         let start = spec.order.file_row(first) * spec.row_len();
-        let stored = shards.tensor(spec).slice(start, values.len());
-        shards.prepare(spec, stored);
-        shards.check_finite(spec, stored)?;
-        stored.widen(values);
-        shards.release(spec, stored);
+        let stored = files.part(spec, start, values.len())?;
+        stored.elements().widen(values);
+        files.release(spec, start, values.len());
         loading.add(stored.bytes.len());
         anyhow::Ok(())
     })
@@ -274,7 +281,7 @@ mod tests {
     #[test]
     fn weights_are_read_in_parts_as_they_are_loaded_whole() {
         let dir = sharded();
-        let shards = Shards::open(dir.path(), &specs()).unwrap();
+        let files = WeightFiles::Safetensors(Shards::open(dir.path(), &specs()).unwrap());
         for (most, expected) in [(1, vec![(0, 4), (4, 6)]), (10, vec![(0, 10)])] {
             let (mut read, mut parts) = (Vec::new(), Vec::new());
             let take = |start: usize, part: &[f32]| {
@@ -282,7 +289,7 @@ mod tests {
                 read.extend_from_slice(part);
                 Ok(())
             };
-            read_weights(&shards, &specs(), most, take).unwrap();
+            read_weights(&files, &specs(), most, take).unwrap();
             assert_eq!((read, parts), (weights(), expected));
         }
     }

@@ -1,15 +1,15 @@
 //! Finds the directory of a model that is given by name: a local directory, the Hugging Face cache, or a
 //! download into that cache.
 //!
-//! A directory that exists is taken as it is; anything else is a name as described in [`crate::base::hub`].
-//! Only the configuration, the tokenizer and safetensors are downloaded.
+//! A directory or a GGUF file that exists is taken as it is; anything else is a name as described in
+//! [`crate::base::hub`]. Only the configuration, the tokenizer and safetensors are downloaded.
 
 use super::foreign;
 use super::shards::{INDEX, WEIGHTS, has_weights, shard_names};
 use crate::base::error::usage;
 use crate::base::fs::children;
 use crate::base::hub::{Download, Extent, Hub, Kind, Repo};
-use crate::tokenizer;
+use crate::tokenizer::{self, MORE_TEMPLATES};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,25 @@ pub enum Needs {
     Model,
 }
 
-/// Returns the directory of `model`, which is a path or a name. Downloads what is needed and missing.
+/// Returns the files that make up a model: configuration, tokenizer and weights of its directory, or its GGUF
+/// file.
+pub fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
+    if model.is_file() {
+        return Ok(vec![model.to_owned()]);
+    }
+    let kinds = ["json", "jinja", "safetensors"];
+    let mut files = children(model)?;
+    let templates = model.join(MORE_TEMPLATES);
+    if templates.is_dir() {
+        files.extend(children(&templates)?);
+    }
+    files.retain(|path| path.extension().is_some_and(|e| kinds.iter().any(|kind| e == *kind)));
+    files.sort();
+    Ok(files)
+}
+
+/// Returns the directory or the GGUF file of `model`, which is a path or a name. Downloads what is needed and
+/// missing.
 pub fn resolve(model: &Path, needs: Needs) -> Result<PathBuf> {
     if let Some(refusal) = foreign::refusal(model) {
         return Err(refusal);

@@ -1,16 +1,19 @@
-//! A model directory opened to score and to generate; its weights keep their stored number format.
+//! A model opened to score and to generate; its weights keep their stored number format.
 //!
-//! It takes about as much memory as its files are long. Weights are packed from the memory maps, tensor by
-//! tensor, and the pages are given back. Training needs flat f32 parameters ([`super::LanguageModel`]).
+//! It takes about as much memory as its files are long; quantized weights of a GGUF file become f16, two bytes a
+//! weight. Weights are packed from the memory maps, tensor by tensor, and the pages are given back. Training
+//! needs flat f32 parameters ([`super::LanguageModel`]).
 
 use super::StoredModel;
 use super::language_model::stop_ids;
-use super::shards::{Loading, Shards};
+use super::place::ModelPlace;
+use super::shards::Loading;
+use super::weight_files::WeightFiles;
 use crate::base::memory;
 use crate::model::{Decoder, TensorSpec, Weights};
+use crate::ops::element::{Elements, Stored};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
-use std::path::Path;
 use std::sync::OnceLock;
 
 /// A model whose weights are laid out for generation, with its tokenizer.
@@ -22,12 +25,13 @@ pub struct InferenceModel {
 }
 
 impl InferenceModel {
-    /// Opens a directory in Hugging Face layout, or a model by its name ([`super::hub`]). Refuses weights
-    /// that are not finite.
-    pub fn open(model: &Path) -> Result<Self> {
-        let StoredModel { decoder, tokenizer, shards } = StoredModel::open(model)?;
-        memory::check(shards.bytes(), &model.display().to_string(), "choose a smaller model")?;
-        let weights = load(&shards, &decoder)?;
+    /// Opens a directory in Hugging Face layout, a GGUF file, or a model by its name ([`super::hub`]).
+    pub fn open<'a>(model: impl Into<ModelPlace<'a>>) -> Result<Self> {
+        let place = model.into();
+        let StoredModel { decoder, tokenizer, weights } = StoredModel::open(place)?;
+        let what = place.model.display().to_string();
+        memory::check(weights.bytes(), &what, "choose a smaller model")?;
+        let weights = load(&weights, &decoder)?;
         Ok(Self { decoder, weights, tokenizer })
     }
 
@@ -38,24 +42,26 @@ impl InferenceModel {
     }
 }
 
-/// Packs every tensor and gives its pages back. Refuses weights that are not finite.
-fn load(shards: &Shards, decoder: &Decoder) -> Result<Weights<'static>> {
-    let loading = Loading::of(shards);
+/// Packs every tensor and gives its pages back; refuses weights that are not finite.
+fn load(files: &WeightFiles, decoder: &Decoder) -> Result<Weights<'static>> {
+    let loading = Loading::of(files.bytes());
     let failure = OnceLock::new();
-    let tensor = |spec| {
-        let tensor = shards.tensor(spec);
-        shards.prepare(spec, tensor);
-        if let Err(e) = shards.check_finite(spec, tensor) {
+    let tensor = |spec: &TensorSpec| {
+        let stored = files.part(spec, 0, spec.range.len()).unwrap_or_else(|e| {
             failure.get_or_init(|| e);
-        }
-        tensor
+            zeros(spec)
+        });
+        loading.add(stored.bytes.len());
+        stored
     };
-    let done = |spec: &TensorSpec| {
-        let tensor = shards.tensor(spec);
-        shards.release(spec, tensor);
-        loading.add(tensor.bytes.len());
-    };
+    let done = |spec: &TensorSpec| files.release(spec, 0, spec.range.len());
     let weights = decoder.pack_stored(tensor, done);
     loading.finish();
     failure.into_inner().map_or(Ok(weights), Err)
+}
+
+/// In the place of a tensor that cannot be read.
+fn zeros(spec: &TensorSpec) -> Stored<'static> {
+    let Elements { dtype, bytes } = Elements::from(&[0.0f32][..]);
+    Stored { dtype, bytes: bytes.repeat(spec.range.len()).into() }
 }

@@ -1,11 +1,12 @@
 //! A model directory opened to train: the decoder, flat f32 weights and the tokenizer.
 
-use super::hub::{self, Needs};
+use super::StoredModel;
+use super::hf;
+use super::place::ModelPlace;
 use super::state::Model;
-use super::{derived, hf};
 use crate::base::fs::read_text;
 use crate::model::layout::init;
-use crate::model::{Decoder, Layout, ModelConfig};
+use crate::model::{Decoder, ModelConfig};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -19,14 +20,13 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    /// Opens a directory in Hugging Face layout, or a model by its name ([`super::hub`]).
-    pub fn open(model: &Path) -> Result<Self> {
-        let dir = &hub::resolve(model, Needs::Model)?;
-        let config = derived::read_config(dir)?;
-        let layout = Layout::new(&config);
+    /// Opens a directory in Hugging Face layout, a GGUF file, or a model by its name ([`super::hub`]).
+    pub fn open<'a>(model: impl Into<ModelPlace<'a>>) -> Result<Self> {
+        let StoredModel { decoder, tokenizer, weights } = StoredModel::open(model)?;
+        let layout = decoder.layout();
         let mut params = vec![0.0; layout.len];
-        hf::load_weights(dir, &layout.tensors, &mut params)?;
-        Self::assemble(config, params, dir)
+        hf::fill_weights(&weights, &layout.tensors, &mut params)?;
+        Ok(Self { decoder, params, tokenizer })
     }
 
     /// Creates random weights: the shape is that of `config_path`, the tokenizer is read from its
@@ -34,23 +34,19 @@ impl LanguageModel {
     pub fn init(config_path: &Path, tokenizer_dir: &Path, seed: u64) -> Result<Self> {
         let config = Self::read_config(config_path)?;
         let params = init(&config, seed);
-        Self::assemble(config, params, tokenizer_dir)
+        let tokenizer = Tokenizer::load(tokenizer_dir)?;
+        tokenizer.check_fits(config.vocab_size)?;
+        Ok(Self { decoder: Decoder::new(config), params, tokenizer })
     }
 
-    /// Reads the shape of a model, given by its directory or its name ([`super::hub`]).
-    pub fn shape(model: &Path) -> Result<ModelConfig> {
-        derived::read_config(&hub::resolve(model, Needs::Config)?)
+    /// Reads the shape of a model, given by its directory, GGUF file or name ([`super::hub`]).
+    pub fn shape<'a>(model: impl Into<ModelPlace<'a>>) -> Result<ModelConfig> {
+        StoredModel::shape(model.into())
     }
 
     /// Reads a single `config.json`.
     pub fn read_config(path: &Path) -> Result<ModelConfig> {
         ModelConfig::from_json(&read_text(path)?).with_context(|| path.display().to_string())
-    }
-
-    fn assemble(config: ModelConfig, params: Vec<f32>, tokenizer_dir: &Path) -> Result<Self> {
-        let tokenizer = Tokenizer::load(tokenizer_dir)?;
-        tokenizer.check_fits(config.vocab_size)?;
-        Ok(Self { decoder: Decoder::new(config), params, tokenizer })
     }
 
     /// Returns the ids of the tokens that end a response, from the model's config and its generation

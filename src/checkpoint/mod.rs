@@ -1,4 +1,4 @@
-//! Model directories in Hugging Face layout, and step directories, from which a run resumes.
+//! Model directories in Hugging Face layout, GGUF files, and step directories, from which a run resumes.
 //!
 //! What is written loads in transformers and vLLM without conversion. A step directory is complete or
 //! absent. What is read is checked tensor by tensor, and an error names tensor and file. Parameters are in
@@ -6,18 +6,25 @@
 
 mod derived;
 mod foreign;
+#[cfg_attr(not(feature = "candle"), path = "no_gguf.rs")]
+pub(crate) mod gguf;
 pub mod hf;
 pub mod hub;
 mod inference_model;
 mod language_model;
+mod place;
 mod shards;
 mod source;
 pub mod state;
 mod stored_model;
+mod weight_files;
 
+pub use gguf::{Format as GgufFormat, write as write_gguf};
+pub use hub::model_files;
 pub use inference_model::InferenceModel;
 pub(crate) use language_model::warn_of_run_on;
 pub use language_model::{LanguageModel, stop_ids};
+pub use place::ModelPlace;
+pub use source::ModelSource;
 pub(crate) use source::Origin;
-pub use source::{ModelSource, model_files};
 pub use stored_model::StoredModel;

@@ -347,8 +347,7 @@ pub(crate) struct Loading {
 }
 
 impl Loading {
-    pub(crate) fn of(shards: &Shards) -> Self {
-        let bytes = shards.bytes();
+    pub(crate) fn of(bytes: u64) -> Self {
         let progress = if bytes < WORTH_SHOWING {
             Progress::hidden()
         } else {

@@ -1,10 +1,10 @@
 //! Where a run's first weights come from: the table `[model]` of a config.
 
 use super::LanguageModel;
-use super::hub::{self, Needs};
+use super::hub::model_files;
+use super::place::ModelPlace;
 use crate::base::error::usage;
-use crate::base::fs::children;
-use crate::tokenizer::MORE_TEMPLATES;
+use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -13,20 +13,20 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSource {
-    /// A directory in Hugging Face layout, or the name of a model on the Hub.
+    /// A directory in Hugging Face layout, a GGUF file, or the name of a model on the Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// A `config.json` whose shape gets random weights; it needs `tokenizer` too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// The directory of the tokenizer that goes with `init`.
+    /// The directory of the tokenizer that goes with `init`, or that takes the place of a GGUF file's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
 }
 
 /// A [`ModelSource`] after its check.
 pub(crate) enum Origin<'a> {
-    Directory(&'a Path),
+    Stored(ModelPlace<'a>),
     Random { config: &'a Path, tokenizer: &'a Path },
 }
 
@@ -34,36 +34,37 @@ impl ModelSource {
     /// Refuses a source that names neither or both of the two ways.
     pub(crate) fn origin(&self) -> Result<Origin<'_>> {
         match (&self.path, &self.init, &self.tokenizer) {
-            (Some(path), None, None) => Ok(Origin::Directory(path)),
+            (Some(path), None, tokenizer) => {
+                Ok(Origin::Stored(ModelPlace { model: path, tokenizer: tokenizer.as_deref() }))
+            }
             (None, Some(config), Some(tokenizer)) => Ok(Origin::Random { config, tokenizer }),
             _ => Err(usage(
-                "model: give either `path` (a model directory) or both `init` (a config.json) and \
-                 `tokenizer` (a directory)",
+                "model: give either `path` (a model directory or a GGUF file) or both `init` (a config.json) \
+                 and `tokenizer` (a directory)",
             )),
         }
     }
 
-    /// Returns the directory of the tokenizer, if it is on this machine.
-    pub fn tokenizer_here(&self) -> Option<PathBuf> {
+    /// Returns the tokenizer, if it is on this machine.
+    pub fn tokenizer_here(&self) -> Option<Tokenizer> {
         match self.origin().ok()? {
-            Origin::Directory(path) => hub::resolve(path, Needs::Config).ok(),
-            Origin::Random { tokenizer, .. } => Some(tokenizer.to_owned()),
+            Origin::Stored(place) => place.tokenizer_here(),
+            Origin::Random { tokenizer, .. } => Tokenizer::load(tokenizer).ok(),
         }
     }
 
-    /// Returns the directory of the tokenizer. Where a model is given by its name, the tokenizer is
-    /// downloaded if it is missing.
-    pub fn tokenizer_dir(&self) -> Result<PathBuf> {
+    /// Opens the tokenizer. Where a model is given by its name, the tokenizer is downloaded if it is missing.
+    pub fn open_tokenizer(&self) -> Result<Tokenizer> {
         match self.origin()? {
-            Origin::Directory(path) => hub::resolve(path, Needs::Tokenizer),
-            Origin::Random { tokenizer, .. } => Ok(tokenizer.to_owned()),
+            Origin::Stored(place) => place.open_tokenizer(),
+            Origin::Random { tokenizer, .. } => Tokenizer::load(tokenizer),
         }
     }
 
     /// Returns the files that make up the model, which is downloaded if it is missing.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         match self.origin()? {
-            Origin::Directory(path) => model_files(&hub::resolve(path, Needs::Model)?),
+            Origin::Stored(place) => place.files(),
             Origin::Random { config, tokenizer } => {
                 let mut files = model_files(tokenizer)?;
                 files.push(config.to_owned());
@@ -76,23 +77,10 @@ impl ModelSource {
     /// template end.
     pub fn open(&self, seed: u64) -> Result<LanguageModel> {
         let mut model = match self.origin()? {
-            Origin::Directory(path) => LanguageModel::open(path)?,
+            Origin::Stored(place) => LanguageModel::open(place)?,
             Origin::Random { config, tokenizer } => LanguageModel::init(config, tokenizer, seed)?,
         };
         model.end_turns()?;
         Ok(model)
     }
-}
-
-/// Returns the files of a model directory that make up the model: configuration, tokenizer and weights.
-pub fn model_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let kinds = ["json", "jinja", "safetensors"];
-    let mut files = children(dir)?;
-    let templates = dir.join(MORE_TEMPLATES);
-    if templates.is_dir() {
-        files.extend(children(&templates)?);
-    }
-    files.retain(|path| path.extension().is_some_and(|e| kinds.iter().any(|kind| e == *kind)));
-    files.sort();
-    Ok(files)
 }

@@ -1,10 +1,10 @@
 //! The arguments of every command that has a model attempt problems, and what they prepare.
 
 use super::device::RankArgs;
+use super::model::ModelArgs;
 use crate::base::error::Interrupted;
 use crate::base::fs::check_writable;
 use crate::base::interrupt;
-use crate::checkpoint::hub::{self, Needs};
 use crate::data::problem::Problem;
 use crate::data::rows;
 use crate::engine::OpenModel;
@@ -18,9 +18,8 @@ use std::path::{Path, PathBuf};
 /// Which model, which problems, and how they are attempted.
 #[derive(Debug, clap::Args)]
 pub struct AttemptArgs {
-    /// A model directory in Hugging Face layout, or the name of a model on the Hub
-    #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Problems (JSON Lines)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -86,8 +85,8 @@ impl AttemptArgs {
     /// done.
     pub fn prepare(&self, task: &dyn Task, out: Option<&Path>) -> Result<Prepared> {
         let settings = self.settings();
-        let dir = hub::resolve(&self.model, Needs::Model)?;
-        let mut candidate = self.ranks.open(&dir)?;
+        let model = self.model.place();
+        let mut candidate = self.ranks.open(model)?;
         let queries = settings.queries(task.num_problems());
         candidate.generator().warn_of_run_on(&settings.stop_ids);
         check_fit(&candidate.generator(), task, &queries, &settings)?;
@@ -95,7 +94,7 @@ impl AttemptArgs {
         let journal = out
             .filter(|out| !out.exists() || out.is_file())
             .map(|out| {
-                let identity = Identity::new((&dir, &self.ranks.device()), task, &settings)?;
+                let identity = Identity::new((model, &self.ranks.device()), task, &settings)?;
                 Journal::open(Journal::path_for(out), &identity, self.resume)
             })
             .transpose()?;

@@ -1,12 +1,12 @@
 //! `--device`, `--precision` and `--ranks`: where a command computes, and in which numbers.
 
 use crate::base::error::usage;
+use crate::checkpoint::ModelPlace;
 use crate::engine::OpenModel;
 use crate::model::Precision;
 use crate::nodes;
 use crate::trainer::device::DeviceKind;
 use anyhow::Result;
-use std::path::Path;
 
 /// Far more ranks than anybody has.
 const MOST_RANKS: usize = 1 << 10;
@@ -43,7 +43,7 @@ impl DeviceArgs {
     }
 
     /// Opens a model to run it on so many ranks.
-    pub fn open(self, model: &Path, ranks: usize) -> Result<OpenModel> {
+    pub fn open(self, model: ModelPlace<'_>, ranks: usize) -> Result<OpenModel> {
         match self.kind {
             DeviceKind::Cpu => OpenModel::on_threads(model, ranks),
             DeviceKind::Cuda => {
@@ -75,7 +75,7 @@ impl RankArgs {
     }
 
     /// Opens a model to run it.
-    pub fn open(self, model: &Path) -> Result<OpenModel> {
+    pub fn open(self, model: ModelPlace<'_>) -> Result<OpenModel> {
         self.device.open(model, self.ranks)
     }
 }

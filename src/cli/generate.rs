@@ -1,6 +1,7 @@
 //! `train generate`: sample from a model.
 
 use super::device::DeviceArgs;
+use super::model::ModelArgs;
 use super::print;
 use crate::base::error::usage;
 use crate::base::interrupt;
@@ -23,9 +24,8 @@ use std::time::Instant;
 /// Arguments of `train generate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout, or the name of a model on the Hub
-    #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     asked: Asked,
     /// Sampling temperature; 0 takes the most likely token
@@ -128,7 +128,7 @@ pub fn run(args: Args) -> Result<()> {
     check(&args)?;
     args.device.check(1)?;
     interrupt::install()?;
-    let mut model = args.device.open(&args.model, 1)?;
+    let mut model = args.device.open(args.model.place(), 1)?;
     let mut stops = Stops::new(&model.tokenizer, &args.stop)
         .map_err(|refusal| usage(format!("--stop: {refusal}")))?;
     stops.min_tokens = args.min_new_tokens;

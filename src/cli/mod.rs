@@ -9,6 +9,7 @@ pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod config;
+pub mod convert;
 pub mod data;
 pub mod demo;
 pub mod device;
@@ -21,6 +22,7 @@ pub mod gpu_check;
 pub mod grpo;
 pub mod judge;
 pub mod launch;
+pub mod model;
 pub mod report;
 pub mod score;
 pub mod serve;
@@ -90,6 +92,8 @@ pub enum Command {
     Serve(serve::Args),
     /// Compute the log-probabilities of given tokens
     Score(score::Args),
+    /// Write a model as a GGUF file, for llama.cpp
+    Convert(convert::Args),
     /// Run untrusted programs on problems' tests
     Judge(judge::Args),
     /// Make, measure and show data
@@ -177,6 +181,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Score(args) => score::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Judge(args) => judge::run(args),
         Command::Data(command) => data::run(command),
         Command::Config(command) => config::run(command),

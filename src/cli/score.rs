@@ -1,6 +1,7 @@
 //! `train score`: log-probabilities of given tokens.
 
 use super::device::DeviceArgs;
+use super::model::ModelArgs;
 use crate::base::error::usage;
 use crate::base::fs::{AtomicFile, check_writable};
 use crate::base::progress::Progress;
@@ -16,9 +17,8 @@ use std::path::{Path, PathBuf};
 /// Arguments of `train score`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout, or the name of a model on the Hub
-    #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// JSON Lines of {"input_ids": [...]}, {"prompt": ..., "completion": ...} (tokenised together) or {"messages": [...]}
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -60,7 +60,7 @@ pub fn run(args: Args) -> Result<()> {
         return Err(usage(format!("{}: no lines to score", args.data.display())));
     }
     let temperature = if args.temperature == 0.0 { 1.0 } else { args.temperature };
-    let mut model = args.device.open(&args.model, 1)?;
+    let mut model = args.device.open(args.model.place(), 1)?;
     let sequences = sequences(&args.data, lines, &model.decoder, &model.tokenizer)?;
     let progress = progress(&sequences);
     let scores = model.score(&sequences, temperature, &progress)?;

@@ -4,7 +4,6 @@ use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
 use crate::data::outlook::{RunRows, outlook};
 use crate::plan;
-use crate::tokenizer::Tokenizer;
 use crate::train::sft;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -36,7 +35,7 @@ pub fn run(args: Args) -> Result<()> {
 
 /// The lines of `--dry-run` about the data, from headers and caches alone.
 fn data_lines(config: &sft::Config) -> Result<String> {
-    let tokenizer = config.model.tokenizer_here().and_then(|dir| Tokenizer::load(&dir).ok());
+    let tokenizer = config.model.tokenizer_here();
     let train = &config.train;
     let num_rows = train.total_steps as usize * train.rows_per_step();
     let rows = RunRows { num_rows, seq_len: train.seq_len, seed: config.seed };

@@ -8,11 +8,10 @@ use super::generator::Generator;
 use super::{Engine, EngineConfig, Sampler, Scorer, Threads};
 use crate::base::memory;
 use crate::base::progress::Progress;
-use crate::checkpoint::{InferenceModel, StoredModel, stop_ids};
+use crate::checkpoint::{InferenceModel, ModelPlace, StoredModel, stop_ids};
 use crate::model::{Decoder, Precision, Weights};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
-use std::path::Path;
 use std::sync::Arc;
 
 /// A model that generates and scores.
@@ -52,14 +51,18 @@ impl Rank<'_> {
 
 impl OpenModel {
     /// Opens a model, given by its directory or its name, for `ranks` ranks of threads.
-    pub fn on_threads(model: &Path, ranks: usize) -> Result<Self> {
+    pub fn on_threads<'a>(model: impl Into<ModelPlace<'a>>, ranks: usize) -> Result<Self> {
         let InferenceModel { decoder, weights, tokenizer } = InferenceModel::open(model)?;
         let (tokenizer, weights) = (Arc::new(tokenizer), Arc::new(weights));
         Ok(Self { decoder, tokenizer, place: Place::Threads(weights, ranks) })
     }
 
     /// Opens the model on the first `count` GPUs, with weights of 16 bits.
-    pub fn on_gpus(model: &Path, count: usize, precision: Precision) -> Result<Self> {
+    pub fn on_gpus<'a>(
+        model: impl Into<ModelPlace<'a>>,
+        count: usize,
+        precision: Precision,
+    ) -> Result<Self> {
         let model = StoredModel::open(model)?;
         let gpu = |ordinal| device::open(ordinal, &model.decoder, precision);
         let mut gpus = (0..count).map(gpu).collect::<Result<Vec<_>>>()?;

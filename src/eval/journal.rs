@@ -9,7 +9,7 @@ use crate::base::error::usage;
 use crate::base::hash;
 use crate::base::hex::hex;
 use crate::base::jsonl_log::JsonlLog;
-use crate::checkpoint::model_files;
+use crate::checkpoint::ModelPlace;
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempt::Answer;
 use crate::tasks::Task;
@@ -30,7 +30,7 @@ impl Identity {
     /// Reads all files of the model; the weights too, since two checkpoints of a run differ in
     /// nothing else.
     pub fn new(
-        (model_dir, device): (&Path, &str),
+        (model, device): (ModelPlace<'_>, &str),
         task: &dyn Task,
         settings: &AttemptSettings,
     ) -> Result<Self> {
@@ -38,7 +38,7 @@ impl Identity {
             ("format", FORMAT.to_owned()),
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("task", task.name().to_owned()),
-            ("model", hash::of_files(&model_files(model_dir)?)?),
+            ("model", hash::of_files(&model.files()?)?),
             ("device", device.to_owned()),
             ("problems", hash_of_problems(task)?),
             ("prompt", task.prompt_sha256().to_owned()),
@@ -292,7 +292,7 @@ mod tests {
         let identity = |id: &str| {
             let problem = serde_json::json!({"problem_id": id, "tests": []});
             let task = Given(vec![serde_json::from_value(problem).unwrap()]);
-            Identity::new((dir.path(), "cpu"), &task, &AttemptSettings::default()).unwrap()
+            Identity::new((dir.path().into(), "cpu"), &task, &AttemptSettings::default()).unwrap()
         };
         assert_eq!(identity("a").difference(&identity("a")), None);
         assert_eq!(identity("a").difference(&identity("b")).as_deref(), Some("other problems"));
@@ -302,7 +302,7 @@ mod tests {
     fn the_weights_are_part_of_a_models_identity() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("model.safetensors"), "weights").unwrap();
-        let hash = || hash::of_files(&model_files(dir.path()).unwrap()).unwrap();
+        let hash = || hash::of_files(&ModelPlace::from(dir.path()).files().unwrap()).unwrap();
         let first = hash();
         std::fs::write(dir.path().join("notes.txt"), "of no matter").unwrap();
         assert_eq!(hash(), first);

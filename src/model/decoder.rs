@@ -9,7 +9,7 @@ use super::weights::{LayerWeights, Matrix, PackedWeights, Pass, Source, Weights}
 use super::{Layout, ModelConfig};
 use crate::ops::attention::{Heads, Sequences};
 use crate::ops::buffer::{Buffer, parts};
-use crate::ops::element::Elements;
+use crate::ops::element::Stored;
 use crate::ops::head_norm::head_norm;
 use crate::ops::matmul::{Start, TILE, matmul_by_columns};
 use crate::ops::rms_norm::rms_norm;
@@ -106,7 +106,7 @@ impl Decoder {
     /// longer needed.
     pub fn pack_stored<'a>(
         &'a self,
-        tensor: impl Fn(&'a TensorSpec) -> Elements<'a> + Sync,
+        tensor: impl Fn(&'a TensorSpec) -> Stored<'a> + Sync,
         done: impl Fn(&'a TensorSpec) + Sync,
     ) -> Weights<'static> {
         let source = Source { layout: &self.layout, tensor };

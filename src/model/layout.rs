@@ -40,12 +40,26 @@ pub enum RowOrder {
         /// The rows of a head.
         head_dim: usize,
     },
+    /// llama.cpp's queries and keys of a Llama: the two rows of a head that rotary positions turn together
+    /// are neighbours; in the buffer they are half a head apart.
+    Paired {
+        /// Rows of a head.
+        head_dim: usize,
+    },
 }
 
 impl RowOrder {
     /// Returns the row of the file's tensor that is row `row` in the buffer.
     pub fn file_row(self, row: usize) -> usize {
-        let Self::Grouped { groups, queries, head_dim } = self else { return row };
+        let (groups, queries, head_dim) = match self {
+            Self::Same => return row,
+            Self::Grouped { groups, queries, head_dim } => (groups, queries, head_dim),
+            Self::Paired { head_dim } => {
+                let (first, within) = (row - row % head_dim, row % head_dim);
+                let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
+                return first + 2 * pair + half;
+            }
+        };
         let (head, within) = (row / head_dim, row % head_dim);
         let all_queries = groups * queries;
         let (group, member) = match head {
@@ -61,6 +75,7 @@ impl RowOrder {
         match self {
             Self::Same => None,
             Self::Grouped { head_dim, .. } => Some(head_dim),
+            Self::Paired { .. } => Some(1),
         }
     }
 }
@@ -333,6 +348,13 @@ mod tests {
         let mut rows: Vec<usize> = (0..40).map(|row| tensor.order.file_row(row)).collect();
         rows.sort_unstable();
         assert!(rows.into_iter().eq(0..40));
+    }
+
+    #[test]
+    fn llama_cpp_has_the_rows_side_by_side_that_turn_together() {
+        let order = RowOrder::Paired { head_dim: 6 };
+        let rows: Vec<usize> = (0..12).map(|row| order.file_row(row)).collect();
+        assert_eq!(rows, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
     }
 
     #[test]

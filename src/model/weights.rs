@@ -8,7 +8,7 @@
 
 use super::layout::{LayerRanges, Layout, Ranges, TensorSpec};
 use crate::ops::buffer::Buffer;
-use crate::ops::element::{Dtype, Elements};
+use crate::ops::element::{Dtype, Elements, Stored};
 use crate::ops::matmul::{PANEL, Panels, pack, pack_panel, pack_transposed, packed_len};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -116,7 +116,7 @@ impl Weights<'static> {
     pub(crate) fn of_stored<'a>(
         ranges: &Ranges,
         hidden: usize,
-        source: &Source<'a, impl Fn(&'a TensorSpec) -> Elements<'a> + Sync>,
+        source: &Source<'a, impl Fn(&'a TensorSpec) -> Stored<'a> + Sync>,
         done: impl Fn(&'a TensorSpec) + Sync,
     ) -> Self {
         let matrices = matrices(ranges, hidden)
@@ -152,7 +152,7 @@ impl Weights<'static> {
     }
 }
 
-impl<'a, F: Fn(&'a TensorSpec) -> Elements<'a> + Sync> Source<'a, F> {
+impl<'a, F: Fn(&'a TensorSpec) -> Stored<'a> + Sync> Source<'a, F> {
     /// Returns the tensors that a range of the flat buffer joins.
     fn specs(&self, range: &Range<usize>) -> impl Iterator<Item = &'a TensorSpec> {
         let range = range.clone();
@@ -163,7 +163,7 @@ impl<'a, F: Fn(&'a TensorSpec) -> Elements<'a> + Sync> Source<'a, F> {
         let mut values = vec![0.0; range.len()];
         for spec in self.specs(range) {
             let at = spec.range.start - range.start;
-            (self.tensor)(spec).widen(&mut values[at..at + spec.range.len()]);
+            (self.tensor)(spec).elements().widen(&mut values[at..at + spec.range.len()]);
         }
         values
     }
@@ -199,9 +199,9 @@ impl PackedMatrix {
     fn of_stored<'a>(
         range: Range<usize>,
         inputs: usize,
-        source: &Source<'a, impl Fn(&'a TensorSpec) -> Elements<'a> + Sync>,
+        source: &Source<'a, impl Fn(&'a TensorSpec) -> Stored<'a> + Sync>,
     ) -> Self {
-        let parts: Vec<(&TensorSpec, Elements<'_>)> =
+        let parts: Vec<(&TensorSpec, Stored<'_>)> =
             source.specs(&range).map(|spec| (spec, (source.tensor)(spec))).collect();
         let first = parts[0].1.dtype;
         let dtype =
@@ -209,10 +209,10 @@ impl PackedMatrix {
         let outputs = range.len() / inputs;
         let row = |row: usize| {
             let at = range.start + row * inputs;
-            let is_of = |(spec, _): &&(&TensorSpec, Elements<'_>)| spec.range.contains(&at);
+            let is_of = |(spec, _): &&(&TensorSpec, Stored<'_>)| spec.range.contains(&at);
             let (spec, part) = parts.iter().find(is_of).expect("invariant: parts cover the range");
             let row = spec.order.file_row((at - spec.range.start) / inputs);
-            part.slice(row * inputs, inputs)
+            part.elements().slice(row * inputs, inputs)
         };
         let bytes = packed_len(inputs, outputs) * dtype.size();
         let mut data = Buffer::zeros(bytes.div_ceil(size_of::<f32>()));

@@ -5,6 +5,7 @@
 
 use super::simd::{LANES, Simd, simd_fn};
 use half::{bf16, f16};
+use std::borrow::Cow;
 
 /// The number format of a stored weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,28 @@ impl Dtype {
 pub struct Elements<'a> {
     pub dtype: Dtype,
     pub bytes: &'a [u8],
+}
+
+/// Numbers where they are stored, or made of what is stored.
+#[derive(Clone, Debug)]
+pub struct Stored<'a> {
+    /// Their format.
+    pub dtype: Dtype,
+    /// Their bytes.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> From<Elements<'a>> for Stored<'a> {
+    fn from(Elements { dtype, bytes }: Elements<'a>) -> Self {
+        Self { dtype, bytes: Cow::Borrowed(bytes) }
+    }
+}
+
+impl Stored<'_> {
+    /// The numbers.
+    pub fn elements(&self) -> Elements<'_> {
+        Elements { dtype: self.dtype, bytes: &self.bytes }
+    }
 }
 
 impl<'a> From<&'a [f32]> for Elements<'a> {

@@ -5,12 +5,16 @@
 //! vocabulary itself, which is `tokenizer.json`.
 
 use crate::base::error::usage;
-use crate::base::fs::{children, read_text};
+use crate::base::fs::children;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
 
+/// The vocabulary.
+pub(crate) const VOCABULARY: &str = "tokenizer.json";
+/// The model's own configuration, which may name the tokens that end a response.
+pub(crate) const MODEL: &str = "config.json";
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
@@ -23,7 +27,7 @@ pub(crate) const GENERATION: &str = "generation_config.json";
 
 /// Everything that transformers and vLLM read to tokenize; those that exist travel with a model.
 pub(crate) const FILES: [&str; 10] = [
-    "tokenizer.json",
+    VOCABULARY,
     CONFIG,
     TEMPLATE_FILE,
     TEMPLATE_JSON,
@@ -53,6 +57,8 @@ pub(crate) fn is_tokenizer_file(path: &str) -> bool {
 /// What a directory says about its tokenizer.
 pub(crate) struct Directory {
     dir: PathBuf,
+    /// The tokenizer's files and [`MODEL`], by their paths in the directory.
+    files: Vec<(String, Vec<u8>)>,
     /// `tokenizer_config.json`, with what `special_tokens_map.json` puts in its place.
     config: Map<String, Value>,
 }
@@ -65,13 +71,48 @@ pub(crate) struct Template {
 
 impl Directory {
     pub(crate) fn read(dir: &Path) -> Result<Self> {
-        let mut config = read_object(&dir.join(CONFIG))?.ok_or_else(|| {
+        let more = dir.join(MORE_TEMPLATES);
+        let templates = if more.is_dir() { children(&more)? } else { Vec::new() };
+        let more = templates.iter().filter_map(|path| path.strip_prefix(dir).ok()?.to_str());
+        let is_read =
+            |name: &&str| (*name == MODEL || is_tokenizer_file(name)) && dir.join(name).is_file();
+        let read = |name: &str| {
+            let path = dir.join(name);
+            let content =
+                std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            Ok((name.to_owned(), content))
+        };
+        let names = FILES.into_iter().chain([MODEL]).chain(more).filter(is_read);
+        Self::of_files(dir, names.map(read).collect::<Result<_>>()?)
+    }
+
+    /// The directory `dir`, which need not be there, with these files.
+    pub(crate) fn of_files(dir: &Path, files: Vec<(String, Vec<u8>)>) -> Result<Self> {
+        let directory = Self { dir: dir.to_owned(), files, config: Map::new() };
+        if directory.content(VOCABULARY).is_none() {
+            return Err(usage(format!(
+                "cannot read {}: no such file",
+                dir.join(VOCABULARY).display()
+            )));
+        }
+        Ok(directory)
+    }
+
+    /// Reads what the directory says beside the vocabulary, which comes first: it tells whether this is a
+    /// tokenizer at all.
+    pub(crate) fn with_config(self) -> Result<Self> {
+        Ok(Self { config: self.read_config()?, ..self })
+    }
+
+    fn read_config(&self) -> Result<Map<String, Value>> {
+        let dir = &self.dir;
+        let mut config = self.object(CONFIG)?.ok_or_else(|| {
             usage(format!(
                 "{}: no {CONFIG}: expected a tokenizer in Hugging Face layout",
                 dir.display()
             ))
         })?;
-        let older = read_object(&dir.join(SPECIAL_TOKENS))?.unwrap_or_default();
+        let older = self.object(SPECIAL_TOKENS)?.unwrap_or_default();
         let is_superseded = config.contains_key("added_tokens_decoder");
         for (key, value) in older {
             let (ours, theirs) = (config.get(&key).map(text), text(&value));
@@ -87,7 +128,26 @@ impl Directory {
                 config.insert(key, value);
             }
         }
-        Ok(Self { dir: dir.to_owned(), config })
+        Ok(config)
+    }
+
+    fn content(&self, name: &str) -> Option<&[u8]> {
+        self.files.iter().find(|(file, _)| file == name).map(|(_, content)| content.as_slice())
+    }
+
+    /// The text of a file, `None` if there is no such file.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<&str>> {
+        let wrong = |e| usage(format!("cannot read {}: {e}", self.path(name).display()));
+        self.content(name).map(std::str::from_utf8).transpose().map_err(wrong)
+    }
+
+    /// The JSON object in a file, `None` if there is no such file.
+    pub(crate) fn object(&self, name: &str) -> Result<Option<Map<String, Value>>> {
+        self.text(name)?.map(|text| parse_object(&self.path(name), text)).transpose()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -184,7 +244,7 @@ impl Directory {
             };
             return decoder.iter().map(token).collect();
         }
-        let added = read_object(&self.path(ADDED_TOKENS))?.unwrap_or_default();
+        let added = self.object(ADDED_TOKENS)?.unwrap_or_default();
         let token = |(content, id): (String, Value)| {
             let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
             let number =
@@ -197,28 +257,23 @@ impl Directory {
 
     /// The chat template that is used without tools: the one named default, of files first.
     pub(crate) fn template(&self) -> Result<Option<Template>> {
-        let more = self.path(MORE_TEMPLATES);
-        let mut files = if more.is_dir() { children(&more)? } else { Vec::new() };
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "jinja"));
-        let has_name = |file: &&PathBuf| file.file_stem().is_some_and(|stem| stem == "default");
-        let single = Some(self.path(TEMPLATE_FILE)).filter(|file| file.is_file());
-        let chosen = files.iter().find(has_name).cloned().or(single);
-        let read = |place: PathBuf| -> Result<Template> {
-            Ok(Template { source: read_text(&place)?, place: place.display().to_string() })
-        };
-        let found = [
-            chosen.map(read).transpose()?,
-            self.config_template(files.is_empty())?,
-            self.json_template()?,
-        ];
+        let named = self.files.iter().map(|(name, _)| name.as_str());
+        let more: Vec<&str> = named.filter(|name| name.starts_with(MORE_TEMPLATES)).collect();
+        let is_default = |name: &&str| Path::new(name).file_stem().is_some_and(|s| s == "default");
+        let chosen = more.iter().copied().find(is_default).unwrap_or(TEMPLATE_FILE);
+        let of_file = self.text(chosen)?.map(|source| Template {
+            source: source.to_owned(),
+            place: self.path(chosen).display().to_string(),
+        });
+        let found = [of_file, self.config_template(more.is_empty())?, self.json_template()?];
         let mut found = found.into_iter().flatten();
         let Some(template) = found.next() else {
-            if files.is_empty() {
+            if more.is_empty() {
                 return Ok(None);
             }
             return Err(usage(format!(
                 "{}: no template named \"default\": copy one of the files there to {TEMPLATE_FILE}",
-                more.display()
+                self.path(MORE_TEMPLATES).display()
             )));
         };
         if let Some(other) = found.find(|other| other.source != template.source) {
@@ -259,36 +314,18 @@ impl Directory {
 
     /// What a processor's file says; transformers reads it for models of images and text only.
     fn json_template(&self) -> Result<Option<Template>> {
-        let path = self.path(TEMPLATE_JSON);
-        let object = read_object(&path)?.unwrap_or_default();
+        let object = self.object(TEMPLATE_JSON)?.unwrap_or_default();
         let source = object.get(TEMPLATE).and_then(Value::as_str);
-        let place = path.display().to_string();
+        let place = self.path(TEMPLATE_JSON).display().to_string();
         Ok(source.map(|source| Template { source: source.to_owned(), place }))
     }
 
     /// All files that the tokenizer consists of, by their paths in the directory.
-    pub(crate) fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        let more = self.path(MORE_TEMPLATES);
-        let templates = if more.is_dir() { children(&more)? } else { Vec::new() };
-        let more = templates.iter().filter_map(|path| path.strip_prefix(&self.dir).ok()?.to_str());
-        let mut names: Vec<&str> = FILES.into_iter().chain(more).collect();
-        names.retain(|name| is_tokenizer_file(name) && self.path(name).is_file());
-        names.sort_by_key(|name| file_order(name));
-        names
-            .into_iter()
-            .map(|name| {
-                let path = self.path(name);
-                let content =
-                    std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-                Ok((name.to_owned(), content))
-            })
-            .collect()
+    pub(crate) fn into_files(mut self) -> Vec<(String, Vec<u8>)> {
+        self.files.retain(|(name, _)| name != MODEL);
+        self.files.sort_by_key(|(name, _)| file_order(name));
+        self.files
     }
-}
-
-/// A JSON object, `None` if there is no such file.
-pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    if path.is_file() { parse_object(path, &read_text(path)?).map(Some) } else { Ok(None) }
 }
 
 /// The JSON object in a file.
@@ -324,7 +361,8 @@ mod tests {
         bpe::tests::small(dir.path());
         std::fs::remove_file(dir.path().join(GENERATION)).unwrap();
         let path = dir.path().join(CONFIG);
-        let mut object = read_object(&path).unwrap().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut object = parse_object(&path, &text).unwrap();
         object.extend(config.as_object().unwrap().clone());
         write_atomic(&path, Value::from(object).to_string().as_bytes()).unwrap();
         for (name, content) in files {

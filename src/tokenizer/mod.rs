@@ -15,6 +15,8 @@ mod directory;
 mod jinja;
 mod json;
 mod message;
+#[cfg(feature = "candle")]
+mod parts;
 mod python;
 mod targets;
 mod template;
@@ -23,14 +25,16 @@ pub use chat::Tokenized;
 pub(crate) use directory::{MORE_TEMPLATES, is_tokenizer_file};
 pub(crate) use jinja::FUEL;
 pub use message::Message;
+#[cfg(feature = "candle")]
+pub(crate) use parts::TokenizerParts;
 pub use template::ChatTemplate;
 pub(crate) use template::one_line;
 
 use crate::base::error::usage;
-use crate::base::fs::{read_text, write_atomic};
+use crate::base::fs::write_atomic;
 use anyhow::{Result, anyhow};
 use chrono::NaiveDate;
-use directory::{Directory, GENERATION, file_order, parse_object, read_object};
+use directory::{Directory, GENERATION, MODEL, VOCABULARY, file_order, parse_object};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
@@ -64,11 +68,21 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads the tokenizer of a model directory.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
-        if !path.is_file() {
+        if !dir.join(VOCABULARY).is_file() {
             refuse_slow(dir)?;
         }
-        let text = read_text(&path)?;
+        Self::of(Directory::read(dir)?)
+    }
+
+    /// The tokenizer of files that lie nowhere; messages say that they are in `place`.
+    #[cfg(feature = "candle")]
+    pub(crate) fn of_files(place: &Path, files: Vec<(String, Vec<u8>)>) -> Result<Self> {
+        Self::of(Directory::of_files(place, files)?)
+    }
+
+    fn of(directory: Directory) -> Result<Self> {
+        let path = directory.path(VOCABULARY);
+        let text = directory.text(VOCABULARY)?.unwrap_or_default();
         let mut inner: tokenizers::Tokenizer =
             text.parse().map_err(|e| usage(format!("{}: not a tokenizer: {e}", path.display())))?;
         let post_processor = inner.get_post_processor().cloned();
@@ -77,7 +91,7 @@ impl Tokenizer {
         inner
             .with_truncation(None)
             .map_err(|e| usage(format!("{}: bad truncation: {e}", path.display())))?;
-        let directory = Directory::read(dir)?;
+        let directory = directory.with_config()?;
         directory.add_tokens(&mut inner)?;
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let eos_ids = eos_ids(&directory, &inner)?;
@@ -86,8 +100,8 @@ impl Tokenizer {
         let is_mark = |mark: &str| THOUGHT_OPENS.contains(&mark) || THOUGHT_CLOSES.contains(&mark);
         let is_silent = |token: &AddedToken| token.special && !is_mark(&token.content);
         let silent = added.filter(|(_, token)| is_silent(token)).map(|(id, _)| id).collect();
-        let files = directory.files()?;
-        let dir = dir.to_owned();
+        let dir = directory.dir().to_owned();
+        let files = directory.into_files();
         Ok(Self { inner, post_processor, template, eos_ids, silent, vocab_size, dir, files })
     }
 
@@ -285,9 +299,9 @@ fn refuse_slow(dir: &Path) -> Result<()> {
 
 /// The generation config decides; then the model's config; then the tokenizer's `eos_token`.
 fn eos_ids(directory: &Directory, inner: &tokenizers::Tokenizer) -> Result<Vec<u32>> {
-    for name in [GENERATION, "config.json"] {
+    for name in [GENERATION, MODEL] {
         let path = directory.path(name);
-        let Some(object) = read_object(&path)? else { continue };
+        let Some(object) = directory.object(name)? else { continue };
         let ids = match object.get("eos_token_id") {
             None | Some(Value::Null) => continue,
             Some(Value::Array(ids)) => ids.iter().map(Value::as_u64).collect(),
@@ -312,6 +326,7 @@ fn eos_ids(directory: &Directory, inner: &tokenizers::Tokenizer) -> Result<Vec<u
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
+    use crate::base::fs::read_text;
 
     #[test]
     fn a_directory_without_a_tokenizer_is_the_users_error() {

@@ -84,7 +84,7 @@ impl rl::Config {
 
 fn shape(model: &ModelSource) -> Result<ModelConfig> {
     match model.origin()? {
-        Origin::Directory(dir) => LanguageModel::shape(dir),
+        Origin::Stored(place) => LanguageModel::shape(place),
         Origin::Random { config, .. } => LanguageModel::read_config(config),
     }
 }

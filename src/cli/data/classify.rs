@@ -11,6 +11,7 @@ use crate::base::progress::Progress;
 use crate::base::{human, interrupt};
 use crate::checkpoint::warn_of_run_on;
 use crate::cli::device::DeviceArgs;
+use crate::cli::model::ModelArgs;
 use crate::cli::print;
 use crate::data::code_answers::{AnswerFile, CodeAnswers};
 use crate::data::input::{InputFile, resolve};
@@ -26,9 +27,8 @@ use std::path::PathBuf;
 /// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout, or the name of a model on the Hub
-    #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Conversations with ids: a .jsonl or .parquet file, a directory of them, or the name of a data
     /// set on the Hub
     #[arg(long, value_name = "PLACE")]
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
     check_writable(&args.out, &[])?;
     let prompt = CodePrompt::open(args.prompt.as_deref())?;
     let files = resolve(&args.data)?;
-    let mut model = args.device.open(&args.model, 1)?;
+    let mut model = args.device.open(args.model.place(), 1)?;
     model.tokenizer.check_ids("--stop-id", &args.stop_id)?;
     warn_of_run_on(model.decoder.config(), &model.tokenizer, &args.stop_id);
     let config = engine_config(&args, model.decoder.config())?;

@@ -2,7 +2,7 @@
 
 use crate::base::error::usage;
 use crate::base::terminal;
-use crate::checkpoint::hub::{self, Needs};
+use crate::checkpoint::ModelPlace;
 use crate::cli::print;
 use crate::data::input;
 use crate::tokenizer::{Tokenized, Tokenizer};
@@ -16,7 +16,7 @@ pub struct Args {
     /// directory of them, or the name of a data set on the Hub
     #[arg(long, value_name = "PLACE")]
     data: String,
-    /// The tokenizer's (or model's) directory, or the name of a model on the Hub
+    /// The tokenizer's (or model's) directory, a GGUF file, or the name of a model on the Hub
     #[arg(long, value_name = "MODEL")]
     tokenizer: PathBuf,
     /// How many samples to show
@@ -26,7 +26,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let tokenizer = Tokenizer::load(&hub::resolve(&args.tokenizer, Needs::Tokenizer)?)?;
+    let tokenizer = ModelPlace::from(&args.tokenizer).open_tokenizer()?;
     let is_coloured = terminal::is_coloured(&std::io::stdout());
     let style = if is_coloured { Style::Colours } else { Style::Brackets };
     let mut totals = Totals::default();

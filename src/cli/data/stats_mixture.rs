@@ -3,12 +3,11 @@
 //! Tokenises what is not in the cache yet, so that the run itself starts at once.
 
 use crate::base::{human, table::Table};
-use crate::checkpoint::hub::{self, Needs};
+use crate::checkpoint::ModelPlace;
 use crate::cli::print;
 use crate::config;
 use crate::data::dataset::Dataset;
 use crate::data::loader::Cursor;
-use crate::tokenizer::Tokenizer;
 use crate::train::sft;
 use anyhow::Result;
 use std::fmt::Write;
@@ -18,11 +17,11 @@ use std::path::{Path, PathBuf};
 pub(crate) fn run(files: &[PathBuf], sets: &[String], tokenizer: Option<&Path>) -> Result<()> {
     let config = config::load::<sft::Config>(files, sets)?.value;
     config.check()?;
-    let dir = match tokenizer {
-        Some(model) => hub::resolve(model, Needs::Tokenizer)?,
-        None => config.model.tokenizer_dir()?,
+    let tokenizer = match tokenizer {
+        Some(model) => ModelPlace::from(model).open_tokenizer()?,
+        None => config.model.open_tokenizer()?,
     };
-    let dataset = config.data.open(&Tokenizer::load(&dir)?)?;
+    let dataset = config.data.open(&tokenizer)?;
     let mut text = describe(&dataset);
     let train = &config.train;
     let num_rows = train.total_steps as usize * train.rows_per_step();

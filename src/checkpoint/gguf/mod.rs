@@ -1,0 +1,58 @@
+//! GGUF, the file format of llama.cpp: models of our families in and out.
+//!
+//! Contract: candle reads and writes the container, and turns blocks of quantized weights into numbers and
+//! back. What is read is checked before anything is allocated for it: a file that is damaged, or that could
+//! not be computed exactly as llama.cpp means it, is refused in one line. Weights are read from the mapped
+//! file; a tensor of floats is given as it is stored, one of quantized blocks becomes f16, so that a model
+//! takes two bytes a weight in memory. Left out: files in several parts, and quantizations that candle does
+//! not know (those whose names begin with IQ).
+
+mod architecture;
+mod convert;
+mod header;
+mod metadata;
+mod names;
+mod vocabulary;
+mod weights;
+
+pub use convert::{Format, write};
+pub(crate) use weights::GgufWeights;
+
+use crate::model::{Decoder, ModelConfig};
+use crate::tokenizer::Tokenizer;
+use anyhow::{Context, Result};
+use header::Header;
+use std::path::Path;
+
+/// A GGUF file, opened and checked.
+pub(crate) struct Gguf(Header);
+
+impl Gguf {
+    /// Maps a file and reads its header.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Header::read(path).map(Self)
+    }
+
+    /// The shape of the model.
+    pub(crate) fn config(&self) -> Result<ModelConfig> {
+        let json = architecture::config_json(&self.0)?;
+        ModelConfig::from_json(&json).with_context(|| self.0.path.display().to_string())
+    }
+
+    /// The tokenizer in the file, or that of the directory `other`, whose vocabulary has to be the file's.
+    pub(crate) fn tokenizer(&self, other: Option<&Path>) -> Result<Tokenizer> {
+        match other {
+            None => vocabulary::tokenizer(&self.0.path, &self.0.metadata),
+            Some(dir) => {
+                let tokenizer = Tokenizer::load(dir)?;
+                vocabulary::check_agrees(&self.0.metadata, &tokenizer)?;
+                Ok(tokenizer)
+            }
+        }
+    }
+
+    /// The weights of the decoder, which is made of [`Gguf::config`].
+    pub(crate) fn weights(self, decoder: &Decoder) -> Result<GgufWeights> {
+        GgufWeights::new(self.0, decoder)
+    }
+}
