@@ -5,7 +5,7 @@
 //! needs flat f32 parameters ([`super::LanguageModel`]).
 
 use super::StoredModel;
-use super::language_model::stop_ids;
+use super::ends::stop_ids;
 use super::place::ModelPlace;
 use super::shards::Loading;
 use super::weight_files::WeightFiles;

@@ -4,7 +4,10 @@
 //! absent. What is read is checked tensor by tensor, and an error names tensor and file. Parameters are in
 //! one flat buffer; a [`crate::model::TensorSpec`] says which range of it a tensor is.
 
+#[cfg_attr(not(feature = "candle"), path = "no_convert.rs")]
+mod convert;
 mod derived;
+mod ends;
 mod foreign;
 #[cfg_attr(not(feature = "candle"), path = "no_gguf.rs")]
 pub(crate) mod gguf;
@@ -19,11 +22,12 @@ pub mod state;
 mod stored_model;
 mod weight_files;
 
-pub use gguf::{Format as GgufFormat, write as write_gguf};
+pub use convert::{Format as GgufFormat, write as write_gguf};
+pub use ends::stop_ids;
+pub(crate) use ends::warn_of_run_on;
 pub use hub::model_files;
 pub use inference_model::InferenceModel;
-pub(crate) use language_model::warn_of_run_on;
-pub use language_model::{LanguageModel, stop_ids};
+pub use language_model::LanguageModel;
 pub use place::ModelPlace;
 pub use source::ModelSource;
 pub(crate) use source::Origin;

@@ -1,7 +1,6 @@
 //! Stands in for `gguf` in a build without candle: such files are known by name only.
 
 use crate::base::error::usage;
-use crate::checkpoint::StoredModel;
 use crate::model::{Decoder, ModelConfig, TensorSpec};
 use crate::ops::element::Stored;
 use crate::tokenizer::Tokenizer;
@@ -14,14 +13,8 @@ pub(crate) enum Gguf {}
 /// The weights of one.
 pub(crate) enum GgufWeights {}
 
-/// A number format of a GGUF file.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Format {
-    /// Not in this build
-    None,
-}
-
-fn refusal(path: &Path) -> anyhow::Error {
+/// Says why a GGUF file is not opened.
+pub(crate) fn refusal(path: &Path) -> anyhow::Error {
     usage(format!(
         "{} is a GGUF file, and this binary was built without candle, which reads them: cargo build --release",
         path.display()
@@ -58,9 +51,4 @@ impl GgufWeights {
     pub(crate) fn bytes(&self) -> u64 {
         match *self {}
     }
-}
-
-/// Refuses to write one.
-pub fn write(_model: &StoredModel, _format: Format, to: &Path) -> Result<()> {
-    Err(refusal(to))
 }

@@ -40,12 +40,12 @@ impl ModelPlace<'_> {
         self.tokenizer_at(&hub::resolve(self.model, Needs::Tokenizer)?)
     }
 
-    /// Its tokenizer, if it is on this machine.
+    /// Opens its tokenizer, if it is on this machine.
     pub(crate) fn tokenizer_here(self) -> Option<Tokenizer> {
         self.tokenizer_at(&hub::resolve(self.model, Needs::Config).ok()?).ok()
     }
 
-    /// The tokenizer of the model that was found at `path`.
+    /// Opens the tokenizer of the model that was found at `path`.
     pub(crate) fn tokenizer_at(self, path: &Path) -> Result<Tokenizer> {
         if path.is_file() {
             return Gguf::open(path)?.tokenizer(self.tokenizer);
@@ -54,7 +54,7 @@ impl ModelPlace<'_> {
         Tokenizer::load(path)
     }
 
-    /// The files that make the model, which is downloaded, if need be.
+    /// Returns the files that make up the model, which is downloaded if need be.
     pub fn files(self) -> Result<Vec<PathBuf>> {
         let mut files = model_files(&hub::resolve(self.model, Needs::Model)?)?;
         if let Some(tokenizer) = self.tokenizer {

@@ -3,9 +3,9 @@
 //! The weights stay in their mapped files until [`StoredModel::read`] goes through them part by part and
 //! gives the pages of each part back. So a model of any size takes little memory of the host.
 
+use super::ends::stop_ids;
 use super::gguf::Gguf;
 use super::hub::{self, Needs};
-use super::language_model::stop_ids;
 use super::place::ModelPlace;
 use super::shards::Shards;
 use super::weight_files::WeightFiles;
@@ -41,7 +41,7 @@ impl StoredModel {
         Ok(Self { decoder, tokenizer, weights })
     }
 
-    /// The shape of such a model, for which its configuration is enough.
+    /// Reads the shape of such a model, for which its configuration is enough.
     pub(crate) fn shape(model: ModelPlace<'_>) -> Result<ModelConfig> {
         let path = &hub::resolve(model.model, Needs::Config)?;
         if path.is_file() { Gguf::open(path)?.config() } else { derived::read_config(path) }

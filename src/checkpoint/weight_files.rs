@@ -17,7 +17,7 @@ pub(crate) enum WeightFiles {
 }
 
 impl WeightFiles {
-    /// `len` numbers of a tensor from `first` on, whole rows of it; refuses those that are not finite.
+    /// Returns `len` numbers of a tensor from `first` on, whole rows of it. Refuses numbers that are not finite.
     pub(crate) fn part(&self, spec: &TensorSpec, first: usize, len: usize) -> Result<Stored<'_>> {
         match self {
             Self::Safetensors(shards) => {
@@ -40,7 +40,7 @@ impl WeightFiles {
         }
     }
 
-    /// Bytes of all tensors as [`WeightFiles::part`] gives them.
+    /// Returns the bytes of all tensors as [`WeightFiles::part`] gives them.
     pub(crate) fn bytes(&self) -> u64 {
         match self {
             Self::Safetensors(shards) => shards.bytes(),

@@ -15,7 +15,7 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The model that is meant.
+    /// Returns the model that is meant.
     pub fn place(&self) -> ModelPlace<'_> {
         ModelPlace { model: &self.model, tokenizer: self.tokenizer.as_deref() }
     }

@@ -86,7 +86,7 @@ impl Directory {
         Self::of_files(dir, names.map(read).collect::<Result<_>>()?)
     }
 
-    /// The directory `dir`, which need not be there, with these files.
+    /// Takes these files for those of the directory `dir`, which need not be there.
     pub(crate) fn of_files(dir: &Path, files: Vec<(String, Vec<u8>)>) -> Result<Self> {
         let directory = Self { dir: dir.to_owned(), files, config: Map::new() };
         if directory.content(VOCABULARY).is_none() {
@@ -135,13 +135,13 @@ impl Directory {
         self.files.iter().find(|(file, _)| file == name).map(|(_, content)| content.as_slice())
     }
 
-    /// The text of a file, `None` if there is no such file.
+    /// Returns the text of a file, `None` if there is no such file.
     pub(crate) fn text(&self, name: &str) -> Result<Option<&str>> {
         let wrong = |e| usage(format!("cannot read {}: {e}", self.path(name).display()));
         self.content(name).map(std::str::from_utf8).transpose().map_err(wrong)
     }
 
-    /// The JSON object in a file, `None` if there is no such file.
+    /// Returns the JSON object in a file, `None` if there is no such file.
     pub(crate) fn object(&self, name: &str) -> Result<Option<Map<String, Value>>> {
         self.text(name)?.map(|text| parse_object(&self.path(name), text)).transpose()
     }

@@ -23,7 +23,7 @@ pub(crate) struct TokenizerParts {
 }
 
 impl Tokenizer {
-    /// The parts of this tokenizer.
+    /// Takes the tokenizer apart.
     pub(crate) fn parts(&self) -> Result<TokenizerParts> {
         let text = self.inner.to_string(false).map_err(|e| anyhow!("writing a tokenizer: {e}"))?;
         let mut json: Value = serde_json::from_str(&text)?;

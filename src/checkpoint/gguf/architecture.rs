@@ -34,24 +34,24 @@ const KNOWN: [&str; 11] = [
     "rope.freq_base",
 ];
 
-/// llama.cpp's name of a family's architecture: Mistral and InternLM2 compute what Llama computes.
+/// Returns llama.cpp's name of a family's architecture: Mistral and InternLM2 compute what Llama computes.
 pub(crate) fn of_family(family: &Family) -> &'static str {
     let found = ARCHITECTURES.iter().find(|(_, class)| *class == family.class);
     found.map_or("llama", |(name, _)| name)
 }
 
-/// Whether an architecture's queries and keys lie with the rows side by side that turn together.
+/// Returns whether an architecture's queries and keys lie with the rows side by side that turn together.
 pub(crate) fn is_paired(architecture: &str) -> bool {
     architecture == "llama"
 }
 
-/// The architecture that a file names.
+/// Returns the architecture that a file names.
 pub(crate) fn name(header: &Header) -> Result<&str> {
     let key = "general.architecture";
     header.metadata.required(key, header.metadata.text(key)?)
 }
 
-/// The text of the `config.json` of the model in a file.
+/// Writes the `config.json` of the model in a file.
 pub(crate) fn config_json(header: &Header) -> Result<String> {
     let Header { path, metadata, tensors, .. } = header;
     let name = name(header)?;
@@ -147,7 +147,7 @@ fn missing(header: &Header, tensor: &str) -> anyhow::Error {
     usage(format!("{}: tensor {tensor} is missing", header.path.display()))
 }
 
-/// Llama 3's scaling whose factors a file gives, if it gives any.
+/// Finds the scaling of Llama 3 whose factors a file gives, if it gives any.
 fn scaling(header: &Header, head_dim: u64, theta: f64) -> Result<Option<Llama3Scaling>> {
     let Some(place) = header.tensors.get(ROPE_FACTORS) else { return Ok(None) };
     let bytes = &header.map[place.bytes.clone()];
@@ -176,14 +176,14 @@ fn scaling(header: &Header, head_dim: u64, theta: f64) -> Result<Option<Llama3Sc
     })
 }
 
-/// By what scaling divides each rotary frequency.
+/// Returns the numbers by which scaling divides the rotary frequencies.
 fn rope_factors(head_dim: usize, theta: f64, scaling: Llama3Scaling) -> Vec<f32> {
     let [plain, scaled] = [None, Some(scaling)].map(|s| Rope::new(head_dim, theta, s));
     let of_both = plain.frequencies().iter().zip(scaled.frequencies());
     of_both.map(|(plain, scaled)| plain / scaled).collect()
 }
 
-/// The metadata of a model's shape.
+/// Returns the metadata of a model's shape.
 pub(crate) fn metadata(config: &ModelConfig) -> Vec<(String, Value)> {
     let name = of_family(config.family);
     let size = |key: &str, value: usize| (format!("{name}.{key}"), Value::U32(value as u32));
@@ -204,7 +204,7 @@ pub(crate) fn metadata(config: &ModelConfig) -> Vec<(String, Value)> {
     ]
 }
 
-/// The factors of [`ROPE_FACTORS`] that a model needs.
+/// Returns the factors of [`ROPE_FACTORS`], if a model scales its frequencies.
 pub(crate) fn factors(config: &ModelConfig) -> Option<Vec<f32>> {
     Some(rope_factors(config.head_dim, config.rope_theta, config.rope_scaling?))
 }

@@ -33,7 +33,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Elements of a row; a vector is one row of each element, as in [`crate::model::TensorSpec`].
+    /// Returns the elements of a row; a vector is one row of each element, as in [`crate::model::TensorSpec`].
     pub(crate) fn row_len(&self) -> usize {
         self.shape.iter().skip(1).product()
     }
@@ -65,7 +65,7 @@ impl Header {
     }
 }
 
-/// What candle says, in one line, with what to do where a user can do something.
+/// Returns what candle says in one line, and what a user can do about it.
 fn explain(error: &str) -> String {
     let line = error.lines().next().unwrap_or_default();
     if line.contains("unknown dtype") {
@@ -77,7 +77,7 @@ fn explain(error: &str) -> String {
     line.to_owned()
 }
 
-/// Where a tensor lies, or why it cannot be there.
+/// Returns where a tensor lies, or why it cannot be there.
 fn place(info: &TensorInfo, start: u64, file_len: usize) -> Result<Place, String> {
     let dtype = info.ggml_dtype;
     let shape = info.shape.dims().to_vec();

@@ -15,12 +15,12 @@ pub(crate) struct Metadata {
 }
 
 impl Metadata {
-    /// The user's error that is about a key.
+    /// Makes an error of the user that names file and key.
     pub(crate) fn wrong(&self, key: &str, what: &str) -> anyhow::Error {
         usage(format!("{}: {key}: {what}", self.path.display()))
     }
 
-    /// A text.
+    /// Reads a text.
     pub(crate) fn text(&self, key: &str) -> Result<Option<&str>> {
         self.get(key, "a text", |value| match value {
             Value::String(text) => Some(text.as_str()),
@@ -28,12 +28,12 @@ impl Metadata {
         })
     }
 
-    /// A whole number from 0 on.
+    /// Reads a whole number from 0 on.
     pub(crate) fn size(&self, key: &str) -> Result<Option<u64>> {
         self.get(key, "a whole number from 0 on", whole)
     }
 
-    /// A number.
+    /// Reads a number.
     pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.get(key, "a number", |value| match value {
             Value::F32(number) => Some(f64::from(*number)),
@@ -42,7 +42,7 @@ impl Metadata {
         })
     }
 
-    /// A yes or no.
+    /// Reads a yes or no.
     pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.get(key, "true or false", |value| match value {
             Value::Bool(flag) => Some(*flag),
@@ -50,7 +50,7 @@ impl Metadata {
         })
     }
 
-    /// A list of texts.
+    /// Reads a list of texts.
     pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         self.list(key, "a list of texts", |value| match value {
             Value::String(text) => Some(text.as_str()),
@@ -58,12 +58,12 @@ impl Metadata {
         })
     }
 
-    /// A list of whole numbers from 0 on.
+    /// Reads a list of whole numbers from 0 on.
     pub(crate) fn sizes(&self, key: &str) -> Result<Option<Vec<u64>>> {
         self.list(key, "a list of whole numbers", whole)
     }
 
-    /// A value that has to be there.
+    /// Refuses a file that does not have the key.
     pub(crate) fn required<T>(&self, key: &str, found: Option<T>) -> Result<T> {
         found.ok_or_else(|| self.wrong(key, "the file does not have this key"))
     }
@@ -92,7 +92,7 @@ impl Metadata {
     }
 }
 
-/// A whole number from 0 on, in whichever of the formats.
+/// Returns a whole number from 0 on, in whichever format it is stored.
 fn whole(value: &Value) -> Option<u64> {
     match *value {
         Value::U8(number) => Some(number.into()),

@@ -14,7 +14,8 @@ pub(crate) const EMBEDDING: &str = "token_embd.weight";
 /// Queries, keys and values.
 pub(crate) const QKV: [&str; 3] = ["attn_q", "attn_k", "attn_v"];
 
-/// llama.cpp's name of a tensor that a family calls `name`; none of one that holds queries, keys and values.
+/// Returns llama.cpp's name of a tensor that a family calls `name`. There is none for a tensor that holds
+/// queries, keys and values together.
 pub(crate) fn gguf_name(family: &Family, name: &str) -> Option<String> {
     let names = &family.names;
     if name == names.embedding {

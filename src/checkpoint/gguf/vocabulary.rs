@@ -94,7 +94,7 @@ const KINDS: [Kind; 4] = [
     },
 ];
 
-/// The tokenizer that the metadata of the file at `path` describes.
+/// Builds the tokenizer that the metadata of the file at `path` describes.
 pub(crate) fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
     let tokens = metadata.required(TOKENS, metadata.texts(TOKENS)?)?;
     let vocabulary = match metadata.text(WHOLE)? {
@@ -148,7 +148,7 @@ pub(crate) fn check_agrees(metadata: &Metadata, tokenizer: &Tokenizer) -> Result
     )))
 }
 
-/// The `tokenizer.json` of a byte-level BPE.
+/// Writes the `tokenizer.json` of a byte-level BPE.
 fn vocabulary(metadata: &Metadata, tokens: &[&str]) -> Result<Json> {
     let advice = "give the directory of the model's tokenizer (--tokenizer DIR, model.tokenizer)";
     let model = metadata.required(MODEL, metadata.text(MODEL)?)?;
@@ -245,7 +245,7 @@ fn pre_tokenizer(kind: &Kind) -> Json {
     json!({"type": "Sequence", "pretokenizers": steps})
 }
 
-/// The kind of a tokenizer, if it is one that llama.cpp has a name for.
+/// Returns the kind of a tokenizer, if it is one that llama.cpp has a name for.
 fn kind_of(json: &Json, has_plain_tokens: bool) -> Option<&'static Kind> {
     let model = &json["model"];
     let is_off = |value: &Json| value.is_null() || *value == "" || *value == false;
@@ -268,7 +268,7 @@ fn kind_of(json: &Json, has_plain_tokens: bool) -> Option<&'static Kind> {
     KINDS.iter().filter(|_| is_plain).find(is_kind)
 }
 
-/// The regular expressions of a pre-tokenizer of the tokenizers library, if it is of nothing else.
+/// Returns the regular expressions of a pre-tokenizer of the tokenizers library, if it is of nothing else.
 fn splits_of(pre_tokenizer: &Json) -> Option<Vec<&str>> {
     match pre_tokenizer["type"].as_str()? {
         "Sequence" => {
@@ -286,7 +286,7 @@ fn splits_of(pre_tokenizer: &Json) -> Option<Vec<&str>> {
     }
 }
 
-/// The metadata of a tokenizer for a model of `num_rows` embeddings.
+/// Returns the metadata of a tokenizer for a model of `num_rows` embeddings.
 ///
 /// llama.cpp gets a tokenizer of its own where it has one of this kind; a warning says where it has none.
 pub(crate) fn metadata(tokenizer: &Tokenizer, num_rows: usize) -> Result<Vec<(String, Value)>> {

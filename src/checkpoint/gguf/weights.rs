@@ -66,8 +66,8 @@ impl GgufWeights {
         Ok(Self { header, places })
     }
 
-    /// `len` numbers of a tensor from `first` on, whole rows of it, in the order of `config.json`'s family;
-    /// refuses those that are not finite.
+    /// Returns `len` numbers of a tensor from `first` on, whole rows of it, in the order of Hugging Face's
+    /// files. Refuses numbers that are not finite.
     pub(crate) fn part(&self, spec: &TensorSpec, first: usize, len: usize) -> Result<Stored<'_>> {
         let (place, order) = &self.places[&spec.name];
         let row_len = place.row_len();
@@ -98,7 +98,7 @@ impl GgufWeights {
         };
     }
 
-    /// Bytes of all tensors as [`GgufWeights::part`] gives them.
+    /// Returns the bytes of all tensors as [`GgufWeights::part`] gives them.
     pub(crate) fn bytes(&self) -> u64 {
         let bytes = |(place, _): &(Place, RowOrder)| {
             let size = of_floats(place.dtype).unwrap_or(Dtype::F16).size();
@@ -107,7 +107,7 @@ impl GgufWeights {
         self.places.values().map(bytes).sum()
     }
 
-    /// The bytes of a row in the file.
+    /// Returns the bytes of a row in the file.
     fn row(&self, place: &Place, row: usize) -> &[u8] {
         let len = place.row_len() / place.dtype.block_size() * place.dtype.type_size();
         &self.header.map[place.bytes.start + row * len..][..len]
@@ -130,7 +130,7 @@ impl GgufWeights {
         Stored { dtype, bytes: rows.flat_map(of_row).collect() }
     }
 
-    /// Rows of blocks in f16.
+    /// Turns rows of blocks into f16.
     fn dequantized(
         &self,
         place: &Place,
@@ -154,7 +154,7 @@ impl GgufWeights {
     }
 }
 
-/// The `len` numbers of rows of blocks.
+/// Turns rows of blocks into their `len` numbers.
 fn dequantize(rows: &[&[u8]], dtype: GgmlDType, len: usize) -> Result<Vec<f32>> {
     let row = rows.first().map_or(0, |row| row.len());
     // candle takes blocks only where their numbers are aligned, which those in a file need not be.
@@ -168,7 +168,7 @@ fn dequantize(rows: &[&[u8]], dtype: GgmlDType, len: usize) -> Result<Vec<f32>> 
     numbers().map_err(|e| anyhow!("dequantizing {dtype:?}: {e}"))
 }
 
-/// The format of numbers that are no blocks.
+/// Returns the format of numbers that are no blocks.
 fn of_floats(dtype: GgmlDType) -> Option<Dtype> {
     match dtype {
         GgmlDType::F32 => Some(Dtype::F32),

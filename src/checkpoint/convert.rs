@@ -4,12 +4,12 @@
 //! are exact in them change no number. Tokenizer and chat template go with the model. The file takes its name
 //! when it is whole. Left out: importance matrices.
 
-use super::names::{EMBEDDING, HEAD, QKV, ROPE_FACTORS, gguf_name};
-use super::{architecture, vocabulary};
+use super::StoredModel;
+use super::gguf::names::{EMBEDDING, HEAD, QKV, ROPE_FACTORS, gguf_name};
+use super::gguf::{architecture, vocabulary};
 use crate::base::fs::AtomicFile;
 use crate::base::memory;
 use crate::base::progress::Progress;
-use crate::checkpoint::StoredModel;
 use crate::model::{ModelConfig, RowOrder, TensorSpec};
 use anyhow::{Result, anyhow};
 use candle_core::quantized::gguf_file::{self, Value};
@@ -40,7 +40,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// llama.cpp's number of a mixture of formats.
+    /// Returns llama.cpp's number of this mixture of formats.
     fn file_type(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -52,7 +52,7 @@ impl Format {
         }
     }
 
-    /// The format of a tensor by its name in the file; `head` is the tensor that gives the logits.
+    /// Returns the format of a tensor by its name in the file; `head` is the tensor that gives the logits.
     fn of_tensor(self, name: &str, head: &str, shape: &[usize], config: &ModelConfig) -> GgmlDType {
         if shape.len() == 1 {
             return GgmlDType::F32;
@@ -80,7 +80,7 @@ impl Format {
     }
 }
 
-/// Whether llama.cpp's mixture M gives a tensor more bits: values and down-projections of the first and last
+/// Returns whether llama.cpp's mixture M gives a tensor more bits: values and down-projections of the first and last
 /// eighth of the layers, and of each third one between.
 fn takes_more_bits(name: &str, num_layers: usize) -> bool {
     let Some((layer, tensor)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'))
@@ -165,7 +165,7 @@ struct Part {
     values: Vec<f32>,
 }
 
-/// What a tensor of the model becomes: one of the file, or queries, keys and values apart.
+/// Returns what a tensor of the model becomes: one of the file, or queries, keys and values apart.
 fn parts(model: &StoredModel, spec: &TensorSpec) -> Result<Vec<Part>> {
     let config = model.decoder.config();
     let stored = model.weights.part(spec, 0, spec.range.len())?;
