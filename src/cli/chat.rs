@@ -8,6 +8,7 @@ mod conversation;
 mod input;
 
 use super::device::DeviceArgs;
+use super::model::ModelArgs;
 use super::print;
 use crate::base::error::usage;
 use crate::base::terminal;
@@ -20,15 +21,13 @@ use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use conversation::Conversation;
 use input::{Command, Input};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Arguments of `train chat`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout, or the name of a model on the Hub
-    #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// What the model is told before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -63,7 +62,7 @@ A line that ends with \\ goes on in the next; \"\"\" begins and ends several lin
 /// Talks until the input ends.
 pub fn run(args: Args) -> Result<()> {
     args.device.check(1)?;
-    let mut model = args.device.open(&args.model, 1)?;
+    let mut model = args.device.open(args.model.place(), 1)?;
     warn_of_run_on(model.decoder.config(), &model.tokenizer, &[]);
     model.tokenizer.template()?;
     let shape = model.decoder.config();
@@ -82,7 +81,10 @@ pub fn run(args: Args) -> Result<()> {
     let mut chat = Chat { engine, tokenizer, max_length, conversation };
     let mut input = Input::new();
     if input.is_terminal() {
-        terminal::line(format_args!("{} (/help says what else there is)", args.model.display()));
+        terminal::line(format_args!(
+            "{} (/help says what else there is)",
+            args.model.place().model.display()
+        ));
     }
     while let Some(command) = input.next()? {
         match chat.obey(command) {

@@ -2,6 +2,7 @@
 
 use super::device::RankArgs;
 use super::judge::JudgeArgs;
+use super::model::ModelArgs;
 use crate::base::error::usage;
 use crate::base::fs::read_text;
 use crate::base::terminal;
@@ -20,9 +21,8 @@ const KEY_VARIABLE: &str = "CODESEQ_API_KEY";
 /// Arguments of `train serve`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout, or the name of a model on the Hub
-    #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Address to listen on; 0.0.0.0 lets other machines in
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
@@ -76,12 +76,12 @@ pub fn run(args: Args) -> Result<()> {
     let origins = origins.collect::<Result<_>>()?;
     let problems = args.problems.as_deref().map(rows::read).transpose()?.unwrap_or_default();
     let listener = Server::bind(&args.host, args.port)?;
-    let mut model = args.ranks.open(&args.model)?;
+    let mut model = args.ranks.open(args.model.place())?;
     warn_of_run_on(model.decoder.config(), &model.tokenizer, &[]);
     let engine = engine_config(&args, &mut model)?;
     let judge = Judge::start(args.judge.options());
     let judge = judge.map_err(|e| tracing::warn!("the page judges nothing: {e:#}")).ok();
-    let name = args.name.unwrap_or_else(|| args.model.display().to_string());
+    let name = args.name.unwrap_or_else(|| args.model.place().model.display().to_string());
     let settings = Settings {
         name: name.clone(),
         engine,
