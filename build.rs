@@ -1,18 +1,25 @@
 //! Compiles `kernels/*.cu` with the feature `cuda`; without it there is nothing to do.
 //!
-//! Each file becomes `$OUT_DIR/NAME.cubin` for compute capability 9.0. `NAME.ptxas` beside it keeps what the
-//! assembler says about registers and spills. A file with numbers of 16 bits is compiled once more with these
-//! in half precision, to `NAME.fp16.cubin`.
+//! Each file becomes `$OUT_DIR/NAME.fatbin`, which holds compressed code for every compute capability of
+//! [`CAPABILITIES`] and PTX for newer ones; the driver takes what fits its GPU. `NAME.ptxas` beside it keeps
+//! what the assembler says about registers and spills. A file with 16-bit numbers is compiled once more with
+//! these in half precision, to `NAME.fp16.fatbin`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-/// The compiler's options: Hopper alone, warnings are errors, source lines for profilers.
-const OPTIONS: [&str; 9] = [
-    "-cubin",
-    "-gencode=arch=compute_90a,code=sm_90a",
+/// Kernels are compiled for these compute capabilities (80 is 8.0). A GPU runs the code of the largest one
+/// with its own first digit that is not above it, so that 8.7 runs that of 8.6.
+const CAPABILITIES: [u32; 6] = [80, 86, 89, 90, 100, 120];
+
+/// The driver compiles the PTX of this one for GPUs that none of the others fits, such as 11.0.
+const PTX: u32 = 100;
+
+/// The compiler's options: warnings are errors, profilers get source lines, all code is compressed.
+const OPTIONS: [&str; 10] = [
+    "-fatbin",
     "-std=c++17",
     "-O3",
     "-lineinfo",
@@ -20,15 +27,21 @@ const OPTIONS: [&str; 9] = [
     "all-warnings",
     "-Xptxas",
     "-v",
+    "-Xfatbin",
+    "-compress-all",
 ];
 
-/// The name of numbers of 16 bits in a source, and the macro that makes them half precision.
+/// The name of 16-bit numbers in a source, and the macro that makes them half precision.
 const HALF: (&str, &str) = ("Half", "-DHALF_IS_FP16");
+
+/// Half precision is compiled from the same source under this path. The compiler writes the path into the
+/// fatbin, where the emulated driver of the tests reads which of the two it is.
+const FP16_FOLDER: &str = "kernels/.";
 
 /// One run of the compiler.
 struct Compilation<'a> {
     source: &'a Path,
-    cubin: PathBuf,
+    fatbin: PathBuf,
     is_fp16: bool,
 }
 
@@ -51,15 +64,12 @@ fn compile_kernels() -> Result<(), String> {
     for source in files.iter().filter(|f| f.extension().is_some_and(|e| e == "cu")) {
         let text = std::fs::read_to_string(source);
         let text = text.map_err(|e| format!("{}: {e}", source.display()))?;
-        let cubin = out.join(source.file_stem().unwrap_or_default());
-        compilations.push(Compilation {
-            source,
-            cubin: cubin.with_extension("cubin"),
-            is_fp16: false,
-        });
+        let name = out.join(source.file_stem().unwrap_or_default());
+        let fatbin = name.with_extension("fatbin");
+        compilations.push(Compilation { source, fatbin, is_fp16: false });
         if text.contains(HALF.0) {
-            let cubin = cubin.with_extension("fp16.cubin");
-            compilations.push(Compilation { source, cubin, is_fp16: true });
+            let fatbin = name.with_extension("fp16.fatbin");
+            compilations.push(Compilation { source, fatbin, is_fp16: true });
         }
     }
     let headers = files.iter().filter(|f| f.extension().is_some_and(|e| e == "cuh"));
@@ -80,7 +90,7 @@ fn compile_kernels() -> Result<(), String> {
     })
 }
 
-/// Lists the files of a folder, in order.
+/// Lists the files of a folder in order of their names.
 fn list(folder: &str) -> Result<Vec<PathBuf>, String> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;
     let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
@@ -92,7 +102,8 @@ fn changed(file: &Path) -> Option<SystemTime> {
     file.metadata().and_then(|m| m.modified()).ok()
 }
 
-/// Finds `nvcc` in `CUDA_HOME`, where scripts/cuda-toolkit.sh put it, on the path, or in the usual folder.
+/// Finds `nvcc` in `CUDA_HOME`, in the folder of scripts/cuda-toolkit.sh, on the path, or in the
+/// usual folder.
 fn find_nvcc() -> Result<PathBuf, String> {
     let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -103,22 +114,35 @@ fn find_nvcc() -> Result<PathBuf, String> {
     })
 }
 
+/// Returns the option that compiles for a compute capability.
+fn code_for(capability: u32) -> String {
+    let ptx = if capability == PTX { format!(",compute_{PTX}") } else { String::new() };
+    format!("-gencode=arch=compute_{capability},code=[sm_{capability}{ptx}]")
+}
+
 impl Compilation<'_> {
-    /// Compiles, unless the cubin is newer than the source and than `shared`, on which all sources depend.
+    /// Compiles, unless the fatbin is newer than the source and than `shared`, on which all sources depend.
     fn run(&self, nvcc: &Path, shared: Option<SystemTime>) -> Result<(), String> {
-        let Self { source, cubin, is_fp16 } = self;
-        if changed(cubin).is_some_and(|made| Some(made) > changed(source) && Some(made) > shared) {
+        let Self { source, fatbin, is_fp16 } = self;
+        if changed(fatbin).is_some_and(|made| Some(made) > changed(source) && Some(made) > shared) {
             return Ok(());
         }
         let mut command = Command::new(nvcc);
-        command.args(OPTIONS).args(is_fp16.then_some(HALF.1)).arg("-o").arg(cubin).arg(source);
+        command.args(OPTIONS).args(CAPABILITIES.map(code_for));
+        command.arg("-o").arg(fatbin);
+        match is_fp16 {
+            false => command.arg(source),
+            true => command
+                .arg(HALF.1)
+                .arg(Path::new(FP16_FOLDER).join(source.file_name().unwrap_or_default())),
+        };
         let output = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
             let said = said.trim().replace('\n', "\ncargo::error=");
             return Err(format!("{} does not compile:\ncargo::error={said}", source.display()));
         }
-        let report = cubin.with_extension("ptxas");
+        let report = fatbin.with_extension("ptxas");
         std::fs::write(&report, &*said).map_err(|e| format!("{}: {e}", report.display()))
     }
 }

@@ -21,10 +21,6 @@ typedef __half fp16;
 
 #ifdef HALF_IS_FP16
 typedef fp16 Half;
-#ifdef __CUDACC__
-// This symbol tells the two cubins of a file apart, whose kernels have the same names.
-extern "C" __device__ unsigned char half_is_fp16 = 1;
-#endif
 #else
 typedef bf16 Half;
 #endif

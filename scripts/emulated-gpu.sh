@@ -3,14 +3,14 @@
 #
 #   LD_LIBRARY_PATH=$(bash scripts/emulated-gpu.sh) train doctor
 #
-# One for cuDNN is in the folder cudnn below it: attention for training is cuDNN's where that is on
-# LD_LIBRARY_PATH too, else our own kernel's.
+# The folder `cudnn` in it has a stand-in for cuDNN. Where that is on LD_LIBRARY_PATH too, it computes
+# training attention; else our own kernel does.
 #
-# With them the GPU path of this program runs on any machine with a C++ compiler: the kernels are
-# those of kernels/*.cu, on the CPU. For tests and development only: it is slow, and its times say
-# nothing about a GPU. EMULATED_GPUS is the number of devices (1), EMULATED_GPU_MEMORY the MiB of
-# each (4096). Builds when the sources changed. Exit code 3: no C++ compiler (CXX, c++, g++, clang++), or
-# a processor that is not x86-64.
+# With the stand-ins the GPU path of this program runs on any machine with a C++ compiler: the kernels of
+# kernels/*.cu run on the CPU. They are for tests and development only, because they are slow and their
+# times say nothing about a GPU. tests/emulated_gpu/driver.cpp lists the variables that change the devices.
+# The script builds only if sources changed. It exits with code 3 if there is no C++ compiler (CXX, c++, g++,
+# clang++), or the processor is not x86-64.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -29,7 +29,8 @@ find_compiler() {
     exit 3
 }
 
-# build LIBRARY SOURCES-AND-OPTIONS...: under another name first, so that nobody sees half a library.
+# build LIBRARY SOURCES-AND-OPTIONS...
+# Builds under another name first, so that nobody sees half a library.
 build() {
     local library=$folder/$1
     "$compiler" "${common[@]}" -Wl,-soname,"${1##*/}" -o "$library.new" "${@:2}" >&2

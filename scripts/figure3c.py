@@ -44,7 +44,7 @@ def name_of(reward: str, norm: str, seed: int) -> str:
 
 
 def call(binary: str, arguments: list, threads: int) -> None:
-    """Runs `train`; leaves with its exit code if it does not succeed (130: stopped, to go on later)."""
+    """Runs `train`, and exits with its exit code if it fails (130: stopped, to continue later)."""
     environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
     command = [binary, "--quiet", *arguments]
     code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
@@ -72,7 +72,7 @@ def train(binary: str, reward: str, norm: str, seed: int, threads: int) -> Path:
 
 
 def score(binary: str, model: Path, out: Path, threads: int) -> dict:
-    """GTG of a checkpoint, or the score that `out` has."""
+    """Scores a checkpoint on GTG, or reads the score that `out` has."""
     if not out.exists():
         begun = ["--resume"] if out.with_suffix(".partial.jsonl").exists() else []
         arguments = ["eval", "gtg", "--model", model, "--data", TEST, "--rollouts", str(ROLLOUTS)]
@@ -81,7 +81,7 @@ def score(binary: str, model: Path, out: Path, threads: int) -> dict:
 
 
 def summary(score: dict) -> dict:
-    """What the table needs of a score; problems in the order of the file."""
+    """Returns what the table needs of a score, with problems in the order of the file."""
     kept = ["pass_at_1", "mean_response_tokens", "format_errors", "num_infra", "num_rollouts"]
     return {key: score[key] for key in kept} | {
         "passed": [problem["num_passed"] for problem in score["problems"]],
@@ -97,7 +97,7 @@ def curves(run: Path) -> dict:
 
 
 def verdicts(run: Path) -> dict:
-    """How often the judge said what in training, and how often a use came to half a limit or more."""
+    """Counts the judge's verdicts in training, and how often a use reached half a limit or more."""
     counts = collections.Counter()
     for file in sorted((run / "samples").glob("step-*.jsonl")):
         for line in file.read_text().splitlines():
@@ -142,20 +142,20 @@ def rates(score: dict) -> list:
 
 
 def interval(draw) -> tuple:
-    """The middle 95 % of what `draw` gives for a fixed stream of random numbers."""
+    """Returns the middle 95 % of what `draw` gives for a fixed stream of random numbers."""
     stream = random.Random(0)
     values = sorted(draw(stream) for _ in range(RESAMPLES))
     return values[RESAMPLES // 40], values[-RESAMPLES // 40]
 
 
 def mean_interval(by_seed: list) -> tuple:
-    """Of the mean over seeds and problems, problems resampled."""
+    """Returns the interval of the mean over seeds and problems; problems are resampled."""
     problems = [statistics.fmean(column) for column in zip(*by_seed)]
     return interval(lambda stream: statistics.fmean(stream.choices(problems, k=len(problems))))
 
 
 def difference_interval(differences: list) -> tuple:
-    """Of a mean difference, by seed and problem: seeds resampled, and problems within them."""
+    """Returns the interval of a mean difference; seeds are resampled, and problems within them."""
 
     def draw(stream: random.Random) -> float:
         seeds = stream.choices(differences, k=len(differences))
@@ -167,7 +167,7 @@ def difference_interval(differences: list) -> tuple:
 
 
 def read_results() -> dict:
-    """(reward, norm) to {seed: its problems' pass rates}."""
+    """Returns a map from (reward, norm) to {seed: its problems' pass rates}."""
     results = collections.defaultdict(dict)
     for path in sorted(RESULTS.glob("*-seed*.json")):
         result = json.loads(path.read_text())
@@ -177,7 +177,7 @@ def read_results() -> dict:
 
 
 def difference(results: dict, one: tuple, other: tuple) -> str:
-    """`one` less `other` in points, over the seeds that both have."""
+    """Returns `one` less `other` in points, over the seeds that both have."""
     seeds = sorted(set(results[one]) & set(results[other]))
     differences = [[a - b for a, b in zip(results[one][s], results[other][s])] for s in seeds]
     if one == other or not seeds:
@@ -216,7 +216,7 @@ def points(mean: float, low: float, high: float) -> str:
 
 
 def figure(rows: list, base: float) -> str:
-    """Means as bars with their intervals, seeds as dots, the SFT model as a line."""
+    """Draws means as bars with their intervals, seeds as dots, and the SFT model as a line."""
     left, width, step, top = 150, 420, 26, 40
 
     def x(value: float) -> float:

@@ -1,7 +1,7 @@
-//! Attention for training through cuDNN, forward and backward, against plain sums in f64, and whole small
-//! models over it against the CPU: on a GPU with cuDNN where there is one, else on the emulated driver
-//! with the stand-in that runs graphs operation by operation. Apart from the tests without cuDNN, because
-//! a process has one or the other.
+//! This file tests attention for training through cuDNN, forward and backward, against plain sums
+//! in f64, and whole small models with it against the CPU. It runs on a GPU with cuDNN if there is
+//! one, else on the emulated driver with the stand-in that runs graphs operation by operation. It
+//! is apart from the tests without cuDNN, because a process either has cuDNN or not.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -14,7 +14,7 @@ mod models;
 use bytemuck::Pod;
 use codeseq::base::rng;
 use codeseq::cuda::cudnn::{
-    Attention, DETERMINISTIC_SINCE, Gradients, Operands, Results, Segments, Sizes, version,
+    Attention, Gradients, Operands, Results, Segments, Sizes, is_deterministic, version,
 };
 use codeseq::cuda::{
     Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Half, HalfFormat, Phase, Stream, Tools,
@@ -27,8 +27,9 @@ use models::*;
 
 const FORMATS: [HalfFormat; 2] = [HalfFormat::Bf16, HalfFormat::Fp16];
 
-/// Declared sizes, and the lengths of segments in them: one that fills all and one that does not; of one
-/// token, of none, odd; fewer than declared; query heads that share a key head by four and that do not.
+/// These are declared sizes with the lengths of segments in them. Segments fill the pack or not;
+/// they have one token, none, or odd numbers; they are fewer than declared; four or other numbers
+/// of query heads share a key head.
 const PACKS: [(Sizes, &[usize]); 6] = [
     (Sizes { segments: 1, length: 64, heads: 2, kv_heads: 2, head_dim: 32 }, &[64]),
     (Sizes { segments: 1, length: 40, heads: 4, kv_heads: 1, head_dim: 64 }, &[17]),
@@ -38,10 +39,10 @@ const PACKS: [(Sizes, &[usize]); 6] = [
     (Sizes { segments: 32, length: 33, heads: 4, kv_heads: 1, head_dim: 32 }, &[1]),
 ];
 
-/// Device memory that nobody wrote.
+/// Device memory that nobody has written holds this byte.
 const POISON: u8 = 0xff;
 
-/// What goes in, of one format.
+/// The inputs in one format.
 struct Inputs {
     format: HalfFormat,
     sizes: Sizes,
@@ -80,12 +81,12 @@ impl Inputs {
     }
 }
 
-/// Output, log-sum-exp, and the gradients of query, key and value.
+/// The outputs are output, log-sum-exp, and the gradients of query, key and value.
 type Outputs<T> = [Vec<T>; 5];
 
 const NAMES: [&str; 5] = ["output", "log-sum-exp", "d query", "d key", "d value"];
 
-/// The same by plain sums.
+/// Computes the same outputs by plain sums.
 fn exact(inputs: &Inputs) -> Outputs<f64> {
     let Sizes { heads, kv_heads, head_dim: dim, .. } = inputs.sizes;
     let [query, key, value, d_output] =
@@ -153,7 +154,7 @@ impl<'a, T: Pod> Room<'a, T> {
         self.all.slice_mut().into_range(0..self.used)
     }
 
-    /// What is used, when nothing was written behind it.
+    /// Returns the used part, after a check that nothing was written behind it.
     fn read(&self, stream: &Stream, transfer: &mut Transfer) -> Vec<T> {
         let mut all = vec![T::zeroed(); self.all.len()];
         transfer.download(stream, self.all.slice(), &mut all).unwrap();
@@ -164,7 +165,7 @@ impl<'a, T: Pod> Room<'a, T> {
     }
 }
 
-/// Fills all memory that is free with NaNs, and gives it to a new phase.
+/// Fills all free memory with NaNs, and gives it to a new phase.
 fn poisoned<'a>(stream: &Stream, arena: &'a mut Arena) -> Phase<'a> {
     let mut phase = arena.phase();
     let mut all = phase.take::<u8>("everything", phase.free_bytes() / 256 * 256).unwrap();
@@ -172,7 +173,7 @@ fn poisoned<'a>(stream: &Stream, arena: &'a mut Arena) -> Phase<'a> {
     arena.phase()
 }
 
-/// What cuDNN puts out, in memory that was NaNs before.
+/// Returns cuDNN's outputs, in memory that was NaNs before.
 fn by_cudnn(gpu: &mut Gpu, plans: &mut Attention, inputs: &Inputs) -> Outputs<f32> {
     let Gpu { stream, arena, tools: Tools { transfer, .. }, .. } = gpu;
     let (sizes, tokens) = (inputs.sizes, inputs.tokens());
@@ -199,7 +200,7 @@ fn by_cudnn(gpu: &mut Gpu, plans: &mut Attention, inputs: &Inputs) -> Outputs<f3
     let operands = Operands { query: query.slice(), key: key.slice(), value: value.slice() };
     let results = (output.slice_mut(), stats.slice_mut());
     plans.forward(stream, &segments, operands, results, scratch.slice_mut()).unwrap();
-    // Whatever the forward pass left in its scratch is nothing that the backward may need.
+    // The backward must not need what the forward left in its scratch memory.
     stream.fill(scratch.slice_mut(), POISON).unwrap();
     let results = Results { output: output.slice(), stats: stats.slice() };
     let gradients = Gradients {
@@ -219,7 +220,7 @@ fn by_cudnn(gpu: &mut Gpu, plans: &mut Attention, inputs: &Inputs) -> Outputs<f3
     [output, stats.read(stream, transfer), d_query, d_key, d_value]
 }
 
-/// A GPU with cuDNN; `None`, said loudly, where there is none that this program runs on.
+/// Returns a GPU with cuDNN, or `None` and a message where this program has none to run on.
 fn gpu(format: HalfFormat) -> Option<Gpu> {
     if !has_cudnn() {
         return None;
@@ -228,7 +229,7 @@ fn gpu(format: HalfFormat) -> Option<Gpu> {
     gpu.inspect_err(|refusal| println!("SKIPPED: {refusal:#}")).ok()
 }
 
-/// Whether this process has cuDNN, or what stands in for it; said loudly if not.
+/// Tells whether this process has cuDNN or its stand-in, and prints a message if not.
 fn has_cudnn() -> bool {
     let has = driver_with_cudnn().is_some();
     if !has {
@@ -237,7 +238,7 @@ fn has_cudnn() -> bool {
     has
 }
 
-/// The length of the difference relative to that of what is expected, or to one if that is less.
+/// Returns the length of the difference relative to that of `expected`, or to one if that is less.
 fn error(actual: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(actual.len(), expected.len());
     let squares = |terms: &mut dyn Iterator<Item = f64>| terms.map(|x| x * x).sum::<f64>();
@@ -263,7 +264,7 @@ fn cuda_attention_and_its_gradients_are_those_of_plain_sums() {
                 let error = error(actual, expected);
                 println!("{format:?}, {pack:?}: {name} is off by {error:.1e}");
                 let tolerance = if *name == "log-sum-exp" { 1e-5 } else { tolerance };
-                // A NaN is not below it.
+                // A NaN is not below the tolerance.
                 assert!(error < tolerance, "{pack:?}: {name}: {error}");
             }
         }
@@ -274,7 +275,8 @@ fn cuda_attention_and_its_gradients_are_those_of_plain_sums() {
 fn cuda_attention_puts_out_the_same_bits_every_time() {
     for format in FORMATS {
         let Some(mut gpu) = gpu(format) else { return };
-        let has_order = version().unwrap().0 >= DETERMINISTIC_SINCE;
+        let capability = gpu.device.properties().capability;
+        let has_order = is_deterministic(version().unwrap().0, capability);
         for pack in PACKS {
             let inputs = Inputs::new(format, pack);
             let mut plans = Attention::new(&gpu.stream, inputs.sizes).unwrap();

@@ -1,4 +1,4 @@
-//! Collectives between GPUs, where there are several, else between emulated ones.
+//! This file tests collectives between GPUs if there are several, else between emulated ones.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -14,7 +14,6 @@ use std::sync::{Arc, Barrier};
 
 const RANKS: usize = 3;
 
-/// One rank's GPU.
 struct Rank {
     number: usize,
     group: Communicator,
@@ -48,7 +47,8 @@ impl Rank {
     }
 }
 
-/// Runs `work` on every rank of a group; does nothing, said loudly, where there are too few GPUs.
+/// Runs `work` on every rank of a group. Where there are too few GPUs, it does nothing and prints a
+/// message.
 fn on_every_rank(format: HalfFormat, work: impl Fn(Rank) + Sync) {
     let found = cuda_support::driver().map(|_| device::count().unwrap_or(0));
     if found.is_none_or(|count| count < RANKS) {
@@ -66,7 +66,7 @@ fn on_every_rank(format: HalfFormat, work: impl Fn(Rank) + Sync) {
     });
 }
 
-/// What rank `rank` brings: whole numbers that every format has.
+/// Returns what rank `rank` brings: whole numbers that every format has.
 fn numbers(rank: usize, len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 3 + rank * 5) % 17) as f32 - 8.0).collect()
 }
@@ -118,7 +118,7 @@ fn cuda_a_rank_that_its_peers_left_comes_back_when_it_aborts() {
     let left = Barrier::new(RANKS);
     on_every_rank(HalfFormat::Bf16, |mut rank| {
         let mut values = rank.put(&[1.0f32; 8]);
-        // The first one connects the ranks, which takes all of them.
+        // The first collective connects the ranks, so all of them must take part.
         rank.group.all_reduce(&rank.stream, values.slice_mut()).unwrap();
         rank.stream.synchronize().unwrap();
         if rank.number == 0 {

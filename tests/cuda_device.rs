@@ -1,4 +1,5 @@
-//! Devices, memory, copies, graphs and products, on a GPU where there is one, else on the emulated one.
+//! This file tests devices, memory, copies, graphs and products, on a GPU if there is one, else on
+//! the emulated one.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -14,12 +15,12 @@ use std::sync::Arc;
 
 const BF16: HalfFormat = HalfFormat::Bf16;
 
-/// The first device; `None`, said loudly, where there is none that this program runs on.
+/// Returns the first device, or `None` and a message where this program has none to run on.
 fn first_device() -> Option<Arc<Device>> {
     device_with(BF16)
 }
 
-/// The same with numbers of 16 bits in this format.
+/// Does the same with 16-bit numbers of this format.
 fn device_with(format: HalfFormat) -> Option<Arc<Device>> {
     match cuda_support::driver() {
         Some(Driver::Real) => {
@@ -166,12 +167,12 @@ fn cuda_a_graph_repeats_what_was_queued_with_the_arguments_of_then() {
     }
 }
 
-/// Small whole numbers, of which sums are exact.
+/// Returns small whole numbers, whose sums are exact.
 fn whole(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7 + seed) % 11) as f32 - 5.0).collect()
 }
 
-/// `[rows, columns]` of sums of `depth` products.
+/// Returns `[rows, columns]` of sums of `depth` products.
 fn sums(
     [rows, columns, depth]: [usize; 3],
     product: impl Fn(usize, usize, usize) -> f32,

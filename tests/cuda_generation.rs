@@ -1,6 +1,7 @@
-//! Generation on a GPU: against the CPU on the same weights of 16 bits, and against itself in other company.
-//! On a GPU where there is one, else on the emulated driver, whose products add up every sum in one
-//! order; what cuBLASLt does with passes of different sizes only a GPU shows.
+//! This file tests generation on a GPU: against the CPU on the same 16-bit weights, and against
+//! itself in other company. It runs on a GPU if there is one, else on the emulated driver, whose
+//! products sum in one order. What cuBLASLt does in passes of different sizes can only show on a
+//! GPU.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -35,17 +36,18 @@ const FP16: HalfFormat = HalfFormat::Fp16;
 struct Tiny {
     format: HalfFormat,
     decoder: Decoder,
-    /// In the format, as the GPU has them.
+    /// The numbers are those that the format can represent.
     params: Vec<f32>,
 }
 
 impl Tiny {
-    /// Weights in bf16, small enough that its rounding does not grow from layer to layer.
+    /// Makes a model with bf16 weights so small that rounding errors do not grow from layer to
+    /// layer.
     fn new(kind: &str, is_tied: bool) -> Self {
         Self::of(BF16, kind, is_tied)
     }
 
-    /// The same in another format.
+    /// Makes the same model in another format.
     fn of(format: HalfFormat, kind: &str, is_tied: bool) -> Self {
         let text = format!(
             r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": 64,
@@ -64,12 +66,13 @@ impl Tiny {
         Self { format, decoder, params }
     }
 
-    /// On the first GPU; `None`, said loudly, where there is none that this program runs on.
+    /// Puts the model on the first GPU. Returns `None` and prints a message where this program has
+    /// none to run on.
     fn on_gpu(&self) -> Option<DeviceModel> {
         self.on_gpu_to(WIDE.max_length)
     }
 
-    /// The same for sequences of so many tokens.
+    /// Does the same for sequences of at most `longest` tokens.
     fn on_gpu_to(&self, longest: usize) -> Option<DeviceModel> {
         let driver = driver();
         let gpu = Gpu::open(0, self.format, Some(128 << 20));
@@ -91,7 +94,7 @@ impl Tiny {
         Some(model)
     }
 
-    /// What the CPU makes of `tokens` after `prompt`.
+    /// Returns the CPU's scores of `tokens` after `prompt`.
     fn scores(&self, prompt: &[u32], tokens: &[u32], temperature: f32) -> Vec<f32> {
         scores((&self.decoder, &self.params), prompt, tokens, temperature)
     }
@@ -111,7 +114,7 @@ fn request(length: u32, num_samples: usize, key: u64) -> Request {
     Request { prompt, sampling: sampling(), num_samples, key }
 }
 
-/// Prompts of many lengths with different numbers of samples.
+/// Makes prompts of many lengths with different numbers of samples.
 fn requests() -> Vec<Request> {
     [(1, 3), (9, 1), (40, 5), (17, 2), (64, 4), (66, 3)]
         .into_iter()
@@ -129,8 +132,8 @@ fn rollouts(
     collect(&mut Engine::on_gpu(model, config).unwrap(), requests, sampling).0
 }
 
-/// Compares the log-probabilities of what is sampled with the CPU's; none is off by more than `most`, and
-/// their mean not by more than `mean`.
+/// Compares the log-probabilities of samples with the CPU's. None may differ by more than `most`,
+/// and their mean difference is at most `mean`.
 fn assert_close(format: HalfFormat, most: f64, mean: f64) {
     let with =
         |temperature, top_k, top_p| SamplingParams { temperature, top_k, top_p, ..sampling() };
@@ -172,18 +175,18 @@ fn cuda_log_probabilities_are_the_cpus_within_the_error_of_bf16() {
     assert_close(BF16, 2e-2, 4e-3);
 }
 
-/// Three more bits of the fraction.
+/// fp16 has three more bits of the fraction.
 #[test]
 fn cuda_log_probabilities_in_fp16_are_eight_times_closer() {
     assert_close(FP16, 2e-2 / 8.0, 4e-3 / 8.0);
 }
 
-/// How many of how many greedy tokens are the CPU's after the same beginning.
+/// Returns how many of how many greedy tokens are the CPU's after the same beginning.
 fn greedy_tokens_like_the_cpus(tiny: &Tiny) -> Option<(usize, usize)> {
     let mut model = tiny.on_gpu()?;
     let greedy = SamplingParams { temperature: 0.0, stop_ids: Vec::new(), ..sampling() };
     let found = rollouts(&mut model, &requests(), &greedy, WIDE);
-    // What the CPU takes next after each beginning of what the GPU took.
+    // The CPU's next token is computed after each beginning of the GPU's tokens.
     let (mut beginnings, mut taken) = (Vec::new(), Vec::new());
     for (request, rollouts) in requests().iter().zip(&found) {
         assert!(rollouts.iter().all(|rollout| rollout.tokens == rollouts[0].tokens));
@@ -203,7 +206,7 @@ fn greedy_tokens_like_the_cpus(tiny: &Tiny) -> Option<(usize, usize)> {
 
 #[test]
 fn cuda_greedy_tokens_are_almost_always_the_cpus() {
-    // As many differ as logits are close, within the error: an eighth in fp16.
+    // Tokens differ where logits are closer than the error, which is an eighth in fp16.
     for (format, percent) in [(BF16, 5.0), (FP16, 5.0 / 8.0)] {
         let tiny = Tiny::of(format, "qwen2", false);
         let Some((same, all)) = greedy_tokens_like_the_cpus(&tiny) else { return };
@@ -340,7 +343,8 @@ fn cuda_a_recorded_pass_computes_what_a_launched_one_does() {
         })
         .collect();
     generation.extend(&tables, &prompts).unwrap();
-    // Two steps of three rows, filled up to four, take turns: one is launched, all others recorded.
+    // Two steps of three rows, filled up to four, alternate: one is launched, all others are
+    // recorded.
     let steps = [11, 23].map(|token| {
         [(0, 35), (1, 3), (2, 1)].map(|(sequence, position)| row(sequence, position, token, true))
     });
@@ -362,7 +366,7 @@ fn cuda_a_cache_shrinks_to_the_memory_that_is_left() {
     let Some(mut model) = tiny.on_gpu() else { return };
     let size = GenerationSize { rows: 8, logits: 8, length: 64, blocks: 1 << 30 };
     let blocks = model.generation(size).unwrap().num_blocks();
-    // Keys and values of a block in bf16: 2 layers of 2 heads of 32 elements, at 32 positions.
+    // A block holds bf16 keys and values of 2 layers with 2 heads of 32 elements, at 32 positions.
     let block_bytes = 2 * 2 * 2 * 2 * 32 * 32;
     assert!(blocks > 1000 && blocks * block_bytes < 128 << 20, "{blocks}");
     let least = EngineConfig { cache_blocks: LEAST_BLOCKS - 1, ..WIDE };
@@ -373,7 +377,8 @@ fn cuda_a_cache_shrinks_to_the_memory_that_is_left() {
     assert!(format!("{refusal:#}").contains("needs 5"), "{refusal:#}");
 }
 
-/// A run of reinforcement of so many sequences at a time whose prompts and responses have these lengths.
+/// Makes a run of reinforcement with so many sequences at a time, whose prompts and responses have
+/// these lengths.
 fn reinforcement(place: &Place, [sequences, prompt, response]: [usize; 3]) -> rl::Config {
     let text = format!(
         "model = {{ path = '{}' }}
@@ -393,7 +398,8 @@ fn cuda_the_memory_of_generation_is_planned_to_the_byte() {
     let place = Place::new();
     for tiny in [Tiny::new("llama", true), Tiny::new("qwen2", false)] {
         place.write("config.json", tiny.decoder.config().to_json());
-        // One split of attention, several for all rows, few draws and more than are penalized at a time.
+        // The cases have one split of attention and several for all rows, few draws and more than
+        // are penalized at a time.
         for [sequences, prompt, response] in [[8, 60, 40], [8, 700, 900], [300, 20, 501]] {
             let config = reinforcement(&place, [sequences, prompt, response]);
             let plan = Plan::new(&config.workload().unwrap());
@@ -412,7 +418,7 @@ fn cuda_the_memory_of_generation_is_planned_to_the_byte() {
     }
 }
 
-/// The program where it finds an emulated GPU.
+/// Returns the program with an emulated GPU.
 fn train(place: &Place, words: &str) -> Option<Command> {
     let mut command = place.train(words);
     match driver()? {
@@ -443,7 +449,7 @@ fn cuda_commands_generate_score_and_evaluate_the_demos_model() {
         line[key].as_array().unwrap().iter().filter_map(Value::as_f64).collect()
     };
 
-    // What was generated is scored on both devices.
+    // Both devices score what was generated.
     place.write(
         "ids.jsonl",
         &generated

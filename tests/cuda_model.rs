@@ -1,5 +1,5 @@
-//! The decoder on a GPU against the decoder on the CPU, on the same weights of 16 bits: on a GPU where
-//! there is one, else on the emulated driver.
+//! This file tests the decoder on a GPU against the decoder on the CPU, on the same 16-bit weights.
+//! It runs on a GPU if there is one, else on the emulated driver.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -90,7 +90,7 @@ fn cuda_every_parameter_gets_a_gradient() {
         let decoder = decoder(kind);
         let params = parameters(&decoder);
         let Some(mut model) = model(&decoder, &params) else { return };
-        // Tokens of the whole vocabulary, so that each has a row of the embedding to move.
+        // Every token of the vocabulary occurs, so each row of the embedding has a gradient.
         let tokens: Vec<u32> = (0..=VOCAB as u32).map(|i| i % VOCAB as u32).collect();
         let targets = (0..VOCAB).map(|row| Target { row, token: tokens[row + 1] }).collect();
         let batch = (Packed::from_sequences([tokens.as_slice()]), targets);
@@ -144,7 +144,8 @@ fn cuda_a_profile_of_a_pass_counts_what_the_graph_says() {
     };
     let times = stream.profile(pass).unwrap();
     let calls = |name| times.iter().find(|time| time.name == name).map_or(0, |time| time.calls);
-    // Four matrices a layer forward, each twice backward; the head three times.
+    // Each layer has four products in the forward and two for each in the backward; the head has
+    // three.
     assert_eq!(calls("product"), 3 * 4 + 3 * 8 + 3);
     assert_eq!([calls("rms_norm"), calls("rms_norm_backward")], [1 + 3 * 2, 1 + 3 * 2]);
     assert_eq!([calls("swiglu"), calls("swiglu_backward")], [3, 3]);

@@ -1,6 +1,6 @@
-//! Runs over several nodes, each a process with an emulated GPU of its own, against one process with as many:
-//! node 0 runs the loop, and the others' GPUs do what it asks. Skipped, said loudly, where there is no C++
-//! compiler.
+//! This file tests runs over several nodes, each a process with an emulated GPU of its own, against
+//! one process with as many GPUs. Node 0 runs the loop, and the others' GPUs do what it asks.
+//! Without a C++ compiler the tests are skipped with a message.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -36,7 +36,7 @@ train = {{ total_steps = {STEPS}, seq_len = 200, gradient_accumulation = 2, rank
     )
 }
 
-/// A port that nobody listens on.
+/// Returns a port that nobody listens on.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -48,7 +48,7 @@ fn node(command: &mut Command, rank: usize, port: u16) -> &mut Command {
     emulated(command, 1)
 }
 
-/// Starts both nodes, and waits until the first has come to the end of `steps` steps.
+/// Starts both nodes, and waits until the first has done `steps` steps.
 fn start_both(place: &Place, words: &str, run: &Path, steps: usize) -> [Child; 2] {
     let port = free_port();
     let second = start(node(&mut place.train(words), 1, port), || true);
@@ -56,7 +56,7 @@ fn start_both(place: &Place, words: &str, run: &Path, steps: usize) -> [Child; 2
     [first, second]
 }
 
-/// Waits for the end of a node that was not asked to end: its exit code and what it said.
+/// Waits for the end of a node that was not asked to end. Returns its exit code and its messages.
 fn ended(child: Child) -> (Option<i32>, String) {
     let output = child.wait_with_output().unwrap();
     (output.status.code(), stderr(&output))
@@ -154,12 +154,37 @@ fn what_cannot_be_divided_among_nodes_is_one_line() {
     }
     let place = Place::new();
     place.write("sft.toml", &sft_config());
-    let words = "sft --config @sft.toml --out @run";
-    let mut odd = place.train(&format!("{words} --set train.ranks=3"));
-    expect_mistake(node(&mut odd, 1, 1), &["train.ranks is 3", "2 nodes"]);
-    let mut cpu = place.train(&format!("{words} --set train.device=cpu"));
-    expect_mistake(node(&mut cpu, 1, 1), &["one of 2 nodes", "train.device=\"cuda\""]);
+    for (set, said) in [
+        ("train.ranks=3", ["train.ranks is 3", "2 nodes"]),
+        ("train.device=cpu", ["one of 2 nodes", "train.device=\"cuda\""]),
+    ] {
+        let words = format!("sft --config @sft.toml --out @run --set {set}");
+        let port = free_port();
+        let second = start(node(&mut place.train(&words), 1, port), || true);
+        expect_mistake(node(&mut place.train(&words), 0, port), &said);
+        let (code, text) = ended(second);
+        assert!(code == Some(2) && said.iter().all(|words| text.contains(words)), "{text}");
+    }
     assert!(!place.path("run").exists());
+}
+
+#[test]
+fn a_node_that_cannot_begin_ends_node_0_with_the_reason() {
+    if !can_emulate() {
+        return;
+    }
+    let place = Place::new();
+    place.write("sft.toml", &sft_config());
+    let words = "sft --config @sft.toml --out @run";
+    let port = free_port();
+    let mut mistaken = place.train(&format!("{words} --set train.no_such_key=1"));
+    let second = start(node(&mut mistaken, 1, port), || true);
+    let first = start(node(&mut place.train(words), 0, port), || true);
+    for (child, code) in [(first, Some(1)), (second, Some(2))] {
+        let (ended_with, said) = ended(child);
+        assert_eq!(ended_with, code, "{said}");
+        assert!(said.contains("no_such_key"), "{said}");
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! cuDNN's plans for attention, built without a GPU for a described H100.
+//! This file builds cuDNN's plans for attention without a GPU, for a described H100.
 //!
-//! Needs cuDNN (`scripts/cuda-toolkit.sh --cudnn`) and a C compiler; says so loudly where they are
-//! missing. Alone in its file, because it puts a stand-in for the driver into the process.
+//! The test needs cuDNN (`scripts/cuda-toolkit.sh --cudnn`) and a C compiler, and prints a message
+//! where they are missing. It is alone in its file, because it puts a stand-in for the driver into
+//! the process.
 
 #![cfg(feature = "cuda")]
 
@@ -12,11 +13,11 @@ use codeseq::cuda::cudnn::{PlanReport, Sizes, check_plans, version};
 use cuda_support::{driver_or, preload};
 use std::path::{Path, PathBuf};
 
-/// The driver's functions that cuDNN calls while it compiles: loading a kernel succeeds, there is no
-/// device.
+/// cuDNN calls these functions of the driver while it compiles: loading a kernel succeeds, and
+/// there is no device.
 const DRIVER: &str = include_str!("cuda_support/compile_only_driver.c");
 
-/// What cuDNN wants to know of a device.
+/// This is cuDNN's description of a device.
 const H100: &str = include_str!("cuda_support/h100.json");
 
 const LLAMA3_8B: Sizes =
@@ -24,7 +25,7 @@ const LLAMA3_8B: Sizes =
 const QWEN25_7B: Sizes =
     Sizes { segments: 64, length: 5120, heads: 28, kv_heads: 4, head_dim: 128 };
 
-/// The engines with Hopper's own instructions, forward and backward: others are far slower.
+/// These engines use Hopper's own instructions, forward and backward; others are far slower.
 const HOPPER_ENGINES: [i64; 2] = [2, 6];
 
 fn has_cudnn() -> bool {
@@ -36,7 +37,7 @@ fn has_cudnn() -> bool {
 #[test]
 fn cuda_attention_of_both_models_compiles_for_an_h100() {
     if driver_or(DRIVER).is_none() || !has_cudnn() {
-        println!("SKIPPED: no cuDNN here: run scripts/cuda-toolkit.sh --cudnn");
+        println!("SKIPPED: cuDNN is missing: run scripts/cuda-toolkit.sh --cudnn");
         return;
     }
     let (version, file) = version().unwrap();
@@ -61,7 +62,44 @@ fn cuda_attention_of_both_models_compiles_for_an_h100() {
     }
 }
 
-/// Whether a plan needs memory in proportion to tokens, not to their square.
+/// Describes another card by what differs from an H100: compute capability, multiprocessors, and the shared
+/// memory in bytes that a block may ask for.
+fn card([capability, multiprocessors, shared_bytes]: [u32; 3]) -> String {
+    let mut properties: serde_json::Value =
+        serde_json::from_str(H100).expect("the description of an H100 is JSON");
+    for (key, value) in [
+        ("deviceVer", capability),
+        ("multiProcessorCount", multiprocessors),
+        ("maxSharedMemoryPerBlockOptin", shared_bytes),
+    ] {
+        properties[key] = value.into();
+    }
+    properties.to_string()
+}
+
+#[test]
+fn cuda_attention_of_both_models_compiles_for_other_cards() {
+    if driver_or(DRIVER).is_none() || !has_cudnn() {
+        println!("SKIPPED: cuDNN is missing: run scripts/cuda-toolkit.sh --cudnn");
+        return;
+    }
+    for (name, properties) in [
+        ("A100", [800, 108, 166_912]),
+        ("RTX 3090", [860, 82, 101_376]),
+        ("RTX 4090", [890, 128, 101_376]),
+        ("B200", [1000, 148, 232_448]),
+        ("RTX 5090", [1200, 170, 101_376]),
+    ] {
+        for sizes in [LLAMA3_8B, QWEN25_7B] {
+            let plans = check_plans(&sizes, HalfFormat::Bf16, &card(properties), false);
+            println!("{name}: {plans:?}");
+            let plans = plans.unwrap();
+            assert!(plans.iter().all(is_small), "{name}: {plans:?}");
+        }
+    }
+}
+
+/// Tells whether a plan needs memory in proportion to tokens, not to their square.
 fn is_small(plan: &PlanReport) -> bool {
     plan.workspace_bytes < 16 << 20
 }

@@ -1,5 +1,5 @@
-//! Policy updates held to a reference model on GPUs, against the same on the CPU: on GPUs where there are
-//! any, else on emulated ones.
+//! This file tests policy updates with a reference model on GPUs against the same on the CPU. It
+//! runs on GPUs if there are any, else on emulated ones.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -21,13 +21,13 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use support::{VOCAB, gpu_shape, inputs};
 
-/// Micro-batches of two responses, of as many tokens each, behind prompts of four.
+/// Each micro-batch has two responses, with as many tokens each, after prompts of four tokens.
 const MICRO_BATCHES: usize = 2;
 const LENGTH: usize = 20;
 
 static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-reference", &gpu_shape()));
 
-/// A trainer that keeps the model it starts from as its reference, on GPUs or on the CPU.
+/// Makes a trainer, on GPUs or on the CPU, that keeps the model it starts from as its reference.
 fn trainer(gpus: usize) -> Trainer {
     let model =
         LanguageModel::init(&INPUTS.join("model.json"), &INPUTS.join("tokenizer"), 3).unwrap();
@@ -49,7 +49,7 @@ fn trainer(gpus: usize) -> Trainer {
     trainer
 }
 
-/// Two GPUs of whatever kind, for one test at a time: a trainer takes all of their memory.
+/// Gives two GPUs of any kind to one test at a time, because a trainer takes all of their memory.
 fn gpus() -> Option<MutexGuard<'static, ()>> {
     static IN_TURN: Mutex<()> = Mutex::new(());
     if cuda_support::driver().is_none() || device::count().unwrap_or(0) < 2 {
@@ -59,7 +59,7 @@ fn gpus() -> Option<MutexGuard<'static, ()>> {
     Some(IN_TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The prompts with their responses, by micro-batch.
+/// Returns the prompts with their responses, by micro-batch.
 fn rows() -> Vec<MicroBatch> {
     let row = |i: usize| {
         let token = |at: usize| ((37 * at + 11 * i * at + 5 * i) % VOCAB) as u32;
@@ -72,7 +72,7 @@ fn rows() -> Vec<MicroBatch> {
     (0..MICRO_BATCHES).map(|i| MicroBatch::join(&[row(2 * i), row(2 * i + 1)])).collect()
 }
 
-/// One step: old log-probabilities by the trainer, the reference's, and an update.
+/// Makes one step: the trainer's old log-probabilities, the reference's, and an update.
 fn step(trainer: &mut Trainer) -> (Metrics, f64) {
     let rows = rows();
     let config = LossConfig { kl_coef: 0.3, ..LossConfig::default() };

@@ -1,6 +1,7 @@
-//! Runs with `train.device = "cuda"` on emulated GPUs (`scripts/emulated-gpu.sh`), whose kernels are ours and
-//! whose products are plain loops: that the path works and computes what the CPU computes, as far as 16 bits go.
-//! Skipped, said loudly, where there is no C++ compiler.
+//! This file tests runs with `train.device = "cuda"` on emulated GPUs (`scripts/emulated-gpu.sh`),
+//! which run our kernels and plain loops for products. The tests show that the path works and
+//! computes what the CPU computes, within the rounding of 16 bits. Without a C++ compiler they are
+//! skipped with a message.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot run has failed")]
@@ -19,24 +20,24 @@ use support::{
     train,
 };
 
-/// Updates of a run.
+/// A run has so many updates.
 const STEPS: usize = 10;
 
 static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| inputs("cuda-train", &gpu_shape()));
 
-/// A run on the CPU.
+/// This run is on the CPU.
 static CPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("cpu", ""));
 
-/// The same run on a GPU.
+/// This is the same run on a GPU.
 static GPU: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("gpu", "--set train.device=cuda"));
 
 const FP16: &str = "--set train.precision=fp16";
 
-/// A loss scale with which gradients overflow at first.
+/// With this loss scale gradients overflow at first.
 const TOO_LARGE: &str = "--set train.precision=fp16 --set train.loss_scale.initial=4194304 --set \
                          train.loss_scale.hysteresis=1";
 
-/// A run that begins with it.
+/// This run begins with that loss scale.
 static OVERFLOWING: LazyLock<PathBuf> =
     LazyLock::new(|| undisturbed("overflowing", &format!("--set train.device=cuda {TOO_LARGE}")));
 
@@ -64,7 +65,7 @@ fn undisturbed(name: &str, more: &str) -> PathBuf {
     run
 }
 
-/// The command that makes a run, and where.
+/// Returns the command of a run, and the run's directory.
 fn run(name: &str, more: &str) -> (Command, PathBuf) {
     let dir = &*INPUTS;
     let (file, run) = (dir.join(format!("{name}.toml")), dir.join(name));
@@ -75,7 +76,7 @@ fn run(name: &str, more: &str) -> (Command, PathBuf) {
     (command, run)
 }
 
-/// The bytes of a file of the checkpoint of a step.
+/// Returns the bytes of a file in the checkpoint of a step.
 fn saved(run: &Path, step: usize, file: &str) -> Vec<u8> {
     fs::read(run.join(format!("checkpoints/step-{step:06}")).join(file)).unwrap()
 }
@@ -84,7 +85,7 @@ const FILES: [&str; 3] = ["model.safetensors", "state/optimizer.safetensors", "s
 
 /// Expects the same numbers in every row, and the same bits in the checkpoint of the last `step`.
 fn assert_equal_runs(run: &Path, other: &Path, (step, keys): (usize, &[&str])) {
-    // As they are written: a norm that overflows is null.
+    // Numbers are compared as they are written: a norm that overflows is null.
     let logged = |run: &Path, key: &str| -> Vec<Value> {
         let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
         let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -98,10 +99,10 @@ fn assert_equal_runs(run: &Path, other: &Path, (step, keys): (usize, &[&str])) {
     }
 }
 
-/// What runs of fine-tuning are compared by.
+/// Runs of fine-tuning are compared by these numbers.
 const TUNED: (usize, &[&str]) = (STEPS, &["loss/nll", "optim/grad_norm"]);
 
-/// Largest relative distance between two curves.
+/// Returns the largest relative distance between two curves.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| ((a - b) / b).abs()).fold(0.0, f64::max)
@@ -241,15 +242,15 @@ fn a_gpu_takes_the_memory_that_was_planned() {
     if !can_emulate() {
         return;
     }
-    // Without cuDNN, whose part of the plan goes beyond a number a head and row; nor are there libraries
-    // outside of the arena.
+    // Without cuDNN its part of the plan is not taken, apart from one number for each head and row.
+    // There are no libraries outside of the arena either.
     let own_attention = 4 * 256 * 3;
     let [all, cuda, attention] = ["", "CUDA", "attention"].map(|name| planned(&GPU, name));
     assert_eq!(taken(&GPU), vec![all - cuda - attention + own_attention; STEPS]);
     assert!(column(&GPU, "time/mfu").iter().all(|&mfu| mfu > 0.0));
 }
 
-/// Bytes that a run planned for buffers whose names begin so.
+/// Returns the bytes that a run planned for buffers whose names begin with `name`.
 fn planned(run: &Path, name: &str) -> u64 {
     let plan: Value = serde_json::from_slice(&fs::read(run.join("plan.json")).unwrap()).unwrap();
     let buffers = plan["buffers"].as_array().unwrap().iter();
@@ -257,7 +258,7 @@ fn planned(run: &Path, name: &str) -> u64 {
     of_name.map(|b| b["bytes"].as_u64().unwrap()).sum()
 }
 
-/// Bytes that it took, by step.
+/// Returns the bytes that a run took, by step.
 fn taken(run: &Path) -> Vec<u64> {
     let mib = column(run, "time/gpu_peak_mib").into_iter();
     mib.map(|mib| (mib * f64::from(1 << 20)) as u64).collect()
@@ -282,12 +283,12 @@ fn what_a_machine_does_not_have_is_one_line() {
     }
 }
 
-/// Whether this machine has NVIDIA's driver.
+/// Tells whether this machine has NVIDIA's driver.
 fn codeseq_sees_a_driver() -> bool {
     codeseq::cuda::device::driver_version().is_ok()
 }
 
-/// A model that has learnt some, to be reinforced.
+/// This model has learnt something before it is reinforced.
 static TRAINED: LazyLock<String> = LazyLock::new(|| {
     let dir = &*INPUTS;
     fs::write(dir.join("trained.toml"), sft_config().replace(&format!("= {STEPS}"), "= 60"))
@@ -340,7 +341,7 @@ fn a_gpu_that_samples_takes_the_memory_that_was_planned_from_the_first_step_on()
         return;
     }
     let place = Place::new();
-    // So much room for sequences that sampling takes more than updating.
+    // There is so much room for sequences that sampling takes more memory than updating.
     let wide = grpo_config().replace("max_sequences = 8", "max_sequences = 500");
     place.write("grpo.toml", &wide);
     done(emulated(&mut place.train("grpo --config @grpo.toml --out @run"), 1));
@@ -369,7 +370,7 @@ fn reinforcement_in_fp16_follows_the_cpu_and_its_sampler_is_eight_times_closer()
         place.path(out)
     };
     let (cpu, gpu) = (run("cpu", "--set train.device=cpu"), run("gpu", FP16));
-    // Draws are keyed: from distributions so close come the same responses.
+    // Draws are keyed, so such close distributions give the same responses.
     for key in ["response/mean_tokens", "reward/mean"] {
         assert_eq!(column(&gpu, key), column(&cpu, key), "{key}");
     }
@@ -377,7 +378,7 @@ fn reinforcement_in_fp16_follows_the_cpu_and_its_sampler_is_eight_times_closer()
     let [ratio, off] =
         ["rollout/ratio_mean", "rollout/logprob_diff_max"].map(|key| column(&gpu, key));
     println!("norms of gradients {norms:.1e} apart, mean ratio {ratio:?}, at most {off:?} off");
-    // An eighth of what bf16 is allowed.
+    // bf16 may be off eight times as far.
     assert!(norms < 5e-2 / 8.0);
     assert!(off.iter().all(|&off| off < 0.1 / 8.0));
     assert!(ratio.iter().all(|r| (r - 1.0).abs() < 0.02 / 8.0));

@@ -46,7 +46,7 @@ SMALLEST_DIFFERENCE = 5e-4
 
 
 def merged(base: dict, over: dict) -> dict:
-    """`over` on top of `base`, table by table."""
+    """Returns `base` with the values of `over` in their place, table by table."""
     both = base | over
     for key in base.keys() & over.keys():
         if isinstance(base[key], dict) and "ratio" not in over[key]:
@@ -85,7 +85,7 @@ def advantages(rewards: list, eps: float) -> list:
 
 
 def scores(model, prompt: list, response: list, temperature: float) -> tuple:
-    """Log-probability and entropy of every token of the response."""
+    """Returns log-probability and entropy of every token of the response."""
     ids = torch.tensor(prompt + response)
     logits = model(ids[None], use_cache=False).logits[0, len(prompt) - 1 : -1] / temperature
     log_p = logits.log_softmax(-1)
@@ -94,7 +94,7 @@ def scores(model, prompt: list, response: list, temperature: float) -> tuple:
 
 
 def token_losses(policy: dict, logp, old, reference, entropy, advantage: float, counts: dict):
-    """Clipped policy loss, divergence and entropy bonus of every token of a response (verl 0.9)."""
+    """Returns clipped policy loss, divergence and entropy bonus of every token of a response (verl 0.9)."""
     clamp = policy["log_ratio_clamp"]
     ratio = (logp - old).clamp(-clamp, clamp).exp()
     free = -advantage * ratio
@@ -113,7 +113,7 @@ def token_losses(policy: dict, logp, old, reference, entropy, advantage: float, 
 
 
 def micro_batches(case: dict, samples: list) -> list:
-    """The samples whose tokens are one mean: of the whole mini-batch, or of a few."""
+    """Returns groups of samples whose tokens have one mean: the whole mini-batch, or a few samples each."""
     if case["policy"]["aggregation"] == "token-mean":
         return [samples]
     assert case["policy"]["aggregation"] == "micro-token-mean"
@@ -208,7 +208,7 @@ def update(case: dict, model, samples: list, compares: bool) -> dict:
 
 
 def rate(schedule: dict, step: int, total: int) -> float:
-    """The share of the peak learning rate: a linear warm-up, then half a cosine."""
+    """Returns the share of the peak learning rate: a linear warm-up, then half a cosine."""
     warmup = int(schedule["warmup"]["ratio"] * total)
     if step < warmup:
         return step / warmup
@@ -216,7 +216,7 @@ def rate(schedule: dict, step: int, total: int) -> float:
 
 
 def train(case: dict, initial, rollouts: list, dtype=torch.float32, compares=False) -> tuple:
-    """Loss, norm of the gradient and learning rate of every update, and the weights after each step."""
+    """Returns loss, norm of the gradient and learning rate of every update, and the weights after each step."""
     model, reference = copy.deepcopy(initial).to(dtype), copy.deepcopy(initial).to(dtype)
     optim, temperature = case["optim"], case["rollout"]["temperature"]
     assert optim["decayed"] == "all" and case["advantage"]["norm_by_std"]
@@ -255,7 +255,7 @@ def train(case: dict, initial, rollouts: list, dtype=torch.float32, compares=Fal
 
 
 def distance(a: dict, b: dict) -> float:
-    """The largest relative distance of two sets of tensors."""
+    """Returns the largest relative distance of two sets of tensors."""
     ratios = [(a[name].double() - b[name].double()).norm() / b[name].double().norm() for name in b]
     return max(ratios).item()
 
@@ -263,7 +263,7 @@ def distance(a: dict, b: dict) -> float:
 def check_that_it_could_fail(
     case: dict, initial, rollouts: list, expected: dict, clips_dual: bool
 ) -> None:
-    """Slightly different settings must end in other weights."""
+    """Checks that slightly different settings end in other weights."""
     changes = [
         ("policy", "clip_high", 0.22),
         ("advantage", "eps", 1e-2),
@@ -284,7 +284,7 @@ def check_that_it_could_fail(
 
 
 def attempt(seed: int) -> tuple:
-    """A model, rollouts, and what becomes of them; None where rounding decides too much."""
+    """Returns a model, rollouts and their results, or None where rounding decides too much."""
     torch.manual_seed(seed)
     initial = AutoModelForCausalLM.from_config(CONFIG).float()
     with torch.no_grad():

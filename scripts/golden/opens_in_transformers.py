@@ -28,7 +28,7 @@ CHAT = {
 
 
 def score(binary: str, model_dir: str, inputs: list) -> list:
-    """What `train score` says about each input."""
+    """Returns what `train score` prints about each input."""
     with tempfile.TemporaryDirectory() as scratch:
         data, out = Path(scratch, "in.jsonl"), Path(scratch, "out.jsonl")
         data.write_text("".join(json.dumps(line) + "\n" for line in inputs))
@@ -38,7 +38,7 @@ def score(binary: str, model_dir: str, inputs: list) -> list:
 
 
 def tokens(tokenizer, line: dict) -> list:
-    """The tokens of an input as transformers makes them."""
+    """Returns the tokens that transformers makes of an input."""
     if "input_ids" in line:
         return line["input_ids"]
     if "prompt" in line:

@@ -17,12 +17,12 @@ ROWS, WIDTH = 5, 37
 
 
 def normal(*shape: int) -> torch.Tensor:
-    """Random numbers that f32 holds exactly, in double precision, wanting a gradient."""
+    """Returns random numbers that f32 holds exactly, in double precision, which need a gradient."""
     return torch.randn(shape, generator=GENERATOR).double().requires_grad_()
 
 
 def upstream(*outputs: torch.Tensor) -> list:
-    """Random gradients of the outputs, carried back to everything that wants one."""
+    """Draws random gradients of the outputs and propagates them back."""
     gradients = [normal(*output.shape).detach() for output in outputs]
     torch.autograd.backward(outputs, gradients)
     return gradients
@@ -36,7 +36,7 @@ def rms_norm() -> dict:
 
 
 def head_norm() -> dict:
-    """The norms of query heads and of key heads in rows of queries, keys and values, as Qwen3 has them."""
+    """Computes the norms of query heads and key heads in rows of queries, keys and values, as Qwen3 does."""
     queries, keys, dim = 3, 2, 13
     qkv, weight = normal(ROWS, (queries + 2 * keys) * dim), normal(2, dim)
     heads = qkv.view(ROWS, -1, dim)
@@ -48,7 +48,7 @@ def head_norm() -> dict:
 
 
 def rope() -> dict:
-    """Angles, cosines and sines in f32, as transformers computes them."""
+    """Returns angles, cosines and sines in f32, as transformers computes them."""
     heads, dim, positions = 3, 12, torch.tensor([0, 1, 17, 100, 511, 1000, 2047])
     config = LlamaConfig(
         hidden_size=heads * dim, num_attention_heads=heads, head_dim=dim, rope_theta=500000.0
@@ -63,7 +63,7 @@ def rope() -> dict:
 
 
 def attention() -> dict:
-    """Causal, four query heads on two key heads, three sequences in one row of tokens."""
+    """Computes causal attention of four query heads on two key heads, for three sequences in one row of tokens."""
     queries, keys, dim, lengths = 4, 2, 10, [1, 53, 18]
     qkv = normal(sum(lengths), (queries + 2 * keys) * dim)
     parts = []
@@ -93,7 +93,7 @@ def embedding() -> dict:
 
 
 def logprob() -> dict:
-    """Log-probability of a token and entropy under softmax(logits / temperature)."""
+    """Returns a token's log-probability and the entropy under softmax(logits / temperature)."""
     tokens, temperature = torch.tensor([5, 0, 82]), torch.tensor([1.0, 0.7, 1.6]).double()
     logits = (4 * normal(len(tokens), 83)).detach().requires_grad_()
     log_p = (logits / temperature[:, None]).log_softmax(-1)
@@ -122,7 +122,7 @@ def matmul() -> dict:
 
 
 def adamw() -> dict:
-    """Five steps over a matrix, which decays, and a bias, which does not; clipped to norm 10."""
+    """Makes five steps over a matrix, which decays, and a bias, which does not; gradients are clipped to norm 10."""
     start = [normal(20, 10), normal(33)]
     parameters = [parameter.detach().clone().requires_grad_() for parameter in start]
     gradients = [[normal(*p.shape).detach() for p in parameters] for _ in range(5)]

@@ -210,7 +210,7 @@ def write_lines(path: Path, values: list) -> None:
 
 
 def write_tokenizer(family: str, model_dir: Path) -> None:
-    """The tokenizer of the chat tests with fewer merges, cutting and beginning text as the family does."""
+    """Writes the tokenizer of the chat tests with fewer merges; it cuts and begins text as the family does."""
     definition = json.loads((TOKENIZER / "tokenizer.json").read_text())
     model = definition["model"]
     num_merges = len(model["merges"]) - (len(model["vocab"]) - TOKENS)
@@ -233,7 +233,7 @@ def write_tokenizer(family: str, model_dir: Path) -> None:
 
 
 def write_weights(tensors: dict, count: int, model_dir: Path) -> None:
-    """One file, or several with an index."""
+    """Writes weights to one file, or to several with an index."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt"}
     if count == 1:
@@ -252,7 +252,7 @@ def write_weights(tensors: dict, count: int, model_dir: Path) -> None:
 
 
 class Model:
-    """A family's model directory, and the same model in transformers."""
+    """Holds a family's model directory, and the same model in transformers."""
 
     def __init__(self, family: str, seed: int):
         self.dir = OUT / family / "model"
@@ -291,12 +291,12 @@ class Model:
         self.hf.eval()
 
     def tensors(self, of) -> dict:
-        """`of` every parameter, under the names of the family's files."""
+        """Returns `of` every parameter, under the names of the family's files."""
         tensors = {name: of(parameter) for name, parameter in self.hf.named_parameters()}
         return internlm_names(tensors, self.hf.config) if self.is_internlm else tensors
 
     def logp(self, ids: list) -> torch.Tensor:
-        """Log-probabilities of all tokens but the first."""
+        """Returns the log-probabilities of all tokens but the first."""
         ids = torch.tensor(ids)
         logits = self.hf(ids[None], use_cache=False).logits[0, :-1]
         return logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0]
@@ -321,7 +321,7 @@ class Model:
 
 
 def targets(sample: dict) -> torch.Tensor:
-    """Which tokens but the first are learnt."""
+    """Tells which tokens are learnt; the first never is."""
     return torch.tensor(sample["labels"][1:]) != -100
 
 
@@ -337,7 +337,7 @@ def backward(model: Model, samples: list) -> float:
 
 
 def rate(step: int, schedule: dict, total: int) -> float:
-    """The share of the peak learning rate: a linear warm-up, then half a cosine."""
+    """Returns the share of the peak learning rate: a linear warm-up, then half a cosine."""
     warmup = int(schedule["warmup"]["ratio"] * total)
     if step < warmup:
         return step / warmup
@@ -371,13 +371,13 @@ def fine_tune(model: Model, samples: list, settings: dict) -> dict:
 
 
 def distance(a: dict, b: dict) -> float:
-    """The largest relative distance of two sets of tensors."""
+    """Returns the largest relative distance of two sets of tensors."""
     ratios = [(a[name].double() - b[name].double()).norm() / b[name].double().norm() for name in b]
     return max(ratios).item()
 
 
 def trained(model: Model, samples: list, settings: dict, dtype=torch.float32) -> tuple:
-    """The steps of fine-tuning, and the final weights; `model` itself stays as it is."""
+    """Returns the steps of fine-tuning and the final weights, and leaves `model` as it is."""
     trainee = copy.deepcopy(model)
     trainee.hf.to(dtype)
     steps = fine_tune(trainee, samples, settings)
@@ -385,7 +385,7 @@ def trained(model: Model, samples: list, settings: dict, dtype=torch.float32) ->
 
 
 def check_that_it_could_fail(model: Model, samples: list, settings: dict, weights: dict) -> None:
-    """Weights of a slightly different recipe must differ by more than the tolerance of the test."""
+    """Checks that weights of a slightly different recipe differ by more than the tolerance of the test."""
     for key, value in [("weight_decay", 0.0), ("max_grad_norm", 1e9), ("betas", [0.9, 0.96])]:
         changed = settings | {"optim": settings["optim"] | {key: value}}
         apart = distance(trained(model, samples, changed)[1], weights)
@@ -433,12 +433,12 @@ def make(family: str, sequences: list, packed: list, samples: list, settings: di
 
 
 def random_tokens(length: int, generator: torch.Generator) -> list:
-    """Small ids more often than large ones, so that there is something to learn."""
+    """Draws small ids more often than large ones, so that there is something to learn."""
     return (TOKENS * torch.rand(length, generator=generator) ** 2).long().tolist()
 
 
 def random_sample(length: int, generator: torch.Generator) -> dict:
-    """A sample whose learnt tokens are scattered; neither none nor all."""
+    """Makes a sample whose learnt tokens are scattered; some are learnt, but not all."""
     ids = random_tokens(length, generator)
     is_learnt = torch.rand(length, generator=generator) < 0.6
     is_learnt[0], is_learnt[-1] = False, True

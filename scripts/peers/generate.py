@@ -39,7 +39,7 @@ WORKLOADS = {
 
 
 def prompts(model: str) -> list:
-    """Token ids of the first prompts of the demo's SFT file."""
+    """Returns the token ids of the first prompts of the demo's SFT file."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -50,7 +50,7 @@ def prompts(model: str) -> list:
 
 
 def jobs(model: str) -> dict:
-    """For each workload its jobs: prompts and the number of tokens wanted after each."""
+    """Returns the jobs of each workload: prompts, and the number of tokens wanted after each."""
     ids, numbers = prompts(model), random.Random(0)
     result = {}
     for name, (sequences, times, (least, most)) in WORKLOADS.items():
@@ -93,7 +93,7 @@ def one_batch(model, job: dict) -> list:
 
 
 class Engine:
-    """A process that answers jobs."""
+    """Runs a process that answers jobs."""
 
     def __init__(self, command: list, encode, threads: int):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -101,7 +101,7 @@ class Engine:
         self.encode = encode
 
     def run(self, jobs: list) -> tuple:
-        """Seconds of all jobs together, and their tokens."""
+        """Returns the seconds of all jobs together, and their tokens."""
         answers = []
         for job in jobs:
             self.process.stdin.write(self.encode(job))
@@ -122,7 +122,7 @@ def as_lines(job: dict) -> str:
 
 
 def measure(engines: dict, args: argparse.Namespace) -> dict:
-    """For each workload and engine: tokens a second in each round, and the share of equal sequences."""
+    """Returns for each workload and engine the tokens per second of each round, and the share of equal sequences."""
     results, work_of = {}, jobs(args.model)
     for name in args.workloads:
         work = work_of[name]
@@ -141,7 +141,7 @@ def measure(engines: dict, args: argparse.Namespace) -> dict:
 
 
 def describe(name: str, result: dict) -> str:
-    """Medians, ranges, and the ratios of ours by round."""
+    """Returns medians, ranges, and our ratios by round."""
     parts = []
     ours = result["ours"]["tokens_per_second"]
     for engine, numbers in result.items():

@@ -16,12 +16,12 @@ import time
 
 from gpu_step import SHAPES, build, report
 
-# Tokens of responses in the step that does not count.
+# Responses have so many tokens in the step that only warms up.
 WARM_UP = 4
 
 
 def seconds(work):
-    """The result of `work` and how long the device took for it."""
+    """Returns the result of `work` and the seconds that the device took for it."""
     import torch
 
     torch.cuda.synchronize()
@@ -32,7 +32,7 @@ def seconds(work):
 
 
 class Step:
-    """A model, its gradients, and one rank's share of the optimizer."""
+    """Holds a model, its gradients, and one rank's share of the optimizer."""
 
     def __init__(self, args):
         import torch
@@ -69,7 +69,7 @@ class Step:
             loss.backward()
 
     def take(self, prompts, response):
-        """Seconds of generation, of the gradients, and of the optimizer."""
+        """Returns the seconds of generation, of the gradients, and of the optimizer."""
         rollouts, generation = seconds(lambda: self.generate(prompts, response))
         _, gradients = seconds(lambda: self.accumulate(rollouts))
         _, optimizer = seconds(self.adamw.step)

@@ -22,7 +22,7 @@ SHAPES = {
 
 
 def build(name):
-    """The model with random weights on the card."""
+    """Makes the model with random weights on the card."""
     import torch
     import transformers
 
@@ -43,7 +43,7 @@ def build(name):
 
 
 def machine():
-    """The versions of what is needed and the GPU; ends the program where something is missing."""
+    """Returns the GPU and the versions of the packages; exits where something is missing."""
     name = os.path.basename(sys.argv[0])
     try:
         import torch
@@ -57,7 +57,7 @@ def machine():
 
 
 def report(args, measure):
-    """Prints what `measure` finds: with whole layers computed again where nothing else fits the card."""
+    """Prints what `measure` finds, with whole layers computed again if nothing else fits the card."""
     about = machine()
     import torch
 
@@ -71,7 +71,7 @@ def report(args, measure):
 
 
 def timed(work, repeats):
-    """Median milliseconds of `work` by events."""
+    """Returns the median milliseconds of `work`, by events."""
     import torch
 
     times = []

@@ -52,7 +52,7 @@ json.dump(outputs, sys.__stdout__)
 
 
 def problems(count: int) -> list:
-    """The demo's first problems with a prompt that is short enough, and their prompts."""
+    """Returns the demo's first problems whose prompts are short enough, with their prompts."""
     from jinja2 import Template
     from transformers import AutoTokenizer
 
@@ -89,7 +89,7 @@ def judging_seconds(texts: list, tests: list) -> float:
 
 
 def peer(args: argparse.Namespace) -> dict:
-    """Seconds of a step and its parts, and the responses' mean length."""
+    """Returns the seconds of a step and its parts, and the responses' mean length."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -143,12 +143,12 @@ def peer(args: argparse.Namespace) -> dict:
 
 
 def counted(steps: list) -> list:
-    """Those of a run that count: all but the first, which warms up, if there are several."""
+    """Returns the steps of a run that count: all but the first, which warms up, if there are several."""
     return steps[1:] or steps
 
 
 def ours(args: argparse.Namespace) -> dict:
-    """As of a peer; judging is what comes after the last response, the rest goes on beside generation."""
+    """Returns what `peer` returns, for us. Judging counts after the last response; before, it runs beside generation."""
     with tempfile.TemporaryDirectory() as scratch:
         data, out = Path(scratch, "problems.jsonl"), Path(scratch, "run")
         data.write_text("".join(problem["line"] + "\n" for problem in problems(args.prompts)))
@@ -183,7 +183,7 @@ def describe(name: str, result: dict) -> str:
 
 
 def compare(runs: dict, name: str) -> str:
-    """How many of our steps a peer's step takes, without judging on its side and with it."""
+    """Returns how many of our steps a peer's step takes, without judging on its side and with it."""
     pairs = list(zip(runs["ours"], runs[name]))
     results = []
     for extra in (0, 1):

@@ -35,7 +35,7 @@ def write_samples(path: Path) -> None:
 
 
 def rows(path: Path) -> list:
-    """Packed rows: lists of samples, each its tokens and which of them are learnt."""
+    """Returns packed rows: lists of samples, each with its tokens and which of them are learnt."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(SETTINGS["model"]["path"])

@@ -33,7 +33,7 @@ SHAPES = {
 
 
 def shapes_of(config: dict) -> dict[str, tuple]:
-    """Names and shapes of all tensors."""
+    """Returns names and shapes of all tensors."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
     shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
@@ -58,7 +58,7 @@ def shapes_of(config: dict) -> dict[str, tuple]:
 
 
 def make(shape: str, directory: Path) -> list[str]:
-    """Writes the checkpoint unless it is there; the paths of its shards."""
+    """Writes the checkpoint unless it is there, and returns the paths of its shards."""
     family, hidden, inner, layers, heads, key_heads, vocab, tied, num_shards = SHAPES[shape]
     config = family | dict(
         hidden_size=hidden,

@@ -28,7 +28,7 @@ OF_LAYER = {
 
 
 def pairs_together(rows: numpy.ndarray, heads: int) -> numpy.ndarray:
-    """From the order (head, half, i) to (head, i, half)."""
+    """Turns the order (head, half, i) into (head, i, half)."""
     halves = rows.reshape(heads, 2, -1, rows.shape[1])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 

@@ -94,7 +94,7 @@ def torch_run(steps: int, threads: int, compiled: bool) -> dict:
 
 
 def tuned(threads: int) -> dict:
-    """An environment in which malloc keeps its pages."""
+    """Returns an environment in which malloc keeps its pages."""
     return os.environ | {
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "MALLOC_TRIM_THRESHOLD_": str(2**40),

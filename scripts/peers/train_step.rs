@@ -38,12 +38,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The token that stands at `index` of the made-up text.
+/// Returns the token at `index` of the made-up text.
 fn token(index: usize) -> u32 {
     (rng::uniform(1, index as u64) * 1536.0) as u32
 }
 
-/// Whole steps (gradients, norm, AdamW) on a batch of equal sequences; the best step counts.
+/// Times whole steps (gradients, norm, AdamW) on a batch of equal sequences; the best step counts.
 fn train(decoder: &Decoder, steps: usize) -> String {
     let mut params = init(decoder.config(), 0);
     let len = params.len();
@@ -95,7 +95,7 @@ fn train(decoder: &Decoder, steps: usize) -> String {
     )
 }
 
-/// A prompt for each sequence, then single steps of all of them with sampling.
+/// Times single steps of all sequences with sampling, after a prompt for each.
 fn decode(decoder: &Decoder, sequences: usize) -> String {
     let params = init(decoder.config(), 0);
     let packed = decoder.pack(&params);

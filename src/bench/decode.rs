@@ -5,8 +5,9 @@
 //! the host, which is what an engine waits for between two steps. The limit counts the weights,
 //! read once, and the cache. Weights are random.
 
-use super::clock::{Repeats, wall};
-use super::measurement::{Limits, Line, Measurement};
+use super::clock::{Clock, Repeats, wall};
+use super::limits;
+use super::measurement::{Line, Measurement};
 use super::random::upload_weights;
 use crate::base::human;
 use crate::cuda::Gpu;
@@ -20,16 +21,17 @@ const PROMPT: usize = 512;
 
 /// Measures every batch with every context on `gpu` and adds the times to `measurement`.
 pub fn run(
-    gpu: Gpu,
+    mut gpu: Gpu,
     config: &ModelConfig,
     (batches, contexts): (&[usize], &[usize]),
     repeats: Repeats,
     measurement: &mut Measurement,
 ) -> Result<()> {
+    let clock = Clock::new(&gpu.device, repeats)?;
+    limits::add(&mut gpu, config, &clock, measurement)?;
     let longest = contexts.iter().max().map_or(0, |context| context + 1);
     let mut model = DeviceModel::new(gpu, Decoder::new(config.clone()), longest)?;
     upload_weights(&mut model)?;
-    measurement.limits = Some(Limits::H100);
     for &batch in batches {
         for &context in contexts {
             let name = format!("batch {batch}, context {context}");
@@ -43,7 +45,6 @@ pub fn run(
             measurement.lines.push(Line { name, milliseconds, bytes, flops });
         }
     }
-    measurement.fact("limits", "those of an H100's data sheet, not measured");
     measurement.fact("peak memory", human::bytes(model.split().1.arena.peak_bytes() as u64));
     Ok(())
 }

@@ -6,14 +6,15 @@
 //! weights that are trained. The update goes over the responses in rows of a micro-batch, as a run
 //! packs them, with a run's loss, and ends with AdamW on 1/`world` of the parameters. Advantages
 //! alternate between 1 and -1. A short step comes first, in which libraries load code. MFU of the
-//! update is model FLOPs (`model::flops`) of prompts and responses over its time and NVIDIA's
-//! stated peak of dense bf16 of an H100. Left out: judging, which a run does while it generates;
-//! the exchange with other GPUs; a reference model.
+//! update is model FLOPs (`model::flops`) of prompts and responses over its time and the card's peak
+//! of dense bf16 in NVIDIA's data sheet. Left out: judging, which a run does while it generates; the
+//! exchange with other GPUs; a reference model.
 
-use super::measurement::{Limits, Line, Measurement};
+use super::clock::{Clock, Repeats};
+use super::limits;
+use super::measurement::{Line, Measurement};
 use super::optimizer::Share;
 use super::random::{tokens, upload_weights};
-use super::step::{PEAK, mfu};
 use crate::base::{human, rng};
 use crate::cuda::Gpu;
 use crate::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingParams, Stats};
@@ -25,6 +26,9 @@ use crate::objective::{Chunk, Objective};
 use crate::trainer::MicroBatch;
 use anyhow::Result;
 use std::time::Instant;
+
+/// The limits are the medians of so many runs.
+const LIMIT_RUNS: usize = 5;
 
 /// Responses have so many tokens in the step that only warms up.
 const WARM_UP: usize = 4;
@@ -100,6 +104,8 @@ pub fn run(
     sizes: Sizes,
     measurement: &mut Measurement,
 ) -> Result<()> {
+    let clock = Clock::new(&gpu.device, Repeats::new(LIMIT_RUNS))?;
+    limits::add(&mut gpu, config, &clock, measurement)?;
     let decoder = Decoder::new(config.clone());
     let share = Share::new(&mut gpu, decoder.layout().len, sizes.world)?;
     let mut model = DeviceModel::new(gpu, decoder, sizes.length())?;
@@ -227,7 +233,6 @@ fn describe(measurement: &mut Measurement, config: &ModelConfig, sizes: Sizes, t
         bytes: 0.0,
         flops,
     };
-    measurement.limits = Some(Limits::H100);
     measurement.lines.extend([
         line("generation", *generation, 0.0),
         line("update: forward and backward", *gradients, flops),
@@ -236,7 +241,6 @@ fn describe(measurement: &mut Measurement, config: &ModelConfig, sizes: Sizes, t
     ]);
     let tokens = sizes.rollouts() * sizes.length();
     let per_second = |count: usize, seconds: f64| format!("{:.0}", count as f64 / seconds);
-    let mfu = mfu(flops, update * 1e3);
     let rollouts = format!("{} x {}", sizes.prompts, sizes.samples);
     measurement.fact("prompts x responses", rollouts);
     measurement.fact("tokens of each", format!("{} + {}", sizes.prompt, sizes.response));
@@ -245,7 +249,7 @@ fn describe(measurement: &mut Measurement, config: &ModelConfig, sizes: Sizes, t
     measurement.fact("occupancy of decoding", format!("{:.1} %", 100.0 * stats.occupancy));
     measurement.fact("passes, preemptions", format!("{}, {}", stats.passes, stats.preemptions));
     measurement.fact("trained tokens per second", per_second(tokens, update));
-    measurement.fact("MFU of the update", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
+    measurement.add_mfu("MFU of the update", flops, update * 1e3);
     let rate = sizes.rollouts() as f64 / (generation + update);
     measurement.fact("rollouts per second", format!("{rate:.2}"));
     let mean = mismatch.distance / mismatch.tokens.max(1) as f64;
@@ -257,7 +261,6 @@ fn describe(measurement: &mut Measurement, config: &ModelConfig, sizes: Sizes, t
         "attention",
         if times.has_cudnn { "cuDNN" } else { "our own kernels (cuDNN is missing here)" },
     );
-    measurement.fact("limits", "those of an H100's data sheet, not measured");
 }
 
 #[cfg(test)]

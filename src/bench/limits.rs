@@ -1,7 +1,7 @@
 //! This file measures what bounds a GPU: the bandwidth of a copy and the rate of a square product.
 
 use super::clock::Clock;
-use super::measurement::{Limits, Line};
+use super::measurement::{Limits, Line, Measurement};
 use crate::base::rng;
 use crate::cuda::gemm::{Linear, Start};
 use crate::cuda::{DeviceBuffer, Gpu, Half, Phase, Stream, Tools, Transfer};
@@ -31,6 +31,19 @@ impl Sizes {
 /// Tells whether a model is so large that times mean something.
 pub fn is_real(config: &ModelConfig) -> bool {
     config.hidden_size >= 1024
+}
+
+/// Measures the limits at sizes that suit a model, and adds them to `measurement`.
+pub fn add(
+    gpu: &mut Gpu,
+    config: &ModelConfig,
+    clock: &Clock,
+    measurement: &mut Measurement,
+) -> Result<()> {
+    let [copy, product] = measure(gpu, clock, Sizes::new(config))?;
+    measurement.limits = Some(Limits::measured(&copy, [&product]));
+    measurement.lines.extend([copy, product]);
+    Ok(())
 }
 
 /// Measures a copy and a square product. Memory is taken only while it measures.

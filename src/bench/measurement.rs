@@ -8,6 +8,7 @@ use super::families::{Family, Work};
 use crate::base::table::Table;
 use crate::cuda::OperationTime;
 use crate::cuda::device::{Properties, driver_version};
+use crate::model::flops::dense_tflops;
 use crate::run::environment::Environment;
 use anyhow::Result;
 use serde::Serialize;
@@ -39,11 +40,6 @@ pub struct Limits {
     pub bytes_per_second: f64,
     /// The fastest product does so many floating-point operations in a second.
     pub flops_per_second: f64,
-}
-
-impl Limits {
-    /// These are the rates of an H100 SXM in its data sheet, for commands that measure none.
-    pub const H100: Self = Self { bytes_per_second: 3.35e12, flops_per_second: 989.4e12 };
 }
 
 /// The time and the work of one measured thing.
@@ -167,6 +163,18 @@ impl Measurement {
         })
     }
 
+    /// Adds the MFU of `flops` in `milliseconds` under `name`, if the card's data sheet is known.
+    pub fn add_mfu(&mut self, name: &str, flops: f64, milliseconds: f64) {
+        let text = dense_tflops(&self.device.name).map_or_else(
+            || "unknown: this program has no data sheet of the card".to_owned(),
+            |peak| {
+                let share = 100.0 * flops / (milliseconds / 1e3) / (peak * 1e12);
+                format!("{share:.1} % of {peak:.1} TFLOP/s")
+            },
+        );
+        self.fact(name, text);
+    }
+
     /// Adds a result as a name and a value.
     pub fn fact(&mut self, name: &str, value: impl fmt::Display) {
         self.facts.push((name.to_owned(), value.to_string()));
@@ -240,6 +248,16 @@ mod tests {
         let line = text.lines().find(|line| line.starts_with("copy")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["copy", "2.0000", "1500.0", "-", "50", "%"]);
+    }
+
+    #[test]
+    fn mfu_is_model_flops_over_time_and_the_peak_of_the_card() {
+        for (name, expected) in [("NVIDIA H200", "50.0 % of 989.0 TFLOP/s"), (EMULATED, "unknown")]
+        {
+            let mut measurement = measurement(name);
+            measurement.add_mfu("MFU", 989e12, 2000.0);
+            assert!(measurement.facts[0].1.starts_with(expected), "{:?}", measurement.facts);
+        }
     }
 
     #[test]

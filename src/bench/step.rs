@@ -3,13 +3,13 @@
 //!
 //! Contract: one sequence of `tokens`, each a target of a cross-entropy, runs on one GPU. The GPU
 //! holds the moments and master weights of 1/`world` of the parameters, as one of `world` GPUs
-//! does; nothing is exchanged. Weights are random. MFU is model FLOPs (`model::flops`) over time
-//! and NVIDIA's stated peak of dense bf16 of an H100.
+//! does; nothing is exchanged. Weights are random. MFU is model FLOPs (`model::flops`) over time and
+//! the card's peak of dense bf16 in NVIDIA's data sheet.
 
 use super::clock::{Clock, Repeats, wall};
 use super::families::{Family, MicroStep, update};
 use super::limits;
-use super::measurement::{Breakdown, Limits, Line, Measurement};
+use super::measurement::{Breakdown, Line, Measurement};
 use super::optimizer::Share;
 use super::random::{batch, upload_weights};
 use crate::base::human;
@@ -18,9 +18,6 @@ use crate::model::cuda::{DeviceModel, TrainingMemory};
 use crate::model::flops::ModelFlops;
 use crate::model::{BatchSize, Decoder, ModelConfig, Recompute};
 use anyhow::Result;
-
-/// MFU is relative to so many floating-point operations per second.
-pub(crate) const PEAK: f64 = Limits::H100.flops_per_second;
 
 /// The sizes of the measured step.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +41,7 @@ pub fn run(
     let decoder = Decoder::new(config.clone());
     let len = decoder.layout().len;
     let clock = Clock::new(&gpu.device, repeats)?;
-    let [copy, product] = limits::measure(&mut gpu, &clock, limits::Sizes::new(config))?;
-    measurement.limits = Some(Limits::measured(&copy, [&product]));
-    measurement.lines.extend([copy, product]);
+    limits::add(&mut gpu, config, &clock, measurement)?;
     let mut share = Share::new(&mut gpu, len, world)?;
     let mut grads = gpu.arena.lasting::<Half>("gradients", len)?;
     let mut model = DeviceModel::new(gpu, decoder, tokens)?;
@@ -102,10 +97,10 @@ fn micro_step(
     let step = MicroStep { config: &config, tokens, recompute, has_cudnn };
     let breakdown = Breakdown::new("micro-step", milliseconds, &operations, |f| step.work(f));
     measurement.breakdowns.push(breakdown);
-    let (per_second, mfu) = (tokens as f64 / milliseconds * 1e3, mfu(flops, milliseconds));
+    let per_second = tokens as f64 / milliseconds * 1e3;
     measurement.fact("tokens of a micro-step", tokens);
     measurement.fact("tokens per second", format!("{per_second:.0}"));
-    measurement.fact("MFU", format!("{mfu:.1} % of {:.1} TFLOP/s", PEAK / 1e12));
+    measurement.add_mfu("MFU", flops, milliseconds);
     measurement.fact(
         "attention",
         if has_cudnn { "cuDNN" } else { "our own kernels (cuDNN is missing here)" },
@@ -137,19 +132,4 @@ fn optimizer(
     let breakdown = Breakdown::new("optimizer", milliseconds, &operations, |f| update(f, len));
     measurement.breakdowns.push(breakdown);
     Ok(())
-}
-
-/// Returns `flops` in `milliseconds` as a percentage of the peak.
-pub(crate) fn mfu(flops: f64, milliseconds: f64) -> f64 {
-    100.0 * flops / (milliseconds / 1e3) / PEAK
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mfu_is_model_flops_over_time_and_peak() {
-        assert!((mfu(PEAK, 2000.0) - 50.0).abs() < 1e-9);
-    }
 }

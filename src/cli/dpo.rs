@@ -4,7 +4,7 @@ use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
 use crate::base::human;
 use crate::data::rows;
-use crate::plan;
+use crate::plan::Plan;
 use crate::train::dpo;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -22,9 +22,15 @@ pub struct Args {
 
 /// Learns from pairs, and prints the trained model's directory.
 pub fn run(args: Args) -> Result<()> {
-    let resolved = args.config.load::<dpo::Config>()?;
+    let (resolved, plan) = args.config.prepare(|| {
+        let resolved = args.config.load::<dpo::Config>()?;
+        let plan = Plan::new(&resolved.value.workload()?);
+        if args.config.dry_run {
+            plan.check_shape()?;
+        }
+        Ok((resolved, plan))
+    })?;
     let config = &resolved.value;
-    let plan = plan::Plan::new(&config.workload()?);
     if args.config.dry_run {
         print(data_line(config)?)?;
     }

@@ -4,7 +4,8 @@ use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
 use crate::base::human;
 use crate::data::rows;
-use crate::plan;
+use crate::nodes::Nodes;
+use crate::plan::Plan;
 use crate::sandbox::{Judge, Options};
 use crate::train::rl;
 use anyhow::Result;
@@ -23,10 +24,19 @@ pub struct Args {
 
 /// Reinforces, and prints the trained model's directory.
 pub fn run(args: Args) -> Result<()> {
-    let resolved = rl::Config::load(&args.config.config, &args.config.set)?;
+    let (resolved, plan) = args.config.prepare(|| {
+        let resolved = rl::Config::load(&args.config.config, &args.config.set)?;
+        // The other nodes read no data.
+        if Nodes::from_env()?.rank == 0 {
+            resolved.value.check_files()?;
+        }
+        let plan = Plan::new(&resolved.value.workload()?);
+        if args.config.dry_run {
+            plan.check_shape()?;
+        }
+        Ok((resolved, plan))
+    })?;
     let config = &resolved.value;
-    config.check_files()?;
-    let plan = plan::Plan::new(&config.workload()?);
     if args.config.dry_run {
         print(data_lines(config)?)?;
     }

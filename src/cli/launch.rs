@@ -42,6 +42,16 @@ impl ConfigArgs {
         config::load(&self.config, &self.set)
     }
 
+    /// Returns what `work` returns, which comes before [`launch`]. If it fails on one of several nodes, the
+    /// others are told why.
+    pub fn prepare<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        work().inspect_err(|error| {
+            if let (false, Ok(nodes)) = (self.dry_run, Nodes::from_env()) {
+                nodes.call_off_early(error);
+            }
+        })
+    }
+
     /// What to do with a run already in the run directory.
     pub fn existing(&self) -> Existing {
         match (self.resume, self.overwrite) {
@@ -67,7 +77,7 @@ pub fn launch<C: RunConfig>(
     }
     let nodes = Nodes::from_env()?;
     if nodes.rank > 0 {
-        plan.check_machine(&nodes)?;
+        plan.check_machine(&nodes).inspect_err(|error| nodes.call_off(error))?;
         return serve(&nodes, plan.ranks);
     }
     nodes.listen()?;

@@ -3,7 +3,7 @@
 use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
 use crate::data::outlook::{RunRows, outlook};
-use crate::plan;
+use crate::plan::Plan;
 use crate::train::sft;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -21,9 +21,15 @@ pub struct Args {
 
 /// Fine-tunes, and prints the trained model's directory.
 pub fn run(args: Args) -> Result<()> {
-    let resolved = args.config.load::<sft::Config>()?;
+    let (resolved, plan) = args.config.prepare(|| {
+        let resolved = args.config.load::<sft::Config>()?;
+        let plan = Plan::new(&resolved.value.workload()?);
+        if args.config.dry_run {
+            plan.check_shape()?;
+        }
+        Ok((resolved, plan))
+    })?;
     let config = &resolved.value;
-    let plan = plan::Plan::new(&config.workload()?);
     if args.config.dry_run {
         print(data_lines(config)?)?;
     }

@@ -17,8 +17,8 @@ use std::sync::{Arc, OnceLock};
 /// compiled.
 const MINIMUM_DRIVER: i32 = 13_000;
 
-/// A GPU must have this compute capability (major, minor), for which the kernels are compiled.
-pub const CAPABILITY: (i32, i32) = (9, 0);
+/// A GPU must have at least this compute capability (major, minor): older ones have no bf16.
+pub const OLDEST_CAPABILITY: (i32, i32) = (8, 0);
 
 /// The driver reports these properties of a GPU.
 #[derive(Clone, Debug, Serialize)]
@@ -113,6 +113,26 @@ pub fn properties(ordinal: usize) -> Result<Properties> {
     describe().with_context(|| format!("reading the properties of GPU {ordinal}"))
 }
 
+/// Returns the properties of GPU `ordinal`. Fails where the driver or the GPU is too old for our
+/// kernels.
+pub fn usable(ordinal: usize) -> Result<Properties> {
+    let driver = driver_version()?;
+    if driver < MINIMUM_DRIVER {
+        let (major, minor) = (driver / 1000, driver % 1000 / 10);
+        bail!("the driver supports CUDA {major}.{minor}; 13.0 is needed (driver 580 or newer)");
+    }
+    let properties = properties(ordinal)?;
+    if properties.capability < OLDEST_CAPABILITY {
+        let (major, minor) = properties.capability;
+        bail!(
+            "GPU {ordinal} ({}) has compute capability {major}.{minor}; 8.0 or newer is needed \
+             (A100, RTX 30, and what came later)",
+            properties.name
+        );
+    }
+    Ok(properties)
+}
+
 /// Tells whether GPU `from` can read the memory of GPU `to` directly.
 pub fn can_access_peer(from: usize, to: usize) -> Result<bool> {
     let (from, to) = (find(from)?, find(to)?);
@@ -133,24 +153,9 @@ fn find(ordinal: usize) -> Result<sys::CUdevice> {
 }
 
 impl Device {
-    /// Opens GPU `ordinal`. Fails where the driver is too old for our kernels, or the GPU's compute
-    /// capability is not theirs.
+    /// Opens GPU `ordinal`. Fails as [`usable`] does.
     pub fn open(ordinal: usize, half_format: HalfFormat) -> Result<Arc<Self>> {
-        let raw = find(ordinal)?;
-        let driver = driver_version()?;
-        if driver < MINIMUM_DRIVER {
-            let (major, minor) = (driver / 1000, driver % 1000 / 10);
-            bail!("the driver supports CUDA {major}.{minor}; 13.0 is needed (driver 580 or newer)");
-        }
-        let properties = properties(ordinal)?;
-        if properties.capability != CAPABILITY {
-            let (major, minor) = properties.capability;
-            bail!(
-                "GPU {ordinal} ({}) has compute capability {major}.{minor}; the kernels are compiled \
-                 for 9.0 (H100, H200)",
-                properties.name
-            );
-        }
+        let (raw, properties) = (find(ordinal)?, usable(ordinal)?);
         // The context is never released: libraries clean up after our last use of it, and the
         // driver releases it at the end of the process. SAFETY: `raw` came from the driver.
         let context = unsafe { result::primary_ctx::retain(raw) }

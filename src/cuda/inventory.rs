@@ -4,14 +4,13 @@
 
 use super::device::{self, Device, Properties};
 use super::half::HalfFormat;
-use super::library::file_of;
+use super::library::dotted;
 use super::memory::Arena;
-use super::module::{Module, cubin};
+use super::module::{Module, fatbin};
 use super::{Stream, Transfer, cudnn, gemm, nccl};
 use crate::base::human;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use std::ffi::c_void;
 use std::path::PathBuf;
 
 #[derive(Debug, Serialize)]
@@ -116,7 +115,7 @@ fn run_kernel(ordinal: usize) -> Result<Runs> {
     const LEN: usize = 1000;
     let device = Device::open(ordinal, HalfFormat::Bf16)?;
     let free_bytes = device.free_bytes()?;
-    let fill = Module::load(&device, cubin!("fill"))?.function("fill_with_index")?;
+    let fill = Module::load(&device, fatbin!("fill"))?.function("fill_with_index")?;
     let stream = Stream::new(&device)?;
     let mut arena = Arena::new(&device, LEN * size_of::<u32>() + 256)?;
     let mut buffer = arena.lasting::<u32>("a check", LEN)?;
@@ -131,13 +130,8 @@ fn run_kernel(ordinal: usize) -> Result<Runs> {
 }
 
 fn cublas_lt() -> Result<Located> {
-    let library = gemm::library()?;
-    // SAFETY: it takes nothing and gives a number.
-    let version: unsafe extern "C" fn() -> usize =
-        unsafe { library.function("cublasLtGetVersion") }?;
-    // SAFETY: as above.
-    let number = unsafe { version() };
-    Ok(Located { version: dotted(number), path: file_of(version as *const c_void) })
+    let (number, path) = gemm::version()?;
+    Ok(Located { version: dotted(number), path })
 }
 
 fn cudnn() -> Result<Located> {
@@ -148,11 +142,6 @@ fn cudnn() -> Result<Located> {
 fn nccl() -> Result<Located> {
     let (number, path) = nccl::version().context("needed for more than one GPU")?;
     Ok(Located { version: dotted(number as usize), path })
-}
-
-/// Formats a version whose last two pairs of digits are minor and patch.
-fn dotted(number: usize) -> String {
-    format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100)
 }
 
 impl Inventory {
@@ -181,7 +170,10 @@ impl Inventory {
         let count = self.devices.len();
         if count > 1 {
             let all = count * (count - 1);
-            lines.push(("peers".to_owned(), format!("{} of {all} pairs", self.peers.len())));
+            lines.push((
+                "peers".to_owned(),
+                format!("{} of {all} pairs read each other's memory", self.peers.len()),
+            ));
         }
         lines.extend(self.libraries.iter().map(|library| {
             let place = |located: &Located| match &located.path {
@@ -247,7 +239,7 @@ mod tests {
             "driver: of unknown version, supports CUDA 13.0".to_owned(),
             format!("gpu 0: {card}; 79.0 GiB free, kernels run"),
             format!("gpu 1: {card}; kernels do not run"),
-            "peers: 1 of 2 pairs".to_owned(),
+            "peers: 1 of 2 pairs read each other's memory".to_owned(),
             "NCCL: NCCL is not here".to_owned(),
         ];
         assert_eq!(lines, expected);

@@ -66,6 +66,11 @@ impl Library {
     }
 }
 
+/// Formats a version whose last two pairs of digits are minor and patch.
+pub(crate) fn dotted(number: usize) -> String {
+    format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100)
+}
+
 /// Returns the file whose code lies at `address`.
 pub(crate) fn file_of(address: *const c_void) -> Option<PathBuf> {
     // SAFETY: plain data that `dladdr` fills in.

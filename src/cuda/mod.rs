@@ -6,7 +6,7 @@
 //! error says which file was looked for and is missing. Work is asynchronous: a call that takes a
 //! [`Stream`] returns before the device has done the work. A stream keeps its order, and events
 //! order streams among each other. Device memory comes from one [`Arena`] per device. Left out:
-//! kernels for other compute capabilities than 9.0, and unified memory.
+//! GPUs of a compute capability below 8.0, and unified memory.
 
 pub mod cudnn;
 pub mod device;

@@ -1,14 +1,15 @@
 //! This file loads the compiled kernels of a source file as a module, finds its functions and
 //! launches them.
 //!
-//! `build.rs` compiles `kernels/NAME.cu` to a cubin, which `cubin!("NAME")` embeds. A source that
-//! computes with 16-bit numbers is compiled once for each format, and `cubin!("NAME", format)` is
-//! one of the two. Kernels are declared `extern "C" __global__`, so that their names are those of
+//! `build.rs` compiles `kernels/NAME.cu` to a fatbin, which `fatbin!("NAME")` embeds. It holds code
+//! for several compute capabilities, and the driver takes what fits its GPU. A source that computes
+//! with 16-bit numbers is compiled once for each format, and `fatbin!("NAME", format)` is one of the
+//! two. Kernels are declared `extern "C" __global__`, so that their names are those of
 //! the source:
 //!
 //! ```ignore
 //! // __global__ void widen(float* x, float factor, int len)
-//! let widen = Module::load(device, cubin!("cast"))?.function("widen")?;
+//! let widen = Module::load(device, fatbin!("cast"))?.function("widen")?;
 //! let len = i32::try_from(x.len())?;
 //! // SAFETY: the arguments are those of the kernel, and `x` has `len` elements.
 //! unsafe { widen.launch(x.len().div_ceil(256) as u32, 256, 0, stream, &[&x, &2.0f32, &len]) }?;
@@ -26,29 +27,43 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Embeds the compiled `kernels/NAME.cu` for [`Module::load`]. With a
 /// [`HalfFormat`](super::HalfFormat) it takes the one that was compiled for this format.
-macro_rules! cubin {
+macro_rules! fatbin {
     ($name:literal) => {
-        $crate::cuda::module::cubin!($name of ".cubin")
+        $crate::cuda::module::fatbin!($name of ".fatbin")
     };
     ($name:literal, $format:expr) => {
         match $format {
-            $crate::cuda::half::HalfFormat::Bf16 => $crate::cuda::module::cubin!($name of ".cubin"),
+            $crate::cuda::half::HalfFormat::Bf16 => $crate::cuda::module::fatbin!($name of ".fatbin"),
             $crate::cuda::half::HalfFormat::Fp16 => {
-                $crate::cuda::module::cubin!($name of ".fp16.cubin")
+                $crate::cuda::module::fatbin!($name of ".fp16.fatbin")
             }
         }
     };
     ($name:literal of $extension:literal) => {
-        $crate::cuda::module::Cubin {
+        $crate::cuda::module::Fatbin {
             name: $name,
-            image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, $extension)),
+            image: {
+                const FILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/", $name, $extension));
+                static IMAGE: $crate::cuda::module::Aligned<[u8; FILE.len()]> =
+                    $crate::cuda::module::Aligned(*include_bytes!(concat!(
+                        env!("OUT_DIR"),
+                        "/",
+                        $name,
+                        $extension
+                    )));
+                &IMAGE.0
+            },
         }
     };
 }
-pub(crate) use cubin;
+pub(crate) use fatbin;
+
+/// Bytes at a multiple of eight, because the driver reads an image's headers as 64-bit integers.
+#[repr(C, align(8))]
+pub struct Aligned<B>(pub B);
 
 #[derive(Clone, Copy, Debug)]
-pub struct Cubin {
+pub struct Fatbin {
     /// The name is that of the source without `.cu`.
     pub name: &'static str,
     pub image: &'static [u8],
@@ -75,16 +90,14 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl Module {
-    pub fn load(device: &Arc<Device>, cubin: Cubin) -> Result<Self> {
+    pub fn load(device: &Arc<Device>, fatbin: Fatbin) -> Result<Self> {
         device.bind()?;
-        // The driver reads the image as an ELF file, whose headers are aligned to eight bytes.
-        let mut image = vec![0u64; cubin.image.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut image)[..cubin.image.len()].copy_from_slice(cubin.image);
-        // SAFETY: the image is what the compiler wrote.
-        let raw = unsafe { result::module::load_data(image.as_ptr().cast()) }
-            .with_context(|| format!("loading the kernels of {}.cu", cubin.name))?;
+        // SAFETY: the image is what the compiler wrote, and a driver that loads kernels lazily may
+        // read it again, because it is never freed.
+        let raw = unsafe { result::module::load_data(fatbin.image.as_ptr().cast()) }
+            .with_context(|| format!("loading the kernels of {}.cu", fatbin.name))?;
         let device = device.clone();
-        Ok(Self { loaded: Arc::new(Loaded { name: cubin.name, raw, device }) })
+        Ok(Self { loaded: Arc::new(Loaded { name: fatbin.name, raw, device }) })
     }
 
     pub fn function(&self, name: &'static str) -> Result<Function> {

@@ -4,6 +4,16 @@
 //! program without GPUs can plan for them. Both the plan and the code that takes the memory read
 //! it.
 
+/// Kernels load and store this many elements at a time, so widths are multiples of it.
+pub const VECTOR: usize = 8;
+/// There are kernels of attention for heads of these sizes.
+pub const HEAD_DIMS: [usize; 3] = [32, 64, 128];
+/// At most this many query heads may share a key head.
+pub const MOST_GROUP: usize = 8;
+/// A row of a norm may be this wide at most: it is one block of 1024 threads with eight elements each.
+pub const MOST_WIDTH: usize = 8192;
+/// A vocabulary may be this large at most: `kernels/sample.cu` has room for so many tiles.
+pub const MOST_CHOICES: usize = 64 * 4096;
 /// A buffer of an arena starts at a multiple of this many bytes, which is enough for every library
 /// and vector load.
 pub const ALIGNMENT: usize = 256;

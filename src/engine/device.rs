@@ -4,9 +4,10 @@ use super::backend::{Backend, check_finite};
 use super::{Engine, EngineConfig, Observer, Queue, Sampler, Stats};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
-use crate::cuda::{Gpu, device};
+use crate::cuda::{Gpu, device, gemm, nccl};
 use crate::model::cuda::{Generation, GenerationSize, half_format};
-use crate::model::{BatchSize, Decoder, ModelConfig, Packed, Precision, Recompute, Row, Target};
+use crate::model::gpu_shape::check_shape;
+use crate::model::{BatchSize, Decoder, Packed, Precision, Recompute, Row, Target};
 use crate::ops::sample::{Draw, Drawn};
 use anyhow::Result;
 
@@ -15,27 +16,37 @@ pub use crate::model::cuda::DeviceModel;
 /// Sequences are scored together up to this many tokens; a longer sequence is scored alone.
 const SCORED_TOKENS: usize = 8192;
 
-/// Refuses a machine that has fewer than `count` GPUs.
+/// Returns the driver's name for GPU `ordinal`, or `None` if there is no such GPU.
+pub fn name(ordinal: usize) -> Option<String> {
+    device::properties(ordinal).ok().map(|properties| properties.name)
+}
+
+/// Refuses a machine that has fewer than `count` GPUs, one that our kernels do not run on, or no cuBLASLt.
 pub fn check(count: usize) -> Result<()> {
-    let there = device::count().map_err(|e| usage(format!("device cuda: {e:#}")))?;
+    let there = device::count().map_err(refusal)?;
     if there < count {
         return Err(usage(format!(
             "{count} ranks on device cuda are a GPU each, but this machine shows {there} (see \
              CUDA_VISIBLE_DEVICES)"
         )));
     }
-    Ok(())
+    (0..count).try_for_each(|ordinal| device::usable(ordinal).map(drop)).map_err(refusal)?;
+    gemm::version().map(drop).map_err(refusal)
 }
 
-/// Refuses a model whose shape the kernels do not support.
-pub fn check_shape(shape: &ModelConfig) -> Result<()> {
-    DeviceModel::check(shape)
+/// Refuses a machine without NCCL, by which several GPUs train together.
+pub fn check_collectives() -> Result<()> {
+    nccl::version().map(drop).map_err(refusal)
+}
+
+fn refusal(error: anyhow::Error) -> anyhow::Error {
+    usage(format!("device cuda: {error:#}"))
 }
 
 /// Opens GPU number `ordinal` for a model in bf16 or fp16 and reserves all of the GPU's memory. The
 /// parameters have yet to be uploaded.
 pub fn open(ordinal: usize, decoder: &Decoder, precision: Precision) -> Result<DeviceModel> {
-    DeviceModel::check(decoder.config())?;
+    check_shape(decoder.config())?;
     let gpu = Gpu::open(ordinal, half_format(precision), None)?;
     let positions = decoder.config().max_position_embeddings;
     DeviceModel::new(gpu, decoder.clone(), positions)

@@ -4,7 +4,7 @@
 use super::{Engine, EngineConfig, Observer, Queue, Sampler, Stats};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
-use crate::model::{Decoder, ModelConfig, Precision};
+use crate::model::{Decoder, Precision};
 use anyhow::Result;
 
 /// A model on a GPU. It has no values in this build.
@@ -16,9 +16,14 @@ pub fn check(_count: usize) -> Result<()> {
     Err(refusal())
 }
 
-/// Refuses any model.
-pub fn check_shape(_shape: &ModelConfig) -> Result<()> {
+/// Refuses to train on several GPUs.
+pub fn check_collectives() -> Result<()> {
     Err(refusal())
+}
+
+/// Returns `None`, because there are no GPUs.
+pub fn name(_ordinal: usize) -> Option<String> {
+    None
 }
 
 /// Refuses any GPU.

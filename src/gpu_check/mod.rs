@@ -3,7 +3,7 @@
 //!
 //! Contract: the checks run every operation through its launcher ([`operations`]), then whole
 //! models ([`models`]). Each runs twice, and both runs must give the same bits; only the backward
-//! of a cuDNN before 9.25 may differ. A check of cuDNN is skipped where the library is not
+//! of cuDNN's attention may differ, where its order is not fixed. A check of cuDNN is skipped where the library is not
 //! installed, and then says nothing. Left out: speed.
 
 mod models;
@@ -82,7 +82,7 @@ pub fn run(ordinal: usize, shapes: Shapes) -> Result<Vec<Check>> {
 }
 
 /// Tells whether equal passes must give equal bits, with cuDNN's attention or without it.
-fn deterministic(has_cudnn: bool) -> bool {
-    let is_ordered = |(version, _)| version >= cudnn::DETERMINISTIC_SINCE;
+fn deterministic(capability: (i32, i32), has_cudnn: bool) -> bool {
+    let is_ordered = |(version, _)| cudnn::is_deterministic(version, capability);
     !has_cudnn || cudnn::version().is_ok_and(is_ordered)
 }

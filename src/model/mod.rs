@@ -14,6 +14,7 @@ pub mod decoder;
 pub mod extend;
 pub mod families;
 pub mod flops;
+pub mod gpu_shape;
 pub mod gpu_sizes;
 pub mod layout;
 mod precision;

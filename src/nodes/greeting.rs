@@ -36,6 +36,9 @@ pub(crate) enum Reply {
 }
 
 impl Hello {
+    /// On this connection a node that has failed tells node 0 why, by a [`Reply::Ended`].
+    pub(crate) const FAILURE: usize = u32::MAX as usize;
+
     const LEN: usize = MAGIC.len() + 4 * 4;
 
     pub(crate) fn write(self, mut stream: &TcpStream) -> Result<()> {

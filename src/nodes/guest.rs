@@ -5,6 +5,7 @@
 
 use super::door::wait;
 use super::greeting::{Hello, Reply};
+use super::host::LAST_WORDS;
 use super::meeting::{Link, Meeting};
 use super::{Lane, Nodes, Pace};
 use crate::base::error::usage;
@@ -53,6 +54,24 @@ impl Nodes {
             links: vec![Link { peer, stream }],
             pace,
         })
+    }
+
+    /// Tells node 0 why this node will not come. Waits a little until node 0 listens.
+    pub(crate) fn report(&self, why: &str) {
+        let Ok(addresses) = (self.master.as_str(), self.port).to_socket_addrs() else { return };
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        let deadline = Instant::now() + LAST_WORDS;
+        while Instant::now() < deadline {
+            if let Ok(stream) = connect_to_any(&addresses) {
+                let (node, nodes) = (self.rank, self.count);
+                let hello = Hello { node, nodes, ranks: 0, connection: Hello::FAILURE };
+                // Node 0 may be gone, or may not wait for this node any more.
+                let _ =
+                    hello.write(&stream).and_then(|()| Reply::Ended(why.to_owned()).write(&stream));
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Makes the first connection to node 0, which may be started later.

@@ -15,8 +15,8 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Node 0 stays so long to tell the others that it will not meet them.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+/// A node that has failed tries so long to tell the others.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// This process listens here as node 0, until the nodes have met.
 static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
@@ -48,13 +48,23 @@ impl Nodes {
         })
     }
 
-    /// Tells the other nodes why node 0 will not meet them, if it has listened and not met them.
-    /// Waits a little for those that have not come.
+    /// Tells the other nodes why this one will not meet them, if it has not met them: node 0 waits a little
+    /// for those that have not come, another node tries a little to reach node 0.
     pub fn call_off(&self, error: &anyhow::Error) {
+        if self.rank > 0 {
+            return self.report(&format!("{error:#}"));
+        }
         let listening = lock_listener().take();
         if let Some(listener) = listening {
             tracing::info!("telling the other nodes that this one has failed");
             self.tell_failure(&listener, &format!("{error:#}"), Instant::now() + LAST_WORDS);
+        }
+    }
+
+    /// Fails before anything that other nodes wait for. It lets node 0 listen first.
+    pub fn call_off_early(&self, error: &anyhow::Error) {
+        if self.count > 1 && self.listen().is_ok() {
+            self.call_off(error);
         }
     }
 
@@ -156,6 +166,9 @@ impl Nodes {
     ) -> Result<()> {
         let Hello { node, nodes, ranks: brought, connection } = hello;
         let peer = format!("node {node} ({address})");
+        if connection == Hello::FAILURE {
+            bail!("{peer} failed: {}", reason(&stream));
+        }
         let why = if nodes != self.count {
             format!(
                 "{peer} is one of {nodes} nodes, node 0 one of {}: set the same NNODES on all",
@@ -178,5 +191,18 @@ impl Nodes {
         // The node may be gone.
         let _ = Reply::Ended(why.clone()).write(&stream);
         Err(usage(why))
+    }
+}
+
+/// Reads why a node has failed.
+fn reason(stream: &TcpStream) -> String {
+    let reply = || {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(LAST_WORDS))?;
+        Reply::read(stream)
+    };
+    match reply() {
+        Ok(Reply::Ended(why)) => why,
+        _ => "it did not say why".to_owned(),
     }
 }

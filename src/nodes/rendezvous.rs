@@ -103,6 +103,19 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_fails_before_the_meeting_tells_node_0() {
+        let (listener, port) = listener();
+        std::thread::scope(|scope| {
+            scope.spawn(|| node(1, 3, port).call_off(&anyhow::anyhow!("no such model")));
+            let waiting = scope.spawn(|| join(&node(2, 3, port), 1));
+            let here = why(host(&listener, 3, 1, PACE));
+            assert_eq!(here, "node 1 (127.0.0.1) failed: no such model");
+            drop(listener);
+            assert!(why(waiting.join().unwrap()).starts_with("node 0 (127.0.0.1"));
+        });
+    }
+
+    #[test]
     fn a_node_that_ends_before_the_meeting_is_named() {
         let (listener, port) = listener();
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();

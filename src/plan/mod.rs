@@ -15,6 +15,7 @@ pub use workload::{Device, Sampling, Workload};
 
 use crate::base::error::usage;
 use crate::base::memory;
+use crate::model::gpu_shape::check_shape;
 use crate::model::{Decoder, ModelConfig, Recompute};
 use crate::nodes::Nodes;
 use crate::ranks::Shards;
@@ -53,6 +54,37 @@ pub struct Plan {
     pub estimated_secs: Option<f64>,
     /// What would make it fit, if it does not.
     pub advice: Option<String>,
+    /// For a run on GPUs, cards by their memory, and what would make the run fit on those on which it does
+    /// not.
+    #[serde(skip)]
+    pub cards: Vec<(String, Option<String>)>,
+}
+
+/// Cards that have the same memory.
+struct Cards {
+    /// The memory in GB of 10^9 bytes.
+    gigabytes: f64,
+    names: &'static str,
+}
+
+/// A plan says of these cards whether the run fits on them.
+const CARDS: [Cards; 6] = [
+    Cards { gigabytes: 24.0, names: "RTX 3090/4090, A10, L4" },
+    Cards { gigabytes: 40.0, names: "A100 40GB" },
+    Cards { gigabytes: 48.0, names: "RTX A6000, L40S" },
+    Cards { gigabytes: 80.0, names: "A100, H100" },
+    Cards { gigabytes: 141.0, names: "H200" },
+    Cards { gigabytes: 180.0, names: "B200" },
+];
+
+impl Cards {
+    /// Returns the cards' label, and what would make `workload` fit on them if it does not.
+    fn judge(&self, workload: &Workload) -> (String, Option<String>) {
+        let Self { gigabytes, names } = self;
+        let device = Device::Gpu { memory_bytes: gigabytes * 1e9 };
+        let plan = Plan::on_one_card(&Workload { device, ..workload.clone() });
+        (format!("{gigabytes:.0} GB ({names})"), plan.advice)
+    }
 }
 
 /// A buffer and its size.
@@ -89,6 +121,15 @@ fn bytes_in(buffers: &[PlannedBuffer]) -> usize {
 impl Plan {
     /// The plan of a run.
     pub fn new(workload: &Workload) -> Self {
+        let cards = match workload.device {
+            Device::Cpu => Vec::new(),
+            Device::Gpu { .. } => CARDS.map(|card| card.judge(workload)).to_vec(),
+        };
+        Self { cards, ..Self::on_one_card(workload) }
+    }
+
+    /// Plans a run for the memory of its own device alone.
+    fn on_one_card(workload: &Workload) -> Self {
         match &workload.sampling {
             None => Self::without_phases(workload),
             Some(sampling) => Self::in_phases(workload, sampling),
@@ -126,6 +167,7 @@ impl Plan {
             rollouts_per_step: 0,
             estimated_secs: None,
             advice: None,
+            cards: Vec::new(),
         }
     }
 
@@ -148,7 +190,18 @@ impl Plan {
                 nodes.count
             ))),
             Device::Cpu => self.check_fits(memory::total().unwrap_or(u64::MAX)),
-            Device::Gpu { .. } => device::check_gpus(nodes.share(self.ranks)?, &self.shape),
+            Device::Gpu { .. } => {
+                device::check_gpus(nodes.share(self.ranks)?, self.ranks)?;
+                self.check_shape()
+            }
+        }
+    }
+
+    /// Refuses a model that the GPUs of the run cannot compute.
+    pub fn check_shape(&self) -> Result<()> {
+        match self.device {
+            Device::Cpu => Ok(()),
+            Device::Gpu { .. } => check_shape(&self.shape),
         }
     }
 
@@ -193,6 +246,10 @@ impl Plan {
         lines.extend(self.by_recompute.iter().map(|(recompute, bytes)| {
             let mode = format!("{recompute:?}").to_lowercase();
             (format!("  in all with recompute = {mode}"), gigabytes(*bytes as f64))
+        }));
+        lines.extend(self.cards.iter().map(|(card, advice)| {
+            let fits = advice.as_ref().map_or("fits", String::as_str);
+            (format!("  on {card}"), fits.to_owned())
         }));
         if !self.host.is_empty() {
             lines.push(("memory of the host".to_owned(), String::new()));
@@ -367,6 +424,21 @@ mod tests {
         assert!(advice(1, 55.0).unwrap().contains("layer"));
         assert!(advice(4, 80.0).unwrap().contains("micro_batch_size=1"));
         assert!(advice(1, 10.0).unwrap().contains("more memory"));
+    }
+
+    #[test]
+    fn a_plan_says_on_which_cards_it_fits() {
+        let plan = Plan::new(&llama3_8b());
+        let fits: Vec<bool> = plan.cards.iter().map(|(_, advice)| advice.is_none()).collect();
+        assert_eq!(fits, [false, false, false, true, true, true]);
+        let line = |start: &str| {
+            let found = plan.lines().into_iter().find(|(label, _)| label.starts_with(start));
+            found.unwrap().1
+        };
+        assert!(line("  on 48 GB").contains("train.recompute=\"layer\""), "{}", line("  on 48 GB"));
+        assert_eq!(line("  on 141 GB (H200)"), "fits");
+        let on_cpu = Plan::new(&Workload { device: Device::Cpu, ..llama3_8b() });
+        assert!(on_cpu.cards.is_empty());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use crate::base::error::usage;
 use crate::base::limits::{refuse_product, refuse_sizes};
-use crate::model::flops::H100_TFLOPS;
+use crate::engine::device;
+use crate::model::flops::dense_tflops;
 use crate::model::{BatchSize, Precision, Recompute};
 use crate::optim::LossScaleConfig;
 use crate::trainer::device::{DeviceKind, GpuConfig};
@@ -54,8 +55,8 @@ pub struct TrainConfig {
     /// Steps in a row without a finite loss and gradient after which the run stops.
     #[serde(default = "five")]
     pub max_nonfinite_steps: u64,
-    /// What one rank's device could do at most, in TFLOP/s, which MFU is a share of; where not given, 989
-    /// on GPUs (H100 and H200 in bf16), and no MFU is logged on a CPU.
+    /// The TFLOP/s that one rank's device reaches at most; MFU is a share of it. If it is not given, it is
+    /// that of the first GPU's data sheet. No MFU is logged on a CPU or an unknown GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_tflops: Option<f64>,
 }
@@ -130,11 +131,11 @@ impl TrainConfig {
         self.device.precision(self.precision)
     }
 
-    /// What one rank's device could do at most, in TFLOP/s, as far as it is known.
+    /// Returns the TFLOP/s that one rank's device reaches at most, if they are known.
     pub fn peak_tflops(&self) -> Option<f64> {
-        self.peak_tflops.or(match self.device {
+        self.peak_tflops.or_else(|| match self.device {
             DeviceKind::Cpu => None,
-            DeviceKind::Cuda => Some(H100_TFLOPS),
+            DeviceKind::Cuda => dense_tflops(&device::name(0)?),
         })
     }
 
@@ -185,7 +186,7 @@ mod tests {
         let gpu = config("device = 'cuda'");
         gpu.check("train").unwrap();
         assert_eq!((gpu.precision(), gpu.loss_scale()), (Precision::Bf16, None));
-        assert_eq!(gpu.peak_tflops(), Some(989.0));
+        assert_eq!(config("device = 'cuda'\npeak_tflops = 3.5").peak_tflops(), Some(3.5));
 
         let half = config("device = 'cuda'\nprecision = 'fp16'\nloss_scale = { initial = 256.0 }");
         half.check("train").unwrap();

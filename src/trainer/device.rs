@@ -7,7 +7,7 @@
 use crate::base::error::usage;
 use crate::engine::device;
 use crate::model::gpu_sizes::MOST_ROWS;
-use crate::model::{BatchSize, ModelConfig, Precision};
+use crate::model::{BatchSize, Precision};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
@@ -145,11 +145,11 @@ impl DeviceKind {
     }
 }
 
-/// Refuses what this program and this machine do not have: GPUs for `ranks` ranks that compute the
-/// model of `shape`.
-pub(crate) fn check_gpus(ranks: usize, shape: &ModelConfig) -> Result<()> {
-    device::check(ranks)?;
-    device::check_shape(shape)
+/// Refuses what this program and this machine do not have: a GPU for each of `here` ranks, and, where the
+/// run has more than one rank in `all`, the library by which they exchange.
+pub(crate) fn check_gpus(here: usize, all: usize) -> Result<()> {
+    device::check(here)?;
+    if all > 1 { device::check_collectives() } else { Ok(()) }
 }
 
 #[cfg(test)]

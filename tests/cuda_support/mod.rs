@@ -1,4 +1,4 @@
-//! Libraries that tests put into their process before anyone asks for them.
+//! This file puts libraries into a test's process before anybody asks for them.
 #![allow(dead_code, reason = "no test needs all of it")]
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -6,25 +6,24 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// What answers as the driver.
+/// The library that answers as the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Driver {
-    /// NVIDIA's.
+    /// The driver is NVIDIA's.
     Real,
-    /// What a test made.
+    /// A test built the driver.
     StandIn,
 }
 
-/// Opens a library for all that comes after.
+/// Opens a library for everything that comes later in this process.
 pub(crate) fn preload(path: &Path) -> bool {
     // SAFETY: the driver, its stand-ins and cuDNN may be loaded at any time.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     library.map(std::mem::forget).is_ok()
 }
 
-/// The driver of this machine, or the emulated one with four devices, its cuBLASLt and NCCL; one for
-/// the process.
-/// `None` without a C++ compiler.
+/// Puts a driver into the process: that of this machine, or the emulated one with four devices, its
+/// cuBLASLt and its NCCL. Returns `None` without a C++ compiler.
 pub(crate) fn driver() -> Option<Driver> {
     static DRIVER: OnceLock<Option<Driver>> = OnceLock::new();
     *DRIVER.get_or_init(|| {
@@ -40,8 +39,8 @@ pub(crate) fn driver() -> Option<Driver> {
     })
 }
 
-/// The same with cuDNN, emulated where the driver is: for a process of its own, because attention of
-/// training is cuDNN's from then on. `None` also where a GPU has no cuDNN.
+/// Does the same with cuDNN, emulated if the driver is. It needs a process of its own, because
+/// cuDNN computes training attention from then on. Returns `None` also where a GPU has no cuDNN.
 pub(crate) fn driver_with_cudnn() -> Option<Driver> {
     let driver = driver()?;
     static HAS_CUDNN: OnceLock<bool> = OnceLock::new();
@@ -55,8 +54,8 @@ pub(crate) fn driver_with_cudnn() -> Option<Driver> {
     has_cudnn.then_some(driver)
 }
 
-/// The folder of the emulated driver, built if need be, for the `LD_LIBRARY_PATH` of a process.
-/// `None` without a C++ compiler.
+/// Builds the emulated driver if necessary, and returns its folder for the `LD_LIBRARY_PATH` of a
+/// process. Returns `None` without a C++ compiler.
 pub(crate) fn emulated_gpu() -> Option<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/emulated-gpu.sh");
     let output = Command::new("bash").arg(script).output().ok()?;
@@ -66,7 +65,8 @@ pub(crate) fn emulated_gpu() -> Option<PathBuf> {
     output.status.success().then(|| PathBuf::from(folder.trim()))
 }
 
-/// The driver of this machine, or what the C of `source` makes in its place. `None` without a compiler.
+/// Puts the driver of this machine into the process, or one that the C code `source` makes. Returns
+/// `None` without a compiler.
 pub(crate) fn driver_or(source: &str) -> Option<Driver> {
     if preload(Path::new("libcuda.so.1")) {
         return Some(Driver::Real);
@@ -81,7 +81,7 @@ pub(crate) fn driver_or(source: &str) -> Option<Driver> {
     (made.is_ok_and(|status| status.success()) && preload(&library)).then_some(Driver::StandIn)
 }
 
-/// Whether GPUs can be emulated; said loudly if not.
+/// Tells whether GPUs can be emulated, and prints a message if not.
 #[expect(clippy::print_stdout, reason = "says when tests are skipped")]
 pub(crate) fn can_emulate() -> bool {
     let can = emulated_gpu().is_some();
@@ -91,20 +91,20 @@ pub(crate) fn can_emulate() -> bool {
     can
 }
 
-/// Puts emulated GPUs before whatever GPUs a program would find.
+/// Makes a program find emulated GPUs instead of real ones.
 pub(crate) fn emulated(command: &mut Command, gpus: usize) -> &mut Command {
     let folder = emulated_gpu().expect("asked for only where GPUs can be emulated");
     command.env("LD_LIBRARY_PATH", folder).env("EMULATED_GPU_MEMORY", "4096");
     command.env("EMULATED_GPUS", gpus.to_string())
 }
 
-/// Where a program finds the emulated driver of `folder` and cuDNN with it.
+/// Returns the path on which a program finds the emulated driver of `folder`, and cuDNN with it.
 pub(crate) fn with_cudnn(folder: &Path) -> std::ffi::OsString {
     std::env::join_paths([folder.to_owned(), folder.join("cudnn")])
         .expect("a folder without a colon")
 }
 
-/// The same as [`emulated`] with cuDNN.
+/// Does the same as [`emulated`], with cuDNN.
 pub(crate) fn emulated_with_cudnn(command: &mut Command, gpus: usize) -> &mut Command {
     let folder = emulated_gpu().expect("asked for only where GPUs can be emulated");
     emulated(command, gpus).env("LD_LIBRARY_PATH", with_cudnn(&folder))

@@ -1,4 +1,4 @@
-//! Small decoders on a GPU and on the CPU, and the distance between what they put out.
+//! This file makes small decoders for a GPU and the CPU, and compares their outputs.
 #![allow(dead_code, reason = "no test needs all of it")]
 
 use crate::cuda_support::{Driver, driver};
@@ -15,18 +15,19 @@ use rand::RngCore;
 pub(super) const VOCAB: usize = 96;
 pub(super) const BF16: HalfFormat = HalfFormat::Bf16;
 
-/// Sequences of one token, of none, longer than a tile of attention, and of no whole tiles.
+/// Sequences have one token, none, more than a tile of attention, or no whole tiles.
 pub(super) const LENGTHS: [usize; 6] = [37, 1, 0, 150, 3, 64];
 
 pub(super) const SIZE: BatchSize = BatchSize { tokens: 300, longest: 150, targets: 300 };
 
-/// Families of models: with and without biases, with and without norms of heads, with and without a head of its own, and with attention
-/// wider and narrower than the residual stream.
+/// The models have biases or not, norms of heads or not, a head of their own or not, and attention
+/// that is wider or narrower than the residual stream.
 pub(super) const MODELS: [(&str, bool, usize); 4] =
     [("llama", true, 64), ("qwen2", false, 232), ("llama", false, 136), ("qwen3", true, 136)];
 
-/// Weights small enough that the rounding of bf16 does not grow from layer to layer: PyTorch's own bf16
-/// on such models stays within the tolerances here, and with 0.1 it does not.
+/// Makes a decoder with weights so small that bf16's rounding errors do not grow from layer to
+/// layer. PyTorch's own bf16 stays within the tolerances here on such models, but not with an
+/// initializer range of 0.1.
 pub(super) fn decoder((kind, is_tied, hidden): (&str, bool, usize)) -> Decoder {
     let text = format!(
         r#"{{"model_type": "{kind}", "vocab_size": {VOCAB}, "hidden_size": {hidden},
@@ -37,12 +38,12 @@ pub(super) fn decoder((kind, is_tied, hidden): (&str, bool, usize)) -> Decoder {
     Decoder::new(ModelConfig::from_json(&text).unwrap())
 }
 
-/// Fresh parameters in bf16, with norms and biases that are not all alike.
+/// Returns fresh parameters in bf16, with norms and biases that are not all alike.
 pub(super) fn parameters(decoder: &Decoder) -> Vec<f32> {
     parameters_in(BF16, decoder)
 }
 
-/// The same in another format.
+/// Does the same in another format.
 pub(super) fn parameters_in(format: HalfFormat, decoder: &Decoder) -> Vec<f32> {
     let mut params = init(decoder.config(), 1);
     for tensor in decoder.layout().tensors.iter().filter(|tensor| !tensor.decays()) {
@@ -53,7 +54,7 @@ pub(super) fn parameters_in(format: HalfFormat, decoder: &Decoder) -> Vec<f32> {
     params.iter().map(|&x| format.widen(format.narrow(x))).collect()
 }
 
-/// Sequences of the given lengths with a target in all rows but each last.
+/// Makes sequences of these lengths, with a target in every row but the last of each.
 pub(super) fn batch(lengths: &[usize]) -> (Packed, Vec<Target>) {
     let mut stream = rng::Stream::new(4, &[]);
     let mut sequence =
@@ -66,7 +67,7 @@ pub(super) fn batch(lengths: &[usize]) -> (Packed, Vec<Target>) {
     (packed, targets)
 }
 
-/// The loss has a weight on each score of each target.
+/// Fills in the gradients of a loss that weighs each score of each target differently.
 pub(super) fn objective(first: usize, scores: &[TokenScores], gradients: &mut [ScoreGradient]) {
     assert_eq!(scores.len(), gradients.len());
     for (index, gradient) in (first..).zip(gradients) {
@@ -79,12 +80,13 @@ pub(super) fn objective(first: usize, scores: &[TokenScores], gradients: &mut [S
     }
 }
 
-/// A model on the first GPU, in bf16; `None`, said loudly, where there is none that this program runs on.
+/// Puts a model on the first GPU, in bf16. Returns `None` and prints a message where this program
+/// has none to run on.
 pub(super) fn model(decoder: &Decoder, params: &[f32]) -> Option<DeviceModel> {
     model_in(BF16, decoder, params)
 }
 
-/// The same in another format.
+/// Does the same in another format.
 pub(super) fn model_in(
     format: HalfFormat,
     decoder: &Decoder,
@@ -105,15 +107,15 @@ pub(super) fn model_in(
     Some(model)
 }
 
-/// Scores and gradients of one pass.
+/// The scores and gradients of one pass.
 #[derive(PartialEq)]
 pub(super) struct Pass {
     pub(super) scores: Vec<TokenScores>,
     pub(super) gradients: Vec<f32>,
 }
 
-/// A pass over a batch in a new phase, in memory that was NaNs before. Ranges have to come from the end
-/// of the layout to its start.
+/// Runs a pass over a batch in a new phase, in memory that was NaNs before. Ranges must come from
+/// the end of the layout to its start.
 pub(super) fn pass(
     model: &mut DeviceModel,
     (size, recompute): (BatchSize, Recompute),
@@ -149,7 +151,7 @@ pub(super) fn pass(
     Pass { scores, gradients: gradients.into_iter().map(|x| format.widen(x)).collect() }
 }
 
-/// The same on the CPU, which wants sequences with tokens.
+/// Runs the pass on the CPU, which takes no empty sequences.
 pub(super) fn expected(
     decoder: &Decoder,
     params: &[f32],
@@ -168,7 +170,7 @@ pub(super) fn expected(
     (scores, grads)
 }
 
-/// Largest and mean difference.
+/// Returns the largest and the mean difference.
 pub(super) fn differences(
     a: &[TokenScores],
     b: &[TokenScores],
@@ -179,7 +181,8 @@ pub(super) fn differences(
     (all.clone().fold(0.0, f32::max), all.sum::<f32>() / a.len() as f32)
 }
 
-/// Cosine between two vectors, and the length of their difference relative to the second.
+/// Returns the cosine between two vectors, and the length of their difference relative to the
+/// second.
 pub(super) fn closeness(a: &[f32], b: &[f32]) -> (f64, f64) {
     let mut sums = [0.0f64; 4];
     for (&a, &b) in a.iter().zip(b) {
@@ -192,8 +195,8 @@ pub(super) fn closeness(a: &[f32], b: &[f32]) -> (f64, f64) {
     (product / (of_a * of_b).sqrt(), (of_difference / of_b).sqrt())
 }
 
-/// Compares a model's scores and gradients with the CPU's. Bounds are those of a score's error, of the mean
-/// of them, and of the error of a tensor's gradient relative to its length.
+/// Compares a model's scores and gradients with the CPU's. The bounds are for the error of one
+/// score, the mean of these errors, and the error of a tensor's gradient relative to its length.
 pub(super) fn assert_close(format: HalfFormat, kind: (&str, bool, usize), bounds: (f32, f32, f64)) {
     let decoder = decoder(kind);
     let params = parameters_in(format, &decoder);

@@ -1,6 +1,5 @@
-// What descriptors of cuDNN's backend hold, with the numbers and, shortened, the names of cudnn_graph.h.
-//
-// Left out: kinds and attributes that src/cuda does not use.
+// This header lists what descriptors of cuDNN's backend hold, with the numbers of cudnn_graph.h and
+// its names, shortened. Left out: kinds and attributes that src/cuda does not use.
 #pragma once
 
 #include <cstddef>
@@ -50,7 +49,8 @@ inline size_t size_of(int of) {
     }
 }
 
-// What a kind of descriptor may hold. With a `least` of 0 it is optional. Descriptors are of kind `of`.
+// A rule says what a kind of descriptor may hold. An attribute with a `least` of 0 is optional; a
+// value that is a descriptor is of kind `of`.
 struct Rule {
     int kind, attribute, type, least, most, of = 0;
 };

@@ -1,11 +1,11 @@
-// Stands in for NCCL (libnccl.so.2) between emulated GPUs: what src/cuda/nccl calls of it.
+// Stands in for NCCL (libnccl.so.2) between emulated GPUs: the functions that src/cuda/nccl calls.
 //
-// Contract: the ranks of a group are threads of one process or of several on this machine, which meet in a
-// file of /tmp that their identifier names. A collective is work of a stream that waits until all ranks of
-// the group have come to theirs; each then takes what it needs of the others' numbers. Sums are
-// in f32 (f64 for f64), in the order of the ranks, rounded once. Ranks whose calls do not fit together
-// get an error. An aborted rank waits no more; others wait for it until they are aborted too. Left
-// out: captured streams, everything that src/cuda does not call.
+// Contract: the ranks of a group are threads of one or of several processes on this machine. They
+// share a file of /tmp that their identifier names. A collective is work of a stream that waits
+// until all ranks of the group have come to theirs; each then reads the numbers of the others that
+// it needs. Sums are f32 (f64 for f64), in rank order, rounded once. Ranks whose calls do not fit
+// together get an error. An aborted rank waits no more; others wait for it until they are aborted
+// too. Left out: captured streams, and everything that src/cuda does not call.
 #include "cuda.h"
 #include "driver.h"
 
@@ -30,10 +30,11 @@ enum { F16 = 6, F32 = 7, F64 = 8, BF16 = 9 };  // ncclDataType_t
 enum class Kind { AllReduce, ReduceScatter, AllGather, Reduce, Broadcast };
 
 constexpr int MOST_RANKS = 16;
-// Bytes that a rank can bring to a collective: a bucket of f32. What nobody writes takes no memory.
+// A rank can bring so many bytes to a collective: a bucket of f32. Memory that nobody writes costs
+// nothing.
 constexpr size_t MOST_BYTES = size_t(64) << 20;
 
-// One rank's call.
+// The call that one rank makes.
 struct Call {
     Kind kind;
     int type, root;
@@ -42,17 +43,18 @@ struct Call {
     char* to;
 };
 
-// What the ranks share; all zeros at first.
+// The ranks share this; it is all zeros at first.
 struct Group {
     std::atomic<int> size, joined;
     std::atomic<bool> is_misused;
-    // How many ranks have brought their numbers to a collective, and taken others', since the first.
+    // Counts how many ranks have brought their numbers to a collective, and have taken the others',
+    // since the first collective.
     std::atomic<size_t> arrived, left;
     Call calls[MOST_RANKS];  // of the collective under way, by rank
     char numbers[MOST_RANKS][MOST_BYTES];
 };
 
-// One rank's end, which its work keeps.
+// One rank's membership; its queued work keeps it.
 struct End {
     Group* group;
     int rank;
@@ -80,7 +82,7 @@ void write(int type, char* to, size_t i, double value) {
     else ((__nv_bfloat16*)to)[i] = __float2bfloat16_rn(float(value));
 }
 
-// The sum over the ranks of `count` numbers, `skip` of them on.
+// Sums `count` numbers over the ranks, beginning with number `skip`.
 void sum(const Group& group, const Call& call, size_t skip) {
     for (size_t i = 0; i < call.count; i++) {
         double sum = 0;
@@ -104,7 +106,7 @@ bool fit_together(const Group& group) {
     return true;
 }
 
-// Elements that a rank brings.
+// Returns how many elements a rank brings.
 size_t brought(const Group& group, int rank, const Call& call) {
     if (call.kind == Kind::ReduceScatter) return call.count * group.size;
     return call.kind == Kind::Broadcast && rank != call.root ? 0 : call.count;
@@ -125,7 +127,7 @@ void take(const Group& group, int rank, const Call& call) {
     }
 }
 
-// Waits until `count` is at least `least`: whether it is, and the rank was not aborted.
+// Waits until `count` is at least `least`. Returns false if the rank was aborted.
 bool wait_for(const End& end, const std::atomic<size_t>& count, size_t least) {
     while (count < least && !end.is_aborted) std::this_thread::sleep_for(std::chrono::microseconds(50));
     return !end.is_aborted;
@@ -199,7 +201,7 @@ int ncclCommInitRankConfig(void** communicator, int size, UniqueId id, int rank,
     bool is_first = group->size.compare_exchange_strong(expected, size);
     if (!is_first && expected != size) return munmap(start, sizeof(Group)), INVALID_ARGUMENT;
     *communicator = new Communicator(new End{group, rank});
-    // Nobody has to find it any more.
+    // Nobody needs to find the file any more.
     if (++group->joined == size) unlink(id.bytes);
     return IN_PROGRESS;
 }
@@ -219,11 +221,11 @@ int ncclCommDestroy(void* communicator) {
     return delete static_cast<Communicator*>(communicator), SUCCESS;
 }
 
-// What is called in between is put in streams one after another, which is as good.
+// Calls between start and end go to streams one after the other, which has the same effect.
 int ncclGroupStart() { return SUCCESS; }
 int ncclGroupEnd() { return SUCCESS; }
 
-// The only reduction that is asked for is a sum.
+// src/cuda asks for no other reduction than a sum.
 int ncclAllReduce(const void* from, void* to, size_t count, int type, int, void* communicator, void* stream) {
     return put(communicator, stream, {Kind::AllReduce, type, 0, count, (const char*)from, (char*)to});
 }

@@ -1,9 +1,10 @@
-// What the kernels need of CUDA, for an ordinary C++ compiler: the sources in this folder's parent
-// compile unchanged and run on the CPU, a thread of a block as a fiber (runtime.cpp).
+// This header gives an ordinary C++ compiler what the kernels need of CUDA. The sources of kernels/
+// compile unchanged and run on the CPU, each thread of a block as a fiber (runtime.cpp).
 //
-// Contract: IEEE arithmetic without contraction (build with -ffp-contract=off), so what a kernel
-// states with fmaf and __f*_rn has the device's bits; expf and logf are the C library's. Warp
-// functions take the full mask only. Left out: everything the kernels do not use.
+// Contract: arithmetic is IEEE without contraction (build with -ffp-contract=off), so everything
+// that a kernel writes with fmaf and __f*_rn has the device's bits; expf and logf are the C
+// library's. Warp functions take the full mask only. Left out: everything that the kernels do not
+// use.
 #pragma once
 
 #include <cmath>
@@ -44,9 +45,9 @@ extern "C" uint3 emulated_thread, emulated_block, emulated_block_size, emulated_
 extern "C" {
 void emulated_syncthreads();
 void emulated_syncwarp();
-// The values of all lanes of the warp, until the lane's next exchange but one.
+// Returns the values of all lanes of the warp; they last until the lane's second next exchange.
 const uint64_t* emulated_exchange(uint64_t value);
-// Those of the thread at work.
+// Returns the copies of the current thread.
 struct EmulatedCopies* emulated_copies();
 unsigned emulated_atomic_add_u32(unsigned* address, unsigned value);
 uint64_t emulated_atomic_add_u64(unsigned long long* address, uint64_t value);
@@ -79,8 +80,8 @@ inline uint64_t atomicAdd(unsigned long long* at, unsigned long long x) {
 inline unsigned atomicMax(unsigned* at, unsigned x) { return emulated_atomic_max_u32(at, x); }
 inline unsigned atomicMin(unsigned* at, unsigned x) { return emulated_atomic_min_u32(at, x); }
 
-// Copies of a thread to shared memory that go on in the background. One arrives as late as it may, when
-// it is waited for; until then its place holds NaNs.
+// A thread's copies to shared memory that run in the background. A copy arrives as late as it may,
+// when it is waited for; until then its place holds NaNs.
 struct EmulatedCopies {
     static constexpr unsigned MOST = 64;
     struct {
@@ -97,7 +98,7 @@ inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
     own->copies[own->count++] = {(uint4*)to, (const uint4*)from, own->group};
 }
 inline void __pipeline_commit() { emulated_copies()->group++; }
-// Until all groups but the newest `but` have arrived.
+// Waits until all groups but the newest `but` have arrived.
 inline void __pipeline_wait_prior(unsigned but) {
     EmulatedCopies* own = emulated_copies();
     unsigned left = 0;
@@ -147,10 +148,10 @@ inline uint16_t __half_as_ushort(__half x) { return x.bits; }
 inline float __half2float(__half x) {
     unsigned sign = unsigned(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
     if (rest >= 0x7c00) return __uint_as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-    // Read as fp32 the number is 2^-112 times what it is, subnormal ones included.
+    // Read as fp32, the number is 2^-112 times what it should be, subnormal ones included.
     return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
 }
-// To nearest, ties to even; what is too large becomes infinite.
+// Rounds to nearest, ties to even; a number that is too large becomes infinite.
 inline __half __float2half_rn(float x) {
     if (x != x) return {0x7fff};
     unsigned bits = __float_as_uint(x), rest = bits & 0x7fffffff;

@@ -1,13 +1,15 @@
-// Stands in for cuDNN (libcudnn.so.9) on the emulated driver: what src/cuda/attention calls of it.
+// Stands in for cuDNN (libcudnn.so.9) on the emulated driver: the functions that src/cuda/cudnn
+// calls.
 //
-// Contract: descriptors take the attributes of cudnn_graph.h, with its types and counts, before they are
-// finalized; what a descriptor refers to is finalized first. A plan keeps its graph, which interpreter.cpp
-// runs, operation by operation, as work of the handle's stream. What is bound by value is read when
-// the plan is executed, integers that are bound as tensors when it runs.
-// This is evidence that our graphs, their bindings and the layout of memory compute attention by the
-// semantics that the header and NVIDIA's front end document. It is none for engines or their speed: any
-// graph of these operations is taken, and nothing shows that the real library reads its documentation
-// as we do. Left out: described devices, everything that src/cuda does not call.
+// Contract: descriptors take the attributes of cudnn_graph.h, with its types and counts, before
+// they are finalized; a descriptor refers only to finalized ones. A plan keeps its graph, which
+// interpreter.cpp runs, operation by operation, as work of the handle's stream. Scalars that are
+// bound by value are read when the plan is executed; integers that are bound as tensors are read
+// when it runs. This shows that our graphs, their bindings and their layout of memory compute
+// attention by the semantics that the header and NVIDIA's front end document. It shows nothing of
+// engines or their speed: it takes any graph of these operations, and the real library may read its
+// documentation differently. Left out: described devices, and everything that src/cuda does not
+// call.
 #include "attributes.h"
 #include "driver.h"
 #include "graphs.h"
@@ -30,7 +32,7 @@ struct Descriptor {
     bool is_final = false;
     std::map<int, std::vector<char>> values;
     std::map<int, std::vector<std::shared_ptr<const Descriptor>>> parts;  // instead, where they are descriptors
-    // What was made of it.
+    // A finalized descriptor was made into one of these.
     TensorPtr tensor;
     Operation operation;
     std::shared_ptr<const Graph> graph;
@@ -43,7 +45,7 @@ struct Descriptor {
         memcpy(found.data(), place->second.data(), place->second.size());
         return found;
     }
-    // One value; zero where it is not set.
+    // Returns one value; it is zero where the attribute is not set.
     template <class T> T get(int attribute) const {
         auto found = all<T>(attribute);
         return found.empty() ? T() : found[0];
@@ -91,7 +93,7 @@ const Rule& rule(int kind, int attribute) {
                   "kind " + std::to_string(kind) + " has no attribute " + std::to_string(attribute)};
 }
 
-// Gives what `work` returns without a refusal, whose words it keeps.
+// Returns what `work` returns, or the status of its refusal, whose words it keeps.
 template <class Work> int guarded(Work work) {
     try {
         return work(), SUCCESS;
@@ -268,7 +270,7 @@ void set(Descriptor& descriptor, int attribute, int type, int64_t count, const v
     if (count > 0) descriptor.parts[attribute] = parts;
 }
 
-// The one configuration that is offered.
+// Offers the one configuration that there is.
 void offer(const Descriptor& heuristics, Descriptor& to) {
     auto engine = std::make_shared<Descriptor>(ENGINE);
     auto& graph = heuristics.parts.at(attribute::ENGINEHEUR_OPERATION_GRAPH);
@@ -279,7 +281,7 @@ void offer(const Descriptor& heuristics, Descriptor& to) {
     finalize(to);
 }
 
-// The descriptor that is to be filled.
+// Returns the descriptor that is to be filled.
 Descriptor& empty(void* const* at, int type, int kind) {
     Pointer found = find(*at);
     bool is_empty = type == type::DESCRIPTOR && found->kind == kind && !found->is_final;

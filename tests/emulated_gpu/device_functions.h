@@ -1,11 +1,12 @@
-// What kernels call on a device, as cuda.h declares it, in terms of whatever schedules their threads.
+// This header implements what kernels call on a device, as cuda.h declares it, for any scheduler of
+// their threads.
 //
-// Contract: included once, at the end of a scheduler, which has defined WARP, State, `current` (the
-// thread at work), `warps` (with `words` and `turn`, see below) and wait(State), which returns when all
-// threads of the warp, or of the block, have come to it.
+// Contract: a scheduler includes it once, at its end. Before that it defines WARP, State, `current`
+// (the current thread), `warps` (with `words` and `turn`, see below) and wait(State), which returns
+// when all threads of the warp, or of the block, have reached it.
 //
-// Words of a warp take turns between two places, so that a lane that runs ahead to the next function
-// leaves alone what the others have yet to read.
+// A warp's words alternate between two places, so that a lane that runs ahead to the next function
+// does not overwrite what the others have yet to read.
 #pragma once
 
 extern "C" {

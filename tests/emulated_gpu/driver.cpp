@@ -1,16 +1,18 @@
-// Stands in for NVIDIA's driver (libcuda.so.1) on a machine without a GPU: what src/cuda calls of it.
+// Stands in for NVIDIA's driver (libcuda.so.1) on a machine without a GPU: the functions that
+// src/cuda calls.
 //
-// Contract: a device's memory is the host's and starts as 0xff bytes (NaNs). A stream runs its work as
-// late as it may: when it, or an event in it, is waited for, in the waiting thread; so that work which
-// no event orders behind another's comes too early and shows. A kernel is the function of its name in
-// library.cpp, with the numbers of the module that it is asked of. A captured stream records
-// launches, with copies of their arguments, and copies. A failed kernel says why on stderr. It is
-// slow, and its times mean nothing. Environment:
-//   EMULATED_GPUS        how many devices there are (1)
-//   EMULATED_GPU_MEMORY  MiB of memory of each (4096), taken from the host as it is written
+// Contract: a device's memory is the host's and starts as 0xff bytes (NaNs). A stream runs its work
+// as late as it may: when somebody waits for the stream or for an event in it, in the waiting
+// thread. Work that no event orders behind other work therefore comes too early, and the mistake
+// shows. A kernel is the function of its name in library.cpp, for the 16-bit format of its module.
+// A captured stream records launches, with copies of their arguments, and copies. A failed kernel
+// says why on stderr. The stand-in is slow, and its times mean nothing. Three variables of the
+// environment change it:
+//   EMULATED_GPUS            is the number of devices (1)
+//   EMULATED_GPU_CAPABILITY  is the compute capability of each, such as 80 for 8.0 (90)
+//   EMULATED_GPU_MEMORY      is the memory of each in MiB (4096), taken from the host as it is written
 // Left out: everything that src/cuda does not call, dynamic shared memory, capture across streams.
 #include "driver.h"
-
 
 #include "fibers.h"
 #include "kernels.h"
@@ -32,7 +34,7 @@
 
 namespace {
 
-/// Values of CUresult.
+/// These are values of CUresult.
 enum Result {
     SUCCESS = 0,
     INVALID_VALUE = 1,
@@ -40,6 +42,7 @@ enum Result {
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
+    NO_BINARY = 209,
     NOT_FOUND = 500,
     NOT_READY = 600,
     LAUNCH_FAILED = 719,
@@ -52,7 +55,7 @@ constexpr size_t MIB = 1 << 20;
 using Address = unsigned long long;
 using Recording = std::vector<Work>;
 
-// A queue of work. What is put has numbers from 1.
+// A queue of work, whose items are numbered from 1.
 struct Queue {
     std::mutex lock;  // of `waiting` and `runner`
     std::deque<Work> waiting;
@@ -62,8 +65,8 @@ struct Queue {
     std::condition_variable change;
     std::unique_ptr<Recording> recording;  // while it is captured
 
-    // Runs everything up to number `end`, or waits while another thread does: no longer than that, since
-    // what comes after may wait for what this thread runs.
+    // Runs everything up to number `end`, or waits while another thread does. It waits no longer
+    // than that, because later work may wait for something that this thread runs.
     void run_to(size_t end) {
         const auto nobody = std::thread::id(), self = std::this_thread::get_id();
         std::unique_lock guard(lock);
@@ -86,7 +89,7 @@ struct Queue {
     }
 };
 
-// A stream's work outlives it in events.
+// Events refer to a stream's work, so the work outlives the stream.
 struct Stream {
     size_t context;
     std::shared_ptr<Queue> queue = std::make_shared<Queue>();
@@ -120,14 +123,19 @@ size_t memory_bytes() {
     return bytes;
 }
 
+unsigned capability() {
+    static const unsigned digits = unsigned(number("EMULATED_GPU_CAPABILITY", 90));
+    return digits;
+}
+
 // A context is the number of its device plus one.
 thread_local size_t current;
 std::atomic<size_t> used[MOST_DEVICES];
 std::mutex lock;  // of what follows
 std::map<Address, std::pair<size_t, size_t>> blocks;  // bytes and device of each
 
-// Maps `bytes` (a multiple of a MiB) that read as 0xff until they are written: private views of one
-// file, so that memory which nobody writes costs nothing.
+// Maps `bytes` (a multiple of a MiB) that read as 0xff until they are written. They are private
+// views of one file, so memory that nobody writes costs nothing.
 void* map_poison(size_t bytes) {
     constexpr size_t FILE_BYTES = 16 * MIB;
     static const int file = [] {
@@ -159,7 +167,7 @@ Queue& queue_of(void* stream) {
     return *(stream ? static_cast<Stream*>(stream) : &default_stream)->queue;
 }
 
-// Runs everything on a device.
+// Runs all queued work of a device.
 void run_device(size_t context) {
     std::vector<std::shared_ptr<Queue>> queues;
     {
@@ -171,7 +179,7 @@ void run_device(size_t context) {
     for (auto& queue : queues) queue->run_to(queue->put);
 }
 
-// The first failure, which all later calls repeat, as a device's context does.
+// All later calls repeat the first failure, as those of a device's context do.
 std::atomic<int> failure{SUCCESS};
 
 void run_kernel(const std::string& name, uint3 grid, unsigned block, const Work& thread) {
@@ -181,12 +189,36 @@ void run_kernel(const std::string& name, uint3 grid, unsigned block, const Work&
     failure = LAUNCH_FAILED;
 }
 
-// Whether a cubin was compiled for half precision: common.cuh puts a symbol into those that were.
-bool is_fp16(const void* image) {
-    size_t end;  // e_shoff of the ELF header: the section headers, behind all names
-    memcpy(&end, (const char*)image + 40, sizeof end);
-    const char symbol[] = "half_is_fp16";
-    return memmem(image, end, symbol, sizeof symbol) != nullptr;
+// Reads a number of a fatbin.
+template <class T>
+T number_at(const char* at) {
+    T number;
+    memcpy(&number, at, sizeof number);
+    return number;
+}
+
+constexpr unsigned FATBIN = 0xba55ed50;
+enum Kind { PTX = 1, ELF = 2 };
+
+// Finds the kernels of a fatbin (fatbinary writes it: a header of 16 bytes, then entries with headers of
+// their own). As NVIDIA's driver does, it takes code of the device's own major capability that is not
+// above it, or PTX that is not above it. An entry has the path of its source, which says whether Half is
+// half precision (FP16_FOLDER in build.rs).
+int find_kernels(const char* image, const Kernels*& kernels) {
+    if (number_at<unsigned>(image) != FATBIN) return INVALID_IMAGE;
+    const char *entry = image + number_at<uint16_t>(image + 6), *end = entry + number_at<uint64_t>(image + 8);
+    while (entry < end) {
+        auto kind = number_at<uint16_t>(entry);
+        auto header = number_at<unsigned>(entry + 4), compiled_for = number_at<unsigned>(entry + 28);
+        bool has_fitting_code = kind == ELF && compiled_for / 10 == capability() / 10;
+        if ((has_fitting_code || kind == PTX) && compiled_for <= capability()) {
+            std::string name(entry + number_at<unsigned>(entry + 32), number_at<unsigned>(entry + 36));
+            bool is_fp16 = name.starts_with("kernels/./");
+            return kernels = is_fp16 ? &fp16_kernels() : &bf16_kernels(), SUCCESS;
+        }
+        entry += header + number_at<uint64_t>(entry + 8);
+    }
+    return NO_BINARY;
 }
 
 }  // namespace
@@ -219,6 +251,7 @@ int cuGetErrorString(int error, const char** text) {
     case OUT_OF_MEMORY: *text = "out of memory"; break;
     case INVALID_DEVICE: *text = "invalid device ordinal"; break;
     case INVALID_IMAGE: *text = "device kernel image is invalid"; break;
+    case NO_BINARY: *text = "no kernel image is available for execution on the device"; break;
     case INVALID_CONTEXT: *text = "invalid device context"; break;
     case NOT_FOUND: *text = "named symbol not found"; break;
     case NOT_READY: *text = "device not ready"; break;
@@ -242,8 +275,8 @@ int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = memory_bytes(), SU
 int cuDeviceCanAccessPeer(int* can, int from, int to) { return *can = from != to, SUCCESS; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {  // as of an H100
-    case 75: *value = 9; break;         // compute capability, major
-    case 76: *value = 0; break;         // minor
+    case 75: *value = capability() / 10; break;
+    case 76: *value = capability() % 10; break;
     case 16: *value = 132; break;       // multiprocessors
     case 97: *value = 232448; break;    // shared memory in bytes that a block may ask for
     case 38: *value = 50 << 20; break;  // bytes of second-level cache
@@ -348,7 +381,7 @@ int cuStreamIsCapturing(void* stream, int* status) {
     return *status = queue_of(stream).recording ? 1 : 0, SUCCESS;
 }
 
-// A graph is a recording, and what is launched is a copy of it.
+// A graph is a recording, and its executable is a copy of it.
 int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
     *executable = new Recording(*static_cast<Recording*>(graph));
     return SUCCESS;
@@ -390,8 +423,9 @@ int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
 }
 
 int cuModuleLoadData(void** module, const void* image) {
-    if (memcmp(image, "\x7f" "ELF", 4) != 0) return INVALID_IMAGE;
-    return *module = (void*)(is_fp16(image) ? &fp16_kernels() : &bf16_kernels()), SUCCESS;
+    const Kernels* kernels = nullptr;
+    int status = find_kernels((const char*)image, kernels);
+    return *module = (void*)kernels, status;
 }
 int cuModuleUnload(void*) { return SUCCESS; }
 // A function is a pair of a name and a kernel.

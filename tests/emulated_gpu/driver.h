@@ -1,14 +1,13 @@
-// What the stand-ins for NVIDIA's libraries share: streams.
+// This header declares the streams that the stand-ins for NVIDIA's libraries share.
 #pragma once
 
 #include <functional>
 
-/// What a stream does.
 using Work = std::function<void()>;
 
-/// Puts work in a stream (or in what is recorded of it while it is captured): it runs when somebody
-/// waits for the stream. Returns a CUresult.
+/// Puts work into a stream, or into its recording while it is captured. It runs when somebody waits
+/// for the stream. Returns a CUresult.
 int emulated_put(void* stream, Work work);
 
-/// Runs what is in a stream now without being waited for, in a thread of its own.
+/// Starts what is in a stream now without being waited for, in a thread of its own.
 void emulated_run(void* stream);

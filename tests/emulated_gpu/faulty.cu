@@ -1,21 +1,22 @@
-// Kernels with the mistakes that the emulation has to find; never compiled for a device.
+// These kernels have the mistakes that the emulation must find. They are never compiled for a
+// device.
 #include "../../kernels/common.cuh"
 
-// The block's numbers backwards, without a barrier between writing and reading.
+// Reverses the block's numbers without a barrier between writing and reading.
 extern "C" __global__ void faulty_barrier(unsigned* out) {
     __shared__ unsigned numbers[1024];
     numbers[threadIdx.x] = threadIdx.x;
     out[blockIdx.x * blockDim.x + threadIdx.x] = numbers[blockDim.x - 1 - threadIdx.x];
 }
 
-// The same within a warp.
+// Makes the same mistake within a warp.
 extern "C" __global__ void faulty_warp(unsigned* out) {
     __shared__ unsigned numbers[1024];
     numbers[threadIdx.x] = threadIdx.x;
     out[blockIdx.x * blockDim.x + threadIdx.x] = numbers[threadIdx.x ^ 1];
 }
 
-// The barrier is there, but the next round writes what a slow thread still reads.
+// Has that barrier, but the next round overwrites what a slow thread still reads.
 extern "C" __global__ void faulty_reuse(unsigned* out) {
     __shared__ unsigned numbers[1024];
     for (unsigned round = 0; round < 2; round++) {
@@ -25,29 +26,29 @@ extern "C" __global__ void faulty_reuse(unsigned* out) {
     }
 }
 
-// All blocks write one place.
+// Lets all blocks write to one place.
 extern "C" __global__ void faulty_blocks(unsigned* out) {
     if (threadIdx.x == 0) out[0] = blockIdx.x;
 }
 
-// One element too many.
+// Writes one element too many.
 extern "C" __global__ void faulty_bounds(unsigned* out) {
     if (blockIdx.x + 1 == gridDim.x) out[blockIdx.x * blockDim.x + threadIdx.x + 1] = 1;
 }
 
-// A vector access that does not lie on sixteen bytes.
+// Makes a vector access that does not lie on sixteen bytes.
 extern "C" __global__ void faulty_alignment(unsigned* out) {
     if (blockIdx.x + threadIdx.x == 0) *reinterpret_cast<uint4*>(out + 1) = make_uint4(1, 2, 3, 4);
 }
 
-// Half of the threads wait for the block, the others for their warp.
+// Lets half of the threads wait for the block, and the others for their warp.
 extern "C" __global__ void faulty_divergence(unsigned* out) {
     out[blockIdx.x * blockDim.x + threadIdx.x] = 1;
     if (threadIdx.x % 2 == 0) __syncthreads();
     else __syncwarp();
 }
 
-// What the faulty ones want to do.
+// Does correctly what the faulty kernels try to do.
 extern "C" __global__ void faultless(unsigned* out) {
     __shared__ unsigned numbers[1024];
     for (unsigned round = 0; round < 2; round++) {

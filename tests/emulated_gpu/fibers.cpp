@@ -1,8 +1,9 @@
-// The threads of a block as fibers that switch at barriers only.
+// This file runs the threads of a block as fibers that switch only at barriers.
 //
 // Contract: the fibers of a warp run in order until each waits or is done, then those of the next
-// warp; a switch is a jump from one fiber straight to the next, a few nanoseconds. Shared memory
-// starts a launch as NaNs. A barrier that not all threads reach is an error. For x86-64.
+// warp. A switch jumps from one fiber straight to the next, which takes a few nanoseconds. Shared
+// memory is NaNs when a launch starts. A barrier that not all threads reach is an error. It needs
+// x86-64.
 #include "fibers.h"
 
 #include <cstring>
@@ -23,7 +24,7 @@ constexpr size_t STACK = 128 << 10;
 
 enum class State : unsigned char { Ready, AtBarrier, AtWarp, Done };
 
-// Where a fiber goes on.
+// The place at which a fiber continues.
 struct Place {
     void *frame, *address, *stack;
 };
@@ -70,7 +71,7 @@ INLINE void go(Place& from, Place& to) {
           "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc" MORE_VECTORS);
 }
 
-// From the thread at work, or the scheduler, to the next one of the warp that can run.
+// Switches from the current thread, or the scheduler, to the next thread of the warp that can run.
 INLINE void go_to_next(Place& from, unsigned next) {
     while (next <= last && states[next] != State::Ready) next++;
     bool is_round_over = next > last;
@@ -92,13 +93,14 @@ INLINE void wait(State state) {
     }
 }
 
-// Lets it begin at `live` when it is next gone to.
+// Makes the fiber begin at `live` when it is next switched to.
 void prepare(Fiber& fiber) {
     if (fiber.stack == nullptr) {
         fiber.stack = (char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     }
-    // Tops of stacks fall on different lines of the cache; as after a call, there is a return address.
+    // Tops of stacks fall on different lines of the cache. As after a call, there is a return
+    // address.
     char* top = fiber.stack + STACK - size_t(&fiber - fibers) % 64 * 64 - sizeof(void*);
     fiber.at = {nullptr, (void*)live, top};
 }
@@ -109,7 +111,8 @@ unsigned count(unsigned first, unsigned threads, State state) {
     return count;
 }
 
-// Runs a warp until all its threads are done or at a barrier of the block; whether that came about.
+// Runs a warp until all its threads are done or at a barrier of the block. Returns whether that was
+// possible.
 bool run_to_barrier(unsigned first) {
     for (;;) {
         last = first + WARP - 1;
@@ -130,7 +133,7 @@ bool run_block(unsigned threads) {
         }
         unsigned waiting = count(0, threads, State::AtBarrier);
         if (waiting == 0) return true;
-        // Threads that are done do not hold the others up.
+        // Threads that are done do not hold up the others.
         for (unsigned thread = 0; thread < threads; thread++) {
             if (states[thread] == State::AtBarrier) states[thread] = State::Ready;
         }

@@ -1,10 +1,10 @@
-// What a graph of operations has to be, and what it says of its tensors.
+// This file checks graphs of operations and derives the lengths of their tensors.
 //
-// Contract: sizes and types fit as cuDNN's header documents them. A tensor has the length of each entry
-// along an axis from the override of a product that reads or writes it, or from tensors of equal size
-// that a pointwise operation, a reduction or a view connects it with. The offsets of a ragged tensor
-// count elements; those of one whose heads are added up to another with the same offsets count rows
-// that are wider by the group ("implicit multiplier" in NVIDIA's front end).
+// Contract: sizes and types must fit as cuDNN's header documents them. A tensor's entries get their
+// length along an axis from the override of a product that reads or writes it, or from tensors of
+// equal size that a pointwise operation, a reduction or a view connects it with. The offsets of a
+// ragged tensor count elements. If its heads are summed to another tensor with the same offsets,
+// they count rows that are wider by the group ("implicit multiplier" in NVIDIA's front end).
 #include "graphs.h"
 
 namespace {
@@ -77,7 +77,7 @@ std::array<int, 4> view(const Tensor& from, const Tensor& to) {
             bool is_same = from.dims[other] == to.dims[axis] && from.strides[other] == to.strides[axis];
             return is_same && !is_taken[other];
         };
-        // The same axis first, since axes of one element look alike.
+        // The same axis is tried first, because axes of one element look alike.
         int other = fits(axis) ? axis : 0;
         while (other < 4 && !fits(other)) other++;
         bool is_exchange = other < 4 && (axis == 0) == (other == 0);
@@ -104,7 +104,8 @@ Graph::Graph(std::vector<Operation> operations) : operations_(std::move(operatio
     for (auto& [id, tensor] : bound_) check_ragged(*tensor);
 }
 
-// What has to be bound, and whether virtual tensors are written before they are read.
+// Finds the tensors that must be bound, and checks that virtual tensors are written before they are
+// read.
 void Graph::find_tensors() {
     std::map<int64_t, TensorPtr> known;
     std::map<int64_t, bool> is_written;
@@ -129,7 +130,7 @@ void Graph::find_tensors() {
     }
 }
 
-// Says which lengths entries have along an axis: whether that is new.
+// Records which lengths entries have along an axis. Returns whether that is new.
 bool Graph::know(const Tensor* tensor, int axis, const Tensor* lengths) {
     const Tensor*& known = lengths_[tensor][axis];
     if (!lengths || known == lengths) return false;
@@ -137,7 +138,8 @@ bool Graph::know(const Tensor* tensor, int axis, const Tensor* lengths) {
     return known = lengths, true;
 }
 
-// Gives what one of two axes of equal size knows to the other: whether that is new.
+// Gives the lengths known of one of two axes of equal size to the other. Returns whether that is
+// new.
 bool Graph::link(const Tensor* one, int axis, const Tensor* other, int other_axis) {
     return know(one, axis, lengths(*other, other_axis)) | know(other, other_axis, lengths(*one, axis));
 }
@@ -174,7 +176,7 @@ void Graph::find_multipliers() {
     }
 }
 
-// What NVIDIA's front end wants of ragged tensors.
+// Checks what NVIDIA's front end demands of ragged tensors.
 void Graph::check_ragged(const Tensor& tensor) const {
     if (!tensor.offsets) return;
     bool has_lengths = lengths(tensor, 2) || lengths(tensor, 3);

@@ -1,5 +1,5 @@
-// Graphs of operations on tensors, as cuDNN's backend describes them: built of descriptors.cpp's parts,
-// checked by graphs.cpp, run by interpreter.cpp.
+// This header declares graphs of operations on tensors, as cuDNN's backend describes them.
+// descriptors.cpp builds them, graphs.cpp checks them, interpreter.cpp runs them.
 #pragma once
 
 #include <array>
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-/// Values of cudnnStatus_t.
+/// These are values of cudnnStatus_t.
 enum Status {
     SUCCESS = 0,
     NOT_INITIALIZED = 1001,
@@ -24,7 +24,7 @@ enum Status {
     EXECUTION_FAILED = 5000,
 };
 
-/// Why the library refuses something.
+/// The reason why the library refuses something.
 struct Refusal {
     Status status;
     std::string reason;
@@ -44,7 +44,7 @@ enum Mode {
 /// cudnnReduceTensorOp_t
 enum Operator { REDUCE_ADD = 0, REDUCE_MAX = 3 };
 
-/// Entries of the batch, heads, rows, columns.
+/// The entries are batch, heads, rows and columns.
 using Shape = std::array<int64_t, 4>;
 
 struct Tensor {
@@ -70,7 +70,8 @@ struct Operation {
 /// Refuses an operation whose tensors do not fit together.
 void check(const Operation& operation);
 
-/// What is bound to the tensors that are not virtual, by their identifiers, and memory to work in.
+/// The memory that is bound to tensors that are not virtual, by their identifiers, and the
+/// workspace.
 struct Bindings {
     std::map<int64_t, char*> memory;
     std::map<int64_t, float> scalars;
@@ -82,19 +83,19 @@ constexpr int64_t WORKSPACE_BYTES = 1 << 18;
 /// Operations in an order in which each finds what it reads.
 class Graph {
   public:
-    /// Refuses what does not fit together.
+    /// Refuses operations that do not fit together.
     explicit Graph(std::vector<Operation> operations);
 
-    /// What has to be bound.
+    /// Returns the tensors that must be bound.
     const std::map<int64_t, TensorPtr>& bound() const { return bound_; }
 
-    /// Computes all outputs. Throws a std::string where what is bound makes no sense.
+    /// Computes all outputs. Throws a std::string where the bound values make no sense.
     void run(const Bindings& bindings) const;
 
-    /// The tensor with the length of each entry along an axis, where entries differ.
+    /// Returns the tensor with the length of each entry along an axis, if entries differ.
     const Tensor* lengths(const Tensor& tensor, int axis) const;
 
-    /// What the offsets of a tensor are multiplied with.
+    /// Returns the factor of a tensor's offsets.
     int64_t multiplier(const Tensor& tensor) const;
 
   private:
@@ -112,7 +113,8 @@ class Graph {
     std::map<const Tensor*, int64_t> multipliers_;
 };
 
-/// For each axis of a reshaped tensor the axis of the original: the same memory seen in another order.
+/// Returns for each axis of a reshaped tensor the axis of the original: both see the same memory in
+/// different orders.
 std::array<int, 4> view(const Tensor& from, const Tensor& to);
 
 std::string name(const Tensor& tensor);

@@ -1,9 +1,10 @@
-// Runs graphs of operations on the CPU, one operation after another, over all entries of the batch.
+// This file runs graphs of operations on the CPU, one operation after the other, over all entries
+// of the batch.
 //
-// Contract: what an operation puts out is rounded to the type that its tensor declares, in memory and
-// on the way; sums are in f32, in order. What lies beyond the length of an entry is padding: it reads as
-// NaN, is computed up to the end of a tile as engines do, and is never written to memory; so a graph
-// has to mask it.
+// Contract: an operation's results are rounded to the type that its tensor declares, in memory and
+// in between; sums are f32, in order. Elements beyond the length of an entry are padding. Padding
+// reads as NaN, is computed up to the end of a tile as engines do, and is never written to memory,
+// so a graph has to mask it.
 #include "graphs.h"
 
 #include "cuda.h"
@@ -41,7 +42,7 @@ float rounded(int type, float value) {
     return widen(type, bytes);
 }
 
-// Heads, rows and columns of one entry of the batch.
+// These are heads, rows and columns of one entry of the batch.
 using Part = std::array<int64_t, 3>;
 
 template <class Visit> void each(const Part& part, Visit visit) {
@@ -52,7 +53,7 @@ template <class Visit> void each(const Part& part, Visit visit) {
     }
 }
 
-// The numbers of an entry.
+// The numbers of one entry.
 struct Block {
     Part part;
     std::vector<float> numbers;
@@ -62,7 +63,7 @@ struct Block {
     float& at(int64_t head, int64_t row, int64_t column) {
         return numbers[(head * part[1] + row) * part[2] + column];
     }
-    // Where a dimension has one element, that for all.
+    // A dimension with one element has that element everywhere.
     float spread(int64_t head, int64_t row, int64_t column) {
         return at(part[0] == 1 ? 0 : head, part[1] == 1 ? 0 : row, part[2] == 1 ? 0 : column);
     }
@@ -84,19 +85,20 @@ float apply(int mode, float x, float b, float t) {
     }
 }
 
-// Memory of a tensor.
+// The memory of a tensor.
 struct Range {
     std::string what;
     char *start, *end;
     bool is_written;
 };
 
-// A graph at work.
+// One execution of a graph.
 class Run {
   public:
     Run(const Graph& graph, const Bindings& bindings) : graph(graph), bindings(bindings) {}
 
-    // Memory that is written is nothing else's: what runs one after another here is at once in an engine.
+    // Memory that is written may overlap no other: what runs in sequence here runs at once in an
+    // engine.
     void check_overlaps(const std::vector<Operation>& operations) const {
         char* end = bindings.workspace + WORKSPACE_BYTES;
         std::vector<Range> ranges{{"the workspace", bindings.workspace, end, true}};
@@ -125,14 +127,14 @@ class Run {
     const Bindings& bindings;
     std::map<const Tensor*, std::map<int64_t, Block>> inside;  // virtual tensors
 
-    // What is bound for an entry, at most `most`.
+    // Returns the integer that is bound for an entry, which may be at most `most`.
     int64_t integer(const Tensor& tensor, int64_t entry, int64_t most) const {
         int64_t found = ((const int32_t*)bindings.memory.at(tensor.id))[entry * tensor.strides[0]];
         if (found < 0 || found > most) throw name(tensor) + " holds " + std::to_string(found);
         return found;
     }
 
-    // What of an entry is no padding.
+    // Returns the part of an entry that is no padding.
     Part inner(const Tensor& tensor, int64_t entry) const {
         Part part;
         for (int axis = 1; axis < 4; axis++) {
@@ -143,7 +145,8 @@ class Run {
         return part;
     }
 
-    // What is computed of an entry: where lengths differ, up to the end of the tile behind the last element.
+    // Returns the part of an entry that is computed: where lengths differ, up to the end of the
+    // tile behind the last element.
     Part outer(const Tensor& tensor, int64_t entry) const {
         Part part = inner(tensor, entry);
         for (int axis = 1; axis < 4; axis++) {
@@ -161,8 +164,9 @@ class Run {
         return bindings.memory.at(tensor.id) + at * int64_t(bytes_of(tensor.type));
     }
 
-    // From the first to the last element that is no padding. What is added up over heads may be as wide as
-    // f32: NVIDIA's front end leaves room for that, whatever its type.
+    // Returns the memory from the first to the last element that is no padding. Tensors that are
+    // summed over heads may be as wide as f32: NVIDIA's front end reserves that much, whatever
+    // their type.
     Range range(const Tensor& tensor, bool is_written) const {
         Range range{name(tensor), nullptr, nullptr, is_written};
         for (int64_t entry = 0; entry < tensor.dims[0]; entry++) {
@@ -233,7 +237,7 @@ class Run {
         return y;
     }
 
-    // Heads of A and B serve as many neighbouring heads of C.
+    // A head of A or B serves as many neighbouring heads of C.
     Block product(const Operation& operation, int64_t entry) {
         Block a = load(*operation.x, entry), b = load(*operation.b, entry), c(outer(*operation.y, entry));
         int64_t of_a = c.part[0] / a.part[0], of_b = c.part[0] / b.part[0];
@@ -248,7 +252,7 @@ class Run {
         return c;
     }
 
-    // A NaN stays.
+    // A NaN stays a NaN.
     Block reduction(const Operation& operation, int64_t entry) {
         bool is_sum = operation.mode == REDUCE_ADD;
         Block x = load(*operation.x, entry), y(outer(*operation.y, entry), is_sum ? 0.0f : -INFINITY);

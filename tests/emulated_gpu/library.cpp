@@ -1,8 +1,8 @@
-// All kernels in one library for the CPU, by name: for tests with -fsanitize=thread,alignment (see
-// runtime.cpp), for the emulated driver (driver.cpp) as fast as they get.
+// This file compiles all kernels to one library for the CPU, by name. Tests build it with
+// -fsanitize=thread,alignment (see runtime.cpp), the emulated driver (driver.cpp) for speed.
 //
-// Each source has a namespace of its own, as on the device each is a module of its own; nothing of them is
-// seen from outside, because library_fp16.cpp has it all again.
+// Each source has a namespace of its own, as each is a module of its own on the device. Nothing of
+// them is visible outside, because library_fp16.cpp contains everything again.
 #include "cuda.h"
 #include "kernels.h"
 
@@ -70,7 +70,7 @@ std::function<void()> with_values(void (*kernel)(A...), void** arguments, std::i
     return [kernel, values] { std::apply(kernel, values); };
 }
 
-// As `Kernel` says.
+// See `Kernel`.
 template <auto KERNEL>
 std::function<void()> entry(void** arguments) {
     auto with_types = [arguments]<class... A>(void (*kernel)(A...)) {

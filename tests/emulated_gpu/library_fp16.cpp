@@ -1,3 +1,3 @@
-// The library with half precision in place of bfloat16.
+// This is the library with half precision in place of bfloat16.
 #define HALF_IS_FP16
 #include "library.cpp"

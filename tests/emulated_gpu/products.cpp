@@ -1,9 +1,10 @@
-// Stands in for cuBLASLt (libcublasLt.so.13) on the emulated driver: what src/cuda/gemm calls of it.
+// Stands in for cuBLASLt (libcublasLt.so.13) on the emulated driver: the functions that
+// src/cuda/gemm calls.
 //
-// Contract: D = op(A) op(B) (+ bias) or D += op(A) op(B), column-major, dense, bf16 or fp16 in, the same or
-// f32 out; a sum runs over k in order in f32 and is rounded once, so a column does not depend on the
-// others. Addresses that are no multiples of 16 bytes are refused, as the library may do. Left out:
-// everything else.
+// Contract: D = op(A) op(B) (+ bias) or D += op(A) op(B), column-major and dense. Inputs are bf16
+// or fp16, D is the same or f32. A sum runs over k in order in f32 and is rounded once, so a column
+// does not depend on the others. Addresses that are not multiples of 16 bytes are refused, as the
+// library may do. Left out: everything else.
 #include "cuda.h"
 #include "driver.h"
 
@@ -37,7 +38,7 @@ float read(const void* from, int type, size_t i) {
     }
 }
 
-// A matrix in memory, or its transpose: element (row, column).
+// A matrix in memory or its transpose, read by row and column.
 struct Operand {
     const void* start;
     int type;
@@ -52,7 +53,7 @@ Operand operand(const void* start, const Layout& layout, int transposed) {
 
 constexpr size_t ROWS = 16, COLUMNS = 6;  // of D that one pass over k makes
 
-// `rows` of A from `first` as [k][ROWS], missing ones zero.
+// Packs `rows` rows of A from `first` on as [k][ROWS]; missing ones become zeros.
 void pack_rows(const Operand& a, size_t first, size_t rows, size_t k, float* to) {
     for (size_t i = 0; i < k; i++) {
         for (size_t row = 0; row < ROWS; row++) {
@@ -71,7 +72,7 @@ void pack_columns(const Operand& b, size_t first, size_t columns, size_t k, floa
 
 typedef float Lanes __attribute__((vector_size(ROWS * sizeof(float) / 2)));
 
-// sums[column][row] over k of packed operands.
+// Computes sums[column][row] over k of packed operands.
 void multiply_packed(size_t k, const float* a, const float* b, float sums[COLUMNS][ROWS]) {
     Lanes low[COLUMNS] = {}, high[COLUMNS] = {};
     for (size_t i = 0; i < k; i++, a += ROWS, b += COLUMNS) {
@@ -180,7 +181,7 @@ struct Candidate {
     int reserved[4];
 };
 
-// One algorithm, which has no settings.
+// Offers one algorithm, which has no settings.
 int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int most,
                                    Candidate* found, int* count) {
     *count = most > 0;

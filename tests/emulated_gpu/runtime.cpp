@@ -1,15 +1,16 @@
-// Runs kernels on the CPU: blocks one after another, the threads of a block as fibers that switch
-// only at barriers, and every access to memory checked.
+// Runs kernels on the CPU: blocks one after the other, the threads of a block as fibers that switch
+// only at barriers. It checks every access to memory.
 //
-// Contract: this file is compiled without, the kernels with -fsanitize=thread,alignment, whose calls
-// (__tsan_read4 and so on) end here instead of in the sanitizers' libraries. An access is an error if
+// Contract: the kernels are compiled with -fsanitize=thread,alignment, and this file without. The
+// calls of the instrumented code (__tsan_read4 and so on) end here instead of in the sanitizers'
+// libraries. An access is an error if
 // - another thread of the block touched the same place, one of them writing, and no __syncthreads
-//   (or, within a warp, no warp-wide function) lies between the two;
+// (or, within a warp, no warp-wide function) lies between the two;
 // - another block of the launch touched the same place of a buffer, one of them writing;
 // - it reaches outside the buffers of the launch, into the guards around them;
-// - its address is not a multiple of what its type asks for.
+// - its address is not a multiple of what its type needs.
 // Atomic operations are exempt. Shared memory starts as NaNs in every block. A barrier that not all
-// threads reach is an error too. One launch at a time; the caller sees to that.
+// threads reach is an error too. The caller must run only one launch at a time.
 #include "cuda.h"
 #include "kernels.h"
 
@@ -53,8 +54,8 @@ struct WarpState {
     uint16_t epoch;       // warp-wide synchronisations so far
 };
 
-// Who touched a place last. Epochs count block-wide barriers and never repeat, so an old cell is
-// simply older than the block at work.
+// The last access to a place. Epochs count block-wide barriers and never repeat, so an old cell is
+// simply older than the current block.
 struct Access {
     uint32_t epoch;
     uint16_t warp_epoch;
@@ -84,7 +85,7 @@ std::vector<Region> regions;
 size_t recent;  // the region of the access before
 std::string failure;
 
-// Whether an address lies in a region or its guards.
+// Tells whether an address lies in a region or its guards.
 bool is_near(const Region& region, const void* address) {
     return (uintptr_t)address - ((uintptr_t)region.start - GUARD) < region.bytes + 2 * GUARD;
 }
@@ -103,7 +104,7 @@ void fail(const char* what, const void* address) {
     failure = what;
 }
 
-// Whether what comes now is ordered after the access.
+// Tells whether what comes now is ordered after the access.
 bool ordered(const Access& before, bool is_shared) {
     if (before.epoch < launch_epoch) return true;
     if (!is_shared && (before.many_blocks || before.epoch < block_epoch)) return false;
@@ -113,7 +114,7 @@ bool ordered(const Access& before, bool is_shared) {
     return same_warp && before.warp_epoch != warps[current / WARP].epoch;
 }
 
-// Remembers a read beside those it is not ordered after.
+// Remembers a read beside those that it is not ordered after.
 void note_read(Access& read) {
     uint16_t warp_epoch = warps[current / WARP].epoch;
     bool same_warp = read.thread / WARP == current / WARP;
@@ -127,12 +128,12 @@ void note_read(Access& read) {
     read.warp_epoch = warp_epoch;
 }
 
-// A write that is no error is ordered after all before it.
+// A write that is no error is ordered after everything before it.
 void note_write(Access& write) {
     write = {epoch, warps[current / WARP].epoch, uint16_t(current), 0, 0, 0};
 }
 
-// Ends the launch before the access happens: the fiber never goes on.
+// Ends the launch before the access happens: the fiber never continues.
 [[noreturn]] void refuse(const char* what, const void* address) {
     fail(what, address);
     _longjmp(scheduler, 1);
@@ -141,7 +142,7 @@ void note_write(Access& write) {
 void check_in(Region& region, const void* address, size_t size, bool writes) {
     long offset = (const char*)address - region.start;
     if (offset < 0 || offset + size > region.bytes) {
-        // Beside shared memory lie other variables of the library.
+        // Other variables of the library lie beside shared memory.
         if (region.is_shared) return;
         refuse(writes ? "write outside" : "read outside", address);
     }
@@ -207,7 +208,8 @@ void prepare(Fiber& fiber) {
     fiber.started = false;
 }
 
-/// Lets go the warps, and the block, whose threads have all arrived; whether any did.
+/// Releases the warps, and the block, whose threads have all arrived. Returns whether there were
+/// any.
 bool release() {
     bool any = false;
     unsigned waiting = 0, done = 0;
@@ -288,13 +290,14 @@ struct EmulatedBuffer {
     size_t bytes;
 };
 
-/// Runs `kernel`, with Half in half precision or bfloat16, and with `arguments` (the address of each, as
-/// cuLaunchKernel takes them). `order` 0 runs threads and blocks forwards, 1 backwards, others in a
-/// shuffled order of that number. Returns null, or what went wrong; the text lives until the next call.
+/// Runs `kernel`, with Half in half precision or bfloat16, and with `arguments` (the address of
+/// each, as cuLaunchKernel takes them). `order` 0 runs threads and blocks forwards, 1 backwards,
+/// any other number in a shuffled order of that number. Returns null, or what went wrong; the text
+/// lasts until the next call.
 const char* emulate(const char* kernel, bool is_fp16, const unsigned grid[2], unsigned block, void** arguments,
                     const EmulatedBuffer* buffers, size_t count, unsigned order) {
     failure.clear();
-    // Of the launch before, whose memory may be somebody else's by now: also of what comes next.
+    // Regions of the launch before may be memory of somebody else by now, even of this launch.
     regions.clear();
     const Kernels& kernels = is_fp16 ? fp16_kernels() : bf16_kernels();
     auto found = kernels.find(kernel);

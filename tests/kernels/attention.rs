@@ -1,4 +1,5 @@
-//! Attention: training, over packed sequences, and decoding, over the paged cache.
+//! This file tests attention: in training over packed sequences, and in generation over the paged
+//! cache.
 
 use crate::compare::{FORMATS, WIDE, assert_close, bits, on_every_order};
 use crate::cuda::half::{Half, HalfFormat};
@@ -10,7 +11,8 @@ use crate::emulation::Gpu;
 use codeseq::ops::attention as cpu;
 use std::ops::Range;
 
-/// As many heads to a key head as the models have: LLaMA3-8B 4, Qwen2.5-7B 7.
+/// Key heads are shared by as many query heads as in the models: by 4 in LLaMA3-8B, by 7 in
+/// Qwen2.5-7B.
 const HEADS: [Heads; 5] = [
     Heads { queries: 8, keys: 2, dim: 128 },
     Heads { queries: 7, keys: 1, dim: 128 },
@@ -23,14 +25,14 @@ fn cpu_heads(heads: Heads) -> cpu::Heads {
     cpu::Heads { queries: heads.queries, keys: heads.keys, dim: heads.dim }
 }
 
-/// The sequences without empty ones, which the CPU does not take.
+/// Returns the sequences without empty ones, which the CPU does not take.
 fn not_empty(cu_seqlens: &[usize]) -> Vec<usize> {
     let mut ends = cu_seqlens.to_vec();
     ends.dedup();
     ends
 }
 
-/// Output and log-sum-exp on the CPU.
+/// Returns output and log-sum-exp of the CPU.
 fn expected(
     format: HalfFormat,
     heads: Heads,
@@ -133,7 +135,7 @@ struct Paged {
 struct Decoding {
     format: HalfFormat,
     heads: Heads,
-    /// Rows of queries, keys and values of each sequence.
+    /// Each sequence has these rows of queries, keys and values.
     sequences: Vec<Vec<Half>>,
 }
 
@@ -148,8 +150,8 @@ impl Decoding {
         self.sequences[sequence].len() / self.heads.row()
     }
 
-    /// The cache of the first tokens of some sequences, each given with their number: blocks lie scattered
-    /// between NaNs.
+    /// Caches the first tokens of some sequences; `ends` has the sequences and the numbers of
+    /// tokens. Blocks lie scattered between NaNs.
     fn paged(&self, ends: &[(usize, usize)]) -> Paged {
         let Heads { queries, keys: kv_heads, dim } = self.heads;
         let blocks = |&(_, end): &(usize, usize)| end.div_ceil(BLOCK_TOKENS);
@@ -163,7 +165,7 @@ impl Decoding {
             let rows = self.sequences[sequence].chunks_exact(self.heads.row()).take(end);
             for (position, row) in rows.enumerate() {
                 let entry = place * table_width + position / BLOCK_TOKENS;
-                // Backwards, one sequence's blocks among another's.
+                // Blocks are given out backwards and interleaved between sequences.
                 let block = total - 1 - (entry % table_width * ends.len() + place);
                 tables[entry] = block as u32;
                 for head in 0..kv_heads {
@@ -178,7 +180,7 @@ impl Decoding {
         Paged { keys, values, tables, table_width }
     }
 
-    /// The outputs of `chosen` sequences in one batch.
+    /// Returns the outputs of `chosen` sequences in one batch.
     fn attend(&self, gpu: &Gpu, chosen: &[usize]) -> Vec<Vec<Half>> {
         let ends: Vec<_> = chosen.iter().map(|&s| (s, self.length(s))).collect();
         let Paged { keys, values, tables, table_width } = self.paged(&ends);
@@ -199,14 +201,14 @@ impl Decoding {
         };
         let width = self.heads.queries * self.heads.dim;
         let mut out = gpu.poisoned(chosen.len() * width);
-        // Room for two sequences at a time.
+        // The scratch memory has room for two sequences at a time.
         let mut partials = gpu.poisoned(2 * partials_len(self.heads, table_width));
         let (kernels, stream, partials) = (&gpu.kernels.decode, &gpu.stream, partials.slice_mut());
         kernels.attend(stream, self.heads, rows.slice(), cache, partials, out.slice_mut()).unwrap();
         out.get().chunks_exact(width).map(<[Half]>::to_vec).collect()
     }
 
-    /// The outputs of pieces of sequences as parts of prompts in one pass, one after another.
+    /// Returns the outputs of pieces of sequences that are read as prompts in one pass.
     fn read(&self, gpu: &Gpu, pieces: &[(usize, Range<usize>)]) -> Vec<Half> {
         let ends: Vec<_> = pieces.iter().map(|(sequence, piece)| (*sequence, piece.end)).collect();
         let Paged { keys, values, tables, table_width } = self.paged(&ends);
@@ -240,7 +242,8 @@ impl Decoding {
         out.get()
     }
 
-    /// What the CPU computes for each sequence, with the same bits alone as together.
+    /// Checks the outputs against the CPU's, and that a sequence alone has the same bits as in
+    /// company.
     #[track_caller]
     fn check(&self) {
         let (format, heads) = (self.format, self.heads);

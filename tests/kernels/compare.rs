@@ -1,18 +1,17 @@
-//! Random inputs, and what it means that outputs agree.
+//! This file makes random inputs and compares outputs.
 
 use crate::cuda::half::{Half, HalfFormat};
 use crate::emulation::{Gpu, Library, ORDERS};
 use codeseq::base::rng;
 
-/// What numbers of 16 bits are.
 pub(crate) const FORMATS: [HalfFormat; 2] = [HalfFormat::Bf16, HalfFormat::Fp16];
 
 /// The largest relative error of fp32 outputs.
 pub(crate) const WIDE: f64 = 1e-5;
 
-/// Runs `test` with threads in every order (in one where `format` is not the first, since an order does
-/// not depend on it), has the bits agree, and gives the outputs to `check`; does nothing without a
-/// compiler.
+/// Runs `test` with threads in every order, expects the same bits from all, and gives the outputs
+/// to `check`. A format other than the first runs in one order, because orders do not depend on it.
+/// Without a compiler it does nothing.
 pub(crate) fn on_every_order<T: PartialEq>(
     format: HalfFormat,
     test: impl Fn(&Gpu) -> T,
@@ -29,7 +28,7 @@ pub(crate) fn on_every_order<T: PartialEq>(
 }
 
 impl HalfFormat {
-    /// Numbers of a standard normal distribution times `scale`, rounded.
+    /// Returns normally distributed numbers times `scale`, rounded.
     pub(crate) fn normal(self, seed: u64, len: usize, scale: f32) -> Vec<Half> {
         let uniform = |index: usize| rng::uniform(seed, index as u64);
         let number = |i: usize| {
@@ -39,17 +38,15 @@ impl HalfFormat {
         (0..len).map(|i| self.narrow(number(i) * scale)).collect()
     }
 
-    /// The same as f32.
     pub(crate) fn widen_all(self, x: &[Half]) -> Vec<f32> {
         x.iter().map(|&x| self.widen(x)).collect()
     }
 
-    /// The nearest number of each.
     pub(crate) fn narrow_all(self, x: &[f32]) -> Vec<Half> {
         x.iter().map(|&x| self.narrow(x)).collect()
     }
 
-    /// As [`assert_close`], as far as the format goes.
+    /// Does the same as [`assert_close`] with the tolerance of the format.
     #[track_caller]
     pub(crate) fn assert_close(self, what: &str, actual: &[Half], expected: &[f32]) {
         let tolerance = if self == HalfFormat::Bf16 { 1e-2 } else { 2e-3 };
@@ -57,13 +54,13 @@ impl HalfFormat {
     }
 }
 
-/// The bits, which unlike the numbers are equal to themselves.
+/// Returns the bits, because a NaN is not equal to itself.
 pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Fails where `actual` is further from `expected` than `tolerance` times the larger of the number
-/// expected and the root mean square of all.
+/// Fails where `actual` is further from `expected` than `tolerance` times the larger of the
+/// expected number and the root mean square of all.
 #[track_caller]
 pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f64) {
     assert_eq!(actual.len(), expected.len(), "{what}: as many");

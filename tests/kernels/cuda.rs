@@ -1,5 +1,5 @@
-//! Stands in for `codeseq::cuda`: its device, memory, modules and streams on the emulation, and the
-//! launchers themselves, compiled from their own files.
+//! This file stands in for `codeseq::cuda`: device, memory, modules and streams on the emulation,
+//! and the launchers themselves, compiled from their own files.
 #![allow(dead_code, unreachable_pub, reason = "the launchers are written for the library")]
 
 #[path = "../../src/cuda/half.rs"]
@@ -10,11 +10,11 @@ pub mod kernels;
 pub mod sizes;
 
 pub mod device {
-    //! No device.
+    //! This module has a device that is none.
 
     use super::half::HalfFormat;
 
-    /// The emulation.
+    /// The emulation in place of a device.
     #[derive(Debug)]
     pub struct Device(pub HalfFormat);
 
@@ -26,9 +26,9 @@ pub mod device {
 }
 
 pub mod stream {
-    //! The order in which threads run.
+    //! A stream is only an order of threads here.
 
-    /// A number of an order, see `emulation::ORDERS`.
+    /// The order in which threads run; see `emulation::ORDERS`.
     #[derive(Debug)]
     pub struct Stream {
         pub order: u32,
@@ -36,7 +36,7 @@ pub mod stream {
 }
 
 pub mod memory {
-    //! Slices of the host's memory, as `codeseq::cuda::memory` has them of the device's.
+    //! Slices are those of the host's memory, with the interface of `codeseq::cuda::memory`.
 
     use std::marker::PhantomData;
     use std::ops::Range;
@@ -98,7 +98,7 @@ pub mod memory {
 }
 
 pub mod module {
-    //! Kernels by name.
+    //! Kernels are found by name.
 
     use super::device::Device;
     use super::half::HalfFormat;
@@ -109,25 +109,25 @@ pub mod module {
     use std::ffi::c_void;
     use std::sync::Arc;
 
-    macro_rules! cubin {
+    macro_rules! fatbin {
         ($name:literal) => {
-            $crate::cuda::module::Cubin($crate::cuda::half::HalfFormat::Bf16)
+            $crate::cuda::module::Fatbin($crate::cuda::half::HalfFormat::Bf16)
         };
         ($name:literal, $format:expr) => {
-            $crate::cuda::module::Cubin($format)
+            $crate::cuda::module::Fatbin($format)
         };
     }
-    pub(crate) use cubin;
+    pub(crate) use fatbin;
 
     #[derive(Clone, Copy, Debug)]
-    pub struct Cubin(pub HalfFormat);
+    pub struct Fatbin(pub HalfFormat);
 
     #[derive(Debug)]
     pub struct Module(HalfFormat);
 
     impl Module {
-        pub fn load(_: &Arc<Device>, cubin: Cubin) -> Result<Self> {
-            Ok(Self(cubin.0))
+        pub fn load(_: &Arc<Device>, fatbin: Fatbin) -> Result<Self> {
+            Ok(Self(fatbin.0))
         }
         pub fn function(&self, name: &'static str) -> Result<Function> {
             Ok(Function { name, format: self.0 })
@@ -175,10 +175,10 @@ pub mod module {
         }
     }
 
-    /// What a kernel takes.
+    /// A value that can be passed to a kernel.
     ///
     /// # Safety
-    /// `pointer` points to a value of the C type that stands for `Self`.
+    /// `pointer` must point to a value of the C type that stands for `Self`.
     pub unsafe trait Argument {
         fn pointer(&self) -> *const c_void;
     }

@@ -1,4 +1,4 @@
-//! Embedding, rotary positions, SwiGLU and passes over flat buffers.
+//! This file tests embedding, rotary positions, SwiGLU and passes over flat buffers.
 
 use crate::compare::{FORMATS, assert_close, on_every_order};
 use crate::cuda::half::{Half, HalfFormat};
@@ -8,7 +8,7 @@ use crate::emulation::{Buffer, Gpu};
 use codeseq::ops;
 use codeseq::ops::rope::{Llama3Scaling, Rope};
 
-/// Tokens of a small vocabulary, some often.
+/// Returns tokens of a small vocabulary, some of which occur often.
 fn tokens(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| ((i * i + 3) % vocab) as u32).collect()
 }
@@ -74,14 +74,14 @@ const HEADS: [Heads; 4] = [
     Heads { queries: 6, keys: 2, dim: 32 },
 ];
 
-/// The table of the CPU for positions below 4000.
+/// Returns the CPU's table for positions below 4000.
 fn rope(heads: Heads, scaling: Option<Llama3Scaling>) -> Rope {
     let mut rope = Rope::new(heads.dim, 500_000.0, scaling);
     rope.grow(4000);
     rope
 }
 
-/// A table and positions in it, on the device.
+/// Tables of angles, and positions in them.
 struct Turning {
     cosines: Buffer<f32>,
     sines: Buffer<f32>,
@@ -191,7 +191,7 @@ fn rope_takes_queries_keys_and_values_apart_and_together_as_it_turns_them() {
     }
 }
 
-/// Rows of queries, keys and values as three tensors, one after another.
+/// Returns rows of queries, keys and values as three tensors, one after the other.
 fn parted(heads: Heads, qkv: &[Half]) -> Vec<Half> {
     let (queries, keys) = (heads.queries * heads.dim, heads.keys * heads.dim);
     let columns = [0..queries, queries..queries + keys, queries + keys..heads.row()];
@@ -314,7 +314,7 @@ fn passes_over_flat_buffers_round_and_add_as_the_cpu_does() {
     }
 }
 
-/// Sum of squares and flag of a buffer in both formats.
+/// Returns sum of squares and flag of a buffer, in both formats.
 fn squares(gpu: &Gpu, format: HalfFormat, x: &[Half]) -> [(f64, u32); 2] {
     let (flat, stream) = (&gpu.kernels.flat, &gpu.stream);
     let parts = crate::cuda::kernels::flat::Flat::square_parts(x.len());

@@ -1,4 +1,5 @@
-//! Builds `tests/emulated_gpu` into a library, loads it, and gives it memory that it can watch.
+//! This file builds `tests/emulated_gpu` into a library, loads it, and gives it memory that it can
+//! watch.
 
 use crate::cuda::device::Device;
 use crate::cuda::half::HalfFormat;
@@ -17,12 +18,13 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
-/// Threads and blocks forwards, backwards, and shuffled.
+/// Threads and blocks run forwards, backwards, and shuffled.
 pub(crate) const ORDERS: [u32; 3] = [0, 1, 20_617];
 
-/// Bytes before and after a buffer that no kernel may touch, as `runtime.cpp` knows them.
+/// So many bytes before and after a buffer may be touched by no kernel; `runtime.cpp` has the same
+/// number.
 const GUARD: usize = 256;
-/// What a buffer starts with: NaNs in every format.
+/// A buffer starts with this byte: NaNs in every format.
 const POISON: u8 = 0xff;
 
 type Emulate = unsafe extern "C" fn(
@@ -43,12 +45,13 @@ pub(crate) struct Library {
 }
 
 thread_local! {
-    /// Address and bytes of the buffers of this test.
+    /// The addresses and sizes in bytes of this test's buffers.
     static BUFFERS: RefCell<Vec<[usize; 2]>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Library {
-    /// The library, built if its sources changed; `None`, said once, without a C++ compiler.
+    /// Returns the library, which is built if its sources changed. Returns `None` without a C++
+    /// compiler and says so once.
     pub(crate) fn get() -> Option<&'static Self> {
         static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
         LIBRARY.get_or_init(|| build().map(|path| load(&path))).as_ref()
@@ -89,17 +92,17 @@ impl Library {
     }
 }
 
-/// The name of a C++ compiler that runs.
+/// Returns the name of a C++ compiler that runs.
 fn compiler() -> Option<String> {
     let named = std::env::var("CXX").ok();
     let names = named.into_iter().chain(["c++", "g++", "clang++"].map(str::to_owned));
     names.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok())
 }
 
-/// The library, no older than its sources.
+/// Returns the library, rebuilt if it is older than its sources.
 fn build() -> Option<PathBuf> {
     let Some(compiler) = compiler() else {
-        // Not `eprintln!`, which is not shown for tests that pass.
+        // Output of `eprintln!` is not shown for tests that pass.
         let skipped =
             b"SKIPPED: no kernel was tested, as there is no C++ compiler (c++, g++, clang++)\n";
         std::io::stderr().write_all(skipped).unwrap();
@@ -129,7 +132,7 @@ fn build() -> Option<PathBuf> {
     let sources = ["library.cpp", "library_fp16.cpp"];
     let (objects, unfinished) =
         (sources.map(|source| own(&format!("{source}.o"))), own("libkernels.so"));
-    // The instrumented accesses end in runtime.cpp, not in a sanitizer's library.
+    // Instrumented accesses call runtime.cpp, not a sanitizer's library.
     let instrumented = [
         "-c",
         "-fsanitize=thread,alignment",
@@ -171,13 +174,12 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
-    /// All kernels.
     pub(crate) fn new(library: &'static Library, format: HalfFormat, order: u32) -> Self {
         let kernels = Kernels::load(&Arc::new(Device(format))).unwrap();
         Self { kernels, stream: Stream { order }, library }
     }
 
-    /// A kernel that has no launcher.
+    /// Launches a kernel that has no launcher.
     pub(crate) fn launch(
         &self,
         name: &'static str,
@@ -189,14 +191,14 @@ impl Gpu {
         self.library.launch((name, HalfFormat::Bf16), [grid, 1], block, pointers, self.stream.order)
     }
 
-    /// A buffer of these elements.
+    /// Makes a buffer of these elements.
     pub(crate) fn put<T: Pod>(&self, elements: &[T]) -> Buffer<T> {
         let mut buffer = self.poisoned(elements.len());
         buffer.bytes_mut().copy_from_slice(bytemuck::cast_slice(elements));
         buffer
     }
 
-    /// A buffer of NaNs.
+    /// Makes a buffer of NaNs.
     pub(crate) fn poisoned<T: Pod>(&self, len: usize) -> Buffer<T> {
         let words = (len * size_of::<T>()).div_ceil(GUARD) + 2;
         let memory = vec![Aligned([POISON; GUARD]); words].into_boxed_slice();
@@ -234,17 +236,15 @@ impl<T> Buffer<T> {
 }
 
 impl<T: Pod> Buffer<T> {
-    /// To be read by kernels.
     pub(crate) fn slice(&self) -> DeviceSlice<'_, T> {
         DeviceSlice::new(self.address() as u64, self.len)
     }
 
-    /// To be written by kernels.
     pub(crate) fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
         DeviceSliceMut::new(self.address() as u64, self.len)
     }
 
-    /// What is there now.
+    /// Returns the elements that the buffer has now.
     pub(crate) fn get(&self) -> Vec<T> {
         // SAFETY: as `bytes_mut`; aligned, and any bytes are a `T`.
         unsafe { std::slice::from_raw_parts(self.address() as *const T, self.len) }.to_vec()

@@ -1,11 +1,13 @@
-//! Every kernel of `kernels/` against its twin in `src/ops`, without a GPU: a C++ compiler builds the
-//! sources for the CPU (`tests/emulated_gpu`), and the launchers of `src/cuda/kernels` run them there.
+//! This test runs every kernel of `kernels/` against its twin in `src/ops`, without a GPU. A C++
+//! compiler builds the sources for the CPU (`tests/emulated_gpu`), and the launchers of
+//! `src/cuda/kernels` run them there.
 //!
-//! Contract: inputs are random and rounded to bf16, outputs start as NaNs, and each test runs with
-//! the threads of a block forwards, backwards and in random order; the bits have to agree, and every
-//! access to memory is checked for races, bounds and alignment. The same then with fp16, in one order.
-//! Errors relative to the larger of a number and the root mean square of all stay under 1e-2 for bf16,
-//! 2e-3 for fp16 and 1e-5 for fp32. Where there is no C++ compiler nothing is tested, and one line says so.
+//! Contract: inputs are random and rounded to bf16, and outputs start as NaNs. Each test runs with
+//! the threads of a block forwards, backwards and in random order, and must give the same bits.
+//! Every access to memory is checked for races, bounds and alignment. Then the test runs with fp16,
+//! in one order. Errors, relative to the larger of a number and the root mean square of all, stay
+//! under 1e-2 for bf16, 2e-3 for fp16 and 1e-5 for fp32. Without a C++ compiler nothing is tested,
+//! and one line says so.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 mod attention;

@@ -1,4 +1,4 @@
-//! AdamW over shards.
+//! This file tests AdamW over shards.
 
 use crate::compare::{FORMATS, WIDE, assert_close, bits, on_every_order};
 use crate::cuda::half::{Half, HalfFormat};
@@ -37,7 +37,7 @@ struct State {
     parameters: Vec<Half>,
 }
 
-/// `steps` steps on shards that end at `ends`, with moments `M` and gradients `G`.
+/// Runs `steps` steps on shards that end at `ends`, with moments `M` and gradients `G`.
 fn run<M: Moment, G: Float>(
     (gpu, format): (&Gpu, HalfFormat),
     steps: u64,
@@ -170,14 +170,14 @@ fn bf16_moments_are_neighbours_of_the_exact_ones_and_right_on_average() {
                 {
                     let mut up = 0.0;
                     for (&r, &e) in rounded.iter().zip(exact) {
-                        // The two neighbours of the exact value.
+                        // These are the two neighbours of the exact value.
                         let low = f32::from_bits(e.to_bits() & 0xffff_0000);
                         let high = f32::from_bits((e.to_bits() & 0xffff_0000) + 0x1_0000);
                         assert!(r == low || r == high, "{e} became {r}");
                         let share = (e - low) / (high - low);
                         up += f64::from(u8::from(r == high && e != low)) - f64::from(share);
                     }
-                    // Standard deviation of the mean: at most half of 1 / sqrt(n).
+                    // The standard deviation of the mean is at most half of 1 / sqrt(n).
                     assert!((up / LEN as f64).abs() < 4.0 * 0.5 / (LEN as f64).sqrt(), "{up}");
                 }
             },

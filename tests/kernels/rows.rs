@@ -1,4 +1,4 @@
-//! Norms, sums over rows, and the scores of rows of logits.
+//! This file tests norms, sums over rows, and the scores of rows of logits.
 
 use crate::compare::{FORMATS, WIDE, assert_close, bits, on_every_order};
 use crate::cuda::half::{Half, HalfFormat};
@@ -10,7 +10,7 @@ use codeseq::ops;
 
 const EPS: f32 = 1e-5;
 
-/// Norms of x + residual, `[rows, width]`, the sum rounded as it is stored.
+/// Returns the norms of x + residual, `[rows, width]`; the sum is rounded as it is stored.
 fn expected_norm(
     format: HalfFormat,
     x: &[Half],
@@ -216,7 +216,7 @@ fn sums_over_rows_are_those_of_the_cpu() {
     }
 }
 
-/// Rows of logits with padding behind them that must not count.
+/// Makes rows of logits with padding behind them that must not count.
 fn logits(format: HalfFormat, shape: Shape, rows: usize, scale: f32) -> Vec<Half> {
     let mut logits = format.normal(21, rows * shape.stride, scale);
     for row in logits.chunks_exact_mut(shape.stride) {

@@ -1,4 +1,4 @@
-//! Sampled tokens.
+//! This file tests sampled tokens.
 
 use crate::compare::on_every_order;
 use crate::cuda::half::HalfFormat;
@@ -7,12 +7,12 @@ use crate::cuda::kernels::sample::{Kinds, RowSampling, Rows, Sampling};
 use codeseq::base::rng;
 use codeseq::ops::sample;
 
-/// Logits are fp32, so that one format is enough.
+/// Logits are fp32, so one format is enough.
 const FORMAT: HalfFormat = HalfFormat::Bf16;
 
 const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
-/// Logits `[rows, stride]` and how many of a row count, and may be drawn.
+/// Logits `[rows, stride]`, how many of a row count, and how many may be drawn.
 struct Case {
     logits: Vec<f32>,
     rows: usize,
@@ -25,7 +25,7 @@ impl Case {
     fn new(rows: usize, [stride, vocab, choices]: [usize; 3], scale: f32) -> Self {
         let mut logits = FORMAT.widen_all(&FORMAT.normal(40, rows * stride, scale));
         for row in logits.chunks_exact_mut(stride) {
-            // Not bf16, so that weights are all different; padding that must not count.
+            // Logits are not rounded to bf16, so that all weights differ; padding must not count.
             row.iter_mut().enumerate().for_each(|(i, x)| *x += (i as f32 * 0.7).sin() * 0.01);
             row[vocab..].fill(1000.0);
         }
@@ -36,13 +36,13 @@ impl Case {
         &self.logits[row * self.stride..][..self.vocab]
     }
 
-    /// Token for token what the CPU draws.
+    /// Expects the CPU's tokens.
     #[track_caller]
     fn check(&self, sampling: Sampling) {
         self.check_each(&vec![sampling; self.rows]);
     }
 
-    /// The same where each row is drawn in its own way.
+    /// Expects the same where each row has settings of its own.
     #[track_caller]
     fn check_each(&self, sampling: &[Sampling]) {
         let key = |row: usize| rng::key(7, &[row as u64]);
@@ -88,7 +88,7 @@ impl Case {
 fn tokens_of_whole_vocabularies_are_those_of_the_cpu() {
     for (sizes, scale) in [
         ([128_256, 128_256, 128_256], 3.0),
-        // Almost flat, where an error of the sums in the sixth digit changes the token.
+        // Logits are almost equal here, so an error in the sixth digit of a sum changes the token.
         ([152_064, 152_064, 151_665], 0.01),
     ] {
         Case::new(3, sizes, scale).check(PLAIN);
@@ -129,7 +129,7 @@ fn truncated_tokens_are_those_of_the_cpu() {
     ];
     for sizes in [[1000, 999, 990], [72, 70, 67]] {
         let mut case = Case::new(5, sizes, 2.0);
-        // Equal logits at the edge: the lower token is the likelier one.
+        // Logits at the edge are equal; the lower token counts as the likelier one.
         for row in case.logits.chunks_exact_mut(case.stride) {
             row[3..60].iter_mut().step_by(2).for_each(|x| *x = 1.5);
         }
@@ -157,7 +157,8 @@ fn rows_are_drawn_each_in_its_own_way() {
 fn a_repetition_penalty_makes_seen_tokens_as_unlikely_as_on_the_cpu() {
     const STRIDE: usize = 1000;
     let logits = FORMAT.widen_all(&FORMAT.normal(41, 3 * STRIDE, 3.0));
-    // No token of the first row, every third of the second, and more of the third than threads.
+    // No token of the first row is seen, every third of the second, and more of the third than
+    // there are threads.
     let seen = [Vec::new(), (0..STRIDE as u32).step_by(3).collect(), (5..705).collect::<Vec<_>>()];
     let starts: Vec<u32> =
         [0, 0, seen[1].len(), seen[1].len() + seen[2].len()].map(|n| n as u32).to_vec();

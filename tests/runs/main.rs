@@ -27,7 +27,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use support::{
     PROGRAMS, Place, VOCAB, assert_nothing_is_half_made, done, everything_below, expect_mistake,
-    inputs, interrupt, kill, lines, problem, shape, start, stderr, train,
+    gpu_shape, inputs, interrupt, kill, lines, problem, shape, start, stderr, train,
 };
 
 const SFT_STEPS: u64 = 60;

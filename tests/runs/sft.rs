@@ -238,8 +238,12 @@ fn a_run_on_gpus_is_planned_anywhere_and_a_cpu_refuses_their_numbers() {
     let words = "sft --config @sft.toml --out @run --set train.";
     place.mistake(&format!("{words}precision=bf16"), &["train.precision is bf16", "f32"]);
     place.mistake(&format!("{words}device=gpu"), &["train.device=gpu", "unknown value"]);
-    let small = "device=cuda --dry-run --set plan.gpu_memory_gb=1e-3";
-    let plan = done(&mut place.train(&format!("{words}{small}")));
+    let dry = format!("{words}device=cuda --dry-run --set plan.gpu_memory_gb=1e-3");
+    place.mistake(&dry, &["device cuda", "heads of 8 elements"]);
+    let model = place.write("gpu.json", &gpu_shape().to_string());
+    let dry = format!("{dry} --set model.init={:?}", model.display().to_string());
+    let plan = done(&mut place.train(&dry));
+    assert!(plan.contains("on 24 GB (RTX 3090/4090, A10, L4)"), "{plan}");
     assert!(plan.contains("does not fit") && plan.contains("activations"), "{plan}");
     assert!(plan.contains("device = \"cuda\"") && plan.contains("moments = \"f32\""), "{plan}");
 }

@@ -7,9 +7,9 @@
 //! token sees itself and what comes before it in its segment. Gradients are overwritten. The sizes
 //! of a pack are declared once ([`Sizes`]), so that a run compiles two kernels; a pack with fewer
 //! segments is filled up with empty ones. The caller brings the memory: a table of segments and
-//! [`Sizes::scratch_bytes`]. The backward sums the query gradient in a fixed order from cuDNN 9.25
-//! on; before that, a fixed order would take too much memory. Where the library is missing, opening
-//! fails with [`Absent`](crate::cuda::library::Absent), and the caller uses another implementation.
+//! [`Sizes::scratch_bytes`]. On Hopper the backward sums the query gradient in a fixed order
+//! from cuDNN 9.25 on; before that, a fixed order would take too much memory. On other GPUs the order
+//! is not fixed. Where the library is missing, opening fails with [`Absent`](crate::cuda::library::Absent), and the caller uses another implementation.
 //! Left out: dropout, bias, sliding windows, and decoding, for which these engines are slow.
 //!
 //! None of this has run on a GPU yet. Tests build the plans of both directions for a described GPU,
@@ -45,8 +45,14 @@ const DETERMINISTIC: Engine = Engine {
 /// graph.
 const OLDEST: usize = 91_900;
 
-/// The backward sums in a fixed order from this version on.
-pub const DETERMINISTIC_SINCE: usize = 92_500;
+/// The backward can sum in a fixed order from this version on.
+const DETERMINISTIC_SINCE: usize = 92_500;
+
+/// Tells whether the backward of a cuDNN `version` sums in a fixed order on a GPU of this compute
+/// capability: [`DETERMINISTIC`] is an engine for Hopper.
+pub fn is_deterministic(version: usize, (major, _): (i32, i32)) -> bool {
+    version >= DETERMINISTIC_SINCE && major == 9
+}
 
 /// The table that says where the segments of a pack begin, in device memory.
 #[derive(Debug)]
@@ -171,7 +177,8 @@ impl Attention {
         );
         stream.device().bind()?;
         let handle = Handle::new(backend)?;
-        let is_deterministic = backend.version() >= DETERMINISTIC_SINCE;
+        let capability = stream.device().properties().capability;
+        let is_deterministic = is_deterministic(backend.version(), capability);
         let format = stream.device().half_format();
         let [forward, backward] =
             plans(backend, (&sizes, format), &Target::Device(&handle), is_deterministic)?;

@@ -10,6 +10,6 @@ pub(crate) mod plan;
 
 pub use crate::cuda::sizes::AttentionSizes as Sizes;
 pub use attention::{
-    Attention, DETERMINISTIC_SINCE, Gradients, Operands, PlanReport, Results, Segments, check_plans,
+    Attention, Gradients, Operands, PlanReport, Results, Segments, check_plans, is_deterministic,
 };
 pub use backend::version;

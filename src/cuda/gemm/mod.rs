@@ -22,16 +22,17 @@ mod plan;
 
 use super::half::Half;
 use super::kernels::Float;
-use super::library::{Absent, Library};
+use super::library::{Absent, Library, dotted, file_of};
 use super::memory::{Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut};
 use super::sizes::PRODUCTS;
 use super::stream::Stream;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cudarc::cublaslt::{result, sys};
 use plan::{Plan, Product};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// The sizes of a linear layer and of its input.
@@ -81,21 +82,37 @@ struct Operands {
     accumulate: bool,
 }
 
-/// Opens cuBLASLt on the first call.
-pub fn library() -> Result<&'static Library, Absent> {
-    // The library is opened here by its full name. cudarc asks for it by several names and then
-    // finds it open.
+/// The oldest version of the library that these products were written for: 13.0.
+const OLDEST: usize = 130_000;
+
+/// Opens cuBLASLt on the first call. Returns the version (10000 major + 100 minor + patch) and the file
+/// of the library that products use.
+///
+/// cudarc, which calls the library, takes a `libcublasLt.so` of any version before the one that is
+/// opened here by its full name. So this asks for what cudarc has, and refuses an older one.
+pub fn version() -> Result<(usize, Option<PathBuf>)> {
     static LIBRARY: OnceLock<Result<Library, Absent>> = OnceLock::new();
-    LIBRARY
-        .get_or_init(|| Library::open("cuBLASLt", "libcublasLt.so.13"))
-        .as_ref()
-        .map_err(Absent::clone)
+    let open = || Library::open("cuBLASLt", "libcublasLt.so.13");
+    LIBRARY.get_or_init(open).as_ref().map_err(Absent::clone)?;
+    // SAFETY: cudarc loads the library by one of several names, of which one is open.
+    let found = unsafe { sys::culib() };
+    // SAFETY: the function takes nothing and gives a number; cudarc never closes the library.
+    let version = *unsafe { found.get::<unsafe extern "C" fn() -> usize>(b"cublasLtGetVersion") }?;
+    // SAFETY: as above.
+    let (number, file) = (unsafe { version() }, file_of(version as *const c_void));
+    ensure!(
+        number >= OLDEST,
+        "cuBLASLt {} is too old, and hides libcublasLt.so.13: take the folder of {} off LD_LIBRARY_PATH",
+        dotted(number),
+        file.map_or_else(|| "libcublasLt.so".to_owned(), |file| file.display().to_string())
+    );
+    Ok((number, file))
 }
 
 impl Gemm {
     /// Opens the library and takes a workspace from the arena.
     pub fn new(arena: &mut Arena) -> Result<Self> {
-        library()?;
+        version()?;
         let workspace = arena.lasting("workspace of products", PRODUCTS)?;
         let handle = result::create_handle().context("starting cuBLASLt")?;
         Ok(Self { handle, plans: HashMap::new(), workspace })

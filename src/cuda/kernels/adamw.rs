@@ -4,7 +4,7 @@ use super::{Float, VECTOR, blocks, functions, int};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::module::{Argument, Function, fatbin};
 use crate::cuda::stream::Stream;
 use crate::ops::adamw::AdamW;
 use anyhow::Result;
@@ -89,7 +89,7 @@ impl AdamWKernels {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["adamw_half", "adamw_f32", "adamw_half_rounded", "adamw_f32_rounded"];
         let [narrow, wide, rounded_narrow, rounded_wide] =
-            functions(device, cubin!("adamw", device.half_format()), names)?;
+            functions(device, fatbin!("adamw", device.half_format()), names)?;
         Ok(Self {
             exact: super::ByFloat { narrow, wide },
             rounded: super::ByFloat { narrow: rounded_narrow, wide: rounded_wide },

@@ -6,7 +6,7 @@ use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::module::{Argument, Function, fatbin};
 use crate::cuda::sizes;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
@@ -45,7 +45,7 @@ pub fn tiles(cu_seqlens: &[usize], rows: usize) -> Vec<Tile> {
     tiles
 }
 
-/// There is a kernel for each head size of [`DIMS`](super::decode::DIMS).
+/// There is a kernel for each head size of [`HEAD_DIMS`](crate::cuda::sizes::HEAD_DIMS).
 #[derive(Debug)]
 pub struct Attention {
     forward: [Function; 3],
@@ -98,7 +98,7 @@ impl Attention {
             "attention_backward_queries_128",
         ];
         let [a, b, c, delta, d, e, f, g, h, i] =
-            functions(device, cubin!("attention", device.half_format()), names)?;
+            functions(device, fatbin!("attention", device.half_format()), names)?;
         Ok(Self { forward: [a, b, c], delta, keys: [d, e, f], queries: [g, h, i] })
     }
 

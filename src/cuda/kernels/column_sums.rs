@@ -5,7 +5,7 @@ use super::{ByFloat, Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
+use crate::cuda::module::{Function, fatbin};
 pub use crate::cuda::sizes::PARTS;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
@@ -55,7 +55,7 @@ impl ColumnSums {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["column_partials", "add_column_sums_half", "add_column_sums_f32"];
         let [partials, narrow, wide] =
-            functions(device, cubin!("column_sums", device.half_format()), names)?;
+            functions(device, fatbin!("column_sums", device.half_format()), names)?;
         Ok(Self { partials, add: ByFloat { narrow, wide } })
     }
 

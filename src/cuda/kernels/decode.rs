@@ -5,16 +5,11 @@ use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Argument, Function, cubin};
-use crate::cuda::sizes::{self, splits};
+use crate::cuda::module::{Argument, Function, fatbin};
+use crate::cuda::sizes::{self, HEAD_DIMS, MOST_GROUP, splits};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
-
-/// There are kernels for these head sizes.
-pub const DIMS: [usize; 3] = [32, 64, 128];
-/// At most this many query heads may share a key head.
-pub const MOST_GROUP: usize = 8;
 
 /// There is a kernel for each head size, for groups of up to four and of up to eight query heads.
 #[derive(Debug)]
@@ -62,7 +57,7 @@ impl DecodeAttention {
             "attention_decode_combine",
         ];
         let [a, b, c, d, e, f, combine] =
-            functions(device, cubin!("attention_decode", device.half_format()), names)?;
+            functions(device, fatbin!("attention_decode", device.half_format()), names)?;
         Ok(Self { kernels: [[a, b], [c, d], [e, f]], combine })
     }
 
@@ -149,7 +144,7 @@ impl DecodeAttention {
     }
 }
 
-/// Returns the place of a head size in [`DIMS`].
+/// Returns the place of a head size in [`HEAD_DIMS`].
 pub(crate) fn index_of(dim: usize) -> usize {
-    DIMS.iter().position(|&known| known == dim).expect("a head size that kernels exist for")
+    HEAD_DIMS.iter().position(|&known| known == dim).expect("a head size that kernels exist for")
 }

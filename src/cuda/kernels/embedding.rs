@@ -4,7 +4,7 @@ use super::{ByFloat, Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
+use crate::cuda::module::{Function, fatbin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Embedding {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["embedding", "embedding_backward_half", "embedding_backward_f32"];
         let [forward, narrow, wide] =
-            functions(device, cubin!("embedding", device.half_format()), names)?;
+            functions(device, fatbin!("embedding", device.half_format()), names)?;
         Ok(Self { forward, backward: ByFloat { narrow, wide } })
     }
 

@@ -4,7 +4,7 @@ use super::{ByFloat, Float, VECTOR, blocks, functions, int};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::module::{Argument, Function, fatbin};
 use crate::cuda::sizes::SQUARES;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
@@ -33,7 +33,7 @@ impl Flat {
             "accumulate",
         ];
         let [narrow_squares, wide_squares, sum, widen, narrow, accumulate] =
-            functions(device, cubin!("flat", device.half_format()), names)?;
+            functions(device, fatbin!("flat", device.half_format()), names)?;
         let squares = ByFloat { narrow: narrow_squares, wide: wide_squares };
         Ok(Self { squares, sum, widen, narrow, accumulate })
     }

@@ -1,14 +1,14 @@
 //! This file launches `kernels/head_norm.cu`.
 
 use super::column_sums::{SumOverRows, parts};
-use super::decode::DIMS;
 use super::rms_norm::Norm;
 use super::rope::Heads;
 use super::{Float, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::module::{Argument, Function, fatbin};
+use crate::cuda::sizes::HEAD_DIMS;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl HeadNorm {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["head_norm", "head_norm_backward"];
         let [forward, backward] =
-            functions(device, cubin!("head_norm", device.half_format()), names)?;
+            functions(device, fatbin!("head_norm", device.half_format()), names)?;
         Ok(Self { forward, backward })
     }
 
@@ -126,7 +126,7 @@ impl HeadNorm {
 
 /// Checks the heads and the norm's weight, and returns how many rows `len` elements are.
 fn check(heads: Heads, norm: Norm<'_>, len: usize) -> usize {
-    assert!(DIMS.contains(&heads.dim), "heads of {}: one of {DIMS:?}", heads.dim);
+    assert!(HEAD_DIMS.contains(&heads.dim), "heads of {}: one of {HEAD_DIMS:?}", heads.dim);
     assert_eq!(norm.weight.len(), 2 * heads.dim, "a weight of query heads and one of key heads");
     rows_of(len, heads.row())
 }

@@ -4,7 +4,7 @@ use super::{ByFloat, Float, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::module::{Argument, Function, fatbin};
 use crate::cuda::sizes;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
@@ -62,7 +62,7 @@ impl LogProb {
         let names =
             ["logprob_half", "logprob_f32", "logprob_backward_half", "logprob_backward_f32"];
         let [narrow, wide, back_narrow, back_wide] =
-            functions(device, cubin!("logprob", device.half_format()), names)?;
+            functions(device, fatbin!("logprob", device.half_format()), names)?;
         Ok(Self {
             forward: ByFloat { narrow, wide },
             backward: ByFloat { narrow: back_narrow, wide: back_wide },

@@ -24,7 +24,8 @@ pub mod swiglu;
 
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
-use crate::cuda::module::{Cubin, Function, Module};
+use crate::cuda::module::{Fatbin, Function, Module};
+use crate::cuda::sizes::VECTOR;
 use anyhow::Result;
 use bytemuck::Pod;
 use std::sync::Arc;
@@ -75,10 +76,10 @@ impl Kernels {
 /// Returns the functions `names` of one compiled file.
 fn functions<const N: usize>(
     device: &Arc<Device>,
-    cubin: Cubin,
+    fatbin: Fatbin,
     names: [&'static str; N],
 ) -> Result<[Function; N]> {
-    let module = Module::load(device, cubin)?;
+    let module = Module::load(device, fatbin)?;
     let functions = names.into_iter().map(|name| module.function(name));
     let functions = functions.collect::<Result<Vec<_>>>()?;
     functions.try_into().map_err(|_| anyhow::Error::msg("as many functions as names"))
@@ -110,9 +111,6 @@ impl ByFloat {
         if T::IS_WIDE { &self.wide } else { &self.narrow }
     }
 }
-
-/// Kernels load and store this many elements at a time.
-const VECTOR: usize = 8;
 
 /// Converts a size to the integer that kernels take.
 fn int(size: usize) -> i32 {

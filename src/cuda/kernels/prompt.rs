@@ -1,12 +1,13 @@
 //! This file launches `kernels/attention_prompt.cu`, and lists the tiles of a pass.
 
-use super::decode::{Cache, DIMS, index_of};
+use super::decode::{Cache, index_of};
 use super::rope::Heads;
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
+use crate::cuda::module::{Function, fatbin};
+use crate::cuda::sizes::HEAD_DIMS;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::ops::Range;
@@ -33,14 +34,14 @@ pub fn numbers(tiles: &[Range<usize>]) -> Vec<u32> {
 /// There is a kernel for each head size.
 #[derive(Debug)]
 pub struct PromptAttention {
-    kernels: [Function; DIMS.len()],
+    kernels: [Function; HEAD_DIMS.len()],
 }
 
 impl PromptAttention {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["attention_prompt_32", "attention_prompt_64", "attention_prompt_128"];
-        let cubin = cubin!("attention_prompt", device.half_format());
-        Ok(Self { kernels: functions(device, cubin, names)? })
+        let fatbin = fatbin!("attention_prompt", device.half_format());
+        Ok(Self { kernels: functions(device, fatbin, names)? })
     }
 
     /// Computes the attention of the tokens of `tiles` into their rows of `out` `[rows, queries *

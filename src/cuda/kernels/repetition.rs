@@ -3,7 +3,7 @@
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
+use crate::cuda::module::{Function, fatbin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct Seen<'a> {
 
 impl Repetition {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
-        let [penalize] = functions(device, cubin!("repetition"), ["penalize_repetition"])?;
+        let [penalize] = functions(device, fatbin!("repetition"), ["penalize_repetition"])?;
         Ok(Self { penalize })
     }
 

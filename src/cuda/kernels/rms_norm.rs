@@ -5,13 +5,11 @@ use super::{Float, VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
+use crate::cuda::module::{Function, fatbin};
+use crate::cuda::sizes::MOST_WIDTH;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
-
-/// A row may be this wide at most: it is one block of 1024 threads with eight elements each.
-pub const MOST_WIDTH: usize = 8192;
 
 #[derive(Debug)]
 pub struct RmsNorm {
@@ -53,7 +51,7 @@ impl RmsNorm {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["rms_norm", "rms_norm_backward"];
         let [forward, backward] =
-            functions(device, cubin!("rms_norm", device.half_format()), names)?;
+            functions(device, fatbin!("rms_norm", device.half_format()), names)?;
         Ok(Self { forward, backward })
     }
 

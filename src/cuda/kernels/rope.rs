@@ -4,7 +4,7 @@ use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Argument, Function, cubin};
+use crate::cuda::module::{Argument, Function, fatbin};
 pub use crate::cuda::sizes::BLOCK_TOKENS;
 use crate::cuda::stream::Stream;
 use anyhow::Result;
@@ -81,7 +81,7 @@ impl RopeKernels {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["rope", "rope_split", "rope_join", "rope_write"];
         let [turn, split, join, write] =
-            functions(device, cubin!("rope", device.half_format()), names)?;
+            functions(device, fatbin!("rope", device.half_format()), names)?;
         Ok(Self { turn, split, join, write })
     }
 

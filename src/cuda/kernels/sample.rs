@@ -3,8 +3,8 @@
 use super::{blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
-use crate::cuda::sizes;
+use crate::cuda::module::{Function, fatbin};
+use crate::cuda::sizes::{self, MOST_CHOICES};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use bytemuck::{Pod, Zeroable};
@@ -12,9 +12,6 @@ use std::sync::Arc;
 
 /// This many threads read a row of logits; `kernels/statistics.cuh` relies on the number.
 pub(crate) const ROW_THREADS: u32 = 1024;
-
-/// A vocabulary may be this large at most: `kernels/sample.cu` has room for so many tiles.
-pub const MOST_CHOICES: usize = 64 * 4096;
 
 #[derive(Debug)]
 pub struct Sampler {
@@ -115,7 +112,7 @@ pub struct Rows<'a> {
 impl Sampler {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["sample", "sample_truncated"];
-        let [sample, truncated] = functions(device, cubin!("sample"), names)?;
+        let [sample, truncated] = functions(device, fatbin!("sample"), names)?;
         Ok(Self { sample, truncated })
     }
 

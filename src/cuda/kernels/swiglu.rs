@@ -4,7 +4,7 @@ use super::{VECTOR, blocks, functions, int, rows_of};
 use crate::cuda::device::Device;
 use crate::cuda::half::Half;
 use crate::cuda::memory::{DeviceSlice, DeviceSliceMut};
-use crate::cuda::module::{Function, cubin};
+use crate::cuda::module::{Function, fatbin};
 use crate::cuda::stream::Stream;
 use anyhow::Result;
 use std::sync::Arc;
@@ -20,7 +20,8 @@ pub struct SwiGlu {
 impl SwiGlu {
     pub fn load(device: &Arc<Device>) -> Result<Self> {
         let names = ["swiglu", "swiglu_backward"];
-        let [forward, backward] = functions(device, cubin!("swiglu", device.half_format()), names)?;
+        let [forward, backward] =
+            functions(device, fatbin!("swiglu", device.half_format()), names)?;
         Ok(Self { forward, backward })
     }
 

@@ -172,7 +172,8 @@ fn cudnn(to: &mut Comparison<'_>, packs: &[Pack<'_>]) -> Result<()> {
         }
     };
     packs.iter().try_for_each(|pack| {
-        let is_deterministic = deterministic(true);
+        let capability = to.gpu.device.properties().capability;
+        let is_deterministic = deterministic(capability, true);
         to.compare_repeats(
             pack.name("cuDNN attention"),
             &pack.expected(ROUNDINGS),

@@ -19,12 +19,10 @@ mod layer;
 mod matrix;
 mod training;
 
-use super::{BatchSize, Decoder, ModelConfig, Precision, Recompute};
-use crate::base::error::usage;
-use crate::cuda::kernels::decode::{DIMS, MOST_GROUP};
-use crate::cuda::kernels::rms_norm::{MOST_WIDTH, Norm};
+use super::gpu_shape::check_shape;
+use super::{BatchSize, Decoder, Precision, Recompute};
+use crate::cuda::kernels::rms_norm::Norm;
 use crate::cuda::kernels::rope::{Angles, Heads};
-use crate::cuda::kernels::sample::MOST_CHOICES;
 use crate::cuda::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, Half, HalfFormat};
 use anyhow::Result;
 use rayon::prelude::*;
@@ -34,9 +32,6 @@ pub use super::gpu_sizes::{GenerationSize, TrainingMemory};
 use attention::PlanStore;
 pub use generation::Generation;
 pub use training::{Finished, Training};
-
-/// Widths must be multiples of this many elements, which kernels load and store at once.
-const VECTOR: usize = 8;
 
 /// So many parameters at a time are converted on their way to the device.
 const UPLOAD: usize = 8 << 20;
@@ -65,40 +60,10 @@ pub(crate) struct Weights<'a> {
 }
 
 impl DeviceModel {
-    /// Refuses, as a mistake of the user, a shape that the kernels cannot compute.
-    pub fn check(config: &ModelConfig) -> Result<()> {
-        let ModelConfig { num_heads, num_kv_heads, head_dim, hidden_size, vocab_size, .. } = config;
-        let refuse = |what: String| Err(usage(format!("device cuda: {what}")));
-        if !DIMS.contains(head_dim) {
-            return refuse(format!("heads of {head_dim} elements; there are kernels for {DIMS:?}"));
-        }
-        if num_heads / num_kv_heads > MOST_GROUP {
-            return refuse(format!(
-                "{num_heads} query heads on {num_kv_heads} key heads: at most {MOST_GROUP} share one"
-            ));
-        }
-        if *hidden_size > MOST_WIDTH {
-            return refuse(format!("`hidden_size` {hidden_size}: at most {MOST_WIDTH}"));
-        }
-        if *vocab_size > MOST_CHOICES {
-            return refuse(format!("`vocab_size` {vocab_size}: at most {MOST_CHOICES}"));
-        }
-        for (key, width) in [
-            ("hidden_size", hidden_size),
-            ("intermediate_size", &config.intermediate_size),
-            ("vocab_size", vocab_size),
-        ] {
-            if !width.is_multiple_of(VECTOR) {
-                return refuse(format!("`{key}` {width} is not a multiple of {VECTOR}"));
-            }
-        }
-        Ok(())
-    }
-
     /// Takes memory for the parameters of `decoder` and for the angles of positions below
     /// `max_positions`. The parameters are undefined until they are uploaded.
     pub fn new(mut gpu: Gpu, decoder: Decoder, max_positions: usize) -> Result<Self> {
-        Self::check(decoder.config())?;
+        check_shape(decoder.config())?;
         let params = gpu.arena.lasting("parameters", decoder.layout().len)?;
         let rope = RopeTable::new(&mut gpu, &decoder, max_positions.max(1))?;
         Ok(Self { gpu, decoder, params, rope, plans: PlanStore::default() })
@@ -193,36 +158,4 @@ pub fn half_format(precision: Precision) -> HalfFormat {
 fn heads(decoder: &Decoder) -> Heads {
     let config = decoder.config();
     Heads { queries: config.num_heads, keys: config.num_kv_heads, dim: config.head_dim }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::error::exit_code;
-
-    #[test]
-    fn a_shape_without_kernels_is_a_mistake_that_names_its_key() {
-        let check = |key: &str, value: usize| {
-            let text = r#"{"model_type": "llama", "vocab_size": 96, "hidden_size": 64,
-                "intermediate_size": 80, "num_hidden_layers": 1, "num_attention_heads": 16,
-                "num_key_value_heads": 4, "head_dim": 32}"#;
-            let mut config: serde_json::Value = serde_json::from_str(text).unwrap();
-            config[key] = value.into();
-            DeviceModel::check(&ModelConfig::from_json(&config.to_string()).unwrap())
-        };
-        check("num_hidden_layers", 2).unwrap();
-        for (key, value, said) in [
-            ("head_dim", 40, "heads of 40 elements"),
-            ("num_key_value_heads", 1, "16 query heads on 1 key heads"),
-            ("hidden_size", 8200, "`hidden_size` 8200: at most 8192"),
-            ("hidden_size", 68, "`hidden_size` 68 is not a multiple of 8"),
-            ("intermediate_size", 81, "`intermediate_size` 81"),
-            ("vocab_size", 97, "`vocab_size` 97 is not"),
-            ("vocab_size", 300_000, "`vocab_size` 300000: at most"),
-        ] {
-            let refusal = check(key, value).unwrap_err();
-            assert!(format!("{refusal:#}").contains(said), "{refusal:#}");
-            assert_eq!(exit_code(&refusal), 2);
-        }
-    }
 }
