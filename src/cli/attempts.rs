@@ -1,40 +1,44 @@
 //! The arguments of every command that has a model attempt problems, and what they prepare.
 
 use super::device::RankArgs;
-use super::model::ModelArgs;
 use crate::base::error::Interrupted;
 use crate::base::fs::check_writable;
 use crate::base::interrupt;
+use crate::checkpoint::ModelPlace;
 use crate::data::problem::Problem;
 use crate::data::rows;
 use crate::engine::OpenModel;
 use crate::eval::journal::{Identity, Journal};
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempts::check_fit;
-use crate::tasks::{Task, TaskKind};
+use crate::tasks::{Sampling, Task, TaskKind};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
-/// Which model, which problems, and how they are attempted.
+/// Which problems of a file, in which words.
 #[derive(Debug, clap::Args)]
-pub struct AttemptArgs {
-    #[command(flatten)]
-    model: ModelArgs,
+pub struct ProblemArgs {
     /// Problems (JSON Lines)
     #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    pub data: PathBuf,
     /// Prompt template [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
-    /// Rollouts for each problem
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    pub rollouts: usize,
-    /// Sampling temperature
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
-    /// Longest response, in tokens; with its prompt at most what the model was made for
-    #[arg(long, value_name = "N", default_value_t = 10_240)]
-    max_new_tokens: usize,
+}
+
+/// How problems are attempted.
+#[derive(Debug, clap::Args)]
+pub struct AttemptArgs {
+    /// Rollouts for each problem [default: 32; 1 for a benchmark]
+    #[arg(long, value_name = "N")]
+    rollouts: Option<usize>,
+    /// Sampling temperature [default: 1; 0 for a benchmark]
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Longest response, in tokens; with its prompt at most what the model was made for [default: 10240; the
+    /// preset's for a benchmark]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
     /// Sequences that each rank generates at the same time
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_sequences: usize,
@@ -56,19 +60,13 @@ pub struct Prepared {
     /// The model, and where it generates.
     pub candidate: OpenModel,
     pub settings: AttemptSettings,
+    /// What its answers depend on; not worked out without a result to write.
+    pub identity: Option<Identity>,
     /// Where answers are kept until the result is written; none without a result to write.
     pub journal: Option<Journal>,
 }
 
-impl AttemptArgs {
-    /// Refuses arguments that are not possible, and files that could not be written, before any work is done.
-    pub fn check(&self, outs: &[&Path]) -> Result<()> {
-        interrupt::install()?;
-        self.settings().check()?;
-        self.ranks.check()?;
-        outs.iter().try_for_each(|out| check_writable(out, &[&self.data]))
-    }
-
+impl ProblemArgs {
     /// The task of this kind that `make` makes of the problems, and of the prompt where one is given.
     pub fn open<T>(
         &self,
@@ -80,32 +78,51 @@ impl AttemptArgs {
         let problems = rows::read(&self.data)?;
         make(problems, self.prompt.as_deref()).with_context(|| self.data.display().to_string())
     }
+}
+
+impl AttemptArgs {
+    /// Refuses arguments that are not possible, and files that could not be written or are `inputs`, before any
+    /// work is done.
+    pub fn check(&self, outs: &[&Path], inputs: &[&Path]) -> Result<()> {
+        interrupt::install()?;
+        self.settings(Sampling::default()).check()?;
+        self.ranks.check()?;
+        outs.iter().try_for_each(|out| check_writable(out, inputs))
+    }
 
     /// Opens the model and the journal of the result `out`, so that whatever is wrong shows before any work is
     /// done.
-    pub fn prepare(&self, task: &dyn Task, out: Option<&Path>) -> Result<Prepared> {
-        let settings = self.settings();
-        let model = self.model.place();
+    pub fn prepare(
+        &self,
+        model: ModelPlace<'_>,
+        task: &dyn Task,
+        out: Option<&Path>,
+    ) -> Result<Prepared> {
+        let settings = self.settings(task.sampling());
         let mut candidate = self.ranks.open(model)?;
         let queries = settings.queries(task.num_problems());
         candidate.generator().warn_of_run_on(&settings.stop_ids);
         check_fit(&candidate.generator(), task, &queries, &settings)?;
+        let identify = |_| Identity::of_model((model, &self.ranks.device()), task, &settings);
+        let identity = out.map(identify).transpose()?;
         // What is written into a device or a pipe leaves nothing to go on from.
-        let journal = out
-            .filter(|out| !out.exists() || out.is_file())
-            .map(|out| {
-                let identity = Identity::new((model, &self.ranks.device()), task, &settings)?;
-                Journal::open(Journal::path_for(out), &identity, self.resume)
-            })
+        let kept = out.filter(|out| !out.exists() || out.is_file()).zip(identity.as_ref());
+        let journal = kept
+            .map(|(out, identity)| Journal::open(Journal::path_for(out), identity, self.resume))
             .transpose()?;
-        Ok(Prepared { candidate, settings, journal })
+        Ok(Prepared { candidate, settings, identity, journal })
     }
 
-    fn settings(&self) -> AttemptSettings {
+    /// Rollouts for each problem of a task that says nothing of them.
+    pub fn rollouts(&self) -> usize {
+        self.settings(Sampling::default()).num_samples
+    }
+
+    fn settings(&self, default: Sampling) -> AttemptSettings {
         AttemptSettings {
-            num_samples: self.rollouts,
-            temperature: self.temperature,
-            max_new_tokens: self.max_new_tokens,
+            num_samples: self.rollouts.unwrap_or(default.rollouts),
+            temperature: self.temperature.unwrap_or(default.temperature),
+            max_new_tokens: self.max_new_tokens.unwrap_or(default.max_new_tokens),
             max_prompt_tokens: None,
             max_sequences: self.max_sequences,
             kv_cache_tokens: None,

@@ -143,7 +143,8 @@ mod tests {
     use crate::tasks::tests::{Given, graded};
 
     fn answer(own_cases: &[bool], kind: VerdictKind) -> Answer {
-        Answer { text: String::new(), num_tokens: 1, grade: graded(kind, own_cases) }
+        let grade = graded(kind, own_cases);
+        Answer { text: String::new(), num_tokens: 1, is_cut: false, grade }
     }
 
     #[test]

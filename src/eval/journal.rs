@@ -16,7 +16,7 @@ use crate::tasks::Task;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Everything that answers depend on, as names and values.
@@ -24,32 +24,57 @@ use std::path::{Path, PathBuf};
 pub struct Identity(Vec<(String, String)>);
 
 /// The version of the lines' format.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 impl Identity {
-    /// Reads all files of the model; the weights too, since two checkpoints of a run differ in
-    /// nothing else.
-    pub fn new(
+    /// What a model's answers depend on. Reads all files of the model; the weights too, since two checkpoints of
+    /// a run differ in nothing else.
+    pub fn of_model(
         (model, device): (ModelPlace<'_>, &str),
         task: &dyn Task,
         settings: &AttemptSettings,
     ) -> Result<Self> {
-        let values = [
-            ("format", FORMAT.to_owned()),
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("task", task.name().to_owned()),
+        let mut identity = Self::of_task(task)?;
+        identity.extend([
             ("model", hash::of_files(&model.files()?)?),
             ("device", device.to_owned()),
-            ("problems", hash_of_problems(task)?),
-            ("prompt", task.prompt_sha256().to_owned()),
             ("rollouts", settings.num_samples.to_string()),
             ("temperature", settings.temperature.to_string()),
             ("max_new_tokens", settings.max_new_tokens.to_string()),
             ("stop_ids", format!("{:?}", settings.stop_ids)),
             ("seed", settings.key.to_string()),
+        ]);
+        Ok(identity)
+    }
+
+    /// What the grades of responses that were made elsewhere depend on.
+    pub fn of_responses(sha256: &str, task: &dyn Task) -> Result<Self> {
+        let mut identity = Self::of_task(task)?;
+        identity.extend([("responses", sha256.to_owned())]);
+        Ok(identity)
+    }
+
+    fn of_task(task: &dyn Task) -> Result<Self> {
+        let mut identity = Self(Vec::new());
+        identity.extend([
+            ("format", FORMAT.to_owned()),
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("task", task.name().to_owned()),
+            ("preset", task.preset().to_owned()),
+            ("problems", hash_of_problems(task)?),
+            ("prompt", task.prompt_sha256().to_owned()),
             ("judge", task.grading()?),
-        ];
-        Ok(Self(values.map(|(name, value)| (name.to_owned(), value)).to_vec()))
+        ]);
+        Ok(identity)
+    }
+
+    fn extend<const N: usize>(&mut self, values: [(&str, String); N]) {
+        self.0.extend(values.map(|(name, value)| (name.to_owned(), value)));
+    }
+
+    /// The names with their values.
+    pub fn to_map(&self) -> BTreeMap<&str, &str> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }
 
     /// The first value in which `other` differs, as text.
@@ -217,6 +242,7 @@ mod tests {
             .map(|kind| Answer {
                 text: text.to_owned(),
                 num_tokens: 3,
+                is_cut: false,
                 grade: graded(kind, &[true, false]),
             })
             .to_vec()
@@ -292,7 +318,8 @@ mod tests {
         let identity = |id: &str| {
             let problem = serde_json::json!({"problem_id": id, "tests": []});
             let task = Given(vec![serde_json::from_value(problem).unwrap()]);
-            Identity::new((dir.path().into(), "cpu"), &task, &AttemptSettings::default()).unwrap()
+            Identity::of_model((dir.path().into(), "cpu"), &task, &AttemptSettings::default())
+                .unwrap()
         };
         assert_eq!(identity("a").difference(&identity("a")), None);
         assert_eq!(identity("a").difference(&identity("b")).as_deref(), Some("other problems"));

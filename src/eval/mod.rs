@@ -5,6 +5,7 @@ pub mod cases;
 pub mod journal;
 pub mod pairs;
 pub mod quadrants;
+pub mod recorded;
 pub mod responses;
 pub mod score;
 pub mod solvability;

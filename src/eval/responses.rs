@@ -19,6 +19,8 @@ struct Line<'a> {
     failure: Option<String>,
     response: &'a str,
     num_tokens: usize,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    is_cut: bool,
     #[serde(flatten)]
     grade: &'a Grade,
 }
@@ -35,6 +37,7 @@ pub fn write(path: &Path, task: &dyn Task, answers: &[Vec<Answer>]) -> Result<()
                 failure: answer.grade.failure(),
                 response: &answer.text,
                 num_tokens: answer.num_tokens,
+                is_cut: answer.is_cut,
                 grade: &answer.grade,
             };
             serde_json::to_writer(&mut file, &line).context("encoding a response")?;

@@ -7,13 +7,15 @@
 use super::answers::{self, Exam};
 use super::journal::Journal;
 use super::quadrants::Quadrants;
-use super::stats::{Estimate, MIN_FOR_BOOTSTRAP, mean_share, pass_at_k};
+use super::stats::{
+    Estimate, MIN_FOR_BOOTSTRAP, mean_of_groups, mean_share, pass_at_k, weighted_share,
+};
 use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::engine::generator::Generator;
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempt::{Answer, AttemptCost};
-use crate::tasks::{About, Task};
+use crate::tasks::{About, Grade, Task};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -21,10 +23,14 @@ use std::collections::BTreeMap;
 /// A score with everything a table or a page needs; shares are fractions from 0 to 1.
 #[derive(Debug, Clone, Serialize)]
 pub struct Score {
-    /// Mean over problems of the share of rollouts that pass.
+    /// Mean over problems, by their weights, of the share of rollouts that pass; where answers can be right in
+    /// part, of what they are worth.
     pub pass_at_1: f64,
     /// 95 % interval of `pass_at_1`.
     pub ci95: [f64; 2],
+    /// Mean over families of their `pass_at_1`; absent with one family, or with one of fewer than two problems.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_of_families: Option<Estimate>,
     /// Unbiased pass@k for each k from 1 to the number of rollouts, over the problems with as many
     /// judged rollouts.
     pub pass_at_k: BTreeMap<usize, Estimate>,
@@ -37,12 +43,17 @@ pub struct Score {
     pub failures: BTreeMap<String, usize>,
     /// Share of responses in the wrong format.
     pub format_errors: f64,
-    /// Mean length of a response, in tokens.
-    pub mean_response_tokens: f64,
+    /// Share of responses that the limit of tokens cut.
+    pub cut: f64,
+    /// Mean length of a response, in tokens; absent where nobody counted them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_response_tokens: Option<f64>,
     /// Verdicts that were infrastructure failures.
     pub num_infra: usize,
+    /// Programs that came to half a limit of the judge or more, whatever their verdict.
+    pub num_near_limit: usize,
     pub num_problems: usize,
-    /// Rollouts for each problem.
+    /// Most rollouts of a problem.
     pub num_rollouts: usize,
     /// SHA-256 of the prompt file.
     pub prompt_sha256: String,
@@ -70,7 +81,7 @@ pub struct Evaluation {
 pub struct FamilyScore {
     /// Problems of the family.
     pub num_problems: usize,
-    /// Mean share of rollouts that pass.
+    /// As the score's, over the family's problems.
     pub pass_at_1: f64,
     /// 95 % interval, where the family has [`MIN_FOR_BOOTSTRAP`] problems.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,12 +97,20 @@ pub struct ProblemScore {
     pub num_passed: usize,
     /// Rollouts judged.
     pub num_judged: usize,
+    /// Mean worth of the judged rollouts, where answers can be right in part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credit: Option<f64>,
 }
 
 impl ProblemScore {
     /// Share of judged rollouts that passed.
     pub fn pass_rate(&self) -> f64 {
         self.num_passed as f64 / self.num_judged.max(1) as f64
+    }
+
+    /// Mean worth of the judged rollouts.
+    pub fn worth(&self) -> f64 {
+        self.credit.unwrap_or_else(|| self.pass_rate())
     }
 }
 
@@ -131,38 +150,41 @@ fn run(
     let queries = settings.queries(task.num_problems());
     let exam = Exam { generator, task, settings };
     let (answers, cost) = answers::collect(exam, 0, &queries, progress, journal)?;
-    let score = score(task, &answers, &cost, settings.num_samples)?;
+    let score = score(task, &answers, &cost)?;
     Ok(Evaluation { score, answers })
 }
 
-/// Scores answers to the task's problems, in their order.
-fn score(
-    task: &dyn Task,
-    answers: &[Vec<Answer>],
-    cost: &AttemptCost,
-    num_rollouts: usize,
-) -> Result<Score> {
-    let problems: Vec<About<'_>> = (0..task.num_problems()).map(|i| task.about(i)).collect();
-    let scores: Vec<ProblemScore> = problems.iter().zip(answers).map(score_problem).collect();
-    let rates: Vec<f64> = scores.iter().map(ProblemScore::pass_rate).collect();
-    let estimate = mean_share(&rates, BOOTSTRAP_SEED)
+/// Scores answers to the task's problems, in their order; a problem without any is left out.
+pub(crate) fn score(task: &dyn Task, answers: &[Vec<Answer>], cost: &AttemptCost) -> Result<Score> {
+    let answered = answers.iter().enumerate().filter(|(_, answers)| !answers.is_empty());
+    let (problems, answers): (Vec<About<'_>>, Vec<&Vec<Answer>>) =
+        answered.map(|(problem, answers)| (task.about(problem), answers)).unzip();
+    let scores: Vec<ProblemScore> = problems.iter().zip(&answers).map(score_problem).collect();
+    let worth: Vec<f64> = scores.iter().map(ProblemScore::worth).collect();
+    let weights: Vec<f64> = problems.iter().map(|problem| problem.weight).collect();
+    let estimate = weighted_share(&worth, &weights, BOOTSTRAP_SEED)
         .ok_or_else(|| usage("there are no problems to score"))?;
-    let all: Vec<&Answer> = answers.iter().flatten().collect();
+    let num_rollouts = answers.iter().map(|answers| answers.len()).max().unwrap_or(0);
+    let all: Vec<&Answer> = answers.into_iter().flatten().collect();
     let num_answers = all.len().max(1) as f64;
     let num_tokens: usize = all.iter().map(|answer| answer.num_tokens).sum();
-    let num_malformed = all.iter().filter(|answer| !answer.grade.format_ok()).count();
+    let count = |is: &dyn Fn(&Answer) -> bool| all.iter().filter(|answer| is(answer)).count();
     let generation_secs = cost.generation.as_secs_f64();
     let checks_cases = problems.iter().any(|problem| problem.checks_own_cases);
+    let families = Families::of(&problems, &scores);
     Ok(Score {
         pass_at_1: estimate.mean,
         ci95: estimate.ci95,
+        mean_of_families: families.mean(),
         pass_at_k: pass_at_each_k(&scores, num_rollouts),
-        families: by_family(&problems, &scores),
+        families: families.scores(),
         quadrants: checks_cases.then(|| quadrants(&all)),
         failures: failures(&all),
-        format_errors: num_malformed as f64 / num_answers,
-        mean_response_tokens: num_tokens as f64 / num_answers,
-        num_infra: all.iter().filter(|answer| !answer.grade.is_judged()).count(),
+        format_errors: count(&|answer| !answer.grade.format_ok()) as f64 / num_answers,
+        cut: count(&|answer| answer.is_cut) as f64 / num_answers,
+        mean_response_tokens: (num_tokens > 0).then(|| num_tokens as f64 / num_answers),
+        num_infra: count(&|answer| !answer.grade.is_judged()),
+        num_near_limit: count(&|answer| answer.grade.verdict.near_limit),
         num_problems: problems.len(),
         num_rollouts,
         prompt_sha256: task.prompt_sha256().to_owned(),
@@ -177,11 +199,15 @@ fn score(
 /// Any fixed number: equal scores then have equal intervals.
 const BOOTSTRAP_SEED: u64 = 0;
 
-fn score_problem((problem, answers): (&About<'_>, &Vec<Answer>)) -> ProblemScore {
+fn score_problem((problem, answers): (&About<'_>, &&Vec<Answer>)) -> ProblemScore {
+    let judged = answers.iter().map(|answer| &answer.grade).filter(|grade| grade.is_judged());
+    let credits: Vec<f64> = judged.clone().map(Grade::credit).collect();
+    let is_partial = judged.clone().any(|grade| grade.credit.is_some());
     ProblemScore {
         problem_id: problem.id.to_owned(),
-        num_passed: answers.iter().filter(|answer| answer.grade.passed()).count(),
-        num_judged: answers.iter().filter(|answer| answer.grade.is_judged()).count(),
+        num_passed: judged.filter(|grade| grade.passed()).count(),
+        num_judged: credits.len(),
+        credit: is_partial.then(|| credits.iter().sum::<f64>() / credits.len() as f64),
     }
 }
 
@@ -214,20 +240,38 @@ fn pass_at_each_k(problems: &[ProblemScore], num_rollouts: usize) -> BTreeMap<us
         .collect()
 }
 
-fn by_family(problems: &[About<'_>], scores: &[ProblemScore]) -> BTreeMap<String, FamilyScore> {
-    let mut families: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for (problem, score) in problems.iter().zip(scores) {
-        let family = problem.family.unwrap_or("none").to_owned();
-        families.entry(family).or_default().push(score.pass_rate());
+/// What problems are worth, with their weights, by family.
+struct Families(BTreeMap<String, Vec<(f64, f64)>>);
+
+impl Families {
+    fn of(problems: &[About<'_>], scores: &[ProblemScore]) -> Self {
+        let mut families: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+        for (problem, score) in problems.iter().zip(scores) {
+            let family = problem.family.unwrap_or("none").to_owned();
+            families.entry(family).or_default().push((score.worth(), problem.weight));
+        }
+        Self(families)
     }
-    let of_family = |rates: Vec<f64>| FamilyScore {
-        num_problems: rates.len(),
-        pass_at_1: rates.iter().sum::<f64>() / rates.len() as f64,
-        ci95: mean_share(&rates, BOOTSTRAP_SEED)
-            .filter(|_| rates.len() >= MIN_FOR_BOOTSTRAP)
-            .map(|estimate| estimate.ci95),
-    };
-    families.into_iter().map(|(family, rates)| (family, of_family(rates))).collect()
+
+    fn mean(&self) -> Option<Estimate> {
+        let families: Vec<Vec<(f64, f64)>> = self.0.values().cloned().collect();
+        (families.len() > 1).then(|| mean_of_groups(&families))?
+    }
+
+    fn scores(self) -> BTreeMap<String, FamilyScore> {
+        let score = |problems: Vec<(f64, f64)>| {
+            let (worth, weights): (Vec<f64>, Vec<f64>) = problems.into_iter().unzip();
+            let total: f64 = weights.iter().sum();
+            FamilyScore {
+                num_problems: worth.len(),
+                pass_at_1: worth.iter().zip(&weights).map(|(v, w)| v * w).sum::<f64>() / total,
+                ci95: weighted_share(&worth, &weights, BOOTSTRAP_SEED)
+                    .filter(|_| worth.len() >= MIN_FOR_BOOTSTRAP)
+                    .map(|estimate| estimate.ci95),
+            }
+        };
+        self.0.into_iter().map(|(family, problems)| (family, score(problems))).collect()
+    }
 }
 
 #[cfg(test)]
@@ -250,11 +294,11 @@ mod tests {
 
     fn answer(own_cases: &[bool], kind: VerdictKind) -> Answer {
         let grade = graded(kind, own_cases);
-        Answer { text: String::new(), num_tokens: 10, grade }
+        Answer { text: String::new(), num_tokens: 10, is_cut: false, grade }
     }
 
-    fn score(problems: Vec<Problem>, answers: &[Vec<Answer>], num_samples: usize) -> Score {
-        super::score(&Given(problems), answers, &AttemptCost::default(), num_samples).unwrap()
+    fn score(problems: Vec<Problem>, answers: &[Vec<Answer>]) -> Score {
+        super::score(&Given(problems), answers, &AttemptCost::default()).unwrap()
     }
 
     #[test]
@@ -270,7 +314,7 @@ mod tests {
                 misformed
             }],
         ];
-        let score = score(problems, &answers, 4);
+        let score = score(problems, &answers);
         let share = |k: usize| score.pass_at_k[&k].mean;
         assert_eq!(score.pass_at_1, (1.0 / 4.0 + 1.0 / 3.0) / 2.0);
         assert!((share(1) - score.pass_at_1).abs() < 1e-12);
@@ -278,7 +322,7 @@ mod tests {
         assert!((share(3) - (0.75 + 1.0) / 2.0).abs() < 1e-12);
         assert_eq!(share(4), 1.0, "only one problem has four judged answers");
         assert_eq!((score.num_infra, score.format_errors), (1, 1.0 / 8.0));
-        assert_eq!(score.mean_response_tokens, 12.5);
+        assert_eq!(score.mean_response_tokens, Some(12.5));
         let failures = [("no_code".to_owned(), 1), ("wrong_answer".to_owned(), 4)];
         assert_eq!(score.failures, failures.into());
     }
@@ -291,7 +335,7 @@ mod tests {
         let verdict = |i| if i % 2 == 0 { VerdictKind::Pass } else { WRONG };
         let answers: Vec<Vec<Answer>> =
             (0..problems.len()).map(|i| vec![answer(&[], verdict(i))]).collect();
-        let score = score(problems, &answers, 1);
+        let score = score(problems, &answers);
         let [low, high] = score.families["many"].ci95.unwrap();
         assert!(low < 0.5 && 0.5 < high);
         assert!(score.families["few"].ci95.is_none());
@@ -308,7 +352,7 @@ mod tests {
             answer(&[], VerdictKind::Pass),
             answer(&[true], VerdictKind::Infra),
         ]];
-        let quadrants = score(vec![problem(0, "a")], &answers, 6).quadrants.unwrap();
+        let quadrants = score(vec![problem(0, "a")], &answers).quadrants.unwrap();
         assert_eq!(quadrants.shares(), Some([0.25; 4]));
         assert_eq!(quadrants.without_cases, 1);
     }

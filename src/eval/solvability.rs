@@ -96,7 +96,8 @@ mod tests {
     use super::*;
 
     fn count(counts: &mut Counts, num_passed: usize, num_judged: usize) -> bool {
-        let score = ProblemScore { problem_id: String::new(), num_passed, num_judged };
+        let score =
+            ProblemScore { problem_id: String::new(), num_passed, num_judged, credit: None };
         counts.add(&score, &(1..=15), 32)
     }
 

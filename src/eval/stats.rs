@@ -24,6 +24,8 @@ pub struct Estimate {
 
 /// With fewer problems drawing anew alone says little.
 pub const MIN_FOR_BOOTSTRAP: usize = 8;
+/// So many standard deviations each side hold 95 % of a normal law.
+const Z: f64 = 1.959_963_984_540_054;
 /// How often problems are drawn anew.
 const RESAMPLES: usize = 10_000;
 /// Keeps these draws apart from other uses of the same seed.
@@ -55,7 +57,31 @@ struct Bounds {
 
 /// The mean of a share from 0 to 1 of each problem, with its interval; `None` without problems.
 pub fn mean_share(shares: &[f64], seed: u64) -> Option<Estimate> {
-    mean_within(shares, Bounds { least: 0.0, most: 1.0 }, seed)
+    weighted_share(shares, &vec![1.0; shares.len()], seed)
+}
+
+/// The same where problems weigh differently. Weights are above zero, and as many as shares.
+pub fn weighted_share(shares: &[f64], weights: &[f64], seed: u64) -> Option<Estimate> {
+    mean_within(shares, weights, Bounds { least: 0.0, most: 1.0 }, seed)
+}
+
+/// The mean of the weighted means of groups, each of which counts alike, with the interval of the normal law:
+/// problems are drawn within their group, groups are given. A group holds shares with their weights. `None` without
+/// groups, or with one of fewer than two problems.
+pub fn mean_of_groups(groups: &[Vec<(f64, f64)>]) -> Option<Estimate> {
+    let (mut sum, mut variance) = (0.0, 0.0);
+    for group in groups {
+        let n = group.len() as f64;
+        let total: f64 = group.iter().map(|(_, weight)| weight).sum();
+        let mean = group.iter().map(|(share, weight)| share * weight).sum::<f64>() / total;
+        let squares = group.iter().map(|(share, weight)| (weight * (share - mean)).powi(2));
+        sum += mean;
+        variance += squares.sum::<f64>() / (total * total) * n / (n - 1.0);
+    }
+    let count = groups.len() as f64;
+    let (mean, half) = (sum / count, Z * variance.sqrt() / count);
+    half.is_finite()
+        .then(|| Estimate { mean, ci95: [(mean - half).max(0.0), (mean + half).min(1.0)] })
 }
 
 /// The mean gain of a share from `before` to `after`, problem by problem, with its interval; `None` unless
@@ -65,20 +91,28 @@ pub fn paired_gain(before: &[f64], after: &[f64], seed: u64) -> Option<Estimate>
         return None;
     }
     let gains: Vec<f64> = before.iter().zip(after).map(|(b, a)| a - b).collect();
-    mean_within(&gains, Bounds { least: -1.0, most: 1.0 }, seed)
+    mean_within(&gains, &vec![1.0; gains.len()], Bounds { least: -1.0, most: 1.0 }, seed)
 }
 
-fn mean_within(values: &[f64], bounds: Bounds, seed: u64) -> Option<Estimate> {
+fn mean_within(values: &[f64], weights: &[f64], bounds: Bounds, seed: u64) -> Option<Estimate> {
     if values.is_empty() {
         return None;
     }
     let n = values.len();
     let mut stream = Stream::new(seed, &[BOOTSTRAP]);
-    let mut means: Vec<f64> = (0..RESAMPLES)
-        .map(|_| (0..n).map(|_| values[stream.random_range(0..n)]).sum::<f64>() / n as f64)
-        .collect();
+    let mean_of = |draw: &mut dyn FnMut(usize) -> usize| {
+        let (mut sum, mut total) = (0.0, 0.0);
+        for place in 0..n {
+            let index = draw(place);
+            sum += weights[index] * values[index];
+            total += weights[index];
+        }
+        sum / total
+    };
+    let mut means: Vec<f64> =
+        (0..RESAMPLES).map(|_| mean_of(&mut |_| stream.random_range(0..n))).collect();
     means.sort_unstable_by(f64::total_cmp);
-    let mean = values.iter().sum::<f64>() / n as f64;
+    let mean = mean_of(&mut |place| place);
     let mut ci95 = [quantile(&means, 0.025), quantile(&means, 0.975)];
     if n < MIN_FOR_BOOTSTRAP || values.iter().all(|&value| value == values[0]) {
         let unseen = most_unseen(n);
@@ -91,7 +125,6 @@ fn mean_within(values: &[f64], bounds: Bounds, seed: u64) -> Option<Estimate> {
 /// The largest share of a population that `n` draws without a member of it allow, by Wilson's score
 /// interval at 95 %.
 fn most_unseen(n: usize) -> f64 {
-    const Z: f64 = 1.959_963_984_540_054;
     Z * Z / (n as f64 + Z * Z)
 }
 
@@ -172,6 +205,36 @@ mod tests {
         assert!(gain.ci95[0] < 0.0 && gain.ci95[1] > 0.125, "{gain:?}");
         assert!(paired_gain(&before, &[0.5], 3).is_none());
         assert!(paired_gain(&[], &[], 3).is_none());
+    }
+
+    #[test]
+    fn a_problem_that_weighs_twice_counts_twice() {
+        let shares = [1.0, 0.0, 0.5, 1.0, 0.0, 0.0, 1.0, 0.25, 0.75];
+        let mut twice = shares.to_vec();
+        twice.push(shares[0]);
+        let mut weights = [1.0; 9];
+        weights[0] = 2.0;
+        let weighted = weighted_share(&shares, &weights, 5).unwrap();
+        assert!((weighted.mean - mean_share(&twice, 5).unwrap().mean).abs() < 1e-12);
+        assert_eq!(
+            weighted_share(&shares, &[3.0; 9], 5).unwrap().ci95,
+            mean_share(&shares, 5).unwrap().ci95
+        );
+    }
+
+    #[test]
+    fn groups_count_alike_whatever_their_size() {
+        let group = |n: usize, right: usize| -> Vec<(f64, f64)> {
+            (0..n).map(|i| (f64::from(u8::from(i < right)), 1.0)).collect()
+        };
+        let estimate = mean_of_groups(&[group(100, 50), group(400, 100)]).unwrap();
+        assert!((estimate.mean - 0.375).abs() < 1e-12);
+        // The standard errors of the two means, as lm-evaluation-harness computes them.
+        let se = |n: f64, p: f64| (p * (1.0 - p) / (n - 1.0)).sqrt();
+        let half = Z * (se(100.0, 0.5).powi(2) + se(400.0, 0.25).powi(2)).sqrt() / 2.0;
+        assert!((estimate.ci95[0] - (0.375 - half)).abs() < 1e-12, "{estimate:?}");
+        assert!(mean_of_groups(&[group(100, 50), group(1, 1)]).is_none());
+        assert!(mean_of_groups(&[]).is_none());
     }
 
     proptest! {

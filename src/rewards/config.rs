@@ -95,8 +95,13 @@ mod tests {
 
     #[test]
     fn what_a_reward_needs_and_a_problem_lacks_is_named() {
-        let problem =
-            About { id: "p7", family: None, solvability: Some(0.24), checks_own_cases: true };
+        let problem = About {
+            id: "p7",
+            family: None,
+            weight: 1.0,
+            solvability: Some(0.24),
+            checks_own_cases: true,
+        };
         let cssr = RewardConfig::default();
         let binary = RewardConfig { kind: RewardKind::Binary, ..cssr };
         cssr.check_problem(&problem).unwrap();

@@ -60,7 +60,7 @@ mod tests {
         let own_cases = vec![case(true, false), case(false, false), case(true, true)];
         let verdict =
             Verdict { kind, cases: Vec::new(), cpu_ms: 0.0, failure: None, near_limit: false };
-        Grade { format_error, verdict, own_cases }
+        Grade { format_error, verdict, own_cases, credit: None }
     }
 
     /// Of a problem whose solvability 0.24 + eps 0.01 is 1/4.

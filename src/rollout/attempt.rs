@@ -1,6 +1,6 @@
 //! The records of attempts: what is asked, what was sampled and how it was graded, what that took.
 
-use crate::engine::{Rollout, Stats};
+use crate::engine::{FinishReason, Rollout, Stats};
 use crate::tasks::Grade;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -38,13 +38,17 @@ pub struct Answer {
     /// The response's text, without special tokens.
     pub text: String,
     pub num_tokens: usize,
+    /// Whether the limit of tokens ended it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_cut: bool,
     #[serde(flatten)]
     pub grade: Grade,
 }
 
 impl From<Attempt> for Answer {
     fn from(Attempt { rollout, text, grade }: Attempt) -> Self {
-        Self { text, num_tokens: rollout.tokens.len(), grade }
+        let is_cut = rollout.finish_reason == FinishReason::Length;
+        Self { text, num_tokens: rollout.tokens.len(), is_cut, grade }
     }
 }
 

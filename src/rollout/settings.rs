@@ -4,6 +4,7 @@ use super::attempt::Query;
 use crate::base::error::usage;
 use crate::base::rng;
 use crate::engine::check_temperature;
+use crate::tasks::Sampling;
 use anyhow::Result;
 
 /// Far more rollouts, tokens and sequences than anybody asks for.
@@ -34,10 +35,11 @@ pub struct AttemptSettings {
 impl Default for AttemptSettings {
     /// Those of Table 8 of the paper.
     fn default() -> Self {
+        let Sampling { rollouts, temperature, max_new_tokens } = Sampling::default();
         Self {
-            num_samples: 32,
-            temperature: 1.0,
-            max_new_tokens: 10_240,
+            num_samples: rollouts,
+            temperature,
+            max_new_tokens,
             max_prompt_tokens: None,
             max_sequences: 64,
             kv_cache_tokens: None,

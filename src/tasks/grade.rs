@@ -15,6 +15,9 @@ pub struct Grade {
     /// The cases that the response made itself, as far as they can be checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own_cases: Vec<OwnCase>,
+    /// What an answer is worth that is neither right nor wrong as a whole, from 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credit: Option<f64>,
 }
 
 /// What breaks the format rule.
@@ -64,7 +67,12 @@ impl Grade {
         let output = answer.ok().map(str::to_owned);
         let case = CaseVerdict { input: String::new(), kind, output, cpu_ms: 0.0 };
         let verdict = Verdict { kind, cases: vec![case], cpu_ms: 0.0, failure, near_limit: false };
-        Self { format_error: answer.err(), verdict, own_cases: Vec::new() }
+        Self::of_verdict(answer.err(), verdict)
+    }
+
+    /// The grade of a response that made no cases of its own.
+    pub(crate) fn of_verdict(format_error: Option<FormatError>, verdict: Verdict) -> Self {
+        Self { format_error, verdict, own_cases: Vec::new(), credit: None }
     }
 
     /// Whether the format rule is kept.
@@ -80,6 +88,14 @@ impl Grade {
     /// Whether the format is kept and the answer is right in every case.
     pub fn passed(&self) -> bool {
         self.format_ok() && self.verdict.kind == VerdictKind::Pass
+    }
+
+    /// What the answer is worth, from 0 to 1.
+    pub fn credit(&self) -> f64 {
+        match self.credit {
+            Some(credit) if self.format_ok() && self.is_judged() => credit,
+            _ => f64::from(u8::from(self.passed())),
+        }
     }
 
     /// The share of cases in which the answer is right.

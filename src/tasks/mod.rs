@@ -5,16 +5,29 @@
 //! that the judge ran out of time on). A grade keeps every case. Left out: sampling responses (`rollout`), and
 //! what a grade is worth (`rewards`).
 
+mod arc;
+mod bbh;
+mod benchmark;
+mod extract;
+mod gaokao;
 mod grade;
+mod mmlu;
 mod next_number;
 mod number_sequences;
 mod problems;
 mod python_block;
+mod quiz;
 mod response;
 
+pub use arc::{ArcPreset, arc};
+pub use bbh::{BbhPreset, bbh};
+pub use benchmark::{Preset, Settings};
+pub use gaokao::{GaokaoPreset, gaokao};
 pub use grade::{FormatError, Grade, OwnCase};
+pub use mmlu::{Letter, MmluPreset, mmlu};
 pub use next_number::NextNumber;
 pub use number_sequences::{NumberSequences, StatedCase};
+pub use quiz::Quiz;
 pub use response::{opens_thought, program, with_opened_thought};
 
 use crate::data::problem::Problem;
@@ -62,9 +75,36 @@ pub trait Task: Sync {
     /// SHA-256 of the prompt's template, in hex.
     fn prompt_sha256(&self) -> &str;
 
+    /// The name of the rules by which is asked and graded, for a task that has several.
+    fn preset(&self) -> &str {
+        "ours"
+    }
+
+    /// How a response is sampled where nobody says otherwise.
+    fn sampling(&self) -> Sampling {
+        Sampling::default()
+    }
+
     /// The settings that grades depend on, as text; empty where there are none.
     fn grading(&self) -> Result<String> {
         Ok(String::new())
+    }
+}
+
+/// How responses are sampled where nobody says otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Sampling {
+    /// Rollouts for each problem.
+    pub rollouts: usize,
+    pub temperature: f32,
+    /// Longest response, in tokens.
+    pub max_new_tokens: usize,
+}
+
+impl Default for Sampling {
+    /// Those of Table 8 of the paper.
+    fn default() -> Self {
+        Self { rollouts: 32, temperature: 1.0, max_new_tokens: 10_240 }
     }
 }
 
@@ -120,6 +160,8 @@ pub struct About<'a> {
     pub id: &'a str,
     /// The group that a table of scores counts the problem in.
     pub family: Option<&'a str>,
+    /// What the problem counts in an average over problems, above 0.
+    pub weight: f64,
     /// The share of rollouts that solve the problem, where that was estimated.
     pub solvability: Option<f64>,
     /// Whether cases that a response makes itself can be checked.
@@ -131,6 +173,7 @@ impl<'a> About<'a> {
         Self {
             id: &problem.problem_id,
             family: problem.family.as_deref(),
+            weight: 1.0,
             solvability: problem.solvability,
             checks_own_cases: false,
         }
@@ -186,6 +229,7 @@ pub(crate) mod tests {
             near_limit: false,
         };
         let case = |&is_true: &bool| OwnCase { is_true, is_copy: false };
-        Grade { format_error: None, verdict, own_cases: own_cases.iter().map(case).collect() }
+        let own_cases = own_cases.iter().map(case).collect();
+        Grade { own_cases, ..Grade::of_verdict(None, verdict) }
     }
 }

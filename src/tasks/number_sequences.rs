@@ -100,7 +100,7 @@ impl Task for NumberSequences<'_> {
         let verdict = verdicts_with(self.judge, &[job], watch).pop();
         let verdict = verdict.context("the judge gave no verdict")?;
         let own_cases = self.terms[problem].check(&read.cases);
-        Ok(Grade { format_error, verdict, own_cases })
+        Ok(Grade { own_cases, ..Grade::of_verdict(format_error, verdict) })
     }
 
     fn num_graders(&self) -> usize {

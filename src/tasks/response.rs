@@ -45,6 +45,12 @@ pub(crate) fn answer(response: &str) -> Option<&str> {
     start.map(|start| &response[start..])
 }
 
+/// The answer without the mark that ends the thought; `None` if the thought does not end.
+pub(crate) fn final_answer(response: &str) -> Option<&str> {
+    let answer = answer(response)?;
+    Some(THOUGHT_CLOSES.iter().find_map(|close| answer.strip_prefix(close)).unwrap_or(answer))
+}
+
 /// The program of a response.
 pub fn program(response: &str) -> Result<String, FormatError> {
     read(response).program

@@ -2,8 +2,9 @@
 
 use crate::base::error::usage;
 use crate::base::table::Table;
-use crate::cli::attempts::AttemptArgs;
+use crate::cli::attempts::{AttemptArgs, ProblemArgs};
 use crate::cli::judge::JudgeArgs;
+use crate::cli::model::ModelArgs;
 use crate::cli::print;
 use crate::data::jsonl;
 use crate::eval::score;
@@ -15,6 +16,10 @@ use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    problems: ProblemArgs,
     #[command(flatten)]
     attempts: AttemptArgs,
     /// Where to write the problems that are kept, with their solvability (JSON Lines)
@@ -36,21 +41,22 @@ pub struct Args {
 /// Attempts every problem, writes those in range, and prints statistics.
 pub fn run(args: Args) -> Result<()> {
     let range = args.min_passed..=args.max_passed;
-    if range.is_empty() || args.min_passed > args.attempts.rollouts {
+    let rollouts = args.attempts.rollouts();
+    if range.is_empty() || args.min_passed > rollouts {
         return Err(usage(format!(
-            "--min-passed {} is above --max-passed {} or the {} rollouts: no problem could be kept",
-            args.min_passed, args.max_passed, args.attempts.rollouts
+            "--min-passed {} is above --max-passed {} or the {rollouts} rollouts: no problem could be kept",
+            args.min_passed, args.max_passed
         )));
     }
     if args.most == Some(0) {
         return Err(usage("--most 0 would keep no problem: leave it out, or give at least 1"));
     }
-    args.attempts.check(&[&args.out])?;
+    args.attempts.check(&[&args.out], &[&args.problems.data])?;
     let judge = Judge::start(args.judge.options())?;
     let task = args
-        .attempts
+        .problems
         .open(TaskKind::Gtg, |problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
-    let mut prepared = args.attempts.prepare(&task, Some(&args.out))?;
+    let mut prepared = args.attempts.prepare(args.model.place(), &task, Some(&args.out))?;
     let evaluation = score::evaluate(
         &mut prepared.candidate.generator(),
         &task,
@@ -59,7 +65,6 @@ pub fn run(args: Args) -> Result<()> {
         prepared.journal.as_mut(),
     );
     let evaluation = prepared.or_how_to_resume(evaluation)?;
-    let rollouts = prepared.settings.num_samples;
     let most = args.most.unwrap_or(usize::MAX);
     let selection = Selection::new(task.problems(), &evaluation, &range, rollouts, most);
     if selection.kept.is_empty() {
