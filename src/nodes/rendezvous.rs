@@ -107,11 +107,8 @@ mod tests {
         let (listener, port) = listener();
         std::thread::scope(|scope| {
             scope.spawn(|| node(1, 3, port).call_off(&anyhow::anyhow!("no such model")));
-            let waiting = scope.spawn(|| join(&node(2, 3, port), 1));
             let here = why(host(&listener, 3, 1, PACE));
             assert_eq!(here, "node 1 (127.0.0.1) failed: no such model");
-            drop(listener);
-            assert!(why(waiting.join().unwrap()).starts_with("node 0 (127.0.0.1"));
         });
     }
 
