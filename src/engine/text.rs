@@ -27,7 +27,7 @@ pub struct Stops {
     pub ids: Vec<u32>,
     /// Whether the string that ends a response is kept, too.
     pub keeps_string: bool,
-    /// Strings do not end a response in the text of so many first tokens.
+    /// A string that begins in the text of so many first tokens does not count.
     pub min_tokens: usize,
 }
 
@@ -443,8 +443,8 @@ mod tests {
             assert_eq!(stream.stop(), (stream.text() != "ababb").then_some("ab"));
             stream.text().to_owned()
         };
-        assert_eq!([text(false, 0), text(true, 1)], ["", "ab"]);
-        // Its beginning lies among the first two tokens, or its second appearance does.
+        assert_eq!([text(false, 0), text(true, 0)], ["", "ab"]);
+        // A string that begins among the first tokens does not count.
         assert_eq!([text(false, 2), text(true, 2), text(false, 3)], ["ab", "abab", "ababb"]);
     }
 
