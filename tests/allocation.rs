@@ -153,7 +153,7 @@ fn a_decoding_step_allocates_nothing_once_warm() {
         let mut ws = DecodeWorkspace::new();
         let took = steps_until_none_allocates(threads, || {
             for rows in &passes {
-                decoder.extend(&weights, (&mut cache, &tables), rows, &mut ws);
+                decoder.extend(&weights, &mut cache, &tables, rows, &mut ws);
             }
         });
         assert!(took.is_some(), "every generation allocates on {threads} threads");

@@ -233,7 +233,7 @@ fn generated_scores(decoder: &Decoder, params: &[f32], packed: &Packed, piece: u
                 *done = position + 1;
             }
         }
-        let logits = decoder.extend(&weights, (&mut cache, &tables), &rows, &mut ws);
+        let logits = decoder.extend(&weights, &mut cache, &tables, &rows, &mut ws);
         let wanted = rows.iter().filter(|row| row.wants_logits);
         for (row, logits) in wanted.zip(logits.chunks_exact(decoder.config().vocab_size)) {
             let sequence = row.sequence as usize;
@@ -295,12 +295,12 @@ fn sequences_that_share_a_prompt_continue_with_the_same_bits() {
         is_prompt: !wants_logits,
     };
     let prompt: Vec<Row> = (0..45).map(|position| row(0, position, false)).collect();
-    decoder.extend(&weights, (&mut cache, &[&[2, 0]]), &prompt, &mut ws);
+    decoder.extend(&weights, &mut cache, &[&[2, 0]], &prompt, &mut ws);
     // The full block is shared, the one that grows is copied.
     cache.copy_block(0, 3);
     let both = [row(0, 45, true), row(1, 45, true)];
     let tables: [&[u32]; 2] = [&[2, 0], &[2, 3]];
-    let logits = decoder.extend(&weights, (&mut cache, &tables), &both, &mut ws);
+    let logits = decoder.extend(&weights, &mut cache, &tables, &both, &mut ws);
     let (first, second) = logits.split_at(70);
     assert_eq!(first, second);
 }
@@ -320,5 +320,5 @@ fn a_block_of_two_sequences_is_never_written() {
     });
     let weights = decoder.pack(&params);
     let tables: [&[u32]; 2] = [&[1], &[1]];
-    decoder.extend(&weights, (&mut cache, &tables), &rows, &mut DecodeWorkspace::new());
+    decoder.extend(&weights, &mut cache, &tables, &rows, &mut DecodeWorkspace::new());
 }

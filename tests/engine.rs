@@ -80,7 +80,7 @@ impl Tiny {
         };
         let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
         let mut workspace = DecodeWorkspace::new();
-        self.decoder.extend(&weights, (&mut cache, &[&table]), &rows, &mut workspace).to_vec()
+        self.decoder.extend(&weights, &mut cache, &[&table], &rows, &mut workspace).to_vec()
     }
 
     /// Log-probabilities of `tokens` after `prompt` as training computes them.

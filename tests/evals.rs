@@ -26,7 +26,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
-use support::{Place, done, interrupt, kill, lines, problem, shape, start, stderr, train};
+use support::{
+    Place, done, interrupt, kill, lines, problem, sft_config, shape, start, stderr, train,
+};
 
 const ANSWERS: [&str; 3] = [
     "case: 2 -> 4\n```python\nprint(2 * int(input()))\n```",
@@ -59,27 +61,7 @@ static INPUTS: LazyLock<PathBuf> = LazyLock::new(|| {
     let rows: Vec<Value> = samples.iter().map(|messages| json!({"messages": messages})).collect();
     fs::write(dir.join("samples.jsonl"), lines(&rows)).unwrap();
     fs::write(dir.join("model.json"), shape(512).to_string()).unwrap();
-    let config = "seed = 3
-[model]
-init = 'model.json'
-tokenizer = 'tokenizer'
-[data]
-files = ['samples.jsonl']
-max_length = 200
-[optim]
-lr = 1e-2
-betas = [0.9, 0.95]
-weight_decay = 0.01
-max_grad_norm = 1.0
-[schedule]
-kind = 'cosine'
-warmup = { steps = 4 }
-[train]
-total_steps = 60
-seq_len = 200
-gradient_accumulation = 2
-";
-    fs::write(dir.join("sft.toml"), config).unwrap();
+    fs::write(dir.join("sft.toml"), sft_config(&dir)).unwrap();
     let model = done(train(&dir).args(["sft", "--config", "sft.toml", "--out", "run"]));
     fs::rename(dir.join(model.trim()), dir.join("model")).unwrap();
     done(train(&dir).args(["eval", "gtg", "--out", "score.json"]).args(COMMON));

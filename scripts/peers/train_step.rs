@@ -120,7 +120,7 @@ fn decode(decoder: &Decoder, sequences: usize) -> String {
     let vocab = decoder.config().vocab_size;
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
     for step in 0..RESPONSE {
-        let logits = decoder.extend(&packed, (&mut cache, &tables), &rows, &mut ws);
+        let logits = decoder.extend(&packed, &mut cache, &tables, &rows, &mut ws);
         rows = logits
             .par_chunks_exact(vocab)
             .with_min_len(8)

@@ -131,7 +131,7 @@ impl Place {
     }
 }
 
-/// The number of the descriptor that a path such as `/dev/fd/3` means.
+/// Returns the number of the descriptor that a path such as `/dev/fd/3` means.
 fn own_descriptor(path: &Path) -> Option<RawFd> {
     let number = path.file_name()?.to_str()?.parse().ok()?;
     let descriptors = fs::canonicalize("/proc/self/fd").ok()?;

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::path::PathBuf;
 
-/// SHA-256 over the names and contents of files, in hexadecimal.
+/// Returns the SHA-256 over the names and contents of files, in hexadecimal.
 pub fn of_files(paths: &[PathBuf]) -> Result<String> {
     let hash = |path: &PathBuf| -> Result<Vec<u8>> {
         let mut hasher = Sha256::new();

@@ -16,7 +16,7 @@ const SAME_REQUEST_MILLIS: i64 = 1000;
 /// When the user asked to stop, on the monotonic clock; 0 where nobody did.
 static REQUESTED_AT_MILLIS: AtomicI64 = AtomicI64::new(0);
 
-/// Whether the user asked to stop.
+/// Returns whether the user asked to stop.
 pub fn requested() -> bool {
     REQUESTED_AT_MILLIS.load(Ordering::Relaxed) != 0
 }

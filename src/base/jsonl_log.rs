@@ -71,7 +71,7 @@ impl JsonlLog {
     }
 }
 
-/// The content of a log up to the end of its last whole row.
+/// Returns the content of a log up to the end of its last complete row.
 pub fn whole_rows(content: &[u8]) -> &[u8] {
     let end = content.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     &content[..end]

@@ -19,14 +19,15 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
-/// Bytes of the longest line, its end included; a longer one comes in pieces, the first of this length.
+/// A line has at most this many bytes, its end included; a longer one comes in pieces, the first of this
+/// length.
 pub(crate) const LONGEST_LINE: usize = 1 << 20;
-/// Lines that are read before somebody takes them.
+/// At most this many lines are read before somebody takes them.
 const LINES_AHEAD: usize = 16;
-/// Between two looks at whether the user wants to stop.
+/// The process looks this often at whether the user wants to stop.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Refuses a command whose program, or a script of which, is not there.
+/// Refuses a command whose program does not exist, or which names a script that does not exist.
 pub(crate) fn check(command: &[String]) -> Result<()> {
     let [program, arguments @ ..] = command else {
         return Err(usage("no program is named"));
@@ -47,12 +48,12 @@ pub(crate) fn check(command: &[String]) -> Result<()> {
     }
 }
 
-/// What came from the program within the time that was allowed.
+/// What came from the program within the allowed time.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Heard {
     Line(Vec<u8>),
     Nothing,
-    /// It writes nothing more.
+    /// The program writes nothing more.
     End,
 }
 
@@ -100,12 +101,12 @@ impl LineProcess {
         let _ = self.to_write.send(text);
     }
 
-    /// Whether what [`LineProcess::tell`] was given once is written within `patience`, or never will be.
+    /// Returns whether what [`LineProcess::tell`] was given once is written within `patience`, or never will be.
     pub(crate) fn is_written(&self, patience: Duration) -> Result<bool> {
         Ok(!matches!(receive(&self.written, patience)?, Err(RecvTimeoutError::Timeout)))
     }
 
-    /// The next line, if there is one within `patience`.
+    /// Returns the next line, if there is one within `patience`.
     pub(crate) fn line(&self, patience: Duration) -> Result<Heard> {
         Ok(match receive(&self.lines, patience)? {
             Ok(line) => Heard::Line(line),
@@ -114,7 +115,7 @@ impl LineProcess {
         })
     }
 
-    /// A line that is there already.
+    /// Returns a line, if one has arrived already.
     pub(crate) fn waiting_line(&self) -> Option<Vec<u8>> {
         self.lines.try_recv().ok()
     }
@@ -145,7 +146,7 @@ fn receive<T>(from: &Receiver<T>, patience: Duration) -> Result<Result<T, RecvTi
     }
 }
 
-/// Until there is nothing more to tell, or nobody reads it.
+/// Writes until there is nothing more to tell, or nobody reads it.
 fn write(mut input: ChildStdin, told: &Receiver<Vec<u8>>, confirm: &Sender<()>) {
     for text in told {
         if input.write_all(&text).is_err() || confirm.send(()).is_err() {
@@ -154,7 +155,7 @@ fn write(mut input: ChildStdin, told: &Receiver<Vec<u8>>, confirm: &Sender<()>) 
     }
 }
 
-/// Until the program writes nothing more, or nobody takes its lines.
+/// Reads until the program writes nothing more, or nobody takes its lines.
 fn read(output: ChildStdout, heard: &SyncSender<Vec<u8>>) {
     let mut output = BufReader::new(output);
     loop {

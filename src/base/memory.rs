@@ -8,22 +8,22 @@ use super::human;
 use anyhow::Result;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-/// The memory of the machine.
+/// Returns the memory of the machine.
 pub fn total() -> Option<u64> {
     kibibytes("/proc/meminfo", "MemTotal:")
 }
 
-/// The memory that this process holds now.
+/// Returns the memory that this process holds now.
 pub fn resident() -> Option<u64> {
     kibibytes("/proc/self/status", "VmRSS:")
 }
 
-/// The most memory that this process has held.
+/// Returns the most memory that this process has held.
 pub fn peak_resident() -> Option<u64> {
     kibibytes("/proc/self/status", "VmHWM:")
 }
 
-/// The memory that this process can still allocate: the smallest of what the machine has available, what
+/// Returns the memory that this process can still allocate: the smallest of what the machine has available, what
 /// the control group leaves, and what the limit on the address space (`ulimit -v`) leaves.
 pub fn available() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
@@ -35,7 +35,7 @@ pub fn available() -> Option<u64> {
     machine.into_iter().chain(group).chain(address_space_left()).min()
 }
 
-/// The address space that this process may still map, where it is limited.
+/// Returns the address space that this process may still map, if it is limited.
 fn address_space_left() -> Option<u64> {
     let (limit, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
     let mapped = kibibytes("/proc/self/status", "VmSize:")?;
@@ -54,12 +54,12 @@ pub fn check(bytes: u64, what: &str, advice: &str) -> Result<()> {
     }
 }
 
-/// A field of a file that counts in kibibytes.
+/// Returns a field of a file that counts in kibibytes.
 fn kibibytes(path: &str, name: &str) -> Option<u64> {
     Some(field(&std::fs::read_to_string(path).ok()?, name)? << 10)
 }
 
-/// The number behind `name` at the start of a line.
+/// Returns the number behind `name` at the start of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix([' ', '\t']))?;
     rest.split_whitespace().next()?.parse().ok()

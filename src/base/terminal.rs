@@ -8,12 +8,12 @@ pub fn line(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Whether the stream is a terminal that can move its cursor.
+/// Returns whether the stream is a terminal that can move its cursor.
 pub fn is_terminal(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Whether the stream is a terminal that has colours, and `NO_COLOR` is not set.
+/// Returns whether the stream is a terminal that has colours, and `NO_COLOR` is not set.
 pub fn is_coloured(stream: &impl IsTerminal) -> bool {
     is_terminal(stream) && std::env::var_os("NO_COLOR").is_none()
 }

@@ -200,7 +200,7 @@ mod tests {
     use crate::base::fs::read_text;
     use crate::checkpoint::shards::INDEX;
     use crate::model::RowOrder;
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
     use half::{bf16, f16};
     use safetensors::tensor::TensorView;
     use serde_json::json;
@@ -225,7 +225,7 @@ mod tests {
     fn saved() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let source = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(source.path());
+        let tokenizer = small_tokenizer(source.path());
         save_model(dir.path(), CONFIG, &specs(), &weights(), &tokenizer).unwrap();
         dir
     }
@@ -318,7 +318,7 @@ mod tests {
     fn grouped_rows_change_places_on_the_way_in_and_out() {
         let dir = tempfile::tempdir().unwrap();
         let source = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(source.path());
+        let tokenizer = small_tokenizer(source.path());
         // There are two groups with one query head each; a head is one row of two elements.
         let order = RowOrder::Grouped { groups: 2, queries: 1, head_dim: 1 };
         let spec = TensorSpec { name: "w".into(), shape: vec![6, 2], range: 0..12, order };

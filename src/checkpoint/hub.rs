@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use crate::base::error::exit_code;
     use crate::base::fs::{read_text, write_atomic};
-    use crate::base::hub::tests::{COMMIT, hub, serve};
+    use crate::base::hub::test_support::{COMMIT, hub, serve};
 
     const FILES: [(&str, &str); 7] = [
         ("config.json", "{}"),

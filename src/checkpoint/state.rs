@@ -163,12 +163,12 @@ mod tests {
     use crate::base::error::exit_code;
     use crate::data::shuffle::Place;
     use crate::model::RowOrder;
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
 
     #[test]
     fn a_step_comes_back_whole_and_other_sizes_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(&dir.path().join("tokenizer"));
+        let tokenizer = small_tokenizer(&dir.path().join("tokenizer"));
         let order = RowOrder::Same;
         let specs = [TensorSpec { name: "w".into(), shape: vec![3], range: 0..3, order }];
         let model = Model {
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn a_changed_bit_anywhere_in_a_step_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(&dir.path().join("tokenizer"));
+        let tokenizer = small_tokenizer(&dir.path().join("tokenizer"));
         let order = RowOrder::Same;
         let specs = [TensorSpec { name: "w".into(), shape: vec![2], range: 0..2, order }];
         let weights = &[1.0, 2.0];

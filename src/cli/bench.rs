@@ -31,21 +31,21 @@ pub enum Command {
 /// The arguments of every measurement.
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// llama3-8b, qwen2.5-7b, tiny, or the path of a config.json
+    /// Use this model: llama3-8b, qwen2.5-7b, tiny, or the path of a config.json
     #[arg(long, value_name = "MODEL", default_value = "llama3-8b")]
     model_config: String,
-    /// The number of the GPU
+    /// Use the GPU of this number
     #[arg(long, value_name = "ORDINAL", default_value_t = 0)]
     gpu: usize,
-    /// Also write the numbers as JSON to this file
+    /// Write the numbers to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// The number of repeats, where a measurement is repeated.
+/// The number of repeats, for measurements that are repeated.
 #[derive(Debug, clap::Args)]
 struct Repeated {
-    /// Number of runs, of which the median counts; some more warm up before
+    /// Measure this many times and report the median; a few runs before warm up
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     repeats: usize,
 }
@@ -62,7 +62,7 @@ pub struct OpsArgs {
     common: Common,
     #[command(flatten)]
     repeated: Repeated,
-    /// Tokens of the batch, which is one sequence
+    /// Use a batch of one sequence with this many tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
     seq: usize,
 }
@@ -73,10 +73,10 @@ pub struct StepArgs {
     common: Common,
     #[command(flatten)]
     repeated: Repeated,
-    /// Tokens of the batch, which is one sequence
+    /// Use a batch of one sequence with this many tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 5120, value_parser = at_least_one)]
     seq: usize,
-    /// Number of GPUs that would share the optimizer state
+    /// Take the optimizer state to be shared by this many GPUs
     #[arg(long, value_name = "GPUS", default_value_t = 8, value_parser = at_least_one)]
     zero_world: usize,
     /// Keep only the input of each layer for the backward
@@ -88,22 +88,22 @@ pub struct StepArgs {
 pub struct GrpoStepArgs {
     #[command(flatten)]
     common: Common,
-    /// Prompts of this GPU; the paper's 64 prompts on 8 GPUs are 8 for each
+    /// Use this many prompts; the paper's 64 prompts on 8 GPUs are 8 for each
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
     prompts: usize,
-    /// Responses to each prompt
+    /// Generate this many responses to each prompt
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
     samples: usize,
-    /// Tokens of every prompt; the paper has 2048 at most
+    /// Use prompts of this many tokens; the paper has 2048 at most
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one)]
     prompt: usize,
-    /// Tokens of every response, which no end token cuts short; the paper has 2048 at most
+    /// Generate responses of exactly this many tokens; the paper has 2048 at most
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = at_least_one)]
     response: usize,
-    /// Responses in a micro-batch; they go through the model in one row
+    /// Compute this many responses in a micro-batch, which goes through the model in one row
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
     micro_batch: usize,
-    /// Number of GPUs that would share the optimizer state
+    /// Take the optimizer state to be shared by this many GPUs
     #[arg(long, value_name = "GPUS", default_value_t = 8, value_parser = at_least_one)]
     zero_world: usize,
     /// Keep only the input of each layer for the backward, as the longest responses need
@@ -171,7 +171,7 @@ fn recompute(layers: bool) -> Recompute {
     if layers { Recompute::Layer } else { Recompute::Selective }
 }
 
-/// Opens the GPU, measures, and prints what was found.
+/// Opens the GPU, measures, and prints the result.
 fn measure(
     common: &Common,
     work: impl FnOnce(Gpu, &ModelConfig, &mut Measurement) -> Result<()>,

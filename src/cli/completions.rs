@@ -6,7 +6,7 @@ use clap_complete::Shell;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The shell that will complete commands
+    /// Complete commands in this shell
     shell: Shell,
 }
 

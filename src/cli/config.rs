@@ -1,4 +1,4 @@
-//! `train config`: what a configuration can hold.
+//! `train config`: shows what a configuration can hold.
 
 use super::print;
 use crate::config;
@@ -7,9 +7,9 @@ use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Print the JSON Schema of a command's configuration, by which editors complete and check it
+    /// Print the JSON Schema of a command's configuration, with which editors complete and check it
     Schema {
-        /// Whose configuration
+        /// Print the schema for this command
         #[arg(value_enum)]
         of: Of,
     },

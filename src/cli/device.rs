@@ -1,4 +1,4 @@
-//! `--device`, `--precision` and `--ranks`: where a command computes, and in which numbers.
+//! `--device`, `--precision` and `--ranks`: where a command computes, and in which number format.
 
 use crate::base::error::usage;
 use crate::checkpoint::ModelPlace;
@@ -8,41 +8,41 @@ use crate::nodes;
 use crate::trainer::device::DeviceKind;
 use anyhow::Result;
 
-/// Far more ranks than anybody has.
+/// No command accepts more ranks; it is far more than anybody has.
 const MOST_RANKS: usize = 1 << 10;
 
 /// Where a command computes.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// What computes
+    /// Compute on threads of this machine, or on GPUs
     #[arg(long = "device", value_name = "DEVICE", value_enum, default_value_t)]
     pub kind: DeviceKind,
-    /// Numbers of weights and activations, in whichever the model is stored; where not given, f32 on a
-    /// CPU and bf16 on a GPU
+    /// Compute in this number format, whatever the format of the model's files [default: f32 on a CPU, bf16
+    /// on a GPU]
     #[arg(long, value_enum)]
     precision: Option<Precision>,
 }
 
-/// Where a command that shares its work generates.
+/// Where a command generates that divides its work among ranks.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct RankArgs {
     #[command(flatten)]
     device: DeviceArgs,
-    /// Ranks that share the problems, threads on a CPU and GPUs otherwise; any number gives the same
-    /// result
+    /// Divide the problems among this many ranks, which are threads on a CPU and GPUs otherwise; the result
+    /// is the same for any number
     #[arg(long, value_name = "N", default_value_t = 1)]
     ranks: usize,
 }
 
 impl DeviceArgs {
-    /// Refuses what this program and this machine do not have.
+    /// Refuses a device that this build or this machine does not have.
     pub fn check(self, ranks: usize) -> Result<()> {
         nodes::expect_one()?;
         self.kind.check_precision(self.precision, "--precision")?;
         self.kind.check(ranks)
     }
 
-    /// Opens a model to run it on so many ranks.
+    /// Opens a model to run it on this many ranks.
     pub fn open(self, model: ModelPlace<'_>, ranks: usize) -> Result<OpenModel> {
         match self.kind {
             DeviceKind::Cpu => OpenModel::on_threads(model, ranks),
@@ -54,7 +54,7 @@ impl DeviceArgs {
 }
 
 impl RankArgs {
-    /// What responses depend on: the device and its numbers.
+    /// Describes what responses depend on: the device and its number format.
     pub fn device(self) -> String {
         let precision = self.device.kind.precision(self.device.precision);
         match self.device.kind {
@@ -63,7 +63,7 @@ impl RankArgs {
         }
     }
 
-    /// Refuses what this program and this machine do not have.
+    /// Refuses a device that this build or this machine does not have.
     pub fn check(self) -> Result<()> {
         if !(1..=MOST_RANKS).contains(&self.ranks) {
             return Err(usage(format!(

@@ -1,7 +1,8 @@
-//! `train doctor`: what this machine offers, its GPUs included, and which protections the judge has
+//! `train doctor` shows what this machine offers, its GPUs included, and which protections the judge has
 //! here.
 //!
-//! Exit code 0 if programs can be judged, else 1: nothing but `sft`, `generate` and `score` works then.
+//! It exits with code 0 if programs can be judged, and otherwise with 1: then only `sft`, `generate` and
+//! `score` work.
 
 use super::judge::JudgeArgs;
 use crate::base::{human, memory};
@@ -35,7 +36,7 @@ struct Report {
 #[cfg(feature = "cuda")]
 type Gpus = crate::cuda::inventory::Inventory;
 
-/// What a build without GPUs says of them.
+/// What a build without CUDA reports about GPUs.
 #[cfg(not(feature = "cuda"))]
 #[derive(Debug, Serialize)]
 struct Gpus {

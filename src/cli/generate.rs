@@ -1,4 +1,4 @@
-//! `train generate`: sample from a model.
+//! `train generate`: samples responses from a model.
 
 use super::device::DeviceArgs;
 use super::model::ModelArgs;
@@ -21,26 +21,25 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Arguments of `train generate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     asked: Asked,
-    /// Sampling temperature; 0 takes the most likely token
+    /// Sample at this temperature; 0 takes the most likely token
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
-    /// Keep the k most likely tokens; 0 keeps all
+    /// Keep only this many most likely tokens; 0 keeps all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
-    /// Keep the smallest set of tokens with this probability
+    /// Keep the fewest most likely tokens that together have this probability
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
     /// Keep tokens with at least this share of the largest probability
     #[arg(long, default_value_t = 0.0)]
     min_p: f32,
-    /// Make tokens that are already there less likely; 1 changes nothing
+    /// Make tokens that the text already has less likely; 1 changes nothing
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f32,
     /// Subtract this from the logits of tokens that the response already has
@@ -52,29 +51,29 @@ pub struct Args {
     /// Add to a token's logit, as in 17:-100 (may be given several times)
     #[arg(long, value_name = "ID:BIAS", value_parser = logit_bias)]
     logit_bias: Vec<(u32, f32)>,
-    /// End a response where this text, or the special token that it spells, appears; the text is left out
-    /// (may be given several times)
+    /// End a response before this text, or with the special token that it spells (may be given several
+    /// times)
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// End a response with this token, which it keeps (may be given several times)
+    /// End a response with this token, which is a part of it (may be given several times)
     #[arg(long, value_name = "ID")]
     stop_id: Vec<u32>,
-    /// Go on after the tokens with which the model ends a response
+    /// Continue after the tokens with which the model ends a response
     #[arg(long)]
     ignore_eos: bool,
-    /// Print text as it comes; for one response
+    /// Print the text of a single response while it is generated
     #[arg(long, conflicts_with = "json")]
     stream: bool,
-    /// Longest response, in tokens
+    /// End a response after this many tokens
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
-    /// Let nothing end a response before it has so many tokens
+    /// Let nothing end a response before it has this many tokens
     #[arg(long, default_value_t = 0)]
     min_new_tokens: usize,
-    /// Responses to each prompt
+    /// Generate this many responses to each prompt
     #[arg(long, short = 'n', default_value_t = 1)]
     num_samples: usize,
-    /// Seed of the sampling; a response follows from it, the prompt and the response's number
+    /// Use this seed for the sampling; a response follows from the seed, the prompt and its number
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
@@ -83,7 +82,7 @@ pub struct Args {
     /// finish_reason
     #[arg(long)]
     json: bool,
-    /// Add top_logprobs to each line: for every token the N most likely ones in its place, as [id,
+    /// Add top_logprobs to each line: for every token the N most likely tokens at its position, as [id,
     /// log-probability]
     #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     top_logprobs: usize,
@@ -93,20 +92,20 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct Asked {
-    /// A message to answer, in the model's chat template
+    /// Answer this message, in the model's chat template
     #[arg(long, value_name = "TEXT")]
     chat: Option<String>,
-    /// Conversations to answer (JSON Lines of {"messages": [...]})
+    /// Answer the conversations in this file (JSON Lines of {"messages": [...]})
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
-    /// Raw text to continue, without a chat template
+    /// Continue this text, without a chat template
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
 }
 
 const MOST_SAMPLES: usize = 1 << 20;
 
-/// More would make a line of `--json` longer than anybody reads.
+/// No command accepts more, since a line of `--json` would be longer than anybody reads.
 const MOST_TOP_LOGPROBS: usize = 1000;
 
 /// A line of `--json`.
@@ -117,7 +116,7 @@ struct Line {
     text: String,
     output_ids: Vec<u32>,
     logprobs: Vec<f32>,
-    /// For each token the most likely ones in its place, as (id, log-probability).
+    /// For each token the most likely tokens at its position, as (id, log-probability).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     top_logprobs: Vec<Vec<(u32, f32)>>,
     finish_reason: FinishReason,
@@ -191,12 +190,12 @@ fn requests(args: &Args, tokenizer: &Tokenizer, sampling: &SamplingParams) -> Re
     Ok(prompts(&args.asked, tokenizer)?.into_iter().map(request).collect())
 }
 
-/// Prints responses in the order of prompts and samples, or one as it grows.
+/// Prints responses in the order of prompts and samples, or a single one while it grows.
 struct Printer<'a> {
     args: &'a Args,
-    /// Ended responses that wait for earlier ones.
+    /// Responses that ended and wait for earlier ones.
     done: BTreeMap<(usize, usize), (String, Rollout)>,
-    /// The response to be printed next.
+    /// The prompt and the sample of the response that is printed next.
     next: (usize, usize),
 }
 
@@ -240,7 +239,7 @@ impl Reader for Printer<'_> {
     }
 }
 
-/// Refuses settings under which no distribution would be left, or no response could be streamed.
+/// Refuses settings that leave no token to draw, or with which no response could be streamed.
 fn check(args: &Args) -> Result<()> {
     check_temperature("--temperature", args.temperature)?;
     let checks = [
@@ -275,7 +274,7 @@ fn check(args: &Args) -> Result<()> {
     }
 }
 
-/// Sizes that hold every request; refuses lengths that the model does not reach.
+/// Returns sizes that hold every request. Refuses lengths that exceed the model's positions.
 fn engine_config(args: &Args, model: &ModelConfig, requests: &[Request]) -> Result<EngineConfig> {
     let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
     let limit = model.max_position_embeddings;
@@ -302,7 +301,7 @@ fn prompts(asked: &Asked, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     Ok(prompts)
 }
 
-/// The conversations of a file, each with the assistant's next turn opened.
+/// Reads the conversations of a file, each with the assistant's next turn opened.
 fn conversations(file: &Path, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     let samples: Vec<(usize, Sample)> = rows::numbered(file, None)?.collect::<Result<_>>()?;
     if samples.is_empty() {

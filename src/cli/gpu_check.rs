@@ -1,4 +1,5 @@
-//! `train gpu-check`: whether a GPU computes what the CPU does. Exit code 1 if not.
+//! `train gpu-check` compares what a GPU computes with what the CPU computes. It exits with code 1 if they
+//! differ.
 
 use super::print;
 use crate::gpu_check::{self, Outcome, Shapes};
@@ -6,10 +7,10 @@ use anyhow::{Context, Result, ensure};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The number of the GPU
+    /// Check the GPU of this number
     #[arg(long, value_name = "ORDINAL", default_value_t = 0)]
     gpu: usize,
-    /// The size of the inputs of single operations
+    /// Use inputs of this size for single operations
     #[arg(long, value_enum, default_value_t = Shapes::Full)]
     shapes: Shapes,
     /// Print the checks as one JSON array

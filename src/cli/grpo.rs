@@ -1,4 +1,4 @@
-//! `train grpo`: reinforce with rewards from the judge.
+//! `train grpo`: reinforces a model with rewards from the judge.
 
 use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
@@ -11,13 +11,12 @@ use crate::train::rl;
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Arguments of `train grpo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// The run directory
+    /// Create the run in this directory
     #[arg(long, value_name = "DIR", default_value = "runs/grpo")]
     out: PathBuf,
 }
@@ -48,7 +47,7 @@ pub fn run(args: Args) -> Result<()> {
     })
 }
 
-/// The lines of `--dry-run` about the data: how many problems there are.
+/// Writes the lines of `--dry-run` about the data: how many problems there are.
 fn data_lines(config: &rl::Config) -> Result<String> {
     let held_out = config.validation.as_ref();
     let held_out = held_out.map(|validation| data_line("validation.files", &validation.files));

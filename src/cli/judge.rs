@@ -1,4 +1,4 @@
-//! `train judge`: runs solutions on problems' tests and writes a verdict a line.
+//! `train judge`: runs solutions on problems' tests and writes one verdict a line.
 
 use crate::base::error::{Interrupted, usage};
 use crate::base::fs::{AtomicFile, check_writable};
@@ -21,54 +21,54 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Problems with their tests (JSON Lines)
+    /// Read the problems with their tests from this file (JSON Lines)
     #[arg(long, value_name = "FILE")]
     problems: PathBuf,
-    /// Solutions: problem_id, and code or response (JSON Lines)
+    /// Read the solutions from this file: problem_id, and code or response (JSON Lines)
     #[arg(long, value_name = "FILE")]
     solutions: PathBuf,
-    /// Where to write the verdicts, in the order of the solutions (JSON Lines)
+    /// Write the verdicts to this file, in the order of the solutions (JSON Lines)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// The prompts ended with <think>: a response without </think> has no program
+    /// Read responses as if <think> stood before them: without </think> they have no program
     #[arg(long)]
     thought_opened: bool,
-    /// How the judge runs programs
+    /// How the judge runs programs.
     #[command(flatten)]
     judge: JudgeArgs,
 }
 
-/// Options of the judge, for every command that runs programs.
+/// The options of the judge, for every command that runs programs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct JudgeArgs {
-    /// Number of programs that run at the same time [default: one and a half for each core]
+    /// Run this many programs at the same time [default: one and a half for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
-    /// Limit on the CPU time of one case
+    /// Limit the CPU time of one case
     #[arg(long, value_name = "MS", default_value_t = Limits::default().cpu_ms_per_case, value_parser = clap::value_parser!(u64).range(1..))]
     cpu_ms_per_case: u64,
-    /// Limit on the CPU time of all cases of a program together
+    /// Limit the CPU time of all cases of a program together
     #[arg(long, value_name = "MS", default_value_t = Limits::default().cpu_ms_per_program, value_parser = clap::value_parser!(u64).range(1..))]
     cpu_ms_per_program: u64,
-    /// Limit on the time that a case sleeps or waits
+    /// Limit the time that a case sleeps or waits
     #[arg(long, value_name = "SECS", default_value_t = Limits::default().wall_secs_per_case, value_parser = clap::value_parser!(u64).range(1..))]
     wall_secs_per_case: u64,
-    /// Limit on the address space of a program
+    /// Limit the address space of a program
     #[arg(long, value_name = "MB", default_value_t = Limits::default().memory_mb, value_parser = clap::value_parser!(u64).range(64..1 << 20))]
     memory_mb: u64,
-    /// Limit on the output of one case
+    /// Limit the output of one case
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().output_bytes as u64, value_parser = clap::value_parser!(u64).range(1..1 << 32))]
     output_bytes: u64,
-    /// Python's recursion limit
+    /// Set Python's recursion limit
     #[arg(long, value_name = "N", default_value_t = Limits::default().recursion, value_parser = clap::value_parser!(u32).range(50..10_000_000))]
     recursion: u32,
-    /// Give a case's input as it is, also where it does not end in a line end
+    /// Pass a case's input unchanged, even if it does not end with a line break
     #[arg(long)]
     raw_input: bool,
-    /// The builtins that programs find
+    /// Give programs these builtins
     #[arg(long, value_enum, default_value_t)]
     profile: Profile,
-    /// How programs get their process
+    /// Start the processes of programs in this way
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
     /// Run every case in a process of its own
@@ -77,19 +77,18 @@ pub struct JudgeArgs {
     /// Run without namespaces
     #[arg(long)]
     no_namespaces: bool,
-    /// The Python interpreter to run programs with [default: found on the path]
+    /// Run programs with this Python interpreter [default: found on the path]
     #[arg(long, value_name = "FILE")]
     python: Option<PathBuf>,
     /// Remember this many outcomes of equal programs and inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     cache_entries: usize,
-    /// Run even where neither Landlock nor seccomp protects this machine from programs
+    /// Run even if neither Landlock nor seccomp protects this machine from programs
     #[arg(long = "unsafe")]
     allow_unsafe: bool,
 }
 
 impl JudgeArgs {
-    /// Turns the arguments into the judge's options.
     pub fn options(&self) -> Options {
         let options = Options::default();
         Options {
@@ -115,8 +114,8 @@ impl JudgeArgs {
     }
 }
 
-/// One line of the solutions. A program or a response that is null, or no text, is one that nothing can be
-/// run of: it is judged as `no_code`.
+/// A line of the solutions. A program or response that is null or no text cannot be run and is judged as
+/// `no_code`.
 #[derive(Deserialize)]
 struct Solution {
     problem_id: Id,
@@ -126,7 +125,7 @@ struct Solution {
     response: Option<Given>,
 }
 
-/// The text of a key that a line has; `None` where its value is no text.
+/// The text of a key that the line has; `None` if its value is no text.
 type Given = Option<String>;
 
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Given>, D::Error> {
@@ -135,7 +134,7 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Given>, D:
 }
 
 impl Solution {
-    /// The program to run, if there is one; an error without or with both of the keys.
+    /// Returns the program to run, if there is one. A line with none or both of the keys is an error.
     fn program(&self, thought_opened: bool) -> Result<Option<String>, &'static str> {
         match (&self.code, &self.response) {
             (Some(Some(_)), Some(Some(_))) | (None, None) => Err("give either code or response"),
@@ -148,7 +147,7 @@ impl Solution {
     }
 }
 
-/// A problem's id, and how it was written: a string or an integer.
+/// A problem's id, and whether it was written as a string or as an integer.
 struct Id {
     text: String,
     written: Box<RawValue>,
@@ -162,7 +161,7 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// One line of the problems.
+/// A line of the problems.
 struct Judged {
     problem: Problem,
     tolerance: Option<f64>,
@@ -184,7 +183,7 @@ impl<'de> Deserialize<'de> for Judged {
     }
 }
 
-/// One line of the output.
+/// A line of the output.
 #[derive(Serialize)]
 struct Row<'a> {
     problem_id: &'a RawValue,
@@ -230,7 +229,7 @@ pub fn run(args: Args) -> Result<()> {
     super::print(format!("{}\n", summary.text()))
 }
 
-/// Judges with a progress bar. An interrupt stops it.
+/// Judges with a progress bar; an interrupt stops it.
 fn watched(judge: &Judge, jobs: &[Job<'_>]) -> Result<Vec<Verdict>> {
     let programs = jobs.iter().filter(|job| job.code.is_some()).count();
     let bar = Progress::new("judge", programs as u64, "programs");
@@ -265,7 +264,7 @@ fn index<'a>(problems: &'a [Judged], path: &Path) -> Result<HashMap<&'a str, usi
     Ok(by_id)
 }
 
-/// The counts over all verdicts.
+/// The counts of all verdicts.
 struct Summary {
     total: usize,
     passed: usize,

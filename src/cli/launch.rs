@@ -1,5 +1,5 @@
-//! What every training command shares: its arguments, and around its loop plan, dry run, run directory,
-//! result.
+//! What the training commands share: their arguments, and everything around the loop: plan, dry run, run
+//! directory and result.
 
 use super::print;
 use crate::base::{interrupt, memory};
@@ -12,10 +12,10 @@ use anyhow::Result;
 use schemars::JsonSchema;
 use std::path::{Path, PathBuf};
 
-/// Where the configuration comes from and what to do with the run directory.
+/// Where the configuration comes from, and what happens to the run directory.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigArgs {
-    /// A TOML file; give several to merge them left to right (lists replace)
+    /// Read this TOML file; several are merged from left to right (lists replace)
     #[arg(long, value_name = "FILE", required = true)]
     pub config: Vec<PathBuf>,
 
@@ -27,7 +27,7 @@ pub struct ConfigArgs {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Go on from the run directory's latest checkpoint
+    /// Continue from the run directory's latest checkpoint
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
 
@@ -52,7 +52,7 @@ impl ConfigArgs {
         })
     }
 
-    /// What to do with a run already in the run directory.
+    /// Returns what happens to a run that is already in the run directory.
     pub fn existing(&self) -> Existing {
         match (self.resume, self.overwrite) {
             (true, _) => Existing::Resume,
@@ -62,8 +62,8 @@ impl ConfigArgs {
     }
 }
 
-/// Prints the plan and settings for `--dry-run`; otherwise takes the run directory `out`, trains in it, and
-/// prints the trained model's directory. A node other than node 0 does what that asks for instead.
+/// Prints the plan and the settings for `--dry-run`. Otherwise takes the run directory `out`, trains in it,
+/// and prints the trained model's directory. A node other than node 0 works for that node instead.
 pub fn launch<C: RunConfig>(
     args: &ConfigArgs,
     resolved: &Resolved<C>,

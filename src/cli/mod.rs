@@ -1,7 +1,7 @@
 //! The command line: arguments, dispatch, and the only place that prints results.
 //!
-//! Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 the work failed,
-//! 2 wrong use, 130 interrupted after a clean checkpoint.
+//! Results go to stdout, progress and logs to stderr. The exit code is 0 when the work is done, 1 when it
+//! failed, 2 for wrong use, and 130 when it was interrupted and its state is saved.
 
 pub mod attempts;
 #[cfg(feature = "cuda")]
@@ -54,7 +54,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Reads the command line. Help, the version, and most mistakes end the program here.
+    /// Reads the command line. Help, the version and most mistakes end the program here.
     pub fn read() -> Result<Self> {
         let mut command = accept_negative_values(Self::command());
         let matches = command.try_get_matches_from_mut(std::env::args_os());
@@ -74,7 +74,7 @@ impl Cli {
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Run the whole loop on the bundled data: SFT, GRPO, GTG scores, a report
+    /// Run the whole loop on the bundled data: SFT, GRPO, scores and a report
     Demo(demo::Args),
     /// Fine-tune on conversations
     Sft(sft::Args),
@@ -84,7 +84,7 @@ pub enum Command {
     Grpo(grpo::Args),
     /// Score a model on problems
     Eval(eval::Args),
-    /// Sample from a model
+    /// Sample responses from a model
     Generate(generate::Args),
     /// Talk with a model in the terminal
     Chat(chat::Args),
@@ -123,17 +123,17 @@ pub enum Command {
     Completions(completions::Args),
 }
 
-/// The arguments of a command that a build without GPUs knows only by name.
+/// The arguments of a command that a build without CUDA knows only by name.
 #[cfg(not(feature = "cuda"))]
 #[derive(Debug, clap::Args)]
 pub struct NoGpu {
-    /// Any arguments
+    /// Accept any arguments
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub rest: Vec<String>,
 }
 
-/// The command with options that take `-1` for a value, not for another option: each then says itself what
-/// it takes.
+/// Makes options take a value such as `-1` instead of reading it as another option, so that each option
+/// itself says what it accepts.
 fn accept_negative_values(command: clap::Command) -> clap::Command {
     let accept = |arg: clap::Arg| {
         let takes_value = arg.get_action().takes_values();
@@ -142,7 +142,7 @@ fn accept_negative_values(command: clap::Command) -> clap::Command {
     command.mut_args(accept).mut_subcommands(accept_negative_values)
 }
 
-/// The mistake of a negative value where there has to be a whole number from 0 on.
+/// Returns the mistake of a negative value where a whole number from 0 on is needed.
 fn negative_value(error: &clap::Error) -> Option<anyhow::Error> {
     let text = |kind| match error.get(kind)? {
         ContextValue::String(text) => Some(text),
@@ -154,7 +154,7 @@ fn negative_value(error: &clap::Error) -> Option<anyhow::Error> {
 }
 
 impl Command {
-    /// Whether the command computes on threads of this process.
+    /// Returns whether the command computes on threads of this process.
     fn computes(&self) -> bool {
         !matches!(
             self,
@@ -199,7 +199,7 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// The reader of stdout is gone. There is nothing left to do, and nothing went wrong.
+/// Nobody reads stdout any more. There is nothing left to do, and nothing went wrong.
 #[derive(Debug)]
 pub struct OutputClosed;
 

@@ -1,4 +1,5 @@
-//! `train report`: runs side by side, in the terminal or as one HTML page; their best and worst samples.
+//! `train report` shows runs side by side, in the terminal or as one HTML page, or their best and worst
+//! samples.
 
 use crate::base::error::usage;
 use crate::base::fs::{check_writable, write_atomic};
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run directories; a directory that holds several runs stands for all of them
+    /// Show the runs in these directories; a directory that holds several runs stands for all of them
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
 
@@ -17,7 +18,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Draw curves in the terminal: of one metric, or of all metrics that begin with the key (`reward`)
+    /// Draw curves of this metric, or of all metrics whose name begins with it (`reward`), in the terminal
     #[arg(long = "metric", value_name = "KEY", conflicts_with_all = ["out", "samples"])]
     metrics: Vec<String>,
 
@@ -25,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "END", conflicts_with = "out")]
     samples: Option<End>,
 
-    /// Number of responses to show
+    /// Show this many responses
     #[arg(short = 'n', long, value_name = "N", default_value_t = 5, requires = "samples")]
     count: usize,
 }

@@ -1,4 +1,4 @@
-//! `train score`: log-probabilities of given tokens.
+//! `train score`: computes log-probabilities of given tokens.
 
 use super::device::DeviceArgs;
 use super::model::ModelArgs;
@@ -14,25 +14,24 @@ use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Arguments of `train score`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// JSON Lines of {"input_ids": [...]}, {"prompt": ..., "completion": ...} (tokenised together) or {"messages": [...]}
+    /// Read the tokens from this file: JSON Lines of {"input_ids": [...]}, {"prompt": ..., "completion": ...} (tokenised together) or {"messages": [...]}
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Where the log-probabilities go (JSON Lines)
+    /// Write the log-probabilities to this file (JSON Lines)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Divides the logits; at 0 the log-probabilities are those of 1
+    /// Divide the logits by this; 0 is the same as 1
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-/// A line of input, as it stands there. Not an untagged enum: its errors do not say what is wrong.
+/// A line of input. It is no untagged enum, since the errors of those do not say what is wrong.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -46,11 +45,11 @@ struct Line {
 #[derive(Serialize)]
 struct Output {
     input_ids: Vec<u32>,
-    /// The first token has none: nothing comes before it.
+    /// The log-probability of each token. The first token has none, since nothing comes before it.
     logprobs: Vec<Option<f32>>,
 }
 
-/// Scores every line and writes the result, whole or not at all.
+/// Scores every line and writes the result atomically.
 pub fn run(args: Args) -> Result<()> {
     check_temperature("--temperature", args.temperature)?;
     args.device.check(1)?;
@@ -80,7 +79,7 @@ fn progress(sequences: &[Vec<u32>]) -> Progress {
     Progress::new("score", total as u64, "tokens")
 }
 
-/// The tokens of every line; warns of completions that do not begin with a token of their own.
+/// Returns the tokens of every line. Warns of completions that do not begin with a token of their own.
 fn sequences(
     data: &Path,
     lines: Vec<(usize, Line)>,
@@ -109,7 +108,7 @@ fn sequences(
 }
 
 impl Line {
-    /// Whether a prompt has other tokens before its completion than alone.
+    /// Returns whether a prompt's tokens differ before its completion from those of the prompt alone.
     fn is_merged(&self, tokenizer: &Tokenizer) -> Result<bool> {
         let (Some(prompt), Some(completion)) = (&self.prompt, &self.completion) else {
             return Ok(false);
@@ -119,7 +118,8 @@ impl Line {
     }
 }
 
-/// The tokens of a line, each one known to the model and at one of its positions.
+/// Returns the tokens of a line. Refuses a token that the model does not have, and a line that is longer
+/// than its positions.
 fn tokens(decoder: &Decoder, tokenizer: &Tokenizer, line: Line) -> Result<Vec<u32>> {
     let tokens = match line {
         Line { input_ids: Some(ids), prompt: None, completion: None, messages: None } => ids,

@@ -1,4 +1,4 @@
-//! `train sft`: fine-tune on conversations.
+//! `train sft`: fine-tunes a model on conversations.
 
 use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
@@ -8,13 +8,12 @@ use crate::train::sft;
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Arguments of `train sft`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// The run directory
+    /// Create the run in this directory
     #[arg(long, value_name = "DIR", default_value = "runs/sft")]
     out: PathBuf,
 }
@@ -39,7 +38,7 @@ pub fn run(args: Args) -> Result<()> {
     })
 }
 
-/// The lines of `--dry-run` about the data, from headers and caches alone.
+/// Writes the lines of `--dry-run` about the data, from headers and caches alone.
 fn data_lines(config: &sft::Config) -> Result<String> {
     let tokenizer = config.model.tokenizer_here();
     let train = &config.train;

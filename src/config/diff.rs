@@ -1,9 +1,9 @@
-//! What differs between configurations.
+//! Finds the values in which configurations differ.
 
 use super::resolved::dotted;
 use toml::{Table, Value};
 
-/// Every value that is not a table, as (dotted path, TOML text).
+/// Returns every value that is not a table, as its dotted path and TOML text.
 fn flatten(table: &Table) -> Vec<(String, String)> {
     let mut values = Vec::new();
     collect(table, "", &mut values);
@@ -20,7 +20,8 @@ fn collect(table: &Table, prefix: &str, values: &mut Vec<(String, String)>) {
     }
 }
 
-/// The paths at which the tables do not all agree, with each table's text (none where absent).
+/// Returns the paths at which the tables do not all agree, each with the text in every table (`None` where
+/// it is absent).
 pub fn differences(tables: &[Table]) -> Vec<(String, Vec<Option<String>>)> {
     let flat: Vec<_> = tables.iter().map(flatten).collect();
     let mut paths: Vec<&String> = Vec::new();

@@ -1,17 +1,17 @@
-//! The keys of a TOML table, at any depth, with where their values stand.
+//! The keys of a TOML table at any depth, and where their values are in the text.
 
 use super::resolved::dotted;
 use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
-/// A key of the table.
+/// A key of a table.
 pub(crate) struct Entry {
     /// The dotted path of the key.
     pub(crate) path: String,
     pub(crate) value: Range<usize>,
 }
 
-/// Every key of the table and of the tables in it.
+/// Returns every key of the table and of the tables in it.
 pub(crate) fn entries(table: &DeTable<'_>) -> Vec<Entry> {
     let mut found = Vec::new();
     collect(table, "", &mut found);

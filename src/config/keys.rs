@@ -1,10 +1,10 @@
-//! Whether the keys and values of merged TOML are those that its type takes, by the type's schema.
+//! Checks the keys and values of merged TOML against the schema of their type.
 //!
-//! Contract: what is wrong is one line that names the file and line (or the `--set`), the key, and what is
-//! near or expected. The first unknown key or wrong value comes before keys that are missing, which are
-//! named all together. Tables that stand for one of several choices, such as `warmup = { ratio = 0.1 }`,
-//! are merged as a whole: of the choices that different files and `--set`s make, the last one counts; two
-//! in the same text contradict each other.
+//! An error is one line that names the file and line (or the `--set`), the key, and what is near or
+//! expected. It reports the first unknown key or wrong value. If there is none, it reports all missing keys
+//! together. A table that stands for one of several choices, such as `warmup = { ratio = 0.1 }`, is merged
+//! as a whole: the last file or `--set` that makes a choice decides, and two choices in the same text are
+//! an error.
 
 use super::resolved::dotted;
 use super::shape::Shape;
@@ -14,7 +14,7 @@ use anyhow::{Error, Result};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Refuses the first unknown key or wrong value of `table`, or else the keys that it lacks.
+/// Refuses the first unknown key or wrong value of `table`, or else the keys that are missing.
 pub(crate) fn check(table: &DeTable<'_>, shape: Shape<'_>, sources: &Sources) -> Result<()> {
     let mut check = Check { sources, root: shape, missing: Vec::new() };
     check.table(table, shape, "", &sources.names())?;
@@ -28,7 +28,7 @@ pub(crate) fn check(table: &DeTable<'_>, shape: Shape<'_>, sources: &Sources) ->
     }))
 }
 
-/// Leaves of each choice only what the last text says that makes it.
+/// Keeps of each choice only what the last text that makes it says.
 pub(crate) fn keep_last_choices(table: &mut DeTable<'_>, shape: Shape<'_>, sources: &Sources) {
     let choices = shape.choices();
     if !choices.is_empty() {
@@ -50,7 +50,7 @@ pub(crate) fn keep_last_choices(table: &mut DeTable<'_>, shape: Shape<'_>, sourc
 struct Check<'c> {
     sources: &'c Sources,
     root: Shape<'c>,
-    /// Keys that are missing, after the place of the table that lacks them.
+    /// The missing keys, each after the place of the table that lacks it.
     missing: Vec<(String, String)>,
 }
 
@@ -74,7 +74,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Notes a missing key, or those of a missing table that it has to have.
+    /// Notes a missing key; for a missing table, notes the keys that it must have.
     fn lacks(&mut self, shape: Option<Shape<'_>>, path: String, place: &str) {
         let required: Vec<&str> = shape.into_iter().flat_map(Shape::required).collect();
         if required.is_empty() {
@@ -135,7 +135,7 @@ impl Check<'_> {
         }
     }
 
-    /// A table that stands for one of `choices`.
+    /// Checks a table that stands for one of `choices`.
     fn choice(
         &mut self,
         table: &DeTable<'_>,
@@ -195,7 +195,8 @@ fn unknown_value(
     usage(format!("{place}: unknown value `{given}` of `{path}`; {hint}"))
 }
 
-/// The candidate within a third of `name`'s letters (at least two) of edits, if any.
+/// Returns the nearest candidate, if its edit distance is at most a third of the letters of `name` (at
+/// least two).
 fn nearest<'c>(name: &str, candidates: &[&'c str]) -> Option<&'c str> {
     let allowed = (name.len() / 3).max(2).min(name.len().saturating_sub(1));
     candidates
@@ -206,7 +207,7 @@ fn nearest<'c>(name: &str, candidates: &[&'c str]) -> Option<&'c str> {
         .map(|(_, candidate)| candidate)
 }
 
-/// Edit distance with insertions, deletions, substitutions and swaps of neighbours.
+/// Returns the edit distance with insertions, deletions, substitutions and swaps of neighbours.
 fn edits(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];

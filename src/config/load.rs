@@ -1,4 +1,4 @@
-//! Files and `--set` arguments in, a typed configuration out.
+//! Turns files and `--set` arguments into a typed configuration.
 
 use super::entries::entries;
 use super::keys;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, Deserializer};
 
-/// Merges `files` left to right, applies `sets` (`a.b=VALUE`), and reads the result as a `T`.
+/// Merges `files` from left to right, applies `sets` (`a.b=VALUE`), and reads the result as a `T`.
 pub fn load<T: DeserializeOwned + Serialize + JsonSchema>(
     files: &[PathBuf],
     sets: &[String],
@@ -22,8 +22,8 @@ pub fn load<T: DeserializeOwned + Serialize + JsonSchema>(
     load_over(&[], files, sets)
 }
 
-/// The same over the one of `profiles` that the key `profile` names, or else the first; `T` has that
-/// key too.
+/// Does the same over one of `profiles`: the one that the key `profile` names, or else the first. `T` has
+/// that key too.
 pub fn load_over<T: DeserializeOwned + Serialize + JsonSchema>(
     profiles: &[Profile],
     files: &[PathBuf],
@@ -49,7 +49,7 @@ pub fn load_over<T: DeserializeOwned + Serialize + JsonSchema>(
     Ok(Resolved { value, table, origins })
 }
 
-/// The JSON Schema of a `T`, by which editors complete and check its TOML.
+/// Returns the JSON Schema of a `T`, with which editors complete and check its TOML.
 pub fn schema<T: JsonSchema>() -> Result<String> {
     let schema = serde_json::to_string_pretty(&schema_for!(T)).context("encoding a schema")?;
     Ok(schema + "\n")

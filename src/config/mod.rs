@@ -1,11 +1,12 @@
-//! Configuration: TOML files merged left to right, then `--set`, into one typed value.
+//! Configuration: TOML files merged from left to right, then `--set`, into one typed value.
 //!
-//! Contract: tables merge key by key, lists and scalars replace, and so does a choice with a value
-//! (`warmup = { steps = 5 }` over `warmup = { ratio = 0.1 }`). An unknown key or a wrong type is
-//! one line that names the file and line (or the `--set`), the key, and the nearest known key. Every
-//! effective value knows where it came from. Which keys and values there are, the JSON Schema of the type
-//! says, which editors read too ([`schema`]). Config structs live beside what they configure; this
-//! module is generic over them and imports none. Use `f64` in them: an `f32` prints its rounding.
+//! Tables merge key by key. Lists and scalars are replaced, and so is a choice with a value (`warmup = {
+//! steps = 5 }` over `warmup = { ratio = 0.1 }`). An unknown key or a wrong type is reported in one line
+//! that names the file and line (or the `--set`), the key, and the nearest known key. Every value knows
+//! where it came from. The keys and values that are allowed follow from the JSON Schema of the type, which
+//! editors read too ([`schema`]). Config structs are beside the code that they configure; this module is
+//! generic over them and imports none. Their fields are `f64` rather than `f32`, since an `f32` would be
+//! printed with its rounding.
 
 mod diff;
 mod entries;

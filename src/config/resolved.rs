@@ -1,4 +1,4 @@
-//! A configuration after merging: the typed value and the origin of each part of it.
+//! A configuration after merging: the typed value, and the origin of each of its parts.
 
 use super::source::Origin;
 use std::collections::BTreeMap;
@@ -8,26 +8,26 @@ use toml::{Table, Value};
 #[derive(Debug, Clone)]
 pub struct Resolved<T> {
     pub value: T,
-    /// The same as TOML, defaults included.
+    /// The value as TOML, with defaults.
     pub table: Table,
-    /// Dotted path to origin, for every given key; a path not in it is a default.
+    /// The origin of every given key, by its dotted path; a path that is not in it has its default.
     pub origins: BTreeMap<String, Origin>,
 }
 
 impl<T> Resolved<T> {
-    /// Where the value at a dotted path came from.
+    /// Returns where the value at a dotted path came from.
     pub fn origin(&self, path: &str) -> Origin {
         self.origins.get(path).cloned().unwrap_or(Origin::Default)
     }
 
-    /// Every effective value as TOML, for the run directory.
+    /// Returns every value as TOML, for the run directory.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         self.render(&self.table, "", &mut text, None);
         text
     }
 
-    /// Every effective value as TOML with its origin as a comment, for `--dry-run`.
+    /// Returns every value as TOML with its origin as a comment, for `--dry-run`.
     pub fn render_with_origins(&self) -> String {
         let mut text = String::new();
         let width = line_width(&self.table).min(48);
@@ -70,7 +70,7 @@ fn line_width(table: &Table) -> usize {
     widths.max().unwrap_or(0)
 }
 
-/// The path of `key` in the table at `prefix`.
+/// Returns the path of `key` in the table at `prefix`.
 pub(crate) fn dotted(prefix: &str, key: &str) -> String {
     let key = quoted_if_needed(key);
     if prefix.is_empty() { key } else { format!("{prefix}.{key}") }

@@ -1,7 +1,7 @@
-//! The shape of a configuration: what the JSON Schema of its type says of keys, choices and values.
+//! The shape of a configuration: what the JSON Schema of its type says about keys, choices and values.
 //!
-//! Understands what `schemars` writes for the types of configurations: structs, maps, enums, numbers,
-//! strings, lists, and what may be absent. Left out: everything else of JSON Schema.
+//! It understands what `schemars` writes for the types of configurations: structs, maps, enums, numbers,
+//! strings, lists and optional values, and nothing else of JSON Schema.
 
 use serde_json::Value;
 use toml::de::DeValue;
@@ -18,7 +18,7 @@ impl<'s> Shape<'s> {
         Self { root, node: root }
     }
 
-    /// The shape that `node` describes, names and absence resolved.
+    /// Returns the shape that `node` describes, with references followed and options unwrapped.
     fn at(self, node: &'s Value) -> Self {
         if let Some(pointer) = node["$ref"].as_str() {
             let named = self.root.pointer(pointer.trim_start_matches('#'));
@@ -31,14 +31,14 @@ impl<'s> Shape<'s> {
         }
     }
 
-    /// The shape of the value at a key of this table, if the table may have that key.
+    /// Returns the shape of the value at a key of this table, if the table may have that key.
     pub(crate) fn field(self, name: &str) -> Option<Self> {
         let any_key = &self.node["additionalProperties"];
         let named = self.node["properties"].get(name);
         named.or(Some(any_key).filter(|shape| shape.is_object())).map(|node| self.at(node))
     }
 
-    /// The keys that this table is known to have.
+    /// Returns the keys that this table may have.
     pub(crate) fn keys(self) -> impl Iterator<Item = &'s str> {
         self.node["properties"]
             .as_object()
@@ -51,7 +51,7 @@ impl<'s> Shape<'s> {
         self.node["required"].as_array().into_iter().flatten().filter_map(Value::as_str)
     }
 
-    /// The names of which the value is one, each with the shape of what belongs to it.
+    /// Returns the names of the choices, each with the shape of what belongs to it.
     pub(crate) fn choices(self) -> Vec<(&'s str, Option<Self>)> {
         let names = |variant: &'s Value| {
             let listed = variant["enum"].as_array().into_iter().flatten();
@@ -67,7 +67,7 @@ impl<'s> Shape<'s> {
         }
     }
 
-    /// The dotted paths of all keys below this table that hold no table themselves.
+    /// Returns the dotted paths of all keys below this table that hold no table themselves.
     pub(crate) fn paths(self) -> Vec<String> {
         let below = |name: &'s str| {
             let field = self.field(name).map(Self::paths).unwrap_or_default();
@@ -89,7 +89,7 @@ impl<'s> Shape<'s> {
         self.kind() == "object"
     }
 
-    /// Whether a value that is no table and no choice has this shape.
+    /// Returns whether a value that is neither a table nor a choice has this shape.
     pub(crate) fn accepts(self, value: &DeValue<'_>) -> bool {
         match (self.kind(), value) {
             ("", _)
@@ -108,7 +108,7 @@ impl<'s> Shape<'s> {
         }
     }
 
-    /// What the value has to be, in words.
+    /// Describes in words what the value must be.
     pub(crate) fn expected(self) -> String {
         let names: Vec<&str> = self.choices().into_iter().map(|(name, _)| name).collect();
         if !names.is_empty() {
@@ -130,7 +130,7 @@ impl<'s> Shape<'s> {
         self.node["minimum"].as_f64().is_some_and(|minimum| minimum >= 0.0)
     }
 
-    /// How many items a list of a fixed length has.
+    /// Returns the number of items of a list whose length is fixed.
     fn length(self) -> Option<usize> {
         let [least, most] = ["minItems", "maxItems"].map(|key| self.node[key].as_u64());
         least.filter(|_| least == most).map(|length| length as usize)

@@ -1,7 +1,7 @@
-//! The texts a configuration is made of, addressed as one long text.
+//! The texts of a configuration, addressed as if they were one long text.
 //!
-//! Every file and every `--set` occupies its own range of positions, so that a single number says
-//! both which text a value stands in and where; the spans of a merged table stay meaningful.
+//! Every file and every `--set` has its own range of positions. So one number says both in which text a
+//! value is and where, and the spans of a merged table stay valid.
 
 use crate::base::error::usage;
 use crate::base::fs::read_text;
@@ -11,34 +11,34 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Where an effective value came from.
+/// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody gave it.
+    /// Nobody gave it, so it has its default.
     Default,
-    /// A line of a config file.
+    /// It is on a line of a config file.
     File {
-        /// The file as the user named it.
+        /// The file, as the user named it.
         path: PathBuf,
-        /// Counted from 1.
+        /// The line, counted from 1.
         line: usize,
     },
-    /// A line of a named profile.
+    /// It is on a line of a named profile.
     Profile {
         name: &'static str,
-        /// Counted from 1.
+        /// The line, counted from 1.
         line: usize,
     },
-    /// A `--set` argument, as typed.
+    /// It is in a `--set` argument, given here as it was typed.
     Set(String),
 }
 
-/// Values that the user may choose by one name, below all that the user gives.
+/// Values that the user chooses by one name; all that the user gives overrides them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Profile {
-    /// What `profile = "..."` says.
+    /// The name in `profile = "..."`.
     pub name: &'static str,
-    /// TOML.
+    /// The values, as TOML.
     pub text: &'static str,
 }
 
@@ -69,7 +69,7 @@ struct Source {
 pub(crate) struct Sources(Vec<Source>);
 
 impl Sources {
-    /// Reads the files and turns each `--set` into a line of TOML.
+    /// Reads the files, and turns each `--set` into a line of TOML.
     pub(crate) fn read(files: &[PathBuf], sets: &[String]) -> Result<Self> {
         let mut sources = Self(Vec::new());
         for path in files {
@@ -81,7 +81,7 @@ impl Sources {
         Ok(sources)
     }
 
-    /// The same over the profile that they choose, or else the first.
+    /// Puts the profile that the texts choose, or else the first, before them.
     pub(crate) fn over_profile(self, profiles: &[Profile]) -> Result<Self> {
         let Some(default) = profiles.first() else { return Ok(self) };
         let merged = self.merged()?;
@@ -106,12 +106,12 @@ impl Sources {
     }
 
     fn push(&mut self, name: Name, text: String) {
-        // One position more than the text has: errors may point at its end.
+        // A text has one position more than it has bytes, since errors may point at its end.
         let start = self.0.last().map_or(0, |last| last.start + last.text.len() + 1);
         self.0.push(Source { name, text, start });
     }
 
-    /// Parses every text and merges them; spans are positions in the whole.
+    /// Parses every text and merges them. Spans are positions in the long text.
     pub(crate) fn merged(&self) -> Result<DeTable<'_>> {
         let mut merged = DeTable::new();
         for source in &self.0 {
@@ -124,19 +124,19 @@ impl Sources {
         Ok(merged)
     }
 
-    /// The number of the text of a position: the later ones win.
+    /// Returns the index of the text at a position. Later texts override earlier ones.
     pub(crate) fn text_of(&self, position: usize) -> usize {
         self.0.partition_point(|source| source.start <= position).saturating_sub(1)
     }
 
-    /// What stands at a range of positions.
+    /// Returns the text at a range of positions.
     pub(crate) fn text(&self, range: std::ops::Range<usize>) -> &str {
         let source = self.0.get(self.text_of(range.start));
         let text = source.and_then(|s| s.text.get(range.start - s.start..range.end - s.start));
         text.unwrap_or_default()
     }
 
-    /// The text and line of a position.
+    /// Returns the text and the line at a position.
     pub(crate) fn origin(&self, position: usize) -> Origin {
         let Some(source) = self.0.get(self.text_of(position)) else { return Origin::Default };
         let end = (position - source.start).min(source.text.len());
@@ -148,7 +148,7 @@ impl Sources {
         }
     }
 
-    /// The files' names, for errors that belong to no line.
+    /// Returns the names of the files, for errors that belong to no line.
     pub(crate) fn names(&self) -> String {
         let files = self.0.iter().filter_map(|s| match &s.name {
             Name::File(path) => Some(path.display().to_string()),
@@ -163,7 +163,7 @@ fn one_line(error: &toml::de::Error) -> String {
     error.message().replace('\n', ", ")
 }
 
-/// `a.b=VALUE` as a line of TOML; a VALUE that is not TOML is a bare string.
+/// Turns `a.b=VALUE` into a line of TOML; a VALUE that is not TOML becomes a string.
 fn set_as_toml(argument: &str) -> Result<String> {
     let malformed = || {
         usage(format!(

@@ -1,8 +1,8 @@
-//! A model's stored answers to "is this sample code?", by the sample's id.
+//! A model's stored answers to the question whether a sample is code, by the sample's id.
 //!
-//! Contract: JSON Lines of `{"id": ..., "is_code": ..., "answer": ...}`, the answer's own words for
-//! people only. A line is appended when its answer comes; one that a killed process left unfinished is
-//! cut off by the next writer. Left out: asking (`train data classify`).
+//! The file is JSON Lines of `{"id": ..., "is_code": ..., "answer": ...}`; the answer's own words are for
+//! people only. A line is appended when its answer comes. A line that a killed process left unfinished is
+//! removed by the next writer. `train data classify` asks the question.
 
 use super::jsonl;
 use super::sample::any_text;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// Answers that were given before.
+/// The answers that were given before.
 #[derive(Debug, Default)]
 pub struct CodeAnswers(HashMap<String, bool>);
 
@@ -40,22 +40,22 @@ impl CodeAnswers {
         self.0.contains_key(id)
     }
 
-    /// Whether the answer for the sample `id` was yes.
+    /// Returns whether the answer for the sample `id` was yes.
     pub fn is_code(&self, id: &str) -> bool {
         self.0.get(id).copied().unwrap_or(false)
     }
 }
 
-/// A file of answers that grows.
+/// A file to which answers are appended.
 pub struct AnswerFile {
-    /// None before the first answer of all.
+    /// Is `None` before the first answer.
     log: Option<JsonlLog>,
     path: PathBuf,
 }
 
 impl AnswerFile {
-    /// Opens a file to go on with it, if there is one; also gives the answers that it holds. It is made
-    /// with the first answer.
+    /// Opens a file to append to it, and returns the answers in it too. A file that does not exist is
+    /// created with the first answer.
     pub fn open(path: &Path) -> Result<(Self, CodeAnswers)> {
         let path = path.to_owned();
         if !path.exists() {

@@ -1,4 +1,4 @@
-//! The keys of a row that the program does not know, exactly as they were written.
+//! The keys of a row that the program does not know, with their values exactly as they were written.
 
 use serde::de::{Error, IgnoredAny};
 use serde::{Serialize, Serializer};
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 pub struct Columns(BTreeMap<String, String>);
 
 impl Columns {
-    /// The keys of the object `row` that are not among `known`.
+    /// Returns the keys of the object `row` that are not among `known`.
     pub(crate) fn other_than<E: Error>(known: &[&str], row: &RawValue) -> Result<Self, E> {
         let names: BTreeMap<String, IgnoredAny> = parse(row.get())?;
         if names.keys().all(|name| known.contains(&name.as_str())) {
@@ -21,7 +21,7 @@ impl Columns {
         Ok(Self(others.map(|(name, value)| (name, value.get().to_owned())).collect()))
     }
 
-    /// Each key with the JSON text of its value.
+    /// Returns each key with the JSON text of its value.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }

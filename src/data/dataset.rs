@@ -1,8 +1,7 @@
-//! What a run learns from: the tokenised sources that `[data]` describes.
+//! A data set is what a run learns from: the tokenised sources that `[data]` describes.
 //!
-//! Contract: every source is found, or downloaded, and tokenised once ([`super::token_cache`]).
-//!
-//! Left out: the order of samples ([`super::mixture`], [`super::loader`]).
+//! Every source is found, or downloaded, and tokenised once ([`super::token_cache`]). The order of samples
+//! is made in [`super::mixture`] and [`super::loader`].
 
 use super::input::{InputFile, resolve};
 use super::loader::{Cursor, Loader};
@@ -17,7 +16,7 @@ use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
 impl SourceConfig {
-    /// Its files; a data set that is not on this machine is downloaded.
+    /// Returns the source's files; a data set that is not on this machine is downloaded.
     fn files(&self) -> Result<Vec<InputFile>> {
         let files = self.paths.iter().map(|place| resolve(place)).collect::<Result<Vec<_>>>()?;
         Ok(files.concat())
@@ -25,7 +24,7 @@ impl SourceConfig {
 }
 
 impl DataConfig {
-    /// Reads and tokenises every source, or finds that it has been done.
+    /// Reads and tokenises every source, or takes its tokens from the cache.
     pub fn open(&self, tokenizer: &Tokenizer) -> Result<Dataset> {
         let configs = self.named_sources();
         let sources = configs.iter().map(|(name, config)| {
@@ -73,7 +72,7 @@ fn teaches_ends(samples: &TokenFile, ends: &[u32]) -> bool {
 }
 
 pub struct Dataset {
-    /// In the order of their names.
+    /// The sources, in the order of their names.
     pub sources: Vec<Source>,
     mix_by: MixBy,
     pack_ahead: usize,
@@ -85,7 +84,7 @@ impl Dataset {
         self.sources.iter().map(lengths).max().unwrap_or(0)
     }
 
-    /// Packed rows of at most `seq_len` tokens, from `cursor` on.
+    /// Returns packed rows of at most `seq_len` tokens, from `cursor` on.
     pub fn loader(self, seq_len: usize, seed: u64, cursor: Cursor) -> Result<Loader> {
         Loader::of_sources(self.sources, self.mix_by, self.pack_ahead, seq_len, seed, cursor)
     }
@@ -97,14 +96,15 @@ mod tests {
     use crate::base::error::exit_code;
     use crate::data::rules::{Counts, Reason, TULU3_CODE};
     use crate::data::token_file::in_memory;
-    use crate::tokenizer::{Tokenized, bpe};
+    use crate::tokenizer::Tokenized;
+    use crate::tokenizer::test_support::small_tokenizer;
     use std::path::{Path, PathBuf};
     use tempfile::TempDir;
 
-    /// A directory with a tokenizer and a file of samples of these lengths.
+    /// Makes a directory with a tokenizer and a file of samples with these lengths.
     fn place(lengths: &[usize]) -> (TempDir, Tokenizer, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let file = dir.path().join("samples.jsonl");
         let lines = lengths.iter().map(|&length| {
             let ids: Vec<usize> = (0..length).collect();

@@ -1,10 +1,10 @@
-//! Which files of a directory, or of a data set on the Hub, are samples.
+//! Finds the files of a directory, or of a data set on the Hub, that hold samples.
 //!
-//! Contract, which docs/sft.md tells users: files named `.jsonl`, `.json`, `.ndjson` (also with `.gz` behind
-//! that) or `.parquet`, in small or capital letters, in the order of their names; hidden ones and the notes that `datasets` leaves
-//! are none. Where names tell splits, only the training split is read. What is left out is named in the
-//! log, unless it belongs to another split; what cannot be meant is refused: no training split, other
-//! compressed files, the same rows in two formats.
+//! These are files named `.jsonl`, `.json`, `.ndjson` (these also with `.gz` after that) or `.parquet`, in
+//! small or capital letters, in the order of their names (docs/sft.md tells users). Hidden files, and the
+//! notes that `datasets` leaves, are not among them. If names tell splits, only the training split is read.
+//! What is left out is named in the log, unless it belongs to another split. What cannot be meant is
+//! refused: no training split, other compressed files, or the same rows in two formats.
 
 use super::rows::Format;
 use crate::base::error::usage;
@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 /// Files that the `datasets` library writes about others.
 const NOTES: [&str; 4] =
     ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
-/// Endings of files that were compressed as a whole; of these only gzip is read, and only of JSON.
+/// The endings of files that are compressed as a whole. Of these only gzip is read, and only of JSON.
 const COMPRESSED: [&str; 6] = ["gz", "zst", "bz2", "xz", "lz4", "br"];
-/// Endings of rows that are not read.
+/// The endings of files with rows that are not read.
 const FOREIGN: [&str; 5] = ["csv", "tsv", "arrow", "zip", "tar"];
 
 /// The files that are read.
@@ -25,7 +25,7 @@ const FOREIGN: [&str; 5] = ["csv", "tsv", "arrow", "zip", "tar"];
 pub(crate) struct Choice {
     /// Their names, as they were given.
     pub(crate) files: Vec<PathBuf>,
-    /// Files that look like samples and are not read, other splits aside.
+    /// Files that look like samples and are not read, except those of other splits.
     pub(crate) left_out: Vec<PathBuf>,
 }
 
@@ -36,7 +36,7 @@ enum Split {
 }
 
 impl Split {
-    /// As a word of a name tells it.
+    /// Returns the split that a word of a name tells.
     fn of_word(word: &str) -> Option<Self> {
         match word.to_lowercase().as_str() {
             "train" | "training" => Some(Self::Training),
@@ -47,7 +47,8 @@ impl Split {
         }
     }
 
-    /// That of a file: the nearest part of its path that has such a word tells, by its first one.
+    /// Returns the split of a file: the nearest part of its path that has such a word tells it, by its
+    /// first one.
     fn of(path: &Path) -> Option<Self> {
         path.iter().rev().find_map(|part| {
             let part = part.to_string_lossy();
@@ -57,7 +58,7 @@ impl Split {
 }
 
 impl Choice {
-    /// Chooses among the names of all files of `place`, seen from its top.
+    /// Chooses among the names of all files of `place`, which are relative to it.
     pub(crate) fn of(place: &str, mut names: Vec<PathBuf>) -> Result<Self> {
         names.sort();
         names.retain(|name| !is_hidden(name) && !is_note(name));
@@ -100,7 +101,7 @@ impl Choice {
     }
 }
 
-/// Of files with splits the training ones.
+/// Returns the training files, if names tell splits.
 fn training(place: &str, data: Vec<PathBuf>, left_out: &mut Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     if data.iter().all(|file| Split::of(file).is_none()) {
         return Ok(data);
@@ -117,7 +118,7 @@ fn training(place: &str, data: Vec<PathBuf>, left_out: &mut Vec<PathBuf>) -> Res
     Ok(files)
 }
 
-/// Some names in a line, or nothing.
+/// Writes some of the names in a line; nothing if there are none.
 fn list(before: &str, names: &[PathBuf], after: &str) -> String {
     const SHOWN: usize = 5;
     let mut shown: Vec<_> =

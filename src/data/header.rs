@@ -1,10 +1,10 @@
-//! How much a file of rows holds, as far as that can be told without reading it all.
+//! How much a file of rows holds, as far as that is known without reading all of it.
 
-/// What the beginning or the footer of a file says of the whole.
+/// What the beginning or the footer of a file says about the whole.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Header {
-    /// Rows: of JSON Lines an estimate, unless the file is short.
+    /// The number of rows; for JSON Lines it is an estimate, unless the file is short.
     pub rows: f64,
-    /// Bytes of the text in them, about.
+    /// The approximate bytes of text in them.
     pub text_bytes: f64,
 }

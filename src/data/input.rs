@@ -1,8 +1,8 @@
-//! The files behind a source of samples, and their rows.
+//! The files of a source of samples, and their rows.
 //!
-//! Contract: a place is a file ([`super::rows`]), a directory ([`super::directory`] says which of its
-//! files are samples), or the name of a data set on the Hub ([`crate::base::hub`]). Rows are read as they
-//! are asked for; a bad one is named by file and row.
+//! A place is a file ([`super::rows`]), a directory ([`super::directory`] says which of its files hold
+//! samples), or the name of a data set on the Hub ([`crate::base::hub`]). Rows are read when they are
+//! needed; an error names the file and the row.
 
 use super::directory::Choice;
 use super::header::Header;
@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Rows held at a time.
+/// This many rows are held at a time.
 const CHUNK: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl InputFile {
         Ok(rows.map(|row| Ok(row?.1)))
     }
 
-    /// Gives `take` the rows in order, some at a time, until the user stops the program.
+    /// Passes the rows to `take` in order, some at a time, until the user stops the program.
     pub fn for_each_chunk(&self, mut take: impl FnMut(Vec<Line>) -> Result<()>) -> Result<()> {
         let mut rows = self.rows()?;
         loop {
@@ -63,7 +63,7 @@ impl InputFile {
     }
 }
 
-/// The files of a place; a data set that is not on this machine is downloaded.
+/// Returns the files of a place; a data set that is not on this machine is downloaded.
 pub fn resolve(place: &str) -> Result<Vec<InputFile>> {
     if let Some(files) = local(place)? {
         return Ok(files);
@@ -71,7 +71,8 @@ pub fn resolve(place: &str) -> Result<Vec<InputFile>> {
     files_below(&find(&Hub::from_env()?, place)?)
 }
 
-/// The files of a place that are on this machine; none of a data set that is not, or not wholly.
+/// Returns the files of a place that are on this machine; `None` for a data set that is not, or not
+/// completely.
 pub fn resolve_here(place: &str) -> Result<Option<Vec<InputFile>>> {
     if let Some(files) = local(place)? {
         return Ok(Some(files));
@@ -80,7 +81,7 @@ pub fn resolve_here(place: &str) -> Result<Option<Vec<InputFile>>> {
     snapshot.map(|dir| files_below(&dir)).transpose()
 }
 
-/// The files of a path, if there is one.
+/// Returns the files of a path; `None` if it does not exist.
 fn local(place: &str) -> Result<Option<Vec<InputFile>>> {
     let path = Path::new(place);
     if path.is_dir() {
@@ -104,7 +105,7 @@ fn local(place: &str) -> Result<Option<Vec<InputFile>>> {
     Ok(Some(vec![InputFile(path.to_owned())]))
 }
 
-/// The data set that a place names.
+/// Returns the data set that a place names.
 fn repo(place: &str) -> Result<Repo> {
     let is_file = Format::of(Path::new(place)).is_some();
     Repo::parse(Kind::Dataset, place).filter(|_| !is_file).ok_or_else(|| {
@@ -115,7 +116,7 @@ fn repo(place: &str) -> Result<Repo> {
     })
 }
 
-/// The data set's directory in the cache, downloaded if need be.
+/// Returns the data set's directory in the cache. Downloads what is missing.
 fn find(hub: &Hub, place: &str) -> Result<PathBuf> {
     hub.directory(&repo(place)?, is_complete, |download| {
         let names = download.files().iter().map(PathBuf::from);
@@ -127,12 +128,12 @@ fn find(hub: &Hub, place: &str) -> Result<PathBuf> {
     })
 }
 
-/// Whether a snapshot has samples, and of each file in parts all parts.
+/// Returns whether a snapshot has samples, and all parts of each file that is in parts.
 fn is_complete(snapshot: &Path) -> bool {
     let mut parts: BTreeMap<String, usize> = BTreeMap::new();
     let Ok(files) = files_below(snapshot) else { return false };
     for path in files.iter().map(|file| file.0.to_string_lossy()) {
-        // Such as train-00000-of-00006.parquet.
+        // A name of this form is train-00000-of-00006.parquet.
         if let Some((part, total)) = path.rsplit_once("-of-")
             && let Some((name, _)) = part.rsplit_once('-')
         {
@@ -155,12 +156,12 @@ fn files_below(dir: &Path) -> Result<Vec<InputFile>> {
     Ok(choice.files.iter().map(|name| InputFile(dir.join(name))).collect())
 }
 
-/// The names of all files below `dir`, seen from its top.
+/// Returns the names of all files below `dir`, relative to it.
 fn collect(dir: &Path, below: &Path, names: &mut Vec<PathBuf>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = below.join(entry.file_name());
-        // Follows links: the hub's cache consists of them.
+        // Links are followed: the Hub's cache consists of them.
         if entry.path().is_dir() {
             collect(&entry.path(), &name, names)?;
         } else {
@@ -170,9 +171,9 @@ fn collect(dir: &Path, below: &Path, names: &mut Vec<PathBuf>) -> std::io::Resul
     Ok(())
 }
 
-/// Reads and tokenises every sample of a place, in order, and hands each to `take`; only some are held
-/// at a time. Each has a loss mask that is neither empty nor full; one that breaks this, or that the
-/// tokenizer or its template refuses, is named by file and row.
+/// Reads and tokenises every sample of a place, in order, and passes each to `take`; only some are held at
+/// a time. Refuses, by file and row, a sample whose loss mask is empty or full, and one that the tokenizer
+/// or its template refuses.
 pub fn for_each(
     place: &str,
     tokenizer: &Tokenizer,
@@ -211,7 +212,7 @@ pub fn for_each(
 mod tests {
     use super::*;
     use crate::base::fs::write_atomic;
-    use crate::base::hub::tests::{hub, serve};
+    use crate::base::hub::test_support::{hub, serve};
 
     fn names(files: &[InputFile]) -> Vec<String> {
         files.iter().map(|f| f.0.file_name().unwrap().to_string_lossy().into_owned()).collect()

@@ -1,10 +1,9 @@
-//! Rows of JSON in and out: an object a line, or one array of objects.
+//! Reads and writes rows of JSON: an object a line, or one array of objects.
 //!
-//! Contract: a file whose first character is `[` is an array, whatever its name; it is held in memory as
-//! text. A file that begins as gzip does is decompressed, whatever its name. A malformed row is the user's
-//! mistake and is named by file, line and column. So is a line that is not UTF-8, unless what is not is a
-//! value that `T` takes as it is written: there such bytes are escapes of lone surrogates (`\udcff`), as in
-//! Python, which are no text.
+//! A file whose first character is `[` is an array, whatever its name; its text is held in memory. A file that
+//! begins as gzip does is decompressed, whatever its name. A malformed row is the user's mistake and is named
+//! by file, line and column. So is a line that is not UTF-8, unless the bytes are in a value that `T` keeps as
+//! it was written. There they become escapes of lone surrogates (`\udcff`), as in Python, which are no text.
 
 use super::header::Header;
 use crate::base::error::usage;
@@ -19,9 +18,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 
-/// Bytes that tell how long lines are.
+/// The lengths of lines are estimated from this many bytes.
 const HEADER: u64 = 1 << 20;
-/// What some editors begin a file with.
+/// The byte order mark with which some editors begin a file.
 const MARK: char = '\u{feff}';
 /// What gzip begins a file with; no JSON does.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -49,12 +48,12 @@ impl Text {
     }
 }
 
-/// The rows of `path`, read as they are asked for; blank lines are skipped.
+/// Returns the rows of `path`, which are read when they are needed; blank lines are skipped.
 pub fn rows<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
     Ok(numbered_rows(path)?.map(|row| Ok(row?.1)))
 }
 
-/// The same with the number of each line, or of each element of an array, counted from 1.
+/// Returns the rows with the number of each line, or of each element of an array, counted from 1.
 pub fn numbered_rows<T: DeserializeOwned>(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<(usize, T)>> + Send + use<T>> {
@@ -85,7 +84,7 @@ pub fn numbered_rows<T: DeserializeOwned>(
     Ok(elements.chain(lines))
 }
 
-/// The row of a line, with its index.
+/// Reads the row of line number `index`, counted from 0.
 fn row_of<T: DeserializeOwned>(index: usize, line: &[u8], place: impl Fn() -> String) -> Result<T> {
     let text = match str::from_utf8(line) {
         Ok(text) => Cow::Borrowed(text),
@@ -98,7 +97,7 @@ fn row_of<T: DeserializeOwned>(index: usize, line: &[u8], place: impl Fn() -> St
     })
 }
 
-/// JSON whose bytes that are not UTF-8 are escapes of lone surrogates.
+/// Replaces bytes that are not UTF-8 by escapes of lone surrogates.
 fn escaped(line: &[u8]) -> String {
     let mut text = String::with_capacity(line.len());
     for chunk in line.utf8_chunks() {
@@ -110,14 +109,14 @@ fn escaped(line: &[u8]) -> String {
     text
 }
 
-/// Whether the first character opens an array.
+/// Returns whether the first character opens an array.
 fn is_array(reader: &mut impl BufRead) -> std::io::Result<bool> {
     let start = reader.fill_buf()?;
     let start = start.strip_prefix(MARK.to_string().as_bytes()).unwrap_or(start);
     Ok(start.trim_ascii_start().first() == Some(&b'['))
 }
 
-/// The elements of the array in `reader`, as text.
+/// Returns the elements of the array in `reader`, as text.
 fn elements(mut reader: impl Read, path: &Path) -> Result<Vec<Box<RawValue>>> {
     let mut text = String::new();
     reader.read_to_string(&mut text).map_err(|e| unreadable(path, &e))?;
@@ -131,7 +130,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     usage(format!("cannot read {}: {error}", path.display()))
 }
 
-/// What is wrong with the JSON `text` that begins at `place`, and where.
+/// Says what is wrong with the JSON `text` that begins at `place`, and where.
 fn mistake(place: &str, error: &serde_json::Error, text: &str) -> Error {
     let reason = reason(error, text);
     let reason = match error.is_eof() {
@@ -139,20 +138,20 @@ fn mistake(place: &str, error: &serde_json::Error, text: &str) -> Error {
         false => reason,
     };
     match error.column() {
-        // Found when the whole row had been read.
+        // The mistake was found when the whole row had been read.
         0 => usage(format!("{place}: {reason}")),
         column => usage(format!("{place}:{column}: {reason}")),
     }
 }
 
-/// The line without the byte order mark that some editors begin a file with.
+/// Removes the byte order mark from the first line.
 fn without_mark(index: usize, line: &str) -> &str {
     let marked = if index == 0 { line.strip_prefix(MARK) } else { None };
     marked.unwrap_or(line)
 }
 
-/// serde's words about `text`, without its line, which is always the first, without names of types, and
-/// without the whole of a long value.
+/// Returns serde's message about `text` without its line number, which is always the first, without names of
+/// types, and with long values shortened.
 fn reason(error: &serde_json::Error, text: &str) -> String {
     const SHOWN: usize = 40;
     const LONGEST: usize = 200;
@@ -189,7 +188,7 @@ pub fn count(path: &Path) -> Result<u64> {
     Ok(measure(Text::open(path)?.reader, path)?.rows as u64)
 }
 
-/// What the whole of a file holds.
+/// Returns what the whole file holds.
 fn measure(mut reader: impl BufRead, path: &Path) -> Result<Header> {
     let unreadable = |e| unreadable(path, &e);
     if is_array(&mut reader).map_err(unreadable)? {
@@ -206,7 +205,7 @@ fn measure(mut reader: impl BufRead, path: &Path) -> Result<Header> {
     Ok(Header { rows: rows as f64, text_bytes: size as f64 })
 }
 
-/// What the first lines say of the whole file; of an array, or of a compressed file, the whole.
+/// Returns what the first lines say about the whole file; an array or a compressed file is read whole.
 pub fn header(path: &Path) -> Result<Header> {
     let unreadable = |e| unreadable(path, &e);
     let Text { mut reader, size } = Text::open(path)?;
@@ -221,7 +220,7 @@ pub fn header(path: &Path) -> Result<Header> {
     Ok(Header { rows: rows.round(), text_bytes: size })
 }
 
-/// Writes one object a line; the file appears whole or not at all.
+/// Writes one object a line, atomically.
 pub fn write<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     for row in rows {

@@ -1,7 +1,6 @@
-//! Endless packed rows over a data set.
+//! An endless sequence of packed rows over a data set.
 //!
-//! Contract: rows are those of [`Packer`], filled with tokens. Everything continues exactly from a
-//! [`Cursor`].
+//! Rows are those of [`Packer`], filled with tokens. The sequence continues exactly from a [`Cursor`].
 
 use super::mixture::{Draw, MixBy, Mixture, Part, SourceCursor};
 use super::pack::Batch;
@@ -13,23 +12,23 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Rows after which how well they fill does not change any more.
+/// After this many rows, the share that is filled hardly changes any more.
 pub(crate) const TELLING_ROWS: usize = 10_000;
 
-/// A place in the endless order of rows.
+/// A place in the endless sequence of rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
-    /// How far each source has been read; none before the first row.
+    /// How far each source has been read; empty before the first row.
     pub sources: Vec<SourceCursor>,
-    /// Samples taken from the order that no row held yet.
+    /// Samples that were taken from the order and are in no row yet.
     pub ahead: Vec<Draw>,
 }
 
 /// Endless packed batches over a data set.
 pub struct Loader {
     sources: Vec<Source>,
-    /// Samples of all sources before each.
+    /// For each source, the number of samples of all sources before it.
     starts: Vec<usize>,
     packer: Packer,
 }
@@ -44,7 +43,7 @@ pub struct Packing {
 }
 
 impl Packing {
-    /// The share of the rows that is filled.
+    /// Returns the share of the rows that is filled, from 0 to 1.
     pub fn efficiency(&self) -> f64 {
         self.tokens as f64 / self.capacity as f64
     }
@@ -64,7 +63,7 @@ impl fmt::Display for Packing {
 }
 
 impl Loader {
-    /// Rows of at most `seq_len` tokens of `sources`, from `cursor` on.
+    /// Creates rows of at most `seq_len` tokens over `sources`, from `cursor` on.
     pub fn of_sources(
         sources: Vec<Source>,
         mix_by: MixBy,
@@ -100,7 +99,7 @@ impl Loader {
         Ok(Self { sources, starts, packer })
     }
 
-    /// Where the next batch starts; save this to resume.
+    /// Returns where the next batch starts; save it to resume.
     pub fn cursor(&self) -> Cursor {
         Cursor { sources: self.packer.progress(), ahead: self.packer.in_hand().to_vec() }
     }
@@ -116,7 +115,7 @@ impl Loader {
         batch
     }
 
-    /// What the next `num_rows` rows will hold, or as many of them as tell how well they fill.
+    /// Returns what the next `num_rows` rows will hold, or as many of them as are enough to tell.
     pub fn packing(&self, num_rows: usize) -> Packing {
         let num_rows = num_rows.min(TELLING_ROWS);
         let length = |draw: &Draw| self.sources[draw.source].samples.length(draw.index);
@@ -134,7 +133,7 @@ impl Loader {
         self.packer.seq_len()
     }
 
-    /// Tokens of a batch by the name of their source, where sources have names.
+    /// Returns the tokens of a batch by the names of their sources, if sources have names.
     pub fn tokens_by_source(&self, batch: &Batch) -> Vec<(&str, usize)> {
         let mut tokens: Vec<(&str, usize)> =
             self.sources.iter().map(|source| (source.name.as_str(), 0)).collect();
@@ -146,7 +145,7 @@ impl Loader {
         tokens
     }
 
-    /// Rows over a list of samples.
+    /// Creates rows over a list of samples.
     #[cfg(test)]
     pub(crate) fn new(
         samples: Vec<crate::tokenizer::Tokenized>,

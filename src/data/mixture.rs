@@ -1,10 +1,9 @@
 //! The order in which samples of several sources follow each other.
 //!
-//! Contract: by each moment every source has given its share, by weight, of the samples (or of the
-//! tokens) to within one sample; ties go to the first source. Each source keeps a shuffled order of
-//! its own, and one that runs out starts over with a new shuffle. Nothing is drawn at random but
-//! those shuffles, so the order resumes anywhere and adding a source leaves the others' orders as
-//! they were. One source alone gives its shuffled order.
+//! At every moment, each source has given its share by weight, of samples or of tokens, to within one
+//! sample; ties go to the first source. Each source has a shuffled order of its own, and one that runs out
+//! starts again with a new shuffle. Nothing but those shuffles is random, so the order resumes anywhere,
+//! and adding a source does not change the orders of the others. A single source gives its shuffled order.
 
 use super::shuffle::{Place, Shuffled};
 use crate::base::error::usage;
@@ -13,7 +12,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// What weights are shares of. The paper does not say; see `configs/llama3-8b/sft.toml`.
+/// What the weights of sources are shares of. The paper does not say; see `configs/llama3-8b/sft.toml`.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -37,20 +36,20 @@ pub struct Draw {
 #[serde(deny_unknown_fields)]
 pub struct SourceCursor {
     pub place: Place,
-    /// What it has given so far, in samples or tokens.
+    /// What the source has given so far, in samples or tokens.
     pub taken: u64,
-    /// A checksum that tells these samples from others.
+    /// A checksum of the samples.
     pub data: String,
 }
 
 /// A source as the order sees it.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// Empty where the source is the only one and has no name.
+    /// Its name; empty if it is the only source and has none.
     pub name: String,
     pub weight: f64,
     pub len: usize,
-    /// A checksum that tells these samples from others.
+    /// A checksum of the samples.
     pub data: String,
 }
 
@@ -64,7 +63,7 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// Starts, or continues where `progress` (one for each source, or none at all) says.
+    /// Starts, or continues from `progress`, which has one entry for each source or none at all.
     pub fn new(
         parts: Vec<Part>,
         mix_by: MixBy,
@@ -98,7 +97,7 @@ impl Mixture {
         Ok(Self { mix_by, parts, orders, taken })
     }
 
-    /// How far each source has been read; a later run continues there.
+    /// Returns how far each source has been read; a later run continues there.
     pub fn progress(&self) -> Vec<SourceCursor> {
         let parts = self.parts.iter().zip(&self.orders).zip(&self.taken);
         parts
@@ -110,7 +109,8 @@ impl Mixture {
             .collect()
     }
 
-    /// Passes completed over a source that is alone; several end theirs at different times.
+    /// Returns the completed passes over a source that is alone; several sources end theirs at different
+    /// times.
     pub fn passes_of_one(&self) -> Option<u64> {
         match &self.orders[..] {
             [only] => Some(only.place().epoch),
@@ -118,7 +118,7 @@ impl Mixture {
         }
     }
 
-    /// The next sample, without taking it: of the source that is furthest behind its share.
+    /// Returns the next sample without taking it: it is of the source that is furthest behind its share.
     pub fn peek(&self) -> Draw {
         let behind = |i: usize| self.taken[i] as f64 / self.parts[i].weight;
         let source = (0..self.parts.len())
@@ -140,7 +140,7 @@ impl Mixture {
 }
 
 impl Part {
-    /// As the configuration calls it.
+    /// Returns the source's name in the configuration.
     pub fn title(&self) -> String {
         if self.name.is_empty() {
             "data.files".to_owned()
@@ -149,7 +149,7 @@ impl Part {
         }
     }
 
-    /// Each named source has a shuffle of its own.
+    /// Returns the seed of a source: each named source has its own shuffle.
     fn seed(&self, seed: u64) -> u64 {
         if self.name.is_empty() {
             return seed;
@@ -169,7 +169,7 @@ mod tests {
         Part { name: name.to_owned(), weight, len, data: name.to_owned() }
     }
 
-    /// Tülu's samples are longer here, to tell the two ways of mixing apart.
+    /// Tülu's samples are longer here, so that the two ways of mixing differ.
     fn length(draw: Draw) -> usize {
         if draw.source == 1 { 30 } else { 10 + draw.index }
     }

@@ -1,4 +1,4 @@
-//! Problems and samples as they lie in files, and the batches made of them.
+//! Reads problems and samples from files, and makes batches of them.
 
 pub mod code_answers;
 pub mod columns;

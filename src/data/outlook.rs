@@ -1,11 +1,11 @@
-//! What a run will see of its data, told from their beginning before all is tokenised.
+//! Estimates what a run will see of its data, before all of it is tokenised.
 //!
-//! Contract: reads parquet footers, the first MiB of JSON Lines and the token caches that are fresh, and
-//! tokenises at most 512 rows of a source, so it takes a second whatever the size. What a cache says is
-//! exact. Other samples and tokens are those of the first rows, as training takes them, times the rows that
-//! there are, which for JSON Lines are told from the length of the first; without a tokenizer tokens are
-//! those of all rows, at [`BYTES_PER_TOKEN`]. How often a source is read follows from packing samples of
-//! these lengths into the run's first rows. Nothing is downloaded.
+//! It reads parquet footers, the first MiB of JSON Lines and token caches that are fresh, and tokenises at
+//! most 512 rows of a source, so it takes about a second for any size. What a cache says is exact. Other
+//! numbers of samples and tokens are those of the first rows, as training takes them, scaled to all rows;
+//! the number of rows of JSON Lines is estimated from the length of the first ones. Without a tokenizer,
+//! tokens are estimated for all rows, at [`BYTES_PER_TOKEN`]. How often a source is read follows from
+//! packing samples of these lengths into the run's first rows. Nothing is downloaded.
 
 use super::input::{InputFile, resolve_here};
 use super::loader::TELLING_ROWS;
@@ -17,22 +17,22 @@ use crate::base::human;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
-/// Bytes of text that a token of Llama 3 or Qwen2.5 stands for, about.
+/// A token of Llama 3 or Qwen2.5 stands for about this many bytes of text.
 pub const BYTES_PER_TOKEN: f64 = 4.0;
-/// So many passes over a source are hardly meant.
+/// More passes over a source are hardly intended.
 const MANY_PASSES: f64 = 100.0;
-/// Rows of a source that tell what the others are like.
+/// This many rows of a source are examined to estimate the others.
 const EXAMINED: usize = 512;
 
-/// What is known of a source.
+/// What is known about a source.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourceOutlook {
-    /// As the configuration calls it.
+    /// Its name in the configuration.
     pub name: String,
     pub weight: f64,
-    /// Its samples; none where it is not on this machine.
+    /// How much it holds; `None` if it is not on this machine.
     pub size: Option<Size>,
-    /// Passes over it in the whole run, where all sources are known.
+    /// The number of passes over it in the whole run, if all sources are known.
     pub passes: Option<f64>,
 }
 
@@ -44,12 +44,12 @@ pub struct Size {
     pub basis: Basis,
 }
 
-/// What a size is told from.
+/// What a size is computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
-    /// Every row has been tokenised.
+    /// Every row was tokenised.
     All,
-    /// Only the first rows have been tokenised.
+    /// Only the first rows were tokenised.
     First,
     Bytes,
 }
@@ -58,13 +58,13 @@ pub enum Basis {
 #[derive(Debug, Clone, Copy)]
 pub struct RunRows {
     pub num_rows: usize,
-    /// Most tokens of a row.
+    /// A row has at most this many tokens.
     pub seq_len: usize,
     pub seed: u64,
 }
 
-/// The sources of a run that reads `rows`. The tokenizer, where there is one, finds what is cached, and
-/// counts.
+/// Returns the outlook of each source of a run that reads `rows`. A tokenizer, if given, finds what is
+/// cached, and counts tokens.
 pub fn outlook(
     data: &DataConfig,
     tokenizer: Option<&Tokenizer>,
@@ -91,7 +91,7 @@ pub fn outlook(
     Ok(sources)
 }
 
-/// A source, and the lengths of its samples, or of some that stand for all.
+/// A source, and the lengths of its samples, or of some that represent all.
 struct Known {
     size: Size,
     lengths: Vec<usize>,
@@ -171,7 +171,7 @@ fn count_passes(
 }
 
 impl SourceOutlook {
-    /// In a line: `about 939,344 samples of 770 tokens, read 0.72 times`.
+    /// Describes the source in a line: `about 939,344 samples of 770 tokens, read 0.72 times`.
     pub fn describe(&self) -> String {
         let Some(Size { samples, tokens, basis }) = self.size else {
             return "not on this machine: the run downloads it".to_owned();
@@ -199,12 +199,12 @@ impl SourceOutlook {
 mod tests {
     use super::*;
     use crate::data::loader::Cursor;
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
     use std::path::Path;
 
     const ROWS: RunRows = RunRows { num_rows: 40, seq_len: 110, seed: 3 };
 
-    /// Two sources of labelled ids, one of which is read several times.
+    /// Makes two sources of labelled ids, one of which is read several times.
     fn mixture(dir: &Path) -> DataConfig {
         let write = |name: &str, count: usize, length: &dyn Fn(usize) -> usize| {
             let line = |i: usize| {
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn how_often_sources_are_read_is_what_happens() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let data = mixture(dir.path());
         let passes = |tokenizer| -> Vec<f64> {
             let sources = outlook(&data, tokenizer, ROWS).unwrap();
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn samples_are_counted_by_the_first_rows_and_exact_from_a_cache() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let file = dir.path().join("a.jsonl");
         let line = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
         let long = serde_json::json!({"input_ids": vec![5; 100], "labels": vec![-100; 100]});

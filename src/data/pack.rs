@@ -1,8 +1,7 @@
-//! Sequences of different lengths side by side in one batch.
+//! Packs sequences of different lengths into one batch.
 //!
-//! Contract: no sequence is cut, none sees another, and positions count from each one's start.
-//! Packing only decides what is computed together: losses are divided by global counts, so it
-//! changes none.
+//! No sequence is cut, none sees another, and positions count from the start of each. Packing only decides
+//! what is computed together. It changes no loss, since losses are divided by global counts.
 
 use crate::base::error::usage;
 use crate::tokenizer::Tokenized;
@@ -12,13 +11,13 @@ use anyhow::Result;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Batch {
     pub tokens: Vec<u32>,
-    /// Where each sequence starts, and the end of the last.
+    /// The first row of each sequence, and the end of the last.
     pub cu_seqlens: Vec<u32>,
-    /// What is learnt: the row whose prediction counts, and the token it should predict.
+    /// What is learnt: the row that predicts, and the token that it should predict.
     pub targets: Vec<(u32, u32)>,
-    /// How many targets each sequence has, in order.
+    /// The number of targets of each sequence, in order.
     pub targets_per_sequence: Vec<u32>,
-    /// Which samples the sequences are.
+    /// The indices of the samples in the sequences.
     pub samples: Vec<usize>,
 }
 
@@ -36,7 +35,7 @@ impl Batch {
         Self { cu_seqlens: vec![0], ..Self::default() }
     }
 
-    /// Adds a sequence behind the others; `index` says which sample it is.
+    /// Appends a sequence; `index` is its sample's.
     pub fn push(&mut self, sample: &Tokenized, index: usize) {
         let start = self.tokens.len();
         self.tokens.extend(&sample.input_ids);
@@ -50,9 +49,10 @@ impl Batch {
     }
 }
 
-/// Divides sequences of the given lengths among as few batches as first fit finds.
+/// Divides sequences of the given lengths into batches by first fit.
 ///
-/// Each goes, in order, into the first batch with room; the result lists indices per batch.
+/// Each sequence goes, in order, into the first batch with room. The result lists the indices of each
+/// batch. Refuses a sequence that is longer than `max_tokens`.
 pub fn first_fit(lengths: &[usize], max_tokens: usize) -> Result<Vec<Vec<usize>>> {
     let mut batches: Vec<(usize, Vec<usize>)> = Vec::new();
     for (index, &length) in lengths.iter().enumerate() {

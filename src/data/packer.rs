@@ -1,9 +1,9 @@
-//! The order of samples divided into rows, by their lengths alone.
+//! Divides the order of samples into rows, by their lengths alone.
 //!
-//! Contract: a row holds whole samples, at most `seq_len` tokens. Samples are taken in the mixture's order;
-//! where the next one does not fit, up to `ahead` others are looked through for some that do, and those
-//! passed over come first in the next row. With `ahead` 0 rows are cut where the order overflows them. A
-//! row of a source that is alone also closes where a pass over it ends.
+//! A row holds whole samples, of at most `seq_len` tokens together. Samples are taken in the mixture's
+//! order. If the next one does not fit, up to `ahead` others are searched for some that do, and those
+//! passed over come first in the next row. With `ahead` 0 a row ends where the next sample does not fit. A
+//! row of a source that is alone also ends where a pass over it ends.
 
 use super::mixture::{Draw, Mixture, SourceCursor};
 
@@ -11,25 +11,25 @@ use super::mixture::{Draw, Mixture, SourceCursor};
 #[derive(Clone)]
 pub(crate) struct Packer {
     mixture: Mixture,
-    /// Samples passed over, oldest first.
+    /// Samples that were passed over, oldest first.
     in_hand: Vec<Draw>,
-    /// Most samples in hand.
+    /// At most this many samples are in hand.
     ahead: usize,
     seq_len: usize,
 }
 
 impl Packer {
-    /// Rows of at most `seq_len` tokens, the first of which begins with `in_hand`.
+    /// Creates rows of at most `seq_len` tokens; the first begins with `in_hand`.
     pub(crate) fn new(mixture: Mixture, in_hand: Vec<Draw>, ahead: usize, seq_len: usize) -> Self {
         Self { mixture, in_hand, ahead, seq_len }
     }
 
-    /// How far each source has been read.
+    /// Returns how far each source has been read.
     pub(crate) fn progress(&self) -> Vec<SourceCursor> {
         self.mixture.progress()
     }
 
-    /// Samples taken from the order that no row held yet.
+    /// Returns the samples that were taken from the order and are in no row yet.
     pub(crate) fn in_hand(&self) -> &[Draw] {
         &self.in_hand
     }

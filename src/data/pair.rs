@@ -135,7 +135,7 @@ impl TokenPair {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
 
     fn read(row: &str) -> Result<Pair, String> {
         serde_json::from_str(row).map_err(|e| e.to_string())
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn answers_are_learnt_with_their_end_and_earlier_turns_are_not() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let prompt = [("user", "7"), ("assistant", "old"), ("user", "8")];
         let pair = Pair {
             prompt: prompt.map(|(role, content)| Message::new(role, content)).to_vec(),

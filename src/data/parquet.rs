@@ -1,11 +1,10 @@
-//! Rows in Parquet files, as the same rows would stand in JSON Lines.
+//! Reads rows from Parquet files, as the same rows would be in JSON Lines.
 //!
-//! Contract: rows come in the file's order, one at a time. A null is null in a row and in what its lists
-//! hold, such as turns; deeper, such as in tool calls, where a writer's schema is the sum of all rows' keys,
-//! it is an absent key. Bytes are text, or refused; decimals, dates and times are their text. A file that is damaged, or a row that is not what
-//! the reader expects, is the user's mistake and is named by file and row.
-//!
-//! Left out: writing.
+//! Rows come in the file's order, one at a time. A null is null in a row and in the elements of its lists,
+//! such as turns. Deeper it is an absent key: in tool calls, say, a writer's schema has the keys of all
+//! rows together. Bytes must be text; decimals, dates and times become text. A file that is damaged, or a
+//! row that is not what the reader expects, is the user's mistake and is named by file and row. Nothing is
+//! written.
 
 use super::header::Header;
 use crate::base::error::usage;
@@ -25,12 +24,12 @@ use std::sync::Arc;
 /// The column whose text is counted.
 const MESSAGES: &str = "messages";
 
-/// How many rows the file says it has.
+/// Returns the number of rows that the footer gives.
 pub fn count(path: &Path) -> Result<u64> {
     Ok(open(path)?.metadata().file_metadata().num_rows().max(0) as u64)
 }
 
-/// What the footer says.
+/// Returns what the footer says about the whole file.
 pub fn header(path: &Path) -> Result<Header> {
     let reader = open(path)?;
     let mut text_bytes = 0;
@@ -43,8 +42,8 @@ pub fn header(path: &Path) -> Result<Header> {
     Ok(Header { rows: rows as f64, text_bytes: text_bytes as f64 })
 }
 
-/// The rows of the file with their numbers, read as they are asked for; of all columns, or of those among
-/// `columns`.
+/// Returns the rows of the file with their numbers, which are read when they are needed. If `columns` is
+/// not empty, only these columns are read.
 pub fn numbered_rows<T: DeserializeOwned>(
     path: &Path,
     columns: Option<&[&str]>,
@@ -86,7 +85,7 @@ fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     }
 }
 
-/// The file's schema without the columns that are not read.
+/// Returns the file's schema without the columns that are not read.
 fn projection(reader: &SerializedFileReader<File>, columns: &[&str]) -> Result<Type> {
     let schema = reader.metadata().file_metadata().schema();
     let fields: Vec<Arc<Type>> =
@@ -94,7 +93,7 @@ fn projection(reader: &SerializedFileReader<File>, columns: &[&str]) -> Result<T
     Ok(Type::group_type_builder(schema.name()).with_fields(fields).build()?)
 }
 
-/// How a row begins, for a reader who sees no columns.
+/// Returns the beginning of a row, for the error to a user who cannot see the columns.
 fn beginning(row: &str) -> String {
     match row.char_indices().nth(60) {
         None => format!("{row} in JSON Lines"),
@@ -102,10 +101,10 @@ fn beginning(row: &str) -> String {
     }
 }
 
-/// Structs this deep and deeper have no key for what is null.
+/// A null in a struct this deep or deeper is an absent key.
 const DEEP: usize = 2;
 
-/// A row or a struct, which lies in `depth` others, as JSON.
+/// Converts a row, or a struct inside `depth` others, to JSON.
 fn object(columns: Vec<(String, Field)>, depth: usize) -> Result<Value> {
     let mut keys = Map::new();
     for (name, field) in columns {
@@ -118,7 +117,7 @@ fn object(columns: Vec<(String, Field)>, depth: usize) -> Result<Value> {
     Ok(Value::Object(keys))
 }
 
-/// A field as JSON. Numbers that JSON has no exact form for are text.
+/// Converts a field to JSON. A number that JSON cannot hold exactly becomes text.
 fn json(field: Field, depth: usize) -> Result<Value> {
     Ok(match field {
         Field::Null => Value::Null,
@@ -132,13 +131,13 @@ fn json(field: Field, depth: usize) -> Result<Value> {
         Field::UInt(value) => value.into(),
         Field::ULong(value) => value.into(),
         Field::Str(text) => Value::String(text),
-        // Columns of text that their writer did not call text.
+        // These are columns of text that their writer did not mark as text.
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
             Ok(text) => Value::String(text.to_owned()),
             Err(_) => return Err(anyhow!("it holds bytes that are no text (UTF-8)")),
         },
         Field::Double(value) if value.is_finite() => value.into(),
-        // In decimal, as it would stand in JSON: 0.1 and not 0.10000000149011612.
+        // The decimal is the one that JSON would have: 0.1 and not 0.10000000149011612.
         Field::Float(value) if value.is_finite() => {
             value.to_string().parse::<f64>().expect("invariant: a number's own text").into()
         }
@@ -156,7 +155,7 @@ fn json(field: Field, depth: usize) -> Result<Value> {
             };
             object(map.entries().iter().map(|(k, v)| (key(k), v.clone())).collect(), depth)?
         }
-        // Decimals, dates, times, and numbers that are not finite: their text.
+        // Decimals, dates, times, and numbers that are not finite become text.
         other => Value::String(other.to_string()),
     })
 }
@@ -168,7 +167,7 @@ mod tests {
     use crate::data::jsonl;
     use crate::data::sample::{Message, Sample};
 
-    /// Two row groups of made-up rows, by scripts/golden/parquet_rows.py.
+    /// Returns a file with two row groups of invented rows, made by scripts/golden/parquet_rows.py.
     fn golden() -> std::path::PathBuf {
         golden_file("rows.parquet")
     }

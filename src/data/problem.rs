@@ -1,9 +1,9 @@
-//! A number-sequence problem as it lies in a file (JSON Lines).
+//! A number-sequence problem as it is stored in a file (JSON Lines).
 //!
-//! Reads three spellings of the same thing: ours, the authors' (`input requirement`, `example`,
-//! `test`; github.com/141forever/CodeSeq) and, for ids, strings or integers. Inputs and outputs may be JSON
-//! numbers or strings and keep every digit. Keys that are not known here are kept as they were written,
-//! for prompts, for reward programs and for files that problems are copied to.
+//! Three spellings are read: ours, that of the paper's authors (`input requirement`, `example`, `test`;
+//! github.com/141forever/CodeSeq), and ids that are strings or integers. Inputs and outputs may be JSON
+//! numbers or strings, and keep every digit. Unknown keys are kept as they were written, for prompts, for
+//! reward programs, and for files to which problems are copied.
 
 use super::columns::Columns;
 use crate::base::json::text;
@@ -15,20 +15,20 @@ use serde_json::value::RawValue;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct Problem {
-    /// Unique in its file.
+    /// The problem's name, unique in its file.
     #[serde(deserialize_with = "text")]
     pub problem_id: String,
-    /// The story; determines the sequence without naming it.
+    /// The story, which determines the sequence without naming it.
     #[serde(default)]
     pub description: String,
     #[serde(default, alias = "input requirement")]
     pub input_requirement: String,
     #[serde(default, alias = "output requirement")]
     pub output_requirement: String,
-    /// Shown to the model.
+    /// Examples that the model sees.
     #[serde(default, alias = "example")]
     pub examples: Vec<Example>,
-    /// Never shown to the model; the verdict rests on them.
+    /// Tests that the model never sees; the verdict depends on them.
     #[serde(alias = "test")]
     pub tests: Vec<Case>,
     /// Consecutive terms in decimal; `terms[i]` belongs to problem input `offset + i`.
@@ -37,13 +37,13 @@ pub struct Problem {
     /// The problem input of `terms[0]`.
     #[serde(default)]
     pub offset: i64,
-    /// Share of rollouts that passed, where it was estimated (formula 1 of the paper).
+    /// The share of rollouts that passed, if it was estimated (formula 1 of the paper).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub solvability: Option<f64>,
-    /// The generator's family, for per-family tables.
+    /// The generator's family, by which tables of scores are grouped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<String>,
-    /// The row's other keys.
+    /// The other keys of the row.
     #[serde(flatten, skip_deserializing)]
     pub columns: Columns,
 }

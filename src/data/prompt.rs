@@ -1,8 +1,8 @@
-//! What a model is asked: the GTG prompt, the one text through which SFT, RL and evaluation show a
-//! problem to a model, and the question whether a sample is code.
+//! The prompts: the one in which SFT, RL and evaluation show a problem to a model, and the question whether
+//! a sample is code.
 //!
-//! Minijinja templates, over `problem` and over `messages`. The hash of the GTG prompt belongs into
-//! every result, because scores under different prompts do not compare.
+//! They are Minijinja templates over `problem` and over `messages`. The hash of the template is part of
+//! every result, because scores under different prompts cannot be compared.
 
 use crate::base::error::usage;
 use crate::base::fs::read_text;
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 
 const NAME: &str = "prompt";
-/// What every prompt must show; examples may be left out.
+/// Every prompt must show these fields; it may leave examples out.
 const REQUIRED: [&str; 3] =
     ["problem.description", "problem.input_requirement", "problem.output_requirement"];
 
@@ -27,7 +27,7 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// The template of a user's `file`, or else the one that comes with the program, with its place.
+    /// Returns the template in a user's `file`, or else the bundled one, with the place that errors name.
     pub(crate) fn open(file: Option<&Path>, bundled: (&str, &str)) -> Result<(Self, String)> {
         match file {
             Some(path) => {
@@ -48,14 +48,14 @@ impl Template {
         Ok(Self { environment, hash: format!("{:x}", Sha256::digest(source.as_bytes())) })
     }
 
-    /// Whether it uses the variable `name` or something of it.
+    /// Returns whether the template uses the variable `name` or a field of it.
     pub(crate) fn uses(&self, name: &str) -> bool {
         let template = self.environment.get_template(NAME);
         let template = template.expect("invariant: added on construction");
         template.undeclared_variables(false).contains(name)
     }
 
-    /// Whether it uses the field `name` of `whole`, or `whole` as it is.
+    /// Returns whether the template uses the field `name` of `whole`, or `whole` itself.
     fn shows(&self, whole: &str, name: &str) -> bool {
         let template = self.environment.get_template(NAME);
         let template = template.expect("invariant: added on construction");
@@ -71,7 +71,7 @@ impl Template {
         })
     }
 
-    /// SHA-256 of the template file, in hex.
+    /// Returns the SHA-256 of the template file, in hex.
     pub(crate) fn hash(&self) -> &str {
         &self.hash
     }
@@ -81,12 +81,13 @@ impl Template {
 pub struct GtgPrompt(Template);
 
 impl GtgPrompt {
-    /// The prompt that comes with the program.
+    /// Returns the bundled prompt.
     pub fn bundled() -> Result<Self> {
         Self::open(None)
     }
 
-    /// The prompt of a user's `file`, or else the one that comes with the program.
+    /// Returns the prompt in a user's `file`, or else the bundled one. Refuses a template that does not
+    /// show the problem.
     pub fn open(file: Option<&Path>) -> Result<Self> {
         let bundled = (include_str!("../../data/prompts/gtg.txt"), "data/prompts/gtg.txt");
         Self::checked(Template::open(file, bundled)?)
@@ -102,20 +103,20 @@ impl GtgPrompt {
         Ok(Self(template))
     }
 
-    /// The text that the user's turn holds for `problem`.
+    /// Returns the text of the user's turn for `problem`.
     pub fn render(&self, problem: &Problem) -> Result<String> {
         let shown = shown(problem).context("encoding a problem")?;
         let context = context! { problem => Serde(shown) };
         self.0.render(context, || format!("problem {}", problem.problem_id))
     }
 
-    /// SHA-256 of the template file, in hex.
+    /// Returns the SHA-256 of the template file, in hex.
     pub fn hash(&self) -> &str {
         self.0.hash()
     }
 }
 
-/// A problem as templates see it: integers that are too long for a number are their digits.
+/// Returns a problem as templates see it: an integer that is too long for a number is its digits.
 fn shown(problem: &Problem) -> serde_json::Result<serde_json::Value> {
     let mut shown = serde_json::to_value(problem)?;
     for (key, written) in problem.columns.iter() {
@@ -131,7 +132,7 @@ fn shown(problem: &Problem) -> serde_json::Result<serde_json::Value> {
 pub struct CodePrompt(Template);
 
 impl CodePrompt {
-    /// The question of a user's `file`, or else the one that comes with the program.
+    /// Returns the question in a user's `file`, or else the bundled one.
     pub fn open(file: Option<&Path>) -> Result<Self> {
         let bundled = (include_str!("../../data/prompts/is_code.txt"), "data/prompts/is_code.txt");
         Self::checked(Template::open(file, bundled)?)
@@ -146,7 +147,7 @@ impl CodePrompt {
         Ok(Self(template))
     }
 
-    /// The text that the user's turn holds for `sample`.
+    /// Returns the text of the user's turn for `sample`.
     pub fn render(&self, sample: &Sample) -> Result<String> {
         let context = context! { messages => Serde(&sample.messages) };
         self.0.render(context, || format!("sample {}", sample.id.as_deref().unwrap_or_default()))

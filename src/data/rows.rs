@@ -1,8 +1,8 @@
-//! The rows of one file, whatever its kind.
+//! The rows of one file in any supported format.
 //!
-//! Contract: a row is a JSON object. Files named `.parquet` are Parquet, all others JSON Lines, or one
-//! JSON array of objects, as they are or compressed with gzip. The same value is the same row in each of them. Rows are read as they are
-//! asked for; a bad one is the user's mistake and is named by its place.
+//! A row is a JSON object. A file named `.parquet` is Parquet; every other file is JSON Lines, or one JSON
+//! array of objects, plain or compressed with gzip. The same value is the same row in each format. Rows are
+//! read when they are needed. A row that cannot be read is the user's mistake and is named by its place.
 
 use super::header::Header;
 use super::{jsonl, parquet};
@@ -10,19 +10,20 @@ use anyhow::Result;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
-/// Rows with their numbers, counted from 1: of JSON Lines those of their lines.
+/// Rows with their numbers, counted from 1; in JSON Lines, the number is that of the line.
 pub type NumberedRows<T> = Box<dyn Iterator<Item = Result<(usize, T)>> + Send>;
 
-/// How rows lie in a file.
+/// The format of rows in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// A JSON object a line, or one array of them.
+    /// A JSON object on each line, or one array of them.
     Json,
     Parquet,
 }
 
 impl Format {
-    /// The format that a name tells by its ending, in small or capital letters; none where it tells another.
+    /// Returns the format that the ending of a name tells, in small or capital letters; `None` if it tells
+    /// none of these.
     pub fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()?.to_lowercase().as_str() {
             "parquet" => Some(Self::Parquet),
@@ -32,20 +33,20 @@ impl Format {
         }
     }
 
-    /// The format of a file that somebody named, whatever its ending.
+    /// Returns the format of a file that a user named, whatever its ending.
     fn or_json(path: &Path) -> Self {
         Self::of(path).unwrap_or(Self::Json)
     }
 }
 
-/// The rows of `path`.
+/// Returns the rows of `path`.
 pub fn rows<T: DeserializeOwned + Send + 'static>(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<T>> + Send + use<T>> {
     Ok(numbered(path, None)?.map(|row| Ok(row?.1)))
 }
 
-/// The rows with their numbers. Of Parquet only the `columns` are read, where some are given.
+/// Returns the rows with their numbers. From Parquet, only the given `columns` are read.
 pub fn numbered<T: DeserializeOwned + Send + 'static>(
     path: &Path,
     columns: Option<&[&str]>,
@@ -67,7 +68,7 @@ pub fn count(path: &Path) -> Result<u64> {
     }
 }
 
-/// What the beginning or the footer of `path` says of it.
+/// Returns what the beginning or the footer of `path` says about the whole file.
 pub fn header(path: &Path) -> Result<Header> {
     match Format::or_json(path) {
         Format::Json => jsonl::header(path),

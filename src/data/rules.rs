@@ -1,9 +1,9 @@
 //! Which samples of a source are kept, and the count of those that are not.
 //!
-//! Contract: every sample read is either kept or counted under exactly one reason. Rules look at
-//! what a row says before it is tokenised, and at its tokens after. The paper drops Tülu's samples of
-//! over 3K tokens and its code samples; it finds these by asking a model, whose stored answers are
-//! taken here ([`CodeAnswers`]); without them the sources that hold code are told by name.
+//! Every sample that is read is either kept or counted under exactly one reason. Rules look at the row
+//! before it is tokenised, and at its tokens after. The paper drops Tülu's samples of over 3K tokens and
+//! its code samples. It finds the latter by asking a model, whose stored answers are used here
+//! ([`CodeAnswers`]); without them, the sources that hold code are dropped by name.
 
 use super::code_answers::CodeAnswers;
 use super::sample::Sample;
@@ -14,37 +14,37 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The code sources of `allenai/tulu-3-sft-mixture`, 142,275 of its 939,344 rows.
+/// The code sources of `allenai/tulu-3-sft-mixture`: 142,275 of its 939,344 rows.
 pub const TULU3_CODE: [&str; 2] = [
     "ai2-adapt-dev/evol_codealpaca_heval_decontaminated",
     "ai2-adapt-dev/personahub_code_v2_34999",
 ];
 
-/// What happens to a sample with more tokens than a packed row may take of one.
+/// What happens to a sample that has more tokens than a packed row may take of one.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum OverLength {
-    /// The sample is left out and counted.
+    /// It is left out and counted.
     #[default]
     Drop,
-    /// Its first tokens are kept; left out if none of them carries loss.
+    /// Its first tokens are kept. It is left out if none of them carries loss.
     Truncate,
-    /// The run stops.
+    /// It is an error, and the run stops.
     Refuse,
 }
 
-/// What decides over a sample.
+/// What decides about a sample.
 #[derive(Debug, Clone, Serialize)]
 pub struct Rules {
     /// Samples with fewer tokens are dropped.
     pub min_length: usize,
     /// Samples with more tokens are dropped, whatever `over_length` says.
     pub drop_above: Option<usize>,
-    /// Most tokens of a sample.
+    /// A sample may have at most this many tokens.
     pub max_length: usize,
-    /// What happens beyond `max_length`.
+    /// What happens to a longer sample.
     pub over_length: OverLength,
     /// Samples of these sources are dropped.
     pub drop_sources: Vec<String>,
@@ -54,20 +54,20 @@ pub struct Rules {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Its source is in the list of those to drop.
+    /// Its source is in the list of sources to drop.
     Source,
     /// A model said that it is code.
     Code,
     /// No token carries loss, or no assistant says anything.
     Empty,
-    /// The sample has fewer tokens than `min_length`.
+    /// It has fewer tokens than `min_length`.
     Short,
-    /// The sample has more tokens than are allowed.
+    /// It has more tokens than are allowed.
     Long,
 }
 
 impl Reason {
-    /// The reason as tables and logs name it.
+    /// Returns the reason as tables and logs name it.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Source => "of a dropped source",
@@ -92,7 +92,7 @@ impl Rules {
         said.all(|message| message.content.trim().is_empty()).then_some(Reason::Empty)
     }
 
-    /// Decides by the tokens, and cuts them where the rule says so.
+    /// Decides by the tokens, and cuts them if the rule says so.
     pub fn of_tokens(&self, sample: &mut Tokenized) -> Result<Decision> {
         let length = sample.input_ids.len();
         if sample.learnt() == 0 {
@@ -124,33 +124,34 @@ impl Rules {
     }
 }
 
-/// What becomes of a tokenised sample.
+/// What happens to a tokenised sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Keep,
-    /// The sample stays, cut to the longest length.
+    /// It is kept, cut to the longest length.
     Truncate,
     Drop(Reason),
 }
 
-/// What was read of a source and what became of it.
+/// What was read of a source, and what happened to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Samples in the files.
+    /// The number of samples in the files.
     pub read: u64,
     pub kept: u64,
-    /// Kept samples that were cut.
+    /// The number of kept samples that were cut.
     pub truncated: u64,
-    /// Tokens of the kept samples.
+    /// The number of tokens of the kept samples.
     pub tokens: u64,
-    /// Tokens of them that carry loss.
+    /// The number of those tokens that carry loss.
     pub learnt: u64,
-    /// Samples left out, by reason.
+    /// The number of samples that were left out, by reason.
     pub dropped: BTreeMap<Reason, u64>,
-    /// Samples kept with a key of a turn that the chat template does not use, by the key.
+    /// The number of kept samples in which a turn has a key that the chat template does not use, by the
+    /// key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unread: BTreeMap<String, u64>,
-    /// Samples kept, by what the rows call their source.
+    /// The number of kept samples, by the source that their rows name.
     pub origins: BTreeMap<String, u64>,
 }
 
@@ -171,7 +172,7 @@ impl Counts {
         *self.dropped.entry(reason).or_default() += 1;
     }
 
-    /// In a line: `800 of 900 samples kept (60 too long, 40 too short), 3 truncated`.
+    /// Describes the counts in a line: `800 of 900 samples kept (60 too long, 40 too short), 3 truncated`.
     pub fn describe(&self) -> String {
         let count = |n| human::count(n);
         let mut text = format!("{} of {} samples kept", count(self.kept), count(self.read));

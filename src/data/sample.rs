@@ -1,8 +1,7 @@
-//! A supervised sample as it lies in a file: a conversation and where it came from.
+//! A supervised sample as it is stored in a file: a conversation and where it came from.
 //!
-//! Contract: ids keep every digit, whether they are text or numbers. A sample whose template would need
-//! more than its turns (`tools`, `documents`) is refused; other keys are the row's own notes and are not
-//! read.
+//! Ids keep every digit, whether they are text or numbers. A sample whose template would need more than its
+//! turns (`tools`, `documents`) is refused. Other keys are the row's own notes and are not read.
 
 pub use crate::tokenizer::Message;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -12,22 +11,22 @@ use serde_json::value::RawValue;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Row")]
 pub struct Sample {
-    /// Unique in its data set.
+    /// The sample's id, unique in its data set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     pub messages: Vec<Message>,
-    /// The data set.
+    /// The data set that it is from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// The problem it answers.
+    /// The problem that it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem_id: Option<String>,
-    /// Reflection rounds in the response (0: right at once).
+    /// The number of reflection rounds in the response; 0 if it was right at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounds: Option<u32>,
 }
 
-/// The keys of a sample that mean something.
+/// The keys of a sample that have a meaning.
 #[derive(Deserialize)]
 struct Row {
     messages: Option<Vec<Message>>,
@@ -72,7 +71,7 @@ impl TryFrom<Row> for Sample {
     }
 }
 
-/// Data sets spell ids as strings or as numbers.
+/// Reads an id, which data sets write as a string or as a number.
 pub(crate) fn any_text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
     let Some(written) = Option::<Box<RawValue>>::deserialize(d)? else { return Ok(None) };
     Ok(Some(serde_json::from_str(written.get()).unwrap_or_else(|_| written.get().to_owned())))

@@ -1,6 +1,6 @@
-//! `[data]` of `sft.toml`: which samples, which of them are kept, and how sources are mixed.
+//! The table `[data]` of `sft.toml`: which samples are used, which are kept, and how sources are mixed.
 //!
-//! Left out: how they are cut into rows (`[train]`).
+//! How they are divided into rows is set in `[train]`.
 
 use super::mixture::MixBy;
 use super::rules::{OverLength, TULU3_CODE};
@@ -10,34 +10,36 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The `[data]` table of `sft.toml`.
+/// The conversations to learn from.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Files, directories or data-set ids of one unnamed source, all of whose samples are used.
     #[serde(default)]
     pub files: Vec<PathBuf>,
-    /// Several sources by name, in place of `files`.
+    /// Several named sources, in place of `files`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<String, SourceConfig>,
-    /// Most tokens of a sample (Table 6: max-length-per-sample).
+    /// A sample may have at most this many tokens (paper, Table 6: max-length-per-sample).
     pub max_length: usize,
-    /// Samples with fewer tokens are dropped (Table 6: min-length).
+    /// Samples with fewer tokens are dropped (paper, Table 6: min-length).
     #[serde(default)]
     pub min_length: usize,
     /// What happens to samples of more than `max_length` tokens.
     #[serde(default)]
     pub over_length: OverLength,
-    /// Samples without anything to learn that may be skipped, in each source; one more is an error.
+    /// At most this many samples of each source may have nothing to learn; they are skipped, and one more
+    /// is an error.
     #[serde(default)]
     pub max_empty: u64,
-    /// What weights are shares of: samples or tokens.
+    /// Whether weights are shares of samples or of tokens.
     #[serde(default)]
     pub mix_by: MixBy,
-    /// Samples to look through for one that fits into the rest of a row; 0 takes them as they come.
+    /// This many samples are searched for one that fits into the rest of a row; 0 takes samples in order.
     #[serde(default)]
     pub pack_ahead: usize,
-    /// Where tokenised samples are kept [default: $XDG_CACHE_HOME/codeseq, for large inputs only].
+    /// The directory that keeps tokenised samples [default: $XDG_CACHE_HOME/codeseq, for large inputs
+    /// only].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
 }
@@ -47,16 +49,17 @@ pub struct DataConfig {
 pub struct SourceConfig {
     /// Files (.jsonl, .parquet), directories, or ids of data sets in the Hugging Face cache.
     pub paths: Vec<String>,
-    /// Its share beside the other sources' weights.
+    /// The weight of this source relative to the others.
     #[serde(default = "one")]
     pub weight: f64,
-    /// Longer samples are dropped, in tokens (the paper: 3K for Tülu 3).
+    /// Samples with more tokens are dropped (the paper drops those over 3K of Tülu 3).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
-    /// Samples are dropped whose `source` is one of these [default: the code sources of Tülu 3].
+    /// Samples whose `source` is one of these are dropped [default: the code sources of Tülu 3].
     #[serde(default = "tulu3_code")]
     pub drop_sources: Vec<String>,
-    /// Samples are dropped that a model called code: JSON Lines of `{"id": ..., "is_code": ...}`.
+    /// Samples that a model called code in this file are dropped: JSON Lines of `{"id": ..., "is_code":
+    /// ...}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code_answers: Option<PathBuf>,
 }
@@ -98,12 +101,12 @@ impl DataConfig {
         Ok(())
     }
 
-    /// The same samples wherever they are cached: what a resumed run may not change.
+    /// Returns what a resumed run may not change: the samples, wherever their tokens are cached.
     pub(crate) fn unchangeable(self) -> Self {
         Self { cache_dir: None, ..self }
     }
 
-    /// The sources by name; those of `files` have none.
+    /// Returns the sources by name; the source of `files` has an empty name.
     pub fn named_sources(&self) -> BTreeMap<String, SourceConfig> {
         if !self.sources.is_empty() {
             return self.sources.clone();

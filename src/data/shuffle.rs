@@ -1,6 +1,6 @@
 //! An endless shuffled order over the samples of one source, which resumes anywhere.
 //!
-//! Contract: every item comes once an epoch; the order depends only on (seed, epoch).
+//! Every item comes once in each pass; the order depends only on the seed and the pass.
 
 use crate::base::error::usage;
 use crate::base::rng::Stream;
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Place {
-    /// Passes completed.
+    /// The number of completed passes.
     pub epoch: u64,
-    /// Samples taken in this pass.
+    /// The number of samples taken in this pass.
     pub index: usize,
 }
 
-/// An endless order over `len` items: every item once an epoch, each epoch shuffled anew.
+/// An endless order over `len` items: each pass is a new shuffle of all of them.
 #[derive(Debug, Clone)]
 pub struct Shuffled {
     seed: u64,
@@ -26,11 +26,11 @@ pub struct Shuffled {
     order: Vec<usize>,
 }
 
-/// Keeps this shuffle apart from other uses of the same seed.
+/// Makes this shuffle differ from other uses of the same seed.
 const SHUFFLE: u64 = 0x73_6875_6666_6c65;
 
 impl Shuffled {
-    /// Starts or continues at `place`; refuses an empty set and a place beyond its end.
+    /// Starts or continues at `place`. Refuses an empty set, and a place beyond its end.
     pub fn new(len: usize, seed: u64, place: Place) -> Result<Self> {
         if len == 0 {
             return Err(usage("no samples to draw from"));
@@ -46,12 +46,12 @@ impl Shuffled {
         Ok(shuffled)
     }
 
-    /// Where the next item will come from; save this to resume.
+    /// Returns where the next item will come from; save it to resume.
     pub fn place(&self) -> Place {
         self.place
     }
 
-    /// The next item, without taking it.
+    /// Returns the next item without taking it.
     pub fn peek(&self) -> usize {
         self.order[self.place.index]
     }

@@ -6,14 +6,14 @@ use crate::base::hex::hex;
 
 /// Samples that have a share in what is learnt.
 pub struct Source {
-    /// As the configuration calls it; none for `data.files`.
+    /// Its name in the configuration; empty for `data.files`.
     pub name: String,
     pub weight: f64,
     pub samples: TokenFile,
 }
 
 impl Source {
-    /// The source as the mixture sees it.
+    /// Returns the source as the mixture sees it.
     pub fn part(&self) -> Part {
         Part {
             name: self.name.clone(),
@@ -23,7 +23,7 @@ impl Source {
         }
     }
 
-    /// A source of samples made by a test.
+    /// Creates a source of samples that a test made.
     #[cfg(test)]
     pub(crate) fn in_memory(
         name: &str,

@@ -1,9 +1,9 @@
-//! The tokens of one source, made once.
+//! The tokens of one source, which are made once.
 //!
-//! Contract: rows are tokenised in parallel, as they are read, into a [`TokenFile`]. Large inputs go
-//! to a cache directory, under a key over the tokenizer's files, the rules and the inputs (path, size,
-//! time of change); what is stale or damaged is made anew and replaced in one step. Small ones are
-//! tokenised in memory each time, unless `cache_dir` is given. Nothing that was dropped is silent.
+//! Rows are tokenised in parallel, as they are read, into a [`TokenFile`]. Large inputs go to a cache
+//! directory, under a key made of the tokenizer's files, the rules and the inputs (path, size, time of
+//! change). A cache that is stale or damaged is made again and replaced atomically. Small inputs are
+//! tokenised in memory each time, unless `cache_dir` is given. Everything that is dropped is reported.
 
 use super::code_answers::CodeAnswers;
 use super::input::InputFile;
@@ -24,11 +24,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-/// Inputs of more bytes go to the cache though nobody named a directory.
+/// Inputs of more bytes are cached even if nobody named a directory.
 const LARGE: u64 = 64 << 20;
-/// Tasks below this many samples take no bar.
+/// Fewer samples are tokenised without a progress bar.
 const WORTH_A_BAR: u64 = 20_000;
-/// Part of the key: changes with the meaning of what is stored.
+/// A part of the key; it changes when the meaning of what is stored changes.
 const VERSION: &[u8] = b"codeseq tokens 3";
 
 /// Tokenises one source.
@@ -38,26 +38,26 @@ pub(crate) struct TokenCache<'a> {
     max_empty: u64,
     code_answers: Option<&'a Path>,
     files: Vec<InputFile>,
-    /// `data.cache_dir`.
+    /// The setting `data.cache_dir`.
     dir: Option<&'a Path>,
     tokenizer: &'a Tokenizer,
 }
 
-/// What becomes of rows on their way.
+/// What happens to rows while they are read.
 struct Build<W> {
     answers: CodeAnswers,
     writer: TokenWriter<W>,
     counts: Counts,
 }
 
-/// What became of a row.
+/// What happened to a row.
 enum Outcome {
     Kept { sample: Tokenized, origin: Option<String>, unread: BTreeSet<String>, is_cut: bool },
     Dropped(Reason),
 }
 
 impl<'a> TokenCache<'a> {
-    /// The tokens of `files`, which are the source's.
+    /// Creates the cache of `files`, which are the files of the source.
     pub(crate) fn new(
         name: &'a str,
         config: &'a SourceConfig,
@@ -77,7 +77,7 @@ impl<'a> TokenCache<'a> {
         Self { name, rules, max_empty: data.max_empty, code_answers, files, dir, tokenizer }
     }
 
-    /// The tokens: from the cache, or made now.
+    /// Returns the tokens, from the cache or made now.
     pub(crate) fn tokens(&self) -> Result<TokenFile> {
         let key = self.key()?;
         let Some(path) = self.path(&key)? else { return self.tokens_in_memory(&key) };
@@ -88,7 +88,7 @@ impl<'a> TokenCache<'a> {
         }
         let file = match AtomicFile::create(&path) {
             Ok(file) => file,
-            // A place that nobody chose.
+            // Nobody chose this place, so the run goes on without a cache.
             Err(e) if self.dir.is_none() => {
                 tracing::warn!(
                     "tokens are kept in memory and made anew by each start, as they cannot be stored \
@@ -108,14 +108,14 @@ impl<'a> TokenCache<'a> {
         Ok(TokenFile::from_bytes(bytes, key).expect("invariant: just written"))
     }
 
-    /// What the cache says of these tokens, if it has them: counts, and the lengths of samples. They are not
-    /// read themselves.
+    /// Returns the counts and the lengths of samples that the cache holds, if it holds these tokens. The
+    /// tokens themselves are not read.
     pub(crate) fn summary(&self) -> Result<Option<(Counts, Vec<usize>)>> {
         let key = self.key()?;
         Ok(self.path(&key)?.and_then(|path| TokenFile::read_summary(&path, &key).ok()))
     }
 
-    /// Where the tokens are kept; nowhere where the inputs are small and nobody named a directory.
+    /// Returns where the tokens are kept; `None` if the inputs are small and nobody named a directory.
     fn path(&self, key: &Hash) -> Result<Option<PathBuf>> {
         let size: u64 = self.files.iter().map(InputFile::size).sum::<Result<_>>()?;
         let default_dir = || (size >= LARGE).then(default_cache_dir).flatten();
@@ -124,7 +124,7 @@ impl<'a> TokenCache<'a> {
         Ok(dir.map(|dir| dir.join(format!("{name}-{}.tokens", hex(&key[..8])))))
     }
 
-    /// A hash of all that the tokens depend on.
+    /// Returns a hash of everything that the tokens depend on.
     fn key(&self) -> Result<Hash> {
         let mut hash = Sha256::new_with_prefix(VERSION);
         hash.update(self.tokenizer.fingerprint());
@@ -141,7 +141,7 @@ impl<'a> TokenCache<'a> {
         Ok(hash.finalize().into())
     }
 
-    /// The tokens of the first `most` rows of `file`, one of the source's.
+    /// Returns the tokens of the first `most` rows of `file`, which is a file of the source.
     pub(crate) fn first(&self, file: &InputFile, most: usize) -> Result<TokenFile> {
         let mut build = self.begin(Vec::new())?;
         let rows = file.rows()?.take(most).collect::<Result<Vec<_>>>()?;
@@ -151,7 +151,7 @@ impl<'a> TokenCache<'a> {
         Ok(TokenFile::from_bytes(bytes, &key).expect("invariant: just written"))
     }
 
-    /// Begins with no rows.
+    /// Creates a build without rows.
     fn begin<W: Write>(&self, out: W) -> Result<Build<W>> {
         let answers = self.code_answers.map(CodeAnswers::read).transpose()?.unwrap_or_default();
         Ok(Build { answers, writer: TokenWriter::new(out), counts: Counts::default() })
@@ -180,7 +180,7 @@ impl<'a> TokenCache<'a> {
         build.writer.finish(&build.counts, key)
     }
 
-    /// Tokenises rows of `file`, which has `before` before them.
+    /// Tokenises rows of `file`; `before` rows come before them.
     fn add_rows<W: Write>(
         &self,
         build: &mut Build<W>,
@@ -246,7 +246,7 @@ impl<'a> TokenCache<'a> {
     }
 }
 
-/// Where large inputs are cached if nobody says: none without a home.
+/// Returns where large inputs are cached by default; `None` without a home directory.
 fn default_cache_dir() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home = || var("HOME").map(|home| home.join(".cache"));

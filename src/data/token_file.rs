@@ -1,4 +1,4 @@
-//! Tokenised samples in one block of bytes: written once in a stream, then read by index, from
+//! Tokenised samples in one block of bytes. A block is written once as a stream, then read by index, from
 //! memory or from a memory-mapped file, so that a million samples need no memory of their own.
 //!
 //! ```text
@@ -8,10 +8,10 @@
 //! counts  JSON of `Counts`
 //! footer  u64 sizes (ids, runs, samples, counts), key, SHA-256 of all before it, magic
 //! ```
-//! All integers are little-endian. The key says what the tokens were made from.
 //!
-//! Contract: [`TokenFile::open`] accepts only a block whose footer, sizes, key and checksum hold;
-//! anything else is [`Stale`], never an error or a panic, and is made anew.
+//! All integers are little-endian. The key says from what the tokens were made. [`TokenFile::open`] accepts
+//! only a block whose footer, sizes, key and checksum are right. Anything else is [`Stale`], never an error
+//! or a panic, and is made again.
 
 use super::rules::Counts;
 use crate::tokenizer::Tokenized;
@@ -23,12 +23,12 @@ use std::io::Write;
 use std::ops::{Deref, Range};
 use std::path::Path;
 
-/// What a block was made from, and its checksum.
+/// Identifies what a block was made from, or its contents.
 pub type Hash = [u8; 32];
 
 const MAGIC: &[u8; 8] = b"codeseq1";
 const FOOTER: usize = 4 * 8 + 32 + 32 + 8;
-/// Bytes of a sample's entry in the index.
+/// An entry of the index has this many bytes.
 const ENTRY: usize = 16;
 
 /// Writes samples one after the other.
@@ -139,8 +139,8 @@ impl TokenFile {
         Self::parse(Bytes::Owned(bytes), key)
     }
 
-    /// What the block in a file says of its samples, which are neither read nor checked: their counts and
-    /// their lengths.
+    /// Returns the counts and the lengths of the samples in a file's block. The samples are neither read
+    /// nor checked.
     pub fn read_summary(path: &Path, key: &Hash) -> Result<(Counts, Vec<usize>), Stale> {
         let file = File::open(path).map_err(|_| Stale::Absent)?;
         // SAFETY: as in `open`.
@@ -179,7 +179,7 @@ impl TokenFile {
         self.num_samples == 0
     }
 
-    /// What was read and dropped when the samples were tokenised.
+    /// Returns what was read and dropped when the samples were tokenised.
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
@@ -211,7 +211,7 @@ impl TokenFile {
         (0..self.len()).map(|index| self.sample(index))
     }
 
-    /// Where the ids (`column` 0) or runs (1) of a sample lie, in words.
+    /// Returns where the ids (`column` 0) or runs (1) of a sample are, in words.
     fn range(&self, index: usize, column: usize) -> Range<usize> {
         let end = |i: usize| u64_at(&self.bytes[self.index_at..], i * ENTRY + 8 * column) as usize;
         index.checked_sub(1).map_or(0, end)..end(index)
@@ -232,7 +232,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Those of a block made from what `key` says.
+    /// Returns the parts of a block that was made from what `key` identifies.
     fn of(bytes: &[u8], key: &Hash) -> Result<Self, Stale> {
         let footer_at = bytes.len().checked_sub(FOOTER).ok_or(Stale::Damaged)?;
         let footer = &bytes[footer_at..];
@@ -264,7 +264,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("invariant: eight bytes"))
 }
 
-/// Samples in memory, for tests.
+/// Returns samples in memory, for tests.
 #[cfg(test)]
 pub(crate) fn in_memory(samples: &[Tokenized]) -> TokenFile {
     let mut writer = TokenWriter::new(Vec::new());

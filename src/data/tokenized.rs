@@ -1,4 +1,4 @@
-//! Rows of samples, conversations or ids with labels made elsewhere, and their tokens.
+//! Rows of samples, which are conversations or ids with labels made elsewhere, and their tokens.
 
 use super::sample::Sample;
 use crate::base::error::usage;
@@ -12,11 +12,11 @@ use std::collections::BTreeSet;
 /// The label of a token without loss.
 pub const NO_LOSS: i64 = -100;
 
-/// A tokenised sample as it lies in a file.
+/// A tokenised sample as it is stored in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabelledIds {
     pub input_ids: Vec<u32>,
-    /// The same tokens, or [`NO_LOSS`] where none is to be learnt.
+    /// The same tokens, with [`NO_LOSS`] for those that are not learnt.
     pub labels: Vec<i64>,
     /// 1 for each token; padding is refused.
     #[serde(default, skip_serializing)]
@@ -32,7 +32,7 @@ pub enum Line {
 }
 
 impl Line {
-    /// The keys that are read of a row.
+    /// Returns the keys that are read of a row.
     pub fn keys() -> Vec<&'static str> {
         [&Sample::KEYS[..], &["input_ids", "labels", "attention_mask"]].concat()
     }
@@ -46,7 +46,7 @@ impl<'de> Deserialize<'de> for Line {
         }
         let row = Box::<RawValue>::deserialize(deserializer)?;
         let row = row.get();
-        // Not an untagged enum: its errors do not say which key is wrong.
+        // It is no untagged enum, since the errors of those do not say which key is wrong.
         match serde_json::from_str(row) {
             Ok(Kind { input_ids: None }) => serde_json::from_str(row).map(Self::Sample),
             Ok(Kind { input_ids: Some(_) }) => serde_json::from_str(row).map(Self::Ids),
@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for Line {
 }
 
 impl LabelledIds {
-    /// Checks the labels against the tokens and turns them into a mask.
+    /// Checks the labels against the tokens, and turns them into a mask.
     fn into_tokenized(self, vocab_size: usize) -> Result<Tokenized> {
         let Self { input_ids, labels, attention_mask } = self;
         if let Some(i) = attention_mask.iter().position(|&is_seen| is_seen == 0) {
@@ -89,7 +89,7 @@ impl LabelledIds {
     }
 }
 
-/// Which keys of a line's turns the chat template does not look at.
+/// Returns the keys of a line's turns that the chat template does not read.
 pub fn unread_keys(line: &Line, tokenizer: &Tokenizer) -> Result<BTreeSet<String>> {
     match line {
         Line::Sample(sample) => tokenizer.unread_keys(&sample.messages),
@@ -97,7 +97,7 @@ pub fn unread_keys(line: &Line, tokenizer: &Tokenizer) -> Result<BTreeSet<String
     }
 }
 
-/// One line as tokens, whatever its mask.
+/// Returns the tokens of a line, whatever its mask.
 pub fn encode(line: Line, tokenizer: &Tokenizer) -> Result<Tokenized> {
     match line {
         Line::Sample(sample) => tokenizer.encode_masked(&sample.messages),
@@ -110,11 +110,11 @@ mod tests {
     use super::*;
     use crate::base::error::exit_code;
     use crate::data::input;
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
 
     fn load_text(text: &str) -> Result<Vec<Tokenized>> {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let path = dir.path().join("samples.jsonl");
         std::fs::write(&path, text).unwrap();
         let mut samples = Vec::new();

@@ -65,8 +65,7 @@ impl Backend for Host<'_> {
     }
 
     fn extend(&mut self, tables: &[&[u32]], rows: &[Row]) -> Result<()> {
-        let cache = (&mut self.cache, tables);
-        self.decoder.extend(&self.weights, cache, rows, &mut self.workspace);
+        self.decoder.extend(&self.weights, &mut self.cache, tables, rows, &mut self.workspace);
         Ok(())
     }
 

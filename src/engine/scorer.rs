@@ -84,7 +84,7 @@ impl<'m> Scorer<'m> {
                 }
             }
             let logits =
-                self.decoder.extend(self.weights, (&mut cache, &tables), &rows, &mut workspace);
+                self.decoder.extend(self.weights, &mut cache, &tables, &rows, &mut workspace);
             let logps: Vec<f32> = logits
                 .par_chunks(vocab)
                 .zip(&next)

@@ -328,6 +328,7 @@ impl<R: Reader> Observer for Reading<'_, R> {
 mod tests {
     use super::*;
     use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
     use proptest::prelude::*;
     use serde_json::{Map, Value, json};
     use std::path::Path;
@@ -451,7 +452,7 @@ mod tests {
     #[test]
     fn a_stop_string_that_is_a_special_token_is_a_stop_token_and_with_other_text_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let stops = |text: &str| Stops::new(&tokenizer, &[text.to_owned()]);
         let end = stops(bpe::END_OF_TURN).unwrap();
         assert_eq!(end.ids, [tokenizer.token_to_id(bpe::END_OF_TURN).unwrap()]);
@@ -465,10 +466,8 @@ mod tests {
     #[test]
     fn any_tokens_become_the_same_text_piece_by_piece_and_at_once() {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let tokenizers = [
-            bpe::tests::small(one.path()),
-            with_byte_fallback(other.path(), &["a", "b", "▁c", "▁"]),
-        ];
+        let tokenizers =
+            [small_tokenizer(one.path()), with_byte_fallback(other.path(), &["a", "b", "▁c", "▁"])];
         let text = "[a-c é😀]{0,12}";
         let noise = proptest::collection::vec(0u32..300, 0..12);
         proptest!(|(text in text, noise in noise, stop in "[a-c é😀]{1,3}")| {

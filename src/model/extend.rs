@@ -116,7 +116,7 @@ impl SharedCache<'_> {
             // SAFETY: this item alone writes the head's part of the sequence's last blocks, and
             // nobody the others; the query heads of a key head are its alone.
             unsafe {
-                let pages = Pages::new((&keys, &values), table, (heads.keys, head), BLOCK_TOKENS);
+                let pages = Pages::new(&keys, &values, table, heads.keys, head, BLOCK_TOKENS);
                 attend_cached(heads, qkv, Cached { pages, head, first_position }, &out, scratch);
             }
         });
@@ -161,7 +161,8 @@ impl Decoder {
     pub fn extend<'w>(
         &self,
         weights: &Weights<'_>,
-        (cache, tables): (&mut KvCache, &[&[u32]]),
+        cache: &mut KvCache,
+        tables: &[&[u32]],
         rows: &[Row],
         ws: &'w mut DecodeWorkspace,
     ) -> &'w mut [f32] {

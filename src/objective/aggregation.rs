@@ -1,4 +1,4 @@
-//! How token losses become one number.
+//! How the losses of tokens become one number.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,32 +22,34 @@ impl Totals {
     }
 }
 
-/// The mean over token losses (names and meaning as in verl's `loss_agg_mode`).
+/// The mean that is taken over token losses; names and meaning are those of verl's `loss_agg_mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Aggregation {
-    /// Over all tokens of the global mini-batch.
+    /// The mean over all tokens of the global mini-batch.
     #[default]
     TokenMean,
-    /// Over the tokens of each micro-batch, then over micro-batches by their sequences: what verl
-    /// called `token-mean` up to 0.7. The result depends on the micro-batches.
+    /// The mean over the tokens of each micro-batch, then the mean over micro-batches, weighted by their
+    /// sequences: what verl called `token-mean` up to 0.7. The result depends on the micro-batches.
     MicroTokenMean,
-    /// Over each sequence's tokens, then over sequences.
+    /// The mean over the tokens of each sequence, then over sequences.
     SeqMeanTokenMean,
-    /// Sum over each sequence's tokens, mean over sequences.
+    /// The sum over the tokens of each sequence, then the mean over sequences.
     SeqMeanTokenSum,
-    /// As [`Aggregation::SeqMeanTokenSum`], divided by a constant length (Dr. GRPO).
+    /// The sum over the tokens of each sequence, divided by a constant length, then the mean over sequences
+    /// (Dr. GRPO, Liu et al. 2025).
     SeqMeanTokenSumNorm {
-        /// The constant, usually the longest response allowed.
+        /// The constant length, usually that of the longest response.
         length: f64,
     },
 }
 
-/// verl adds this to the tokens of a sequence before dividing by them.
+/// verl adds this to the number of tokens of a sequence before it divides by that.
 const SEQUENCE_EPS: f64 = 1e-8;
 
 impl Aggregation {
-    /// The weight of each token of a sequence with `tokens` learnt tokens, before the division.
+    /// Returns the weight of each token of a sequence with `tokens` learnt tokens, before the division by
+    /// [`Aggregation::divisor`].
     pub fn weight(self, tokens: usize, micro_batch: Totals) -> f64 {
         match self {
             Self::TokenMean | Self::SeqMeanTokenSum | Self::SeqMeanTokenSumNorm { .. } => 1.0,
@@ -56,7 +58,7 @@ impl Aggregation {
         }
     }
 
-    /// The divisor of the sum over the global mini-batch; never 0.
+    /// Returns the divisor of the sum over the global mini-batch; it is never 0.
     pub fn divisor(self, mini_batch: Totals) -> f64 {
         let sequences = mini_batch.sequences.max(1) as f64;
         match self {
@@ -66,7 +68,7 @@ impl Aggregation {
         }
     }
 
-    /// The weights of all tokens of some sequences of a micro-batch, sequence after sequence.
+    /// Returns the weights of all tokens of some sequences of a micro-batch, one sequence after the other.
     pub fn token_weights(self, tokens_per_sequence: &[usize], micro_batch: Totals) -> Vec<f32> {
         tokens_per_sequence
             .iter()
@@ -81,7 +83,8 @@ impl Aggregation {
 mod tests {
     use super::*;
 
-    /// Two sequences of 2 and 4 tokens with losses 1 and 2 a token, in the given micro-batches.
+    /// Returns the aggregated loss of sequences of 2 and 4 tokens with losses 1 and 2 a token, in the given
+    /// micro-batches.
     fn aggregate(mode: Aggregation, micro_batches: &[&[(usize, f64)]]) -> f64 {
         let mini = Totals::count(micro_batches.iter().flat_map(|m| m.iter().map(|s| s.0)));
         let sum: f64 = micro_batches

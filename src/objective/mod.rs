@@ -1,10 +1,11 @@
-//! What is minimised, as pure functions of a few scalars per token.
+//! An objective is what training minimises: a pure function of a few scalars for each token.
 //!
-//! Contract: no model, no device, no I/O. An [`Objective`] reads the scores of target tokens and writes the
-//! gradient of the loss by each score; the model's head carries that on. Losses and gradients are
-//! unnormalised sums, divided once by the trainer, so neither packing nor micro-batches nor ranks change
-//! them. `learn` sees one chunk of targets, which may end inside a sequence. A loss that needs whole sequences,
-//! or another model's log-probabilities, gets them in its constructor: the loop calls `Trainer::score` first.
+//! Objectives use no model, no device and no files. An [`Objective`] reads the scores of target tokens and
+//! writes the gradient of the loss with respect to each score; the model's head continues from there.
+//! Losses and gradients are unnormalised sums that the trainer divides once, so neither packing nor
+//! micro-batches nor ranks change them. `learn` sees one chunk of targets, which may end inside a sequence.
+//! A loss that needs whole sequences, or another model's log-probabilities, gets them in its constructor:
+//! the loop calls `Trainer::score` first.
 
 pub mod advantage;
 mod aggregation;
@@ -22,25 +23,25 @@ use std::ops::Range;
 /// A loss over the targets of a step.
 ///
 /// Ranks call it at the same time, each with its own micro-batches, and pass the chunks of a micro-batch in
-/// order. What it gathers it keeps in [`BatchSums`], so that its totals do not depend on the ranks.
+/// order. It keeps its sums in [`BatchSums`], so that the totals do not depend on the number of ranks.
 pub trait Objective: Sync {
-    /// Adds the loss of a chunk to the objective's sums, and writes its gradients, which are zero before,
-    /// one for each score.
+    /// Adds the loss of a chunk to the objective's sums. Writes the gradient with respect to each score
+    /// into `gradients`, which are zero before.
     fn learn(&self, chunk: Chunk<'_>, gradients: &mut [ScoreGradient]);
 }
 
-/// Consecutive targets of one micro-batch and their scores.
+/// Consecutive targets of one micro-batch, and their scores.
 #[derive(Debug, Clone, Copy)]
 pub struct Chunk<'a> {
-    /// Index of the micro-batch in the step.
+    /// The index of the micro-batch in the step.
     pub batch: usize,
-    /// Index of the first target in the micro-batch.
+    /// The index of the first target in the micro-batch.
     pub first: usize,
     pub scores: &'a [TokenScores],
 }
 
 impl Chunk<'_> {
-    /// Places of the targets among those of the micro-batch.
+    /// Returns the indices of the targets in the micro-batch.
     pub fn range(&self) -> Range<usize> {
         self.first..self.first + self.scores.len()
     }

@@ -1,34 +1,35 @@
-//! Supervised fine-tuning: the negative log-likelihood of the learnt tokens, labels smoothed or not.
+//! Supervised fine-tuning: the negative log-likelihood of the learnt tokens, with or without label
+//! smoothing.
 
 use super::{BatchSums, Chunk, Objective};
 use crate::ops::logprob::{ScoreGradient, TokenScores};
 
-/// The negative log-likelihood of all targets of a step.
+/// The negative log-likelihood of all targets of a step, in nats.
 ///
-/// With smoothed labels, `1 - smoothing` of a target lies on its token and `smoothing` evenly on the whole
-/// vocabulary, as in PyTorch's `cross_entropy`.
+/// With label smoothing, `1 - smoothing` of a target is on its token, and `smoothing` is spread evenly over
+/// the whole vocabulary, as in PyTorch's `cross_entropy`.
 #[derive(Debug)]
 pub struct NegativeLogLikelihood {
     smoothing: f32,
     sums: BatchSums<Losses>,
 }
 
-/// Sums over targets.
+/// Sums over targets, in nats.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Losses {
     /// The negative log-likelihood of the tokens themselves.
     pub nll: f64,
-    /// What is minimised: the same with smoothed labels.
+    /// The loss that is minimised: `nll` with smoothed labels.
     pub loss: f64,
 }
 
 impl NegativeLogLikelihood {
-    /// The objective of a step of so many micro-batches.
+    /// Creates the objective of a step of `num_batches` micro-batches.
     pub fn new(smoothing: f32, num_batches: usize) -> Self {
         Self { smoothing, sums: BatchSums::new(num_batches) }
     }
 
-    /// The sums over all micro-batches.
+    /// Returns the sums over all micro-batches.
     pub fn into_losses(self) -> Losses {
         let add = |a: Losses, b: Losses| Losses { nll: a.nll + b.nll, loss: a.loss + b.loss };
         self.sums.into_iter().fold(Losses::default(), add)
@@ -58,7 +59,8 @@ impl Objective for NegativeLogLikelihood {
 mod tests {
     use super::*;
 
-    /// The losses of chunks of (batch, log-probabilities, their means), and the gradient by each target.
+    /// Learns from chunks of (micro-batch, log-probabilities, mean log-probabilities), and returns the
+    /// losses and the gradient with respect to each target.
     fn learn(smoothing: f32, chunks: &[(usize, &[f32], &[f32])]) -> (Losses, Vec<ScoreGradient>) {
         let objective = NegativeLogLikelihood::new(smoothing, chunks.len());
         let mut all = Vec::new();

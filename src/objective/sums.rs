@@ -1,11 +1,11 @@
-//! Sums that an objective gathers while several ranks learn from it at once.
+//! Sums that an objective collects while several ranks learn from it at the same time.
 
 use std::sync::{Mutex, PoisonError};
 
 /// One sum for each micro-batch of a step.
 ///
-/// One rank computes a micro-batch, chunk after chunk, and the sums are handed out in the order of the
-/// micro-batches: a total over them has the same bits on any number of ranks.
+/// One rank computes a micro-batch, chunk after chunk, and the sums are returned in the order of the
+/// micro-batches. So a total over them has the same bits on any number of ranks.
 #[derive(Debug)]
 pub struct BatchSums<S>(Vec<Mutex<S>>);
 
@@ -14,7 +14,7 @@ impl<S: Default> BatchSums<S> {
         Self((0..num_batches).map(|_| Mutex::default()).collect())
     }
 
-    /// Lets `add` change the sum of a micro-batch.
+    /// Changes the sum of a micro-batch with `add`.
     pub fn update(&self, batch: usize, add: impl FnOnce(&mut S)) {
         add(&mut self.0[batch].lock().unwrap_or_else(PoisonError::into_inner));
     }

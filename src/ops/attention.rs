@@ -11,15 +11,17 @@
 //! the bits of whole sequences. There are no sliding windows, no dropout and no other masks.
 
 mod backward;
+mod products;
 
 pub use backward::{Attended, attention_backward};
 
 use super::buffer::{Buffer, aligned, parts};
-use super::matmul::{PANEL, Start, TILE, finish, load_tile, tile, tile_onto, with_tile_rows};
+use super::matmul::PANEL;
 use super::parallel::{SharedMut, for_each};
 use super::simd::{
     LANES, Simd, exp, load_partial, max_lanes, prefetch, simd_fn, store_partial, sum_lanes,
 };
+use products::{Left, Right, Sum, times_panels, times_rows};
 use std::ops::Range;
 
 /// The heads of a layer. A row has `queries` query heads, then `keys` key heads, then `keys` value heads.
@@ -88,82 +90,6 @@ fn store_padded(head: &[f32], row: &mut [f32]) {
 pub fn store_value(value: &[f32], position: usize, rows: &mut [f32]) {
     let stride = padded(value.len());
     store_padded(value, &mut rows[position * stride..][..stride]);
-}
-
-/// Computes `out = rows of left · panels` for the first `columns` columns, rounded up to whole panels.
-///
-/// # Safety
-/// `left` has `rows` rows of `depth` floats, `out` `rows` rows of whole panels, at their strides.
-#[inline(always)]
-unsafe fn times_panels<S: Simd>(
-    s: S,
-    (left, left_stride): (&[f32], usize),
-    rows: usize,
-    (panels, depth, columns): (&[f32], usize, usize),
-    (out, out_stride): (&mut [f32], usize),
-) {
-    debug_assert!(panels.len() >= columns.div_ceil(PANEL) * PANEL * depth);
-    for first in (0..columns).step_by(PANEL) {
-        for row in (0..rows).step_by(TILE) {
-            // SAFETY: the caller's promise, for each tile of it.
-            unsafe {
-                let left = left.as_ptr().add(row * left_stride);
-                let panel = panels.as_ptr().add(first * depth);
-                let target = out.as_mut_ptr().add(row * out_stride + first);
-                with_tile_rows!(rows - row, R => {
-                    let sums = tile::<S, f32, R>(s, depth, left, (left_stride, 1), panel, PANEL);
-                    finish(s, sums, Start::Zero, target, out_stride, PANEL);
-                });
-            }
-        }
-    }
-}
-
-/// What a product does with the values that the result holds.
-#[derive(Clone, Copy, PartialEq)]
-enum Sum {
-    /// It replaces them.
-    New,
-    /// It is added to them.
-    Add,
-    /// It continues them, as if the earlier product and this one were one sum.
-    Continue,
-}
-
-/// Computes `out (+)= left · right`, where `right` is `depth` rows of `width` floats in whole panels.
-///
-/// # Safety
-/// `left` is readable at `row * strides.0 + d * strides.1` for `rows` rows and `depth` d's, `right`
-/// has `depth` rows and `out` `rows` rows of `width` floats.
-#[inline(always)]
-unsafe fn times_rows<S: Simd>(
-    s: S,
-    (left, strides): (&[f32], (usize, usize)),
-    rows: usize,
-    (right, depth, width): (&[f32], usize, usize),
-    sum: Sum,
-    out: &mut [f32],
-) {
-    debug_assert!(right.len() >= depth * width && out.len() >= rows * width);
-    let start = if sum == Sum::Add { Start::Accumulate } else { Start::Zero };
-    for row in (0..rows).step_by(TILE) {
-        for first in (0..width).step_by(PANEL) {
-            // SAFETY: the caller's promise, for each tile of it.
-            unsafe {
-                let left = left.as_ptr().add(row * strides.0);
-                let right = right.as_ptr().add(first);
-                let target = out.as_mut_ptr().add(row * width + first);
-                with_tile_rows!(rows - row, R => {
-                    let sums = match sum {
-                        Sum::Continue => load_tile::<S, R>(s, target, width),
-                        Sum::New | Sum::Add => [[s.splat(0.0); 2]; R],
-                    };
-                    let sums = tile_onto(s, sums, depth, left, strides, right, width);
-                    finish(s, sums, start, target, width, PANEL);
-                });
-            }
-        }
-    }
 }
 
 /// Replaces the first `visible` scores by exp(score - shift) and the others by 0. Returns the sum.
@@ -250,9 +176,11 @@ fn attend<S: Simd>(
         let next =
             if page + 1 < num_pages { pages.keys(page + 1, dim) } else { pages.values(0, dim) };
         prefetch(next);
-        let panels = (pages.keys(page, dim), dim, pages.len.min(count - first));
+        let columns = pages.len.min(count - first);
+        let keys = Right { floats: pages.keys(page, dim), depth: dim, columns };
+        let queries = Left::rows(queries, dim);
         // SAFETY: the assertion and the page cover all operands.
-        unsafe { times_panels(s, (queries, dim), rows, panels, (&mut scores[first..], stride)) };
+        unsafe { times_panels(s, queries, rows, keys, &mut scores[first..], stride) };
     }
     let mut inverse_sums = [0.0f32; MAX_ROWS];
     for (row, scores) in scores.chunks_exact_mut(stride).enumerate() {
@@ -266,10 +194,12 @@ fn attend<S: Simd>(
         if page + 1 < num_pages {
             prefetch(pages.values(page + 1, dim));
         }
-        let values = (pages.values(page, dim), pages.len.min(count - first), width);
+        let depth = pages.len.min(count - first);
+        let values = Right { floats: pages.values(page, dim), depth, columns: width };
+        let probabilities = Left::rows(&scores[first..], stride);
         let sum = if page == 0 { Sum::New } else { Sum::Continue };
         // SAFETY: the assertion and the page cover all operands.
-        unsafe { times_rows(s, (&scores[first..], (stride, 1)), rows, values, sum, out) };
+        unsafe { times_rows(s, probabilities, rows, values, sum, out) };
     }
     for (out, inverse) in out.chunks_exact_mut(width).zip(inverse_sums) {
         let inverse = s.splat(inverse);
@@ -306,9 +236,11 @@ impl<'a> Pages<'a> {
     /// # Safety
     /// Nobody writes these pages while they are read through the result.
     pub unsafe fn new(
-        (keys, values): (&'a SharedMut<'a, f32>, &'a SharedMut<'a, f32>),
+        keys: &'a SharedMut<'a, f32>,
+        values: &'a SharedMut<'a, f32>,
         table: &'a [u32],
-        (heads, head): (usize, usize),
+        heads: usize,
+        head: usize,
         len: usize,
     ) -> Self {
         assert!(len > 0 && len.is_multiple_of(PANEL), "pages of whole panels");
@@ -565,7 +497,7 @@ fn forward_item_generic<S: Simd>(
     };
     let (keys, values) = (SharedMut::new(keys), SharedMut::new(values));
     // SAFETY: they are only read from here on.
-    let pages = unsafe { Pages::new((&keys, &values), &[0], (1, 0), page_len) };
+    let pages = unsafe { Pages::new(&keys, &values, &[0], 1, 0, page_len) };
     let cached = Cached { pages, head, first_position };
     let own_out = out.offset(start * width);
     sequence_forward(
@@ -742,7 +674,7 @@ mod tests {
                 {
                     let (keys, values) = (SharedMut::new(&mut keys), SharedMut::new(&mut values));
                     // SAFETY: nobody writes them meanwhile.
-                    let pages = unsafe { Pages::new((&keys, &values), &table, (1, 0), page) };
+                    let pages = unsafe { Pages::new(&keys, &values, &table, 1, 0, page) };
                     let cached = Cached { pages, head, first_position: first };
                     let rows = &qkv[first * row..(first + step) * row];
                     let (out, mut scratch) = (SharedMut::new(&mut part), Buffer::default());

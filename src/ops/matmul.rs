@@ -12,7 +12,7 @@ mod tile;
 
 pub use gradient::{WEIGHT_GRADIENT_SCRATCH, weight_gradient};
 pub use pack::{pack, pack_panel, pack_transposed, packed_len};
-pub(crate) use tile::{finish, load_tile, tile, tile_onto, with_tile_rows};
+pub(crate) use tile::{Strides, finish, load_tile, tile, tile_onto, with_tile_rows};
 
 use self::tile::row_tile;
 use super::element::{Dtype, Element, Elements};
@@ -168,35 +168,48 @@ unsafe fn product_generic<S: Simd>(
     out: *mut f32,
     out_stride: usize,
 ) {
-    let (left, size) = ((x.as_ptr(), x_stride), (rows, right.depth, right.columns));
-    let (panels, out) = (right.data.bytes.as_ptr(), (out, out_stride));
+    let Panels { data, depth, columns } = right;
+    let sizes = Sizes { rows, depth, columns, x_stride, out_stride };
+    let (x, panels) = (x.as_ptr(), data.bytes.as_ptr());
     // SAFETY: the caller's promise.
     unsafe {
-        match right.data.dtype {
-            Dtype::F32 => multiply::<S, f32>(s, left, size, panels.cast(), start, out),
-            Dtype::Bf16 => multiply::<S, bf16>(s, left, size, panels.cast(), start, out),
-            Dtype::F16 => multiply::<S, f16>(s, left, size, panels.cast(), start, out),
+        match data.dtype {
+            Dtype::F32 => multiply::<S, f32>(s, sizes, x, panels.cast(), start, out),
+            Dtype::Bf16 => multiply::<S, bf16>(s, sizes, x, panels.cast(), start, out),
+            Dtype::F16 => multiply::<S, f16>(s, sizes, x, panels.cast(), start, out),
         }
     }
 }
 
-/// Computes the product with panels of `E`; `size` is rows, depth and columns.
+/// The sizes of a product, and the floats from one row of `x`, or of the result, to the next.
+#[derive(Clone, Copy)]
+struct Sizes {
+    rows: usize,
+    depth: usize,
+    columns: usize,
+    x_stride: usize,
+    out_stride: usize,
+}
+
+/// Computes the product with panels of `E`.
 ///
 /// # Safety
 /// As for [`product`].
 #[inline(always)]
 unsafe fn multiply<S: Simd, E: Element>(
     s: S,
-    (x, x_stride): (*const f32, usize),
-    (rows, depth, columns): (usize, usize, usize),
+    sizes: Sizes,
+    x: *const f32,
     panels: *const E,
     start: Start<'_>,
-    (out, out_stride): (*mut f32, usize),
+    out: *mut f32,
 ) {
+    let Sizes { rows, depth, columns, x_stride, out_stride } = sizes;
     if rows == 1 {
         // SAFETY: the caller's promise.
-        return unsafe { multiply_row(s, x, (depth, columns), panels, start, out) };
+        return unsafe { multiply_row(s, depth, columns, x, panels, start, out) };
     }
+    let strides = Strides { row: x_stride, depth: 1 };
     for block in (0..depth).step_by(DEPTH) {
         let block_depth = DEPTH.min(depth - block);
         for first in (0..columns).step_by(PANEL) {
@@ -209,8 +222,7 @@ unsafe fn multiply<S: Simd, E: Element>(
                     let panel = panels.add(first * depth + block * PANEL);
                     let target = out.add(row * out_stride + first);
                     with_tile_rows!(rows - row, R => {
-                        let sums =
-                            tile::<S, E, R>(s, block_depth, left, (x_stride, 1), panel, PANEL);
+                        let sums = tile::<S, E, R>(s, block_depth, left, strides, panel, PANEL);
                         finish(s, sums, start, target, out_stride, width);
                     });
                 }
@@ -226,8 +238,9 @@ unsafe fn multiply<S: Simd, E: Element>(
 #[inline(always)]
 unsafe fn multiply_row<S: Simd, E: Element>(
     s: S,
+    depth: usize,
+    columns: usize,
     x: *const f32,
-    (depth, columns): (usize, usize),
     panels: *const E,
     start: Start<'_>,
     out: *mut f32,

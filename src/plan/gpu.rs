@@ -1,9 +1,9 @@
 //! What a run takes of one GPU's memory and of the host's, and how long it would take.
 //!
-//! Contract: of the arena, what `trainer::workers::cuda` and `model::cuda` take of it, to the byte, and
-//! known without either of them, so that a program without GPUs plans for them: both follow
-//! [`crate::model::gpu_sizes`]. Tests on an emulated GPU compare (`tests/cuda_generation.rs`,
-//! `tests/cuda_train.rs`). Left out: prompts of validation that are longer than those of training may be.
+//! The numbers for the arena are those that `trainer::workers::cuda` and `model::cuda` take, to the byte.
+//! Both follow [`crate::model::gpu_sizes`], so a program without GPUs can plan for them. Tests on an
+//! emulated GPU compare them (`tests/cuda_generation.rs`, `tests/cuda_train.rs`). A validation prompt that
+//! is longer than those of training is not planned for.
 
 use super::{Device, PlannedBuffer, Workload};
 use crate::cuda::sizes::{ALIGNMENT, PRODUCTS, RESERVE, SQUARES, aligned};
@@ -15,9 +15,9 @@ use crate::ranks::Shards;
 use crate::trainer::GPU_BUCKET;
 use crate::trainer::device::{GradientSums, Moments};
 
-/// What time is estimated with.
+/// The rate that estimates of time assume: 40 % of the peak.
 pub(crate) const FLOPS_PER_SEC: f64 = 0.40 * H100_TFLOPS * 1e12;
-/// What the first rank, whose shard is the largest, holds all the time.
+/// Returns what the first rank, whose shard is the largest, holds all the time.
 pub(crate) fn lasting(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
     let Workload { longest, ranks, gpu, .. } = *workload;
     let layout = decoder.layout();
@@ -53,7 +53,8 @@ pub(crate) fn lasting(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuff
     .to_vec()
 }
 
-/// What the ranks together hold on the host; a reference model comes to the GPUs in the place of gradients.
+/// Returns what the ranks together hold on the host. A reference model is there while gradients take its
+/// place on the GPUs.
 pub(crate) fn host(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
     let Device::Gpu { .. } = workload.device else { return Vec::new() };
     let len = decoder.layout().len;
@@ -64,7 +65,7 @@ pub(crate) fn host(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer>
     host
 }
 
-/// What a phase of training takes, in cuDNN's attention; without cuDNN it takes less.
+/// Returns what a training phase takes with cuDNN's attention; without cuDNN it takes less.
 pub(crate) fn training(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
     let memory = TrainingMemory::new(decoder, workload.batch(), workload.recompute, true);
     [
@@ -79,7 +80,7 @@ pub(crate) fn training(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuf
     .to_vec()
 }
 
-/// What a phase of generation takes with an engine of these sizes.
+/// Returns what a generation phase takes with an engine of these sizes.
 pub(crate) fn sampling(decoder: &Decoder, engine: &EngineConfig) -> Vec<PlannedBuffer> {
     let size = GenerationSize {
         rows: engine.max_sequences + engine.prefill_tokens,
@@ -100,13 +101,13 @@ pub(crate) fn sampling(decoder: &Decoder, engine: &EngineConfig) -> Vec<PlannedB
     .to_vec()
 }
 
-/// Bytes of the keys and values of a token, in all layers.
+/// Returns the bytes of a token's keys and values in all layers.
 pub(crate) fn cache_bytes_per_token(decoder: &Decoder) -> usize {
     block_bytes(decoder.config()) / BLOCK_TOKENS
 }
 
-/// Seconds of all updates, with every row one sample; recomputed layers cost a forward more, and so do rows that are
-/// scored first.
+/// Returns the seconds of all updates, if every row is one sample. Recomputing layers costs another forward,
+/// and so does scoring rows first.
 pub(crate) fn estimated_secs(workload: &Workload) -> Option<f64> {
     let Device::Gpu { .. } = workload.device else { return None };
     let row = ModelFlops::new(&workload.shape).training(workload.row_tokens);

@@ -1,9 +1,10 @@
-//! What a run will need, known before it starts: every buffer, work, and whether it fits.
+//! The plan of a run says before the run starts which buffers it needs, how much it computes, and whether
+//! it fits.
 //!
-//! A run of reinforcement has two phases, sampling and updating, that take their memory in turn: the
-//! larger one decides. A plan follows from a [`Workload`] and touches no device: also runs on GPUs are
-//! planned anywhere. The buffers are those that the program will allocate.
-//! Left out: the data itself, the executable, what the allocator wastes.
+//! A run of reinforcement has two phases, sampling and updating, which use memory in turn, so the larger
+//! one decides. A plan follows from a [`Workload`] and touches no device, so runs on GPUs can be planned
+//! anywhere. Its buffers are those that the program will allocate. The data, the executable and what the
+//! allocator wastes are not in it.
 
 mod gpu;
 mod sampling;
@@ -28,31 +29,31 @@ use serde::Serialize;
 pub struct Plan {
     #[serde(skip)]
     shape: ModelConfig,
-    /// Trained parameters.
+    /// The number of trained parameters.
     pub num_parameters: usize,
-    /// Ranks that share the work.
+    /// The number of ranks that share the work.
     pub ranks: usize,
-    /// Whose memory the buffers are.
+    /// The device in whose memory the buffers are.
     pub device: Device,
-    /// The buffers of all CPU ranks together, or of one GPU, that exist all the time.
+    /// The buffers that exist all the time: of all CPU ranks together, or of one GPU.
     pub buffers: Vec<PlannedBuffer>,
-    /// Of a run on GPUs, what all ranks together hold all the time on the host.
+    /// What all ranks of a run on GPUs together hold on the host all the time.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub host: Vec<PlannedBuffer>,
-    /// What comes and goes beside them.
+    /// The phases of a step, whose buffers come and go.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<Phase>,
-    /// Bytes of all buffers with each way of recomputing, where activations are planned.
+    /// The bytes of all buffers with each way of recomputing, if activations are planned.
     pub by_recompute: Vec<(Recompute, usize)>,
-    /// Updates.
+    /// The number of updates.
     pub total_steps: u64,
-    /// Most tokens in one update.
+    /// One update has at most this many tokens.
     pub max_tokens_per_step: usize,
-    /// Rollouts in one step.
+    /// The number of rollouts in one step.
     pub rollouts_per_step: usize,
-    /// Seconds of all updates, where a rate can be assumed (see [`Device`]).
+    /// The seconds of all updates, if a rate can be assumed (see [`Device`]).
     pub estimated_secs: Option<f64>,
-    /// What would make it fit, if it does not.
+    /// A change that would make the run fit, if it does not.
     pub advice: Option<String>,
     /// For a run on GPUs, cards by their memory, and what would make the run fit on those on which it does
     /// not.
@@ -90,25 +91,23 @@ impl Cards {
 /// A buffer and its size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedBuffer {
-    /// What it holds.
+    /// What the buffer holds.
     pub name: &'static str,
-    /// Its size.
     pub bytes: usize,
 }
 
 /// A part of every step, with the buffers that exist only then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Phase {
-    /// What is done.
+    /// What is done in it.
     pub name: &'static str,
-    /// Its buffers.
     pub buffers: Vec<PlannedBuffer>,
-    /// Bytes of them that it can do without, if more slowly.
+    /// The phase can do without this many of its bytes, but is slower then.
     pub elastic_bytes: usize,
 }
 
 impl Phase {
-    /// Bytes of its buffers.
+    /// Returns the bytes of its buffers.
     pub fn bytes(&self) -> usize {
         bytes_in(&self.buffers)
     }
@@ -119,7 +118,6 @@ fn bytes_in(buffers: &[PlannedBuffer]) -> usize {
 }
 
 impl Plan {
-    /// The plan of a run.
     pub fn new(workload: &Workload) -> Self {
         let cards = match workload.device {
             Device::Cpu => Vec::new(),
@@ -136,7 +134,7 @@ impl Plan {
         }
     }
 
-    /// The plan of a run whose buffers all exist all the time.
+    /// Plans a run whose buffers all exist all the time.
     fn without_phases(workload: &Workload) -> Self {
         let decoder = Decoder::new(workload.shape.clone());
         Self {
@@ -151,7 +149,7 @@ impl Plan {
         }
     }
 
-    /// What every plan says; still without buffers.
+    /// Returns a plan without buffers.
     fn of_sizes(decoder: &Decoder, workload: &Workload) -> Self {
         Self {
             shape: workload.shape.clone(),
@@ -171,12 +169,12 @@ impl Plan {
         }
     }
 
-    /// Bytes of all buffers that ever exist at the same time.
+    /// Returns the most bytes of buffers that exist at the same time.
     pub fn total_bytes(&self) -> usize {
         bytes_in(&self.buffers) + self.peak().map_or(0, Phase::bytes)
     }
 
-    /// The phase that takes most.
+    /// Returns the phase that takes most.
     fn peak(&self) -> Option<&Phase> {
         self.phases.iter().max_by_key(|phase| phase.bytes())
     }
@@ -222,7 +220,7 @@ impl Plan {
         )))
     }
 
-    /// Label and value of each line of the plan's table.
+    /// Returns the label and the value of each line of the plan's table.
     pub fn lines(&self) -> Vec<(String, String)> {
         let gigabytes = |bytes: f64| format!("{:>9.3} GB", bytes / 1e9);
         let mut lines = vec![("parameters".to_owned(), self.num_parameters.to_string())];
@@ -285,7 +283,7 @@ fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Weights and gradients of each rank, and the optimizer that they share, in f32.
+/// Returns the weights and gradients of each rank, and the optimizer state that they share, in f32.
 fn state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
     vec![
         PlannedBuffer { name: "parameters", bytes: 4 * num_parameters * ranks },
@@ -294,7 +292,7 @@ fn state(num_parameters: usize, ranks: usize) -> Vec<PlannedBuffer> {
     ]
 }
 
-/// What would make a run on GPUs fit that does not: the first of a few changes that does.
+/// Returns the first of a few changes that makes a run fit on its GPUs, if it does not fit and one does.
 fn advice(decoder: &Decoder, workload: &Workload) -> Option<String> {
     let Device::Gpu { memory_bytes } = workload.device else { return None };
     let needs = |workload: &Workload| bytes_of(decoder, workload) as f64;
@@ -342,7 +340,7 @@ fn bytes_of(decoder: &Decoder, workload: &Workload) -> usize {
     bytes_in(&buffers(decoder, workload))
 }
 
-/// What the ranks allocate together for their forwards and backwards.
+/// Returns what the ranks together allocate for their forwards and backwards.
 fn cpu_work(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
     let ranks = workload.ranks;
     let threads = (rayon::current_num_threads() / ranks).max(1);
@@ -365,7 +363,7 @@ mod tests {
     use super::*;
     use crate::trainer::device::{GpuConfig, GradientSums, Moments};
 
-    /// Fine-tuning of Llama 3 8B as in Table 6, on GPUs of 80 GB.
+    /// Returns the fine-tuning of Llama 3 8B (paper, Table 6) on GPUs of 80 GB.
     fn llama3_8b() -> Workload {
         let text = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
             "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -452,7 +450,7 @@ mod tests {
 
     #[test]
     fn the_time_of_llama3_8b_is_that_of_its_flops() {
-        // 1000 steps of 16 micro-batches of 251.2 TFLOP.
+        // These are 1000 steps of 16 micro-batches of 251.2 TFLOP.
         let expected = 16_000.0 * 251.2e12 / gpu::FLOPS_PER_SEC;
         let secs = Plan::new(&llama3_8b()).estimated_secs.unwrap();
         assert!((secs - expected).abs() < 0.001 * expected, "{secs}");

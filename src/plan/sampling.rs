@@ -1,15 +1,16 @@
-//! The plan of a run that learns from its own samples: what sampling and updating take in turn beside the
+//! The plan of a run that learns from its own samples: what sampling and updating take in turn, beside the
 //! model and its optimizer.
 //!
-//! A key-value cache smaller than all sequences could fill makes some wait and changes nothing else, so
-//! the plan counts what goes beyond the smallest as elastic. Left out: the judge's processes.
+//! A key-value cache that is too small for all sequences makes some wait and changes nothing else. So the
+//! plan counts as elastic what the cache takes beyond the smallest that works. The processes of the judge
+//! are not planned.
 
 use super::{Device, Phase, Plan, PlannedBuffer, Sampling, Workload, cpu_work, gpu, state};
 use crate::engine::EngineConfig;
 use crate::model::{BLOCK_TOKENS, Decoder, KvCache, Recompute};
 
 impl Plan {
-    /// The plan of a run that samples.
+    /// Plans a run that samples.
     pub(crate) fn in_phases(workload: &Workload, sampled: &Sampling) -> Self {
         let decoder = Decoder::new(workload.shape.clone());
         let held = held(&decoder, workload);
@@ -31,7 +32,7 @@ impl Plan {
         plan
     }
 
-    /// What would make a run on GPUs fit that does not: for each phase the first change that does.
+    /// Returns, for each phase that does not fit on the GPUs, the first change that makes it fit.
     fn advice_for_phases(&self, decoder: &Decoder, workload: &Workload) -> Option<String> {
         let Device::Gpu { memory_bytes } = self.device else { return None };
         let free = memory_bytes - super::bytes_in(&self.buffers) as f64;
@@ -43,7 +44,7 @@ impl Plan {
             let change = if phase.elastic_bytes as f64 >= over {
                 let cache = phase.buffers[0].bytes as f64 - over;
                 let block = BLOCK_TOKENS * gpu::cache_bytes_per_token(decoder);
-                // The one beside those that were asked for stays.
+                // One block stays in addition to those that were asked for.
                 let blocks = (cache / block as f64) as usize - 1;
                 format!("rollout.kv_cache_tokens={}", blocks * BLOCK_TOKENS)
             } else if phase.name == UPDATING && by_layer.bytes() as f64 <= free {
@@ -64,7 +65,7 @@ impl Plan {
 const SAMPLING: &str = "sampling";
 const UPDATING: &str = "updating";
 
-/// What exists all the time.
+/// Returns what exists all the time.
 fn held(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
     let num_parameters = decoder.layout().len;
     if let Device::Gpu { .. } = workload.device {
@@ -77,7 +78,8 @@ fn held(decoder: &Decoder, workload: &Workload) -> Vec<PlannedBuffer> {
     held
 }
 
-/// Every rank's cache for the sequences that it may sample at the same time, and its passes.
+/// Returns the sampling phase: each rank's cache for the sequences that it samples at the same time, and
+/// its passes.
 fn sampling(decoder: &Decoder, workload: &Workload, sampled: &Sampling) -> Phase {
     let engine = &sampled.engine;
     let (buffers, of_token, ranks) = match workload.device {
@@ -94,7 +96,7 @@ fn sampling(decoder: &Decoder, workload: &Workload, sampled: &Sampling) -> Phase
     Phase { name: SAMPLING, buffers, elastic_bytes: waiting * of_token * ranks }
 }
 
-/// What the engines of all ranks allocate together.
+/// Returns what the engines of all ranks allocate together.
 fn cpu_sampling(decoder: &Decoder, engine: &EngineConfig, ranks: usize) -> Vec<PlannedBuffer> {
     let shape = decoder.config();
     let rows = engine.max_sequences + engine.prefill_tokens;
@@ -110,7 +112,7 @@ fn cpu_sampling(decoder: &Decoder, engine: &EngineConfig, ranks: usize) -> Vec<P
     .to_vec()
 }
 
-/// The forward and backward of a packed row.
+/// Returns the updating phase: the forward and backward of a packed row.
 fn updating(decoder: &Decoder, workload: &Workload) -> Phase {
     let buffers = match workload.device {
         Device::Cpu => cpu_work(decoder, workload),

@@ -1,10 +1,10 @@
-//! `[plan]` of a configuration.
+//! The table `[plan]` of a configuration.
 
 use crate::base::limits::refuse_outside;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// The `[plan]` table: the GPU against which the plan of a run is measured.
+/// The GPU for whose memory a run is planned.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PlanConfig {

@@ -1,6 +1,6 @@
-//! What a run asks of the machine: all that its memory and time depend on.
+//! What a run asks of the machine: the numbers that decide its memory and its time.
 //!
-//! Contract: numbers alone, which each loop takes from its own settings, so that a plan knows of no loop.
+//! Each loop makes these numbers from its own settings, so a plan knows no loop.
 
 use super::PlanConfig;
 use crate::engine::EngineConfig;
@@ -8,21 +8,21 @@ use crate::model::{BatchSize, ModelConfig, Recompute};
 use crate::trainer::device::{DeviceKind, GpuConfig};
 use serde::Serialize;
 
-/// What computes.
+/// The device that computes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Device {
-    /// All ranks share its memory, whose size is the machine's business.
+    /// The ranks are threads of a CPU and share its memory.
     Cpu,
-    /// One for each rank; time is estimated at 40 % of the 989 TFLOP/s that an H100 has in bf16.
+    /// Each rank is a GPU. Time is estimated at 40 % of the 989 TFLOP/s that an H100 has in bf16.
     Gpu {
-        /// Bytes of its memory.
+        /// The bytes of one GPU's memory.
         memory_bytes: f64,
     },
 }
 
 impl Device {
-    /// The device of a run whose plan is measured against `config`.
+    /// Returns the device of a run; `config` gives the memory of a GPU.
     pub fn new(kind: DeviceKind, config: &PlanConfig) -> Self {
         match kind {
             DeviceKind::Cpu => Self::Cpu,
@@ -36,51 +36,49 @@ impl Device {
 /// A training run.
 #[derive(Debug, Clone)]
 pub struct Workload {
-    /// The model.
     pub shape: ModelConfig,
-    /// What computes.
     pub device: Device,
-    /// Ranks that share the work.
+    /// The number of ranks that share the work.
     pub ranks: usize,
-    /// What a GPU holds in which numbers.
+    /// The number formats in which a GPU holds moments and sums of gradients.
     pub gpu: GpuConfig,
-    /// What the backward computes again instead of keeping it.
+    /// What the backward computes again, instead of keeping it from the forward.
     pub recompute: Recompute,
-    /// Most tokens of a packed row.
+    /// A packed row has at most this many tokens.
     pub row_tokens: usize,
-    /// Rows that go through the model together.
+    /// The number of rows that go through the model together.
     pub rows_at_once: usize,
-    /// Tokens of the longest sequence.
+    /// The tokens of the longest sequence.
     pub longest: usize,
-    /// Updates.
+    /// The number of updates.
     pub total_steps: u64,
-    /// Most tokens in one update.
+    /// One update has at most this many tokens.
     pub max_tokens_per_step: usize,
-    /// Whether a step scores its rows before it learns from them: one more forward.
+    /// Whether a step scores its rows before it learns from them, which is another forward.
     pub scores_first: bool,
-    /// What is sampled in every step, by a run that learns from its own samples.
+    /// What every step samples, in a run that learns from its own samples.
     pub sampling: Option<Sampling>,
 }
 
 /// What a step of reinforcement samples.
 #[derive(Debug, Clone)]
 pub struct Sampling {
-    /// The engine of each rank.
+    /// The sizes of each rank's engine.
     pub engine: EngineConfig,
-    /// Responses of all ranks.
+    /// The responses of all ranks in a step.
     pub rollouts_per_step: usize,
-    /// Whether a reference model scores them.
+    /// Whether a reference model scores the responses.
     pub has_reference: bool,
 }
 
 impl Workload {
-    /// The largest batch that goes through the model at once.
+    /// Returns the largest batch that goes through the model at once.
     pub(crate) fn batch(&self) -> BatchSize {
         let tokens = self.row_tokens * self.rows_at_once;
         BatchSize { tokens, longest: self.longest, targets: tokens }
     }
 
-    /// Whether a reference model is held.
+    /// Returns whether a reference model is held.
     pub(crate) fn has_reference(&self) -> bool {
         self.sampling.as_ref().is_some_and(|sampling| sampling.has_reference)
     }

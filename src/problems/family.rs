@@ -130,7 +130,7 @@ impl Family {
         self
     }
 
-    /// Whether the family makes sense under `numbers`, in or out of their ranges.
+    /// Returns whether the family makes sense under `numbers`, in or out of their ranges.
     pub fn keeps(&self, numbers: Numbers) -> bool {
         (self.keep)(numbers)
     }

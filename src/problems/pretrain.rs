@@ -18,10 +18,10 @@ use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::seq::IndexedRandom;
 
-/// The most patterns whose attempts are judged, for responses and repairs,
+/// The attempts of at most this many patterns are judged, for responses and repairs.
 const MOST_JUDGED: usize = 1500;
 
-/// and the number of samples for which there is one.
+/// There is one judged pattern for this many samples.
 const SAMPLES_PER_JUDGED: usize = 4;
 
 /// The kind of thing that a sample shows.

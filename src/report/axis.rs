@@ -7,9 +7,9 @@ use crate::base::human;
 pub(crate) enum Format {
     /// A plain number.
     Number,
-    /// A fraction from 0 to 1, written in per cent.
+    /// A share from 0 to 1, written in per cent.
     Percent,
-    /// A length of time in seconds.
+    /// A time in seconds.
     Seconds,
 }
 
@@ -76,7 +76,8 @@ pub(crate) struct Axis {
 impl Axis {
     /// Makes an axis whose ends are round numbers around `low..high`.
     pub(crate) fn around(low: f64, high: f64, max_ticks: usize, format: Format) -> Self {
-        // Fractions and counts read best against zero unless they move in a narrow band far from it.
+        // Shares and counts are easiest to read against zero, unless they stay in a narrow band far from
+        // it.
         let low = if low > 0.0 && low < 0.6 * high { 0.0 } else { low };
         let (low, high) = widened(low, high);
         let step = round_step((high - low) / max_ticks as f64);

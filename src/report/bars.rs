@@ -1,4 +1,4 @@
-//! Bars as SVG: with error bars, stacked to a whole, and paired dots.
+//! Bar charts as SVG: bars with error bars, bars stacked to a whole, and paired dots.
 
 use super::axis::{Axis, Format};
 use super::html::escape;

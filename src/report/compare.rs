@@ -1,7 +1,7 @@
-//! Any runs side by side: results, curves, settings.
+//! Compares any runs: their results, curves and settings.
 //!
-//! Reads only what every run directory has (`config.toml`, `metrics.jsonl`, result files in JSON), so
-//! it serves every kind of run.
+//! It reads only what every run directory has (`config.toml`, `metrics.jsonl`, result files in JSON), so it
+//! works for every kind of run.
 
 use super::curve::Curve;
 use super::html::{Page, escape, figures, folded, legend, table, verbatim};
@@ -17,7 +17,7 @@ use anyhow::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// JSON files of a run directory that hold no results.
+/// The JSON files of a run directory that hold no results.
 const NOT_RESULTS: [&str; 3] = ["plan.json", "env.json", "inputs.json"];
 const WRITTEN_AT: &str = "time/unix_secs";
 const RUN_COLOURS: usize = 6;
@@ -148,7 +148,8 @@ pub fn text(runs: &[Run]) -> String {
     text + &metrics.to_string()
 }
 
-/// Draws curves for a terminal. Each of `metrics` is a key, or what keys begin with before the slash.
+/// Draws curves for a terminal. Each of `metrics` is a key, or the part of keys before the slash. Refuses
+/// metrics that no run has.
 pub fn curves(runs: &[Run], metrics: &[String]) -> Result<String> {
     let areas = areas(runs);
     let mut text = String::new();
@@ -202,7 +203,7 @@ fn colour_class(run: usize) -> String {
     format!("c{}", colour(run))
 }
 
-/// Groups metric keys by the part before the slash, in order of appearance; `time` comes last.
+/// Groups metric keys by the part before the slash, in the order in which they appear; `time` comes last.
 fn areas(runs: &[Run]) -> Vec<(String, Vec<String>)> {
     let mut areas: Vec<(String, Vec<String>)> = Vec::new();
     for (key, value) in runs.iter().flat_map(|run| &run.rows).flatten() {
@@ -254,7 +255,8 @@ fn result_rows(runs: &[Run]) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Whether a result is a main one: it is not of a single family, and the k of a pass@k is a power of two.
+/// Returns whether a result is a main one: it is not of a single family, and the k of a pass@k is a power
+/// of two.
 fn is_main(key: &str) -> bool {
     let parts: Vec<&str> = key.split('.').collect();
     let is_main_k = |at: usize| {
@@ -280,7 +282,8 @@ fn results(dir: &Path) -> Result<Vec<(String, Value)>> {
     Ok(results)
 }
 
-/// Collects the numbers in nested objects; lists longer than an interval are too much for a table.
+/// Collects the numbers in nested objects. Lists longer than an interval are too long for a table and are
+/// left out.
 fn numbers(path: &str, value: &Value, found: &mut Vec<(String, Value)>) {
     match value {
         Value::Object(object) => {
@@ -377,7 +380,7 @@ mod tests {
         for key in ["gtg.pass_at_k.7.mean", "gtg.pass_at_k.8.ci95", "gtg.families.lucas"] {
             assert!(page.contains(key) && !text.contains(key), "{key} in\n{text}");
         }
-        // Of four values of k the mean, of eight the interval, and a family.
+        // Only the page has the means for four values of k, the intervals for all eight, and a family.
         assert!(text.contains("(--out writes a page with 13 more results)"), "{text}");
     }
 

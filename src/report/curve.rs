@@ -6,20 +6,20 @@ use crate::run::metrics::{Row, step_of};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     pub name: String,
-    /// Whether the values are fractions, to be shown in per cent.
+    /// Whether the values are shares, to be shown in per cent.
     pub is_fraction: bool,
     pub points: Vec<(f64, f64)>,
 }
 
 impl Curve {
-    /// Takes the values under `key` from the metrics rows of a run.
+    /// Takes the values under `key` from the metrics of a run.
     pub fn from_rows(name: &str, rows: &[Row], key: &str) -> Self {
         let point = |row: &Row| Some((step_of(row)? as f64, row.get(key)?.as_f64()?));
         let points = rows.iter().filter_map(point).collect();
         Self { name: name.to_owned(), is_fraction: false, points }
     }
 
-    /// Marks the values as fractions.
+    /// Marks the values as shares.
     pub fn fraction(mut self) -> Self {
         self.is_fraction = true;
         self
@@ -45,14 +45,15 @@ pub(crate) fn smoothed(points: &[(f64, f64)], window: f64) -> Vec<(f64, f64)> {
     (0..points.len()).map(|i| (points[i].0, average(i))).collect()
 }
 
-/// Whether a curve goes up and down so much that only its average can be read.
+/// Returns whether a curve varies so much that only its average can be read.
 pub(crate) fn is_noisy(points: &[(f64, f64)]) -> bool {
     let (low, high) = range(points.iter().map(|p| p.1));
     let travelled: f64 = points.windows(2).map(|pair| (pair[1].1 - pair[0].1).abs()).sum();
     travelled > 4.0 * (high - low)
 }
 
-/// Returns the least and greatest of `values`. Without values they are infinite, and the least is the greater.
+/// Returns the least and greatest of `values`. Without values they are infinite, and the least is the
+/// greater.
 pub(crate) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }

@@ -1,6 +1,6 @@
 //! The results of `train demo`, ready to be shown; `html` and `text` render them.
 //!
-//! Plain data: measures nothing. All scores are fractions from 0 to 1.
+//! This is plain data and measures nothing. All scores are from 0 to 1.
 
 use super::curve::Curve;
 use crate::eval::stats::Estimate;
@@ -56,16 +56,17 @@ pub struct Score {
     pub unseen_families: Option<Estimate>,
 }
 
-/// The shares of responses by two questions: are all self-made cases right, and is the solution (figure 5)?
+/// The shares of responses by two questions: are all own cases right, and is the program right (paper,
+/// figure 5)?
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cases {
-    /// Right cases, right solution (C-C).
+    /// The share with right cases and a right program (C-C).
     pub c_c: f64,
-    /// Right cases, wrong solution (C-F).
+    /// The share with right cases and a wrong program (C-F).
     pub c_f: f64,
-    /// Some wrong case, right solution (No-C).
+    /// The share with a wrong case and a right program (No-C).
     pub no_c: f64,
-    /// Some wrong case, wrong solution (No-F).
+    /// The share with a wrong case and a wrong program (No-F).
     pub no_f: f64,
 }
 

@@ -1,4 +1,4 @@
-//! The frame of a page: head, style, sections, tables.
+//! The frame of a page: its head, style, sections and tables.
 
 const STYLE: &str = include_str!("style.css");
 
@@ -34,7 +34,7 @@ impl Page {
         self.push(&format!("<section><h2>{}</h2>{note}{html}</section>", escape(heading)))
     }
 
-    /// The whole document.
+    /// Returns the whole document.
     pub(crate) fn finish(self) -> String {
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\

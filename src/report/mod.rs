@@ -1,8 +1,8 @@
-//! Runs as people want to see them: one self-contained HTML page, or text for a terminal.
+//! Shows runs as one self-contained HTML page, or as text for a terminal.
 //!
-//! Contract: renderers are pure functions from plain data to a `String`; pages need no network and
-//! no JavaScript, follow the reader's light or dark theme, and escape every text. Reading run
-//! directories is confined to [`compare`] and [`samples`]. Interactive charts are left out.
+//! Renderers are pure functions from plain data to a `String`. Pages need no network and no JavaScript,
+//! follow the reader's light or dark theme, and escape every text. Only [`compare`] and [`samples`] read
+//! run directories. Charts are not interactive.
 
 pub mod compare;
 pub mod curve;

@@ -9,7 +9,7 @@ use crate::sandbox::VerdictKind;
 use anyhow::Result;
 use std::path::Path;
 
-/// An end of the list of responses by reward.
+/// Which end of the list of responses, ordered by reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum End {
     /// Highest rewards first
@@ -25,8 +25,8 @@ struct Ranked {
     reward: Reward,
 }
 
-/// Shows the `count` best or worst responses of the run in `dir`, of equal ones the latest. Responses on
-/// which the judge failed are in neither list.
+/// Returns the `count` best or worst responses of the run in `dir` as text. Of equal ones it takes the
+/// latest. Responses on which the judge failed are in neither list.
 pub fn text(dir: &Path, end: End, count: usize) -> Result<String> {
     let mut chosen: Vec<Ranked> = Vec::new();
     for (step, file) in steps_with_samples(dir)?.into_iter().rev() {
@@ -36,7 +36,7 @@ pub fn text(dir: &Path, end: End, count: usize) -> Result<String> {
                 .into_iter()
                 .filter_map(|sample| Some(Ranked { step, reward: sample.reward.clone()?, sample })),
         );
-        // Stable: what came first, the latest, stays first among equals.
+        // The sort is stable: among equal rewards the latest response, which came first, stays first.
         chosen.sort_by(|a, b| match end {
             End::Best => b.reward.total.total_cmp(&a.reward.total),
             End::Worst => a.reward.total.total_cmp(&b.reward.total),
@@ -68,7 +68,7 @@ impl Ranked {
     }
 }
 
-/// Writes a reward, the parts of it that are not 0, and the numbers that they rest on.
+/// Writes a reward, those of its parts that are not 0, and the numbers from which they were computed.
 fn worth(Reward { total, parts, facts }: &Reward) -> String {
     let parts = parts.iter().filter(|(_, part)| **part != 0.0);
     let parts: Vec<String> = parts.map(|(name, part)| format!("{name} {part:.4}")).collect();

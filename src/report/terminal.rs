@@ -92,7 +92,7 @@ fn between(from: (usize, usize), to: (usize, usize)) -> impl Iterator<Item = (us
     })
 }
 
-/// Draws a bar for a fraction of `whole`; the interval is its lighter part.
+/// Draws a bar for a share of `whole`; the interval is its lighter part.
 pub(crate) fn bar(value: f64, interval: [f64; 2], whole: f64, width: usize) -> String {
     let cell = |fraction: f64| (fraction / whole.max(1e-12) * width as f64).round() as usize;
     let (low, middle, high) = (cell(interval[0]), cell(value), cell(interval[1]));
@@ -102,7 +102,7 @@ pub(crate) fn bar(value: f64, interval: [f64; 2], whole: f64, width: usize) -> S
     format!("{drawn:<width$}")
 }
 
-/// Writes a fraction in per cent, as in tables.
+/// Writes a share in per cent, as in tables.
 pub(crate) fn percent(fraction: f64) -> String {
     Format::Percent.text(fraction)
 }

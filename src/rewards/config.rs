@@ -6,42 +6,42 @@ use crate::tasks::About;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// Which reward.
+/// The kind of a reward.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum RewardKind {
-    /// Formula 2 of the paper.
+    /// Formula 2 of the paper: the case-synergy solvability reward.
     #[default]
     Cssr,
-    /// Formula 2 without its first term.
+    /// Formula 2 without its first term, the solvability.
     CssrWithoutSolvability,
-    /// Formula 2 without its second term.
+    /// Formula 2 without its second term, the self-made cases.
     CssrWithoutCases,
     /// Formula 2 with `1 - Sov` in place of `-ln(Sov + eps)`.
     NoLog,
-    /// 1 if every test passes, else 0.
+    /// 1 if every test passes, otherwise 0.
     Binary,
     /// The share of tests that pass; -1 for a wrong format.
     TestShare,
-    /// `1 - Sov` if every test passes, -1 and 0 as in formula 2.
+    /// `1 - Sov` if every test passes; -1 and 0 as in formula 2.
     PassRate,
-    /// `1 - Sov` whatever the response: as the paper prints it, constant in a group.
+    /// `1 - Sov` for every response, as the paper prints it. It is constant within a group.
     PassRateLiteral,
 }
 
-/// The reward and its numbers.
+/// The reward, and the numbers in its formula.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardConfig {
-    /// Which reward.
     pub kind: RewardKind,
-    /// Share of the solvability term.
+    /// The weight of the solvability term, from 0 to 1; the term of self-made cases has the rest.
     pub lambda: f64,
-    /// Keeps the logarithm finite at solvability 0; not given by the paper.
+    /// Is added to the solvability, so that its logarithm is finite at 0. The paper does not give it.
     pub eps: f64,
-    /// Whether a case copied from the prompt's examples counts as self-made; not given by the paper.
+    /// Whether a case that is copied from the prompt's examples counts as self-made. The paper does not
+    /// say.
     pub count_example_copies: bool,
 }
 
@@ -64,7 +64,7 @@ impl RewardKind {
 }
 
 impl RewardConfig {
-    /// Refuses numbers that formula 2 has no meaning with; `table` is where they stand.
+    /// Refuses numbers for which formula 2 is not defined; `table` is the table's name in errors.
     pub fn check(&self, table: &str) -> Result<()> {
         let (lambda, eps) = (self.lambda, self.eps);
         refuse_outside(
@@ -73,7 +73,7 @@ impl RewardConfig {
         )
     }
 
-    /// Refuses a problem that lacks what this reward needs, and names both.
+    /// Refuses a problem that lacks what this reward needs; the error names both.
     pub fn check_problem(&self, problem: &About<'_>) -> Result<()> {
         let lacks = |what: &str| {
             Err(usage(format!("problem {}: {what} (needed by this reward)", problem.id)))

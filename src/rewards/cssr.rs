@@ -1,9 +1,9 @@
 //! The case-synergy solvability reward of the paper (formula 2), its variants and ablations.
 //!
-//! With a wrong format the reward is -1, with a failed test 0, otherwise
-//! `-lambda ln(Sov + eps) + (1 - lambda) N_tc / N_c`: harder problems and true self-made cases are
-//! worth more. The paper gives neither eps, nor the base of the logarithm, nor the second term at
-//! `N_c = 0`; here eps is a key, the logarithm natural, and the term then 0.
+//! The reward is -1 for a wrong format, 0 if a test fails, and otherwise `-lambda ln(Sov + eps) + (1 -
+//! lambda) N_tc / N_c`. So hard problems and true self-made cases are worth more. The paper gives neither
+//! eps, nor the base of the logarithm, nor the second term at `N_c = 0`. Here eps is a setting, the
+//! logarithm is natural, and the term is then 0.
 
 use super::config::RewardConfig;
 use super::reward::{Response, Reward};
@@ -49,7 +49,7 @@ pub(crate) fn literal_pass_rate(_: &RewardConfig, _: &Grade, response: &Response
     Reward::default().part("solvability_term", unsolved(response))
 }
 
-/// Both terms for a pass, neither otherwise.
+/// Returns both terms for a pass, and neither otherwise.
 fn formula(grade: &Grade, solvability_term: f64, case_term: f64) -> Reward {
     let of_pass = |term: f64| if grade.passed() { term } else { 0.0 };
     Reward::of_format(grade)

@@ -1,7 +1,8 @@
-//! What a response is worth: a sum of named parts, from what its grade says.
+//! Computes what a response is worth: a sum of named parts, from its grade.
 //!
-//! Pure: no sandbox, no model, no I/O. A grade without a verdict gives no reward: the member of a group is masked
-//! out, never scored 0. `docs/extending.md` shows how to add a reward.
+//! This module is pure: it uses no sandbox, no model and no files. A grade without a verdict gives no
+//! reward: that member of a group is masked out, and is not scored 0. `docs/extending.md` shows how to add
+//! a reward.
 
 mod config;
 mod cssr;

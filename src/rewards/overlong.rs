@@ -1,22 +1,22 @@
-//! DAPO's soft punishment of responses that come close to the length limit.
+//! DAPO's soft penalty for responses whose length comes close to the limit (Yu et al. 2025, formula 13).
 
 use crate::base::error::usage;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// Where the punishment begins and how much it is.
+/// Where the penalty begins, and how large it is.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Overlong {
-    /// It begins this many tokens before the limit.
+    /// The penalty begins this many tokens before the limit.
     pub buffer: usize,
-    /// What a response of the limit's length loses.
+    /// A response of the limit's length loses this much reward.
     pub factor: f64,
 }
 
 impl Overlong {
-    /// Refuses a punishment that cannot be given to responses of at most `limit` tokens; `table` is where
-    /// it stands.
+    /// Refuses a penalty that cannot apply to responses of at most `limit` tokens; `table` is the table's
+    /// name in errors.
     pub fn check(&self, table: &str, limit: usize) -> Result<()> {
         let Self { buffer, factor } = *self;
         if (1..=limit).contains(&buffer) && factor >= 0.0 && factor.is_finite() {
@@ -28,8 +28,8 @@ impl Overlong {
         )))
     }
 
-    /// What is added to the reward of a response of `length` tokens: 0 up to the buffer, then a
-    /// straight line to -`factor` at `limit`.
+    /// Returns what is added to the reward of a response of `length` tokens: 0 up to the buffer, then
+    /// linearly down to -`factor` at `limit`.
     pub fn penalty(&self, length: usize, limit: usize) -> f64 {
         let over = length as f64 - (limit as f64 - self.buffer as f64);
         (-over / self.buffer as f64 * self.factor).min(0.0)

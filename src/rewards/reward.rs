@@ -1,17 +1,17 @@
-//! A reward as a sum of named parts, and what it may rest on besides a grade.
+//! A reward as a sum of named parts, and what it may depend on besides the grade.
 
 use crate::tasks::Grade;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a reward may rest on besides the grade.
+/// What a reward may depend on besides the grade.
 #[derive(Debug, Clone, Copy)]
 pub struct Response<'a> {
-    /// The response's text, without special tokens.
+    /// The text of the response, without special tokens.
     pub text: &'a str,
-    /// Tokens of the response, the stop token included.
+    /// The tokens of the response; a stop token counts.
     pub num_tokens: usize,
-    /// The share of rollouts that solve the problem, where that was estimated.
+    /// The share of rollouts that solve the problem, if it was estimated.
     pub solvability: Option<f64>,
 }
 
@@ -22,21 +22,21 @@ pub struct Reward {
     pub total: f64,
     #[serde(default)]
     pub parts: BTreeMap<String, f64>,
-    /// Numbers that the parts rest on.
+    /// Numbers from which the parts were computed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub facts: BTreeMap<String, f64>,
 }
 
-/// The name of what a program of the user's gives.
+/// The name of the part that an external program gives.
 const EXTERNAL: &str = "external";
 
 impl Reward {
-    /// Begins with what the format costs: -1 where it is wrong.
+    /// Starts a reward with its part for the format: -1 if the format is wrong.
     pub fn of_format(grade: &Grade) -> Self {
         Self::default().part("format_term", if grade.format_ok() { 0.0 } else { -1.0 })
     }
 
-    /// Adds a part of another name than those before.
+    /// Adds a part. Its name must differ from those before.
     #[must_use]
     pub fn part(mut self, name: &str, value: f64) -> Self {
         self.total += value;
@@ -44,20 +44,20 @@ impl Reward {
         self
     }
 
-    /// Adds a number that the parts rest on.
+    /// Adds a number from which the parts were computed.
     #[must_use]
     pub fn fact(mut self, name: &str, value: f64) -> Self {
         self.facts.insert(name.to_owned(), value);
         self
     }
 
-    /// The reward that a program of the user's gave, with the facts of this one.
+    /// Returns the reward that an external program gave, with the facts of this one.
     #[must_use]
     pub fn replaced_by(self, external: f64) -> Self {
         Self { facts: self.facts, ..Self::default() }.part(EXTERNAL, external)
     }
 
-    /// What a program of the user's gave, if the reward comes from there.
+    /// Returns what an external program gave, if the reward is from one.
     pub fn external(&self) -> Option<f64> {
         self.parts.get(EXTERNAL).copied()
     }

@@ -1,7 +1,7 @@
-//! Which function computes which reward.
+//! The function that computes each kind of reward.
 //!
-//! A rule is a function from a grade and a response to named parts. To add one, add a variant to `RewardKind`, a
-//! line to `rule`, and the function.
+//! A rule is a function from a grade and a response to named parts. To add one, add a variant to
+//! `RewardKind`, a line to `rule`, and the function.
 
 use super::config::{RewardConfig, RewardKind};
 use super::cssr;
@@ -24,7 +24,8 @@ fn rule(kind: RewardKind) -> Rule {
 }
 
 impl RewardConfig {
-    /// The reward of a response; `None` if nothing is known of it. A wrong format needs no verdict.
+    /// Returns the reward of a response; `None` where the grade has no verdict. A wrong format needs no
+    /// verdict.
     pub fn reward(&self, grade: &Grade, response: &Response<'_>) -> Option<Reward> {
         if grade.format_ok() && !grade.is_judged() {
             return None;
@@ -36,7 +37,7 @@ impl RewardConfig {
     }
 }
 
-/// 1 for a pass.
+/// Returns 1 for a pass, otherwise 0.
 fn binary(_: &RewardConfig, grade: &Grade, _: &Response<'_>) -> Reward {
     Reward::default().part("pass_term", f64::from(u8::from(grade.passed())))
 }
@@ -54,7 +55,7 @@ mod tests {
     const PASS: VerdictKind = VerdictKind::Pass;
     const FAIL: VerdictKind = VerdictKind::Fail(Reason::WrongAnswer);
 
-    /// Counted: one true and one false own case; a copy of an example is not.
+    /// Two own cases count, one true and one false; a copy of an example does not.
     fn grade(format_error: Option<FormatError>, kind: VerdictKind) -> Grade {
         let case = |is_true, is_copy| OwnCase { is_true, is_copy };
         let own_cases = vec![case(true, false), case(false, false), case(true, true)];
@@ -63,7 +64,7 @@ mod tests {
         Grade { format_error, verdict, own_cases, credit: None }
     }
 
-    /// Of a problem whose solvability 0.24 + eps 0.01 is 1/4.
+    /// Returns the reward on a problem for which solvability 0.24 + eps 0.01 is 1/4.
     fn reward(config: RewardConfig, grade: &Grade) -> Option<Reward> {
         let response = Response { text: "", num_tokens: 0, solvability: Some(0.24) };
         config.reward(grade, &response)

@@ -1,17 +1,17 @@
-//! The records of attempts: what is asked, what was sampled and how it was graded, what that took.
+//! The records of attempts: what is asked, what was sampled, how it was graded, and the cost of it.
 
 use crate::engine::{FinishReason, Rollout, Stats};
 use crate::tasks::Grade;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// A problem of a task, and the responses that are wanted of it.
+/// A problem of a task, and the responses that are wanted for it.
 #[derive(Debug, Clone, Copy)]
 pub struct Query {
     pub problem: usize,
-    /// At least one.
+    /// The number of responses, at least 1.
     pub num_samples: usize,
-    /// Key of the responses' randomness.
+    /// The key of the responses' randomness.
     pub key: u64,
 }
 
@@ -19,23 +19,23 @@ pub struct Query {
 #[derive(Debug, Clone)]
 pub struct Attempt {
     pub rollout: Rollout,
-    /// The response's text, without special tokens.
+    /// The text of the response, without special tokens.
     pub text: String,
     pub grade: Grade,
 }
 
-/// All attempts at one problem, in sample order.
+/// All attempts at one problem, in the order of samples.
 #[derive(Debug, Clone)]
 pub struct ProblemAttempts {
-    /// The prompt that was shown.
+    /// The tokens of the prompt.
     pub prompt: Vec<u32>,
     pub attempts: Vec<Attempt>,
 }
 
-/// What of an attempt a score rests on.
+/// What a score depends on of an attempt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The response's text, without special tokens.
+    /// The text of the response, without special tokens.
     pub text: String,
     pub num_tokens: usize,
     /// Whether the limit of tokens ended it.
@@ -52,14 +52,14 @@ impl From<Attempt> for Answer {
     }
 }
 
-/// What attempts took.
+/// The cost of attempts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttemptCost {
     pub engine: Stats,
-    /// Wall time of generation; grading goes on meanwhile.
+    /// The wall time of generation; grading goes on at the same time.
     pub generation: Duration,
-    /// Wall time from the last response to the last grade.
+    /// The wall time from the last response to the last grade.
     pub grading: Duration,
-    /// CPU time of all judged programs.
+    /// The CPU time of all judged programs.
     pub judging_cpu: Duration,
 }

@@ -1,8 +1,8 @@
-//! Attempts at problems of a task: prompts rendered, responses sampled and graded.
+//! Attempts at problems of a task: prompts are rendered, responses sampled and graded.
 //!
-//! The one path that GRPO, evaluation and solvability share, so that a reward, a score and a selection never
-//! disagree about what an attempt is worth. Responses are graded while others are still being sampled
-//! (`grading`); what comes out, and in which order, depends on neither's timing.
+//! GRPO, evaluation and solvability all use this path, so a reward, a score and a selection never disagree
+//! about what an attempt is worth. Responses are graded while others are still being sampled (`grading`).
+//! The results and their order do not depend on timing.
 
 use super::attempt::{Attempt, AttemptCost, ProblemAttempts, Query};
 use super::grading::{Asked, Collector, Desk};
@@ -19,12 +19,12 @@ use std::time::Instant;
 /// A prompt as the model reads it.
 pub struct Prompt {
     pub tokens: Vec<u32>,
-    /// Whether it ends with the beginning of a thought.
+    /// Whether it ends with an open thought.
     pub opens_thought: bool,
 }
 
 impl Prompt {
-    /// The prompt of a task's problem: its conversation, with the assistant's turn opened.
+    /// Renders the conversation that asks for a response to a problem, with the assistant's turn opened.
     pub fn new(tokenizer: &Tokenizer, task: &dyn Task, problem: usize) -> Result<Self> {
         let render = || -> Result<Self> {
             let text = tokenizer.template()?.render(&task.messages(problem)?, true)?;
@@ -34,7 +34,7 @@ impl Prompt {
     }
 }
 
-/// Samples the responses of each query and grades them; groups come in the order of the queries.
+/// Samples the responses of each query and grades them. Returns the groups in the order of the queries.
 pub fn attempt(
     generator: &mut Generator<'_>,
     task: &dyn Task,
@@ -51,10 +51,10 @@ pub fn attempt(
     Ok((all.collect(), cost))
 }
 
-/// Attempts each query and gives its attempts to `on_done` as soon as the last one is graded, in no
-/// particular order. Samples and keys are those of the queries.
+/// Attempts each query, and gives its attempts to `on_done` as soon as the last of them is graded, in no
+/// particular order. The number of samples and the keys are those of the queries.
 ///
-/// Errors, also those of `on_done`, and an interrupt end sampling and grading.
+/// An error, also of `on_done`, or an interrupt ends sampling and grading.
 pub fn attempt_each(
     generator: &mut Generator<'_>,
     task: &dyn Task,
@@ -104,7 +104,8 @@ pub fn attempt_each(
     })
 }
 
-/// Refuses problems whose prompts the model, or responses the memory of this machine, cannot hold.
+/// Refuses problems whose prompts are too long for the model, or whose responses do not fit into this
+/// machine's memory.
 pub fn check_fit(
     generator: &Generator<'_>,
     task: &dyn Task,
@@ -119,8 +120,8 @@ fn prompts(tokenizer: &Tokenizer, task: &dyn Task, queries: &[Query]) -> Result<
     queries.iter().map(|query| Prompt::new(tokenizer, task, query.problem)).collect()
 }
 
-/// Sizes that fit the model and the free memory. A smaller cache makes sequences wait; it never changes
-/// them.
+/// Returns sizes that fit the model and the free memory. A smaller cache makes sequences wait, but does not
+/// change them.
 fn engine_config(
     generator: &Generator<'_>,
     task: &dyn Task,

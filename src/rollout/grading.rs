@@ -1,8 +1,9 @@
-//! Grading while sampling: responses go to grading threads as they end, grades come back.
+//! Grades responses while others are sampled: responses go to grading threads when they end, and grades
+//! come back.
 //!
-//! Contract: attempts are put together by query and sample, so timing cannot change them. When
-//! either side fails or the user interrupts, responses whose grading has not started are given up, without
-//! grades, and nothing waits. Left out: what to do with the attempts (the caller's `on_done`).
+//! Attempts are collected by query and sample, so timing cannot change them. When either side fails or the
+//! user interrupts, responses whose grading has not started are given up without grades, and nothing waits.
+//! What is done with the attempts is up to `on_done` of the caller.
 
 use super::attempt::{Attempt, ProblemAttempts};
 use crate::base::error::Interrupted;
@@ -22,36 +23,36 @@ use std::time::Duration;
 /// What a query asked.
 pub(crate) struct Asked {
     pub(crate) problem: usize,
-    /// Whether the prompt ends with the beginning of a thought.
+    /// Whether the prompt ends with an open thought.
     pub(crate) opens_thought: bool,
 }
 
-/// A response to be graded.
+/// A response that waits for its grade.
 pub(crate) struct Sampled {
     query: usize,
     sample: usize,
     rollout: Rollout,
 }
 
-/// A response that was graded.
+/// A response that is graded.
 pub(crate) struct Graded {
     query: usize,
     sample: usize,
     attempt: Result<Attempt>,
 }
 
-/// What grading threads share.
+/// What the grading threads share.
 pub(crate) struct Desk<'a> {
     task: &'a dyn Task,
     tokenizer: &'a Tokenizer,
     asked: &'a [Asked],
-    /// Whoever is free takes the next.
+    /// The responses that wait; a thread that is free takes the next.
     inbox: Mutex<Receiver<Sampled>>,
     is_closed: AtomicBool,
 }
 
 impl<'a> Desk<'a> {
-    /// A desk that grades responses to what was `asked` as they come into `inbox`.
+    /// Creates a desk that grades responses to what was `asked`, as they come into `inbox`.
     pub(crate) fn new(
         task: &'a dyn Task,
         tokenizer: &'a Tokenizer,
@@ -61,7 +62,7 @@ impl<'a> Desk<'a> {
         Self { task, tokenizer, asked, inbox: Mutex::new(inbox), is_closed: AtomicBool::new(false) }
     }
 
-    /// Starts the threads, as many as the task can use; they end when no more responses can come.
+    /// Starts as many threads as the task can use. They end when no more responses can come.
     pub(crate) fn open<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Receiver<Graded> {
         let (sender, graded) = mpsc::channel();
         for _ in 0..self.task.num_graders() {
@@ -82,13 +83,13 @@ impl<'a> Desk<'a> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 
-    /// The graded response; `None` once the desk is closed.
+    /// Grades a response; `None` once the desk is closed.
     fn grade(&self, Sampled { query, sample, rollout }: Sampled) -> Option<Graded> {
         if self.is_closed() {
             return None;
         }
         let attempt = self.attempt(&self.asked[query], rollout);
-        // A response whose grading was given up looks like a failure of the judge; it is none.
+        // A response whose grading was given up looks as if the judge had failed, but it has not.
         (!self.is_closed()).then_some(Graded { query, sample, attempt })
     }
 
@@ -108,7 +109,7 @@ impl<'a> Desk<'a> {
     }
 }
 
-/// Sends responses to the desk and puts together what comes back.
+/// Sends responses to the desk, and collects what comes back.
 pub(crate) struct Collector<'a> {
     rollouts: Sender<Sampled>,
     graded: Receiver<Graded>,
@@ -125,7 +126,7 @@ struct Groups<'a> {
     failure: Option<anyhow::Error>,
 }
 
-/// The attempts of one query; empty once they are handed out.
+/// The attempts of one query; it is empty once they are handed out.
 struct Group {
     prompt: Vec<u32>,
     attempts: Vec<Option<Attempt>>,
@@ -133,7 +134,7 @@ struct Group {
 }
 
 impl<'a> Collector<'a> {
-    /// Collects the answers to `requests`.
+    /// Creates a collector of the responses to `requests`.
     pub(crate) fn new(
         desk: &'a Desk<'a>,
         requests: &[Request],
@@ -157,8 +158,8 @@ impl<'a> Collector<'a> {
         Self { rollouts, graded, groups }
     }
 
-    /// Waits for the grades that are missing, if all was sampled, and returns the CPU time of all
-    /// judged programs.
+    /// Waits for the missing grades, if everything was sampled. Returns the CPU time of all judged
+    /// programs.
     pub(crate) fn finish(self, is_sampled: bool) -> Result<Duration> {
         let Self { rollouts, graded, mut groups } = self;
         drop(rollouts);
@@ -185,7 +186,7 @@ impl Observer for Collector<'_> {
     }
 
     fn finished(&mut self, RequestId(query): RequestId, sample: usize, rollout: Rollout) {
-        // The desk outlives the sender.
+        // The desk outlives the sender, so this cannot fail.
         let _ = self.rollouts.send(Sampled { query, sample, rollout });
     }
 }

@@ -1,8 +1,10 @@
-//! Attempts at problems: sampled and graded.
+//! Attempts at problems: sampled and graded at the same time.
 
 pub mod attempt;
 pub mod attempts;
 mod grading;
 mod settings;
+#[cfg(test)]
+pub(crate) mod test_support;
 
 pub use settings::AttemptSettings;

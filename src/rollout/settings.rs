@@ -1,4 +1,4 @@
-//! How problems are attempted.
+//! The settings of attempts at problems, and the queries that they make.
 
 use super::attempt::Query;
 use crate::base::error::usage;
@@ -7,33 +7,34 @@ use crate::engine::check_temperature;
 use crate::tasks::Sampling;
 use anyhow::Result;
 
-/// Far more rollouts, tokens and sequences than anybody asks for.
+/// The most rollouts, tokens or sequences that settings accept: far more than anybody uses.
 const MOST: usize = 1 << 20;
 
 /// How problems are attempted.
 #[derive(Debug, Clone)]
 pub struct AttemptSettings {
-    /// Rollouts for each problem.
+    /// The number of rollouts for each problem.
     pub num_samples: usize,
-    /// Divides the logits.
+    /// Logits are divided by this; 0 takes the most likely token.
     pub temperature: f32,
-    /// Longest response, in tokens; prompt and response never exceed what the model was made for.
+    /// The longest response, in tokens. Prompt and response together never exceed the model's positions.
     pub max_new_tokens: usize,
-    /// Longest prompt that may come, where that is known before: GPUs then take the same memory each time.
+    /// The longest prompt that may come, in tokens, if it is known in advance: then GPUs take the same
+    /// memory each time.
     pub max_prompt_tokens: Option<usize>,
-    /// Sequences that each rank generates at the same time.
+    /// The number of sequences that each rank generates at the same time.
     pub max_sequences: usize,
-    /// Positions in each rank's key-value cache; where not given, as many as `max_sequences` of the
-    /// longest need, within half of the free memory.
+    /// The positions in each rank's key-value cache. By default it is as many as `max_sequences` of the
+    /// longest sequences need, within half of the free memory.
     pub kv_cache_tokens: Option<usize>,
-    /// Tokens that end a response, beside those of the model.
+    /// Tokens that end a response, besides those of the model.
     pub stop_ids: Vec<u32>,
-    /// Key of the randomness; the problem's place in the list is mixed in.
+    /// The key of the randomness; the problem's place in the list is mixed in.
     pub key: u64,
 }
 
 impl Default for AttemptSettings {
-    /// Those of Table 8 of the paper.
+    /// Returns the settings of the paper (Table 8).
     fn default() -> Self {
         let Sampling { rollouts, temperature, max_new_tokens } = Sampling::default();
         Self {
@@ -63,13 +64,14 @@ impl AttemptSettings {
         check_temperature("temperature", self.temperature)
     }
 
-    /// Asks for responses to a task's problem `problem`, which is at `place` of the list that is asked.
+    /// Asks for responses to the task's problem number `problem`, which is at `place` in the list of
+    /// queries.
     pub fn query(&self, place: usize, problem: usize) -> Query {
         let key = rng::key(self.key, &[place as u64]);
         Query { problem, num_samples: self.num_samples, key }
     }
 
-    /// Asks for responses to all of so many problems, in order.
+    /// Asks for responses to problems 0 to `num_problems` - 1, in order.
     pub fn queries(&self, num_problems: usize) -> Vec<Query> {
         (0..num_problems).map(|problem| self.query(problem, problem)).collect()
     }

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps between checkpoints; 0 writes only the last one (and one on Ctrl-C).
+    /// The number of steps from one checkpoint to the next; 0 writes only the last one (and one on Ctrl-C).
     pub every: u64,
-    /// The newest checkpoints that are kept; all of them where not given.
+    /// The newest checkpoints are kept, as many as this says; by default all are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_last: Option<usize>,
     /// Checkpoints at multiples of this many steps are kept as well.
@@ -23,23 +23,24 @@ pub struct CheckpointConfig {
 }
 
 impl CheckpointConfig {
-    /// Refuses to keep nothing; `table` is where the settings stand.
+    /// Refuses to keep no checkpoint; `table` is the table's name in errors.
     pub fn check(&self, table: &str) -> Result<()> {
         refuse_sizes(table, &[("keep_last", self.keep_last.unwrap_or(1))])
     }
 
-    /// Whether a checkpoint is due after `step`.
+    /// Returns whether a checkpoint is due after `step`.
     pub(crate) fn is_due(&self, step: u64) -> bool {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 }
 
-/// The samples of the run in `run_dir` by step, oldest first; none without such a directory.
+/// Returns the sample files of the run in `run_dir` with their steps, oldest first; none without such a
+/// directory.
 pub fn steps_with_samples(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     steps(&run_dir.join(SAMPLES), ".jsonl")
 }
 
-/// What is named after steps in `dir`, by step.
+/// Returns the entries of `dir` that are named after steps, with their steps.
 fn steps(dir: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>> {
     if !dir.exists() {
         return Ok(Vec::new());
@@ -56,23 +57,23 @@ fn steps(dir: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// The checkpoints of a run, complete ones only: they appear by an atomic rename.
+/// The checkpoints of a run. Only complete ones are there, since they appear by an atomic rename.
 pub struct Checkpoints {
     dir: PathBuf,
 }
 
 impl Checkpoints {
-    /// The checkpoints of the run in `run_dir`.
+    /// Returns the checkpoints of the run in `run_dir`.
     pub fn of(run_dir: &Path) -> Self {
         Self { dir: run_dir.join("checkpoints") }
     }
 
-    /// Where the checkpoint of `step` lies or will lie.
+    /// Returns the path of the checkpoint of `step`, whether it is there or not.
     pub fn step_dir(&self, step: u64) -> PathBuf {
         self.dir.join(step_name(step))
     }
 
-    /// All checkpoints by step, oldest first.
+    /// Returns all checkpoints with their steps, oldest first.
     pub fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
         steps(&self.dir, "")
     }
@@ -81,7 +82,7 @@ impl Checkpoints {
         Ok(self.list()?.pop())
     }
 
-    /// Deletes all but the newest `keep_last` and those at multiples of `keep_every` steps.
+    /// Deletes all checkpoints but the newest `keep_last` and those at multiples of `keep_every` steps.
     pub fn retain(&self, keep_last: usize, keep_every: Option<u64>) -> Result<()> {
         let found = self.list()?;
         let old = found.len().saturating_sub(keep_last);
@@ -94,7 +95,7 @@ impl Checkpoints {
     }
 }
 
-/// Renames first, so that a checkpoint half deleted is never taken for a whole one.
+/// Renames a checkpoint before it is deleted, so that half of one is never taken for a whole one.
 fn remove_checkpoint(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let doomed = path.with_file_name(format!("codeseq-removed-{name}"));

@@ -1,7 +1,7 @@
-//! Whether a run may be resumed with the settings that it is given.
+//! Whether a run may be resumed with given settings.
 //!
-//! Another value of a setting is another run, unless the setting says only how the work is laid out or what is
-//! kept of it. Which those are, each table of settings knows itself ([`RunConfig::unchangeable`]).
+//! A changed setting makes another run, unless the setting says only how the work is divided or what is
+//! kept. Each table of settings knows which of its settings those are ([`RunConfig::unchangeable`]).
 
 use super::checkpoints::CheckpointConfig;
 use crate::base::error::usage;
@@ -16,17 +16,18 @@ use toml::Value;
 pub trait RunConfig: Serialize + DeserializeOwned {
     fn checkpoint(&self) -> &CheckpointConfig;
 
-    /// The same configuration with one fixed value for every setting that a resumed run may change: two
-    /// configurations of the same run are then equal.
+    /// Returns the configuration with a fixed value for every setting that a resumed run may change, so
+    /// that two configurations of the same run are equal.
     fn unchangeable(&self) -> Self;
 
-    /// Rows of all ranks in one step, where several settings share them out that may each change.
+    /// Returns the rows of all ranks in one step, if several settings that may each change make up that
+    /// number.
     fn rows_per_step(&self) -> Option<usize> {
         None
     }
 }
 
-/// Refuses to resume the run whose configuration lies at `path` with another one.
+/// Refuses to resume, with another configuration, the run whose configuration is at `path`.
 pub(crate) fn refuse_other_config<C: RunConfig>(path: &Path, config: &C) -> Result<()> {
     let before: C = toml::from_str(&read_text(path)?).map_err(|e| {
         let message = e.message().replace('\n', ", ");
@@ -52,7 +53,8 @@ pub(crate) fn refuse_other_config<C: RunConfig>(path: &Path, config: &C) -> Resu
     )))
 }
 
-/// Whether two values in TOML, or each of two lists, name the same files, however they are spelled.
+/// Returns whether two values in TOML, or each two of two lists, name the same files, however they are
+/// spelled.
 fn is_same_place(before: &str, now: &str) -> bool {
     fn same(before: &Value, now: &Value) -> bool {
         match (before, now) {
@@ -72,7 +74,7 @@ fn is_same_place(before: &str, now: &str) -> bool {
     }
 }
 
-/// Which settings are other ones `now`.
+/// Describes the settings that differ.
 fn differences<C: RunConfig>(before: &C, now: &C) -> Result<Vec<String>> {
     let table = |config: &C| toml::Table::try_from(config.unchangeable());
     let tables = [table(before), table(now)];

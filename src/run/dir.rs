@@ -1,8 +1,8 @@
-//! The run directory: who owns it, what lies where.
+//! The run directory: what is in it, and which process owns it.
 //!
 //! ```text
 //! config.toml plan.json env.json   resolved config, derived plan, machine and command line
-//! inputs.json                      hashes of what is read again when the run goes on
+//! inputs.json                      hashes of the inputs that a resumed run reads again
 //! metrics.jsonl events.out.*       see `run::metrics`
 //! samples/step-000100.jsonl        what was generated in step 100 and how it was rewarded
 //! reference-0123456789abcdef.json  log-probabilities of answers under a reference model (DPO)
@@ -11,10 +11,10 @@
 //! run.lock                         held while a process works here
 //! ```
 //!
-//! Contract: two processes never work in one run directory, and nothing is replaced unless the user
-//! says so. A directory in which a run stopped before its first step counts as unused: it goes with its
-//! owner, and one that a killed process left may be used. Resuming requires the same configuration: other
-//! settings are another run ([`super::compatibility`]).
+//! Two processes never work in one run directory, and nothing is replaced unless the user asks for it. A
+//! directory whose run stopped before its first step counts as unused: the process removes it, and one that
+//! a killed process left may be used. A run is resumed only with the same configuration; other settings are
+//! another run ([`super::compatibility`]).
 
 use super::checkpoints::{Checkpoints, step_name};
 use super::compatibility::{RunConfig, refuse_other_config};
@@ -36,21 +36,21 @@ use std::time::Duration;
 
 const LOCK: &str = "run.lock";
 const CONFIG: &str = "config.toml";
-/// What `--overwrite` replaces, until the new run has come to the end of a step.
+/// Holds what `--overwrite` replaces, until the new run has ended a step.
 const REPLACED: &str = "codeseq-replaced";
 
 /// What to do with a run that is already in the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// Leave it alone and stop.
+    /// Refuse to start.
     Refuse,
-    /// Replace it with a new one, as soon as that has a step.
+    /// Replace it by a new run, once that has ended a step.
     Overwrite,
-    /// Go on from its latest checkpoint.
+    /// Continue from its latest checkpoint.
     Resume,
 }
 
-/// What an error that ends a run says, if it says itself what of the run is saved.
+/// An ending is the last sentence of the error that ends a run: it says what of the run is saved.
 #[derive(Debug)]
 pub(crate) struct Ending(pub(crate) String);
 
@@ -63,20 +63,20 @@ impl fmt::Display for Ending {
 impl std::error::Error for Ending {}
 
 impl Ending {
-    /// That of a run whose last checkpoint is that of `step`.
+    /// Returns the ending of a run whose last checkpoint is that of `step`.
     pub(crate) fn saved_at(step: u64) -> Self {
         Self(format!("step {step} is saved, and the same command with --resume goes on from it"))
     }
 }
 
-/// A run directory that this process owns until it drops it.
+/// A run directory. This process owns it until the value is dropped.
 pub struct RunDir {
     path: PathBuf,
-    /// It, if it was made, and the directories above that were made for it, innermost first.
+    /// The directories that were created for the run, innermost first.
     made: Vec<PathBuf>,
-    /// Steps between checkpoints.
+    /// The number of steps from one checkpoint to the next.
     save_every: u64,
-    /// Whether this process has come to make steps.
+    /// Whether this process has begun to make steps.
     is_going: Cell<bool>,
     _lock: File,
 }
@@ -86,7 +86,7 @@ impl Drop for RunDir {
         if is_used(&self.path) {
             return;
         }
-        // What cannot be removed counts as unused all the same.
+        // A directory that cannot be removed counts as unused all the same.
         if put_back(&self.path).is_ok_and(|was_replaced| !was_replaced) && clear(&self.path).is_ok()
         {
             let _ = fs::remove_file(self.path.join(LOCK));
@@ -96,8 +96,8 @@ impl Drop for RunDir {
 }
 
 impl RunDir {
-    /// Takes possession of `path` for the run that `config` describes. A run that is overwritten comes back
-    /// if the new one ends before its first step.
+    /// Takes possession of `path` for the run that `config` describes. A run that is overwritten is
+    /// restored if the new run ends before its first step.
     pub fn create<C: RunConfig>(
         path: &Path,
         config: &Resolved<C>,
@@ -105,7 +105,7 @@ impl RunDir {
     ) -> Result<Self> {
         let name = path.display();
         if path.join(REPLACED).exists() && !is_used(path) {
-            // The process that was to overwrite it was killed.
+            // The process that was about to overwrite it was killed.
             let _lock = lock(path)?;
             put_back(path)?;
         }
@@ -124,7 +124,7 @@ impl RunDir {
             (Contents::Nothing, Existing::Resume) if !path.join(CONFIG).exists() => {
                 return Err(usage(format!("{name} holds no run to resume; leave out --resume")));
             }
-            // A run that was killed before its first step begins again.
+            // A run that was killed before its first step starts again.
             (Contents::Run | Contents::Nothing, Existing::Resume) => {
                 refuse_other_config(&path.join(CONFIG), &config.value)?;
             }
@@ -137,7 +137,7 @@ impl RunDir {
         let lock = lock(path).inspect_err(|_| {
             let _ = made.iter().try_for_each(fs::remove_dir);
         })?;
-        // From here on a failure leaves nothing: what was made goes with it.
+        // If anything fails from here on, what was created is removed.
         let save_every = config.value.checkpoint().every;
         let is_going = Cell::new(false);
         let run = Self { path: path.to_owned(), made, save_every, is_going, _lock: lock };
@@ -145,7 +145,7 @@ impl RunDir {
         Ok(run)
     }
 
-    /// Clears the way, and records the configuration and that there was an attempt.
+    /// Removes what is in the way, and records the configuration and this attempt.
     fn begin(&self, config_toml: &str, existing: Existing) -> Result<()> {
         let path = &self.path;
         remove_unfinished(path)?;
@@ -160,7 +160,7 @@ impl RunDir {
         log::also_to(&unused.expect("invariant: some attempt number is unused"))
     }
 
-    /// Deletes what this run replaced: it has come to the end of a step.
+    /// Deletes the run that this one replaces, now that this one has ended a step.
     pub fn forget_replaced(&self) -> Result<()> {
         let replaced = self.path.join(REPLACED);
         if replaced.exists() { remove(&replaced) } else { Ok(()) }
@@ -179,7 +179,7 @@ impl RunDir {
         self.write_json("plan.json", plan)
     }
 
-    /// Records the machine, the command line, and the judge's protections that were in force.
+    /// Records the machine, the command line, and the protections of the judge that are in force.
     pub fn write_environment(
         &self,
         command_line: &[String],
@@ -193,29 +193,29 @@ impl RunDir {
         self.write_json("env.json", &environment)
     }
 
-    /// Records what the run reads; refuses to go on with something else than it began with.
+    /// Records what the run reads. Refuses to resume with an input that changed since the run began.
     pub(crate) fn record_inputs(&self, inputs: &[Input]) -> Result<()> {
         let goes_on = self.checkpoints().latest()?.is_some();
         inputs::record(&self.path, inputs, goes_on)
     }
 
-    /// Writes a JSON file in the directory, whole or not at all.
+    /// Writes a JSON file in the directory, atomically.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
         write_json(&self.file(name), value)
     }
 
-    /// Where the samples of a step belong.
+    /// Returns the path of the samples of a step.
     pub fn samples(&self, step: u64) -> PathBuf {
         self.path.join(SAMPLES).join(format!("{}.jsonl", step_name(step)))
     }
 
-    /// Says that all is well with what the run goes on from: what ends it from now on ends its steps.
+    /// Records that the run continues without trouble. An error from now on ends its steps.
     pub(crate) fn begin_steps(&self) {
         self.is_going.set(true);
     }
 
-    /// The error that ends the run, with what of it is saved; one that comes before there is a step, or
-    /// keeps the run from going on, and one that says so itself, stay as they are.
+    /// Adds to the error that ends the run what of the run is saved. An error before the first step, one that
+    /// keeps the run from continuing, and one that says so itself are returned as they are.
     pub fn ended_by(&self, error: anyhow::Error) -> anyhow::Error {
         if error.is::<Ending>() || !self.is_going.get() || !is_used(&self.path) {
             return error;
@@ -254,7 +254,7 @@ fn contents(path: &Path) -> Result<Contents> {
     })
 }
 
-/// Whether a run has come to the end of a step here.
+/// Returns whether a run has ended a step here.
 fn is_used(path: &Path) -> bool {
     let has_rows = |file: PathBuf| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0);
     has_rows(path.join(metrics::FILE)) || path.join("checkpoints").exists()
@@ -268,7 +268,7 @@ fn lock(path: &Path) -> Result<File> {
         .write(true)
         .open(&file)
         .with_context(|| format!("opening {}", file.display()))?;
-    // A child that is just being started holds its parent's locks until it executes its program.
+    // A child that is about to start holds its parent's locks until it executes its program.
     let mut attempts = (0..10).map(|attempt| {
         std::thread::sleep(Duration::from_millis(10 * attempt));
         lock.try_lock()
@@ -290,14 +290,14 @@ fn clear(path: &Path) -> Result<()> {
     children(path)?.iter().filter(|child| !child.ends_with(LOCK)).try_for_each(|c| remove(c))
 }
 
-/// Moves everything but the lock out of the way.
+/// Moves everything but the lock aside.
 fn set_aside(path: &Path) -> Result<()> {
     let replaced = path.join(REPLACED);
     fs::create_dir(&replaced).with_context(|| format!("creating {}", replaced.display()))?;
     move_children(path, &replaced)
 }
 
-/// Undoes [`set_aside`] over what has come since; returns whether there was anything to undo.
+/// Undoes [`set_aside`] and removes what has come since. Returns whether there was anything to undo.
 fn put_back(path: &Path) -> Result<bool> {
     let replaced = path.join(REPLACED);
     if !replaced.exists() {
@@ -318,7 +318,7 @@ fn move_children(from: &Path, to: &Path) -> Result<()> {
     })
 }
 
-/// Removes what a killed process had under construction (see `base::fs`).
+/// Removes files that a killed process had not finished (see `base::fs`).
 fn remove_unfinished(path: &Path) -> Result<()> {
     let is_unfinished = |child: &Path| {
         child.file_name().is_some_and(|n| n.to_string_lossy().starts_with("codeseq-"))
@@ -345,7 +345,7 @@ mod tests {
 
     const CONFIG_TOML: &str = "seed = 1\n\n[checkpoint]\nevery = 0\n";
 
-    /// A run that has nothing but a seed.
+    /// A configuration that has only a seed.
     #[derive(Clone, Serialize, serde::Deserialize, schemars::JsonSchema)]
     #[serde(deny_unknown_fields)]
     struct Seeded {
@@ -381,7 +381,7 @@ mod tests {
         format!("{error:#}")
     }
 
-    /// A directory with a finished step.
+    /// Makes a directory in which a run has ended a step.
     fn used(dir: &Path) -> PathBuf {
         let path = dir.join("run");
         let run = create(&path, Existing::Refuse).unwrap();
@@ -446,7 +446,7 @@ mod tests {
         let before = row();
         drop(create(&path, Existing::Overwrite).unwrap());
         assert_eq!(row(), before);
-        // As if the process had been killed.
+        // The directory is left as by a killed process.
         std::mem::forget(create(&path, Existing::Overwrite).unwrap());
         assert!(!path.join(metrics::FILE).exists());
         let copy = dir.path().join("copy");
@@ -548,7 +548,7 @@ mod tests {
     fn a_run_killed_before_its_first_step_is_resumed_from_the_beginning() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        // Not dropped, as a killed process drops nothing; the lock is the process's.
+        // It is not dropped, since a killed process drops nothing. The lock belongs to the process.
         fs::create_dir(&path).unwrap();
         fs::write(path.join(LOCK), "").unwrap();
         fs::write(path.join(CONFIG), CONFIG_TOML).unwrap();

@@ -1,35 +1,36 @@
-//! What a run ran on: recorded with every result, so that numbers can be compared.
+//! The machine that a run used. It is recorded with every result, so that numbers can be compared.
 //!
-//! Names no user, no host and no network address.
+//! It names no user, no host and no network address.
 
 use crate::base::memory;
 use serde::Serialize;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The machine that a run ran on, and the program that ran it.
+/// The machine that a run used, and the program.
 #[derive(Debug, Clone, Serialize)]
 pub struct Environment {
-    /// Version of this program.
+    /// The version of this program.
     pub version: &'static str,
-    /// Commit of the source tree it was built from, where that is still there; `-dirty` if changed.
+    /// The commit of the source tree that it was built from, if that is still there; it ends with `-dirty`
+    /// if the tree was changed.
     pub commit: Option<String>,
-    /// Processor model.
+    /// The processor's model.
     pub cpu: String,
-    /// Logical processors this process may use.
+    /// The logical processors that this process may use.
     pub cores: usize,
-    /// Threads of the compute pool.
+    /// The threads of the compute pool.
     pub threads: usize,
-    /// Memory of the machine.
+    /// The memory of the machine.
     pub memory_bytes: u64,
-    /// Kernel and architecture.
+    /// The kernel and the architecture.
     pub os: String,
-    /// When this was taken, in seconds since 1970.
+    /// The time of this record, in seconds since 1970.
     pub unix_secs: u64,
 }
 
 impl Environment {
-    /// Looks at this machine.
+    /// Describes this machine.
     pub fn current() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -44,7 +45,7 @@ impl Environment {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the time in seconds since 1970.
 pub fn unix_secs() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
@@ -58,7 +59,7 @@ fn commit() -> Option<String> {
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }
 
-/// The name of the processor's model.
+/// Returns the processor's model.
 pub fn cpu() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name"));
@@ -66,7 +67,7 @@ pub fn cpu() -> String {
     name.unwrap_or("unknown").to_owned()
 }
 
-/// The kernel, its release and the architecture.
+/// Returns the kernel, its release and the architecture.
 pub fn os() -> String {
     nix::sys::utsname::uname().map_or_else(
         |_| std::env::consts::OS.to_owned(),

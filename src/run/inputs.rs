@@ -1,8 +1,8 @@
-//! What a run reads besides its configuration, told apart by content: `inputs.json` in the run directory.
+//! What a run reads besides its configuration, recorded by content: `inputs.json` in the run directory.
 //!
-//! A setting such as `model.path` names a place, whose content can change under the same name. What a resumed
-//! run reads again has to be what it was; where another content is the user's business, such as a program that
-//! was mended, the user is told.
+//! A setting such as `model.path` names a place, and the content there can change. What a resumed run reads
+//! again must not have changed. Where a change is the user's business, as with a program that was repaired,
+//! the user is only told.
 
 use crate::base::error::usage;
 use crate::base::fs::{read_text, write_json};
@@ -19,7 +19,7 @@ pub(crate) struct Input {
     /// The setting that names it, and what it is.
     pub(crate) name: &'static str,
     pub(crate) files: Vec<PathBuf>,
-    /// Whether a resumed run may read something else.
+    /// Whether a resumed run may read another content.
     pub(crate) may_change: bool,
 }
 
@@ -28,8 +28,8 @@ pub(crate) struct Input {
 #[serde(transparent)]
 struct Hashes(BTreeMap<String, String>);
 
-/// Compares the inputs of the run in `dir` with what its earlier part read, if it `goes_on` from a
-/// checkpoint, and records them.
+/// Records the inputs of the run in `dir`. If the run `goes_on` from a checkpoint, compares them with those
+/// that its earlier part read.
 pub(crate) fn record(dir: &Path, inputs: &[Input], goes_on: bool) -> Result<()> {
     let path = dir.join(FILE);
     let before: Hashes = match goes_on && path.exists() {

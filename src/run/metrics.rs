@@ -1,10 +1,10 @@
-//! `metrics.jsonl`: one JSON object a step, the source of every other view of a run.
+//! `metrics.jsonl` holds one JSON object for each step, and is the source of every other view of a run.
 //!
-//! Contract: a row is on disk when [`Metrics::log`] returns, in one write; after resuming at a
-//! checkpoint, [`Metrics::truncate_after`] leaves exactly the rows up to it, so that a resumed run
-//! has neither gaps nor repeats. The TensorBoard events are a copy of the rows and are rebuilt from
-//! them. Keys are `area/name`; `time/*`, what the run took of the machine (time, rates, memory), are the
-//! only ones that differ between equal runs.
+//! A row is on disk when [`Metrics::log`] returns, in one write. When a run resumes at a checkpoint,
+//! [`Metrics::truncate_after`] leaves exactly the rows up to it, so a resumed run has neither gaps nor
+//! repeats. The TensorBoard events are a copy of the rows and are made again from them. Keys are
+//! `area/name`. The keys `time/*` are for what the run took of the machine (time, rates, memory); only they
+//! differ between equal runs.
 
 use super::environment::unix_secs;
 use super::tensorboard::EventFile;
@@ -15,12 +15,12 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// Bytes as metrics give them.
+/// Converts bytes to the unit of metrics, MiB.
 pub(crate) fn mebibytes(bytes: usize) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// One step's numbers: `step` and `area/name` keys.
+/// The numbers of one step: `step` and `area/name` keys.
 pub type Row = serde_json::Map<String, Value>;
 
 pub const FILE: &str = "metrics.jsonl";
@@ -34,15 +34,15 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the metrics of the run in `dir`; rows already there stay.
+    /// Opens the metrics of the run in `dir` and keeps the rows that are there.
     pub fn open(dir: &Path) -> Result<Self> {
         let log = JsonlLog::open(&dir.join(FILE))?;
         let events = rebuild_events(dir, &read(log.path())?)?;
         Ok(Self { log, events })
     }
 
-    /// Drops every row of a step later than `step`, and what a crash left of a row; with `step` 0 all of
-    /// them, since a run that starts anew scores the untrained model (row 0) again.
+    /// Drops every row of a step later than `step`, and an incomplete row that a crash left. With `step` 0
+    /// it drops all rows, since a run that starts again scores the untrained model (row 0) again.
     pub fn truncate_after(&mut self, step: u64) -> Result<()> {
         let mut rows = read(self.log.path())?;
         rows.retain(|row| step > 0 && step_of(row).is_some_and(|s| s <= step));
@@ -67,19 +67,19 @@ impl Metrics {
         let mut row = Row::new();
         row.insert("step".to_owned(), step.into());
         row.extend(values);
-        // Whole milliseconds: so short a decimal is read back exactly.
+        // The time is in whole milliseconds: so short a decimal is read back exactly.
         row.insert(WRITTEN_AT.to_owned(), ((unix_secs() * 1e3).round() / 1e3).into());
         self.log.append(&row)?;
         copy_to_events(&mut self.events, &row)
     }
 
-    /// Whether the row of `step` has `key`.
+    /// Returns whether the row of `step` has `key`.
     pub fn has(&self, step: u64, key: &str) -> Result<bool> {
         let rows = read(self.log.path())?;
         Ok(rows.iter().any(|row| step_of(row) == Some(step) && row.contains_key(key)))
     }
 
-    /// Adds numbers that were found later to the row of `step`, the last one.
+    /// Adds numbers that were found later to the row of `step`, which is the last.
     pub fn amend(&mut self, step: u64, values: Row) -> Result<()> {
         let mut rows = read(self.log.path())?;
         match rows.last_mut().filter(|row| step_of(row) == Some(step)) {
@@ -89,7 +89,7 @@ impl Metrics {
         self.replace(&rows)
     }
 
-    /// Forces the rows to disk; call before a checkpoint claims to include them.
+    /// Forces the rows to disk; call it before a checkpoint is written that includes them.
     pub fn sync(&self) -> Result<()> {
         self.log.sync()
     }
@@ -100,13 +100,13 @@ pub fn row<'a>(values: impl IntoIterator<Item = (&'a str, f64)>) -> Row {
     values.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect()
 }
 
-/// The rows of the run in `dir`; none if it has no metrics yet.
+/// Reads the rows of the run in `dir`; there are none if it has no metrics yet.
 pub fn read_run(dir: &Path) -> Result<Vec<Row>> {
     let path = dir.join(FILE);
     if path.exists() { read(&path) } else { Ok(Vec::new()) }
 }
 
-/// Reads the whole rows.
+/// Reads the complete rows.
 fn read(path: &Path) -> Result<Vec<Row>> {
     let content =
         std::fs::read(path).map_err(|e| usage(format!("cannot read {}: {e}", path.display())))?;

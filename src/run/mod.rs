@@ -1,4 +1,5 @@
-//! What is kept of a run: its directory, checkpoints, metrics, samples, and what it ran on.
+//! What is kept of a run: its directory, its checkpoints, its metrics, its samples, and the machine that it
+//! used.
 
 mod checkpoints;
 mod compatibility;

@@ -1,7 +1,7 @@
-//! The rollouts of a step on disk: what was sampled, what the judge said, what it was worth.
+//! The rollouts of a step on disk: what was sampled, what the judge found, and what it was worth.
 //!
-//! The file is the journal of verdicts, the one input that time can touch: it is written before
-//! its verdicts are used, and a step that is run again after a kill takes its verdicts from here.
+//! The file is the journal of verdicts, the one input that depends on time. It is written before its
+//! verdicts are used, and a step that is run again after a kill takes its verdicts from it.
 
 use crate::base::fs::AtomicFile;
 use crate::data::jsonl;
@@ -23,13 +23,13 @@ pub struct Sample {
     pub sample: usize,
     pub response: String,
     pub num_tokens: usize,
-    /// The tokens that were sampled, the one that ended the response included; none in runs of before they
-    /// were kept.
+    /// The tokens that were sampled; a stop token counts. It is empty in runs of versions that did not
+    /// record it.
     #[serde(default)]
     pub token_ids: Vec<u32>,
     /// The judge's verdict on its program.
     pub verdict: Verdict,
-    /// What it was worth; nothing where the judge failed.
+    /// What it was worth; `None` where the judge failed.
     #[serde(default)]
     pub reward: Option<Reward>,
     /// What breaks the format that the prompt asks for, if anything does.
@@ -37,7 +37,7 @@ pub struct Sample {
     pub format_error: Option<FormatError>,
 }
 
-/// Writes the step's rollouts: for the name of each problem its attempts and what each was worth.
+/// Writes the rollouts of a step: for each problem its name, its attempts and their rewards.
 pub fn record<'a>(
     path: &Path,
     groups: impl IntoIterator<Item = (&'a str, &'a ProblemAttempts, &'a [Option<Reward>])>,
@@ -62,14 +62,14 @@ pub fn record<'a>(
     file.commit()
 }
 
-/// What was recorded of a step that was begun before; nothing of one that was not.
+/// What was recorded of a step that was begun before. It is empty for a step that was not.
 pub struct Recorded(HashMap<(String, usize), Sample>);
 
 /// What was recorded of some groups.
 pub struct Replayed {
-    /// What each response was worth, as far as that is known.
+    /// What each response was worth, as far as it is known.
     pub rewards: Vec<Vec<Option<Reward>>>,
-    /// Whether every response had been recorded.
+    /// Whether every response was recorded.
     pub is_whole: bool,
 }
 
@@ -81,7 +81,7 @@ impl Recorded {
         Ok(Self(keyed.collect()))
     }
 
-    /// Replaces verdicts by those recorded for the same responses to the problems of these names.
+    /// Replaces verdicts by those that were recorded for the same responses to the problems of these names.
     pub fn replay(&self, problem_ids: &[&str], groups: &mut [ProblemAttempts]) -> Replayed {
         let mut is_whole = true;
         let mut replay_one = |id: &str, (sample, attempt): (usize, &mut Attempt)| {
@@ -103,27 +103,10 @@ impl Recorded {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use crate::engine::{FinishReason, Rollout};
+    use crate::rollout::test_support::group;
     use crate::sandbox::{Reason, VerdictKind};
-    use crate::tasks::tests::graded;
-    use crate::tasks::{Grade, program};
-
-    /// One attempt for each text and verdict.
-    pub(crate) fn group(attempts: &[(&str, VerdictKind)]) -> ProblemAttempts {
-        let attempt = |&(text, kind): &(&str, VerdictKind)| Attempt {
-            rollout: Rollout {
-                tokens: vec![7, 8],
-                logprobs: vec![-0.5, -0.25],
-                top_logprobs: Vec::new(),
-                finish_reason: FinishReason::Stop,
-            },
-            text: text.to_owned(),
-            grade: Grade { format_error: program(text).err(), ..graded(kind, &[]) },
-        };
-        ProblemAttempts { prompt: vec![5, 6], attempts: attempts.iter().map(attempt).collect() }
-    }
 
     #[test]
     fn a_step_run_again_has_the_verdicts_of_the_first_time() {

@@ -1,8 +1,8 @@
-//! TensorBoard event files: scalars only.
+//! Writes TensorBoard event files, with scalars only.
 //!
 //! A file is a list of TFRecords (length, its checksum, payload, its checksum; checksums are masked
-//! CRC-32C) whose payloads are protobuf `Event` messages. Both are small enough to write out; images,
-//! histograms and reading are left out.
+//! CRC-32C) whose payloads are protobuf `Event` messages. Both formats are simple enough to write without a
+//! library. Images and histograms are not written, and files are not read.
 
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -15,7 +15,7 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Starts an event file at `path`, replacing what was there.
+    /// Creates an event file at `path` and replaces what was there.
     pub fn create(path: &Path, unix_secs: f64) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
         let mut events = Self { file, path: path.to_owned() };
@@ -146,7 +146,8 @@ mod tests {
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
     }
 
-    /// What `tensorboard.compat.proto` and `tensorboard.summary.writer.record_writer` write for it.
+    /// The expected bytes are those of `tensorboard.compat.proto` and
+    /// `tensorboard.summary.writer.record_writer`.
     #[test]
     fn a_step_is_framed_as_tensorboard_does() {
         let payload = scalars_event(300, 1.5, [("loss", 0.25), ("reward/mean", -1.0)]);

@@ -1,7 +1,6 @@
-//! Remembers outcomes of equal programs on equal inputs.
+//! Remembers the outcomes of programs on inputs, for equal programs and inputs.
 //!
-//! The key also covers limits, profile, isolation and the interpreter. The judge's own failures are
-//! never kept.
+//! The key includes limits, profile, isolation and the interpreter. Failures of the judge are never kept.
 
 use super::options::{Options, Program};
 use super::outcome::Outcome;
@@ -12,7 +11,7 @@ use std::sync::Mutex;
 
 type Key = [u8; 32];
 
-/// A bounded memory of outcomes; the oldest leave first.
+/// A memory of a limited number of outcomes; the oldest is dropped first.
 pub(crate) struct Cache {
     capacity: usize,
     setting: Vec<u8>,

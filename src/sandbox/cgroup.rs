@@ -1,14 +1,14 @@
-//! A memory limit for a server and its child by control group, where one is writable.
+//! Limits the memory of a server and its child by a control group, where one is writable.
 //!
-//! The second line behind the address space limit. Nothing here is needed for a verdict, so every
-//! failure means "not available".
+//! It is the second line behind the limit on the address space. No verdict depends on it, so every failure
+//! here means "not available".
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A control group of our own; removed on drop, once its processes are gone.
+/// A control group of this program; it is removed on drop, when its processes are gone.
 #[derive(Debug)]
 pub(crate) struct MemoryGroup {
     path: PathBuf,
@@ -27,7 +27,7 @@ impl MemoryGroup {
         let group = Self { path, version };
         let limit = if version == "v1" { "memory.limit_in_bytes" } else { "memory.max" };
         fs::write(group.path.join(limit), bytes.to_string()).ok()?;
-        // No swap to escape to; kernels without swap accounting have no such file.
+        // There is no swap to escape to. Kernels without swap accounting have no such file.
         let _ = match version {
             "v1" => fs::write(group.path.join("memory.memsw.limit_in_bytes"), bytes.to_string()),
             _ => fs::write(group.path.join("memory.swap.max"), "0"),
@@ -35,17 +35,17 @@ impl MemoryGroup {
         Some(group)
     }
 
-    /// Moves a process, and what it starts later, into the group.
+    /// Moves a process, and what it starts later, into the group. Returns whether it could.
     pub(crate) fn add(&self, pid: u32) -> bool {
         fs::write(self.path.join("cgroup.procs"), pid.to_string()).is_ok()
     }
 
-    /// `v1` or `v2`.
+    /// Returns `v1` or `v2`.
     pub(crate) fn version(&self) -> &'static str {
         self.version
     }
 
-    /// How many processes the kernel has ended here for want of memory.
+    /// Counts the processes that the kernel killed in this group for lack of memory.
     pub(crate) fn kills(&self) -> u64 {
         let file = if self.version == "v1" { "memory.oom_control" } else { "memory.events" };
         fs::read_to_string(self.path.join(file))
@@ -57,7 +57,7 @@ impl MemoryGroup {
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
-        // The kernel lets go of a group a moment after its last process.
+        // The kernel releases a group a moment after its last process ends.
         for _ in 0..100 {
             match fs::remove_dir(&self.path) {
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
@@ -69,7 +69,7 @@ impl Drop for MemoryGroup {
     }
 }
 
-/// Where this process's memory is accounted.
+/// Returns the group in which this process's memory is counted.
 fn own_group() -> Option<(PathBuf, &'static str)> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     for line in groups.lines() {

@@ -1,5 +1,5 @@
-//! The supervisor's end of a child's channel. Never waits: the child may be hostile, and neither
-//! read what it is told nor say what it should.
+//! The supervisor's end of a child's channel. It never waits: the child may be hostile, and may neither
+//! read what it is sent nor send what it should.
 
 use super::frame::{Frame, FrameReader, Malformed};
 use nix::poll::{PollFd, PollFlags};
@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read, Result, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-/// A channel with what could not be sent yet and what arrived.
+/// A channel, with what could not be sent yet and what has arrived.
 pub(crate) struct Channel {
     stream: UnixStream,
     unsent: Vec<u8>,
@@ -16,29 +16,29 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// Takes over the stream to a child that has greeted.
+    /// Takes over the stream to a child that has sent its greeting.
     pub(crate) fn new(stream: UnixStream) -> Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream, unsent: Vec::new(), reader: FrameReader::default(), is_open: true })
     }
 
-    /// Sends as much as fits, keeps the rest for [`Channel::advance`].
+    /// Sends as much as fits, and keeps the rest for [`Channel::advance`].
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.unsent.extend_from_slice(bytes);
         self.write();
     }
 
-    /// Whether the child has not taken all that it was sent.
+    /// Returns whether the child has not yet taken everything that it was sent.
     pub(crate) fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
 
-    /// The next frame that has arrived whole.
+    /// Returns the next frame that has arrived completely.
     pub(crate) fn next(&mut self) -> std::result::Result<Option<Frame>, Malformed> {
         self.reader.next()
     }
 
-    /// Sends and receives what is possible now; false if that was nothing.
+    /// Sends and receives what is possible now. Returns false if that was nothing.
     pub(crate) fn advance(&mut self) -> bool {
         let before = self.unsent.len();
         self.write();
@@ -49,13 +49,13 @@ impl Channel {
                 return true;
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            // The child's end is about to be reported, unless it goes on without its channel.
+            // The end of the child will be reported soon, unless it goes on without its channel.
             Ok(_) | Err(_) => self.is_open = false,
         }
         self.unsent.len() < before
     }
 
-    /// What to wait for, as long as the child can be heard.
+    /// Returns what to poll, as long as the child can be heard.
     pub(crate) fn poll_fd(&self) -> Option<PollFd<'_>> {
         let mut events = PollFlags::POLLIN;
         events.set(PollFlags::POLLOUT, self.has_unsent());
@@ -63,7 +63,7 @@ impl Channel {
     }
 
     fn write(&mut self) {
-        // An error says that the child closed its side; reading says so too, after its last words.
+        // An error means that the child closed its side. Reading shows that too, after its last bytes.
         if let Ok(sent) = self.stream.write(&self.unsent) {
             self.unsent.drain(..sent);
         }

@@ -1,12 +1,12 @@
-//! Compares outputs exactly: line by line, token by token, integers of any size as integers. White
-//! space is ASCII's: any other is part of a token.
+//! Compares outputs exactly: line by line, token by token, integers of any size by value. White space is
+//! that of ASCII; any other is part of a token.
 
-/// Whether `got` is the expected output.
+/// Returns whether `got` is the expected output.
 ///
-/// White space around lines and between tokens, and blank lines at the start and the end, do not
-/// count. Two tokens that are integers are equal when their values are (`+7`, `007`, `-0`); other
-/// tokens must be the same text, unless `tolerance` is given and both are numbers, not both integers,
-/// that differ by at most that much, absolutely or relative to the expected one.
+/// White space around lines and between tokens does not count, nor do blank lines at the start and the end.
+/// Two tokens that are integers are equal if their values are (`+7`, `007`, `-0`). Other tokens must be the
+/// same text, unless `tolerance` is given and both are numbers, not both integers, that differ by at most
+/// that much, absolutely or relative to the expected one.
 pub fn same_output(expected: &str, got: &[u8], tolerance: Option<f64>) -> bool {
     let Ok(got) = std::str::from_utf8(got) else { return false };
     let (expected, got) = (expected.trim_ascii(), got.trim_ascii());
@@ -42,7 +42,7 @@ fn same_token(expected: &str, got: &str, tolerance: Option<f64>) -> bool {
     }
 }
 
-/// Two tokens without the brackets and commas of a printed list that both have at the same end.
+/// Removes from two tokens the brackets and commas of a printed list that both have at the same end.
 fn without_brackets<'t>(mut a: &'t str, mut b: &'t str) -> (&'t str, &'t str) {
     for mark in ['[', '('] {
         while let (Some(rest), Some(other)) = (a.strip_prefix(mark), b.strip_prefix(mark)) {
@@ -57,7 +57,7 @@ fn without_brackets<'t>(mut a: &'t str, mut b: &'t str) -> (&'t str, &'t str) {
     (a, b)
 }
 
-/// Sign and digits without leading zeros; zero has no sign.
+/// Returns the sign and the digits without leading zeros; zero has no sign.
 fn integer(token: &str) -> Option<(bool, &str)> {
     let (negative, digits) = match token.as_bytes().first()? {
         b'-' => (true, &token[1..]),

@@ -1,13 +1,13 @@
-//! Reads the messages of a child. The child may be hostile by then: any bytes are possible, none
-//! may cost more than a bounded buffer, and none can do more than misreport the child's own case.
+//! Reads the messages of a child. The child may be hostile, so any bytes are possible. None costs more than
+//! a bounded buffer, and none does more than misreport the child's own case.
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame {
-    /// Sealed and waiting for the program; a single runner adds its report.
+    /// The child is sealed and waits for the program; a single runner adds its report.
     Hello(Vec<u8>),
     /// The case ended by itself.
     Done,
-    /// An exception nobody caught.
+    /// The program raised an exception that it did not catch.
     Error(Report),
     /// The program does not compile.
     Syntax(Report),
@@ -22,14 +22,14 @@ pub(crate) struct Report {
     pub(crate) message: String,
 }
 
-/// The bytes were no frame: only a program that writes to its channel does that.
+/// The bytes are no frame. Only a program that writes to its channel causes that.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
 const HEADER_BYTES: usize = 5;
 const MAX_PAYLOAD_BYTES: usize = 1 << 16;
 
-/// Collects bytes and gives frames.
+/// Collects bytes and returns frames.
 #[derive(Debug, Default)]
 pub(crate) struct FrameReader {
     buffer: Vec<u8>,
@@ -40,7 +40,7 @@ impl FrameReader {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole frame, or nothing yet.
+    /// Returns the next complete frame, if there is one.
     pub(crate) fn next(&mut self) -> Result<Option<Frame>, Malformed> {
         if self.buffer.len() < HEADER_BYTES {
             return Ok(None);
@@ -75,7 +75,7 @@ impl Report {
         Self { line, kind, message: parts.next().unwrap_or_default().to_owned() }
     }
 
-    /// As the last line of a traceback.
+    /// Returns the last line of a traceback.
     pub(crate) fn text(&self) -> String {
         match self.message.as_str() {
             "" => self.kind.clone(),

@@ -1,10 +1,11 @@
-//! The launcher: a small single-threaded process between the judge and Python that gives up rights.
+//! The launcher is a small single-threaded process between the judge and Python, which gives up rights.
 //!
-//! Started as `train __judge-init` with a message socket as standard input, so that neither the
-//! caller's threads nor its memory are ever forked. It enters namespaces, then starts Python behind
-//! Landlock and no_new_privs: once, as the fork server, or once for each request (one-shot mode), when
-//! it answers requests itself in the fork server's language. It dies with its parent, and what it
-//! started dies with it. Reports what is in force; never panics on a kernel that refuses something.
+//! It is started as `train __judge-init` with a message socket as standard input, so that neither the
+//! threads nor the memory of the caller are ever forked. It enters namespaces, then starts Python behind
+//! Landlock and no_new_privs: once, as the fork server, or once for each request. In the latter (one-shot)
+//! mode it answers requests itself, in the protocol of the fork server. It dies with its parent, and what
+//! it started dies with it. It reports which protections are in force, and never panics on a kernel that
+//! refuses something.
 
 use super::reply::{Exit, Reply};
 use super::{layers, policy, sys};
@@ -26,15 +27,16 @@ use std::time::Duration;
 /// The hidden first argument that makes the binary a launcher.
 pub(crate) const ARGUMENT: &str = "__judge-init";
 
-/// Whether this program is one that [`run_if_asked`] can make a launcher.
+/// Whether [`run_if_asked`] can make this program a launcher.
 static IS_HERE: AtomicBool = AtomicBool::new(false);
 
 const RUNNER: &str = include_str!("runner.py");
 /// Reads the runner from its descriptor, so that lists of processes stay readable.
 const START_RUNNER: &str =
     "import os; exec(compile(os.pread(6, 1 << 20, 0), 'judge-runner', 'exec'))";
-/// What the main thread's stack may grow to, and what other threads get by default.
+/// The hard limit on the stack of a program's main thread.
 const STACK_BYTES: u64 = 64 << 20;
+/// The stack of a program's other threads.
 const THREAD_STACK_BYTES: u64 = 8 << 20;
 
 /// What the judge tells its launcher.
@@ -44,11 +46,11 @@ pub(crate) struct Order {
     pub(crate) readable: Vec<PathBuf>,
     pub(crate) one_shot: bool,
     pub(crate) namespaces: bool,
-    /// Python cannot confine itself: everything must be done before it starts.
+    /// Whether Python cannot confine itself, so that everything must be done before it starts.
     pub(crate) confine_before_start: bool,
 }
 
-/// What the launcher achieved.
+/// Which protections the launcher has put in force.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) namespaces: Vec<String>,
@@ -56,7 +58,8 @@ pub(crate) struct Report {
     pub(crate) no_new_privs: bool,
 }
 
-/// For the start of `main`: lives a launcher's life if the first argument asks for it, and says so.
+/// Is called at the start of `main`. If the first argument asks for a launcher, it runs as one and returns
+/// true.
 pub fn run_if_asked() -> bool {
     let is_asked = std::env::args_os().nth(1).is_some_and(|argument| argument == ARGUMENT);
     if is_asked {
@@ -66,10 +69,10 @@ pub fn run_if_asked() -> bool {
     is_asked
 }
 
-/// Where to find a launcher: this program, or the `train` beside it (as in a test's build directory).
+/// Finds a launcher: this program, or the `train` beside it (as in a test's build directory).
 pub(crate) fn find() -> Result<PathBuf> {
     if IS_HERE.load(Ordering::Relaxed) {
-        // Also when the file has another name by now, or none.
+        // This works even if the file was renamed or removed.
         return Ok("/proc/self/exe".into());
     }
     let own = std::env::current_exe().context("finding the own executable")?;
@@ -81,12 +84,12 @@ pub(crate) fn find() -> Result<PathBuf> {
         .context("the judge's launcher, the binary `train`, is not beside this program; build it or set Options::launcher")
 }
 
-/// The launcher's whole life. The exit code means nothing; errors travel over the socket.
+/// Runs a launcher to its end. Its exit code means nothing; errors are sent over the socket.
 fn run() {
     let control = std::io::stdin();
     let control = control.as_fd();
     if let Err(e) = serve(control) {
-        // The judge may be gone: then nobody is left to tell.
+        // If the judge is gone, there is nobody to tell.
         let _ = Reply::Failed(format!("{e:#}")).send(control);
     }
 }
@@ -111,7 +114,7 @@ fn serve(stdin: BorrowedFd<'_>) -> Result<()> {
 
     let mut report = Report { landlock_abi: layers::landlock_abi(), ..Report::default() };
     if order.namespaces {
-        // Python may keep capabilities only where it is able to drop them later.
+        // Python may keep capabilities only where it can drop them later.
         report.namespaces = enter_namespaces(!order.confine_before_start);
     }
     let own_pids = order.namespaces && has_pid_namespaces();
@@ -153,7 +156,8 @@ fn serve(stdin: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One-shot mode: a Python for each descriptor that arrives; its handle, then how it ended.
+/// Is the one-shot mode: starts a Python for each descriptor that arrives, sends its handle, and then how
+/// it ended.
 fn answer_requests(
     control: BorrowedFd<'_>,
     start: impl Fn(BorrowedFd<'_>) -> Result<libc::pid_t>,
@@ -195,7 +199,7 @@ fn wait(pid: libc::pid_t) -> Result<(libc::c_int, libc::rusage)> {
     Ok((status, usage))
 }
 
-/// Forks, into a process id namespace of its own if asked.
+/// Forks, if asked into a process id namespace of its own.
 ///
 /// # Safety
 /// The process must have one thread only.
@@ -217,8 +221,8 @@ fn has_pid_namespaces() -> bool {
     }
 }
 
-/// Enters what namespaces the kernel grants, a user namespace only where the others need it; there
-/// this process is root or nobody.
+/// Enters the namespaces that the kernel grants; a user namespace only if the others need it. In it, this
+/// process is root or nobody.
 fn enter_namespaces(as_root: bool) -> Vec<String> {
     const KINDS: [(&str, CloneFlags); 4] = [
         ("net", CloneFlags::CLONE_NEWNET),
@@ -253,7 +257,7 @@ fn enter_namespaces(as_root: bool) -> Vec<String> {
     entered
 }
 
-/// A directory that is open and already removed: as a root it is empty, and stays so.
+/// Returns a directory that is open and already removed: as a root it is empty, and stays so.
 fn removed_directory() -> Option<OwnedFd> {
     let places = [std::env::temp_dir(), "/dev/shm".into(), "/run".into()];
     places.iter().find_map(|place| {
@@ -264,16 +268,17 @@ fn removed_directory() -> Option<OwnedFd> {
     })
 }
 
-/// Puts `files` at descriptors 0 and up, gives up rights and becomes Python. Returns on failure only.
+/// Puts `files` at descriptors 0 and up, gives up rights and becomes Python. It returns only on failure.
 fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 7]) -> Result<()> {
     // SAFETY: numbers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    // First far away, then in place: a target may be the source of another.
+    // The files are first moved far away, then into place, since a target may be the source of another.
     let parked = files
         .iter()
         .map(|fd| Ok(nix::fcntl::fcntl(*fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(100))?))
         .collect::<Result<Vec<RawFd>>>()?;
-    // The C library takes the soft limit for its threads when it starts; the runner then raises it.
+    // The C library takes the soft limit as the stack of its threads when it starts; the runner raises it
+    // later.
     let limit = libc::rlimit { rlim_cur: THREAD_STACK_BYTES, rlim_max: STACK_BYTES };
     // SAFETY: reads the local variable only.
     unsafe { libc::setrlimit(libc::RLIMIT_STACK, &limit) };
@@ -286,7 +291,7 @@ fn become_python(order: &Order, landlock_abi: u32, files: [BorrowedFd<'_>; 7]) -
     for argument in ["-s", "-S", "-B", "-c", START_RUNNER, mode] {
         arguments.push(CString::new(argument)?);
     }
-    // One heap for all threads: an own one would reserve 64 MB of address space for each.
+    // All threads use one heap: a heap of its own would reserve 64 MB of address space for each.
     let environment = ["PYTHONHASHSEED=0", "PYTHONUTF8=1", "LANG=C.UTF-8", "MALLOC_ARENA_MAX=1"]
         .map(|variable| CString::new(variable).expect("no zero bytes in a variable"));
     let filters = match order.confine_before_start && layers::seccomp_available() {
@@ -324,7 +329,8 @@ fn install(filter: &seccompiler::BpfProgram) -> Result<()> {
     Ok(())
 }
 
-/// Landlock: Python and its library can be read and run, nothing else; no network, no signals out.
+/// Restricts files with Landlock: Python and its library can be read and executed, and nothing else.
+/// Connections and signals to other processes are refused.
 fn restrict_files(readable: &[PathBuf]) -> Result<()> {
     let abi = ABI::V6;
     let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;

@@ -1,38 +1,38 @@
-//! Which protections are in force, and which this kernel offers.
+//! Which protections are in force, and which ones this kernel offers.
 
 use serde::Serialize;
 use std::fmt;
 
-/// The protections of a running [`super::Judge`], as its own servers reported them.
+/// The protections of a running [`super::Judge`], as its servers reported them.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Layers {
     /// `fork_server` or `one_shot`.
     pub mode: String,
     pub python: String,
-    /// Its real executable.
+    /// The interpreter's real executable.
     pub python_path: String,
-    /// Own namespaces: of user, net, pid, ipc, mnt, uts.
+    /// The namespaces of their own that programs have: of user, net, pid, ipc, mnt, uts.
     pub namespaces: Vec<String>,
-    /// Root is an empty directory that no longer exists.
+    /// Whether the root is an empty directory that no longer exists.
     pub chroot: bool,
-    /// Programs do not run as root (or run as the caller, who was not root).
+    /// Whether programs do not run as root; they may run as the caller, who was not root.
     pub user_dropped: bool,
     pub capabilities_dropped: bool,
-    /// No program can gain rights by starting another.
+    /// Whether a program cannot gain rights by starting another.
     pub no_new_privs: bool,
-    /// Landlock's version; 0 where the kernel has none.
+    /// Landlock's version; 0 if the kernel has none.
     pub landlock_abi: u32,
     pub seccomp: bool,
-    /// Resource limits (always).
+    /// Whether resource limits apply; they always do.
     pub rlimits: bool,
-    /// Memory control group, `v1` or `v2`.
+    /// The version of the control group that limits memory, `v1` or `v2`.
     pub memory_cgroup: Option<String>,
-    /// Modules that programs may import and this Python has.
+    /// The modules that programs may import and that this Python has.
     pub modules: Vec<String>,
 }
 
 impl Layers {
-    /// Whether one of the two layers that deny files and processes is there.
+    /// Returns whether one of the two layers that deny files and processes is in force.
     pub fn confines(&self) -> bool {
         self.seccomp || self.landlock_abi > 0
     }
@@ -73,7 +73,7 @@ impl fmt::Display for Layers {
     }
 }
 
-/// Landlock's version in this kernel; 0 where there is none.
+/// Returns Landlock's version in this kernel; 0 if there is none.
 pub(crate) fn landlock_abi() -> u32 {
     const VERSION_QUERY: u32 = 1;
     // SAFETY: with this flag the call reads no memory and only returns a number.
@@ -88,7 +88,7 @@ pub(crate) fn landlock_abi() -> u32 {
     u32::try_from(abi).unwrap_or(0)
 }
 
-/// Whether this kernel can kill a process for a system call.
+/// Returns whether this kernel can kill a process for a system call.
 pub(crate) fn seccomp_available() -> bool {
     const GET_ACTION_AVAIL: libc::c_uint = 2;
     let action: u32 = libc::SECCOMP_RET_KILL_PROCESS;

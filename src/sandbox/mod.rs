@@ -1,12 +1,13 @@
-//! The judge: runs untrusted Python safely, fast and exactly.
+//! The judge runs untrusted Python programs safely, fast and with exact results.
 //!
-//! In: programs and the inputs of their cases. Out: what each case printed or why it failed, with
-//! CPU time. Comparing with expected outputs happens here in Rust; they never enter the sandbox.
-//! Knows nothing of rewards. `docs/judge.md` states layers, semantics, limits and the threat model.
+//! It takes programs and the inputs of their cases. It returns what each case printed or why it failed,
+//! with its CPU time. Outputs are compared with expected ones here in Rust; expected outputs never enter
+//! the sandbox. The judge knows nothing of rewards. `docs/judge.md` describes layers, semantics, limits and
+//! the threat model.
 //!
-//! How it hangs together, in reading order: [`Judge`] hands programs to workers; each worker owns a
-//! `server` (a fork server, or a launcher that starts one process a program) and watches the child
-//! through `supervise`; the child's side is `runner.py`, confined by `launcher`, `policy` and itself.
+//! The parts in reading order: [`Judge`] hands programs to workers. Each worker owns a `server` (a fork
+//! server, or a launcher that starts one process for each program) and watches the child through
+//! `supervise`. The child's side is `runner.py`, confined by `launcher`, `policy` and itself.
 
 mod cache;
 mod cgroup;

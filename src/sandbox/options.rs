@@ -1,4 +1,4 @@
-//! What the caller chooses: programs, limits, and how to run them.
+//! What the caller chooses: programs, limits, and how programs run.
 
 use crate::base::json::text;
 use crate::base::limits::refuse_outside;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     pub code: String,
-    /// Standard input of each case.
+    /// The standard input of each case.
     pub inputs: Vec<String>,
 }
 
@@ -20,33 +20,37 @@ pub struct Case {
     /// What the program reads.
     #[serde(deserialize_with = "text")]
     pub input: String,
-    /// What it must print.
+    /// What the program must print.
     #[serde(deserialize_with = "text")]
     pub output: String,
 }
 
-/// What a program may use. The defaults suit general-term programs (short, integer).
+/// What a judged program may use. The defaults suit programs for general terms, which are short and compute
+/// with integers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// CPU time of one case; the first case's includes compiling.
+    /// The limit on the CPU time of one case, in milliseconds. That of the first case includes compiling.
     pub cpu_ms_per_case: u64,
-    /// CPU time of all cases of a program together.
+    /// The limit on the CPU time of all cases of a program together, in milliseconds.
     pub cpu_ms_per_program: u64,
-    /// Backstop for programs that sleep: time of one case, not counting waits for a free core.
+    /// The limit on the time of one case, in seconds, not counting waits for a free core. It is for
+    /// programs that sleep.
     pub wall_secs_per_case: u64,
-    /// Address space of a program, interpreter included.
+    /// The limit on the address space of a program with its interpreter, in MB.
     pub memory_mb: u64,
-    /// Output of one case.
+    /// The limit on the output of one case, in bytes.
     pub output_bytes: usize,
-    /// Python's recursion limit at the start of a case (a program may raise its own).
+    /// Python's recursion limit at the start of a case. A program may raise its own.
     pub recursion: u32,
-    /// Whether a case's input is given as it is. Otherwise it ends in a line end, as a terminal's does.
+    /// Whether a case's input is passed unchanged. Otherwise it always ends with a line break, as from a
+    /// terminal.
     pub raw_input: bool,
 }
 
 impl Limits {
-    /// CPU time after which the kernel ends a program that the supervisor could not, in whole seconds.
+    /// Returns the CPU time in whole seconds after which the kernel ends a program that the supervisor
+    /// could not end.
     pub(crate) fn cpu_secs(&self) -> u64 {
         self.cpu_ms_per_program.div_ceil(1000) + 1
     }
@@ -67,7 +71,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Refuses limits within which no program can run; `table` is where they stand.
+    /// Refuses limits within which no program can run; `table` is the table's name in errors.
     pub fn check(&self, table: &str) -> Result<()> {
         refuse_outside(
             table,
@@ -87,10 +91,10 @@ impl Limits {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// All of Python's.
+    /// All builtins of Python.
     #[default]
     Default,
-    /// Without `open`, `eval` and `exec`, as in the paper's sandbox.
+    /// All but `open`, `eval` and `exec`, as in the paper's sandbox.
     Paper,
 }
 
@@ -109,22 +113,22 @@ pub enum Mode {
 /// How a [`super::Judge`] runs programs.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Programs that run at the same time.
+    /// The number of programs that run at the same time.
     pub workers: usize,
     pub limits: Limits,
     pub profile: Profile,
     pub mode: Mode,
-    /// Every case in its own process: no state at all passes between cases.
+    /// Whether every case runs in a process of its own, so that no state passes between cases.
     pub isolate_cases: bool,
-    /// The interpreter; found on `PATH` when not given.
+    /// The interpreter; by default the one on `PATH`.
     pub python: Option<PathBuf>,
-    /// Outcomes kept for equal programs and inputs; 0 keeps none.
+    /// The number of outcomes that are kept for equal programs and inputs; 0 keeps none.
     pub cache_entries: usize,
-    /// Use namespaces where the kernel allows them.
+    /// Whether to use namespaces where the kernel allows them.
     pub namespaces: bool,
-    /// Run even where neither Landlock nor seccomp is available.
+    /// Whether to run even if neither Landlock nor seccomp is available.
     pub allow_unsafe: bool,
-    /// The binary that confines (`train`); found by itself when not given.
+    /// The binary that confines programs (`train`); by default it is found.
     pub launcher: Option<PathBuf>,
 }
 
@@ -145,7 +149,7 @@ impl Default for Options {
     }
 }
 
-/// Half as many again as cores: while one program starts or ends, another computes.
+/// Returns one and a half times the number of cores: while one program starts or ends, another computes.
 fn default_workers() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     cores + cores.div_ceil(2)

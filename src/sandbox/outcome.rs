@@ -1,28 +1,28 @@
-//! What a program did, before anybody compares it with an expected output.
+//! What a program did, before its output is compared with an expected one.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Why a program failed. The list is closed and documented.
+/// Why a program failed. The list is complete and documented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The program printed something else than expected.
     WrongAnswer,
-    /// An exception nobody caught, or an exit code other than 0.
+    /// The program raised an exception that it did not catch, or exited with a code other than 0.
     RuntimeError,
-    /// Python cannot compile it.
+    /// Python cannot compile the program.
     SyntaxError,
     NoCode,
-    /// The program used its CPU time up.
+    /// The program used up its CPU time.
     CpuTime,
     /// The program slept or waited for too long.
     WallTime,
     Memory,
     OutputLimit,
-    /// The program tried what none may: a refused import, file, process or system call.
+    /// The program tried what no program may: a refused import, file, process or system call.
     Forbidden,
-    /// A signal ended it.
+    /// A signal ended the program.
     Killed,
 }
 
@@ -49,7 +49,7 @@ pub enum Ending {
     /// The program ended by itself; its output is complete.
     Finished,
     Failed(Reason),
-    /// The judge failed, not the program: never count it as a wrong answer.
+    /// The judge failed, not the program. This must never count as a wrong answer.
     Infra,
 }
 
@@ -57,32 +57,31 @@ pub enum Ending {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProgramError {
     pub line: Option<u32>,
-    /// Type and text, as in a traceback's last line.
+    /// The type and the text, as in the last line of a traceback.
     pub message: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct CaseOutcome {
-    /// How it ended.
     pub ending: Ending,
     pub output: Vec<u8>,
-    /// Its error, or the judge's.
+    /// The program's error, or the judge's.
     pub error: Option<ProgramError>,
     pub cpu_ms: f64,
 }
 
-/// One program on all its cases.
+/// The outcome of one program on all its cases.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// In the order of the inputs; as many as there were inputs.
+    /// The cases in the order of the inputs; there are as many as inputs.
     pub cases: Vec<CaseOutcome>,
     pub cpu_ms: f64,
-    /// Some use came to half a limit or more: the verdict might differ on another machine.
+    /// Whether half of a limit or more was used, so that the verdict might differ on another machine.
     pub near_limit: bool,
 }
 
 impl Outcome {
-    /// The outcome of a program that the judge could not run.
+    /// Returns the outcome of a program that the judge could not run.
     pub(crate) fn infra(cases: usize, why: &str) -> Self {
         Self {
             cases: vec![CaseOutcome::failed(Ending::Infra, None, why); cases],
@@ -91,14 +90,14 @@ impl Outcome {
         }
     }
 
-    /// Whether the judge failed on any case.
+    /// Returns whether the judge failed on any case.
     pub fn is_infra(&self) -> bool {
         self.cases.iter().any(|case| case.ending == Ending::Infra)
     }
 }
 
 impl CaseOutcome {
-    /// A case without output.
+    /// Returns a case without output.
     pub(crate) fn failed(ending: Ending, line: Option<u32>, message: &str) -> Self {
         let error = Some(ProgramError { line, message: message.to_owned() });
         Self { ending, output: Vec::new(), error, cpu_ms: 0.0 }

@@ -1,13 +1,13 @@
 //! Which system calls a program may make.
 //!
-//! Three stacked filters. The server itself carries the first two, its children all three:
-//! 1. what no honest program calls kills the process at once;
-//! 2. `clone3` does not exist, so that the C library starts threads by `clone`, whose flags a filter
-//!    can read;
-//! 3. of the rest only the listed calls work, all others fail with EPERM. Memory is never executable,
-//!    processes are never forked, file descriptors can be used but not opened.
+//! There are three stacked filters. The server itself has the first two, its children have all three:
+//! 1. A call that no honest program makes kills the process at once.
+//! 2. `clone3` does not exist, so that the C library starts threads by `clone`, whose flags a filter can
+//!    read.
+//! 3. Of the rest, only the listed calls work, and all others fail with EPERM. Memory is never executable,
+//!    processes are never forked, and file descriptors can be used but not opened.
 //!
-//! Without ctypes a child cannot install the third itself; then the launcher installs a wider one
+//! Without ctypes a child cannot install the third filter itself. Then the launcher installs a wider one
 //! before it starts Python, which must be able to read its modules.
 
 use crate::base::hex::hex;
@@ -19,28 +19,28 @@ use seccompiler::{
 use std::collections::BTreeMap;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-/// The number of an argument, its length, how it is compared, and with what.
+/// The number of an argument, its length, the comparison, and the value to compare with.
 type Condition = (u8, Len, Op, u64);
 
-/// What a thread's stack takes at least, so that the memory limit is one on threads too.
+/// A thread's stack takes at least this many bytes, so that the limit on memory limits threads too.
 const LEAST_THREAD_STACK: u64 = 1 << 20;
 
-/// The filters as the kernel takes them.
+/// The filters in the kernel's format.
 pub(crate) struct Filters {
-    /// For the server and everything it starts.
+    /// The filters of the server and everything it starts.
     pub(crate) server: Vec<BpfProgram>,
-    /// For a child, on top.
+    /// The additional filter of a child.
     pub(crate) child: BpfProgram,
 }
 
-/// Filters for children of a Python with ctypes.
+/// Returns the filters for a Python with ctypes.
 pub(crate) fn filters() -> Result<Filters> {
     let mut kill = any(&kill_list());
     kill.append(&mut any(&[libc::SYS_execve]));
     Ok(Filters { server: vec![deny(kill)?, no_clone3()?], child: allow(allowed()?)? })
 }
 
-/// Filters that the launcher installs before it starts a Python without ctypes. `path` is the
+/// Returns the filters that the launcher installs before it starts a Python without ctypes. `path` is the
 /// address of the interpreter's path: only that one `execve` works.
 pub(crate) fn filters_before_exec(path: u64) -> Result<Vec<BpfProgram>> {
     let mut rules = allowed()?;
@@ -54,7 +54,7 @@ pub(crate) fn filters_before_exec(path: u64) -> Result<Vec<BpfProgram>> {
     Ok(vec![deny(any(&kill_list()))?, no_clone3()?, allow(rules)?])
 }
 
-/// A filter as bytes in hexadecimal, for the trip to Python.
+/// Returns a filter as hexadecimal text, in which form it is passed to Python.
 pub(crate) fn to_hex(program: &BpfProgram) -> String {
     let mut bytes = Vec::with_capacity(program.len() * 8);
     for step in program {
@@ -172,19 +172,19 @@ fn allowed() -> Result<Rules> {
     let terminal_query = u64::from(libc::TCGETS as u32);
     let on_exec = [u64::from(libc::FIOCLEX as u32), u64::from(libc::FIONCLEX as u32)];
     rules.insert(libc::SYS_ioctl, one_of(1, &[terminal_query, on_exec[0], on_exec[1]])?);
-    // How the C library spells `fstat`. The path beside the descriptor is empty then, or else its
-    // writer forged it in machine words; that tells what a file is where there is no chroot.
+    // The C library implements `fstat` this way. The path beside the descriptor is then empty, or its
+    // writer forged it in machine code; a forged path tells what a file is only where there is no chroot.
     let by_descriptor = [
         (0, Len::Dword, Op::Le, i32::MAX as u64),
         (3, Len::Dword, Op::Eq, libc::AT_EMPTY_PATH as u64),
     ];
     rules.insert(libc::SYS_newfstatat, vec![rule(&by_descriptor)?]);
-    // Asking for limits is fine, setting them is not: the third argument is null.
+    // Reading limits is allowed, setting them is not: the third argument must be null.
     rules.insert(libc::SYS_prlimit64, vec![rule(&[(2, Len::Qword, Op::Eq, 0)])?]);
     Ok(rules)
 }
 
-/// Memory under the `conditions`, but no thread's stack below the least.
+/// Allows memory under the `conditions`, unless it is a thread's stack below the least.
 fn no_small_stack(conditions: &[Condition]) -> Result<Vec<SeccompRule>> {
     let no_stack = (3, Len::Dword, Op::MaskedEq(libc::MAP_STACK as u64), 0);
     let large = (1, Len::Qword, Op::Ge, LEAST_THREAD_STACK);
@@ -225,7 +225,7 @@ fn allow_list() -> Vec<i64> {
         libc::SYS_clock_getres,
         libc::SYS_clock_nanosleep,
         libc::SYS_nanosleep,
-        // How `time.sleep` sleeps before Python 3.11.
+        // `time.sleep` uses this call before Python 3.11.
         libc::SYS_pselect6,
         libc::SYS_gettimeofday,
         libc::SYS_getrandom,
@@ -240,7 +240,7 @@ fn allow_list() -> Vec<i64> {
         libc::SYS_getegid,
         libc::SYS_exit,
         libc::SYS_exit_group,
-        // Filtered by an own rule above; filter 2 says that it does not exist.
+        // The call has a rule of its own above; filter 2 says that it does not exist.
         libc::SYS_clone3,
     ];
     #[cfg(target_arch = "x86_64")]

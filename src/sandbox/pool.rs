@@ -1,7 +1,7 @@
-//! The judge itself: workers that each own a server, and a queue that any thread may feed.
+//! The judge: workers, each of which owns a server, and a queue that any thread may feed.
 //!
-//! Contract: every program gets an outcome, in the order given, whatever happens to servers in
-//! between; a failed server is replaced and its program run once more.
+//! Every program gets an outcome, in the order given, whatever happens to servers in between. A server that
+//! failed is replaced, and its program is run once more.
 
 use super::cache::Cache;
 use super::layers::Layers;
@@ -29,10 +29,10 @@ pub struct Judge {
 /// Follows and stops a batch.
 #[derive(Clone, Copy, Default)]
 pub struct Watch<'a> {
-    /// Called with the number of programs done, from the calling thread.
+    /// Is called with the number of programs that are done, from the calling thread.
     pub progress: Option<&'a dyn Fn(usize)>,
-    /// Once it says yes, programs that have not started are given up (as infrastructure failures).
-    /// Asked a few times a second, from the calling thread.
+    /// When it returns true, programs that have not started are given up, as failures of the judge. It is
+    /// called a few times a second, from the calling thread.
     pub cancel: Option<&'a dyn Fn() -> bool>,
 }
 
@@ -48,14 +48,14 @@ struct Shared {
 struct Queue {
     jobs: VecDeque<Job>,
     closed: bool,
-    /// The launcher of each live worker.
+    /// The process id of each live worker's launcher.
     servers: Vec<u32>,
 }
 
-/// One program of a batch.
+/// A program of a batch.
 struct Job {
     program: Program,
-    /// Where in the batch its outcome goes: several places where a cache finds programs equal.
+    /// The places of its outcome in the batch: several if the cache finds programs equal.
     places: Vec<usize>,
     batch: Arc<Batch>,
 }
@@ -70,19 +70,19 @@ struct Progress {
     done: usize,
 }
 
-/// Wakes a waiting caller to look at its cancel flag.
+/// A waiting caller looks at its cancel flag this often.
 const CANCEL_LATENCY: Duration = Duration::from_millis(50);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves plain data behind, which is still consistent.
+    // A panic elsewhere leaves plain data, which is still consistent.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Judge {
     /// Starts the workers and their servers.
     ///
-    /// Refuses where neither Landlock nor seccomp is available, unless `allow_unsafe` is set, and
-    /// under resource limits that leave a program less than its own.
+    /// It refuses a machine on which neither Landlock nor seccomp is available, unless `allow_unsafe` is
+    /// set, and resource limits that leave a program less than its own.
     pub fn start(options: Options) -> Result<Self> {
         ulimits::check(&options)?;
         Self::start_within_limits(options).map_err(ulimits::or_process_limit)
@@ -121,7 +121,7 @@ impl Judge {
         self.run_watched(programs, Watch::default())
     }
 
-    /// As [`Judge::run`], with progress and cancellation.
+    /// Runs all programs as [`Judge::run`] does, with progress and cancellation.
     pub fn run_watched(&self, programs: &[Program], watch: Watch<'_>) -> Vec<Outcome> {
         let keys: Option<Vec<_>> =
             self.cache.as_ref().map(|cache| programs.iter().map(|p| cache.key(p)).collect());
@@ -161,22 +161,22 @@ impl Judge {
         outcomes
     }
 
-    /// Programs that run at the same time.
+    /// Returns the number of programs that run at the same time.
     pub fn num_workers(&self) -> usize {
         self.workers.len()
     }
 
-    /// The settings that verdicts depend on.
+    /// Returns the settings on which verdicts depend.
     pub fn limits(&self) -> (&Limits, Profile) {
         self.shared.plan.limits()
     }
 
-    /// Which protections are in force.
+    /// Returns the protections that are in force.
     pub fn layers(&self) -> &Layers {
         &self.layers
     }
 
-    /// Process ids of the servers' launchers. Ending them is safe: no verdict is lost.
+    /// Returns the process ids of the servers' launchers. Ending them is safe: no verdict is lost.
     pub fn server_pids(&self) -> Vec<u32> {
         lock(&self.shared.queue).servers.clone()
     }
@@ -210,7 +210,7 @@ impl Judge {
         }
     }
 
-    /// Takes a batch's waiting programs out of the queue.
+    /// Removes a batch's waiting programs from the queue.
     fn give_up(&self, batch: &Arc<Batch>) {
         let dropped: VecDeque<Job> = {
             let mut queue = lock(&self.shared.queue);
@@ -248,7 +248,7 @@ impl Batch {
     }
 }
 
-/// Finds out which mode works here.
+/// Starts the first server, and so finds out which mode works here.
 fn start_first(options: &Options, python: super::PythonInfo) -> Result<(Plan, Server, Layers)> {
     if options.mode != Mode::OneShot {
         let plan = Plan::new(options, python.clone(), false)?;
@@ -265,7 +265,7 @@ fn start_first(options: &Options, python: super::PythonInfo) -> Result<(Plan, Se
     Ok((plan, server, layers))
 }
 
-/// A worker's life. It starts its own servers: they end with the thread that started them.
+/// Runs a worker to its end. It starts its own servers, which end with the thread that started them.
 fn work(shared: &Shared) {
     let mut server: Option<Server> = None;
     while let Some(job) = next_job(shared) {

@@ -1,8 +1,8 @@
-//! Finds the Python that programs run in.
+//! Finds the Python interpreter that runs programs.
 //!
-//! `python3` on the path may be a version manager's shim or a virtual environment: it is asked once
-//! for the interpreter and the library it really stands for, and for the files it maps, which are
-//! all that the sandbox lets Python read.
+//! `python3` on the path may be a version manager's shim or a virtual environment. So it is asked once for
+//! the real interpreter and library, and for the files that it maps: only these may be read inside the
+//! sandbox.
 
 use crate::base::error::usage;
 use anyhow::{Context, Result, bail};
@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 pub(crate) const LOWEST_VERSION: (u32, u32) = (3, 9);
 
-/// How long an interpreter may take to say what it is.
+/// An interpreter may take this long to describe itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Modules that programs may import; each also brings what it imports itself.
+/// The modules that programs may import; each brings the modules that it imports itself.
 pub(crate) const MODULES: &[&str] = &[
     "math",
     "cmath",
@@ -87,7 +87,7 @@ pub(crate) const MODULES: &[&str] = &[
     "concurrent.futures.thread",
 ];
 
-/// Imported too because the modules above, or Python itself, load them in the middle of work.
+/// These are imported too, because the modules above, or Python itself, load them later.
 pub(crate) const HIDDEN_MODULES: &[&str] = &[
     "_strptime",
     "_pylong",
@@ -112,17 +112,17 @@ pub(crate) const HIDDEN_MODULES: &[&str] = &[
     "linecache",
 ];
 
-/// An interpreter that can judge.
+/// An interpreter that the judge can use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PythonInfo {
     pub executable: PathBuf,
-    /// Version, as in "3.11.2".
+    /// Its version, such as "3.11.2".
     pub version: String,
     /// Whether the fork server can run in it.
     pub has_ctypes: bool,
-    /// Its library, as `sys.path` entries.
+    /// Its library, as entries of `sys.path`.
     pub(crate) library: Vec<PathBuf>,
-    /// Directories and files it must be able to read.
+    /// The directories and files that it must be able to read.
     pub(crate) readable: Vec<PathBuf>,
 }
 
@@ -153,7 +153,7 @@ print(json.dumps({
     "has_ctypes": has_ctypes, "library": library, "readable": sorted(readable)}))
 "#;
 
-/// The given interpreter, or the first suitable one on the path and in the usual places.
+/// Returns the given interpreter, or the first suitable one on the path and in the usual places.
 pub(crate) fn find(given: Option<&Path>) -> Result<PythonInfo> {
     if let Some(path) = given {
         return probe(path)
@@ -202,8 +202,8 @@ fn probe(path: &Path) -> Result<PythonInfo> {
     Ok(info)
 }
 
-/// What a child, the leader of a process group, prints until it ends; the group is killed where that takes
-/// too long, as also for one that prints more than a pipe holds.
+/// Returns what a child, which leads a process group, prints until it ends. The group is killed if that
+/// takes too long, or if it prints more than a pipe holds.
 fn output_within(mut child: Child, patience: Duration) -> Result<Output> {
     let started = Instant::now();
     while child.try_wait()?.is_none() {

@@ -1,8 +1,9 @@
-//! What a launcher or a server tells the judge over their message socket, which no child holds.
+//! What a launcher or a server tells the judge over their message socket, which no child has.
 //!
-//! A message is a letter and what belongs to it: `L` the launcher's report and `R` the server's, both in
-//! JSON; `P` with the handle of a new child; `X`, three zeros, and in the machine's byte order how the child
-//! ended; `E` with a text where something failed. The server's are written by `runner.py`.
+//! A message is a letter and its content. `L` is the launcher's report and `R` the server's, both in JSON.
+//! `P` comes with the handle of a new child. `X` is followed by three zeros and by how the child ended, in
+//! the machine's byte order. `E` has a text and says that something failed. `runner.py` writes those of the
+//! server.
 
 use super::sys;
 use anyhow::Result;
@@ -13,7 +14,7 @@ use std::time::Duration;
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
-    /// As `wait` gives it.
+    /// The status, as `wait` returns it.
     pub(crate) status: i32,
     pub(crate) cpu: Duration,
     pub(crate) peak_kb: u64,
@@ -29,7 +30,7 @@ pub(crate) enum Reply {
     Child(OwnedFd),
     /// The child has ended.
     Ended(Exit),
-    /// What was asked for could not be done.
+    /// The request could not be fulfilled.
     Failed(String),
 }
 
@@ -50,7 +51,7 @@ impl Reply {
         }
     }
 
-    /// Waits for a message; none where the other side has gone or does not speak this language.
+    /// Waits for a message; `None` if the other side is gone or does not speak this protocol.
     pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Self>> {
         let (mut bytes, handles) = sys::receive(socket, 1 << 16)?;
         if bytes.is_empty() {

@@ -1,22 +1,22 @@
 //! Tells which programs may leave something behind in the interpreter.
 //!
-//! Cases of a program share a process, since that is fast, and what programs ordinarily change is put
-//! back between them. The rest (threads with their stacks, signal handlers, builtins, warning filters,
-//! descriptors, ...) is not worth putting back: a program that names it gets a process for each case.
-//! A name that a program hides (`getattr(sys, "mod" + "ules")`) spoils that program's own cases only.
+//! The cases of a program share a process, since that is fast, and what programs usually change is restored
+//! between cases. The rest (threads with their stacks, signal handlers, builtins, warning filters,
+//! descriptors, ...) is not worth restoring: a program that names it gets a process for each case. If a
+//! program hides the name (`getattr(sys, "mod" + "ules")`), it spoils only its own cases.
 
-/// Whether a case of this program could change what its next case finds.
+/// Returns whether a case of this program could change what its next case finds.
 pub(crate) fn may_leave(code: &str) -> bool {
     let is_part_of_name = |c: char| c.is_alphanumeric() || c == '_';
     code.split(|c| !is_part_of_name(c)).any(|word| NAMES.contains(&word))
 }
 
 const NAMES: &[&str] = &[
-    // Threads: their stacks go some time after them.
+    // Threads: their stacks are freed some time after they end.
     "threading",
     "_thread",
     "concurrent",
-    // Modules with a state of their own.
+    // Modules that have a state.
     "fileinput",
     "gc",
     "importlib",

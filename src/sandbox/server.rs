@@ -1,9 +1,9 @@
-//! A server: a launcher and, behind it, the prepared Python that forks children (or, one-shot, the
-//! Pythons it starts one by one).
+//! A server is a launcher and, behind it, the prepared Python that forks children; in one-shot mode, the
+//! Pythons that the launcher starts one by one.
 //!
-//! Both speak the same small language over a message socket: a descriptor asks for a child, and a
-//! [`Reply`] says what became of it. Only the launcher and the server hold that socket, never a child. An
-//! error from here is the judge's own failure, never a program's; the server is then thrown away.
+//! Both speak the same protocol over a message socket: a descriptor asks for a child, and a [`Reply`] says
+//! what happened to it. Only the launcher and the server have that socket, never a child. An error from
+//! here is the judge's own failure, never a program's, and the server is then discarded.
 
 use super::cgroup::MemoryGroup;
 use super::launcher::{self, Order};
@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::process::{Child as Process, Command, Stdio};
 use std::time::Duration;
 
-/// Everything that starting a server takes, worked out once.
+/// Everything that is needed to start a server, computed once.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) options: Options,
@@ -34,7 +34,7 @@ pub(crate) struct Plan {
     launcher: PathBuf,
 }
 
-/// A running child, sealed or about to be.
+/// A running child, which is sealed or about to be.
 pub(crate) struct Child {
     pub(crate) pidfd: OwnedFd,
     pub(crate) pid: libc::pid_t,
@@ -49,15 +49,15 @@ pub(crate) struct Server {
     group: Option<MemoryGroup>,
     /// What a one-shot runner reads first.
     settings: Option<Vec<u8>>,
-    /// Address space of a child before its first case: the same for all.
+    /// The address space of a child before its first case, which is the same for all.
     fresh_space: Option<u64>,
     pub(crate) limits: Limits,
 }
 
-/// Far more than any healthy step takes, even on an overloaded machine.
+/// It is far more than any healthy step takes, even on an overloaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Memory that the server itself may need beside its child.
+/// The server itself may need this much memory beside its child.
 const SERVER_BYTES: u64 = 64 << 20;
 const NOBODY: u32 = 65_534;
 const FAREWELL_MS: u32 = 100;
@@ -100,7 +100,7 @@ impl Plan {
 }
 
 impl Server {
-    /// Starts a server and reports the layers in force.
+    /// Starts a server, and reports the layers in force.
     pub(crate) fn start(plan: &Plan) -> Result<(Self, Layers)> {
         let (control, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
@@ -176,7 +176,7 @@ impl Server {
         })
     }
 
-    /// A new child that has sealed itself, and its greeting.
+    /// Starts a child that seals itself, and returns it with its greeting.
     pub(crate) fn start_child(&mut self) -> Result<(Child, Vec<u8>)> {
         let (ours, theirs) = UnixStream::pair().context("creating a socket pair")?;
         sys::send(self.control.as_fd(), b"F", &[theirs.as_raw_fd()])
@@ -205,7 +205,8 @@ impl Server {
         Ok(hello)
     }
 
-    /// Address space of children before their first case; `pid` is one that still waits for it.
+    /// Returns the address space of children before their first case; `pid` is a child that still waits for
+    /// it.
     pub(crate) fn fresh_space(&mut self, pid: libc::pid_t) -> u64 {
         *self.fresh_space.get_or_insert_with(|| sys::address_space(pid).unwrap_or(0))
     }
@@ -216,7 +217,7 @@ impl Server {
         Ok(exit)
     }
 
-    /// What the launcher or the server says next; an error where it says that something failed.
+    /// Returns the next message of the launcher or the server. It fails if the message reports a failure.
     fn next_reply(&mut self) -> Result<Reply> {
         let timeout = PollTimeout::try_from(PATIENCE).context("a time-out out of range")?;
         let mut waiting = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
@@ -234,12 +235,12 @@ impl Server {
         }
     }
 
-    /// How many children the kernel has ended for want of memory in the control group.
+    /// Counts the children that the kernel killed in the control group for lack of memory.
     pub(crate) fn memory_kills(&self) -> u64 {
         self.group.as_ref().map_or(0, MemoryGroup::kills)
     }
 
-    /// The launcher's process id, for tests that end servers.
+    /// Returns the launcher's process id, for tests that end servers.
     pub(crate) fn launcher_pid(&self) -> u32 {
         self.launcher.id()
     }
@@ -247,7 +248,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A healthy server leaves by itself when the socket closes, and its CPU time is counted.
+        // A healthy server ends by itself when the socket closes, and its CPU time is counted.
         let _ = shutdown(self.control.as_raw_fd(), Shutdown::Both);
         for _ in 0..FAREWELL_MS {
             if !matches!(self.launcher.try_wait(), Ok(None)) {
@@ -255,7 +256,7 @@ impl Drop for Server {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Whatever it started is tied to it and goes too.
+        // What it started is tied to it and ends too.
         let _ = self.launcher.kill();
         let _ = self.launcher.wait();
     }

@@ -1,12 +1,11 @@
-//! Runs one program on a server: starts a child, hands it one case after the other, and watches its
-//! clocks.
+//! Runs one program on a server: starts a child, hands it one case after the other, and watches its clocks.
 //!
-//! A case's input is in place before its turn, the next one's is not: the child never holds more. CPU
-//! time decides; it is read from the kernel while the child waits for its next case. Wall time is a
-//! backstop against sleeping: only time in which no thread of the child ran or could have run counts, so
-//! that load changes no verdict. Nothing
-//! here waits for a child without watching both: it may stop listening and talking as it likes. When a
-//! case ends the child, or leaves much memory behind, the next case gets a new one.
+//! The child gets the input of a case when its turn comes, and never more than one. CPU time decides; it is
+//! read from the kernel while the child waits for its next case. The limit on wall time is only for
+//! programs that sleep. It counts only time in which no thread of the child ran or could have run, so that
+//! load changes no verdict. Nothing here waits for a child without watching both clocks, since the child
+//! may stop reading and writing at any time. If a case ends the child, or leaves much memory behind, the
+//! next case gets a new child.
 
 use super::channel::Channel;
 use super::frame::{Frame, Report};
@@ -22,15 +21,15 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// Beyond this many times the wall limit, waiting for cores included, the machine is to blame.
+/// If a case takes this many times the wall limit, with waits for cores, the machine is at fault.
 const OVERLOAD: u32 = 40;
-/// The shortest sleep between looks at a clock.
+/// The shortest sleep between two looks at a clock.
 const TICK: Duration = Duration::from_millis(1);
-/// The longest: so often a case that lasts is looked at, whether it sleeps.
+/// The longest sleep: a case that lasts is examined this often for whether it sleeps.
 const LOOK: Duration = Duration::from_millis(20);
-/// A child that used this part of the time since the last look may have waited for a core all along.
+/// A child that used this part of the time since the last look may have waited for a core the rest of it.
 const BUSIEST: u32 = 20;
-/// A child whose address space grew by this part of the memory limit runs no further case.
+/// A child whose address space grew by this part of the memory limit gets no further case.
 const MUCH_MEMORY: u64 = 16;
 
 /// Runs `code` on all inputs. An error is the judge's failure, and the server is then unusable.
@@ -46,7 +45,7 @@ pub(crate) fn run_program(
         spent: Duration::ZERO,
         near: false,
     };
-    // As Python does with a file.
+    // Python does the same with a file.
     let code = code.strip_prefix('\u{feff}').unwrap_or(code);
     let isolate_cases = isolate_cases || residue::may_leave(code);
     while run.cases.len() < inputs.len() {
@@ -62,19 +61,19 @@ pub(crate) fn run_program(
     Ok(Outcome { cases: run.cases, cpu_ms: millis(run.spent), near_limit: run.near })
 }
 
-/// Why no more cases go to a child.
+/// Why a child gets no more cases.
 #[derive(Debug, PartialEq, Eq)]
 enum Stop {
-    /// None are left, or the child ended: others may run in a new child.
+    /// There are no more, or the child ended. Others may run in a new child.
     Child,
-    /// The program does not compile, sleeps, or has used its time up: the other cases fail alike.
+    /// The program does not compile, sleeps, or has used up its time: the other cases fail alike.
     Program,
 }
 
 /// What ended a case.
 enum Event {
     Frame(Frame),
-    /// The child's bytes were no frame.
+    /// The bytes from the child are no frame.
     Garbage,
     Exit(Exit),
     Limit(Reason),
@@ -83,7 +82,7 @@ enum Event {
 struct Run {
     limits: Limits,
     cases: Vec<CaseOutcome>,
-    /// CPU time of earlier children and of this child's finished cases.
+    /// The CPU time of earlier children and of this child's finished cases.
     spent: Duration,
     near: bool,
 }
@@ -118,7 +117,7 @@ impl Run {
             clock = now;
             self.spent += used;
             let ended = !matches!(event, Event::Frame(_));
-            // Other cases would fail alike: the program does not compile, or sleeps.
+            // Other cases would fail alike: the program does not compile, or it sleeps.
             let hopeless =
                 matches!(event, Event::Frame(Frame::Syntax(_)) | Event::Limit(Reason::WallTime));
             if let Event::Exit(e) = &event {
@@ -157,7 +156,7 @@ impl Run {
         Ok(stop)
     }
 
-    /// Waits for the end of the case whose start the CPU clock showed at `start`.
+    /// Waits for the end of a case; `start` is the CPU clock at its start.
     fn watch(
         &mut self,
         server: &mut Server,
@@ -176,7 +175,7 @@ impl Run {
         let mut pause = cpu_limit.min(LOOK);
         loop {
             match channel.next() {
-                // An answer to what it has not heard yet.
+                // The child answered what it has not read yet.
                 Ok(Some(_)) if channel.has_unsent() => return Ok(Event::Garbage),
                 Ok(Some(frame)) => return Ok(Event::Frame(frame)),
                 Ok(None) => {}
@@ -196,7 +195,7 @@ impl Run {
             let since = looked.elapsed();
             if since >= LOOK {
                 if !sys::wants_core(pid) && (cpu - cpu_then) * BUSIEST < since {
-                    // Beyond that it was this process that slept.
+                    // Beyond that, it was this process that slept.
                     slept += since.min(LOOK * 2);
                 }
                 (looked, cpu_then) = (Instant::now(), cpu);
@@ -215,7 +214,7 @@ impl Run {
         }
     }
 
-    /// Turns what happened into the case's outcome.
+    /// Turns what happened into the outcome of the case.
     fn judge_case(
         &mut self,
         server: &Server,
@@ -265,7 +264,7 @@ impl Run {
         format!("more than {} ms of CPU time in all cases together", self.limits.cpu_ms_per_program)
     }
 
-    /// The child ended without a word: its status says why.
+    /// Returns the outcome of a case whose child ended without a message: its status says why.
     fn by_exit(&self, exit: Exit, output: Vec<u8>) -> Result<CaseOutcome> {
         use nix::libc::{WEXITSTATUS, WIFEXITED, WTERMSIG};
         let (ending, error) = if WIFEXITED(exit.status) {
@@ -280,7 +279,7 @@ impl Run {
                     let text = format!("more than {} s of CPU time", self.limits.cpu_secs());
                     fail(Reason::CpuTime, None, &text)
                 }
-                // Nothing in the sandbox can send it, and the limits were not reached.
+                // Nothing in the sandbox can send this signal, and the limits were not reached.
                 libc::SIGKILL => bail!("something outside the judge ended a child"),
                 signal => {
                     let name = nix::sys::signal::Signal::try_from(signal)
@@ -305,7 +304,8 @@ fn wait_for(server: &Server, channel: &Channel, wait: Duration) -> Result<(bool,
     Ok((fds.get(1).is_some_and(woken), woken(&fds[0])))
 }
 
-/// What the sandbox refuses reaches the program as one of these exceptions.
+/// Returns the reason of a failure. What the sandbox refuses reaches the program as one of these
+/// exceptions.
 fn reason_of(report: &Report) -> Reason {
     let refused_call = report.message.starts_with("[Errno 1] ");
     let refused_import =

@@ -1,5 +1,5 @@
-//! The kernel calls the judge needs, as small safe functions: descriptors over sockets, memory
-//! files, process handles and clocks.
+//! The kernel calls that the judge needs, as small safe functions: descriptors over sockets, files in
+//! memory, process handles and clocks.
 
 use anyhow::{Context, Result};
 use nix::cmsg_space;
@@ -23,7 +23,7 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::R
     Ok(())
 }
 
-/// Receives one message of at most `capacity` bytes; no bytes mean that the other side has gone.
+/// Receives one message of at most `capacity` bytes. No bytes mean that the other side is gone.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     capacity: usize,
@@ -52,14 +52,14 @@ pub(crate) fn receive(
     Ok((bytes, fds))
 }
 
-/// A file that lives in memory only.
+/// Creates a file that exists in memory only.
 pub(crate) fn memory_file(name: &str) -> Result<File> {
     let fd = nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
         .context("creating a file in memory")?;
     Ok(File::from(fd))
 }
 
-/// Ends a process for sure. Says nothing about one that has already gone.
+/// Kills a process. It is no error if the process is gone.
 pub(crate) fn kill(pidfd: BorrowedFd<'_>) {
     // SAFETY: plain system call on a valid descriptor; no pointer is passed that is not null.
     unsafe {
@@ -73,14 +73,14 @@ pub(crate) fn kill(pidfd: BorrowedFd<'_>) {
     }
 }
 
-/// The process behind a handle, as this process numbers it.
+/// Returns the id of the process behind a handle.
 pub(crate) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<libc::pid_t> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
     (pid > 0).then_some(pid)
 }
 
-/// CPU time of a process and its threads so far; nothing once it is gone.
+/// Returns the CPU time of a process and its threads so far; `None` if it is gone.
 pub(crate) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
     let mut clock: libc::clockid_t = 0;
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -91,7 +91,7 @@ pub(crate) fn cpu_time(pid: libc::pid_t) -> Option<Duration> {
     read.then(|| Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
 }
 
-/// Address space of a process in bytes; nothing once it is gone.
+/// Returns the address space of a process in bytes; `None` if it is gone.
 pub(crate) fn address_space(pid: libc::pid_t) -> Option<u64> {
     let sizes = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = sizes.split_whitespace().next()?.parse().ok()?;
@@ -100,12 +100,13 @@ pub(crate) fn address_space(pid: libc::pid_t) -> Option<u64> {
     Some(pages * u64::try_from(page_bytes).ok()?)
 }
 
-/// Whether one of a process's threads runs, or could run if it got a core. No where the kernel does not say.
+/// Returns whether a thread of a process runs, or could run if it had a core; false if the kernel does not
+/// say.
 pub(crate) fn wants_core(pid: libc::pid_t) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads.into_iter().any(|thread| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        // The state follows the name, which stands in parentheses.
+        // The state follows the name, which is in parentheses.
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
         matches!(state, Some('R' | 'D'))
     })

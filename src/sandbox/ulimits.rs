@@ -1,25 +1,25 @@
-//! The resource limits that this process was started with, where they keep the judge from working.
+//! Checks the resource limits that this process was started with, if they keep the judge from working.
 //!
-//! Contract: a limit that is too low is one line with its name, its value, what is needed and how to
-//! raise it. Of descriptors the soft limit is raised to what is needed, as far as the hard one allows.
-//! How many processes a user may still start cannot be known before: that limit is named by
-//! [`or_process_limit`] once it is met.
+//! A limit that is too low is reported in one line with its name, its value, what is needed and how to
+//! raise it. The soft limit on descriptors is raised to what is needed, as far as the hard limit allows.
+//! How many processes a user may still start is not known in advance: that limit is named by
+//! [`or_process_limit`] when it is reached.
 
 use super::options::Options;
 use crate::base::error::usage;
 use anyhow::{Error, Result};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
-/// This process's own files, models and data sets among them.
+/// The descriptors of this process itself, those of models and data sets too.
 const OWN_DESCRIPTORS: u64 = 64;
-/// A server's socket and files, its child's handle and channel, and what is read in /proc meanwhile.
+/// A server's socket and files, its child's handle and channel, and files in /proc that are read meanwhile.
 const DESCRIPTORS_OF_A_WORKER: u64 = 12;
-/// A launcher puts its files above 100 before it arranges them.
+/// A launcher moves its files above 100 before it arranges them.
 const DESCRIPTORS_OF_A_LAUNCHER: u64 = 128;
-/// The C library's words for EAGAIN.
+/// The C library's text for EAGAIN.
 const NO_MORE_PROCESSES: &str = "Resource temporarily unavailable";
 
-/// Refuses limits under which no program could be run.
+/// Refuses limits under which no program could run.
 pub(crate) fn check(options: &Options) -> Result<()> {
     let limits = &options.limits;
     let workers = options.workers;
@@ -64,7 +64,7 @@ pub(crate) fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a hard limit below `needed`; `{}` in the message is its value.
+/// Refuses a hard limit below `needed`; `{}` in the message stands for its value.
 fn require(resource: Resource, needed: u64, message: &str) -> Result<()> {
     let (_, hard) = getrlimit(resource)?;
     if hard == RLIM_INFINITY || hard >= needed {
@@ -73,7 +73,7 @@ fn require(resource: Resource, needed: u64, message: &str) -> Result<()> {
     Err(usage(format!("the limit on {}", message.replace("{}", &hard.to_string()))))
 }
 
-/// The error, or what it means where no process could be started.
+/// Returns the error, or what it means if no process could be started.
 pub(crate) fn or_process_limit(error: Error) -> Error {
     if !format!("{error:#}").contains(NO_MORE_PROCESSES) {
         return error;

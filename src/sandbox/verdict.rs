@@ -1,4 +1,4 @@
-//! Verdicts: what programs printed, compared with what they should have.
+//! Verdicts: the outputs of programs, compared with the expected ones.
 
 use super::compare::same_output;
 use super::options::{Case, Program};
@@ -6,32 +6,32 @@ use super::outcome::{CaseOutcome, Ending, Outcome, ProgramError, Reason};
 use super::pool::{Judge, Watch};
 use serde::{Deserialize, Serialize};
 
-/// Pass, fail or a failure of the judge itself.
+/// Whether a program passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", content = "reason", rename_all = "snake_case")]
 pub enum VerdictKind {
-    /// Right on every case.
+    /// It is right on every case.
     Pass,
-    /// Wrong on some case.
+    /// It is wrong on some case.
     Fail(Reason),
-    /// The judge failed, twice: says nothing about the program.
+    /// The judge failed, twice. This says nothing about the program.
     Infra,
 }
 
 /// The verdict on one program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Pass, or the first failing case's reason.
+    /// A pass, or the reason of the first failing case.
     #[serde(flatten)]
     pub kind: VerdictKind,
-    /// One for each case, in order.
+    /// The verdict on each case, in order.
     pub cases: Vec<CaseVerdict>,
-    /// CPU time of all cases.
+    /// The CPU time of all cases, in milliseconds.
     pub cpu_ms: f64,
     /// The first failing case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// Some use came to half a limit or more.
+    /// Whether half of a limit or more was used.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub near_limit: bool,
 }
@@ -41,32 +41,31 @@ pub struct Verdict {
 pub struct CaseVerdict {
     /// What the program read.
     pub input: String,
-    /// Pass, fail or infra.
+    /// Whether the program passes the case.
     #[serde(flatten)]
     pub kind: VerdictKind,
-    /// What it printed, shortened.
+    /// What the program printed, shortened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
-    /// CPU time.
+    /// The CPU time, in milliseconds.
     #[serde(default)]
     pub cpu_ms: f64,
 }
 
-/// A failing case as one shows it to a person or to a model; long texts are shortened.
+/// A failing case, as it is shown to a person or to a model; long texts are shortened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// Index of the case.
+    /// The index of the case.
     pub case: usize,
     /// What the program read.
     pub input: String,
-    /// What it should have printed.
+    /// What the program should have printed.
     pub expected: String,
-    /// What it printed.
+    /// What the program printed.
     pub got: String,
     /// The line of the error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<u32>,
-    /// The error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -74,18 +73,18 @@ pub struct Failure {
 /// A program to judge on cases.
 #[derive(Debug, Clone)]
 pub struct Job<'a> {
-    /// Its code; without any the verdict is `no_code`.
+    /// Its code; without any, the verdict is `no_code`.
     pub code: Option<String>,
-    /// Inputs and expected outputs.
+    /// The inputs and expected outputs.
     pub cases: &'a [Case],
-    /// How far numbers may be off; integers never are.
+    /// How far numbers that are not integers may differ.
     pub tolerance: Option<f64>,
 }
 
 const SHOWN_CHARS: usize = 200;
 const OUTPUT_CHARS: usize = 4_000;
 
-/// Judges programs (none: no code in the response) on cases.
+/// Judges programs on cases; `None` is a response without code.
 pub fn verdicts(judge: &Judge, jobs: &[(Option<String>, &[Case])]) -> Vec<Verdict> {
     let jobs: Vec<Job<'_>> = jobs
         .iter()
@@ -94,7 +93,7 @@ pub fn verdicts(judge: &Judge, jobs: &[(Option<String>, &[Case])]) -> Vec<Verdic
     verdicts_with(judge, &jobs, Watch::default())
 }
 
-/// As [`verdicts`], with tolerances, progress and cancellation.
+/// Judges programs as [`verdicts`] does, with tolerances, progress and cancellation.
 pub fn verdicts_with(judge: &Judge, jobs: &[Job<'_>], watch: Watch<'_>) -> Vec<Verdict> {
     let programs: Vec<Program> = jobs
         .iter()
@@ -148,7 +147,7 @@ fn of(job: &Job<'_>, outcome: &Outcome) -> Verdict {
         .then(|| shorten(&text, OUTPUT_CHARS));
         cases.push(CaseVerdict { input: case.input.clone(), kind, output, cpu_ms: ran.cpu_ms });
     }
-    // A judge's failure on any case leaves the program undecided, even if another case failed.
+    // If the judge failed on any case, the program stays undecided, even if another case failed.
     let kind = if outcome.is_infra() || cases.is_empty() {
         VerdictKind::Infra
     } else {

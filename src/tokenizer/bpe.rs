@@ -1,10 +1,11 @@
-//! Trains a small byte-level BPE and writes it in Hugging Face layout.
+//! Trains a small byte-level BPE tokenizer and writes it in Hugging Face layout.
 //!
-//! Contract: the directory loads in transformers as it lies, encodes any Unicode text and gives it
-//! back; equal corpora give equal files. Pieces are digits (one by one) and stretches of a line
-//! together with the line breaks before them, so merges may cross spaces: frequent phrases and
-//! lines of code become single tokens, which is what keeps a small model's sequences short. A token
-//! has at most `max_token_length` bytes, lest rare whole lines enter the vocabulary.
+//! The directory loads in transformers as it is, and any Unicode text is encoded and decoded back without
+//! loss; equal corpora give equal files. The text is first cut into pieces, within which bytes merge: a
+//! digit is a piece, and so is a stretch of a line together with the line breaks before it. So merges may
+//! cross spaces, and frequent phrases and lines of code become single tokens, which keeps the sequences of
+//! a small model short. A token has at most `max_token_length` bytes, so that rare whole lines do not enter
+//! the vocabulary.
 
 use crate::base::error::usage;
 use crate::base::fs::write_atomic;
@@ -21,16 +22,16 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-/// Ends every turn; a response is over when it appears.
+/// Ends every turn; a response ends with it.
 pub const END_OF_TURN: &str = "<|im_end|>";
-/// Fills unused places.
+/// Fills places that are not used.
 const PAD: &str = "<|endoftext|>";
-/// Each role opens its turn with one token, so no text can merge across the border of a turn.
+/// Each role opens its turn with a token of its own, so no merge crosses the border of a turn.
 const ROLES: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];
 const PIECES: &str = r"[0-9]|\n*[^0-9\n]+|\n+";
 const BYTES: usize = 256;
 
-/// Loss falls on what lies between the generation tags: an assistant's text and its end.
+/// The text between the generation tags carries loss: an assistant's text and the end of its turn.
 const CHAT_TEMPLATE: &str = "\
 {%- for message in messages -%}
 {%- if message.role == 'assistant' -%}
@@ -45,10 +46,10 @@ const CHAT_TEMPLATE: &str = "\
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 ";
 
-/// How large a vocabulary to make.
+/// The size of the vocabulary and of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BpeOptions {
-    /// Tokens in all: special tokens, the 256 bytes, and merges.
+    /// The number of tokens: special tokens, the 256 bytes, and merges.
     pub vocab_size: usize,
     /// The longest token in bytes.
     pub max_token_length: usize,
@@ -114,34 +115,16 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use crate::base::error::exit_code;
+    use crate::tokenizer::test_support::{OPTIONS, small_tokenizer};
     use proptest::prelude::*;
-
-    const OPTIONS: BpeOptions = BpeOptions { vocab_size: 400, max_token_length: 12 };
-
-    fn conversation(i: usize) -> Vec<Message> {
-        vec![
-            Message::new("user", format!("Print term {i} of the sequence. Input: one line.")),
-            Message::new(
-                "assistant",
-                format!("<think>\ncase: {i} -> {}\n</think>\nn = int(input())\nprint(n)", i * i),
-            ),
-        ]
-    }
-
-    /// A tokenizer over a few generated conversations, for the tests of this crate.
-    pub(crate) fn small(dir: &Path) -> crate::tokenizer::Tokenizer {
-        let corpus: Vec<_> = (0..40).map(conversation).collect();
-        train(&corpus, OPTIONS, dir).unwrap();
-        crate::tokenizer::Tokenizer::load(dir).unwrap()
-    }
 
     #[test]
     fn merges_cross_spaces_but_neither_digits_nor_line_ends_nor_the_length_limit() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         assert!((300..=OPTIONS.vocab_size).contains(&tokenizer.vocab_size()));
         let ids = tokenizer.encode("\ncase: 12 -> 34\n\n5").unwrap();
         let texts: Vec<String> = ids.iter().map(|&id| tokenizer.decode(&[id]).unwrap()).collect();
@@ -157,8 +140,8 @@ pub(crate) mod tests {
     #[test]
     fn equal_corpora_give_equal_files() {
         let [a, b] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        small(a.path());
-        small(b.path());
+        small_tokenizer(a.path());
+        small_tokenizer(b.path());
         let read = |d: &Path| std::fs::read(d.join("tokenizer.json")).unwrap();
         assert!(read(a.path()) == read(b.path()));
     }
@@ -173,7 +156,7 @@ pub(crate) mod tests {
     #[test]
     fn any_text_comes_back() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         proptest!(|(text in any::<String>())| {
             let ids = tokenizer.encode(&text).unwrap();
             prop_assert_eq!(&tokenizer.decode_with_special_tokens(&ids).unwrap(), &text);

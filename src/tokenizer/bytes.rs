@@ -49,12 +49,12 @@ fn byte_of(c: char) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
 
     #[test]
     fn the_bytes_of_tokens_make_their_text() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let text = "a b\n\tß😀 <|im_end|>\u{7f}\u{ad}";
         let ids = tokenizer.encode(text).unwrap();
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();

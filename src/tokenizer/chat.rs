@@ -1,8 +1,8 @@
 //! Conversations as tokens, and which of the tokens carry loss.
 //!
-//! Contract: a conversation is rendered by the model's own template ([`super::template`]) and
-//! tokenised as one text; loss falls on what assistants say ([`super::targets`]). A mask that is
-//! empty or covers everything is refused: training on it is a mistake that no loss curve shows.
+//! A conversation is rendered by the model's own template ([`super::template`]) and tokenised as one text.
+//! Loss falls on what assistants say ([`super::targets`]). A mask that is empty or covers everything is
+//! refused: no loss curve would show such a mistake.
 
 use super::Tokenizer;
 use super::message::Message;
@@ -10,17 +10,16 @@ use crate::base::error::usage;
 use anyhow::Result;
 use std::ops::Range;
 
-/// A conversation as tokens; `loss_mask[i]` says whether token `i` is to be learnt.
+/// A conversation as tokens, and which of them are learnt.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tokenized {
-    /// The tokens.
     pub input_ids: Vec<u32>,
-    /// As long as `input_ids`.
+    /// Whether each token is learnt; as long as `input_ids`.
     pub loss_mask: Vec<bool>,
 }
 
 impl Tokenized {
-    /// Refuses masks that would train on nothing or on the prompt; `what` names the sample.
+    /// Refuses a mask that would train on nothing, or on the prompt too. `what` names the sample in errors.
     pub fn check_mask(&self, what: &str) -> Result<()> {
         let learnt = self.learnt();
         if learnt == 0 {
@@ -32,21 +31,22 @@ impl Tokenized {
         }
     }
 
-    /// How many tokens are learnt; nothing predicts the first.
+    /// Counts the tokens that are learnt; the first token is not, since nothing predicts it.
     pub fn learnt(&self) -> usize {
         self.loss_mask.iter().skip(1).filter(|&&learn| learn).count()
     }
 }
 
 impl Tokenizer {
-    /// The tokens of a conversation to learn from.
+    /// Returns the tokens of a conversation to learn from. Refuses a mask that would train on nothing or on
+    /// the prompt too.
     pub fn encode_sample(&self, messages: &[Message]) -> Result<Tokenized> {
         let sample = self.encode_masked(messages)?;
         sample.check_mask("conversation")?;
         Ok(sample)
     }
 
-    /// As [`Tokenizer::encode_sample`], whatever the mask.
+    /// Returns the tokens of a conversation, whatever its mask.
     pub fn encode_masked(&self, messages: &[Message]) -> Result<Tokenized> {
         messages.iter().try_for_each(Message::check_role)?;
         self.unread_keys(messages)?;
@@ -63,14 +63,14 @@ impl Tokenizer {
         Ok(Tokenized { input_ids: encoding.get_ids().to_vec(), loss_mask })
     }
 
-    /// The tokens that ask for the next assistant turn.
+    /// Returns the tokens that ask for the next assistant turn.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
         self.unread_keys(messages)?;
         self.encode(&self.template()?.render(messages, true)?)
     }
 }
 
-/// The spans of the turns that are learnt, out of those of all assistants' turns.
+/// Returns the spans of the turns that are learnt, among those of all assistant turns.
 fn learnt_spans(messages: &[Message], spans: Vec<Range<usize>>) -> Result<Vec<Range<usize>>> {
     let said: Vec<&Message> = messages.iter().filter(|message| message.is_assistant()).collect();
     if said.iter().all(|message| message.train) {
@@ -91,7 +91,7 @@ fn learnt_spans(messages: &[Message], spans: Vec<Range<usize>>) -> Result<Vec<Ra
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
     use proptest::prelude::*;
 
     fn turns(contents: &[(&str, &str)]) -> Vec<Message> {
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_sample_without_an_assistant_or_without_a_prompt_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let error = tokenizer.encode_sample(&turns(&[("user", "q")])).unwrap_err();
         assert_eq!(exit_code(&error), 2);
         let all = Tokenized { input_ids: vec![1, 2], loss_mask: vec![true, true] };
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn a_sample_is_its_prompt_then_the_learnt_response_and_its_end() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         proptest!(|(question in any::<String>(), answer in any::<String>())| {
             let dialogue = turns(&[("user", &question), ("assistant", &answer)]);
             let prompt = tokenizer.encode_prompt(&dialogue[..1]).unwrap();
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn contents_that_look_like_sentinels_do_not_move_the_mask() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let dialogue = turns(&[
             ("user", "\u{e001}\u{e000}\u{e001} x \u{e002}\u{e000}\u{e002}"),
             ("assistant", "y\u{e002}\u{e000}\u{e000}\u{e002}"),

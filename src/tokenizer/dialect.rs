@@ -1,17 +1,17 @@
-//! A chat template's source, rewritten where minijinja's syntax is not Jinja2's.
+//! Rewrites the source of a chat template where minijinja's syntax differs from Jinja2's.
 //!
-//! Contract: what is rewritten means in minijinja what the original means in Jinja2 under transformers,
-//! and stays on its line. Three things are: the generation tags, which minijinja does not know; slices,
-//! which it takes wrongly backwards; and what a loop goes over, which here may not be none.
+//! The rewritten source means in minijinja what the original means in Jinja2 as transformers uses it, and
+//! stays on its line. Three things are rewritten: generation tags, which minijinja does not know; slices,
+//! which it reads wrongly when they go backwards; and what a loop iterates over, which must not be none.
 //!
-//! Left out: filters, tests, methods and functions ([`super::jinja`]).
+//! Filters, tests, methods and functions are in [`super::jinja`].
 
 use super::jinja::{CLOSE, EACH, OPEN, SLICE};
 use std::ops::Range;
 
-/// The rewritten source, and whether it has generation tags.
+/// Returns the rewritten source, and whether it has generation tags.
 pub(crate) fn rewrite(source: &str) -> (String, bool) {
-    // As Jinja2 does.
+    // Jinja2 reads line breaks this way.
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
     let mut has_spans = false;
@@ -29,7 +29,7 @@ pub(crate) fn rewrite(source: &str) -> (String, bool) {
                 continue;
             }
         };
-        // Without an end it is left to minijinja, which says so.
+        // A tag without an end is left to minijinja, whose error says so.
         let Some(end) = ending else {
             rest = tag;
             break;
@@ -69,14 +69,14 @@ pub(crate) fn rewrite(source: &str) -> (String, bool) {
     (out, has_spans)
 }
 
-/// Where the tag that `tag` begins with ends: at `end` outside of strings and brackets.
+/// Returns where the tag at the start of `tag` ends: at `end` outside of strings and brackets.
 fn end_of_tag(tag: &str, end: &str) -> Option<usize> {
     Tokens::new(&tag[2..])
         .find(|token| token.depth == 0 && tag[2 + token.at..].starts_with(end))
         .map(|t| 2 + t.at)
 }
 
-/// How much of `text` is raw: all before the tag that ends it.
+/// Returns how much of `text` is raw: all before the tag that ends it.
 fn end_of_raw(text: &str) -> usize {
     let is_end = |&(at, _): &(usize, &str)| {
         let tag = text[at + 2..].trim_start_matches(['-', '+']).trim_start();
@@ -85,7 +85,7 @@ fn end_of_raw(text: &str) -> usize {
     text.match_indices("{%").find(is_end).map_or(text.len(), |(at, _)| at)
 }
 
-/// A block tag's left whitespace marker, its body, and its right marker.
+/// Returns a block tag's left whitespace marker, its body, and its right marker.
 fn markers(body: &str) -> (&str, &str, &str) {
     let is_marker = |c: char| c == '-' || c == '+';
     let inner = body.strip_prefix(is_marker).unwrap_or(body);
@@ -94,7 +94,8 @@ fn markers(body: &str) -> (&str, &str, &str) {
     (left, middle, &inner[middle.len()..])
 }
 
-/// The body of a tag that opens a loop, its iterable checked; any other body as it is.
+/// Returns the body of a tag that opens a loop, with a check of its iterable; any other body is returned as
+/// it is.
 fn each(body: &str) -> String {
     let words = || Tokens::new(body).filter(|token| token.depth == 0 && token.is_word);
     let word = |token: &Token| &body[token.at..token.at + token.len];
@@ -110,7 +111,7 @@ fn each(body: &str) -> String {
     format!("{} ({})|{EACH} {}", &body[..start], &body[start..end], &body[end..])
 }
 
-/// An expression whose slices are calls of a method.
+/// Returns an expression in which slices are method calls.
 fn slices(expression: &str) -> String {
     let mut out = String::with_capacity(expression.len());
     let mut rest = 0;
@@ -139,7 +140,7 @@ fn slices(expression: &str) -> String {
     out
 }
 
-/// The first pair of square brackets from `from` on that is in no other pair of them.
+/// Returns the first pair of square brackets, from `from` on, that is in no other pair of them.
 fn brackets(expression: &str, from: usize) -> Option<Range<usize>> {
     let mut tokens = Tokens::new(&expression[from..]);
     let open = tokens.find(|token| expression[from + token.at..].starts_with('['))?;
@@ -152,7 +153,7 @@ fn brackets(expression: &str, from: usize) -> Option<Range<usize>> {
 struct Token {
     at: usize,
     len: usize,
-    /// Brackets around it; a bracket is outside of what it encloses.
+    /// The number of brackets around it. A bracket is outside of what it encloses.
     depth: usize,
     is_word: bool,
 }
@@ -195,7 +196,7 @@ impl Iterator for Tokens<'_> {
     }
 }
 
-/// The length of the string literal that `text` begins with.
+/// Returns the length of the string literal with which `text` begins.
 fn end_of_string(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {

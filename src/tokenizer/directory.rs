@@ -1,8 +1,8 @@
-//! What a directory says about its tokenizer, in whichever of its files it says so.
+//! Reads what the files of a directory say about its tokenizer.
 //!
-//! Contract: facts are taken from where transformers takes them, with its precedence (`docs/tokenizers.md`
-//! lists it); where two files disagree, a warning names both and says which one decides. Left out: the
-//! vocabulary itself, which is `tokenizer.json`.
+//! Facts are taken from where transformers takes them, with its precedence (`docs/tokenizers.md` lists it).
+//! Where two files disagree, a warning names both and says which one decides. The vocabulary itself is read
+//! from `tokenizer.json` by the tokenizers library.
 
 use crate::base::error::usage;
 use crate::base::fs::children;
@@ -25,7 +25,7 @@ const TEMPLATE_JSON: &str = "chat_template.json";
 pub(crate) const MORE_TEMPLATES: &str = "additional_chat_templates";
 pub(crate) const GENERATION: &str = "generation_config.json";
 
-/// Everything that transformers and vLLM read to tokenize; those that exist travel with a model.
+/// All files that transformers and vLLM read to tokenise. Those that exist are copied with a model.
 pub(crate) const FILES: [&str; 10] = [
     VOCABULARY,
     CONFIG,
@@ -39,13 +39,13 @@ pub(crate) const FILES: [&str; 10] = [
     "tokenizer.model",
 ];
 
-/// The tokens whose names transformers knows; others end in `_token` too.
+/// The special tokens whose names transformers knows. Other names end in `_token` too.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Lists of special tokens without names.
+/// The keys that list special tokens without names.
 const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
-/// Whether a file of a model, by its path in it, belongs to the tokenizer.
+/// Returns whether a file of a model, given by its path in the directory, belongs to the tokenizer.
 pub(crate) fn is_tokenizer_file(path: &str) -> bool {
     let is_template = || {
         path.ends_with(".jinja")
@@ -59,11 +59,11 @@ pub(crate) struct Directory {
     dir: PathBuf,
     /// The tokenizer's files and [`MODEL`], by their paths in the directory.
     files: Vec<(String, Vec<u8>)>,
-    /// `tokenizer_config.json`, with what `special_tokens_map.json` puts in its place.
+    /// `tokenizer_config.json`, in which the entries of `special_tokens_map.json` replace others.
     config: Map<String, Value>,
 }
 
-/// A chat template and where it lies.
+/// A chat template, and the file that it is from.
 pub(crate) struct Template {
     pub(crate) source: String,
     pub(crate) place: String,
@@ -154,12 +154,12 @@ impl Directory {
         self.dir.join(name)
     }
 
-    /// A key of `tokenizer_config.json`.
+    /// Returns a key of `tokenizer_config.json`.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.config.get(key).filter(|value| !value.is_null())
     }
 
-    /// Special tokens under their names, which templates know (`bos_token`, ...).
+    /// Returns the names and the spellings of the special tokens that templates know (`bos_token`, ...).
     pub(crate) fn special_tokens(&self) -> Vec<(String, String)> {
         let has_name = |key: &str| NAMED.contains(&key) || key.ends_with("_token");
         let named = self.config.iter().filter(|(key, _)| has_name(key));
@@ -170,15 +170,15 @@ impl Directory {
             .collect()
     }
 
-    /// The text of the token that ends a sequence.
+    /// Returns the spelling of the token that ends a sequence.
     pub(crate) fn eos_token(&self) -> Option<&str> {
         text(self.config.get("eos_token")?)
     }
 
-    /// Adds what `tokenizer.json` does not have of the tokens that other files add.
+    /// Adds the tokens of other files that `tokenizer.json` lacks.
     ///
-    /// As in transformers, a token that is new gets the next free id, in the order of the ids that the
-    /// files give; another id than theirs is a warning.
+    /// As in transformers, a new token gets the next free id, in the order of the ids in the files. Where
+    /// that is not the id in the file, there is a warning.
     pub(crate) fn add_tokens(&self, tokenizer: &mut tokenizers::Tokenizer) -> Result<()> {
         let named = self.special_tokens();
         let is_named = |content: &str| named.iter().any(|(_, token)| token == content);
@@ -214,7 +214,7 @@ impl Directory {
         added.map(drop).map_err(|e| usage(format!("{}: {e}", self.dir.display())))
     }
 
-    /// The tokens that come with an id of their own.
+    /// Returns the tokens that the files give with an id.
     fn numbered_tokens(&self, is_named: impl Fn(&str) -> bool) -> Result<Vec<(u32, AddedToken)>> {
         let wrong =
             |file: &str, what: String| usage(format!("{}: {what}", self.path(file).display()));
@@ -255,7 +255,7 @@ impl Directory {
         added.into_iter().map(token).collect()
     }
 
-    /// The chat template that is used without tools: the one named default, of files first.
+    /// Returns the chat template that is used without tools: the one named default; files come before keys.
     pub(crate) fn template(&self) -> Result<Option<Template>> {
         let named = self.files.iter().map(|(name, _)| name.as_str());
         let more: Vec<&str> = named.filter(|name| name.starts_with(MORE_TEMPLATES)).collect();
@@ -282,7 +282,7 @@ impl Directory {
         Ok(Some(template))
     }
 
-    /// The config's key: a template, a list of named ones, or an object of them.
+    /// Returns the template of the config's key: a template, a list of named ones, or an object of them.
     fn config_template(&self, must_have_default: bool) -> Result<Option<Template>> {
         let Some(value) = self.get(TEMPLATE) else { return Ok(None) };
         let place = self.path(CONFIG).display().to_string();
@@ -312,7 +312,8 @@ impl Directory {
         }
     }
 
-    /// What a processor's file says; transformers reads it for models of images and text only.
+    /// Returns the template of a processor's file, which transformers reads only for models of images and
+    /// text.
     fn json_template(&self) -> Result<Option<Template>> {
         let object = self.object(TEMPLATE_JSON)?.unwrap_or_default();
         let source = object.get(TEMPLATE).and_then(Value::as_str);
@@ -320,7 +321,7 @@ impl Directory {
         Ok(source.map(|source| Template { source: source.to_owned(), place }))
     }
 
-    /// All files that the tokenizer consists of, by their paths in the directory.
+    /// Returns the names and the contents of all files of the tokenizer.
     pub(crate) fn into_files(mut self) -> Vec<(String, Vec<u8>)> {
         self.files.retain(|(name, _)| name != MODEL);
         self.files.sort_by_key(|(name, _)| file_order(name));
@@ -328,7 +329,7 @@ impl Directory {
     }
 }
 
-/// The JSON object in a file.
+/// Parses the JSON object in a file.
 pub(crate) fn parse_object(path: &Path, text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
@@ -337,12 +338,12 @@ pub(crate) fn parse_object(path: &Path, text: &str) -> Result<Map<String, Value>
     }
 }
 
-/// Which of a tokenizer's files come first: as in [`FILES`], then by name.
+/// Returns the rank of a tokenizer's file: in the order of [`FILES`], then by name.
 pub(crate) fn file_order(name: &str) -> (usize, String) {
     (FILES.iter().position(|file| *file == name).unwrap_or(FILES.len()), name.to_owned())
 }
 
-/// A token's text: configs spell it as a string or as an object with `content`.
+/// Returns a token's spelling. Configs give it as a string or as an object with `content`.
 fn text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str())
 }
@@ -352,13 +353,14 @@ mod tests {
     use super::*;
     use crate::base::error::exit_code;
     use crate::base::fs::write_atomic;
-    use crate::tokenizer::{Tokenizer, bpe};
+    use crate::tokenizer::Tokenizer;
+    use crate::tokenizer::test_support::small_tokenizer;
     use serde_json::json;
 
-    /// A tokenizer whose config is changed by `config` and that has `files` beside it.
+    /// Makes a tokenizer directory with `config` merged into its config, and with `files`.
     fn directory(config: &Value, files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        bpe::tests::small(dir.path());
+        small_tokenizer(dir.path());
         std::fs::remove_file(dir.path().join(GENERATION)).unwrap();
         let path = dir.path().join(CONFIG);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -371,8 +373,8 @@ mod tests {
         dir
     }
 
-    /// The ids of `<x>` and `<y>`, counted from the end of the vocabulary in `tokenizer.json`, and the
-    /// ids that end a response.
+    /// Returns the ids of `<x>` and `<y>`, counted from the end of the vocabulary in `tokenizer.json`, and
+    /// the ids that end a response.
     fn ids(config: &Value, files: &[(&str, &str)]) -> ([Option<u32>; 2], Vec<u32>) {
         let base = Tokenizer::load(directory(&json!({}), &[]).path()).unwrap().vocab_size() as u32;
         let tokenizer = Tokenizer::load(directory(config, files).path()).unwrap();
@@ -384,7 +386,7 @@ mod tests {
         ([id("<x>"), id("<y>")], ends.collect())
     }
 
-    /// Expected ids are what transformers 5.24 gives.
+    /// The expected ids are those of transformers 5.24.
     #[test]
     fn tokens_are_added_from_wherever_transformers_reads_them() {
         let first = |config: Value, files: &[(&str, &str)]| ids(&config, files).0;
@@ -424,7 +426,7 @@ mod tests {
         assert_eq!(ids(&newer, &[map]).1, [1001]);
     }
 
-    /// The texts that transformers 5.24 renders.
+    /// The expected texts are those that transformers 5.24 renders.
     #[test]
     fn the_default_template_is_found_in_every_layout() {
         let rendered = |config: Value, files: &[(&str, &str)]| {

@@ -1,9 +1,9 @@
-//! Jinja2 as transformers sets it up for chat templates, imitated with minijinja.
+//! Imitates with minijinja the Jinja2 environment that transformers sets up for chat templates.
 //!
-//! Contract: what a filter, test, method or function gives here, it gives there; what is missing here is
-//! refused by name when a template uses it. `tests/golden/jinja.json` says what Jinja2 gives, and which of
-//! it is refused. Left out: what needs another syntax ([`super::dialect`]). A comparison of values of
-//! different types, which is an error in Python, has a result here.
+//! A filter, test, method or function returns here what it returns there; one that is missing here is
+//! refused by name when a template uses it. `tests/golden/jinja.json` records what Jinja2 returns, and what
+//! is refused here. Differences of syntax are rewritten in [`super::dialect`]. Values of different types
+//! can be compared here, while Python raises an error.
 
 use super::json;
 use super::python;
@@ -15,20 +15,20 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use minijinja_contrib::{globals, pycompat};
 use std::fmt::Write;
 
-/// Names that [`super::dialect`] puts into a template.
+/// The names of functions that [`super::dialect`] puts into a template.
 pub(crate) const OPEN: &str = "codeseq_open";
 pub(crate) const CLOSE: &str = "codeseq_close";
 pub(crate) const EACH: &str = "codeseq_each";
 pub(crate) const SLICE: &str = "codeseq_slice";
 
-/// Instructions that a template may take for one text: a second's work, where long conversations take
-/// some hundred thousand.
+/// A template may execute this many instructions for one text: about a second of work. Long conversations
+/// take some hundred thousand.
 pub(crate) const FUEL: u64 = 1 << 24;
 
-/// Filters that minijinja has and that give other things than Jinja2's.
+/// The filters of minijinja that return something else than those of Jinja2.
 const OTHER_FILTERS: [&str; 3] = ["pprint", "attr", "urlencode"];
 
-/// What templates are rendered in; `date` is what they take for today.
+/// Returns the environment in which templates are rendered. `date` is their date of today.
 pub(crate) fn environment(date: NaiveDate) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_fuel(Some(FUEL));
@@ -47,7 +47,7 @@ pub(crate) fn environment(date: NaiveDate) -> Environment<'static> {
 
 fn add_tests(environment: &mut Environment<'_>) {
     environment.add_test("iterable", |v: &Value| !v.is_none() && v.try_iter().is_ok());
-    // Python's sequences are whatever has a length and items: strings and dictionaries too.
+    // In Python a sequence is whatever has a length and items: strings and dictionaries too.
     environment.add_test("sequence", |v: &Value| match v.kind() {
         ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map => true,
         ValueKind::Iterable => v.len().is_some(),
@@ -132,7 +132,7 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     }
 }
 
-/// What Python goes over: of a dictionary its keys, of an undefined value nothing.
+/// Returns what Python iterates over: the keys of a dictionary, and nothing for an undefined value.
 fn keys(value: Value) -> Value {
     match value.kind() {
         ValueKind::Undefined => Value::from(Vec::<Value>::new()),
@@ -141,7 +141,7 @@ fn keys(value: Value) -> Value {
     }
 }
 
-/// minijinja takes none for an empty list, Python for an error.
+/// Refuses none as an iterable, as Python does; minijinja takes it for an empty list.
 fn refuse_none(value: &Value) -> Result<(), Error> {
     if value.is_none() { Err(invalid("'NoneType' object is not iterable")) } else { Ok(()) }
 }
@@ -274,7 +274,7 @@ mod tests {
     #[derive(Deserialize)]
     struct Case {
         template: String,
-        /// None where Jinja2 raises an error.
+        /// Is `None` where Jinja2 raises an error.
         text: Option<String>,
     }
 

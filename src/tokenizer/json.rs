@@ -1,9 +1,10 @@
-//! JSON text as Python's `json.dumps` spells it: chat templates embed tools that way.
+//! Writes JSON as Python's `json.dumps` does: chat templates embed tools in that spelling.
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
-/// The `tojson` filter of Hugging Face's template environment (no HTML escapes, Python's separators).
+/// Is the `tojson` filter of Hugging Face's template environment: without HTML escapes, with Python's
+/// separators.
 pub(crate) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let separators: Option<Vec<String>> = options.get("separators")?;
     let indent: Option<usize> = options.get("indent")?;
@@ -29,7 +30,7 @@ pub(crate) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     Ok(writer.out)
 }
 
-/// The value as JSON; the keys of its objects as Python spells them.
+/// Converts a value to JSON, with the keys of objects spelled as Python does.
 fn plain(value: &Value) -> Result<serde_json::Value, Error> {
     let key = |key: &Value| match key.kind() {
         ValueKind::String => Ok(key.to_string()),
@@ -131,7 +132,7 @@ impl Writer {
 mod tests {
     use minijinja::{Environment, context};
 
-    /// Expected texts are what Python's json.dumps prints.
+    /// The expected texts are those of Python's json.dumps.
     #[test]
     fn json_is_spelled_as_python_does() {
         let mut env = Environment::new();

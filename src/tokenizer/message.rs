@@ -1,7 +1,7 @@
-//! One turn of a conversation, with all that its row says of it.
+//! One turn of a conversation, with everything that its row says about it.
 //!
-//! Contract: content is text. A row may give it as a string, as null (no text) or as a list of text parts,
-//! which are joined; anything else is refused. A mask (`train`, `weight`, `loss`: a boolean, 0 or 1) says
+//! Its content is text. A row may give it as a string, as null (no text) or as a list of text parts, which
+//! are joined; anything else is refused. A mask (`train`, `weight` or `loss`: a boolean, 0 or 1) says
 //! whether an assistant's turn is learnt. Every other key that is not null is kept for the chat template.
 
 use super::Tokenizer;
@@ -14,19 +14,19 @@ use serde_json::{Map, Value as Json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Roles a conversation may have; templates skip others in silence.
+/// The roles that a conversation may have. Templates would skip other roles silently.
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
-/// Keys that say whether a turn is learnt.
+/// The keys that say whether a turn is learnt.
 const MASKS: [&str; 3] = ["train", "weight", "loss"];
-/// Keys that look like a mask but have another meaning in each program that reads them.
+/// Keys that look like a mask, but whose meaning differs among programs.
 const UNCLEAR_MASKS: [&str; 7] =
     ["mask", "masked", "loss_mask", "loss_weight", "train_detail", "training", "trainable"];
-/// Keys that hold an assistant's thoughts; of several the first counts.
+/// The keys that hold an assistant's thoughts; the first that is present counts.
 pub(crate) const THOUGHTS: [&str; 3] = [REASONING, THINKING, "reasoning"];
-/// Those that templates read.
+/// The keys of thoughts that templates read.
 const REASONING: &str = "reasoning_content";
 const THINKING: &str = "thinking";
-/// Keys that hold what an assistant says beside its content.
+/// The keys that hold what an assistant says beside its content.
 const SAID: [&str; 5] = ["tool_calls", "function_call", REASONING, "reasoning", THINKING];
 
 /// One turn of a conversation.
@@ -34,12 +34,11 @@ const SAID: [&str; 5] = ["tool_calls", "function_call", REASONING, "reasoning", 
 pub struct Message {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// The text.
     pub content: String,
-    /// Whether the turn is learnt, if an assistant says it.
+    /// Whether the turn is learnt, if it is an assistant's.
     #[serde(skip_serializing_if = "is_true")]
     pub train: bool,
-    /// The row's other keys, such as `tool_calls`.
+    /// The other keys of the row, such as `tool_calls`.
     #[serde(flatten)]
     pub more: Map<String, Json>,
 }
@@ -49,12 +48,12 @@ fn is_true(value: &bool) -> bool {
 }
 
 impl Message {
-    /// A turn of `role` that has nothing but text.
+    /// Creates a turn of `role` that has only text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), train: true, more: Map::new() }
     }
 
-    /// Refuses a role that no conversation has.
+    /// Refuses a role that is not one of the four.
     pub fn check_role(&self) -> Result<()> {
         if ROLES.contains(&self.role.as_str()) {
             return Ok(());
@@ -63,17 +62,17 @@ impl Message {
         Err(usage(format!("unknown role {:?}: expected one of {known}", self.role)))
     }
 
-    /// Whether an assistant speaks.
     pub fn is_assistant(&self) -> bool {
         self.role == "assistant"
     }
 
-    /// Its thoughts, where they stand beside its content.
+    /// Returns the thoughts of the turn, if they are beside its content.
     pub(crate) fn thoughts(&self) -> Option<&Json> {
         THOUGHTS.iter().find_map(|key| self.more.get(*key))
     }
 
-    /// The turn as a template sees it; its thoughts go by each name that templates know, as in transformers.
+    /// Returns the turn as a template sees it. Its thoughts have every name that templates know, as in
+    /// transformers.
     pub(crate) fn value(&self) -> Value {
         let own = [("role", self.role.as_str()), ("content", self.content.as_str())];
         let own = own.map(|(key, text)| (key, Value::from(text)));
@@ -104,7 +103,7 @@ impl Message {
         let content = keys.shift_remove("content");
         keys.retain(|_, value| !value.is_null());
         let content = match content {
-            // A turn that only calls tools may leave it out.
+            // A turn that only calls tools may have no content.
             None if SAID.iter().all(|key| !keys.contains_key(*key)) => {
                 return Err("a message has no `content`".to_owned());
             }
@@ -131,7 +130,7 @@ impl Message {
     }
 }
 
-/// The text of a content.
+/// Returns the text of a content.
 fn text(content: Json) -> Result<String, String> {
     match content {
         Json::Null => Ok(String::new()),
@@ -157,7 +156,7 @@ fn text_of_part(part: Json) -> Result<String, String> {
     }
 }
 
-/// Whether a mask says that its turn is learnt.
+/// Returns whether a mask says that its turn is learnt.
 fn mask(key: &str, value: &Json) -> Result<bool, String> {
     match value {
         Json::Bool(is_learnt) => Ok(*is_learnt),
@@ -167,7 +166,7 @@ fn mask(key: &str, value: &Json) -> Result<bool, String> {
     }
 }
 
-/// A turn that remembers what a template looked at.
+/// A turn that remembers which keys a template read.
 #[derive(Debug)]
 pub(crate) struct Watched {
     turn: Value,
@@ -175,12 +174,11 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Watches a turn.
     pub(crate) fn new(message: &Message) -> Arc<Self> {
         Arc::new(Self { turn: message.value(), seen: Mutex::default() })
     }
 
-    /// Which keys of `message`, the turn's, nobody looked at.
+    /// Returns the keys of `message`, which is this turn, that the template did not read.
     pub(crate) fn unread<'m>(&self, message: &'m Message) -> Vec<&'m str> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let has_read_thoughts = THOUGHTS.iter().any(|key| seen.contains(*key));
@@ -207,8 +205,8 @@ impl Object for Watched {
 }
 
 impl Tokenizer {
-    /// Which keys of these turns the chat template does not look at. One that holds what an assistant
-    /// says is refused: the model would learn, or be shown, another answer.
+    /// Returns the keys of these turns that the chat template does not read. Refuses a key that holds what
+    /// an assistant says: the model would learn, or be shown, another answer.
     pub fn unread_keys(&self, messages: &[Message]) -> Result<BTreeSet<String>> {
         if messages.iter().all(|message| message.more.is_empty()) {
             return Ok(BTreeSet::new());
@@ -228,8 +226,8 @@ impl Tokenizer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenizer::bpe;
     use crate::tokenizer::template::{ChatTemplate, Spellings};
+    use crate::tokenizer::test_support::small_tokenizer;
 
     fn message(text: &str) -> Result<Message, String> {
         serde_json::from_str(text).map_err(|e| e.to_string())
@@ -280,7 +278,7 @@ mod tests {
     #[test]
     fn a_turn_that_is_not_learnt_is_read_without_loss() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let mut turns = ["q", "a", "r", "b"].map(|text| Message::new("user", text));
         (turns[1].role, turns[3].role) = ("assistant".to_owned(), "assistant".to_owned());
         let both = tokenizer.encode_sample(&turns).unwrap();
@@ -330,7 +328,7 @@ mod tests {
     #[test]
     fn what_an_assistant_says_beside_its_content_is_rendered_or_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let line = r#"{"role": "assistant", "content": "a", "reasoning_content": "because"}"#;
         let turns = [Message::new("user", "q"), message(line).unwrap()];
         let error = tokenizer.encode_sample(&turns).unwrap_err();

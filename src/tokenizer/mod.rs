@@ -1,11 +1,11 @@
-//! Text to token ids and back, from files in Hugging Face layout.
+//! Converts text to token ids and back, with the files of a Hugging Face model directory.
 //!
-//! Contract: [`Tokenizer::load`] reads `tokenizer.json`, `tokenizer_config.json`, the chat template and
-//! the end-of-sequence ids of a model directory and encodes exactly as transformers does; anything
-//! missing or malformed is the user's error and names its file. The files themselves are never
-//! rewritten: [`Tokenizer::copy_files`] hands them on byte for byte.
+//! [`Tokenizer::load`] reads `tokenizer.json`, `tokenizer_config.json`, the chat template and the
+//! end-of-sequence ids, and encodes exactly as transformers does. A file that is missing or malformed is
+//! the user's error and is named. The files are never rewritten: [`Tokenizer::copy_files`] copies them byte
+//! for byte.
 //!
-//! Left out: training a tokenizer ([`bpe`]) and conversations ([`chat`]).
+//! A tokenizer is trained in [`bpe`]; conversations are in [`chat`].
 
 pub mod bpe;
 mod bytes;
@@ -20,6 +20,8 @@ mod parts;
 mod python;
 mod targets;
 mod template;
+#[cfg(test)]
+pub(crate) mod test_support;
 
 pub use chat::Tokenized;
 pub(crate) use directory::{MORE_TEMPLATES, is_tokenizer_file};
@@ -47,13 +49,14 @@ pub(crate) const THOUGHT_OPENS: [&str; 2] = ["<think>", "[THINK]"];
 /// What they end with.
 pub(crate) const THOUGHT_CLOSES: [&str; 2] = ["</think>", "[/THINK]"];
 
-/// The key of `tokenizer_config.json` that says what templates take for today.
+/// The key of `tokenizer_config.json` that gives templates their date of today.
 const DATE_KEY: &str = "chat_template_date";
 
-/// A tokenizer with its chat template and end-of-sequence ids.
+/// A tokenizer with its chat template and the ids that end a sequence.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// Kept apart from `inner`: it adds special tokens and trims offsets, and masks need the true ones.
+    /// It is kept apart from `inner`, because it adds special tokens and trims offsets, and masks need true
+    /// offsets.
     post_processor: Option<PostProcessorWrapper>,
     template: Option<ChatTemplate>,
     eos_ids: Vec<u32>,
@@ -61,12 +64,13 @@ pub struct Tokenizer {
     silent: HashSet<u32>,
     vocab_size: usize,
     dir: PathBuf,
-    /// Kept whole: a checkpoint that a run resumed from may be gone when the next one is written.
+    /// The contents of the files. They are kept because the directory may be gone when the next checkpoint
+    /// is written.
     files: Vec<(String, Vec<u8>)>,
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model directory.
+    /// Reads the tokenizer of a model directory. Its errors name the file.
     pub fn load(dir: &Path) -> Result<Self> {
         if !dir.join(VOCABULARY).is_file() {
             refuse_slow(dir)?;
@@ -105,12 +109,12 @@ impl Tokenizer {
         Ok(Self { inner, post_processor, template, eos_ids, silent, vocab_size, dir, files })
     }
 
-    /// The ids of `text` as it stands; text that spells a special token becomes that token.
+    /// Returns the ids of `text` alone. Text that spells a special token becomes that token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.encoding(text)?.get_ids().to_vec())
     }
 
-    /// The ids of `text` with the special tokens that the tokenizer's own post-processor adds.
+    /// Returns the ids of `text` and of the special tokens that the tokenizer's own post-processor adds.
     pub fn encode_with_special_tokens(&self, text: &str) -> Result<Vec<u32>> {
         let mut encoding = self.encoding(text)?;
         if let Some(post_processor) = &self.post_processor {
@@ -130,19 +134,19 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of `ids` without special tokens. Those that mark a thought are text all the same: who
-    /// grades a response has to know where its thought ends.
+    /// Returns the text of `ids` without special tokens. Tokens that mark a thought are text all the same,
+    /// since grading must know where a thought ends. Fails for an id that no token has.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let spoken: Vec<u32> = ids.iter().copied().filter(|id| !self.silent.contains(id)).collect();
         self.decode_with_special_tokens(&spoken)
     }
 
-    /// The text of `ids` with special tokens spelled out.
+    /// Returns the text of `ids` with special tokens spelled out.
     pub fn decode_with_special_tokens(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, false).map_err(|e| anyhow!("decoding tokens: {e}"))
     }
 
-    /// One more than the largest id; a model's embedding needs at least as many rows.
+    /// Returns the largest id plus 1; a model's embedding needs at least as many rows.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -167,7 +171,7 @@ impl Tokenizer {
         }
     }
 
-    /// Refuses ids that no token has; `what` says what they are.
+    /// Refuses ids that no token has; `what` says in errors what the ids are.
     pub(crate) fn check_ids(&self, what: &str, ids: &[u32]) -> Result<()> {
         match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             None => Ok(()),
@@ -178,22 +182,22 @@ impl Tokenizer {
         }
     }
 
-    /// The id of a token by its spelling in the vocabulary.
+    /// Returns the id of the token with this spelling in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The ids that end a response.
+    /// Returns the ids that end a response.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
 
-    /// The token with which the chat template ends an assistant's turn.
+    /// Returns the token with which the chat template ends an assistant's turn.
     pub(crate) fn turn_end(&self) -> Option<u32> {
         self.token_to_id(self.template.as_ref()?.turn_end()?)
     }
 
-    /// Ends responses at these ids, here and in the generation config that is written with a model.
+    /// Makes these ids end responses, also in the generation config that is saved with a model.
     pub(crate) fn set_eos_ids(&mut self, ids: Vec<u32>) -> Result<()> {
         let path = self.dir.join(GENERATION);
         let place = self.files.iter().position(|(name, _)| name == GENERATION);
@@ -218,7 +222,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The chat template; its absence is the user's error.
+    /// Returns the chat template. Its absence is the user's error.
     pub fn template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
             usage(format!(
@@ -229,12 +233,12 @@ impl Tokenizer {
         })
     }
 
-    /// Where the tokenizer was read from.
+    /// Returns the directory from which the tokenizer was read.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// A hash of all that decides which tokens a conversation becomes.
+    /// Returns a hash of everything that decides which tokens a conversation becomes.
     pub fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for (name, content) in &self.files {
@@ -246,18 +250,18 @@ impl Tokenizer {
         hash.finalize().into()
     }
 
-    /// Writes the tokenizer's files to `to`, byte for byte as they were read.
+    /// Writes the tokenizer's files to the directory `to`, byte for byte.
     pub fn copy_files(&self, to: &Path) -> Result<()> {
         self.files.iter().try_for_each(|(name, content)| write_atomic(&to.join(name), content))
     }
 
-    /// Ids with the byte range of each in `text`, untrimmed.
+    /// Returns ids with the byte range of each in `text`, untrimmed.
     fn encoding(&self, text: &str) -> Result<Encoding> {
         self.inner.encode(text, false).map_err(|e| anyhow!("tokenizing text: {e}"))
     }
 }
 
-/// The chat template of a directory, if it has one.
+/// Reads the chat template of a directory, if it has one.
 fn chat_template(
     directory: &Directory,
     inner: &tokenizers::Tokenizer,
@@ -285,7 +289,7 @@ fn chat_template(
     ChatTemplate::new(template, spellings, date).map(Some)
 }
 
-/// Refuses a directory whose tokenizer is stored in the older ways only.
+/// Refuses a directory whose tokenizer is stored only in older formats.
 fn refuse_slow(dir: &Path) -> Result<()> {
     let mut older = ["tokenizer.model", "vocab.json"].into_iter();
     let Some(name) = older.find(|name| dir.join(name).is_file()) else { return Ok(()) };
@@ -297,7 +301,8 @@ fn refuse_slow(dir: &Path) -> Result<()> {
     )))
 }
 
-/// The generation config decides; then the model's config; then the tokenizer's `eos_token`.
+/// Returns the ids that end a response: those of the generation config, else of the model's config, else
+/// the tokenizer's `eos_token`.
 fn eos_ids(directory: &Directory, inner: &tokenizers::Tokenizer) -> Result<Vec<u32>> {
     for name in [GENERATION, MODEL] {
         let path = directory.path(name);
@@ -318,12 +323,13 @@ fn eos_ids(directory: &Directory, inner: &tokenizers::Tokenizer) -> Result<Vec<u
             });
     }
     let Some(token) = directory.eos_token() else { return Ok(Vec::new()) };
-    // The directory's tokens are in the vocabulary, or have been added to it.
+    // The tokens of the directory are in the vocabulary, or were added to it.
     Ok(inner.token_to_id(token).into_iter().collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::test_support::small_tokenizer;
     use super::*;
     use crate::base::error::exit_code;
     use crate::base::fs::read_text;
@@ -347,7 +353,7 @@ mod tests {
     #[test]
     fn every_source_of_end_ids_is_read_in_order() {
         let dir = tempfile::tempdir().unwrap();
-        bpe::tests::small(dir.path());
+        small_tokenizer(dir.path());
         let end = |dir: &Path| Tokenizer::load(dir).map(|t| t.eos_ids().to_vec());
         let generation = dir.path().join("generation_config.json");
         std::fs::write(&generation, r#"{"eos_token_id": [1, 0]}"#).unwrap();
@@ -362,7 +368,7 @@ mod tests {
     #[test]
     fn the_marks_of_a_thought_are_text_also_where_they_are_special_tokens() {
         let dir = tempfile::tempdir().unwrap();
-        bpe::tests::small(dir.path());
+        small_tokenizer(dir.path());
         let path = dir.path().join("tokenizer_config.json");
         let mut config: Value = serde_json::from_str(&read_text(&path).unwrap()).unwrap();
         let marks = [THOUGHT_OPENS, THOUGHT_CLOSES].concat();
@@ -380,7 +386,7 @@ mod tests {
     #[test]
     fn ends_of_sequences_that_no_model_can_say_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        bpe::tests::small(dir.path());
+        small_tokenizer(dir.path());
         let path = dir.path().join("generation_config.json");
         std::fs::write(&path, r#"{"eos_token_id": [1, 5000]}"#).unwrap();
         let error = Tokenizer::load(dir.path()).unwrap().check_fits(4096).unwrap_err();
@@ -391,7 +397,7 @@ mod tests {
     #[test]
     fn a_model_with_fewer_rows_than_tokens_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         assert!(tokenizer.check_fits(tokenizer.vocab_size() + 7).is_ok());
         let error = tokenizer.check_fits(tokenizer.vocab_size() - 1).unwrap_err();
         assert_eq!(exit_code(&error), 2);
@@ -402,7 +408,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let to = tempfile::tempdir().unwrap();
         let read = |d: &Path, name: &str| std::fs::read(d.join(name)).unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let names = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
         let before = names.map(|name| read(dir.path(), name));
         drop(dir);

@@ -1,17 +1,17 @@
 //! Methods of Python's strings and lists, and its slices, for chat templates.
 //!
-//! Contract: what is here gives what Python gives, or an error. White space is Python's: Unicode's and the
-//! four separators U+001C to U+001F. Left out: what `minijinja_contrib::pycompat` does rightly.
+//! Each returns what Python returns, or an error. White space is Python's: that of Unicode and the four
+//! separators U+001C to U+001F. Methods that `minijinja_contrib::pycompat` computes correctly are not here.
 
 use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind};
 
-/// Whether Python's `str.strip` takes it away.
+/// Returns whether Python's `str.strip` removes it.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// Calls a method of a string; `None` for one that is not here.
+/// Calls a method of a string; `None` for a method that is not here.
 pub(crate) fn string_method(
     text: &str,
     name: &str,
@@ -132,14 +132,14 @@ pub(crate) fn string_method(
     Ok(Some(value))
 }
 
-/// `list.index`.
+/// Is Python's `list.index`.
 pub(crate) fn index(list: &Value, args: &[Value]) -> Result<Value, Error> {
     let (wanted,): (&Value,) = from_args(args)?;
     let found = items(list)?.iter().position(|item| item == wanted);
     found.map(Value::from).ok_or_else(|| invalid(&format!("{wanted} is not in list")))
 }
 
-/// `value[start:stop:step]`.
+/// Is Python's `value[start:stop:step]`.
 pub(crate) fn slice(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(args)?;
     let step = step.unwrap_or(1);
@@ -159,7 +159,7 @@ pub(crate) fn slice(value: &Value, args: &[Value]) -> Result<Value, Error> {
     Ok(if value.is_tuple() { Value::from(Tuple::new(part)) } else { Value::from(part) })
 }
 
-/// The text with `chars`, else white space, taken from its ends.
+/// Removes `chars`, or else white space, from the ends of a text; `name` says from which.
 pub(crate) fn strip<'t>(text: &'t str, name: &str, chars: Option<&str>) -> &'t str {
     let is_taken = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     match name {
@@ -169,20 +169,20 @@ pub(crate) fn strip<'t>(text: &'t str, name: &str, chars: Option<&str>) -> &'t s
     }
 }
 
-/// The text in the middle, or at a side, of `width` characters.
+/// Pads a text to `width` characters; `name` says on which side.
 pub(crate) fn pad(text: &str, name: &str, width: usize, fill: char) -> String {
     let missing = width.saturating_sub(text.chars().count());
     let left = match name {
         "ljust" => 0,
         "rjust" => missing,
-        // As CPython does.
+        // CPython rounds this way.
         _ => missing / 2 + (missing & width & 1),
     };
     let fill = |count: usize| fill.to_string().repeat(count);
     format!("{}{text}{}", fill(left), fill(missing - left))
 }
 
-/// The lines of a text, at all that Python takes for a line's end.
+/// Splits a text into lines, at everything that Python takes for the end of a line.
 pub(crate) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let is_end = |c| {
         matches!(
@@ -230,7 +230,7 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// The words of a text from one of its ends, and what is left after `most` of them.
+/// Splits at most `most` words off one end of a text; the rest of the text is the last element.
 fn split_at_spaces(text: &str, most: usize, from_right: bool) -> Vec<&str> {
     let side = if from_right { "rstrip" } else { "lstrip" };
     let (mut parts, mut rest) = (Vec::new(), strip(text, side, None));
@@ -249,11 +249,11 @@ fn split_at_spaces(text: &str, most: usize, from_right: bool) -> Vec<&str> {
     parts
 }
 
-/// A part of a text by characters, as `str.find` bounds it.
+/// A part of a text, bounded by characters as in `str.find`.
 struct Within<'t> {
-    /// None where the part begins beyond the text's end.
+    /// Is `None` where the part begins beyond the end of the text.
     text: Option<&'t str>,
-    /// Characters before it.
+    /// The number of characters before it.
     start: usize,
 }
 
@@ -269,7 +269,7 @@ impl<'t> Within<'t> {
         Self { text, start }
     }
 
-    /// The character that the first or last `part` begins at.
+    /// Returns the index of the character at which `part` first occurs, or last.
     fn find(&self, part: &str, from_right: bool) -> Option<usize> {
         let text = self.text?;
         let at = if from_right { text.rfind(part) } else { text.find(part) }?;
@@ -281,7 +281,7 @@ impl<'t> Within<'t> {
     }
 }
 
-/// Each run of letters with a large first letter.
+/// Capitalises each run of letters, as `str.title`.
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut in_word = false;
@@ -289,7 +289,7 @@ fn title(text: &str) -> String {
         let is_cased = c.is_uppercase() || c.is_lowercase();
         match c {
             _ if !is_cased || in_word => out.extend(c.to_lowercase()),
-            // The only common letter whose title case is not its upper case.
+            // This is the only common letter whose title case differs from its upper case.
             'ß' => out.push_str("Ss"),
             _ => out.extend(c.to_uppercase()),
         }
@@ -298,7 +298,7 @@ fn title(text: &str) -> String {
     out
 }
 
-/// The places that a slice of something of `len` items takes, as `slice.indices` bounds them.
+/// Returns the indices that a slice of something of `len` items takes, as `slice.indices` bounds them.
 fn places(
     len: usize,
     start: Option<i64>,

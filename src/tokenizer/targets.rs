@@ -1,17 +1,19 @@
-//! What is learnt of a rendered conversation: where its assistants speak.
+//! Finds what is learnt of a rendered conversation: the text of its assistants.
 //!
-//! Contract: the text is the template's. One with `{% generation %}` tags says itself what is learnt. For
-//! one without, an assistant's turn is learnt from where the prompt for it ends up to and with the token
-//! that ends the turn; a header that follows is not. Where its words lie is found by rendering stand-ins in
-//! their place, which leave white space and whatever the template itself names (`</think>`) as they are: so
-//! a template that takes thoughts out and wraps them again does to them what it does to the words.
+//! The text is the template's. A template with `{% generation %}` tags says itself what is learnt. With any
+//! other template, an assistant's turn is learnt from where its prompt ends to the token that ends the
+//! turn, that token included; a header after it is not learnt. To find the words of a turn, they are
+//! replaced by stand-ins and the conversation is rendered again. Stand-ins keep white space, and whatever
+//! the template itself names (such as `</think>`), so a template that removes thoughts and wraps them again
+//! does the same to the stand-ins.
 //!
-//! A turn whose thoughts the template prints no longer, since they are history, stands as it prints it and is
-//! not learnt: nothing would be said that way. The last turn is what is said: of a template that drops its
-//! thoughts (DeepSeek-R1-Distill) they are kept, and begin where the prompt ends.
+//! Templates often drop the thoughts of earlier turns. Such a turn stays as the template prints it and is
+//! not learnt, because the model would never say it that way. The last turn is learnt whole: if the
+//! template drops its thoughts (as that of DeepSeek-R1-Distill does), they are put back, beginning where
+//! the prompt ends.
 //!
-//! Source: the mask of transformers' `return_assistant_tokens_mask`, and prefix rendering as in
-//! TRL's prompt-completion data.
+//! Sources: the mask of transformers' `return_assistant_tokens_mask`, and the prefix rendering of TRL's
+//! prompt-completion data.
 
 use super::message::{Message, THOUGHTS};
 use super::python::is_space;
@@ -21,8 +23,8 @@ use anyhow::Result;
 use std::ops::Range;
 
 impl ChatTemplate {
-    /// The conversation as text, and the byte ranges of what its assistants say. Without generation tags
-    /// there is one for each assistant turn, empty where it is not learnt.
+    /// Returns the conversation as text, and the byte ranges of what its assistants say. Without generation
+    /// tags there is one range for each assistant turn, empty if the turn is not learnt.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
         if self.has_spans() {
             return self.render_spans(messages, false);
@@ -45,7 +47,7 @@ impl ChatTemplate {
         Ok((filled.text, spans))
     }
 
-    /// The spelling of the token that ends an assistant's turn, where the template writes one.
+    /// Returns the spelling of the token that ends an assistant's turn, if the template writes one.
     pub(crate) fn turn_end(&self) -> Option<&str> {
         let exchange = [Message::new("user", "q"), Message::new("assistant", "a")];
         let stand_ins = StandIns::new(&exchange, &[]);
@@ -57,8 +59,8 @@ impl ChatTemplate {
         first.min_by_key(|(at, _)| *at).map(|(_, token)| token.as_str())
     }
 
-    /// What the last assistant says, where the template drops part of it, or writes it otherwise than the
-    /// prompt for it begins.
+    /// Returns what the last assistant says, if the template drops a part of it or writes it otherwise than
+    /// the prompt begins it.
     fn kept_thoughts(
         &self,
         messages: &[Message],
@@ -98,16 +100,16 @@ impl ChatTemplate {
         Ok(Some(format!("{opening}{thoughts}")))
     }
 
-    /// The text that asks for an assistant's turn, where the template has one.
+    /// Returns the text that asks for an assistant's turn, if the template has one.
     fn prompt(&self, stand_ins: &StandIns<'_>, turn: usize) -> Option<String> {
         let before = &stand_ins.messages[..stand_ins.turns[turn].message];
-        // Not every template can render nothing, and none has to.
+        // Not every template can render an empty conversation, and none needs to.
         let prompt = if before.is_empty() { None } else { self.render(before, true).ok() };
         Some(stand_ins.fill(&prompt?).text)
     }
 
-    /// Where a turn begins whose words lie at `words`: where its prompt ends, even if the template has yet
-    /// to open a thought there.
+    /// Returns where a turn begins whose words are at `words`: where its prompt ends, even if the template
+    /// opens a thought after that.
     fn start(
         &self,
         stand_ins: &StandIns<'_>,
@@ -127,7 +129,7 @@ impl ChatTemplate {
         if gap.is_some_and(|gap| gap.trim().is_empty()) { shared } else { words.start }
     }
 
-    /// How much of `rest`, which follows a turn's words, still belongs to the turn.
+    /// Returns how much of `rest`, the text after a turn's words, still belongs to the turn.
     fn end(&self, stand_ins: &StandIns<'_>, turn: usize, rest: &str) -> usize {
         let (closing, is_open) = self.closing(stand_ins, turn).unwrap_or_default();
         let tail = &rest[..shared_start(&closing, rest)];
@@ -142,8 +144,8 @@ impl ChatTemplate {
         if !is_open && !tail.is_empty() && tail == closing {
             return tail.len();
         }
-        // Some templates end the last turn by another token than the others, and some models end a turn by
-        // the token that opens the next.
+        // Some templates end the last turn with another token than earlier ones, and some models end a turn
+        // with the token that opens the next.
         let begins = |text: &str, tokens: &[String]| {
             let begun = tokens.iter().filter(|token| text.trim_start().starts_with(token.as_str()));
             begun.map(String::len).max()
@@ -153,8 +155,8 @@ impl ChatTemplate {
         next.map_or(0, |token| rest.len() - rest.trim_start().len() + token)
     }
 
-    /// What the template writes behind a turn that is the last, and whether it always opens the next one;
-    /// of what it opens at most what a user's turn begins with, too.
+    /// Returns what the template writes after a turn that is the last, and whether it always opens the next
+    /// turn. Of an opened turn it returns at most what a user's turn begins with too.
     fn closing(&self, stand_ins: &StandIns<'_>, turn: usize) -> Option<(String, bool)> {
         let at = stand_ins.turns[turn].message;
         let behind = |messages: &[Message], open| {
@@ -180,22 +182,22 @@ impl ChatTemplate {
     }
 }
 
-/// How long a beginning two texts share.
+/// Returns the length of the longest beginning that two texts share, in bytes.
 fn shared_start(one: &str, other: &str) -> usize {
     let same = one.chars().zip(other.chars()).take_while(|(a, b)| a == b);
     same.map(|(c, _)| c.len_utf8()).sum()
 }
 
-/// An assistant's turn, its words replaced.
+/// An assistant's turn whose words are replaced.
 #[derive(Clone)]
 struct Turn<'m> {
-    /// Which message it is.
+    /// The index of the message.
     message: usize,
-    /// What the stand-ins stand for, in order.
+    /// The words that the stand-ins replace, in order.
     words: Vec<std::borrow::Cow<'m, str>>,
 }
 
-/// A conversation whose assistants say what nobody says, so that it can be found again.
+/// A conversation in which stand-ins, which occur nowhere else, replace what assistants say.
 #[derive(Clone)]
 struct StandIns<'m> {
     messages: Vec<Message>,
@@ -203,15 +205,15 @@ struct StandIns<'m> {
     core: String,
 }
 
-/// A rendered conversation, the words in their places.
+/// A rendered conversation, with the words back in their places.
 struct Filled {
     text: String,
-    /// For each turn where each of its words lies; none where the template dropped or repeated it.
+    /// For each turn, where each of its words is; `None` where the template dropped or repeated the word.
     places: Vec<Vec<Option<Range<usize>>>>,
 }
 
 impl<'m> StandIns<'m> {
-    /// Stand-ins for all but white space and `markers`.
+    /// Replaces everything but white space and `markers` by stand-ins.
     fn new(messages: &'m [Message], markers: &[String]) -> Self {
         let core = absent(messages);
         let (mut turns, mut stand_ins) = (Vec::new(), messages.to_vec());
@@ -245,7 +247,7 @@ impl<'m> StandIns<'m> {
         Self { messages: stand_ins, turns, core }
     }
 
-    /// Puts one stand-in for `said` in the place of the last assistant's words.
+    /// Replaces the last assistant's words by one stand-in for `said`.
     fn replace_last(&mut self, said: String) {
         let number = self.turns.len() - 1;
         let at = self.turns[number].message;
@@ -263,7 +265,7 @@ impl<'m> StandIns<'m> {
         format!("\u{e003}{core}{turn}.{word}\u{e004}")
     }
 
-    /// Puts the words in the places of their stand-ins.
+    /// Puts the words back in the places of their stand-ins.
     fn fill(&self, marked: &str) -> Filled {
         let mut text = String::with_capacity(marked.len());
         let mut places: Vec<Vec<Option<Range<usize>>>> =
@@ -289,7 +291,7 @@ impl<'m> StandIns<'m> {
 }
 
 impl Filled {
-    /// Where a turn's words lie, all of them in their order.
+    /// Returns where a turn's words are, if all of them are there in order.
     fn words(&self, turn: usize) -> Option<Range<usize>> {
         let places: Vec<&Range<usize>> =
             self.places[turn].iter().map(Option::as_ref).collect::<Option<_>>()?;
@@ -299,7 +301,7 @@ impl Filled {
     }
 }
 
-/// The pieces of a text, and which of them are words: neither white space nor a marker.
+/// Splits a text into pieces, and says of each whether it is a word: neither white space nor a marker.
 fn pieces<'t>(text: &'t str, markers: &[String]) -> Vec<(&'t str, bool)> {
     let (mut pieces, mut rest) = (Vec::new(), text);
     let next = |rest: &str| {
@@ -316,7 +318,7 @@ fn pieces<'t>(text: &'t str, markers: &[String]) -> Vec<(&'t str, bool)> {
     pieces
 }
 
-/// A text's white space at its beginning, its words, and its white space at its end.
+/// Splits a text into the white space at its beginning, its words, and the white space at its end.
 fn without_space(text: &str) -> impl Iterator<Item = (&str, bool)> {
     let start = text.len() - text.trim_start_matches(is_space).len();
     let end = text.trim_end_matches(is_space).len().max(start);
@@ -332,12 +334,12 @@ mod tests {
 
     const ENDS: &str = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<e>\n{% endfor %}\
                         {% if add_generation_prompt %}[assistant]{% endif %}";
-    /// As DeepSeek-R1-Distill: thoughts are dropped, and the prompt opens with one.
+    /// Like DeepSeek-R1-Distill's, it drops thoughts, and its prompt opens one.
     const FORGETFUL: &str = "{% for m in messages %}{% if m.role == 'assistant' %}\
                              A:{{ m.content.split('</think>')[-1] }}<e>{% else %}\
                              U:{{ m.content }}{% endif %}{% endfor %}\
                              {% if add_generation_prompt %}A:<think>\n{% endif %}";
-    /// As Qwen3: thoughts are wrapped anew, those of history dropped.
+    /// Like Qwen3's, it wraps thoughts anew and drops those of earlier turns.
     const WRAPPING: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A:\
                             {% set thoughts = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') \
                             if '</think>' in m.content else '' %}\
@@ -345,10 +347,10 @@ mod tests {
                             {{ m.content.split('</think>')[-1].lstrip('\n') }}<e>{% else %}\
                             U:{{ m.content }}{% endif %}{% endfor %}\
                             {% if add_generation_prompt %}A:{% endif %}";
-    /// As Llama 3's first template: it always opens the next turn.
+    /// Like Llama 3's first template, it always opens the next turn.
     const OPEN: &str = "{% for m in messages %}<h>{{ m.role }}</h>{{ m.content | trim }}<t>{% endfor %}\
                         <h>assistant</h>";
-    /// As Phi-3.5: another token ends a conversation.
+    /// Like Phi-3.5's, it ends a conversation with another token than a turn.
     const OTHER_END: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<t>\n{% endfor %}\
                              {% if add_generation_prompt %}<assistant>{% else %}<e>{% endif %}";
 
@@ -401,7 +403,7 @@ mod tests {
         assert_eq!(template(OTHER_END).turn_end(), Some("<t>"));
     }
 
-    /// As OLMo's (allenai/open-instruct#1800) and GLM's (huggingface/trl#5988).
+    /// The templates are those of OLMo (allenai/open-instruct#1800) and GLM (huggingface/trl#5988).
     #[test]
     fn a_turn_may_end_otherwise_than_the_last() {
         let dialogue = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")];

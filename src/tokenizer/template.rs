@@ -1,12 +1,12 @@
 //! A model's own chat template, rendered as transformers renders it.
 //!
-//! Contract: the text is byte for byte that of transformers, whose Jinja environment [`super::jinja`]
-//! imitates; `{% generation %}` tags become byte ranges of the text. A template that does not compile, or
-//! that refuses a conversation, is the user's error, in one line.
+//! The text equals that of transformers byte for byte; [`super::jinja`] imitates its Jinja environment. `{%
+//! generation %}` tags become byte ranges of the text. A template that does not compile, or that refuses a
+//! conversation, is the user's error, reported in one line.
 //!
-//! Left out: which of the text is learnt ([`super::targets`]), tools and documents. A prompt never depends
-//! on the day: templates that ask for the date get [`DATE`], or the one that the key
-//! `chat_template_date` of `tokenizer_config.json` gives.
+//! Which part of the text is learnt is found in [`super::targets`]. Tools and documents are not passed to
+//! templates. A prompt never depends on the day: templates that ask for the date get [`DATE`], or the date
+//! under the key `chat_template_date` of `tokenizer_config.json`.
 
 use super::dialect;
 use super::directory::Template;
@@ -21,35 +21,34 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Once};
 
-/// The day that Llama 3's templates fall back to.
+/// The date that Llama 3's templates use when none is given.
 pub(crate) const DATE: NaiveDate = NaiveDate::from_ymd_opt(2024, 7, 26).expect("a day of July");
 
 const NAME: &str = "chat_template";
 
-/// A model's chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
     spellings: Spellings,
-    /// What the template itself names, such as `</think>`.
+    /// The tags that the template itself names, such as `</think>`.
     markers: Vec<String>,
     has_spans: bool,
     place: String,
     is_unthought: Once,
 }
 
-/// How special tokens are spelled.
+/// The spellings of special tokens.
 #[derive(Default)]
 pub(crate) struct Spellings {
-    /// Those with names that templates know (`bos_token`, ...).
+    /// The names and spellings of those that templates know (`bos_token`, ...).
     pub(crate) named: Vec<(String, String)>,
-    /// Those that end a sequence.
+    /// The spellings of those that end a sequence.
     pub(crate) ends: Vec<String>,
-    /// All.
+    /// The spellings of all.
     pub(crate) special: Vec<String>,
 }
 
 impl ChatTemplate {
-    /// Compiles a template; `date` is what it takes for today.
+    /// Compiles a template; `date` is its date of today.
     pub(crate) fn new(
         Template { source, place }: Template,
         spellings: Spellings,
@@ -64,42 +63,43 @@ impl ChatTemplate {
         Ok(Self { environment, spellings, markers, has_spans, place, is_unthought: Once::new() })
     }
 
-    /// The conversation as text, with the opening of an assistant turn at its end if wanted.
+    /// Returns the conversation as text. With `add_generation_prompt` it ends with the opening of an
+    /// assistant's turn.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         Ok(self.render_spans(messages, add_generation_prompt)?.0)
     }
 
-    /// Whether the template says itself what its assistant says.
+    /// Returns whether the template has generation tags.
     pub(crate) fn has_spans(&self) -> bool {
         self.has_spans
     }
 
-    /// Spellings of the tokens that end a sequence.
+    /// Returns the spellings of the tokens that end a sequence.
     pub(crate) fn ends(&self) -> &[String] {
         &self.spellings.ends
     }
 
-    /// Takes a token for one that ends a sequence, too.
+    /// Adds a token to those that end a sequence.
     pub(crate) fn add_end(&mut self, token: String) {
         self.spellings.ends.push(token);
     }
 
-    /// Spellings of all special tokens.
+    /// Returns the spellings of all special tokens.
     pub(crate) fn special(&self) -> &[String] {
         &self.spellings.special
     }
 
-    /// What the template itself names, such as `</think>`.
+    /// Returns the tags that the template itself names, such as `</think>`.
     pub(crate) fn markers(&self) -> &[String] {
         &self.markers
     }
 
-    /// Where the template lies, for errors.
+    /// Returns where the template is from, for errors.
     pub(crate) fn place(&self) -> &str {
         &self.place
     }
 
-    /// Says, once, that targets without thoughts do not begin where prompts end.
+    /// Warns, once, that the targets of turns without thoughts do not begin where their prompts end.
     pub(crate) fn warn_of_unthought(&self) {
         self.is_unthought.call_once(|| {
             tracing::warn!(
@@ -110,7 +110,7 @@ impl ChatTemplate {
         });
     }
 
-    /// The conversation as text, and the byte ranges between its generation tags.
+    /// Returns the conversation as text, and the byte ranges between its generation tags.
     pub(crate) fn render_spans(
         &self,
         messages: &[Message],
@@ -122,7 +122,7 @@ impl ChatTemplate {
         Ok(split_sentinels(&text, &open, &close))
     }
 
-    /// Which keys of the turns, beside their own, the template does not look at.
+    /// Returns the keys of the turns, beside role and content, that the template does not read.
     pub(crate) fn unread_keys(&self, messages: &[Message]) -> Result<BTreeSet<String>> {
         let watched: Vec<Arc<Watched>> = messages.iter().map(Watched::new).collect();
         let turns = watched.iter().map(|turn| Value::from_dyn_object(turn.clone())).collect();
@@ -156,12 +156,12 @@ impl ChatTemplate {
     }
 }
 
-/// What is wrong with a template, in one line.
+/// Says in one line what is wrong with a template.
 pub(crate) fn one_line(error: &Error) -> String {
     error.to_string().replace('\n', " ")
 }
 
-/// The tags that a template's source spells out: `<think>`, `[/THINK]`, `◁think▷`.
+/// Returns the tags in a template's source: `<think>`, `[/THINK]`, `◁think▷`.
 fn markers(source: &str) -> Vec<String> {
     let mut markers = Vec::new();
     for (open, close) in [('<', '>'), ('[', ']'), ('◁', '▷')] {
@@ -181,13 +181,13 @@ fn markers(source: &str) -> Vec<String> {
     markers
 }
 
-/// Two private-use strings that no message contains.
+/// Returns two strings of private-use characters that no message contains.
 fn sentinels(messages: &[Message]) -> (String, String) {
     let core = absent(messages);
     (format!("\u{e001}{core}\u{e001}"), format!("\u{e002}{core}\u{e002}"))
 }
 
-/// A private-use string that no message contains.
+/// Returns a string of private-use characters that no message contains.
 pub(crate) fn absent(messages: &[Message]) -> String {
     let mut core = String::from("\u{e000}");
     let holds = |m: &Message, core: &String| {
@@ -200,7 +200,7 @@ pub(crate) fn absent(messages: &[Message]) -> String {
     core
 }
 
-/// The text without sentinels and the ranges they enclosed.
+/// Returns the text without sentinels, and the ranges that they enclosed.
 fn split_sentinels(marked: &str, open: &str, close: &str) -> (String, Vec<Range<usize>>) {
     let mut text = String::with_capacity(marked.len());
     let mut spans = Vec::new();
@@ -218,7 +218,7 @@ fn split_sentinels(marked: &str, open: &str, close: &str) -> (String, Vec<Range<
 
 #[cfg(test)]
 impl ChatTemplate {
-    /// A template that lies nowhere.
+    /// Compiles a template that comes from no file.
     pub(crate) fn test(source: &str, spellings: Spellings) -> Result<Self> {
         let template = Template { source: source.to_owned(), place: "t.jinja".to_owned() };
         Self::new(template, spellings, DATE)

@@ -3,7 +3,7 @@
 use crate::checkpoint::LanguageModel;
 use crate::model::{Decoder, ModelConfig};
 use crate::optim::{AdamWConfig, Schedule};
-use crate::tokenizer::bpe;
+use crate::tokenizer::test_support::small_tokenizer;
 use crate::trainer::{Execution, Trainer};
 use safetensors::SafeTensors;
 use serde::de::DeserializeOwned;
@@ -67,7 +67,7 @@ impl Weights {
         let model = LanguageModel {
             decoder: self.decoder.clone(),
             params: self.of("initial"),
-            tokenizer: bpe::tests::small(dir.path()),
+            tokenizer: small_tokenizer(dir.path()),
         };
         Trainer::new(model, optim, schedule, total_steps, execution).unwrap()
     }

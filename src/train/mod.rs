@@ -1,4 +1,4 @@
-//! The loops, and the session that they share.
+//! The training loops, and the session that they share.
 
 pub mod dpo;
 #[cfg(test)]

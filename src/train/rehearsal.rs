@@ -1,7 +1,7 @@
-//! How long will it take? A few seconds of the real work, scaled to all of it.
+//! Estimates how long a run takes: it does the real work for a few seconds and scales the time.
 //!
-//! Measures training and generation with the real model and data, and takes responses to be as
-//! long as the training samples'. Nothing it computes is kept.
+//! It measures training and generation with the real model and data, and assumes that responses are as long
+//! as those of the training samples. Nothing that it computes is kept.
 
 use super::{rl, sft};
 use crate::data::loader::Cursor;
@@ -12,12 +12,13 @@ use crate::trainer::{Execution, MicroBatch, Trainer};
 use anyhow::Result;
 use std::time::Instant;
 
-/// Judging a program of 7 short cases, measured on two cores.
+/// The time to judge a program on 7 short cases, measured on two cores.
 const JUDGING_SECS: f64 = 0.0025;
-/// A response whose group is all right or all wrong teaches nothing and is not computed.
+/// The assumed share of responses that are learnt from. A group that is all right or all wrong teaches
+/// nothing and is not computed.
 const SHARE_LEARNT: f64 = 0.8;
 
-/// Seconds that SFT, GRPO and `num_scored` scored rollouts will take together.
+/// Returns the seconds that SFT, GRPO and `num_scored` scored rollouts will take together.
 pub fn estimate(sft: &sft::Config, grpo: &rl::Config, num_scored: usize) -> Result<f64> {
     let model = sft.model.open(sft.seed)?;
     let dataset = sft.data.open(&model.tokenizer)?;
@@ -54,7 +55,7 @@ pub fn estimate(sft: &sft::Config, grpo: &rl::Config, num_scored: usize) -> Resu
         + rollouts * SHARE_LEARNT * sequence_tokens / training_rate)
 }
 
-/// Tokens a second over a short burst of 64 sequences.
+/// Returns the tokens a second over a short burst of 64 sequences.
 fn generation_rate(trainer: &Trainer, prompts: Vec<Vec<u32>>) -> Result<f64> {
     let max_new_tokens = 48;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);

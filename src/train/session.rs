@@ -1,10 +1,10 @@
-//! A run from its first step, or from its last checkpoint, to its end: everything that a loop needs around
-//! its steps.
+//! A session holds everything that a loop needs around its steps, from the first step or the last
+//! checkpoint to the end.
 //!
-//! A loop finds its [`Start`], makes a trainer of it, opens a [`Session`], and then for each step calls
-//! [`Session::log`] and [`Session::end_step`]. Contract: the metrics of a resumed run have neither gaps nor
-//! repeats; a run that stops, for whatever reason, says which step is saved and how it goes on; what
-//! `--overwrite` replaces goes only once the new run has a step. Left out: what a step does.
+//! A loop finds its [`Start`], makes a trainer of it, opens a [`Session`], and then calls [`Session::log`]
+//! and [`Session::end_step`] for each step. The metrics of a resumed run have neither gaps nor repeats. A
+//! run that stops, for whatever reason, says which step is saved and how to continue. What `--overwrite`
+//! replaces is deleted only when the new run has ended a step.
 
 use crate::base::error::Interrupted;
 use crate::base::{interrupt, progress::Progress};
@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::PathBuf;
 
-/// What a run goes on from: its last checkpoint, or else the model that its configuration names.
+/// What a run starts from: its last checkpoint, or else the model that its configuration names.
 pub(crate) struct Start {
     pub(crate) model: LanguageModel,
     last: Option<Last>,
@@ -30,7 +30,7 @@ struct Last {
 }
 
 impl Start {
-    /// Opens the model of the run's last checkpoint, or else of `source`.
+    /// Opens the model of the run's last checkpoint, or else that of `source`.
     pub(crate) fn find(run: &RunDir, source: &ModelSource, seed: u64) -> Result<Self> {
         let mut checkpoints = run.checkpoints().list()?;
         if let Some((_, dir)) = checkpoints.pop() {
@@ -44,8 +44,7 @@ impl Start {
         Ok(Self { model: source.open(seed)?, last: None })
     }
 
-    /// Makes the trainer, and returns with it what the loop saved of its own in the checkpoint, if there
-    /// is one.
+    /// Makes the trainer. Returns with it what the loop saved in the checkpoint, if there is one.
     pub(crate) fn trainer<S: DeserializeOwned>(
         self,
         optim: AdamWConfig,
@@ -60,19 +59,19 @@ impl Start {
     }
 }
 
-/// What a session has to know of its run.
+/// What a session needs to know of its run.
 pub(crate) struct Terms<'a> {
-    /// Names the run in its progress.
+    /// The name of the run in its progress.
     pub(crate) label: &'a str,
     pub(crate) total_steps: u64,
     pub(crate) checkpoint: &'a CheckpointConfig,
-    /// Updates in a row without a finite loss and gradient after which the run is given up.
+    /// The run ends after this many updates in a row without a finite loss and gradient.
     pub(crate) max_skipped: u64,
-    /// The setting that says so.
+    /// The setting that gives that number.
     pub(crate) max_skipped_key: &'static str,
 }
 
-/// A run that is going on.
+/// A run in progress.
 pub(crate) struct Session<'a> {
     pub(crate) trainer: Trainer,
     pub(crate) metrics: Metrics,
@@ -83,7 +82,7 @@ pub(crate) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Opens the metrics and forgets what they hold of steps after the trainer's.
+    /// Opens the metrics, and drops their rows of steps after the trainer's.
     pub(crate) fn open(run: &'a RunDir, trainer: Trainer, terms: Terms<'a>) -> Result<Self> {
         let mut metrics = Metrics::open(run.path())?;
         metrics.truncate_after(trainer.step)?;
@@ -93,18 +92,17 @@ impl<'a> Session<'a> {
         Ok(Self { trainer, metrics, terms, run, progress, baseline: None })
     }
 
-    /// Whether a step is left to make.
     pub(crate) fn has_next_step(&self) -> bool {
         self.trainer.step < self.terms.total_steps
     }
 
-    /// Keeps what was measured before the first step. It is logged with that step: before it there is no
-    /// run to speak of.
+    /// Keeps what was measured before the first step. It is logged with that step, since a run counts as
+    /// begun only then.
     pub(crate) fn keep_baseline(&mut self, row: Row) {
         self.baseline = Some(row);
     }
 
-    /// Logs the step that the trainer has made; `message` goes with the progress.
+    /// Logs the step that the trainer has made. The progress shows `message`.
     pub(crate) fn log(&mut self, row: Row, message: String) -> Result<()> {
         if let Some(baseline) = self.baseline.take() {
             self.metrics.log(0, baseline)?;
@@ -116,9 +114,9 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Ends the step: saves it with the loop's `state` where that is due, and ends the run where the user
-    /// asked for it or nothing more is to be hoped for. `trouble` says what was wrong with the step, if
-    /// its update was skipped.
+    /// Ends the step. It saves the step with the loop's `state` where a checkpoint is due. It ends the run
+    /// with an error if the user asked for it, or if too many updates in a row were skipped. `trouble` says
+    /// what was wrong with the step, if its update was skipped.
     pub(crate) fn end_step<S: Serialize>(
         &mut self,
         state: &S,
@@ -129,7 +127,7 @@ impl<'a> Session<'a> {
         let skipped = self.trainer.skipped_in_a_row();
         let has_learnt_nothing = is_last && skipped > 0 && !self.trainer.has_learnt();
         let is_hopeless = skipped >= self.terms.max_skipped || has_learnt_nothing;
-        // Asked once: who is told that the step is saved finds it saved.
+        // It is asked once: if the user is told that the step is saved, then it was saved.
         let is_interrupted = interrupt::requested();
         if is_last || is_hopeless || is_interrupted || self.terms.checkpoint.is_due(step) {
             self.save(state)?;
@@ -152,7 +150,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// The error that ends the run for `error`, after saving the weights that would otherwise be lost.
+    /// Returns the error that ends the run because of `error`, after saving weights that would otherwise be
+    /// lost.
     pub(crate) fn break_off<S: Serialize>(
         &mut self,
         state: &S,
@@ -169,13 +168,13 @@ impl<'a> Session<'a> {
         if error.is::<Interrupted>() { stopped(step) } else { error }
     }
 
-    /// Ends the run; returns the directory of its model.
+    /// Ends the run and returns the directory of its model.
     pub(crate) fn finish(self) -> PathBuf {
         self.progress.finish();
         self.run.checkpoints().step_dir(self.terms.total_steps)
     }
 
-    /// Writes the checkpoint of the trainer's step and removes those that are not kept.
+    /// Writes the checkpoint of the trainer's step, and deletes those that are not kept.
     fn save<S: Serialize>(&mut self, state: &S) -> Result<()> {
         self.metrics.sync()?;
         let checkpoints = self.run.checkpoints();
@@ -186,7 +185,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Why the run was given up; its last step is saved.
+    /// Returns the error of a run that was given up; its last step is saved.
     fn diverged(&self, trouble: &str) -> anyhow::Error {
         let Terms { max_skipped, max_skipped_key: key, .. } = self.terms;
         anyhow::Error::new(Ending(format!(
@@ -199,13 +198,13 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The end of a run that the user stopped, which says how it goes on.
+/// Returns the error of a run that the user stopped; it says how to continue.
 fn stopped(step: u64) -> anyhow::Error {
     anyhow::Error::new(Interrupted).context(Ending::saved_at(step))
 }
 
 impl Last {
-    /// What to do where a run cannot go on from it.
+    /// Returns what to do if a run cannot continue from it.
     fn unusable(&self) -> Ending {
         let dir = self.dir.display();
         Ending(match self.is_only {

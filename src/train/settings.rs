@@ -1,6 +1,8 @@
-//! `[train]` of `sft.toml`: how long, in what portions, and how it is computed.
+//! The table `[train]` of `sft.toml`: how long a run is, how large its batches are, and where it is
+//! computed.
 //!
-//! Left out: the optimizer (`[optim]`), the learning rate (`[schedule]`) and the data (`[data]`).
+//! The optimizer (`[optim]`), the learning rate (`[schedule]`) and the data (`[data]`) have tables of their
+//! own.
 
 use crate::base::error::usage;
 use crate::base::limits::{refuse_product, refuse_sizes};
@@ -13,46 +15,47 @@ use crate::trainer::{Execution, LossScaling};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// How many updates, and in what portions. The global batch is `ranks` x `gradient_accumulation` x
-/// `micro_batch_size` rows of `seq_len` tokens.
+/// The number of updates, and the size of their batches. The global batch is `ranks` x
+/// `gradient_accumulation` x `micro_batch_size` rows of `seq_len` tokens.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Updates of the run.
+    /// The number of updates.
     pub total_steps: u64,
-    /// Most tokens in one packed row of samples.
+    /// A packed row of samples has at most this many tokens.
     pub seq_len: usize,
-    /// Rows that go through the model together; the paper's is 1.
+    /// The number of rows that go through the model together; the paper's is 1.
     #[serde(default = "one")]
     pub micro_batch_size: usize,
-    /// Micro-batches of each rank in one update, as InternEvo counts them: 16 over 8 ranks are 128
-    /// rows. For 16 rows in all, the other reading of the paper, divide by the ranks.
+    /// The number of micro-batches of each rank in one update, as InternEvo counts them: 16 on 8 ranks are
+    /// 128 rows. The paper can also be read as 16 rows in all; for that, divide by the ranks.
     #[serde(default = "one")]
     pub gradient_accumulation: usize,
-    /// Ranks that share the work, those of all nodes together; the paper's is 8. A CPU runs them as threads;
-    /// GPUs are one each.
+    /// The number of ranks that share the work, on all nodes together; the paper's is 8. On a CPU a rank is
+    /// a thread, on GPUs each rank is a GPU.
     #[serde(default = "one")]
     pub ranks: usize,
-    /// Threads of this machine, or GPUs.
+    /// Where the ranks compute: on threads of this machine, or on GPUs.
     #[serde(default)]
     pub device: DeviceKind,
-    /// Numbers of weights and activations in the forward and backward; where not given, f32 on a CPU
-    /// and bf16 on GPUs.
+    /// The number format of weights and activations in the forward and backward. By default it is f32 on a
+    /// CPU and bf16 on GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// The numbers in which a GPU holds moments and sums of gradients.
+    /// The number formats in which a GPU holds moments and sums of gradients.
     #[serde(default)]
     pub gpu: GpuConfig,
-    /// The loss scale, with fp16: of the mean loss over the tokens of a rank's update, as InternEvo has it.
+    /// The loss scale, with fp16. It multiplies the mean loss over the tokens of a rank's update, as in
+    /// InternEvo.
     #[serde(default)]
     pub loss_scale: LossScaleConfig,
-    /// What the backward computes again instead of keeping it.
+    /// What the backward computes again, instead of keeping it from the forward.
     #[serde(default)]
     pub recompute: Recompute,
-    /// Share of the target that lies evenly on the whole vocabulary; the paper's is 0.
+    /// The share of the target that is spread evenly over the vocabulary; the paper's is 0.
     #[serde(default)]
     pub label_smoothing: f64,
-    /// Steps in a row without a finite loss and gradient after which the run stops.
+    /// The run ends after this many steps in a row without a finite loss and gradient.
     #[serde(default = "five")]
     pub max_nonfinite_steps: u64,
     /// The TFLOP/s that one rank's device reaches at most; MFU is a share of it. If it is not given, it is
@@ -70,7 +73,7 @@ fn five() -> u64 {
 }
 
 impl TrainConfig {
-    /// Refuses numbers with which nothing would be learnt; `table` is where they stand.
+    /// Refuses numbers with which nothing would be learnt; `table` is the table's name in errors.
     pub fn check(&self, table: &str) -> Result<()> {
         refuse_sizes(
             table,
@@ -110,7 +113,8 @@ impl TrainConfig {
         self.loss_scale.check(&format!("{table}.loss_scale"))
     }
 
-    /// The same rows a step however ranks and micro-batches share them: what a resumed run may not change.
+    /// Returns what a resumed run may not change: the rows of a step, however ranks and micro-batches
+    /// divide them.
     pub(crate) fn unchangeable(self) -> Self {
         Self {
             gradient_accumulation: self.rows_per_step(),
@@ -126,7 +130,7 @@ impl TrainConfig {
         }
     }
 
-    /// Numbers of weights and activations.
+    /// Returns the number format of weights and activations.
     pub fn precision(&self) -> Precision {
         self.device.precision(self.precision)
     }
@@ -139,7 +143,7 @@ impl TrainConfig {
         })
     }
 
-    /// How the work is laid out.
+    /// Returns how the work is divided.
     pub fn execution(&self) -> Execution {
         let tokens = self.seq_len * self.micro_batch_size;
         let largest = BatchSize { tokens, longest: self.seq_len, targets: tokens };
@@ -151,12 +155,12 @@ impl TrainConfig {
         }
     }
 
-    /// Rows of all ranks in one update.
+    /// Returns the rows of all ranks in one update.
     pub fn rows_per_step(&self) -> usize {
         self.ranks * self.gradient_accumulation * self.micro_batch_size
     }
 
-    /// The loss scale that the precision needs.
+    /// Returns the loss scale, if the precision needs one.
     fn loss_scale(&self) -> Option<LossScaling> {
         let tokens = self.seq_len * self.micro_batch_size * self.gradient_accumulation;
         let scaling = LossScaling { config: self.loss_scale, divisor: tokens };

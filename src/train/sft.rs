@@ -1,9 +1,9 @@
-//! Supervised fine-tuning: the loop and its config.
+//! Supervised fine-tuning: the loop and its configuration.
 //!
-//! Loss is the mean negative log-likelihood over the assistant tokens of the step's global batch
-//! (paper section 3, step 7; Table 6). One loader draws the rows of all ranks in order, so that what
-//! a step learns does not depend on their number. A step whose loss or gradient is not finite is
-//! skipped; several in a row end the run.
+//! The loss is the mean negative log-likelihood over the assistant tokens of a step's global batch (paper
+//! section 3, step 7; Table 6). One loader draws the rows of all ranks in order, so what a step learns does
+//! not depend on the number of ranks. A step whose loss or gradient is not finite is skipped; several in a
+//! row end the run.
 
 use super::session::{Session, Start, Terms};
 use super::settings::TrainConfig;
@@ -29,10 +29,10 @@ use std::time::Instant;
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Seed of the initial weights and of the order of samples.
+    /// The seed of the initial weights and of the order of samples.
     #[serde(default)]
     pub seed: u64,
-    /// The model that training starts from.
+    /// The model from which training starts.
     pub model: ModelSource,
     /// The conversations to learn from.
     pub data: DataConfig,
@@ -42,18 +42,18 @@ pub struct Config {
     /// The learning rate over the run.
     #[serde(default)]
     pub schedule: Schedule,
-    /// How many updates, and in what portions.
+    /// The number of updates, and the size of their batches.
     pub train: TrainConfig,
     /// Which checkpoints are written and kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// The memory that a run on GPUs is planned for.
+    /// The memory for which a run on GPUs is planned.
     #[serde(default)]
     pub plan: PlanConfig,
 }
 
 impl Config {
-    /// Refuses sizes with which nothing would be learnt.
+    /// Refuses settings with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
         self.optim.check("optim")?;
         self.schedule.check("schedule")?;
@@ -85,8 +85,8 @@ impl RunConfig for Config {
     }
 }
 
-/// Trains by `config` in `run`, from its last checkpoint if there is one, and returns the model's
-/// directory.
+/// Trains as `config` says in the directory `run`, from its last checkpoint if there is one. Returns the
+/// model's directory.
 pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     config.check()?;
     let Config { seed, optim, schedule, ref train, ref checkpoint, .. } = *config;
@@ -115,19 +115,19 @@ pub fn train(config: &Config, run: &RunDir, label: &str) -> Result<PathBuf> {
     Ok(session.finish())
 }
 
-/// What one step saw and did.
+/// The results of one step.
 struct StepResult {
-    /// Mean negative log-likelihood of the targets.
+    /// The mean negative log-likelihood of the targets, in nats.
     nll: f64,
-    /// What was minimised: the same with smoothed labels.
+    /// The loss that was minimised: `nll` with smoothed labels.
     loss: f64,
     num_tokens: usize,
     num_targets: usize,
-    /// Tokens of each named source.
+    /// The number of tokens of each named source.
     by_source: BTreeMap<String, usize>,
-    /// The share of the rows that was filled.
+    /// The share of the rows that was filled, from 0 to 1.
     packing: f64,
-    /// The samples, by their places in the data.
+    /// The samples, as indices into the data.
     samples: Vec<usize>,
     model_flops: f64,
     data_secs: f64,
@@ -136,7 +136,7 @@ struct StepResult {
     update: Update,
 }
 
-/// One update over the rows of all ranks.
+/// Makes one update from the rows of all ranks.
 fn step(
     trainer: &mut Trainer,
     loader: &mut Loader,
@@ -212,7 +212,7 @@ impl StepResult {
         metrics
     }
 
-    /// What was wrong with the step, if it was skipped.
+    /// Returns what was wrong with the step, if it was skipped.
     fn trouble(&self) -> Option<String> {
         let found = self.update.skipped.as_ref()?;
         let what = match found.tensors.as_slice() {
@@ -238,7 +238,8 @@ mod tests {
     use crate::data::loader::Cursor;
     use crate::data::mixture::MixBy;
     use crate::model::{Decoder, ModelConfig, layout};
-    use crate::tokenizer::{Tokenized, bpe};
+    use crate::tokenizer::Tokenized;
+    use crate::tokenizer::test_support::small_tokenizer;
     use crate::trainer::Execution;
     use proptest::prelude::*;
 
@@ -250,7 +251,7 @@ mod tests {
         LanguageModel {
             params: layout::init(&config, 1),
             decoder: Decoder::new(config),
-            tokenizer: bpe::tests::small(dir.path()),
+            tokenizer: small_tokenizer(dir.path()),
         }
     }
 
@@ -261,7 +262,7 @@ mod tests {
         }
     }
 
-    /// One step over three samples, and the weights after it.
+    /// Makes one step over three samples, and returns it with the weights after it.
     fn one_step(config: &TrainConfig) -> (StepResult, Vec<f32>) {
         let samples = vec![sample(16), sample(30), sample(17)];
         let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
@@ -339,7 +340,7 @@ mod tests {
         }
     }
 
-    /// The loss and the weights after one update over the batches.
+    /// Makes one update over the batches, and returns the loss and the weights after it.
     fn learn_batches(batches: &[Batch]) -> (f64, Vec<f32>) {
         let optim: AdamWConfig = toml::from_str("lr = 1e-3").unwrap();
         let schedule = Schedule::default();

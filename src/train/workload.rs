@@ -1,4 +1,4 @@
-//! What each loop's settings ask of the machine, for its plan.
+//! What each loop's settings ask of the machine, for the plan of a run.
 
 use super::{dpo, rl, sft};
 use crate::checkpoint::{LanguageModel, ModelSource, Origin};
@@ -8,7 +8,7 @@ use crate::plan::{Device, Sampling, Workload};
 use anyhow::Result;
 
 impl sft::Config {
-    /// What the run asks of the machine; settings with which it could not be made are refused.
+    /// Returns what the run asks of the machine. Refuses settings with which the run could not be made.
     pub fn workload(&self) -> Result<Workload> {
         self.check()?;
         let train = &self.train;
@@ -52,7 +52,7 @@ impl dpo::Config {
 }
 
 impl rl::Config {
-    /// What the run asks of the machine; settings with which it could not be made are refused.
+    /// Returns what the run asks of the machine. Refuses settings with which the run could not be made.
     pub fn workload(&self) -> Result<Workload> {
         self.check()?;
         let (train, rollout, longest) = (&self.train, &self.rollout, self.longest());
@@ -95,7 +95,7 @@ mod tests {
     use crate::model::BLOCK_TOKENS;
     use crate::plan::Plan;
 
-    /// The paper's run of a model whose `config.json` lies in `dir`.
+    /// Returns the paper's configuration for a model whose `config.json` is in `dir`.
     fn config(dir: &std::path::Path, sets: &[&str]) -> rl::Config {
         let shape = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
             "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -119,9 +119,9 @@ mod tests {
         let held: usize = plan.buffers.iter().map(|b| b.bytes).sum();
         let [sampling, updating] = [0, 1].map(|i| plan.phases[i].bytes());
         assert_eq!(plan.total_bytes(), held + sampling.max(updating));
-        // 2 x 32 layers x 8 heads x 128 x 2 bytes a token, and a block of 32 beside them.
+        // A token has 2 x 32 layers x 8 heads x 128 x 2 bytes, and there is one more block of 32 tokens.
         assert_eq!(plan.phases[0].buffers[0].bytes, 131_072 * (196_608 + 32));
-        // Parameters of 8.03e9 x 2 bytes, an eighth of 16 bytes, and 2 GiB for libraries.
+        // It is 2 bytes for each of 8.03e9 parameters, an eighth of 16 bytes each, and 2 GiB for libraries.
         assert!((held as f64 - (16.06e9 + 16.06e9 + 2.147e9)).abs() < 0.05e9, "{held}");
         assert!(plan.lines().iter().any(|(label, _)| label.contains("in all, while ")));
     }

@@ -1,8 +1,9 @@
-//! Where a run computes: `train.device`, and `[train.gpu]`, what a GPU holds in which numbers.
+//! Where a run computes: `train.device`, and `[train.gpu]`, the number formats in which a GPU holds its
+//! state.
 //!
-//! Shared by fine-tuning and reinforcement. Both are a matter of layout: a run that stopped on one device
-//! goes on on another, from the same files. Left out: which GPUs (the first that `CUDA_VISIBLE_DEVICES`
-//! shows, as many as this node has of `train.ranks`).
+//! Fine-tuning and reinforcement share these settings. They decide only how the work is done: a run that
+//! stopped on one device can continue on another, from the same files. The GPUs are the first that
+//! `CUDA_VISIBLE_DEVICES` shows, as many as this node has of `train.ranks`.
 
 use crate::base::error::usage;
 use crate::engine::device;
@@ -25,21 +26,21 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
-    /// The cores of this machine, in f32; ranks are threads.
+    /// The cores of this machine, in f32; each rank is a thread.
     #[default]
     Cpu,
     /// A GPU for each rank, in bf16 or fp16 with f32 master weights.
     Cuda,
 }
 
-/// What a GPU holds in which numbers; a CPU has everything in f32.
+/// The number formats in which a GPU holds its state; a CPU holds everything in f32.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(deny_unknown_fields, default)]
 pub struct GpuConfig {
     pub moments: Moments,
-    /// The sums of gradients over the micro-batches of an update.
+    /// Which sums of gradients a GPU holds over the micro-batches of an update.
     pub gradient_sums: GradientSums,
 }
 
@@ -51,37 +52,37 @@ pub struct GpuConfig {
 pub enum Moments {
     #[default]
     F32,
-    /// bfloat16 with stochastic rounding: half the memory.
+    /// bfloat16 with stochastic rounding, which takes half the memory.
     Bf16,
 }
 
-/// The gradients that a GPU sums up over an update, in f32.
+/// Which gradients a GPU sums up over an update, in f32.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum GradientSums {
-    /// Gradients of its shard: every micro-batch's gradients are summed over the ranks, in 16 bits, while its
-    /// backward goes on.
+    /// The gradients of its shard. Those of each micro-batch are summed over the ranks, in 16 bits, while
+    /// its backward runs.
     #[default]
     Sharded,
-    /// All gradients, summed over the ranks once an update, in f32: four bytes a parameter more, and less
-    /// traffic.
+    /// All gradients. They are summed over the ranks once an update, in f32. This takes four bytes more for
+    /// each parameter, and less traffic.
     Full,
 }
 
-/// What the GPUs of a run are started with.
+/// What the GPUs of a run need when they start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gpus {
     pub config: GpuConfig,
     /// The number format of weights and activations: bf16 or fp16.
     pub precision: Precision,
-    /// The largest micro-batch that will come: memory is laid out for it.
+    /// The largest micro-batch that will come; memory is laid out for it.
     pub largest: BatchSize,
 }
 
 impl DeviceKind {
-    /// Refuses a device of which this program or this machine does not have `count`.
+    /// Refuses a device if this build or this machine does not have `count` of it.
     pub fn check(self, count: usize) -> Result<()> {
         match self {
             Self::Cpu => Ok(()),
@@ -89,7 +90,8 @@ impl DeviceKind {
         }
     }
 
-    /// Numbers of weights and activations on this device: those that were `asked` for, or its own.
+    /// Returns the number format of weights and activations on this device: the one that was `asked` for,
+    /// or the device's own.
     pub fn precision(self, asked: Option<Precision>) -> Precision {
         asked.unwrap_or(match self {
             Self::Cpu => Precision::F32,
@@ -97,7 +99,7 @@ impl DeviceKind {
         })
     }
 
-    /// Refuses numbers that the device does not compute with; `key` is what asked for them.
+    /// Refuses a number format in which the device does not compute; `key` names the setting in errors.
     pub fn check_precision(self, asked: Option<Precision>, key: &str) -> Result<()> {
         match (self, self.precision(asked)) {
             (Self::Cpu, Precision::F32) | (Self::Cuda, Precision::Bf16 | Precision::Fp16) => Ok(()),
@@ -121,7 +123,7 @@ impl DeviceKind {
         }
     }
 
-    /// Refuses a micro-batch of so many `tokens`, which the settings `keys` make.
+    /// Refuses a micro-batch of so many `tokens`; `keys` names the settings that make it.
     pub(crate) fn check_tokens(self, tokens: usize, keys: &str) -> Result<()> {
         if self == Self::Cpu || tokens <= MOST_ROWS {
             return Ok(());
@@ -131,7 +133,7 @@ impl DeviceKind {
         )))
     }
 
-    /// The GPUs of a run whose largest micro-batch is `largest`; none where the CPU computes.
+    /// Returns the GPUs of a run whose largest micro-batch is `largest`; `None` if the CPU computes.
     pub(crate) fn gpus(
         self,
         config: GpuConfig,
@@ -145,8 +147,8 @@ impl DeviceKind {
     }
 }
 
-/// Refuses what this program and this machine do not have: a GPU for each of `here` ranks, and, where the
-/// run has more than one rank in `all`, the library by which they exchange.
+/// Refuses a build or a machine without a GPU for each of `here` ranks. If the run has more than one rank in
+/// `all`, refuses a machine without the library with which they exchange numbers.
 pub(crate) fn check_gpus(here: usize, all: usize) -> Result<()> {
     device::check(here)?;
     if all > 1 { device::check_collectives() } else { Ok(()) }

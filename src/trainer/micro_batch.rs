@@ -35,8 +35,9 @@ impl MicroBatch {
         Self { packed, targets: Vec::new() }
     }
 
-    /// Adds a prompt and responses to it, of at least one token each, all of which are targets in
-    /// order. Several responses share the prompt's rows; nothing is read of their last tokens.
+    /// Appends a prompt and responses to it. Each response has at least one token, and all of them are
+    /// targets, in order. Several responses share the prompt's rows. The last token of a response has no
+    /// row, since nothing is predicted from it.
     pub(crate) fn push(&mut self, prompt: &[u32], responses: &[&[u32]]) {
         let Packed { tokens, cu_seqlens, cu_families } = &mut self.packed;
         tokens.extend_from_slice(prompt);

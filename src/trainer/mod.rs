@@ -1,9 +1,9 @@
-//! One model being trained: weights, ranks with their gradients and moments, and the update that
-//! joins them.
+//! A trainer holds one model in training: its weights, the ranks with their gradients and moments, and the
+//! update that joins them.
 //!
-//! Contract: gradients accumulate as unnormalised sums and are divided once, by the number that the loop
-//! names (the token count of the global batch): packing, micro-batching and the number of ranks never
-//! change the loss. A step whose loss or gradient is not finite changes no weight.
+//! Gradients accumulate as unnormalised sums and are divided once, by the number that the loop names (for
+//! SFT, the tokens of the global batch). So packing, micro-batches and the number of ranks do not change
+//! the loss. A step whose loss or gradient is not finite changes no weight.
 
 pub mod device;
 mod execution;
@@ -31,7 +31,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::Path;
 
-/// Lends the GPUs of this node, other than node 0, to a run of `ranks` ranks on all nodes, to its end.
+/// Lends the GPUs of this node, which is not node 0, to a run of `ranks` ranks on all nodes, until that
+/// ends.
 pub fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
     #[cfg(feature = "cuda")]
     return workers::serve(nodes, nodes.share(ranks)?);
@@ -44,7 +45,7 @@ pub struct Trainer {
     /// The model. On a CPU its weights change at every update; on GPUs they are those of the last
     /// [`Trainer::fetch_params`].
     pub model: LanguageModel,
-    /// Steps that are done; the learning rate follows them.
+    /// The number of steps that are done; the learning rate follows it.
     pub step: u64,
     workers: Box<dyn Workers>,
     optim: AdamWConfig,
@@ -58,9 +59,10 @@ pub struct Trainer {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OptimizerState {
-    /// Updates that changed weights; a step has one or more.
+    /// The number of updates that changed weights; a step has one or more.
     updates: u64,
-    /// Updates in a row, up to the last, that changed no weight and that no smaller loss scale answered.
+    /// The number of updates in a row, up to the last, that changed no weight although the loss scale could
+    /// not fall.
     skipped_in_a_row: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
@@ -77,12 +79,12 @@ struct Saved<S> {
 /// The result of one update.
 #[derive(Debug, Clone)]
 pub struct Update {
-    /// Norm of the whole gradient before clipping.
+    /// The norm of the whole gradient before clipping.
     pub grad_norm: f64,
     pub lr: f64,
     /// The loss scale of fp16.
     pub loss_scale: Option<f64>,
-    /// The loss or gradient that is not finite, where no weight changed.
+    /// What was not finite, if the update changed no weight.
     pub skipped: Option<NonFinite>,
 }
 
@@ -91,12 +93,12 @@ pub struct Update {
 pub struct NonFinite {
     /// The loss of the step, finite or not.
     pub loss: f64,
-    /// Names of the tensors whose gradient is not finite.
+    /// The names of the tensors whose gradient is not finite.
     pub tensors: Vec<String>,
 }
 
 impl Trainer {
-    /// A fresh optimizer around `model`, for a run of `total_steps` updates.
+    /// Creates a trainer with a fresh optimizer, for a run of `total_steps` steps.
     pub fn new(
         model: LanguageModel,
         optim: AdamWConfig,
@@ -128,8 +130,8 @@ impl Trainer {
         })
     }
 
-    /// Continues where the checkpoint in `dir` stopped, whatever number and kind of ranks wrote it; the
-    /// model has been read from it. Returns what the loop saved of its own.
+    /// Continues where the checkpoint in `dir` stopped, whatever number and kind of ranks wrote it. The
+    /// model was read from it before. Returns what the loop saved.
     pub fn restore<S: DeserializeOwned>(&mut self, dir: &Path) -> Result<S> {
         let shards = self.workers.shards();
         let empty = |rank| [0, 1].map(|_| vec![0.0; shards.shard_len(rank)]);
@@ -140,7 +142,7 @@ impl Trainer {
         let saved: Saved<S> = load_step(dir, &self.model.params, whole)?;
         self.workers.set_moments(moments)?;
         self.step = saved.step;
-        // Another precision may have written it.
+        // The checkpoint may be of a run in another number format.
         let fresh = self.optimizer.loss_scale;
         let loss_scale = fresh.map(|fresh| saved.optimizer.loss_scale.unwrap_or(fresh));
         self.optimizer = OptimizerState { loss_scale, ..saved.optimizer };
@@ -165,39 +167,39 @@ impl Trainer {
         save_step(path, self.model.as_saved(), whole, &saved)
     }
 
-    /// Brings the model's weights on the host up to date.
+    /// Copies the trained weights to the model on the host.
     pub fn fetch_params(&mut self) -> Result<()> {
         self.workers.fetch_params(&mut self.model.params)
     }
 
-    /// The most bytes that were ever taken at once of the memory of a GPU, where there are any.
+    /// Returns the most bytes of a GPU's memory that were ever taken at once; `None` without GPUs.
     pub fn gpu_peak_bytes(&mut self) -> Result<Option<usize>> {
         self.workers.gpu_peak_bytes()
     }
 
-    /// Updates just before now that changed no weight and could not be answered by a smaller loss
-    /// scale.
+    /// Returns the number of updates in a row, up to the last, that changed no weight although the loss
+    /// scale could not fall.
     pub fn skipped_in_a_row(&self) -> u64 {
         self.optimizer.skipped_in_a_row
     }
 
-    /// Whether any update has changed a weight.
+    /// Returns whether any update has changed a weight.
     pub fn has_learnt(&self) -> bool {
         self.optimizer.updates > 0
     }
 
-    /// The model as it is being trained, to sample with between updates, where its ranks are.
+    /// Returns the model as it is trained, to sample with it between updates, on its own ranks.
     pub fn generator(&mut self) -> Generator<'_> {
         self.workers.generator(&self.model)
     }
 
-    /// Gives back the memory that accumulating gradients took; the next time takes it again.
+    /// Gives back the memory for accumulating gradients; it is taken again when it is needed.
     pub fn release_memory(&mut self) {
         self.workers.release_memory();
     }
 
     /// Adds the gradients of micro-batches, which the ranks divide among themselves. The objective gets the
-    /// targets of each in consecutive chunks.
+    /// targets of each micro-batch in consecutive chunks.
     pub fn accumulate(
         &mut self,
         batches: &[MicroBatch],
@@ -213,7 +215,7 @@ impl Trainer {
         }
     }
 
-    /// Natural log-probabilities of the targets of each row.
+    /// Returns the natural log-probabilities of the targets of each row.
     pub fn score(
         &mut self,
         parameters: Parameters,
@@ -223,13 +225,13 @@ impl Trainer {
         self.workers.score(&self.model, parameters, rows, temperature)
     }
 
-    /// Keeps the parameters of a reference model, in the layout of the model's.
+    /// Keeps the parameters of a reference model, which have the layout of the model's.
     pub fn keep_reference(&mut self, params: Vec<f32>) -> Result<()> {
         self.workers.keep_reference(params)
     }
 
-    /// Makes one update: divides the gradient by `denominator`, clips it, steps AdamW and forgets it.
-    /// Where the gradient or `loss` is not finite, no weight changes.
+    /// Makes one update: divides the gradient by `denominator`, clips it, takes an AdamW step, and clears
+    /// the gradient. If the gradient or `loss` is not finite, no weight changes.
     pub fn update(&mut self, denominator: f64, loss: f64) -> Result<Update> {
         let lr = self.optim.lr * self.schedule.factor(self.step, self.total_steps);
         let loss_scale = self.optimizer.loss_scale.map(|scale| scale.scale());
@@ -257,7 +259,7 @@ impl Trainer {
         Ok(Update { grad_norm, lr, loss_scale, skipped })
     }
 
-    /// What the summed loss is multiplied by, with fp16.
+    /// Returns the factor of the summed loss, with fp16.
     fn loss_factor(&self) -> Option<f64> {
         let (scaling, scale) = self.loss_scaling.zip(self.optimizer.loss_scale)?;
         Some(scale.scale() / scaling.divisor.next_power_of_two() as f64)
@@ -390,14 +392,14 @@ mod tests {
         assert_eq!(trainer.model.params, before);
     }
 
-    /// A trainer with a loss scale of 2 that any overflow halves, to no less than 1.
+    /// Returns a trainer with a loss scale of 2, which any overflow halves, down to 1.
     fn scaled() -> Trainer {
         let config = LossScaleConfig { initial: 2.0, hysteresis: 1, ..LossScaleConfig::default() };
         let loss_scale = Some(LossScaling { config, divisor: 300 });
         trainer(Execution { loss_scale, ..Execution::default() })
     }
 
-    /// Lets `resumed` go on where `stopped` is.
+    /// Makes `resumed` continue where `stopped` is.
     fn resume(mut resumed: Trainer, stopped: &mut Trainer) -> Trainer {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("step");

@@ -6,7 +6,8 @@ use crate::data::pack::Batch;
 use crate::model::{Decoder, ModelConfig, ScoreGradient, layout};
 use crate::objective::{BatchSums, Chunk, Objective};
 use crate::optim::Schedule;
-use crate::tokenizer::{Tokenized, bpe};
+use crate::tokenizer::Tokenized;
+use crate::tokenizer::test_support::small_tokenizer;
 
 const MICRO_BATCHES: usize = 12;
 
@@ -19,7 +20,7 @@ pub(crate) fn model() -> LanguageModel {
     LanguageModel {
         params: layout::init(&config, 1),
         decoder: Decoder::new(config),
-        tokenizer: bpe::tests::small(dir.path()),
+        tokenizer: small_tokenizer(dir.path()),
     }
 }
 
@@ -28,12 +29,12 @@ pub(crate) fn trainer(execution: Execution) -> Trainer {
     Trainer::new(model(), optim, Schedule::default(), 100, execution).unwrap()
 }
 
-/// A trainer on so many threads.
+/// Returns a trainer on `ranks` threads.
 pub(crate) fn on(ranks: usize) -> Trainer {
     trainer(Execution { ranks, ..Execution::default() })
 }
 
-/// The micro-batches of a step.
+/// Returns the micro-batches of a step.
 pub(crate) fn batches(step: usize) -> Vec<MicroBatch> {
     let batch = |i: usize| {
         let token = |at: usize| ((31 * at + 7 * i + 3 * step) % 400) as u32;
@@ -46,7 +47,7 @@ pub(crate) fn batches(step: usize) -> Vec<MicroBatch> {
     (0..MICRO_BATCHES).map(batch).collect()
 }
 
-/// The negative log-likelihood with its gradient, but not its loss, multiplied by a factor.
+/// The negative log-likelihood whose gradient, but not its loss, is multiplied by a factor.
 pub(crate) struct Pull {
     factor: f32,
     losses: BatchSums<f64>,
@@ -66,7 +67,7 @@ impl Objective for Pull {
     }
 }
 
-/// A step whose gradients are multiplied by `factor`.
+/// Makes a step whose gradients are multiplied by `factor`.
 pub(crate) fn step(trainer: &mut Trainer, number: usize, factor: f32) -> Update {
     let objective = Pull::by(factor);
     trainer.accumulate(&batches(number), 1.0, &objective).unwrap();

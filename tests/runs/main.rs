@@ -26,11 +26,11 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use support::{
-    PROGRAMS, Place, VOCAB, assert_nothing_is_half_made, done, everything_below, expect_mistake,
-    gpu_shape, inputs, interrupt, kill, lines, problem, shape, start, stderr, train,
+    PROGRAMS, Place, SFT_STEPS, VOCAB, assert_nothing_is_half_made, done, everything_below,
+    expect_mistake, gpu_shape, inputs, interrupt, kill, lines, problem, shape, start, stderr,
+    train,
 };
 
-const SFT_STEPS: u64 = 60;
 const GRPO_STEPS: u64 = 4;
 
 /// Inputs of all tests.
@@ -43,32 +43,7 @@ static SFT: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("sft", &sft_config(
 static GRPO: LazyLock<PathBuf> = LazyLock::new(|| undisturbed("grpo", &grpo_config()));
 
 fn sft_config() -> String {
-    let inputs = INPUTS.display();
-    format!(
-        "seed = 3
-[model]
-init = '{inputs}/model.json'
-tokenizer = '{inputs}/tokenizer'
-[data]
-files = ['{inputs}/samples.jsonl']
-max_length = 200
-[optim]
-lr = 1e-2
-betas = [0.9, 0.95]
-weight_decay = 0.01
-max_grad_norm = 1.0
-[schedule]
-kind = 'cosine'
-warmup = {{ steps = 4 }}
-[train]
-total_steps = {SFT_STEPS}
-seq_len = 200
-gradient_accumulation = 2
-[checkpoint]
-every = 8
-keep_last = 2
-"
-    )
+    support::sft_config(&INPUTS) + "[checkpoint]\nevery = 8\nkeep_last = 2\n"
 }
 
 fn grpo_config() -> String {

@@ -58,6 +58,35 @@ pub(crate) fn inputs(name: &str, shape: &Value) -> PathBuf {
     dir
 }
 
+pub(crate) const SFT_STEPS: u64 = 60;
+
+/// A configuration that fine-tunes the tiny model of `dir` on its samples, until it answers as they do.
+pub(crate) fn sft_config(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "seed = 3
+[model]
+init = '{dir}/model.json'
+tokenizer = '{dir}/tokenizer'
+[data]
+files = ['{dir}/samples.jsonl']
+max_length = 200
+[optim]
+lr = 1e-2
+betas = [0.9, 0.95]
+weight_decay = 0.01
+max_grad_norm = 1.0
+[schedule]
+kind = 'cosine'
+warmup = {{ steps = 4 }}
+[train]
+total_steps = {SFT_STEPS}
+seq_len = 200
+gradient_accumulation = 2
+"
+    )
+}
+
 /// Runs to the end and returns what is printed.
 pub(crate) fn done(command: &mut Command) -> String {
     let output = command.output().unwrap();

@@ -1,9 +1,9 @@
-//! `train data classify`: asks a model of every sample whether it is code, as the paper does to leave
-//! code out of Tülu 3, and stores the answers for `code_answers` of a source.
+//! `train data classify` asks a model about every sample whether it is code, and stores the answers for
+//! `code_answers` of a source. The paper leaves code out of Tülu 3 in this way.
 //!
-//! Contract: an answer is written as it comes, so a run that was stopped goes on where it was; a sample
-//! that has an answer is not asked about again. The model answers at temperature 0; an answer that
-//! begins with neither yes nor no, or a sample too long to ask about, counts as no code.
+//! An answer is written when it comes, so a run that was stopped continues where it was; a sample that has
+//! an answer is not asked about again. The model answers at temperature 0. An answer that begins with
+//! neither yes nor no counts as no code, and so does a sample that is too long to ask about.
 
 use crate::base::error::usage;
 use crate::base::fs::check_writable;
@@ -24,38 +24,37 @@ use crate::tokenizer::{Message, Tokenizer};
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Conversations with ids: a .jsonl or .parquet file, a directory of them, or the name of a data
-    /// set on the Hub
+    /// Read conversations with ids from here: a .jsonl or .parquet file, a directory of them, or the name
+    /// of a data set on the Hub
     #[arg(long, value_name = "PLACE")]
     data: String,
-    /// Where the answers go; those that are there already are kept (JSON Lines)
+    /// Write the answers to this file and keep those that are in it (JSON Lines)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// What the model is asked, a template over `messages` [default: data/prompts/is_code.txt]
+    /// Read the question from this file, a template over `messages` [default: data/prompts/is_code.txt]
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
-    /// Longest question, in tokens; never more than the model's positions leave room for an answer
+    /// Ask only questions of at most this many tokens, which the model's positions may limit further
     #[arg(long, value_name = "N", default_value_t = 2048)]
     max_prompt_tokens: usize,
-    /// Longest answer, in tokens
+    /// End an answer after this many tokens
     #[arg(long, value_name = "N", default_value_t = 4)]
     max_new_tokens: usize,
-    /// Questions answered at the same time
+    /// Answer this many questions at the same time
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_sequences: usize,
-    /// End an answer with this token, too (may be given several times)
+    /// End an answer with this token too (may be given several times)
     #[arg(long, value_name = "ID")]
     stop_id: Vec<u32>,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-/// Asks, stores the answers, prints how many there are of each kind.
+/// Asks, stores the answers, and prints how many there are of each kind.
 pub fn run(args: Args) -> Result<()> {
     args.device.check(1)?;
     interrupt::install()?;
@@ -66,7 +65,7 @@ pub fn run(args: Args) -> Result<()> {
     model.tokenizer.check_ids("--stop-id", &args.stop_id)?;
     warn_of_run_on(model.decoder.config(), &model.tokenizer, &args.stop_id);
     let config = engine_config(&args, model.decoder.config())?;
-    // A question leaves room for an answer.
+    // The question must leave room for an answer.
     let positions = model.decoder.config().max_position_embeddings;
     let max_tokens = args.max_prompt_tokens.min(positions - 1);
     let sampling = SamplingParams {
@@ -85,7 +84,7 @@ pub fn run(args: Args) -> Result<()> {
     print(asker.counts.text())
 }
 
-/// Asks about every sample of `files` that has no answer `before`.
+/// Asks about every sample of `files` that has no answer in `before`.
 fn ask_all(files: &[InputFile], before: &CodeAnswers, asker: &mut Asker<'_>) -> Result<()> {
     let total = files.iter().map(InputFile::count).sum::<Result<_>>()?;
     let progress = Progress::new("classify", total, "samples");
@@ -115,7 +114,7 @@ fn ask_all(files: &[InputFile], before: &CodeAnswers, asker: &mut Asker<'_>) -> 
     Ok(())
 }
 
-/// A conversation with its id.
+/// Returns a conversation with its id.
 fn identified(line: &Line) -> Option<(&str, &Sample)> {
     let Line::Sample(sample) = line else { return None };
     Some((sample.id.as_deref()?, sample))
@@ -132,7 +131,7 @@ fn engine_config(args: &Args, model: &ModelConfig) -> Result<EngineConfig> {
     Ok(EngineConfig::roomy(args.max_sequences, longest))
 }
 
-/// A model with the question that it is asked.
+/// A model, with the question that it is asked.
 struct Asker<'m> {
     engine: Engine<'m>,
     tokenizer: &'m Tokenizer,
@@ -144,7 +143,7 @@ struct Asker<'m> {
 }
 
 impl Asker<'_> {
-    /// Asks about each sample and stores the answers as they come.
+    /// Asks about each sample, and stores the answers as they come.
     fn ask(&mut self, samples: &[(&str, &Sample)], progress: &Progress) -> Result<()> {
         let (mut requests, mut asked) = (Vec::new(), Vec::new());
         for &(id, sample) in samples {
@@ -179,7 +178,7 @@ impl Asker<'_> {
     }
 }
 
-/// Whether an answer begins with yes, or with no; none if with neither.
+/// Returns whether an answer begins with yes; `None` if it begins with neither yes nor no.
 fn is_yes(answer: &str) -> Option<bool> {
     let mut words = answer.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     match words.next()?.to_lowercase().as_str() {
@@ -189,7 +188,7 @@ fn is_yes(answer: &str) -> Option<bool> {
     }
 }
 
-/// How many samples were answered in which way.
+/// The numbers of samples by answer.
 #[derive(Default)]
 struct Counts {
     known: u64,

@@ -14,43 +14,43 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// The number of programs that the judge gets at a time. The command notices an interruption between two batches.
+/// The judge gets this many programs at a time. The command notices an interrupt between two batches.
 const BATCH: usize = 1024;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The new directory for sft.jsonl, rl.jsonl, test.jsonl, test_unseen.jsonl, pretrain.jsonl,
+    /// Create this directory with sft.jsonl, rl.jsonl, test.jsonl, test_unseen.jsonl, pretrain.jsonl,
     /// manifest.json and DATA_CARD.md
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The seed, which determines everything
+    /// Use this seed, which determines everything
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Number of SFT samples
+    /// Make this many SFT samples
     #[arg(long, value_name = "N", default_value_t = 5_500)]
     sft: usize,
-    /// Number of patterns that the SFT samples share [default: as in the paper, 1271 for 5487]
+    /// Let the SFT samples share this many patterns [default: as in the paper, 1271 for 5487]
     #[arg(long, value_name = "N")]
     sft_patterns: Option<usize>,
-    /// Number of RL problems, each of its own pattern
+    /// Make this many RL problems, each of its own pattern
     #[arg(long, value_name = "N", default_value_t = 1_500)]
     rl: usize,
-    /// Number of test problems of known families
+    /// Make this many test problems of known families
     #[arg(long, value_name = "N", default_value_t = 200)]
     test: usize,
-    /// Number of test problems of unseen families
+    /// Make this many test problems of unseen families
     #[arg(long, value_name = "N", default_value_t = 60)]
     unseen: usize,
-    /// Number of samples for the starting checkpoint: problems, responses and drills, never together
+    /// Make this many samples for the starting checkpoint: problems, responses and drills, never together
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pretrain: usize,
-    /// Weights of 0, 1, 2, ... reflection rounds, at most 5 [default: the paper's Table 13]
+    /// Use these weights for 0, 1, 2, ... reflection rounds, at most 5 [default: the paper's Table 13]
     #[arg(long, value_name = "W,W,...", value_delimiter = ',')]
     rounds_distribution: Option<Vec<u32>>,
-    /// The template of the prompt [default: the bundled one]
+    /// Read the template of the prompt from this file [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
-    /// How the judge runs programs
+    /// How the judge runs programs.
     #[command(flatten)]
     judge: JudgeArgs,
 }

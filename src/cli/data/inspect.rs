@@ -1,4 +1,4 @@
-//! `train data inspect`: shows samples token by token, those with loss set apart.
+//! `train data inspect`: shows samples token by token, and which tokens have loss.
 
 use crate::base::error::usage;
 use crate::base::terminal;
@@ -9,22 +9,21 @@ use crate::tokenizer::{Tokenized, Tokenizer};
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Arguments of this command.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Samples, conversations (`messages`) or `input_ids` with `labels`: a .jsonl or .parquet file, a
-    /// directory of them, or the name of a data set on the Hub
+    /// Read samples from here, conversations (`messages`) or `input_ids` with `labels`: a .jsonl or
+    /// .parquet file, a directory of them, or the name of a data set on the Hub
     #[arg(long, value_name = "PLACE")]
     data: String,
-    /// The tokenizer's (or model's) directory, a GGUF file, or the name of a model on the Hub
+    /// Use the tokenizer in this directory (it may be a model's) or GGUF file, or that of the model of this
+    /// name on the Hub
     #[arg(long, value_name = "MODEL")]
     tokenizer: PathBuf,
-    /// How many samples to show
+    /// Show this many samples
     #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
     samples: usize,
 }
 
-/// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let tokenizer = ModelPlace::from(&args.tokenizer).open_tokenizer()?;
     let is_coloured = terminal::is_coloured(&std::io::stdout());
@@ -80,12 +79,12 @@ impl Totals {
     }
 }
 
-/// How tokens with loss are told from others.
+/// How tokens with loss are marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
-    /// Backgrounds, two shades in turn so that neighbours can be told apart.
+    /// They have a coloured background, in two shades by turns, so that neighbours can be told apart.
     Colours,
-    /// Plain text.
+    /// They are in brackets, without colours.
     Brackets,
 }
 
@@ -115,13 +114,13 @@ fn render(sample: &Tokenized, tokenizer: &Tokenizer, style: Style) -> Result<Str
     for (i, (&id, &learn)) in sample.input_ids.iter().zip(&sample.loss_mask).enumerate() {
         let text = visible(&tokenizer.decode_with_special_tokens(&[id])?);
         out.push_str(&style.token(i, &text, learn));
-        // Lines break after the token, outside its colour.
+        // A line breaks after the token that holds the line break, outside its colour.
         out.push_str(&"\n".repeat(text.matches('⏎').count()));
     }
     Ok(out)
 }
 
-/// The text with line breaks and other control characters made visible and harmless.
+/// Returns the text with line breaks and other control characters made visible and harmless.
 fn visible(text: &str) -> String {
     text.chars().fold(String::new(), |mut out, c| {
         match c {
@@ -137,12 +136,12 @@ fn visible(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::data::sample::Message;
-    use crate::tokenizer::bpe;
+    use crate::tokenizer::test_support::small_tokenizer;
 
     #[test]
     fn tokens_with_loss_stand_in_square_brackets_or_in_green() {
         let dir = tempfile::tempdir().unwrap();
-        let tokenizer = bpe::tests::small(dir.path());
+        let tokenizer = small_tokenizer(dir.path());
         let dialogue = [Message::new("user", "7\n"), Message::new("assistant", "4\x1b2")];
         let sample = tokenizer.encode_sample(&dialogue).unwrap();
         let plain = render(&sample, &tokenizer, Style::Brackets).unwrap();

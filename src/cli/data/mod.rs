@@ -1,4 +1,4 @@
-//! `train data ...`: makes, measures and shows data.
+//! `train data`: makes, measures and shows data.
 
 pub mod classify;
 pub mod generate;

@@ -1,4 +1,4 @@
-//! `train data solvability`: estimate solvability by rollouts and select problems by range.
+//! `train data solvability`: estimates solvability by rollouts and selects problems by it.
 
 use crate::base::error::usage;
 use crate::base::table::Table;
@@ -22,7 +22,7 @@ pub struct Args {
     problems: ProblemArgs,
     #[command(flatten)]
     attempts: AttemptArgs,
-    /// Where to write the problems that are kept, with their solvability (JSON Lines)
+    /// Write the problems that are kept to this file, with their solvability (JSON Lines)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Keep problems with at least this many passing rollouts
@@ -82,7 +82,7 @@ pub fn run(args: Args) -> Result<()> {
     print(text(&selection, evaluation.score.pass_at_1))
 }
 
-/// Writes Table 1 of the paper for the kept problems, and says where the others lie.
+/// Writes Table 1 of the paper for the kept problems, and how many others there are.
 fn text(selection: &Selection, pass_at_1: f64) -> String {
     let counts = selection.counts;
     let mut table = Table::new(["solvability", ""]);

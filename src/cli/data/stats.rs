@@ -1,5 +1,5 @@
-//! `train data stats`: counts samples, families, rounds and lengths of data files, or, with
-//! `--config`, what a run would learn from (`stats_mixture`).
+//! `train data stats`: counts samples, families, rounds and lengths of data files, or, with `--config`,
+//! what a run would learn from (`stats_mixture`).
 
 use super::stats_mixture;
 use crate::base::error::usage;
@@ -19,20 +19,22 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Samples or problems: a .jsonl, .json or .parquet file, a directory of them, or the name of a data
-    /// set on the Hub
+    /// Count the samples or problems here: a .jsonl, .json or .parquet file, a directory of them, or the
+    /// name of a data set on the Hub
     #[arg(value_name = "PLACE", required_unless_present = "config")]
     places: Vec<String>,
-    /// A configuration of `train sft`: show its sources, what it leaves out and why, and how rows fill
+    /// Show the sources of this configuration of `train sft`, what it leaves out and why, and how full rows
+    /// are
     #[arg(long, value_name = "FILE", conflicts_with = "places")]
     config: Vec<PathBuf>,
     /// Override one value of the configuration
     #[arg(long, value_name = "KEY=VALUE", requires = "config")]
     set: Vec<String>,
-    /// The tokenizer's directory [default: the configured model's]
+    /// Use the tokenizer in this directory [default: that of the configured model]
     #[arg(long, value_name = "DIR", requires = "config")]
     tokenizer: Option<PathBuf>,
-    /// The template of the prompt, for the lengths of problems [default: the bundled one]
+    /// Read the template of the prompt from this file, for the lengths of problems [default: the bundled
+    /// one]
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
 }

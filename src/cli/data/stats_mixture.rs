@@ -1,6 +1,6 @@
-//! `train data stats --config`: what a run would learn from, source by source, before it starts.
+//! `train data stats --config` shows what a run would learn from, source by source, before it starts.
 //!
-//! Tokenises what is not in the cache yet, so that the run itself starts at once.
+//! It tokenises what is not yet in the cache, so that the run itself starts at once.
 
 use crate::base::{human, table::Table};
 use crate::checkpoint::ModelPlace;

@@ -1,4 +1,4 @@
-//! `train data tokenizer`: trains a byte-level BPE on conversations.
+//! `train data tokenizer`: trains a byte-level BPE tokenizer on conversations.
 
 use crate::base::error::usage;
 use crate::base::fs::{check_new_dir, write_dir_atomic};
@@ -12,16 +12,16 @@ use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Conversations to learn from (JSON Lines with `messages`)
+    /// Learn from these conversations (JSON Lines with `messages`)
     #[arg(long = "from", value_name = "FILE", num_args = 1.., required = true)]
     from: Vec<PathBuf>,
-    /// Number of tokens, with special tokens and the 256 bytes
+    /// Make this many tokens, special tokens and the 256 bytes among them
     #[arg(long, value_name = "N", default_value_t = 1024)]
     vocab_size: usize,
-    /// Length of the longest token in bytes
+    /// Make no token longer than this many bytes
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_token_length: usize,
-    /// The new directory for the tokenizer
+    /// Create the tokenizer in this directory
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }

@@ -1,7 +1,7 @@
-//! `train demo`: the whole loop on the bundled data, with a report.
+//! `train demo`: runs the whole loop on the bundled data and writes a report.
 //!
-//! SFT and GRPO run by the same functions and config files as `train sft` and `train grpo`, and the
-//! scores by that of `train eval gtg`, so going step by step gives the same bits.
+//! SFT and GRPO run with the functions and config files of `train sft` and `train grpo`, and scores with
+//! those of `train eval gtg`, so these commands one by one give the same bits.
 
 mod page;
 
@@ -33,7 +33,7 @@ pub struct Args {
     /// Show in about a minute that everything runs, with fewer steps, problems and rollouts
     #[arg(long)]
     quick: bool,
-    /// The directory for runs, scores and the report
+    /// Write runs, scores and the report to this directory
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     out: PathBuf,
     /// Replace an earlier demo in that directory
@@ -45,7 +45,7 @@ pub struct Args {
     /// Override one value of grpo.toml
     #[arg(long, value_name = "KEY=VALUE")]
     grpo_set: Vec<String>,
-    /// Number of rollouts for each test problem
+    /// Sample this many rollouts for each test problem
     #[arg(long, value_name = "N")]
     rollouts: Option<usize>,
 }
@@ -92,10 +92,10 @@ const QUICK: Size = Size {
     grpo_set: &["train.total_steps=3", "rollout.num_prompts=8"],
 };
 
-/// Rollouts for each problem of unseen families: a side result, kept small.
+/// The rollouts for each problem of unseen families: few, since their score is a side result.
 const UNSEEN_ROLLOUTS: usize = 8;
 
-/// The settings with which the demo scores; `train eval gtg` takes the same as flags.
+/// Returns the settings with which the demo scores; `train eval gtg` takes the same ones as flags.
 fn settings(num_samples: usize) -> AttemptSettings {
     AttemptSettings {
         num_samples,
@@ -134,7 +134,7 @@ impl Examination<'_> {
     }
 }
 
-/// Seconds of each stage, in order.
+/// The seconds of each stage, in order.
 struct Clock {
     started: Instant,
     seconds: Vec<(String, f64)>,
@@ -227,19 +227,20 @@ pub fn run(args: Args) -> Result<()> {
     ))
 }
 
-/// What the scores of `--quick`, after so many steps of SFT and GRPO, are not.
+/// Says how the scores of `--quick`, after these numbers of SFT and GRPO steps, differ from those of a full
+/// demo.
 fn quick_caveat([sft, grpo]: [u64; 2]) -> String {
     format!(
         "--quick shows that everything runs; its {sft} and {grpo} steps are too few to learn from"
     )
 }
 
-/// Refuses a directory that no configuration can name, with something in it that no demo puts there, or
-/// with a demo that is not to be overwritten.
+/// Refuses a directory that no configuration can name, one with something in it that no demo puts there,
+/// and one with a demo unless `overwrite` is set.
 fn refuse_used(out: &Path, overwrite: bool) -> Result<()> {
     let name = out.display();
     if out.to_str().is_none() {
-        // Its path becomes a value of a configuration.
+        // The path becomes a value of a configuration.
         return Err(usage(format!("cannot use --out {name}: its name is not UTF-8")));
     }
     let entries = match std::fs::read_dir(out) {
@@ -248,7 +249,7 @@ fn refuse_used(out: &Path, overwrite: bool) -> Result<()> {
     };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let names: Vec<String> = names.collect();
-    // What a killed demo had under construction (see `base::fs`) is no stranger.
+    // Files that a killed demo had not finished (see `base::fs`) are its own.
     let is_foreign = |name: &String| !OWN.contains(&name.as_str()) && !name.starts_with("codeseq-");
     let is_own = |name: &&String| OWN.contains(&name.as_str());
     match (names.iter().find(|name| is_foreign(name)), names.iter().find(is_own)) {
@@ -262,7 +263,7 @@ fn refuse_used(out: &Path, overwrite: bool) -> Result<()> {
     }
 }
 
-/// A config of the demo with the size's and the user's overrides, read by `read`.
+/// Reads a config of the demo with `read`, with the overrides of the size and of the user.
 fn load<T>(
     read: fn(&[PathBuf], &[String]) -> Result<Resolved<T>>,
     name: &str,

@@ -1,4 +1,4 @@
-//! From the demo's results to its report.
+//! Makes the report from the demo's results.
 
 use super::{Examination, Scores};
 use crate::data::problem::Problem;
@@ -80,9 +80,9 @@ pub(crate) struct Parts<'a> {
     pub(crate) caveat: Option<String>,
     pub(crate) data: Vec<(String, String)>,
     pub(crate) examination: &'a Examination<'a>,
-    /// Base, SFT, SFT + RL.
+    /// The scores of base, SFT and SFT + RL.
     pub(crate) scores: [&'a Scores; 3],
-    /// SFT, GRPO.
+    /// The runs of SFT and GRPO.
     pub(crate) runs: [&'a RunDir; 2],
     pub(crate) configs: Vec<(String, String)>,
     pub(crate) seconds: Vec<(String, f64)>,

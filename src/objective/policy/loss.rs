@@ -6,31 +6,32 @@ use crate::ops::logprob::{ScoreGradient, TokenScores};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// Bounds and coefficients of the loss.
+/// The bounds and coefficients of the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
-    /// The ratio may fall to 1 minus this.
+    /// A ratio is clipped below at 1 minus this.
     pub clip_low: f64,
-    /// The ratio may rise to 1 plus this.
+    /// A ratio is clipped above at 1 plus this.
     pub clip_high: f64,
-    /// Dual clip: with a negative advantage the loss is at most this times its size.
+    /// Dual clip (Ye et al. 2020): with a negative advantage, the loss is at most this times the
+    /// advantage's size.
     pub clip_dual: f64,
     /// Log-ratios are clamped to plus or minus this.
     pub log_ratio_clamp: f64,
-    /// Weight of the k3 estimate of the divergence from the reference model, the one that training
-    /// starts from.
+    /// The weight of the k3 estimate of the divergence from the reference model, which is the model that
+    /// training starts from.
     pub kl_coef: f64,
-    /// Measure that divergence even where its weight is 0.
+    /// Whether that divergence is measured even if its weight is 0.
     pub log_kl: bool,
-    /// Weight of the entropy bonus.
+    /// The weight of the entropy bonus.
     pub entropy_coef: f64,
     /// Truncated importance sampling (verl's `rollout_is = token`): the trainer computes old
-    /// log-probabilities itself, and tokens weigh min(exp(old - sampler's), this). For devices where
-    /// sampler and trainer differ; off where not given.
+    /// log-probabilities itself, and a token has the weight min(exp(old - sampler's), this). It is for
+    /// devices on which sampler and trainer differ, and off by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub importance_sampling_cap: Option<f64>,
-    /// How token losses become one number.
+    /// How the losses of tokens become one number.
     pub aggregation: Aggregation,
 }
 
@@ -51,7 +52,8 @@ impl Default for LossConfig {
 }
 
 impl LossConfig {
-    /// Refuses bounds and coefficients under which nothing would be learnt; `table` is where they stand.
+    /// Refuses bounds and coefficients with which nothing would be learnt; `table` is the table's name in
+    /// errors.
     pub fn check(&self, table: &str) -> Result<()> {
         let length = match self.aggregation {
             Aggregation::SeqMeanTokenSumNorm { length } => length,
@@ -76,51 +78,51 @@ impl LossConfig {
         )
     }
 
-    /// Whether a reference model has to be kept.
+    /// Returns whether a reference model must be kept.
     pub fn needs_reference(&self) -> bool {
         self.kl_coef != 0.0 || self.log_kl
     }
 }
 
-/// The k3 estimate is clamped to plus or minus this (verl).
+/// The k3 estimate is clamped to plus or minus this, as in verl.
 const KL_CLAMP: f64 = 10.0;
 
-/// Learnt tokens: their scores, and what is known of them besides. All slices have one entry per token.
+/// Learnt tokens with their scores and what else the loss needs. Every slice has one entry for each token.
 #[derive(Debug, Clone, Copy)]
 pub struct Tokens<'a> {
-    /// Scores under the weights being trained.
+    /// The scores under the weights that are trained.
     pub scores: &'a [TokenScores],
-    /// Log-probabilities under the weights that the tokens were sampled with.
+    /// The log-probabilities under the weights with which the tokens were sampled.
     pub old_logp: &'a [f32],
-    /// Weights of the policy terms ([`super::importance_weights`]), where the sampler may have been off.
+    /// The weights of the policy terms ([`super::importance_weights`]), if sampler and trainer may differ.
     pub importance: Option<&'a [f32]>,
-    /// Log-probabilities under the reference model, where one is kept.
+    /// The log-probabilities under the reference model, if one is kept.
     pub reference_logp: Option<&'a [f32]>,
-    /// Advantages of the tokens' responses.
+    /// The advantage of each token's response.
     pub advantage: &'a [f32],
-    /// Weights in the sum ([`Aggregation::token_weights`]).
+    /// The weights in the sum ([`Aggregation::token_weights`]).
     pub weight: &'a [f32],
 }
 
-/// Sums over tokens; add those of micro-batches and ranks, then divide.
+/// Sums over tokens. Those of micro-batches and ranks are added up, then divided.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Metrics {
-    /// Weighted loss, all terms.
+    /// The weighted loss with all terms.
     pub loss: f64,
-    /// Weighted policy term.
+    /// The weighted policy term.
     pub policy_loss: f64,
-    /// Weighted k3 divergence from the reference model.
+    /// The weighted k3 divergence from the reference model.
     pub kl: f64,
-    /// Weighted entropy.
+    /// The weighted entropy.
     pub entropy: f64,
     pub tokens: usize,
-    /// Tokens where the clipped loss was the larger one.
+    /// The number of tokens whose clipped loss was the larger one.
     pub clipped: usize,
-    /// Tokens where the dual clip was in force.
+    /// The number of tokens on which the dual clip acted.
     pub clipped_dual: usize,
-    /// Sum of old minus new log-probability: estimates the divergence from the sampler.
+    /// The sum of old minus new log-probabilities, which estimates the divergence from the sampler.
     pub approx_kl: f64,
-    /// Largest distance of a ratio from 1.
+    /// The largest distance of a ratio from 1.
     pub ratio_max_deviation: f64,
 }
 
@@ -139,7 +141,7 @@ impl Metrics {
     }
 }
 
-/// Sums the loss over `tokens`, and writes its gradients by log-probability and entropy.
+/// Returns the sums over `tokens`, and writes the gradients with respect to log-probability and entropy.
 pub fn policy_loss(
     config: &LossConfig,
     tokens: &Tokens<'_>,
@@ -187,7 +189,7 @@ struct Clipped {
     clipped_dual: bool,
 }
 
-/// One token's policy loss and its derivative by logp.
+/// Returns one token's policy loss and its derivative with respect to logp.
 fn clipped(config: &LossConfig, log_ratio: f64, advantage: f64) -> Clipped {
     let clamp = config.log_ratio_clamp;
     let inside = log_ratio.abs() <= clamp;
@@ -203,7 +205,8 @@ fn clipped(config: &LossConfig, log_ratio: f64, advantage: f64) -> Clipped {
     Clipped { loss, gradient, log_ratio, clipped, clipped_dual }
 }
 
-/// The k3 estimate exp(d) - d - 1 for d = reference - logp, and its derivative by logp.
+/// Returns the k3 estimate exp(d) - d - 1 for d = reference - logp (Schulman 2020), and its derivative with
+/// respect to logp.
 fn k3(d: f64, clamp: f64) -> (f64, f64) {
     let inside = d.abs() <= clamp;
     let d = d.clamp(-clamp, clamp);
@@ -292,7 +295,7 @@ mod tests {
         let config = LossConfig { kl_coef: 0.1, entropy_coef: 0.01, ..LossConfig::default() };
         let mut gradients = [ScoreGradient::default(); 2];
         let metrics = policy_loss(&config, &tokens, &mut gradients);
-        // 2.0 * -1.2 (clipped) and 0.5 * exp(0.1).
+        // The terms are 2.0 * -1.2 (clipped) and 0.5 * exp(0.1).
         assert!((metrics.policy_loss - (-2.4 + 0.552_585_459)).abs() < 1e-6, "{metrics:?}");
         let others = 0.1 * (0.148_721_271 + 0.106_530_660) - 0.01 * 3.0;
         assert!((metrics.loss - metrics.policy_loss - others).abs() < 1e-6, "{metrics:?}");
@@ -351,7 +354,7 @@ mod tests {
                 run(&FULL, &[Token { logp: token.logp + h, ..token }], &[0.7])
             });
             let [less, more] = [&down, &up].map(|r| r.0);
-            // At a corner of the clipped loss the two sides differ and no derivative exists.
+            // At a corner of the clipped loss the two sides differ, and there is no derivative.
             let corner = less.clipped != more.clipped
                 || less.clipped_dual != more.clipped_dual
                 || (down.1[0].logp == 0.0) != (up.1[0].logp == 0.0)

@@ -1,40 +1,40 @@
-//! The distance between the log-probabilities that sampler and trainer give to the same tokens under the same
+//! How far the log-probabilities of sampler and trainer are apart for the same tokens under the same
 //! weights, and the importance weights that correct for it.
 //!
 //! On the CPU the two agree to the bit: every difference is 0 and every weight 1.
 
-/// Log-ratios are clamped to plus or minus this (verl).
+/// Log-ratios are clamped to plus or minus this, as in verl.
 const LOG_RATIO_CLAMP: f64 = 20.0;
 
-/// Truncated importance sampling: min(exp(trainer - sampler), `cap`) for each token (verl's `rollout_is`
-/// at token level). The loss takes them as constants.
+/// Returns the weights of truncated importance sampling, min(exp(trainer - sampler), `cap`) for each token
+/// (verl's `rollout_is` at token level). The loss takes them as constants.
 pub fn importance_weights(trainer_logp: &[f32], sampler_logp: &[f32], cap: f64) -> Vec<f32> {
     let pairs = trainer_logp.iter().zip(sampler_logp);
     pairs.map(|(&trainer, &sampler)| ratio(trainer, sampler).min(cap) as f32).collect()
 }
 
-/// exp(trainer - sampler).
+/// Returns exp(trainer - sampler).
 fn ratio(trainer: f32, sampler: f32) -> f64 {
     (f64::from(trainer) - f64::from(sampler)).clamp(-LOG_RATIO_CLAMP, LOG_RATIO_CLAMP).exp()
 }
 
-/// Sums over tokens; add those of micro-batches and ranks.
+/// Sums over tokens. Those of micro-batches and ranks are added up.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Mismatch {
     pub tokens: usize,
-    /// Sum of the distances of the two log-probabilities.
+    /// The sum of the distances of the two log-probabilities.
     pub distance: f64,
     pub max_distance: f64,
-    /// Sum of the ratios exp(trainer - sampler).
+    /// The sum of the ratios exp(trainer - sampler).
     pub ratio: f64,
     pub max_ratio: f64,
-    /// Ratios over the cap.
+    /// The number of ratios above the cap.
     pub truncated: usize,
 }
 
 impl Mismatch {
     /// Compares the log-probabilities that trainer and sampler give to the same tokens, and counts the
-    /// ratios over `cap`.
+    /// ratios above `cap`.
     pub fn between(
         trainer_logp: impl IntoIterator<Item = f32>,
         sampler_logp: &[f32],
@@ -76,7 +76,7 @@ mod tests {
         for (weight, expected) in importance_weights(&trainer, &sampler, 2.0).iter().zip(expected) {
             assert!((f64::from(*weight) - expected).abs() < 1e-6, "{weight} is not {expected}");
         }
-        // The clamp of the log-ratio comes before the cap.
+        // The log-ratio is clamped before the cap applies.
         let huge = importance_weights(&[0.0], &[-30.0], f64::INFINITY);
         assert!((f64::from(huge[0]) / 485_165_195.41 - 1.0).abs() < 1e-6);
     }

@@ -1,7 +1,8 @@
-//! The clipped policy loss of reinforcement: advantages pull on sampled tokens, within bounds.
+//! The clipped policy loss of reinforcement: each sampled token is made more or less likely by its advantage,
+//! within bounds.
 //!
-//! Semantics follow verl 0.9, whose values are tests: separate
-//! clip bounds, dual clip, clamped log-ratios, k3 KL. DAPO is the same with other numbers.
+//! The definitions are those of verl 0.9, whose values are in tests: separate clip bounds, dual clip, clamped
+//! log-ratios, k3 KL. DAPO uses the same with other numbers.
 
 mod loss;
 mod mismatch;

@@ -5,29 +5,30 @@ use crate::objective::{BatchSums, Chunk, Objective};
 use crate::ops::logprob::{ScoreGradient, TokenScores};
 use std::ops::Range;
 
-/// What the loss needs to know of the targets of a row besides their scores; an entry per target.
+/// What the loss needs to know of the targets of a row besides their scores, with one entry for each
+/// target.
 #[derive(Debug, Clone, Default)]
 pub struct SampledTokens {
     pub sampler_logp: Vec<f32>,
-    /// The trainer's log-probabilities before the first update, where the sampler's are not taken for them.
+    /// The trainer's log-probabilities before the first update, if the sampler's are not used as old ones.
     pub trainer_logp: Option<Vec<f32>>,
-    /// Weights that correct for the difference of the two.
+    /// The weights that correct for the difference of the two.
     pub importance: Option<Vec<f32>>,
     pub reference_logp: Option<Vec<f32>>,
     pub advantage: Vec<f32>,
-    /// Weights in the sum of the loss.
+    /// The weights in the sum of the loss.
     pub weight: Vec<f32>,
 }
 
 impl SampledTokens {
-    /// Takes the trainer's log-probabilities for the old ones, and weighs tokens by how far the sampler is
+    /// Uses the trainer's log-probabilities as old ones, and weights tokens by how far the sampler's are
     /// from them, by at most `cap`.
     pub fn correct(&mut self, trainer_logp: Vec<f32>, cap: f64) {
         self.importance = Some(importance_weights(&trainer_logp, &self.sampler_logp, cap));
         self.trainer_logp = Some(trainer_logp);
     }
 
-    /// The tokens in `range`, which have these scores.
+    /// Returns the tokens in `range`, which have these scores.
     fn with_scores<'a>(&'a self, range: Range<usize>, scores: &'a [TokenScores]) -> Tokens<'a> {
         let part = |values: &'a Vec<f32>| &values[range.clone()];
         Tokens {
@@ -41,7 +42,7 @@ impl SampledTokens {
     }
 }
 
-/// The policy loss over the rows of a mini-batch, a micro-batch each.
+/// The policy loss over the rows of a mini-batch, each of which is a micro-batch.
 #[derive(Debug)]
 pub struct PolicyObjective<'a> {
     config: &'a LossConfig,
@@ -68,7 +69,7 @@ impl<'a> PolicyObjective<'a> {
         Self { config, rows, sums: BatchSums::new(rows.len()) }
     }
 
-    /// The sums over all rows.
+    /// Returns the sums over all rows.
     pub fn into_sums(self) -> PolicySums {
         let mut total = PolicySums::default();
         self.sums.into_iter().for_each(|sums| total.merge(&sums));

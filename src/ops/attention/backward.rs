@@ -4,9 +4,10 @@
 //! It reads only the output and the log-sum-exp of the forward; probabilities are computed again, in blocks
 //! of rows. Sums over a family run in its order, so the bits are fixed.
 
+use super::products::{Left, Right, Sum, times_panels, times_rows};
 use super::{
-    AttentionScratch, BACKWARD_ROWS, Block, Heads, Sequences, Sum, block_positions, exponentials,
-    padded, score_stride, store_key, store_padded, store_value, times_panels, times_rows,
+    AttentionScratch, BACKWARD_ROWS, Block, Heads, Sequences, block_positions, exponentials,
+    padded, score_stride, store_key, store_padded, store_value,
 };
 use crate::ops::buffer::parts;
 use crate::ops::matmul::PANEL;
@@ -75,7 +76,9 @@ fn score_gradients<S: Simd>(
     s: S,
     scores: &mut [f32],
     gradients: &mut [f32],
-    (visible, lse, delta): (usize, f32, f32),
+    visible: usize,
+    lse: f32,
+    delta: f32,
 ) {
     exponentials(s, scores, visible, lse);
     let delta = s.splat(delta);
@@ -130,7 +133,7 @@ fn backward_item_generic<S: Simd>(
         let new = first_position * width..(first_position + own.len()) * width;
         work.d_keys[new.clone()].fill(0.0);
         work.d_values[new].fill(0.0);
-        sequence_backward(s, heads, head, (own.clone(), first_position), &part, forward, &mut work);
+        sequence_backward(s, heads, head, own.clone(), first_position, &part, forward, &mut work);
         if own != trunk {
             work.write_gradients(own, first_position, heads, head, &part);
         }
@@ -176,7 +179,8 @@ fn sequence_backward<'q, S: Simd>(
     s: S,
     heads: Heads,
     head: usize,
-    (own, first_position): (Range<usize>, usize),
+    own: Range<usize>,
+    first_position: usize,
     part: &impl Fn(usize, usize) -> &'q mut [f32],
     forward: Attended<'_>,
     work: &mut BackwardWork<'_>,
@@ -206,29 +210,29 @@ fn sequence_backward<'q, S: Simd>(
         }
         // SAFETY: all buffers were cut for as many rows as a block has and all keys.
         unsafe {
-            let (queries, d_outs) = ((&**queries, width), (&**d_outs, width));
-            times_panels(s, queries, rows, (key_panels, dim, count), (probabilities, stride));
-            times_panels(s, d_outs, rows, (value_panels, dim, count), (d_scores, stride));
+            let keys = Right { floats: key_panels, depth: dim, columns: count };
+            let values = Right { floats: value_panels, depth: dim, columns: count };
+            times_panels(s, Left::rows(queries, width), rows, keys, probabilities, stride);
+            times_panels(s, Left::rows(d_outs, width), rows, values, d_scores, stride);
         }
         for row in 0..rows {
             let delta = dot(s, &out[out_at(row)], &d_out[out_at(row)]);
             let lse = lse[out_at(row).start / dim];
             let at = row * stride..row * stride + count;
             let visible = block.visible(row);
-            score_gradients(
-                s,
-                &mut probabilities[at.clone()],
-                &mut d_scores[at],
-                (visible, lse, delta),
-            );
+            let probabilities = &mut probabilities[at.clone()];
+            score_gradients(s, probabilities, &mut d_scores[at], visible, lse, delta);
         }
         // SAFETY: as above; the transposed operands are read at `key + row * stride`.
         unsafe {
-            let d_score_rows = (&**d_scores, (stride, 1));
-            times_rows(s, d_score_rows, rows, (keys, count, width), Sum::New, d_queries);
-            let (d_scores, p) = ((&**d_scores, (1, stride)), (&**probabilities, (1, stride)));
-            times_rows(s, d_scores, count, (queries, rows, width), Sum::Add, d_keys);
-            times_rows(s, p, count, (d_outs, rows, width), Sum::Add, d_values);
+            let keys = Right { floats: keys, depth: count, columns: width };
+            times_rows(s, Left::rows(d_scores, stride), rows, keys, Sum::New, d_queries);
+            let queries = Right { floats: queries, depth: rows, columns: width };
+            let d_scores = Left::transposed(d_scores, stride);
+            times_rows(s, d_scores, count, queries, Sum::Add, d_keys);
+            let d_outs = Right { floats: d_outs, depth: rows, columns: width };
+            let probabilities = Left::transposed(probabilities, stride);
+            times_rows(s, probabilities, count, d_outs, Sum::Add, d_values);
         }
         for (row, d_query) in d_queries.chunks_exact(width).take(rows).enumerate() {
             query_at(row).iter_mut().zip(d_query).for_each(|(q, d)| *q = d * scale);

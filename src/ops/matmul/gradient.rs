@@ -3,7 +3,7 @@
 //! Tokens are summed in ascending order, in blocks of [`DEPTH`], whatever the number of threads.
 
 use super::pack::pack_columns;
-use super::{DEPTH, PANEL, Start, TILE, finish, tile, with_tile_rows};
+use super::{DEPTH, PANEL, Start, Strides, TILE, finish, tile, with_tile_rows};
 use crate::ops::buffer::{Buffer, aligned, parts};
 use crate::ops::parallel::{SharedMut, for_each};
 use crate::ops::simd::{LANES, Simd, simd_fn};
@@ -63,7 +63,7 @@ pub fn weight_gradient(
             // SAFETY: this item alone writes this rectangle, which lies within the gradient.
             unsafe {
                 let target = shared.pointer(row * inputs + column);
-                gradient_block(left, right, depth, (rows, columns), target, inputs);
+                gradient_block(left, right, depth, rows, columns, target, inputs);
             }
         }
     });
@@ -78,7 +78,8 @@ simd_fn!(
         left: &[f32],
         right: &[f32],
         depth: usize,
-        size: (usize, usize),
+        rows: usize,
+        columns: usize,
         out: *mut f32,
         stride: usize,
     ) = gradient_block_generic
@@ -90,10 +91,12 @@ unsafe fn gradient_block_generic<S: Simd>(
     left: &[f32],
     right: &[f32],
     depth: usize,
-    (rows, columns): (usize, usize),
+    rows: usize,
+    columns: usize,
     out: *mut f32,
     stride: usize,
 ) {
+    let strides = Strides { row: 1, depth: TILE };
     for (panel, right) in right.chunks(DEPTH * PANEL).enumerate().take(columns.div_ceil(PANEL)) {
         let width = PANEL.min(columns - panel * PANEL);
         for (index, left) in left.chunks(DEPTH * TILE).enumerate().take(rows.div_ceil(TILE)) {
@@ -103,7 +106,7 @@ unsafe fn gradient_block_generic<S: Simd>(
                 let (left, right) = (left.as_ptr(), right.as_ptr());
                 let target = out.add(index * TILE * stride + panel * PANEL);
                 with_tile_rows!(rows - index * TILE, R => {
-                    let sums = tile::<S, f32, R>(s, depth, left, (1, TILE), right, PANEL);
+                    let sums = tile::<S, f32, R>(s, depth, left, strides, right, PANEL);
                     finish(s, sums, Start::Accumulate, target, stride, width);
                 });
             }

@@ -7,6 +7,13 @@ use super::{PANEL, Start};
 use crate::ops::element::Element;
 use crate::ops::simd::{LANES, Simd};
 
+/// How far apart the floats of a left operand are: from row to row, and along the depth.
+#[derive(Clone, Copy)]
+pub(crate) struct Strides {
+    pub(crate) row: usize,
+    pub(crate) depth: usize,
+}
+
 /// Computes the products of `R` rows with one panel over `depth`.
 ///
 /// # Safety
@@ -16,7 +23,7 @@ pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize>(
     s: S,
     depth: usize,
     left: *const f32,
-    strides: (usize, usize),
+    strides: Strides,
     right: *const E,
     right_stride: usize,
 ) -> [[S::V; 2]; R] {
@@ -28,7 +35,7 @@ pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize>(
 /// one sum over both parts.
 ///
 /// # Safety
-/// `left` is readable at `r * row_stride + d * depth_stride` and `right` at `d * right_stride` and
+/// `left` is readable at `r * strides.row + d * strides.depth` and `right` at `d * right_stride` and
 /// the 15 numbers after it, for all `r < R`, `d < depth`.
 #[inline(always)]
 pub(crate) unsafe fn tile_onto<S: Simd, E: Element, const R: usize>(
@@ -36,7 +43,7 @@ pub(crate) unsafe fn tile_onto<S: Simd, E: Element, const R: usize>(
     mut sums: [[S::V; 2]; R],
     depth: usize,
     left: *const f32,
-    (row_stride, depth_stride): (usize, usize),
+    strides: Strides,
     right: *const E,
     right_stride: usize,
 ) -> [[S::V; 2]; R] {
@@ -48,11 +55,11 @@ pub(crate) unsafe fn tile_onto<S: Simd, E: Element, const R: usize>(
             let b0 = E::widen_eight(s, right.cast::<[E; LANES]>().read_unaligned());
             let b1 = E::widen_eight(s, right.add(LANES).cast::<[E; LANES]>().read_unaligned());
             for (r, sum) in sums.iter_mut().enumerate() {
-                let a = s.splat(*left.add(r * row_stride));
+                let a = s.splat(*left.add(r * strides.row));
                 sum[0] = s.fma(a, b0, sum[0]);
                 sum[1] = s.fma(a, b1, sum[1]);
             }
-            left = left.wrapping_add(depth_stride);
+            left = left.wrapping_add(strides.depth);
             right = right.wrapping_add(right_stride);
         }
     }

@@ -1,7 +1,7 @@
-//! `grpo.toml`: the settings of reinforcement, under the names of the field.
+//! `grpo.toml`: the settings of reinforcement, under the field's usual names.
 //!
-//! Defaults follow verl, by a named profile (`configs/profiles`); paper Table 7 gives what `configs/llama3-8b` and
-//! `configs/qwen2.5-7b` set.
+//! Defaults follow verl, by a named profile (`configs/profiles`). `configs/llama3-8b` and
+//! `configs/qwen2.5-7b` set what the paper's Table 7 gives.
 
 use super::reward_process::ExternalReward;
 use crate::base::error::usage;
@@ -29,7 +29,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What verl does where the paper is silent, by release. The first is the default.
+/// verl's defaults where the paper is silent, by release. The first profile is the default.
 const PROFILES: [Profile; 2] = [
     Profile { name: "verl-0.9", text: include_str!("../../../configs/profiles/verl-0.9.toml") },
     Profile { name: "verl-0.5", text: include_str!("../../../configs/profiles/verl-0.5.toml") },
@@ -39,19 +39,19 @@ const PROFILES: [Profile; 2] = [
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The release of verl whose defaults apply: `verl-0.9` (where not given) or `verl-0.5`. Where a profile
-    /// has another default than the one shown for a key, the profile counts.
+    /// The release of verl whose defaults apply: `verl-0.9` (the default) or `verl-0.5`. Where a profile
+    /// gives a default that differs from the one shown for a key, the profile's applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
-    /// Seed of the order of problems and of the sampling.
+    /// The seed of the order of problems and of the sampling.
     #[serde(default)]
     pub seed: u64,
-    /// The model that training starts from.
+    /// The model from which training starts.
     pub model: ModelSource,
     /// What is asked, and how answers are graded.
     #[serde(default)]
     pub task: TaskKind,
-    /// The template of the prompt, also for validation; the task's own where not given.
+    /// A file with the template of the prompt, also for validation. By default the task's own is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<PathBuf>,
     /// The problems to learn from.
@@ -61,10 +61,10 @@ pub struct Config {
     /// What a response is worth.
     #[serde(default)]
     pub reward: RewardConfig,
-    /// A program of yours that gives the rewards instead; it is told what the judge found.
+    /// A program of yours that gives the rewards instead. It receives what the judge found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_reward: Option<ExternalReward>,
-    /// Punishes responses that come close to the length limit (DAPO).
+    /// A penalty for responses whose length comes close to the limit (DAPO).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlong: Option<Overlong>,
     /// How rewards become advantages.
@@ -79,7 +79,7 @@ pub struct Config {
     /// The learning rate over the run.
     #[serde(default)]
     pub schedule: Schedule,
-    /// How many steps, and in what portions.
+    /// The number of steps, and the size of their updates.
     pub train: TrainConfig,
     /// What a judged program may use.
     #[serde(default)]
@@ -87,10 +87,10 @@ pub struct Config {
     /// Which checkpoints are written and kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// Scores held-out problems during the run.
+    /// Scores of held-out problems during the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationConfig>,
-    /// The memory that a run on GPUs is planned for.
+    /// The memory for which a run on GPUs is planned.
     #[serde(default)]
     pub plan: PlanConfig,
 }
@@ -101,23 +101,23 @@ pub struct Config {
 pub struct DataConfig {
     /// JSON Lines files of problems.
     pub files: Vec<PathBuf>,
-    /// Longest prompt, in tokens (paper: maximum prompt length).
+    /// The longest prompt in tokens (the paper's maximum prompt length).
     pub max_prompt_tokens: usize,
-    /// What becomes of problems with longer prompts.
+    /// What happens to problems with longer prompts.
     #[serde(default)]
     pub overlong_prompts: OverlongPrompts,
 }
 
-/// What becomes of a problem whose prompt is too long.
+/// What happens to a problem whose prompt is too long.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum OverlongPrompts {
-    /// It is left out, and counted in the log.
+    /// It is left out and counted in the log.
     #[default]
     Drop,
-    /// It is an error that names the problem.
+    /// It is an error, which names the problem.
     Refuse,
 }
 
@@ -125,30 +125,30 @@ pub enum OverlongPrompts {
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RolloutConfig {
-    /// Prompts in one step.
+    /// The number of prompts in one step.
     pub num_prompts: usize,
-    /// Responses to each prompt; the group of the advantage.
+    /// The number of responses to each prompt: the group of the advantage.
     pub n: usize,
-    /// Divides the logits; above 0.
+    /// Logits are divided by this; it is above 0.
     pub temperature: f64,
-    /// Longest response, in tokens.
+    /// The longest response, in tokens.
     pub max_new_tokens: usize,
-    /// Sequences that each rank generates at the same time.
+    /// The number of sequences that each rank generates at the same time.
     #[serde(default = "sixty_four")]
     pub max_sequences: usize,
-    /// Positions in each rank's key-value cache; where not given, as many as `max_sequences` of the
-    /// longest need, within half of the free memory. A smaller one makes sequences wait, and changes
-    /// nothing else.
+    /// The positions in each rank's key-value cache. By default it is as many as `max_sequences` of the
+    /// longest sequences need, within half of the free memory. A smaller cache makes sequences wait and
+    /// changes nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache_tokens: Option<usize>,
-    /// Tokens that end a response, beside those of the model.
+    /// Tokens that end a response, besides those of the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop_ids: Vec<u32>,
-    /// Dynamic sampling (DAPO): groups that teach nothing are replaced by those of the next prompts,
-    /// in at most this many rounds; 1 takes the first ones as they are.
+    /// Dynamic sampling (DAPO): groups that teach nothing are replaced by groups of the next prompts, in at
+    /// most this many rounds; 1 takes the first groups as they are.
     #[serde(default = "one")]
     pub max_rounds: u64,
-    /// By what dynamic sampling knows groups that teach nothing (verl's `filter_groups.metric`).
+    /// What has to differ within a group for dynamic sampling to keep it (verl's `filter_groups.metric`).
     #[serde(default)]
     pub filter_metric: FilterMetric,
 }
@@ -159,10 +159,10 @@ pub struct RolloutConfig {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum FilterMetric {
-    /// Whether programs pass (`acc`).
+    /// Whether programs pass (verl's `acc`).
     #[default]
     Accuracy,
-    /// The reward, with all that adds to it (`seq_final_reward`).
+    /// The reward, with all that is added to it (verl's `seq_final_reward`).
     Reward,
 }
 
@@ -182,67 +182,69 @@ fn five() -> u64 {
     5
 }
 
-/// How many steps, and in what portions.
+/// The number of steps, and the size of their updates.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Steps of the run; each samples once.
+    /// The number of steps; each step samples once.
     pub total_steps: u64,
-    /// Most tokens in one packed row.
+    /// A packed row has at most this many tokens.
     pub seq_len: usize,
-    /// Prompts whose responses make one update (verl's `ppo_mini_batch_size`); all of a step where
-    /// not given.
+    /// The responses to this many prompts make one update (verl's `ppo_mini_batch_size`). By default it is
+    /// all prompts of a step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mini_batch_prompts: Option<usize>,
-    /// Most responses in one packed row (verl's micro-batch size); as many as fit where not given.
+    /// A packed row has at most this many responses (verl's micro-batch size). By default it has as many as
+    /// fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
-    /// Ranks that share rollouts and updates, those of all nodes together; threads on a CPU, GPUs otherwise.
+    /// The number of ranks that share rollouts and updates, on all nodes together. On a CPU a rank is a
+    /// thread, on GPUs each rank is a GPU.
     #[serde(default = "one_rank")]
     pub ranks: usize,
-    /// Threads of this machine, or GPUs.
+    /// Where the ranks compute: on threads of this machine, or on GPUs.
     #[serde(default)]
     pub device: DeviceKind,
-    /// Numbers of weights and activations, of the sampler's too; where not given, f32 on a CPU and bf16 on
-    /// GPUs.
+    /// The number format of weights and activations, for sampling too. By default it is f32 on a CPU and
+    /// bf16 on GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// The loss scale, with fp16: of the loss of an update, what each rank learns from with responses of
-    /// the greatest length.
+    /// The loss scale, with fp16. It multiplies the loss of an update, taken as a mean over the largest number
+    /// of tokens or sequences that a rank can learn from.
     #[serde(default)]
     pub loss_scale: LossScaleConfig,
-    /// The numbers in which a GPU holds moments and sums of gradients.
+    /// The number formats in which a GPU holds moments and sums of gradients.
     #[serde(default)]
     pub gpu: GpuConfig,
-    /// What the backward computes again instead of keeping it.
+    /// What the backward computes again, instead of keeping it from the forward.
     #[serde(default)]
     pub recompute: Recompute,
-    /// Compute a prompt once for all responses of its group in a row: the same log-probabilities to
-    /// the bit, and gradients whose sums are taken in another order.
+    /// Whether a prompt is computed once for all responses of its group in a row. Log-probabilities keep
+    /// their bits; the sums of gradients are taken in another order.
     #[serde(default)]
     pub share_prompts: bool,
-    /// Passes over the responses of a step (verl's `ppo_epochs`).
+    /// The number of passes over the responses of a step (verl's `ppo_epochs`).
     #[serde(default = "one")]
     pub epochs: u64,
-    /// Updates in a row without a finite loss and gradient after which the run stops.
+    /// The run ends after this many updates in a row without a finite loss and gradient.
     #[serde(default = "five")]
     pub max_nonfinite_updates: u64,
 }
 
-/// Scores on held-out problems; their time is not training time.
+/// Scores of held-out problems. Their time does not count as training time.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationConfig {
     /// JSON Lines files of problems.
     pub files: Vec<PathBuf>,
-    /// Steps between scores; the untrained model is scored too.
+    /// The number of steps from one score to the next; the untrained model is scored too.
     pub every: u64,
-    /// Rollouts for each problem.
+    /// The number of rollouts for each problem.
     pub rollouts: usize,
-    /// The first so many problems; all where not given.
+    /// Only the first problems are scored, as many as this says. By default all are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_problems: Option<usize>,
-    /// Divides the logits.
+    /// Logits are divided by this; 0 takes the most likely token.
     #[serde(default = "unit")]
     pub temperature: f64,
 }
@@ -257,7 +259,7 @@ impl Config {
         config::load_over(&PROFILES, files, sets)
     }
 
-    /// The task with the problems of `files`, the first `most` of them.
+    /// Opens the task with the problems of `files`, at most the first `most` of them.
     pub(crate) fn open_task<'j>(
         &self,
         files: &[PathBuf],
@@ -272,7 +274,7 @@ impl Config {
         self.task.open(problems, self.prompt.as_deref(), judge)
     }
 
-    /// How problems are attempted, with this key.
+    /// Returns how problems are attempted, with `key` as the key of the randomness.
     pub(crate) fn attempts(
         &self,
         num_samples: usize,
@@ -291,8 +293,8 @@ impl Config {
         }
     }
 
-    /// The rule that rewards follow; with a program of the user's in its place, one that needs nothing
-    /// of a problem.
+    /// Returns the rule of the rewards. Where an external program replaces it, the rule is one that needs
+    /// nothing of a problem.
     pub(crate) fn reward_rule(&self) -> RewardConfig {
         match self.external_reward {
             None => self.reward,
@@ -300,8 +302,8 @@ impl Config {
         }
     }
 
-    /// Refuses settings with which a step could not be made: first those that a table can tell alone, then
-    /// those that do not go together.
+    /// Refuses settings with which a step could not be made: first those that one table can tell, then
+    /// those that contradict each other.
     pub fn check(&self) -> Result<()> {
         self.data.check("data")?;
         self.rollout.check("rollout")?;
@@ -328,15 +330,15 @@ impl Config {
         self.check_lengths()
     }
 
-    /// Refuses a prompt or a program that is named and cannot be used, before any work is done.
+    /// Refuses a prompt or a program that cannot be used, before any work is done.
     pub fn check_files(&self) -> Result<()> {
         self.task.check_prompt(self.prompt.as_deref()).context("prompt")?;
         let command = self.external_reward.as_ref().map(|reward| reward.command.as_slice());
         command.map_or(Ok(()), line_process::check).context("external_reward.command")
     }
 
-    /// What a run reads again whenever it goes on; the cursor compares the problems of `data.files` and the
-    /// prompt.
+    /// Returns what a resumed run reads again. The problems of `data.files` and the prompt are not in it,
+    /// since the cursor compares them.
     pub(crate) fn inputs(&self) -> Result<Vec<Input>> {
         let mut inputs = Vec::new();
         if self.policy.needs_reference() {
@@ -349,13 +351,13 @@ impl Config {
         }
         if let Some(ExternalReward { command, .. }) = &self.external_reward {
             let files = command.iter().map(PathBuf::from).filter(|word| word.is_file()).collect();
-            // One that failed may have been mended.
+            // A program that failed may have been repaired.
             inputs.push(Input { name: "external_reward.command", files, may_change: true });
         }
         Ok(inputs)
     }
 
-    /// Refuses a cache or rows that cannot hold the longest prompt and response.
+    /// Refuses a cache or rows that cannot hold the longest prompt with its response.
     fn check_lengths(&self) -> Result<()> {
         let longest = self.longest();
         let least = EngineConfig::least_cache_tokens(longest);
@@ -375,7 +377,7 @@ impl Config {
         Ok(())
     }
 
-    /// How the work is laid out.
+    /// Returns how the work is divided.
     pub(crate) fn execution(&self) -> Execution {
         let TrainConfig { ranks, recompute, device, precision, gpu, seq_len, .. } = self.train;
         let largest = BatchSize { tokens: seq_len, longest: self.longest(), targets: seq_len };
@@ -383,7 +385,7 @@ impl Config {
         Execution { ranks, recompute, loss_scale: self.loss_scale(), gpus }
     }
 
-    /// The loss scale that the precision needs.
+    /// Returns the loss scale, if the precision needs one.
     fn loss_scale(&self) -> Option<LossScaling> {
         let TrainConfig { ranks, device, precision, loss_scale, .. } = self.train;
         let sequences = self.mini_batch_prompts() * self.rollout.n;
@@ -394,12 +396,12 @@ impl Config {
         (device.precision(precision) == Precision::Fp16).then_some(scaling)
     }
 
-    /// Tokens of the longest prompt and response.
+    /// Returns the tokens of the longest prompt and response together.
     pub(crate) fn longest(&self) -> usize {
         self.data.max_prompt_tokens.saturating_add(self.rollout.max_new_tokens)
     }
 
-    /// Prompts of one update.
+    /// Returns the number of prompts in one update.
     pub(crate) fn mini_batch_prompts(&self) -> usize {
         self.train.mini_batch_prompts.unwrap_or(self.rollout.num_prompts)
     }
@@ -458,14 +460,14 @@ impl RolloutConfig {
         check_temperature(&format!("{table}.temperature"), self.temperature as f32)
     }
 
-    /// The same responses whatever the sampler has room for: what a resumed run may not change.
+    /// Returns what a resumed run may not change: the responses, however much room the sampler has.
     fn unchangeable(self) -> Self {
         Self { max_sequences: 1, kv_cache_tokens: None, ..self }
     }
 }
 
 impl TrainConfig {
-    /// Refuses sizes with which nothing would be learnt, and what the device does not compute.
+    /// Refuses sizes with which nothing would be learnt, and what the device cannot compute.
     fn check(&self, table: &str) -> Result<()> {
         refuse_sizes(
             table,
@@ -485,8 +487,8 @@ impl TrainConfig {
         self.device.check_share_prompts(self.share_prompts, table)
     }
 
-    /// The same updates however they are computed: what a resumed run may not change. The size of a
-    /// micro-batch is part of that where `aggregation` takes means over one.
+    /// Returns what a resumed run may not change: the updates, however they are computed. The size of a
+    /// micro-batch is among it only if `aggregation` takes means over micro-batches.
     fn unchangeable(self, aggregation: Aggregation) -> Self {
         let is_averaged = aggregation == Aggregation::MicroTokenMean;
         Self {
@@ -517,23 +519,15 @@ impl ValidationConfig {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// The demo's settings with so many prompts a step.
-    pub(crate) fn config(num_prompts: usize) -> Config {
-        let mut config: Config =
-            toml::from_str(include_str!("../../../configs/demo/grpo.toml")).unwrap();
-        config.rollout.num_prompts = num_prompts;
-        config
-    }
 
     #[test]
     fn the_default_profile_says_what_the_code_assumes_without_one() {
         let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/demo/grpo.toml"));
         let files = [demo];
         let with = Config::load(&files, &[]).unwrap();
-        // verl gives AdamW all parameters; the default is transformers' choice.
+        // verl's AdamW decays all parameters; the default here is that of transformers.
         let without = config::load::<Config>(&files, &["optim.decayed=all".to_owned()]).unwrap();
         assert_eq!(with.to_toml(), without.to_toml());
         assert_eq!(with.origin("policy.clip_dual").to_string(), "profile verl-0.9:13");

@@ -127,7 +127,7 @@ pub(crate) fn time_metrics(cost: &AttemptCost, update_secs: f64) -> Row {
 mod tests {
     use super::*;
     use crate::objective::policy::Mismatch;
-    use crate::run::samples::tests::group;
+    use crate::rollout::test_support::group;
     use crate::sandbox::VerdictKind;
     use crate::trainer::Update;
 

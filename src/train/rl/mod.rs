@@ -12,6 +12,8 @@ mod parity;
 mod reward_process;
 mod rewarder;
 mod rollout;
+#[cfg(test)]
+mod test_support;
 mod training_set;
 mod update;
 mod validation;

@@ -8,7 +8,7 @@ use crate::checkpoint::LanguageModel;
 use crate::engine::FinishReason;
 use crate::model::{Packed, Target, Workspace};
 use crate::objective::advantage::Outcome;
-use crate::run::samples::tests::group;
+use crate::rollout::test_support::group;
 use crate::sandbox::VerdictKind;
 use crate::train::golden::{Golden, TOLERANCE, relative};
 use crate::trainer::Trainer;

@@ -1,12 +1,12 @@
-//! Rewards from a program of the user's: JSON Lines to its standard input, JSON Lines back.
+//! Rewards from an external program: JSON Lines to its standard input, JSON Lines back.
 //!
-//! Contract: the program runs as long as the run and answers each question, in any order, with
-//! `{"id": 3, "reward": 0.5}`; no two questions of a run have the same id. What it writes to standard error
-//! is shown. One that dies, or answers nothing for `timeout_secs`, is started again and asked what is left;
-//! after [`STARTS`] starts without an answer the run stops. So does one that writes anything else, or leaves
-//! questions unread for as long. It is the user's own code and not sandboxed; when its standard input ends
-//! it should end, and with the run it is killed. Left out: rewards while other responses are still being
-//! generated.
+//! The program runs as long as the run and answers each question, in any order, with `{"id": 3, "reward":
+//! 0.5}`. No two questions of a run have the same id. What it writes to standard error is shown. A program
+//! that dies, or answers nothing for `timeout_secs`, is started again and asked the questions that are
+//! left; after [`STARTS`] starts without an answer the run stops. The run also stops if the program writes
+//! anything else, or leaves questions unread for as long. The program is the user's own code and not
+//! sandboxed. It should end when its standard input ends, and it is killed when the run ends. Rewards are
+//! asked for only when all responses of a round are generated.
 
 use crate::base::error::usage;
 use crate::base::limits::refuse_outside;
@@ -18,21 +18,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::time::Duration;
 
-/// Starts in a row without an answer after which the run stops.
+/// The run stops after this many starts in a row without an answer.
 const STARTS: usize = 3;
-/// Characters of a wrong line that an error shows.
+/// An error shows this many characters of a wrong line.
 const SHOWN: usize = 80;
 
-/// Squares of rewards up to this stay within double precision.
+/// The squares of rewards up to this are finite in double precision.
 const LARGEST_REWARD: f64 = 1e30;
 
-/// `[external_reward]`.
+/// The table `[external_reward]`: a program that gives the rewards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalReward {
-    /// The program and its arguments, run in the current directory.
+    /// The program and its arguments. It runs in the current directory.
     pub command: Vec<String>,
-    /// Seconds without an answer after which it is started again.
+    /// The program is started again after this many seconds without an answer.
     #[serde(default = "a_minute")]
     pub timeout_secs: f64,
 }
@@ -42,7 +42,7 @@ fn a_minute() -> f64 {
 }
 
 impl ExternalReward {
-    /// Refuses what could not be run; `table` is where it stands.
+    /// Refuses what could not be run; `table` is the table's name in errors.
     pub(crate) fn check(&self, table: &str) -> Result<()> {
         if self.command.is_empty() {
             return Err(usage(format!("{table}.command is empty: name a program")));
@@ -51,14 +51,14 @@ impl ExternalReward {
     }
 }
 
-/// A response whose reward is asked for.
+/// A response for which a reward is asked.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Question<'a> {
-    /// As its file has it.
+    /// The problem, as its file has it.
     problem: Box<RawValue>,
     response: &'a str,
     num_tokens: usize,
-    /// Whether the response has what the prompt asks for, in its place.
+    /// Whether the response keeps the format that the prompt asks for.
     format: bool,
     /// Whether the answer is right in every case.
     passed: bool,
@@ -81,7 +81,7 @@ impl<'a> Question<'a> {
 /// A line that the program reads.
 #[derive(Serialize)]
 struct Asked<'q> {
-    /// Names the answer.
+    /// The id, which the answer repeats.
     id: usize,
     #[serde(flatten)]
     question: &'q Question<'q>,
@@ -93,11 +93,10 @@ struct Answer {
     reward: f64,
 }
 
-/// The user's program.
 pub(crate) struct RewardProcess {
     config: ExternalReward,
     running: Option<LineProcess>,
-    /// Questions of the run so far.
+    /// The number of questions of the run so far.
     num_asked: usize,
 }
 
@@ -105,26 +104,26 @@ pub(crate) struct RewardProcess {
 enum Exchange {
     /// Every question has its answer.
     Whole,
-    /// The program is of no more use, for this reason.
+    /// The program cannot be used any more, for this reason.
     Lost(String),
 }
 
-/// The questions of one step and what is known of their answers.
+/// The questions of one step, and the answers so far.
 struct Step<'q> {
-    /// The first question's; the others' follow.
+    /// The id of the first question; those of the others follow it.
     first_id: usize,
     questions: &'q [Question<'q>],
     rewards: Vec<Option<f64>>,
 }
 
 impl RewardProcess {
-    /// Starts it, so that one that cannot be started is noticed before the run.
+    /// Starts the program, so that one that cannot be started is noticed before the run.
     pub(crate) fn start(config: &ExternalReward) -> Result<Self> {
         let running = Some(start(&config.command)?);
         Ok(Self { config: config.clone(), running, num_asked: 0 })
     }
 
-    /// The reward of each response.
+    /// Returns the reward of each response.
     pub(crate) fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<f64>> {
         if let Some(line) = self.running.as_ref().and_then(LineProcess::waiting_line) {
             return Err(refuse(&line, "no question was open"));
@@ -155,7 +154,8 @@ impl RewardProcess {
         Ok(step.rewards.into_iter().flatten().collect())
     }
 
-    /// Asks what has no reward yet and takes answers until all are there, or the process is lost.
+    /// Asks the questions that have no answer yet, and takes answers until all are there or the process is
+    /// lost.
     fn exchange(&mut self, step: &mut Step<'_>) -> Result<Exchange> {
         let ExternalReward { command, timeout_secs } = &self.config;
         let timeout = Duration::from_secs_f64(*timeout_secs);
@@ -193,7 +193,7 @@ impl Step<'_> {
         self.rewards.iter().filter(|reward| reward.is_none()).count()
     }
 
-    /// The lines that ask for what is missing.
+    /// Returns the lines that ask the questions without an answer.
     fn open_questions(&self) -> Result<Vec<u8>> {
         let mut lines = Vec::new();
         for (id, (question, reward)) in
@@ -247,12 +247,12 @@ fn refuse(line: &[u8], why: &str) -> anyhow::Error {
 mod tests {
     use super::*;
     use crate::base::error::exit_code;
-    use crate::run::samples::tests::group;
+    use crate::rollout::test_support::group;
     use crate::sandbox::{Reason, VerdictKind};
     use crate::tasks::program;
 
-    /// Runs a Python program and asks it in so many steps for the rewards of five responses of lengths 0
-    /// to 4; those of the last step.
+    /// Runs a Python program, and asks it in `steps` steps for the rewards of five responses of lengths 0
+    /// to 4. Returns those of the last step.
     fn rewards_of_steps(
         program: &str,
         timeout_secs: f64,

@@ -1,4 +1,4 @@
-//! What responses are worth: by the rule of `[reward]`, or by a program of the user's.
+//! What responses are worth: by the rule of `[reward]`, or by an external program.
 
 use super::config::Config;
 use super::reward_process::{Question, RewardProcess};
@@ -7,10 +7,10 @@ use crate::rollout::attempt::{Attempt, ProblemAttempts};
 use crate::tasks::Task;
 use anyhow::Result;
 
-/// The rewards of one group; `None` where nothing is known of a response.
+/// The rewards of one group; `None` for a response without a verdict.
 pub(crate) type GroupRewards = Vec<Option<Reward>>;
 
-/// The rule, what is added to it, and the user's program that takes its place, where there is one.
+/// The rule, what is added to it, and the external program that replaces it, if there is one.
 pub(crate) struct Rewarder {
     rule: RewardConfig,
     overlong: Option<Overlong>,
@@ -19,7 +19,7 @@ pub(crate) struct Rewarder {
 }
 
 impl Rewarder {
-    /// Starts the user's program, if any.
+    /// Starts the external program, if there is one.
     pub(crate) fn start(config: &Config) -> Result<Self> {
         let process = config.external_reward.as_ref().map(RewardProcess::start).transpose()?;
         Ok(Self {
@@ -30,8 +30,8 @@ impl Rewarder {
         })
     }
 
-    /// What each response is worth. `recorded` is what was found of the same responses before, which
-    /// the user's program is not asked again.
+    /// Returns what each response is worth. `recorded` holds what was found earlier for the same responses;
+    /// the external program is not asked about them again.
     pub(crate) fn rewards(
         &mut self,
         task: &dyn Task,
@@ -58,7 +58,7 @@ impl Rewarder {
     }
 }
 
-/// By the rule alone, for a problem of this solvability.
+/// Computes the reward by the rule alone, for a problem of this solvability.
 pub(crate) fn by_rule(
     rule: &RewardConfig,
     solvability: Option<f64>,
@@ -70,7 +70,7 @@ pub(crate) fn by_rule(
     group.attempts.iter().map(of_attempt).collect()
 }
 
-/// Puts what the program says in place of what the rule gave.
+/// Replaces the rule's rewards by the program's.
 fn ask(
     rewards: &mut [GroupRewards],
     process: &mut RewardProcess,

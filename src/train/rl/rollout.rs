@@ -186,13 +186,13 @@ impl Group {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::super::config::tests::config;
+mod tests {
     use super::super::rewarder::by_rule;
-    use super::super::training_set::tests::{task, training_set};
+    use super::super::test_support::config;
+    use super::super::test_support::{task, training_set};
     use super::*;
     use crate::rewards::RewardKind;
-    use crate::run::samples::tests::group;
+    use crate::rollout::test_support::group;
     use crate::sandbox::{Reason, VerdictKind};
 
     fn rewarded(config: &Config, problem: usize, attempts: ProblemAttempts) -> Group {

@@ -1,4 +1,4 @@
-//! The problems that a run learns from, and which of them come next.
+//! The problems from which a run learns, and which of them come next.
 //!
 //! Problems come in portions of `rollout.num_prompts`, in a new order for each pass over the data.
 
@@ -15,28 +15,29 @@ use serde::{Deserialize, Serialize};
 /// The problems of a task whose prompts are short enough.
 pub(crate) struct TrainingSet<'t> {
     pub(crate) task: &'t dyn Task,
-    problems: Vec<usize>,
-    /// Problems in one portion.
-    num_prompts: usize,
-    seed: u64,
+    pub(crate) problems: Vec<usize>,
+    /// The number of problems in one portion.
+    pub(crate) num_prompts: usize,
+    pub(crate) seed: u64,
 }
 
-/// Which portion of problems comes next; portions are numbered through all passes.
+/// Which portion of problems comes next. Portions are numbered through all passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Cursor {
     pub(crate) portion: u64,
-    /// Checksum of all problems: portions of others are other portions.
+    /// The checksum of all problems: with other problems, a portion's number means other problems.
     pub(crate) problems: u32,
-    /// Checksum of the prompt; not in the checkpoints of older programs, which had only one prompt.
+    /// The checksum of the prompt. Checkpoints of older versions, which had only one prompt, lack it.
     #[serde(default)]
     pub(crate) prompt: Option<u32>,
 }
 
-/// Label of one use of the run's seed.
+/// Labels one use of the run's seed.
 const PROMPT_ORDER: u64 = 1;
 
 impl<'t> TrainingSet<'t> {
-    /// The problems of `task` that can be trained on; what is missing in one is an error that names it.
+    /// Selects the problems of `task` that can be trained on. If a problem lacks something that is needed,
+    /// the error names it.
     pub(crate) fn new(config: &Config, task: &'t dyn Task, model: &LanguageModel) -> Result<Self> {
         let limit = config.data.max_prompt_tokens;
         let longest = model.decoder.config().check_length(config.longest());
@@ -64,7 +65,8 @@ impl<'t> TrainingSet<'t> {
                 "left out {num_long} problems longer than data.max_prompt_tokens = {limit}"
             );
         }
-        let set = Self::of(config, task, problems);
+        let num_prompts = config.rollout.num_prompts;
+        let set = Self { task, problems, num_prompts, seed: config.seed };
         if set.len() < set.num_prompts {
             return Err(usage(format!(
                 "data.files hold {} problems within data.max_prompt_tokens = {limit}, fewer than \
@@ -76,15 +78,11 @@ impl<'t> TrainingSet<'t> {
         Ok(set)
     }
 
-    fn of(config: &Config, task: &'t dyn Task, problems: Vec<usize>) -> Self {
-        Self { task, problems, num_prompts: config.rollout.num_prompts, seed: config.seed }
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.problems.len()
     }
 
-    /// Before the first portion.
+    /// Returns the cursor before the first portion.
     pub(crate) fn start(&self) -> Result<Cursor> {
         let mut hasher = crc32fast::Hasher::new();
         for &problem in &self.problems {
@@ -94,7 +92,7 @@ impl<'t> TrainingSet<'t> {
         Ok(Cursor { portion: 0, problems: hasher.finalize(), prompt })
     }
 
-    /// Goes on where `saved` stopped, or begins with the first portion.
+    /// Returns the cursor that continues where `saved` stopped, or that starts with the first portion.
     pub(crate) fn go_on(&self, saved: Option<Cursor>) -> Result<Cursor> {
         let start = self.start()?;
         let cursor = saved.unwrap_or(start);
@@ -111,7 +109,7 @@ impl<'t> TrainingSet<'t> {
         Ok(Cursor { prompt: start.prompt, ..cursor })
     }
 
-    /// The problems of a portion: consecutive parts of a new shuffle for each pass over the data.
+    /// Returns the problems of a portion: each pass over the data is a new shuffle, cut into portions.
     pub(crate) fn portion(&self, portion: u64) -> Vec<usize> {
         let per_epoch = (self.len() / self.num_prompts) as u64;
         let (epoch, index) = (portion / per_epoch, (portion % per_epoch) as usize);
@@ -122,23 +120,10 @@ impl<'t> TrainingSet<'t> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::super::config::tests::config;
+mod tests {
+    use super::super::test_support::{config, task, training_set};
     use super::*;
-    use crate::data::problem::Problem;
-    use crate::tasks::tests::Given;
     use std::collections::HashSet;
-
-    pub(crate) fn task(num_problems: usize) -> Given {
-        let problem = |i: usize| -> Problem {
-            serde_json::from_value(serde_json::json!({"problem_id": i, "tests": []})).unwrap()
-        };
-        Given((0..num_problems).map(problem).collect())
-    }
-
-    pub(crate) fn training_set<'t>(config: &Config, task: &'t Given) -> TrainingSet<'t> {
-        TrainingSet::of(config, task, (0..task.num_problems()).collect())
-    }
 
     #[test]
     fn a_pass_over_the_data_has_no_problem_twice_and_each_pass_its_own_order() {

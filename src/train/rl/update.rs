@@ -217,9 +217,9 @@ fn learnt<'g>(config: &Config, groups: &'g [Group]) -> Vec<Learnt<'g>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::tests::config;
+    use super::super::test_support::config;
     use super::*;
-    use crate::run::samples::tests::group;
+    use crate::rollout::test_support::group;
     use crate::sandbox::{Reason, VerdictKind};
 
     #[test]

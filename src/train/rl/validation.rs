@@ -1,7 +1,7 @@
-//! Held-out problems that a run of reinforcement scores on the way.
+//! Scores of held-out problems during a run of reinforcement.
 //!
-//! The untrained model is scored too, as step 0. A score belongs to the row of its step; a step that was
-//! stopped before its score was known is scored when the run goes on.
+//! The untrained model is scored too, as step 0. A score belongs to the row of its step. A step whose score
+//! was not yet known when the run stopped is scored when the run is resumed.
 
 use super::config::Config;
 use crate::base::rng;
@@ -23,23 +23,23 @@ pub(crate) struct Validation<'j> {
 }
 
 const PASS_AT_1: &str = "val/pass_at_1";
-/// Label of a third use of the run's seed.
+/// Labels one use of the run's seed.
 const VALIDATION: u64 = 3;
 
 impl<'j> Validation<'j> {
-    /// Reads the problems of `[validation]`, if there is that table.
+    /// Reads the problems of the table `[validation]`, if there is one.
     pub(crate) fn read(config: &Config, judge: &'j Judge) -> Result<Option<Self>> {
         let Some(validation) = &config.validation else { return Ok(None) };
         let task = config
             .open_task(&validation.files, validation.num_problems, judge)
             .context("reading validation.files")?;
-        // The same draws every time: scores of different steps differ by the weights alone.
+        // The draws are the same every time, so the scores of two steps differ by the weights alone.
         let key = rng::key(config.seed, &[VALIDATION]);
         let settings = config.attempts(validation.rollouts, validation.temperature, key);
         Ok(Some(Self { task, every: validation.every, settings }))
     }
 
-    /// Scores the model that the session starts from, unless that was done before.
+    /// Scores the model from which the session starts, unless it was scored before.
     pub(crate) fn begin(&self, session: &mut Session<'_>) -> Result<()> {
         if session.trainer.step > 0 {
             return self.score_step(session);
@@ -49,7 +49,7 @@ impl<'j> Validation<'j> {
         Ok(())
     }
 
-    /// Scores the step that the trainer has made, where that is due and was not done before.
+    /// Scores the step that the trainer has made, if that is due and was not done before.
     pub(crate) fn score_step(&self, session: &mut Session<'_>) -> Result<()> {
         let step = session.trainer.step;
         let is_due = step.is_multiple_of(self.every) || !session.has_next_step();

@@ -1,8 +1,7 @@
-//! Ranks on a CPU: threads, each with a part of the cores.
+//! Ranks on a CPU: threads, each with a share of the cores.
 //!
-//! Contract: gradients are summed by bucket, in rank order. Waiting for others happens on the rank's own
-//! thread, computing on its own part of the cores. What the host knows as the model's weights is what the
-//! first rank trains.
+//! Gradients are summed bucket by bucket, in rank order. A rank waits for others on its own thread and
+//! computes on its own cores. The first rank trains the weights of the model on the host.
 
 use super::{Moments, Parameters, Reduced, Share, Workers, within};
 use crate::base::threads;
@@ -23,9 +22,9 @@ use std::ops::Range;
 pub(crate) struct CpuWorkers {
     shards: Shards,
     ranks: Vec<Rank>,
-    /// The parameters of the ranks but the first.
+    /// The parameters of the other ranks.
     replicas: Vec<Vec<f32>>,
-    /// The parameters of the reference model; empty where none is kept.
+    /// The parameters of the reference model; empty if none is kept.
     reference: Vec<f32>,
     decayed: Vec<Range<usize>>,
 }
@@ -128,7 +127,7 @@ impl Workers for CpuWorkers {
         Generator::of_trained(model, self.ranks.len())
     }
 
-    /// The host's parameters are the first rank's.
+    /// The host's parameters are those of the first rank, so there is nothing to copy.
     fn fetch_params(&mut self, _: &mut [f32]) -> Result<()> {
         Ok(())
     }
@@ -155,10 +154,10 @@ impl Workers for CpuWorkers {
 /// What a rank owns besides its parameters.
 struct Rank {
     comm: Box<dyn Comm>,
-    /// First and second moments of the rank's shard.
+    /// The first and second moments of the rank's shard.
     moments: [Vec<f32>; 2],
     grads: Vec<f32>,
-    /// Its part of the cores; none where it has them all.
+    /// Its share of the cores; `None` if it has all.
     pool: Option<ThreadPool>,
     workspace: Workspace,
     recompute: Recompute,
@@ -206,7 +205,7 @@ impl Rank {
         });
     }
 
-    /// Sums the gradients over the ranks; this rank's shard holds the sums then.
+    /// Sums the gradients over the ranks. After that, this rank's shard holds the sums.
     fn reduce(&mut self, shards: Shards, layout: &Layout) -> Result<Reduced> {
         for bucket in shards.buckets() {
             self.comm.reduce_scatter(&mut self.grads[bucket])?;
@@ -220,8 +219,8 @@ impl Rank {
         Ok(Reduced { norm, culprits })
     }
 
-    /// Updates this rank's shard, of which `decayed` are the elements with weight decay, and
-    /// gathers the others'.
+    /// Updates this rank's shard, in which weight decay applies to the elements `decayed`, and gathers the
+    /// other shards.
     fn step(
         &mut self,
         params: &mut [f32],
@@ -251,7 +250,7 @@ impl Rank {
         Ok(())
     }
 
-    /// Drops the buffers of the forward and backward.
+    /// Drops the buffers of forward and backward.
     fn release_memory(&mut self) {
         self.workspace = Workspace::with_recompute(self.recompute);
     }
@@ -264,7 +263,7 @@ fn on_pool<T: Send>(pool: Option<&ThreadPool>, work: impl FnOnce() -> T + Send) 
     }
 }
 
-/// The tensors whose gradient is not finite somewhere in `pieces`.
+/// Returns the tensors with a gradient in `pieces` that is not finite.
 fn culprits(grads: &[f32], pieces: &[Range<usize>], layout: &Layout) -> Vec<usize> {
     let is_bad = |range: &Range<usize>| {
         pieces.iter().any(|piece| {

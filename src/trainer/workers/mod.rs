@@ -1,9 +1,10 @@
 //! The ranks of a run, on the cores of a CPU or on GPUs, as one object.
 //!
-//! Contract: every rank has all parameters, computes the gradients of its share of the micro-batches, and
-//! updates its shard of the optimizer (ZeRO-1): gradients are summed over ranks, each updates its shard,
-//! and the shards are gathered; so all ranks hold the same parameters to the bit. The model's weights on
-//! the host are those of the first rank on a CPU; on GPUs they are as old as [`Workers::fetch_params`].
+//! Every rank has all parameters, computes the gradients of its share of the micro-batches, and updates its
+//! shard of the optimizer (ZeRO-1, Rajbhandari et al. 2020): gradients are summed over ranks, each rank
+//! updates its shard, and the shards are gathered. So all ranks hold the same parameters to the bit. On a
+//! CPU the model's weights on the host are those of the first rank; on GPUs they are those of the last
+//! [`Workers::fetch_params`].
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -23,10 +24,10 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Elements of a bucket on GPUs: 32 MiB of 16 bits each, large enough for the full speed of NVLink.
+/// A bucket on GPUs has this many elements: 32 MiB of 16 bits each, enough for the full speed of NVLink.
 pub(crate) const GPU_BUCKET: usize = 16 << 20;
 
-/// The parameters that score: those being trained, or those of the reference model that is kept.
+/// The parameters under which tokens are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Parameters {
     Trained,
@@ -37,7 +38,7 @@ pub enum Parameters {
 ///
 /// Each call gets the trainer's `model`: on a CPU it holds the parameters of the first rank.
 pub(crate) trait Workers: Send {
-    /// How the flat buffers are divided among the ranks.
+    /// Returns how the flat buffers are divided among the ranks.
     fn shards(&self) -> Shards;
 
     /// Adds the gradients of micro-batches, which the ranks divide among themselves.
@@ -49,8 +50,9 @@ pub(crate) trait Workers: Send {
         objective: &dyn Objective,
     ) -> Result<()>;
 
-    /// Sums the gradients over the ranks, updates with them, scaled by what `scale` says of their norm
-    /// (with nothing the weights stay as they are), and forgets them. Returns what each rank found.
+    /// Sums the gradients over the ranks, takes a step with them, and clears them. `scale` gets what the
+    /// ranks found and returns the factor of the gradients; with `None` the weights stay as they are.
+    /// Returns what each rank found.
     fn update(
         &mut self,
         model: &mut LanguageModel,
@@ -58,7 +60,7 @@ pub(crate) trait Workers: Send {
         scale: &(dyn Fn(f64) -> Option<f32> + Sync),
     ) -> Result<Vec<Reduced>>;
 
-    /// Natural log-probabilities of the targets of each row.
+    /// Returns the natural log-probabilities of the targets of each row.
     fn score(
         &mut self,
         model: &LanguageModel,
@@ -67,42 +69,42 @@ pub(crate) trait Workers: Send {
         temperature: f32,
     ) -> Result<Vec<Vec<f32>>>;
 
-    /// Keeps the parameters of a reference model, in the layout of the model's.
+    /// Keeps the parameters of a reference model, which have the layout of the model's.
     fn keep_reference(&mut self, params: Vec<f32>) -> Result<()>;
 
-    /// The model, generating where its ranks are.
+    /// Returns the model, which generates on its own ranks.
     fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r>;
 
-    /// Brings the parameters on the host up to date.
+    /// Copies the trained parameters to `params` on the host.
     fn fetch_params(&mut self, params: &mut [f32]) -> Result<()>;
 
-    /// The moments of every rank's shard.
+    /// Returns the moments of every rank's shard.
     fn moments(&mut self) -> Result<Vec<Moments<'_>>>;
 
     /// Replaces the moments of every rank's shard.
     fn set_moments(&mut self, moments: Vec<[Vec<f32>; 2]>) -> Result<()>;
 
-    /// The most bytes that were ever taken at once of the memory of a GPU; none on a CPU.
+    /// Returns the most bytes of a GPU's memory that were ever taken at once; `None` on a CPU.
     fn gpu_peak_bytes(&mut self) -> Result<Option<usize>>;
 
     /// Gives back the memory that only accumulating gradients takes.
     fn release_memory(&mut self);
 }
 
-/// What a rank found of the summed gradients.
+/// What a rank found in the summed gradients.
 #[derive(Debug)]
 pub(crate) struct Reduced {
-    /// Norm of the whole gradient, unnormalised.
+    /// The norm of the whole gradient, unnormalised.
     pub(crate) norm: f64,
-    /// Tensors with a non-finite gradient in this rank's shard, by index; looked for only if the
-    /// norm is not finite.
+    /// The indices of tensors with a gradient in this rank's shard that is not finite. They are searched
+    /// only if the norm is not finite.
     pub(crate) culprits: Vec<usize>,
 }
 
-/// First and second moments of AdamW in a rank's shard.
+/// The first and second moments of AdamW in a rank's shard.
 pub(crate) type Moments<'m> = [Cow<'m, [f32]>; 2];
 
-/// Starts ranks that hold the parameters of `model`, of which `decayed` are those with weight decay.
+/// Starts ranks that hold the parameters of `model`; weight decay applies to the elements `decayed`.
 pub(crate) fn start(
     model: &LanguageModel,
     execution: Execution,
@@ -120,31 +122,31 @@ pub(crate) fn start(
 /// The micro-batches of a step that one rank computes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Share<'b> {
-    /// Index of the first in the step.
+    /// The index of the first in the step.
     pub(crate) first: usize,
     pub(crate) batches: &'b [MicroBatch],
 }
 
 impl<'b> Share<'b> {
-    /// The share of rank `rank` of `size`.
+    /// Returns the share of rank number `rank` of `size` ranks.
     pub(crate) fn new(batches: &'b [MicroBatch], rank: usize, size: usize) -> Self {
         let count = Self::largest(batches.len(), size);
         let first = (rank * count).min(batches.len());
         Self { first, batches: &batches[first..batches.len().min(first + count)] }
     }
 
-    /// Micro-batches of the largest share.
+    /// Returns the number of micro-batches in the largest share.
     pub(crate) fn largest(num_batches: usize, size: usize) -> usize {
         num_batches.div_ceil(size)
     }
 
-    /// The micro-batches with their indices in the step.
+    /// Returns the micro-batches with their indices in the step.
     pub(crate) fn numbered(self) -> impl Iterator<Item = (usize, &'b MicroBatch)> {
         (self.first..).zip(self.batches)
     }
 }
 
-/// The parts of `ranges` in `piece`, counted from its start.
+/// Returns the parts of `ranges` that are in `piece`, counted from its start.
 fn within(ranges: &[Range<usize>], piece: &Range<usize>) -> Vec<Range<usize>> {
     ranges
         .iter()

@@ -1,9 +1,8 @@
-//! The connection of a GPU to the others: NCCL on a stream of its own, so that some gradients travel while
-//! others are computed.
+//! The connection of a GPU to the others: NCCL on a stream of its own, so that some gradients are sent
+//! while others are computed.
 //!
-//! Contract: what is queued here runs beside the computation; [`Exchange::follow`] and
-//! [`Exchange::precede`] order the two where they meet. A rank that fails ends the calls of all ranks
-//! ([`Ties`]).
+//! What is queued here runs beside the computation. [`Exchange::follow`] and [`Exchange::precede`] order
+//! the two where they meet. A rank that fails ends the calls of all ranks ([`Ties`]).
 
 use super::ties::Ties;
 use crate::cuda::nccl::{Communicator, UniqueId};
@@ -14,10 +13,10 @@ use std::sync::Arc;
 
 /// What a rank needs to join the others.
 pub(crate) struct Invitation {
-    /// The identifier of the ranks' communicator; none for a rank without others.
+    /// The identifier of the ranks' communicator; `None` for a rank without others.
     pub(crate) id: Option<UniqueId>,
     pub(crate) rank: usize,
-    /// Ranks of all nodes.
+    /// The number of ranks on all nodes.
     pub(crate) size: usize,
     pub(crate) ties: Arc<Ties>,
 }
@@ -51,13 +50,13 @@ impl Exchange {
         &self.stream
     }
 
-    /// What is queued here from now on waits for what is queued in `computation` now.
+    /// Makes what is queued here from now on wait for what `computation` has queued.
     pub(crate) fn follow(&self, computation: &Stream) -> Result<()> {
         self.reached.record(computation)?;
         self.stream.wait(&self.reached)
     }
 
-    /// What is queued in `computation` from now on waits for what is queued here now.
+    /// Makes what `computation` queues from now on wait for what is queued here.
     pub(crate) fn precede(&self, computation: &Stream) -> Result<()> {
         self.reached.record(&self.stream)?;
         computation.wait(&self.reached)

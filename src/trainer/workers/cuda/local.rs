@@ -19,7 +19,7 @@ pub(crate) struct Local {
     pub(crate) model: DeviceModel,
     shard: Shard,
     exchange: Exchange,
-    /// The rank's shard of the reference model's parameters, on the host; empty where none is kept.
+    /// The rank's shard of the reference model's parameters, on the host; empty if none is kept.
     reference: Vec<Half>,
     layout: Layout,
     shards: Shards,
@@ -28,7 +28,7 @@ pub(crate) struct Local {
 
 impl Local {
     /// Starts on the GPU `ordinal` with the rank's pieces of the parameters, by portion. Calls `ready`
-    /// before it joins the others, which cannot be called off.
+    /// before it joins the others, since joining cannot be called off.
     pub(crate) fn start(
         ordinal: usize,
         invitation: Invitation,
@@ -49,7 +49,7 @@ impl Local {
         for (start, piece) in starts.into_iter().zip(pieces) {
             model.upload(start, piece)?;
         }
-        // An update that lacks memory is refused now, not after the first rollouts.
+        // An update that does not fit into memory is refused now, not after the first rollouts.
         drop(model.training_with_gradients(spec.gpus.largest, spec.recompute)?);
         ready()?;
         let exchange = Exchange::join(&device, invitation)?;
@@ -59,7 +59,7 @@ impl Local {
         Ok(Self { model, shard, exchange, reference, layout, shards, spec })
     }
 
-    /// The rank's part of every bucket.
+    /// Returns the rank's part of every bucket.
     pub(crate) fn portions(&self) -> Vec<Portion> {
         self.shards.portions(self.rank())
     }
@@ -127,7 +127,7 @@ impl Rank for Local {
         exchange.precede(&gpu.stream)
     }
 
-    /// The parameters of the reference, which all ranks bring together, lie where gradients do otherwise.
+    /// The parameters of the reference model, which all ranks gather, lie where gradients otherwise do.
     fn score(
         &mut self,
         parameters: Parameters,

@@ -1,12 +1,12 @@
-//! Ranks on GPUs: one each, of this process and of one process on every other node.
+//! Ranks on GPUs, one each: those of this process, and those of one process on every other node.
 //!
-//! Contract: parameters, activations and gradients are bf16 or fp16, master weights and sums of gradients
-//! f32, moments as the configuration says. A gradient is summed over the ranks bucket by bucket while the
-//! backward goes on ([`GradientSums`]). Equal runs are equal to the bit, on however many nodes. All memory is
-//! taken when the ranks start, of which activations are laid out for the largest micro-batch that was
-//! announced. Node 0 alone runs the loop, draws data and writes files; the others' ranks do what it asks
-//! ([`serve`]), and numbers of their GPUs travel between GPUs. A rank or node that fails makes the others
-//! fail. Left out: judging on other nodes than node 0. Not yet run on a GPU.
+//! Parameters, activations and gradients are bf16 or fp16; master weights and sums of gradients are f32;
+//! moments have the configured number format. Gradients are summed over the ranks bucket by bucket while
+//! the backward runs ([`GradientSums`]). Equal runs are equal to the bit, on any number of nodes. All
+//! memory is taken when the ranks start; activations are laid out for the largest micro-batch that was
+//! announced. Node 0 alone runs the loop, reads data, judges programs and writes files. The ranks of other
+//! nodes do what it asks ([`serve`]), and gradients and parameters travel between GPUs. A rank or node that
+//! fails makes the others fail. This has not yet run on a GPU.
 //!
 //! [`GradientSums`]: crate::trainer::device::GradientSums
 
@@ -72,7 +72,7 @@ impl GpuWorkers {
             let portions = shards.portions(rank);
             let pieces: Vec<&[f32]> =
                 portions.iter().map(|portion| &model.params[portion.own.clone()]).collect();
-            // Joining cannot be called off, so nobody begins before everybody can.
+            // A rank that joins cannot be called off, so none joins before all can.
             let ready = || comm.barrier();
             Ok(match rank.checked_sub(here) {
                 None => {
@@ -156,7 +156,8 @@ impl Workers for GpuWorkers {
         Ok(())
     }
 
-    /// The parameters on the GPUs are the trained ones; of `model` only the tokenizer and the shape count.
+    /// The parameters on the GPUs are the trained ones; only the tokenizer and the shape are taken from
+    /// `model`.
     fn generator<'r>(&'r mut self, model: &'r LanguageModel) -> Generator<'r> {
         let gpus = self.ranks.iter_mut().map(|rank| Box::new(rank.sampler()) as Box<dyn Sampler>);
         Generator::on_gpus(&model.decoder, &model.tokenizer, gpus.collect())
@@ -186,6 +187,6 @@ impl Workers for GpuWorkers {
         Ok(self.on_every(|rank| rank.peak_bytes())?.into_iter().max())
     }
 
-    /// The memory of the arena that a phase took went with the phase.
+    /// The memory of a phase was given back when the phase ended.
     fn release_memory(&mut self) {}
 }

@@ -1,8 +1,8 @@
 //! The messages between node 0 and a rank of another node.
 //!
-//! Contract: one request at a time, each answered once, but for the chunks of targets whose scores a rank
-//! gives while it accumulates: node 0 answers those with gradients, so that an objective runs there for all
-//! ranks, and models and objectives share only scalars per token between nodes too.
+//! Node 0 sends one request at a time, and each is answered once. The exception is a rank that accumulates:
+//! it sends the scores of each chunk of targets, and node 0 answers with gradients. So the objective runs
+//! on node 0 for all ranks, and models and objectives share only scalars for each token between nodes too.
 
 use super::spec::Spec;
 use super::ties::Ties;
@@ -17,21 +17,21 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// A request of node 0 to a rank; numbers travel beside it.
+/// A request of node 0 to a rank; numbers are sent with it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// To get ready; its pieces of the parameters follow, a message for each portion.
+    /// Get ready. The rank's pieces of the parameters follow, one message for each portion.
     Start(Spec),
-    /// To join the others, now that all are ready.
+    /// Join the others, now that all are ready.
     Join,
-    /// To add gradients; each chunk of targets is answered with its gradients.
+    /// Add gradients. The rank asks for the gradients of each chunk of targets.
     Accumulate {
         first: usize,
         batches: Vec<MicroBatch>,
         rounds: usize,
         temperature: f32,
     },
-    /// The gradients by the scores of the last chunk are its numbers.
+    /// The numbers are the gradients with respect to the scores of the last chunk.
     Gradients,
     Reduce,
     Step(Option<AdamW>),
@@ -40,55 +40,55 @@ pub(crate) enum Request {
         rows: Vec<MicroBatch>,
         temperature: f32,
     },
-    /// The rank's shard of the parameters is its numbers.
+    /// The numbers are the rank's shard of the reference model's parameters.
     KeepReference,
-    /// Answered by a message for each portion.
+    /// Send the parameters, one message for each portion.
     FetchParams,
-    /// Answered by a message for each moment.
+    /// Send the moments, one message for each.
     Moments,
-    /// A message for each moment follows.
+    /// The moments follow, one message for each.
     SetMoments,
     PeakBytes,
-    /// To sample, with an engine of these sizes, until nothing is left to take.
+    /// Sample with an engine of these sizes until there is nothing left to take.
     Sample(EngineConfig),
-    /// A prompt to sample and its place in the queue, as long as there are any.
+    /// A prompt to sample and its place in the queue; `None` if there are no more.
     Taken(Option<(usize, Prompt)>),
-    /// What becomes of the rollout that was shown.
+    /// What happens to the rollout that was shown.
     Next(Next),
     /// Nothing more will come.
     End,
 }
 
-/// An answer of a rank; numbers travel beside it.
+/// An answer of a rank; numbers are sent with it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,
-    /// The scores of a chunk of targets of the batch, from its target `first` on, are its numbers.
+    /// The numbers are the scores of a chunk of targets of the batch, from target `first` on.
     Chunk {
         batch: usize,
         first: usize,
     },
-    /// The bits of the norm, which may be no number.
+    /// The bits of the norm, which may be NaN or infinite.
     Reduced {
         norm: u64,
         culprits: Vec<usize>,
     },
-    /// The log-probabilities of rows of these lengths are its numbers.
+    /// The numbers are the log-probabilities of rows of these lengths.
     Scores(Vec<usize>),
-    /// The numbers that were asked for.
+    /// The numbers are what was asked for.
     Numbers,
     PeakBytes(usize),
-    /// Asks for a prompt.
+    /// The rank asks for a prompt.
     Take,
-    /// Shows a rollout that grows, now and then, with its log-probabilities.
+    /// The rank shows a rollout that grows, from time to time, with its log-probabilities.
     Growing(Sample),
-    /// A rollout that ended, with its log-probabilities; not answered.
+    /// A rollout ended; its log-probabilities are sent with it, and there is no answer.
     Finished(Sample),
     Sampled(Stats),
     Failed(String),
 }
 
-/// A rollout, whose log-probabilities are sent as numbers.
+/// A rollout whose log-probabilities are sent as numbers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) prompt: RequestId,
@@ -118,7 +118,7 @@ impl Member for End {
     }
 }
 
-/// Waits for the next request of node 0 where its end would come too early.
+/// Waits for the next request of node 0, in a state in which [`Request::End`] would come too early.
 pub(crate) fn receive_request(lane: &Lane) -> Result<(Request, Vec<f32>)> {
     match lane.receive()? {
         (Request::End, _) => bail!("node 0 ended the run: what it said tells why"),
@@ -126,7 +126,7 @@ pub(crate) fn receive_request(lane: &Lane) -> Result<(Request, Vec<f32>)> {
     }
 }
 
-/// The error of a message that does not fit the one before.
+/// Returns the error of a message that does not fit the one before it.
 pub(crate) fn mismatch<T>(message: &impl std::fmt::Debug) -> Result<T> {
     bail!("protocol mismatch ({message:?}): are all nodes running the same build?");
 }

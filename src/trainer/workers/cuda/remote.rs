@@ -1,4 +1,5 @@
-//! A rank on another node, as node 0 sees it: asks over the node's connection, and waits for the answers.
+//! A rank on another node, as node 0 sees it: it sends requests over the node's connection and waits for
+//! the answers.
 
 use super::protocol::{Answer, End, Request, mismatch, numbers_of_gradients, scores_of};
 use super::rank::Rank;
@@ -15,7 +16,8 @@ use anyhow::{Result, bail};
 pub(crate) struct Remote(End);
 
 impl Remote {
-    /// Starts it with its pieces of the parameters, by portion; as [`super::local::Local::start`].
+    /// Starts the rank with its pieces of the parameters, by portion, as [`super::local::Local::start`]
+    /// does.
     pub(crate) fn start(
         end: End,
         spec: &Spec,
@@ -35,7 +37,7 @@ impl Remote {
         &self.0
     }
 
-    /// Asks for what is only done.
+    /// Sends a request whose answer has no content.
     fn ask(&self, request: &Request, numbers: &[f32]) -> Result<()> {
         self.0.lane.send(request, numbers)?;
         self.expect_done()
@@ -170,7 +172,7 @@ impl Rank for Remote {
 impl Drop for Remote {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // A rank that failed listens no more.
+            // A rank that failed does not listen any more.
             let _ = self.0.lane.send(&Request::End, &[]);
         }
     }

@@ -1,8 +1,8 @@
-//! Sampling on another node: both ends.
+//! Sampling on another node, at both ends.
 //!
-//! Contract: a rank elsewhere takes prompts from the queue of node 0 as its engine has room for them, and
-//! sends every rollout when it ends. One that grows is shown now and then, which is when node 0 can call
-//! sampling off. Left out: judging there.
+//! A rank of another node takes prompts from the queue of node 0 when its engine has room for them, and
+//! sends every rollout when it ends. It shows a rollout that grows from time to time, and only then can
+//! node 0 call sampling off. Node 0 judges all programs.
 
 use super::protocol::{Answer, Request, Sample, mismatch, receive_request};
 use super::remote::Remote;
@@ -16,7 +16,7 @@ use crate::nodes::Lane;
 use anyhow::{Error, Result};
 use std::time::{Duration, Instant};
 
-/// Between two looks of node 0 at what grows.
+/// Node 0 looks at growing rollouts this often.
 const PACE: Duration = Duration::from_millis(200);
 
 impl Sampler for Remote {
@@ -49,7 +49,7 @@ impl Sampler for Remote {
     }
 }
 
-/// Samples what node 0 has in its queue.
+/// Samples what is in the queue of node 0.
 pub(crate) fn sample(model: &mut DeviceModel, lane: &Lane, config: EngineConfig) -> Result<Stats> {
     let mut engine = Engine::on_gpu(model, config)?;
     let mut node_0 = Node0 { lane, looked: Instant::now(), is_cancelled: false, failure: None };
@@ -72,7 +72,7 @@ pub(crate) fn sample(model: &mut DeviceModel, lane: &Lane, config: EngineConfig)
     }
 }
 
-/// The next prompt of node 0's queue with its place there.
+/// Returns the next prompt of node 0's queue, with its place there.
 fn take(lane: &Lane) -> Result<Option<(usize, crate::engine::Request)>> {
     lane.send(&Answer::Take, &[])?;
     match receive_request(lane)? {
@@ -81,18 +81,18 @@ fn take(lane: &Lane) -> Result<Option<(usize, crate::engine::Request)>> {
     }
 }
 
-/// Node 0 as it watches rollouts of another node.
+/// Node 0 as the observer of rollouts on another node.
 struct Node0<'l> {
     lane: &'l Lane,
     looked: Instant,
-    /// Node 0 wants no more of any.
+    /// Whether node 0 wants no more rollouts.
     is_cancelled: bool,
-    /// The first failure to reach it.
+    /// The first failure to reach node 0.
     failure: Option<Error>,
 }
 
 impl Node0<'_> {
-    /// Shows a rollout that grows, and returns what becomes of it.
+    /// Shows a rollout that grows, and returns what happens to it.
     fn show(&self, shown: Sample, logprobs: &[f32]) -> Result<Next> {
         self.lane.send(&Answer::Growing(shown), logprobs)?;
         match receive_request(self.lane)? {
@@ -132,7 +132,7 @@ impl Observer for Node0<'_> {
     }
 }
 
-/// What is said of a rollout, and its log-probabilities.
+/// Separates a rollout into the message about it and its log-probabilities.
 fn split(prompt: RequestId, sample: usize, mut rollout: Rollout) -> (Sample, Vec<f32>) {
     let logprobs = std::mem::take(&mut rollout.logprobs);
     (Sample { prompt, sample, rollout }, logprobs)

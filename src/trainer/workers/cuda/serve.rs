@@ -1,7 +1,8 @@
-//! The ranks of a node other than node 0: each does what node 0 asks of it.
+//! The ranks of a node other than node 0, each of which does what node 0 asks.
 //!
-//! Contract: reads no data and writes no file: all a rank needs comes from node 0. Ends when node 0 is done;
-//! a failure here is told to node 0, and one of node 0, or its loss, ends this node with an error.
+//! They read no data and write no file: everything that a rank needs comes from node 0. They end when node
+//! 0 is done. A failure here is reported to node 0. A failure of node 0, or its loss, ends this node with
+//! an error.
 
 use super::exchange::Invitation;
 use super::local::Local;
@@ -27,7 +28,7 @@ pub(crate) fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
     let (first, size) = (meeting.first_rank, meeting.world);
     tracing::info!("ranks {first} to {} of {size} do what node 0 asks", first + ranks - 1);
     let id = UniqueId::from_bytes(&meeting.message)?;
-    // Whatever is signalled to all nodes, node 0 decides: it needs the ranks to save what they have.
+    // Signals that reach all nodes are for node 0 to act on: it needs the ranks to save what they hold.
     interrupt::leave_to_another()?;
     let ties = Ties::new(meeting)?;
     let end = |(ordinal, lane): (usize, &_)| End {
@@ -39,7 +40,7 @@ pub(crate) fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
     let ends: Vec<End> = ties.lanes.iter().enumerate().map(end).collect();
     let work = |end: &mut End| {
         serve_rank(end, end.rank - first, id).inspect_err(|error| {
-            // Node 0 may be what failed.
+            // The failure may be that node 0 is lost.
             let _ = end.lane.send(&Answer::Failed(format!("{error:#}")), &[]);
         })
     };
@@ -47,7 +48,7 @@ pub(crate) fn serve(nodes: &Nodes, ranks: usize) -> Result<()> {
     Ok(())
 }
 
-/// Serves one rank, on the GPU `ordinal`, to the end.
+/// Serves one rank, on the GPU `ordinal`, until node 0 is done.
 fn serve_rank(end: &End, ordinal: usize, id: UniqueId) -> Result<()> {
     let lane = &*end.lane;
     let mut rank = start(end, ordinal, id)?;
@@ -136,7 +137,7 @@ fn answer(rank: &mut Local, lane: &Lane, request: Request, numbers: &[f32]) -> R
 /// The objective, which runs on node 0.
 struct OfNode0<'l> {
     lane: &'l Lane,
-    /// The first failure to reach node 0; the gradients stay zero from then on.
+    /// The first failure to reach node 0; gradients stay zero from then on.
     failure: Mutex<Option<Error>>,
 }
 

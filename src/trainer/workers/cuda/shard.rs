@@ -1,10 +1,10 @@
-//! A rank's shard of the optimizer on its GPU: master weights, moments, and the sums of gradients.
+//! A rank's shard of the optimizer on its GPU: master weights, moments, and sums of gradients.
 //!
-//! Contract: gradients come in 16 bits, micro-batch by micro-batch, from the end of the flat buffer to its
-//! start, and are added to f32 sums bucket by bucket while the backward goes on. All work is queued on
-//! the stream of the [`Exchange`]. Moments in bf16 are rounded at random, keyed by the update, so that
-//! equal runs, resumed ones among them, are equal to the bit. Left out: overlapping the gathering of
-//! parameters with the update.
+//! Gradients come in 16 bits, one micro-batch after the other, from the end of the flat buffer to its
+//! start. They are added to f32 sums bucket by bucket while the backward runs. All work is queued on the
+//! stream of the [`Exchange`]. Moments in bf16 are rounded stochastically, with randomness keyed by the
+//! update, so that equal runs, resumed ones too, are equal to the bit. Parameters are gathered after the
+//! update, not during it.
 
 use super::exchange::Exchange;
 use crate::base::rng;
@@ -22,19 +22,19 @@ use anyhow::Result;
 use half::bf16;
 use std::ops::Range;
 
-/// Label of the random numbers that round moments.
+/// Labels the random numbers that round moments.
 const ROUNDING: u64 = 0x726f_756e_6469_6e67;
 
 pub(crate) struct Shard {
     portions: Vec<Portion>,
     master: DeviceBuffer<'static, f32>,
     moments: Both,
-    /// Sums of the gradients of the shard, or of all parameters.
+    /// The sums of the gradients of the shard, or of all parameters.
     sums: DeviceBuffer<'static, f32>,
     kept: GradientSums,
-    /// Buckets of the micro-batch at work that are yet to be added.
+    /// The number of buckets of the current micro-batch that are yet to be added.
     buckets_left: usize,
-    /// Ranges with weight decay; there is room for one a tensor.
+    /// The ranges to which weight decay applies; there is room for one for each tensor.
     decayed: DeviceBuffer<'static, DecayRange>,
     num_decayed: usize,
     partials: DeviceBuffer<'static, f64>,
@@ -43,14 +43,14 @@ pub(crate) struct Shard {
     flat: Flat,
 }
 
-/// First and second moments, in f32 or rounded to bf16.
+/// The first and second moments, in f32 or rounded to bf16.
 enum Both {
     Exact([DeviceBuffer<'static, f32>; 2]),
     Rounded([DeviceBuffer<'static, bf16>; 2]),
 }
 
 impl Shard {
-    /// A shard of `portions`, without moments and gradients; its master weights are `pieces` of the
+    /// Creates a shard of `portions`, without moments and gradients. Its master weights are `pieces` of the
     /// parameters, by portion.
     pub(crate) fn new(
         gpu: &mut Gpu,
@@ -103,8 +103,8 @@ impl Shard {
         Ok(shard)
     }
 
-    /// Takes the `gradients` of a micro-batch in `range`, which are final where `computation` is now,
-    /// and adds every bucket that they complete to the sums.
+    /// Takes the `gradients` of a micro-batch in `range`, which are final at this point of `computation`.
+    /// Adds every bucket that they complete to the sums.
     pub(crate) fn take(
         &mut self,
         exchange: &Exchange,
@@ -133,13 +133,13 @@ impl Shard {
             *buckets_left -= 1;
         }
         match *buckets_left {
-            // The next micro-batch writes where these gradients still travel.
+            // The next micro-batch overwrites gradients that are still being sent.
             0 => exchange.precede(computation),
             _ => Ok(()),
         }
     }
 
-    /// Completes the sums over the ranks and looks at them.
+    /// Completes the sums over the ranks, and computes their norm.
     pub(crate) fn reduce(
         &mut self,
         exchange: &Exchange,
@@ -166,7 +166,7 @@ impl Shard {
         Ok(Reduced { norm, culprits })
     }
 
-    /// Updates the shard's parameters with the sums, and gathers the others'.
+    /// Updates the shard's parameters with the sums, and gathers the other shards.
     pub(crate) fn step(
         &mut self,
         exchange: &Exchange,
@@ -236,7 +236,7 @@ impl Shard {
         })
     }
 
-    /// The moments, widened to f32.
+    /// Returns the moments in f32.
     pub(crate) fn moments(
         &self,
         stream: &Stream,
@@ -249,7 +249,7 @@ impl Shard {
         })
     }
 
-    /// Replaces the moments; where they are kept in bf16 these are rounded to the nearest.
+    /// Replaces the moments; in bf16 they are rounded to the nearest.
     pub(crate) fn set_moments(
         &mut self,
         stream: &Stream,
@@ -268,7 +268,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Where the sums of elements of `portion`'s own piece lie.
+    /// Returns where the sums of elements of `portion`'s own piece are.
     fn place(&self, portion: &Portion, elements: &Range<usize>) -> Range<usize> {
         match self.kept {
             GradientSums::Full => elements.clone(),
@@ -298,7 +298,7 @@ impl Shard {
         )
     }
 
-    /// The tensors with a sum that is not finite in this shard.
+    /// Returns the tensors with a sum in this shard that is not finite.
     fn culprits(
         &mut self,
         stream: &Stream,

@@ -1,4 +1,4 @@
-//! What every rank of a run on GPUs is started with, on whichever node.
+//! What every rank of a run on GPUs needs when it starts, on any node.
 
 use crate::model::{Decoder, Layout, ModelConfig, Recompute};
 use crate::ranks::Shards;
@@ -12,11 +12,11 @@ use std::ops::Range;
 pub(crate) struct Spec {
     /// The model's `config.json`.
     pub(crate) model: String,
-    /// Ranks of all nodes.
+    /// The number of ranks on all nodes.
     pub(crate) size: usize,
     pub(crate) gpus: Gpus,
     pub(crate) recompute: Recompute,
-    /// Parameters with weight decay.
+    /// The elements to which weight decay applies.
     pub(crate) decayed: Vec<Range<usize>>,
 }
 
@@ -25,7 +25,7 @@ impl Spec {
         Ok(Decoder::new(ModelConfig::from_json(&self.model)?))
     }
 
-    /// How flat buffers in `layout` are divided.
+    /// Returns how flat buffers of `layout` are divided.
     pub(crate) fn shards(&self, layout: &Layout) -> Shards {
         Shards::new(layout.len, self.size, GPU_BUCKET)
     }
