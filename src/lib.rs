@@ -22,6 +22,8 @@ pub mod run;
 pub mod rollout;
 pub mod trainer;
 
+pub mod agents;
+
 pub mod engine;
 pub mod rewards;
 

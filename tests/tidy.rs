@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// Rows of modules from the bottom up. A module imports from rows below its own, and from those
 /// listed for it in `SAME_ROW`.
-const ROWS: [&[&str]; 9] = [
+const ROWS: [&[&str]; 10] = [
     &["base"],
     &["cuda", "nodes", "ops", "ranks", "sandbox", "tokenizer"],
     &["config", "data", "model", "objective", "optim"],
     &["checkpoint", "tasks"],
     &["engine", "rewards"],
+    &["agents"],
     &["rollout", "trainer"],
     &["eval", "plan", "run"],
     &["bench", "gpu_check", "problems", "report", "serve", "train"],

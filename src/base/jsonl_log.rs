@@ -41,7 +41,7 @@ impl JsonlLog {
         let read = self.file.read_to_end(&mut content);
         read.with_context(|| format!("reading {}", self.path.display()))?;
         content.truncate(whole_rows(&content).len());
-        self.cut(content.len())?;
+        self.cut(content.len() as u64)?;
         Ok(content)
     }
 
@@ -50,8 +50,15 @@ impl JsonlLog {
         self.cut(0)
     }
 
-    fn cut(&mut self, len: usize) -> Result<()> {
-        self.file.set_len(len as u64).with_context(|| format!("writing {}", self.path.display()))
+    /// Removes what comes after the first `len` bytes.
+    pub fn cut(&mut self, len: u64) -> Result<()> {
+        self.file.set_len(len).with_context(|| format!("writing {}", self.path.display()))
+    }
+
+    /// The bytes of all rows.
+    pub fn size(&self) -> Result<u64> {
+        let metadata = self.file.metadata();
+        Ok(metadata.with_context(|| format!("reading {}", self.path.display()))?.len())
     }
 
     /// Adds a row, in one write.

@@ -1,16 +1,18 @@
 //! The arguments of every command that has a model attempt problems, and what they prepare.
 
+use super::agent::{AskedArgs, exact};
 use super::device::RankArgs;
-use crate::base::error::Interrupted;
+use crate::agents;
+use crate::base::error::{Interrupted, usage};
 use crate::base::fs::check_writable;
-use crate::base::interrupt;
+use crate::base::{hash, interrupt};
 use crate::checkpoint::ModelPlace;
 use crate::data::problem::Problem;
 use crate::data::rows;
-use crate::engine::OpenModel;
 use crate::eval::journal::{Identity, Journal};
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempts::check_fit;
+use crate::rollout::candidate::Candidate;
 use crate::tasks::{Sampling, Task, TaskKind};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -39,9 +41,10 @@ pub struct AttemptArgs {
     /// preset's for a benchmark]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Sequences that each rank generates at the same time
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_sequences: usize,
+    /// Sequences that each rank generates at the same time, or calls made at the same time [default: 64, or
+    /// what --api-config says]
+    #[arg(long, value_name = "N")]
+    max_sequences: Option<usize>,
     /// End a response with this token, too (may be given several times)
     #[arg(long, value_name = "ID")]
     stop_id: Vec<u32>,
@@ -55,10 +58,9 @@ pub struct AttemptArgs {
     resume: bool,
 }
 
-/// A model that can attempt a task.
+/// Who can attempt a task.
 pub struct Prepared {
-    /// The model, and where it generates.
-    pub candidate: OpenModel,
+    pub candidate: Box<dyn Candidate>,
     pub settings: AttemptSettings,
     /// What its answers depend on; not worked out without a result to write.
     pub identity: Option<Identity>,
@@ -83,27 +85,47 @@ impl ProblemArgs {
 impl AttemptArgs {
     /// Refuses arguments that are not possible, and files that could not be written or are `inputs`, before any
     /// work is done.
-    pub fn check(&self, outs: &[&Path], inputs: &[&Path]) -> Result<()> {
+    pub fn check(&self, asked: Option<&AskedArgs>, outs: &[&Path], inputs: &[&Path]) -> Result<()> {
         interrupt::install()?;
         self.settings(Sampling::default()).check()?;
-        self.ranks.check()?;
+        match asked.map(AskedArgs::model).transpose()? {
+            None | Some(Some(_)) => self.ranks.check()?,
+            Some(None) if !self.stop_id.is_empty() => {
+                return Err(usage(
+                    "--stop-id is for a model of this machine: an endpoint has no ids",
+                ));
+            }
+            Some(None) => self.ranks.expect_none()?,
+        }
         outs.iter().try_for_each(|out| check_writable(out, inputs))
     }
 
-    /// Opens the model and the journal of the result `out`, so that whatever is wrong shows before any work is
+    /// Opens who is asked and the journal of the result `out`, so that whatever is wrong shows before any work is
     /// done.
     pub fn prepare(
         &self,
-        model: ModelPlace<'_>,
+        asked: &AskedArgs,
         task: &dyn Task,
         out: Option<&Path>,
     ) -> Result<Prepared> {
         let settings = self.settings(task.sampling());
-        let mut candidate = self.ranks.open(model)?;
-        let queries = settings.queries(task.num_problems());
-        candidate.generator().warn_of_run_on(&settings.stop_ids);
-        check_fit(&candidate.generator(), task, &queries, &settings)?;
-        let identify = |_| Identity::of_model((model, &self.ranks.device()), task, &settings);
+        let model = asked.model()?;
+        let candidate = match model {
+            Some(model) => self.open_model(model, task, &settings)?,
+            None => self.open_api(asked, &settings, out)?,
+        };
+        let identify = |_| match (model, candidate.answered_by()) {
+            // The weights count, too, since two checkpoints of a run differ in nothing else.
+            (Some(model), _) => {
+                let contents = hash::of_files(&model.files()?)?;
+                Identity::of_model((&contents, &self.ranks.device()), task, &settings)
+            }
+            (None, account) => {
+                let account = account.context("an endpoint without an account")?;
+                let url = account.endpoint.as_deref().unwrap_or_default();
+                Identity::of_model((url, &account.settings_text()), task, &settings)
+            }
+        };
         let identity = out.map(identify).transpose()?;
         // What is written into a device or a pipe leaves nothing to go on from.
         let kept = out.filter(|out| !out.exists() || out.is_file()).zip(identity.as_ref());
@@ -111,6 +133,32 @@ impl AttemptArgs {
             .map(|(out, identity)| Journal::open(Journal::path_for(out), identity, self.resume))
             .transpose()?;
         Ok(Prepared { candidate, settings, identity, journal })
+    }
+
+    fn open_model(
+        &self,
+        model: ModelPlace<'_>,
+        task: &dyn Task,
+        settings: &AttemptSettings,
+    ) -> Result<Box<dyn Candidate>> {
+        let mut model = self.ranks.open(model)?;
+        let queries = settings.queries(task.num_problems());
+        model.generator().warn_of_run_on(&settings.stop_ids);
+        check_fit(&model.generator(), task, &queries, settings)?;
+        Ok(Box::new(model))
+    }
+
+    fn open_api(
+        &self,
+        asked: &AskedArgs,
+        settings: &AttemptSettings,
+        out: Option<&Path>,
+    ) -> Result<Box<dyn Candidate>> {
+        let sampling = agents::Sampling {
+            temperature: exact(settings.temperature),
+            max_tokens: settings.max_new_tokens as u64,
+        };
+        Ok(Box::new(asked.open(sampling, self.max_sequences, out)?))
     }
 
     /// Rollouts for each problem of a task that says nothing of them.
@@ -124,7 +172,7 @@ impl AttemptArgs {
             temperature: self.temperature.unwrap_or(default.temperature),
             max_new_tokens: self.max_new_tokens.unwrap_or(default.max_new_tokens),
             max_prompt_tokens: None,
-            max_sequences: self.max_sequences,
+            max_sequences: self.max_sequences.unwrap_or(64),
             kv_cache_tokens: None,
             stop_ids: self.stop_id.clone(),
             key: self.seed,

@@ -35,6 +35,16 @@ pub struct RankArgs {
 }
 
 impl DeviceArgs {
+    /// Refuses a device that is named although an endpoint computes.
+    pub fn expect_none(self) -> Result<()> {
+        match self {
+            Self { kind: DeviceKind::Cpu, precision: None } => Ok(()),
+            _ => Err(usage(
+                "--device and --precision are for a model of this machine, not for --api",
+            )),
+        }
+    }
+
     /// Refuses a device that this build or this machine does not have.
     pub fn check(self, ranks: usize) -> Result<()> {
         nodes::expect_one()?;
@@ -54,6 +64,14 @@ impl DeviceArgs {
 }
 
 impl RankArgs {
+    /// Refuses a device that is named although an endpoint computes.
+    pub fn expect_none(self) -> Result<()> {
+        if self.ranks != 1 {
+            return Err(usage("--ranks is for a model of this machine, not for --api"));
+        }
+        self.device.expect_none()
+    }
+
     /// Describes what responses depend on: the device and its number format.
     pub fn device(self) -> String {
         let precision = self.device.kind.precision(self.device.precision);

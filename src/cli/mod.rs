@@ -3,6 +3,7 @@
 //! Results go to stdout, progress and logs to stderr. The exit code is 0 when the work is done, 1 when it
 //! failed, 2 for wrong use, and 130 when it was interrupted and its state is saved.
 
+pub mod agent;
 pub mod attempts;
 #[cfg(feature = "cuda")]
 pub mod bench;

@@ -35,7 +35,8 @@ impl<'s> Shape<'s> {
     pub(crate) fn field(self, name: &str) -> Option<Self> {
         let any_key = &self.node["additionalProperties"];
         let named = self.node["properties"].get(name);
-        named.or(Some(any_key).filter(|shape| shape.is_object())).map(|node| self.at(node))
+        let takes_any = any_key.is_object() || *any_key == Value::Bool(true);
+        named.or(Some(any_key).filter(|_| takes_any)).map(|node| self.at(node))
     }
 
     /// Returns the keys that this table may have.

@@ -2,16 +2,15 @@
 
 use super::journal::{Journal, Place};
 use crate::base::progress::Progress;
-use crate::engine::generator::Generator;
 use crate::rollout::AttemptSettings;
-use crate::rollout::attempt::{Answer, AttemptCost, ProblemAttempts, Query};
-use crate::rollout::attempts::attempt_each;
+use crate::rollout::attempt::{Answer, AttemptCost, Query};
+use crate::rollout::candidate::Candidate;
 use crate::tasks::Task;
 use anyhow::Result;
 
 /// Who is asked what, and how.
-pub struct Exam<'a, 'g> {
-    pub generator: &'a mut Generator<'g>,
+pub struct Exam<'a> {
+    pub candidate: &'a mut dyn Candidate,
     pub task: &'a dyn Task,
     pub settings: &'a AttemptSettings,
 }
@@ -19,7 +18,7 @@ pub struct Exam<'a, 'g> {
 /// The answers to each query, in order, from `journal` or else sampled and written there. `queries` are those
 /// of the `round`-th time of asking, each of another problem. Progress is counted in responses.
 pub fn collect(
-    exam: Exam<'_, '_>,
+    exam: Exam<'_>,
     round: usize,
     queries: &[Query],
     progress: &Progress,
@@ -31,11 +30,10 @@ pub fn collect(
     let todo: Vec<usize> = (0..queries.len()).filter(|&i| answers[i].is_none()).collect();
     progress.skip(answers.iter().flatten().map(Vec::len).sum::<usize>() as u64);
     let left: Vec<Query> = todo.iter().map(|&i| queries[i]).collect();
-    let Exam { generator, task, settings } = exam;
-    let mut on_done = |query: usize, group: ProblemAttempts| {
+    let Exam { candidate, task, settings } = exam;
+    let mut on_done = |query: usize, group: Vec<Answer>| {
         let index = todo[query];
         let query = &queries[index];
-        let group: Vec<Answer> = group.attempts.into_iter().map(Answer::from).collect();
         if let Some(journal) = &mut journal {
             journal.append(place(query), task.about(query.problem).id, &group)?;
         }
@@ -45,7 +43,7 @@ pub fn collect(
     let cost = if left.is_empty() {
         AttemptCost::default()
     } else {
-        attempt_each(generator, task, &left, settings, progress, &mut on_done)?
+        candidate.answer_each(task, &left, settings, progress, &mut on_done)?
     };
     tracing::debug!(
         "sampled {} tokens in {:.1} s ({} preemptions); grading took {:.1} s more, {:.1} s of CPU in all",

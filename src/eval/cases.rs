@@ -7,12 +7,13 @@
 use super::answers::{self, Exam};
 use super::journal::Journal;
 use super::quadrants::Quadrants;
+use crate::agents::Account;
 use crate::base::error::usage;
 use crate::base::progress::Progress;
 use crate::base::rng;
-use crate::engine::generator::Generator;
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempt::{Answer, Query};
+use crate::rollout::candidate::Candidate;
 use crate::tasks::Task;
 use anyhow::Result;
 use serde::Serialize;
@@ -35,6 +36,9 @@ pub struct CaseAnalysis {
     pub num_rollouts: usize,
     /// SHA-256 of the prompt file.
     pub prompt_sha256: String,
+    /// Who answered; absent where it was a model of this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<Account>,
 }
 
 /// Keeps the draws of later tries apart from those of the first, which are GTG's.
@@ -55,7 +59,7 @@ pub fn check(task: &dyn Task) -> Result<()> {
 /// Asks for `settings.num_samples` responses with cases to each problem, each at most `max_tries`
 /// times.
 pub fn analyse(
-    generator: &mut Generator<'_>,
+    candidate: &mut dyn Candidate,
     task: &dyn Task,
     settings: &AttemptSettings,
     max_tries: usize,
@@ -74,7 +78,7 @@ pub fn analyse(
         tally.num_asked.push(num_asked);
         let label = if round == 0 { "cases".to_owned() } else { format!("try {}", round + 1) };
         let progress = Progress::new(&label, num_asked as u64, "rollouts");
-        let exam = Exam { generator: &mut *generator, task, settings };
+        let exam = Exam { candidate: &mut *candidate, task, settings };
         let (answers, _) =
             answers::collect(exam, round, &queries, &progress, journal.as_deref_mut())?;
         progress.finish();
@@ -92,6 +96,7 @@ pub fn analyse(
         num_problems,
         num_rollouts: settings.num_samples,
         prompt_sha256: task.prompt_sha256().to_owned(),
+        answered_by: candidate.answered_by(),
     })
 }
 

@@ -10,11 +10,12 @@ use super::quadrants::Quadrants;
 use super::stats::{
     Estimate, MIN_FOR_BOOTSTRAP, mean_of_groups, mean_share, pass_at_k, weighted_share,
 };
+use crate::agents::Account;
 use crate::base::error::usage;
 use crate::base::progress::Progress;
-use crate::engine::generator::Generator;
 use crate::rollout::AttemptSettings;
 use crate::rollout::attempt::{Answer, AttemptCost};
+use crate::rollout::candidate::Candidate;
 use crate::tasks::{About, Grade, Task};
 use anyhow::Result;
 use serde::Serialize;
@@ -57,6 +58,9 @@ pub struct Score {
     pub num_rollouts: usize,
     /// SHA-256 of the prompt file.
     pub prompt_sha256: String,
+    /// Who answered; absent where it was a model of this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<Account>,
     /// Sampled tokens a second; as the other times, of the last run where it was resumed.
     pub tokens_per_sec: f64,
     /// Wall seconds of generation.
@@ -117,7 +121,7 @@ impl ProblemScore {
 /// Attempts every problem of the task, or takes what `journal` has of it, and scores the answers. Problems of
 /// equal order get equal randomness, so two models are compared on the same draws.
 pub fn evaluate(
-    generator: &mut Generator<'_>,
+    candidate: &mut dyn Candidate,
     task: &dyn Task,
     settings: &AttemptSettings,
     label: &str,
@@ -125,32 +129,33 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let num_responses = task.num_problems() * settings.num_samples;
     let progress = Progress::new(label, num_responses as u64, "rollouts");
-    let evaluation = run(generator, task, settings, &progress, journal)?;
+    let evaluation = run(candidate, task, settings, &progress, journal)?;
     progress.finish();
     Ok(evaluation)
 }
 
 /// pass@1 on problems kept for validation, for training loops: shows no progress.
 pub fn validate(
-    generator: &mut Generator<'_>,
+    candidate: &mut dyn Candidate,
     task: &dyn Task,
     settings: &AttemptSettings,
 ) -> Result<f64> {
-    let evaluation = run(generator, task, settings, &Progress::hidden(), None)?;
+    let evaluation = run(candidate, task, settings, &Progress::hidden(), None)?;
     Ok(evaluation.score.pass_at_1)
 }
 
 fn run(
-    generator: &mut Generator<'_>,
+    candidate: &mut dyn Candidate,
     task: &dyn Task,
     settings: &AttemptSettings,
     progress: &Progress,
     journal: Option<&mut Journal>,
 ) -> Result<Evaluation> {
     let queries = settings.queries(task.num_problems());
-    let exam = Exam { generator, task, settings };
+    let exam = Exam { candidate: &mut *candidate, task, settings };
     let (answers, cost) = answers::collect(exam, 0, &queries, progress, journal)?;
-    let score = score(task, &answers, &cost)?;
+    let mut score = score(task, &answers, &cost)?;
+    score.answered_by = candidate.answered_by();
     Ok(Evaluation { score, answers })
 }
 
@@ -188,6 +193,7 @@ pub(crate) fn score(task: &dyn Task, answers: &[Vec<Answer>], cost: &AttemptCost
         num_problems: problems.len(),
         num_rollouts,
         prompt_sha256: task.prompt_sha256().to_owned(),
+        answered_by: None,
         tokens_per_sec: cost.engine.generated_tokens as f64
             / generation_secs.max(f64::MIN_POSITIVE),
         generation_secs,

@@ -1,5 +1,6 @@
 //! The records of attempts: what is asked, what was sampled, how it was graded, and the cost of it.
 
+use crate::agents::{self, Finish};
 use crate::engine::{FinishReason, Rollout, Stats};
 use crate::tasks::Grade;
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,8 @@ pub struct Query {
 
 /// A sampled response and its grade.
 #[derive(Debug, Clone)]
-pub struct Attempt {
-    pub rollout: Rollout,
+pub struct Attempt<R = Rollout> {
+    pub rollout: R,
     /// The text of the response, without special tokens.
     pub text: String,
     pub grade: Grade,
@@ -49,6 +50,16 @@ impl From<Attempt> for Answer {
     fn from(Attempt { rollout, text, grade }: Attempt) -> Self {
         let is_cut = rollout.finish_reason == FinishReason::Length;
         Self { text, num_tokens: rollout.tokens.len(), is_cut, grade }
+    }
+}
+
+impl From<Attempt<agents::Answer>> for Answer {
+    /// Where an endpoint does not count, four bytes are taken for a token.
+    fn from(Attempt { rollout, text, grade }: Attempt<agents::Answer>) -> Self {
+        let counted = rollout.tokens.map(|tokens| tokens.completion as usize);
+        let num_tokens = counted.unwrap_or(text.len().div_ceil(4));
+        let is_cut = rollout.finish == Finish::Length;
+        Self { text, num_tokens, is_cut, grade }
     }
 }
 

@@ -5,16 +5,15 @@
 //! The results and their order do not depend on timing.
 
 use super::attempt::{Attempt, AttemptCost, ProblemAttempts, Query};
-use super::grading::{Asked, Collector, Desk};
+use super::grading::{Asked, Grading, Took};
 use super::settings::AttemptSettings;
 use crate::base::{memory, progress::Progress};
 use crate::engine::generator::Generator;
-use crate::engine::{EngineConfig, Request, SamplingParams};
+use crate::engine::text::text_of;
+use crate::engine::{EngineConfig, Request, Rollout, SamplingParams};
 use crate::tasks::{Task, opens_thought};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
-use std::sync::mpsc;
-use std::time::Instant;
 
 /// A prompt as the model reads it.
 pub struct Prompt {
@@ -90,18 +89,15 @@ pub fn attempt_each(
             key: query.key,
         })
         .collect();
-    let (rollouts, inbox) = mpsc::channel();
-    let desk = Desk::new(task, tokenizer, &asked, inbox);
-    std::thread::scope(|scope| {
-        let graded = desk.open(scope);
-        let mut collector = Collector::new(&desk, &requests, (rollouts, graded), progress, on_done);
-        let started = Instant::now();
-        let sampled = generator.generate(&config, &requests, &mut collector);
-        let generation = started.elapsed();
-        let graded = collector.finish(sampled.is_ok());
-        let grading = started.elapsed() - generation;
-        Ok(AttemptCost { engine: sampled?, generation, grading, judging_cpu: graded? })
-    })
+    let text = |rollout: &Rollout| text_of(tokenizer, &rollout.tokens);
+    let grading = Grading { task, queries, asked: &asked, text: &text, progress };
+    let mut with_prompt = |query: usize, attempts| {
+        let prompt = requests[query].prompt.clone();
+        on_done(query, ProblemAttempts { prompt, attempts })
+    };
+    let Took { sampled, generation, grading, judging_cpu } = grading
+        .during(&mut with_prompt, |collector| generator.generate(&config, &requests, collector))?;
+    Ok(AttemptCost { engine: sampled, generation, grading, judging_cpu })
 }
 
 /// Refuses problems whose prompts are too long for the model, or whose responses do not fit into this

@@ -5,20 +5,18 @@
 //! user interrupts, responses whose grading has not started are given up without grades, and nothing waits.
 //! What is done with the attempts is up to `on_done` of the caller.
 
-use super::attempt::{Attempt, ProblemAttempts};
+use super::attempt::{Attempt, Query};
 use crate::base::error::Interrupted;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
-use crate::engine::text::text_of;
-use crate::engine::{Next, Observer, Request, RequestId, Rollout};
+use crate::engine::{Next, Observer, RequestId, Rollout};
 use crate::tasks::{Task, with_opened_thought};
-use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a query asked.
 pub(crate) struct Asked {
@@ -27,43 +25,91 @@ pub(crate) struct Asked {
     pub(crate) opens_thought: bool,
 }
 
+/// Who gets the attempts at a query, by its place in the list, once the last of them is graded.
+pub(crate) type OnDone<'a, R> = dyn FnMut(usize, Vec<Attempt<R>>) -> Result<()> + Send + 'a;
+
+/// What is graded: the queries of a task, and how a response is read.
+pub(crate) struct Grading<'a, R> {
+    pub(crate) task: &'a dyn Task,
+    pub(crate) queries: &'a [Query],
+    pub(crate) asked: &'a [Asked],
+    /// The text of a response.
+    pub(crate) text: &'a (dyn Fn(&R) -> Result<String> + Sync),
+    pub(crate) progress: &'a Progress,
+}
+
+/// What `sample` gave, and what it and the grading took.
+pub(crate) struct Took<T> {
+    pub(crate) sampled: T,
+    pub(crate) generation: Duration,
+    pub(crate) grading: Duration,
+    pub(crate) judging_cpu: Duration,
+}
+
+impl<R: Send> Grading<'_, R> {
+    /// Runs `sample`, which gives all responses to a collector, and grades them meanwhile.
+    pub(crate) fn during<T>(
+        &self,
+        on_done: &mut OnDone<'_, R>,
+        sample: impl FnOnce(&mut Collector<'_, R>) -> Result<T>,
+    ) -> Result<Took<T>> {
+        let (responses, inbox) = mpsc::channel();
+        let Self { task, queries, asked, text, progress } = *self;
+        let desk = Desk { task, text, asked, inbox: Mutex::new(inbox), is_closed: false.into() };
+        std::thread::scope(|scope| {
+            let graded = desk.open(scope);
+            let groups = queries.iter().map(|query| Group::of(query.num_samples)).collect();
+            let judging_cpu = Duration::ZERO;
+            let groups =
+                Groups { desk: &desk, groups, progress, on_done, judging_cpu, failure: None };
+            let mut collector = Collector { responses, graded, groups };
+            let started = Instant::now();
+            let sampled = sample(&mut collector);
+            let generation = started.elapsed();
+            let graded = collector.finish(sampled.is_ok());
+            let grading = started.elapsed() - generation;
+            match (sampled, graded) {
+                (Ok(sampled), graded) => {
+                    Ok(Took { sampled, generation, grading, judging_cpu: graded? })
+                }
+                // Sampling that was called off knows no reason.
+                (Err(called_off), Err(reason)) if called_off.is::<Interrupted>() => Err(reason),
+                (Err(error), _) => Err(error),
+            }
+        })
+    }
+}
+
 /// A response that waits for its grade.
-pub(crate) struct Sampled {
+struct Sampled<R> {
     query: usize,
     sample: usize,
-    rollout: Rollout,
+    response: R,
 }
 
 /// A response that is graded.
-pub(crate) struct Graded {
+struct Graded<R> {
     query: usize,
     sample: usize,
-    attempt: Result<Attempt>,
+    attempt: Result<Attempt<R>>,
 }
 
 /// What the grading threads share.
-pub(crate) struct Desk<'a> {
+struct Desk<'a, R> {
     task: &'a dyn Task,
-    tokenizer: &'a Tokenizer,
+    text: &'a (dyn Fn(&R) -> Result<String> + Sync),
     asked: &'a [Asked],
     /// The responses that wait; a thread that is free takes the next.
-    inbox: Mutex<Receiver<Sampled>>,
+    inbox: Mutex<Receiver<Sampled<R>>>,
     is_closed: AtomicBool,
 }
 
-impl<'a> Desk<'a> {
-    /// Creates a desk that grades responses to what was `asked`, as they come into `inbox`.
-    pub(crate) fn new(
-        task: &'a dyn Task,
-        tokenizer: &'a Tokenizer,
-        asked: &'a [Asked],
-        inbox: Receiver<Sampled>,
-    ) -> Self {
-        Self { task, tokenizer, asked, inbox: Mutex::new(inbox), is_closed: AtomicBool::new(false) }
-    }
-
+impl<R: Send> Desk<'_, R> {
     /// Starts as many threads as the task can use. They end when no more responses can come.
-    pub(crate) fn open<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Receiver<Graded> {
+    fn open<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Receiver<Graded<R>>
+    where
+        R: 'scope,
+    {
         let (sender, graded) = mpsc::channel();
         for _ in 0..self.task.num_graders() {
             let sender = sender.clone();
@@ -79,22 +125,22 @@ impl<'a> Desk<'a> {
         graded
     }
 
-    fn next(&self) -> Option<Sampled> {
+    fn next(&self) -> Option<Sampled<R>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 
     /// Grades a response; `None` once the desk is closed.
-    fn grade(&self, Sampled { query, sample, rollout }: Sampled) -> Option<Graded> {
+    fn grade(&self, Sampled { query, sample, response }: Sampled<R>) -> Option<Graded<R>> {
         if self.is_closed() {
             return None;
         }
-        let attempt = self.attempt(&self.asked[query], rollout);
+        let attempt = self.attempt(&self.asked[query], response);
         // A response whose grading was given up looks as if the judge had failed, but it has not.
         (!self.is_closed()).then_some(Graded { query, sample, attempt })
     }
 
-    fn attempt(&self, asked: &Asked, rollout: Rollout) -> Result<Attempt> {
-        let text = text_of(self.tokenizer, &rollout.tokens)?;
+    fn attempt(&self, asked: &Asked, rollout: R) -> Result<Attempt<R>> {
+        let text = (self.text)(&rollout)?;
         let response = with_opened_thought(&text, asked.opens_thought);
         let grade = self.task.grade(asked.problem, &response, &|| self.is_closed())?;
         Ok(Attempt { rollout, text, grade })
@@ -110,59 +156,55 @@ impl<'a> Desk<'a> {
 }
 
 /// Sends responses to the desk, and collects what comes back.
-pub(crate) struct Collector<'a> {
-    rollouts: Sender<Sampled>,
-    graded: Receiver<Graded>,
-    groups: Groups<'a>,
+pub(crate) struct Collector<'a, R> {
+    responses: Sender<Sampled<R>>,
+    graded: Receiver<Graded<R>>,
+    groups: Groups<'a, R>,
 }
 
 /// The attempts so far, by query.
-struct Groups<'a> {
-    desk: &'a Desk<'a>,
-    groups: Vec<Group>,
+struct Groups<'a, R> {
+    desk: &'a Desk<'a, R>,
+    groups: Vec<Group<R>>,
     progress: &'a Progress,
-    on_done: &'a mut (dyn FnMut(usize, ProblemAttempts) -> Result<()> + Send),
+    on_done: &'a mut OnDone<'a, R>,
     judging_cpu: Duration,
     failure: Option<anyhow::Error>,
 }
 
 /// The attempts of one query; it is empty once they are handed out.
-struct Group {
-    prompt: Vec<u32>,
-    attempts: Vec<Option<Attempt>>,
+struct Group<R> {
+    attempts: Vec<Option<Attempt<R>>>,
     num_missing: usize,
 }
 
-impl<'a> Collector<'a> {
-    /// Creates a collector of the responses to `requests`.
-    pub(crate) fn new(
-        desk: &'a Desk<'a>,
-        requests: &[Request],
-        (rollouts, graded): (Sender<Sampled>, Receiver<Graded>),
-        progress: &'a Progress,
-        on_done: &'a mut (dyn FnMut(usize, ProblemAttempts) -> Result<()> + Send),
-    ) -> Self {
-        let group = |request: &Request| Group {
-            prompt: request.prompt.clone(),
-            attempts: vec![None; request.num_samples],
-            num_missing: request.num_samples,
-        };
-        let groups = Groups {
-            desk,
-            groups: requests.iter().map(group).collect(),
-            progress,
-            on_done,
-            judging_cpu: Duration::ZERO,
-            failure: None,
-        };
-        Self { rollouts, graded, groups }
+impl<R> Group<R> {
+    fn of(num_samples: usize) -> Self {
+        let attempts = std::iter::repeat_with(|| None).take(num_samples).collect();
+        Self { attempts, num_missing: num_samples }
+    }
+}
+
+impl<R: Send> Collector<'_, R> {
+    /// Sends a response to be graded.
+    pub(crate) fn send(&mut self, query: usize, sample: usize, response: R) {
+        // The desk outlives the sender.
+        let _ = self.responses.send(Sampled { query, sample, response });
+    }
+
+    /// Takes what is graded. Says whether more responses are wanted: not once something failed.
+    pub(crate) fn wants_more(&mut self) -> bool {
+        while let Ok(graded) = self.graded.try_recv() {
+            self.groups.take(graded);
+        }
+        self.groups.failure.is_none()
     }
 
     /// Waits for the missing grades, if everything was sampled. Returns the CPU time of all judged
     /// programs.
-    pub(crate) fn finish(self, is_sampled: bool) -> Result<Duration> {
-        let Self { rollouts, graded, mut groups } = self;
-        drop(rollouts);
+    fn finish(self, is_sampled: bool) -> Result<Duration> {
+        let Self { responses, graded, mut groups } = self;
+        drop(responses);
         if !is_sampled {
             groups.desk.close();
         }
@@ -177,22 +219,18 @@ impl<'a> Collector<'a> {
     }
 }
 
-impl Observer for Collector<'_> {
+impl Observer for Collector<'_, Rollout> {
     fn token(&mut self, _request: RequestId, _sample: usize, _rollout: &Rollout) -> Next {
-        while let Ok(graded) = self.graded.try_recv() {
-            self.groups.take(graded);
-        }
-        if self.groups.failure.is_some() { Next::Cancel } else { Next::Continue }
+        if self.wants_more() { Next::Continue } else { Next::Cancel }
     }
 
     fn finished(&mut self, RequestId(query): RequestId, sample: usize, rollout: Rollout) {
-        // The desk outlives the sender, so this cannot fail.
-        let _ = self.rollouts.send(Sampled { query, sample, rollout });
+        self.send(query, sample, rollout);
     }
 }
 
-impl Groups<'_> {
-    fn take(&mut self, graded: Graded) {
+impl<R: Send> Groups<'_, R> {
+    fn take(&mut self, graded: Graded<R>) {
         if self.failure.is_none()
             && let Err(failure) = self.put(graded)
         {
@@ -201,7 +239,7 @@ impl Groups<'_> {
         }
     }
 
-    fn put(&mut self, Graded { query, sample, attempt }: Graded) -> Result<()> {
+    fn put(&mut self, Graded { query, sample, attempt }: Graded<R>) -> Result<()> {
         let attempt = attempt?;
         self.progress.inc(1);
         self.judging_cpu += Duration::from_secs_f64(attempt.grade.verdict.cpu_ms.max(0.0) / 1e3);
@@ -211,8 +249,6 @@ impl Groups<'_> {
         if group.num_missing > 0 {
             return Ok(());
         }
-        let prompt = std::mem::take(&mut group.prompt);
-        let attempts = std::mem::take(&mut group.attempts).into_iter().flatten().collect();
-        (self.on_done)(query, ProblemAttempts { prompt, attempts })
+        (self.on_done)(query, std::mem::take(&mut group.attempts).into_iter().flatten().collect())
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod attempts;
+pub mod candidate;
 mod grading;
 mod settings;
 #[cfg(test)]

@@ -5,29 +5,28 @@
 //! an answer is not asked about again. The model answers at temperature 0. An answer that begins with
 //! neither yes nor no counts as no code, and so does a sample that is too long to ask about.
 
+use crate::agents::{Agent, Call, Local, LocalSizes, Outcome, Refusal, RefusalKind, Sampling};
 use crate::base::error::usage;
 use crate::base::fs::check_writable;
 use crate::base::progress::Progress;
 use crate::base::{human, interrupt};
-use crate::checkpoint::warn_of_run_on;
+use crate::cli::agent::AskedArgs;
 use crate::cli::device::DeviceArgs;
-use crate::cli::model::ModelArgs;
 use crate::cli::print;
 use crate::data::code_answers::{AnswerFile, CodeAnswers};
 use crate::data::input::{InputFile, resolve};
 use crate::data::prompt::CodePrompt;
 use crate::data::sample::Sample;
 use crate::data::tokenized::Line;
-use crate::engine::{Engine, EngineConfig, Request, RequestId, Rollout, SamplingParams};
-use crate::model::ModelConfig;
-use crate::tokenizer::{Message, Tokenizer};
-use anyhow::Result;
+use crate::tokenizer::Message;
+use anyhow::{Result, anyhow};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    asked: AskedArgs,
     /// Read conversations with ids from here: a .jsonl or .parquet file, a directory of them, or the name
     /// of a data set on the Hub
     #[arg(long, value_name = "PLACE")]
@@ -39,14 +38,15 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
     /// Ask only questions of at most this many tokens, which the model's positions may limit further
-    #[arg(long, value_name = "N", default_value_t = 2048)]
-    max_prompt_tokens: usize,
+    /// [default: 2048]
+    #[arg(long, value_name = "N")]
+    max_prompt_tokens: Option<usize>,
     /// End an answer after this many tokens
     #[arg(long, value_name = "N", default_value_t = 4)]
     max_new_tokens: usize,
-    /// Answer this many questions at the same time
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    max_sequences: usize,
+    /// Answer this many questions at the same time [default: 16, or what --api-config says]
+    #[arg(long, value_name = "N")]
+    max_sequences: Option<usize>,
     /// End an answer with this token too (may be given several times)
     #[arg(long, value_name = "ID")]
     stop_id: Vec<u32>,
@@ -56,36 +56,48 @@ pub struct Args {
 
 /// Asks, stores the answers, and prints how many there are of each kind.
 pub fn run(args: Args) -> Result<()> {
-    args.device.check(1)?;
     interrupt::install()?;
     check_writable(&args.out, &[])?;
     let prompt = CodePrompt::open(args.prompt.as_deref())?;
     let files = resolve(&args.data)?;
-    let mut model = args.device.open(args.model.place(), 1)?;
-    model.tokenizer.check_ids("--stop-id", &args.stop_id)?;
-    warn_of_run_on(model.decoder.config(), &model.tokenizer, &args.stop_id);
-    let config = engine_config(&args, model.decoder.config())?;
-    // The question must leave room for an answer.
-    let positions = model.decoder.config().max_position_embeddings;
-    let max_tokens = args.max_prompt_tokens.min(positions - 1);
-    let sampling = SamplingParams {
-        temperature: 0.0,
-        max_new_tokens: args.max_new_tokens,
-        stop_ids: [model.stop_ids(), args.stop_id.clone()].concat(),
-        vocab_size: model.tokenizer.vocab_size(),
-        ..SamplingParams::default()
-    };
-    let advice = "lower --max-sequences or --max-prompt-tokens";
-    let (engine, tokenizer) = model.engine(config, advice)?;
+    let agent = args.agent()?;
     let (file, before) = AnswerFile::open(&args.out)?;
     let counts = Counts::default();
-    let mut asker = Asker { engine, tokenizer, prompt, sampling, max_tokens, file, counts };
+    let mut asker = Asker { agent, prompt, file, counts };
     ask_all(&files, &before, &mut asker)?;
-    print(asker.counts.text())
+    let account = asker.agent.account();
+    // A model of this machine costs nothing that is worth a line.
+    let account = account.cost.is_some().then(|| format!("{account}\n"));
+    print(asker.counts.text() + &account.unwrap_or_default())
 }
 
-/// Asks about every sample of `files` that has no answer in `before`.
-fn ask_all(files: &[InputFile], before: &CodeAnswers, asker: &mut Asker<'_>) -> Result<()> {
+impl Args {
+    /// Opens the model that is asked.
+    fn agent(&self) -> Result<Box<dyn Agent>> {
+        let sampling = Sampling { temperature: 0.0, max_tokens: self.max_new_tokens as u64 };
+        let Some(model) = self.asked.model()? else {
+            self.device.expect_none()?;
+            if self.max_prompt_tokens.is_some() || !self.stop_id.is_empty() {
+                return Err(usage(
+                    "--max-prompt-tokens and --stop-id are for a model of this machine: an endpoint's tokens are \
+                     not known here",
+                ));
+            }
+            return self.asked.open(sampling, self.max_sequences, Some(&self.out));
+        };
+        self.device.check(1)?;
+        let sizes = LocalSizes {
+            max_sequences: self.max_sequences.unwrap_or(16),
+            max_prompt_tokens: self.max_prompt_tokens.unwrap_or(2048),
+        };
+        let name = model.model.display().to_string();
+        let model = self.device.open(model, 1)?;
+        Ok(Box::new(Local::new(model, name, sampling, sizes, &self.stop_id)?))
+    }
+}
+
+/// Asks about every sample of `files` that has no answer `before`.
+fn ask_all(files: &[InputFile], before: &CodeAnswers, asker: &mut Asker) -> Result<()> {
     let total = files.iter().map(InputFile::count).sum::<Result<_>>()?;
     let progress = Progress::new("classify", total, "samples");
     for file in files {
@@ -120,61 +132,44 @@ fn identified(line: &Line) -> Option<(&str, &Sample)> {
     Some((sample.id.as_deref()?, sample))
 }
 
-fn engine_config(args: &Args, model: &ModelConfig) -> Result<EngineConfig> {
-    if args.max_prompt_tokens == 0 || args.max_new_tokens == 0 || args.max_sequences == 0 {
-        return Err(usage(
-            "--max-prompt-tokens, --max-new-tokens and --max-sequences must be at least 1",
-        ));
-    }
-    let limit = model.max_position_embeddings;
-    let longest = args.max_prompt_tokens.saturating_add(args.max_new_tokens).min(limit);
-    Ok(EngineConfig::roomy(args.max_sequences, longest))
-}
-
-/// A model, with the question that it is asked.
-struct Asker<'m> {
-    engine: Engine<'m>,
-    tokenizer: &'m Tokenizer,
+/// A model with the question that it is asked.
+struct Asker {
+    agent: Box<dyn Agent>,
     prompt: CodePrompt,
-    sampling: SamplingParams,
-    max_tokens: usize,
     file: AnswerFile,
     counts: Counts,
 }
 
-impl Asker<'_> {
-    /// Asks about each sample, and stores the answers as they come.
+impl Asker {
+    /// Asks about each sample and stores the answers as they come.
     fn ask(&mut self, samples: &[(&str, &Sample)], progress: &Progress) -> Result<()> {
-        let (mut requests, mut asked) = (Vec::new(), Vec::new());
-        for &(id, sample) in samples {
-            let question = [Message::new("user", self.prompt.render(sample)?)];
-            let prompt = self.tokenizer.encode_prompt(&question)?;
-            if prompt.len() > self.max_tokens {
-                self.counts.too_long += 1;
-                self.file.add(id, false, "")?;
-                progress.inc(1);
-            } else {
-                let sampling = self.sampling.clone();
-                requests.push(Request { prompt, sampling, num_samples: 1, key: 0 });
-                asked.push(id);
-            }
-        }
-        let Self { engine, tokenizer, file, counts, .. } = self;
-        let mut stored = Ok(());
-        let mut store = |RequestId(request): RequestId, _sample: usize, rollout: Rollout| {
-            let answer = tokenizer.decode(&rollout.tokens);
-            let result = answer.and_then(|answer| {
-                let is_code = is_yes(&answer);
-                counts.add(is_code);
-                file.add(asked[request], is_code.unwrap_or(false), answer.trim())
-            });
-            if stored.is_ok() {
-                stored = result;
-            }
-            progress.inc(1);
+        let call = |&(id, sample): &(&str, &Sample)| {
+            let question = Message::new("user", self.prompt.render(sample)?);
+            Ok(Call { id: id.to_owned(), messages: Arc::from([question]), sample: 0, seed: 0 })
         };
-        engine.generate(&requests, &mut store)?;
-        stored
+        let calls: Vec<Call> = samples.iter().map(call).collect::<Result<_>>()?;
+        let Self { agent, file, counts, .. } = self;
+        agent.ask(&calls, progress, &mut |index, outcome| {
+            let (id, _) = samples[index];
+            progress.inc(1);
+            match outcome {
+                Outcome::Answered(answer) => {
+                    let is_code = is_yes(&answer.content);
+                    counts.add(is_code);
+                    file.add(id, is_code.unwrap_or(false), answer.content.trim())
+                }
+                Outcome::Refused(Refusal { kind: RefusalKind::TooLong, .. }) => {
+                    counts.too_long += 1;
+                    file.add(id, false, "")
+                }
+                Outcome::Refused(Refusal { kind: RefusalKind::Rejected, message }) => {
+                    Err(usage(format!("sample {id}: the call is refused: {message}")))
+                }
+                Outcome::Refused(Refusal { kind: RefusalKind::GaveUp, message }) => {
+                    Err(anyhow!("sample {id}: {message}"))
+                }
+            }
+        })
     }
 }
 

@@ -2,9 +2,9 @@
 
 use crate::base::error::usage;
 use crate::base::table::Table;
+use crate::cli::agent::{AskedArgs, answered_by};
 use crate::cli::attempts::{AttemptArgs, ProblemArgs};
 use crate::cli::judge::JudgeArgs;
-use crate::cli::model::ModelArgs;
 use crate::cli::print;
 use crate::data::jsonl;
 use crate::eval::score;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    asked: AskedArgs,
     #[command(flatten)]
     problems: ProblemArgs,
     #[command(flatten)]
@@ -51,14 +51,14 @@ pub fn run(args: Args) -> Result<()> {
     if args.most == Some(0) {
         return Err(usage("--most 0 would keep no problem: leave it out, or give at least 1"));
     }
-    args.attempts.check(&[&args.out], &[&args.problems.data])?;
+    args.attempts.check(Some(&args.asked), &[&args.out], &[&args.problems.data])?;
     let judge = Judge::start(args.judge.options())?;
     let task = args
         .problems
         .open(TaskKind::Gtg, |problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
-    let mut prepared = args.attempts.prepare(args.model.place(), &task, Some(&args.out))?;
+    let mut prepared = args.attempts.prepare(&args.asked, &task, Some(&args.out))?;
     let evaluation = score::evaluate(
-        &mut prepared.candidate.generator(),
+        prepared.candidate.as_mut(),
         &task,
         &prepared.settings,
         "solvability",
@@ -79,7 +79,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     jsonl::write(&args.out, &selection.kept)?;
     prepared.forget_journal()?;
-    print(text(&selection, evaluation.score.pass_at_1))
+    let answered_by = answered_by(evaluation.score.answered_by.as_ref());
+    print(text(&selection, evaluation.score.pass_at_1) + &answered_by)
 }
 
 /// Writes Table 1 of the paper for the kept problems, and how many others there are.

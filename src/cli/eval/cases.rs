@@ -2,9 +2,9 @@
 
 use super::text::cases_text;
 use crate::base::fs::write_json;
+use crate::cli::agent::{AskedArgs, answered_by};
 use crate::cli::attempts::{AttemptArgs, ProblemArgs};
 use crate::cli::judge::JudgeArgs;
-use crate::cli::model::ModelArgs;
 use crate::cli::print;
 use crate::eval::cases;
 use crate::sandbox::Judge;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, clap::Args)]
 pub(crate) struct CasesArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    asked: AskedArgs,
     #[command(flatten)]
     problems: ProblemArgs,
     #[command(flatten)]
@@ -33,15 +33,15 @@ pub(crate) struct CasesArgs {
 
 pub(crate) fn run(args: &CasesArgs) -> Result<()> {
     let outs: Vec<&Path> = args.out.iter().map(PathBuf::as_path).collect();
-    args.attempts.check(&outs, &[&args.problems.data])?;
+    args.attempts.check(Some(&args.asked), &outs, &[&args.problems.data])?;
     let judge = Judge::start(args.judge.options())?;
     let task = args
         .problems
         .open(TaskKind::Gtg, |problems, prompt| NumberSequences::open(problems, prompt, &judge))?;
     cases::check(&task)?;
-    let mut prepared = args.attempts.prepare(args.model.place(), &task, args.out.as_deref())?;
+    let mut prepared = args.attempts.prepare(&args.asked, &task, args.out.as_deref())?;
     let analysis = cases::analyse(
-        &mut prepared.candidate.generator(),
+        prepared.candidate.as_mut(),
         &task,
         &prepared.settings,
         usize::from(args.max_tries),
@@ -52,5 +52,5 @@ pub(crate) fn run(args: &CasesArgs) -> Result<()> {
         write_json(path, &analysis)?;
     }
     prepared.forget_journal()?;
-    print(cases_text(&analysis))
+    print(cases_text(&analysis) + &answered_by(analysis.answered_by.as_ref()))
 }

@@ -3,7 +3,7 @@
 use super::text::score_text;
 use crate::base::error::usage;
 use crate::base::fs::write_json;
-use crate::checkpoint::ModelPlace;
+use crate::cli::agent::{AskedArgs, answered_by};
 use crate::cli::attempts::AttemptArgs;
 use crate::cli::print;
 use crate::eval::journal::{Identity, Journal};
@@ -19,14 +19,10 @@ use std::path::{Path, PathBuf};
 /// Who is scored, and what the score is written into.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ScoreArgs {
-    /// A model directory in Hugging Face layout, a GGUF file, or the name of a model on the Hub
-    #[arg(long, value_name = "MODEL", required_unless_present = "responses")]
-    model: Option<PathBuf>,
-    /// The directory of a tokenizer that takes the place of a GGUF file's own
-    #[arg(long, value_name = "DIR", requires = "model")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    asked: AskedArgs,
     /// Score these responses instead of a model's: id and response (JSON Lines)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "resume"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "api", "api_config", "resume"])]
     responses: Option<PathBuf>,
     /// The prompts of --responses ended with <think>: a response without </think> has no answer
     #[arg(long, requires = "responses")]
@@ -54,23 +50,22 @@ impl ScoreArgs {
     pub(crate) fn check(&self, data: &Path) -> Result<()> {
         let mut inputs = vec![data];
         inputs.extend(self.responses.as_deref());
-        self.attempts.check(&self.outs()?, &inputs)
+        let asked = Some(&self.asked).filter(|_| self.responses.is_none());
+        self.attempts.check(asked, &self.outs()?, &inputs)
     }
 
     /// Scores on a task, whatever it is, prints a table, and writes the files.
     pub(crate) fn run(&self, task: &dyn Task) -> Result<()> {
-        match (&self.model, &self.responses) {
-            (Some(model), _) => self.score_model(task, model),
-            (None, Some(responses)) => self.score_responses(task, responses),
-            (None, None) => Err(usage("give --model or --responses")),
+        match &self.responses {
+            Some(responses) => self.score_responses(task, responses),
+            None => self.score_model(task),
         }
     }
 
-    fn score_model(&self, task: &dyn Task, model: &Path) -> Result<()> {
-        let place = ModelPlace { model, tokenizer: self.tokenizer.as_deref() };
-        let mut prepared = self.attempts.prepare(place, task, self.out.as_deref())?;
+    fn score_model(&self, task: &dyn Task) -> Result<()> {
+        let mut prepared = self.attempts.prepare(&self.asked, task, self.out.as_deref())?;
         let evaluation = score::evaluate(
-            &mut prepared.candidate.generator(),
+            prepared.candidate.as_mut(),
             task,
             &prepared.settings,
             task.name(),
@@ -79,7 +74,8 @@ impl ScoreArgs {
         let evaluation = prepared.or_how_to_resume(evaluation)?;
         self.write(task, prepared.identity.as_ref(), &evaluation)?;
         prepared.forget_journal()?;
-        print(score_text(task, &evaluation.score))
+        let answered_by = answered_by(evaluation.score.answered_by.as_ref());
+        print(score_text(task, &evaluation.score) + &answered_by)
     }
 
     fn score_responses(&self, task: &dyn Task, path: &Path) -> Result<()> {
