@@ -274,7 +274,7 @@ fn mistakes_are_one_line_each() {
         (no_key.url(), &["wants a key", "--api-key-env"][..]),
         (no_model.url(), &["has no model \"m\""]),
         (no_money.url(), &["no credit left"]),
-        (too_long.url(), &["problem p0", "too long"]),
+        (too_long.url(), &["problem p", "too long"]),
         (quiet.url() + "/v2", &["is not where chat completions are"]),
         (quiet.url().replace("http:", "https:"), &["cannot reach https://127.0.0.1"]),
         ("http://127.0.0.1:9/v1".into(), &["cannot reach http://127.0.0.1:9/v1"]),
