@@ -112,8 +112,11 @@ impl Candidate for Box<dyn Agent> {
     }
 }
 
-/// A call for each sample of each query, and the query and sample that it is for.
-fn calls(task: &dyn Task, queries: &[Query]) -> Result<(Vec<Call>, Vec<(usize, usize)>)> {
+/// The number of a query, and the sample of it.
+type Place = (usize, usize);
+
+/// A call for each sample of each query, and what it is for.
+fn calls(task: &dyn Task, queries: &[Query]) -> Result<(Vec<Call>, Vec<Place>)> {
     let (mut calls, mut places) = (Vec::new(), Vec::new());
     for (number, query) in queries.iter().enumerate() {
         let id = task.about(query.problem).id;
