@@ -147,14 +147,6 @@ fn kill_and_go_on(num_problems: usize, num_kills: usize, concurrency: usize) {
     assert!(endpoint.seen().tokens <= budget, "{} tokens of {budget}", endpoint.seen().tokens);
     let responses = fs::read_to_string(place.path("responses.jsonl")).unwrap();
     assert_eq!(responses, undisturbed(num_problems));
-    let seen = endpoint.seen();
-    println!(
-        "{num_killed} kills; {} calls were sent for {} answers, {} of them twice; {}",
-        seen.came.values().sum::<usize>(),
-        seen.answered.len(),
-        seen.answered.values().sum::<usize>() - seen.answered.len(),
-        score["answered_by"]["cost"]
-    );
 }
 
 #[test]
