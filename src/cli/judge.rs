@@ -44,21 +44,21 @@ pub struct JudgeArgs {
     /// Run this many programs at the same time [default: one and a half for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
-    /// Limit the CPU time of one case
-    #[arg(long, value_name = "MS", default_value_t = Limits::default().cpu_ms_per_case, value_parser = clap::value_parser!(u64).range(1..))]
-    cpu_ms_per_case: u64,
-    /// Limit the CPU time of all cases of a program together
-    #[arg(long, value_name = "MS", default_value_t = Limits::default().cpu_ms_per_program, value_parser = clap::value_parser!(u64).range(1..))]
-    cpu_ms_per_program: u64,
+    /// Limit the CPU time of one case [default: 1000; a benchmark's own]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    cpu_ms_per_case: Option<u64>,
+    /// Limit the CPU time of all cases of a program together [default: 3000; a benchmark's own]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    cpu_ms_per_program: Option<u64>,
     /// Limit the time that a case sleeps or waits
     #[arg(long, value_name = "SECS", default_value_t = Limits::default().wall_secs_per_case, value_parser = clap::value_parser!(u64).range(1..))]
     wall_secs_per_case: u64,
-    /// Limit the address space of a program
-    #[arg(long, value_name = "MB", default_value_t = Limits::default().memory_mb, value_parser = clap::value_parser!(u64).range(64..1 << 20))]
-    memory_mb: u64,
-    /// Limit the output of one case
-    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().output_bytes as u64, value_parser = clap::value_parser!(u64).range(1..1 << 32))]
-    output_bytes: u64,
+    /// Limit the address space of a program [default: 512; a benchmark's own]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(64..1 << 20))]
+    memory_mb: Option<u64>,
+    /// Limit the output of one case [default: 262144; a benchmark's own]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..1 << 32))]
+    output_bytes: Option<u64>,
     /// Set Python's recursion limit
     #[arg(long, value_name = "N", default_value_t = Limits::default().recursion, value_parser = clap::value_parser!(u32).range(50..10_000_000))]
     recursion: u32,
@@ -90,15 +90,21 @@ pub struct JudgeArgs {
 
 impl JudgeArgs {
     pub fn options(&self) -> Options {
+        self.options_within(Limits::default())
+    }
+
+    /// The same where `limits` hold unless an argument says otherwise.
+    pub fn options_within(&self, limits: Limits) -> Options {
         let options = Options::default();
+        let output_bytes = self.output_bytes.map_or(limits.output_bytes, |bytes| bytes as usize);
         Options {
             workers: self.workers.map_or(options.workers, usize::from),
             limits: Limits {
-                cpu_ms_per_case: self.cpu_ms_per_case,
-                cpu_ms_per_program: self.cpu_ms_per_program,
+                cpu_ms_per_case: self.cpu_ms_per_case.unwrap_or(limits.cpu_ms_per_case),
+                cpu_ms_per_program: self.cpu_ms_per_program.unwrap_or(limits.cpu_ms_per_program),
                 wall_secs_per_case: self.wall_secs_per_case,
-                memory_mb: self.memory_mb,
-                output_bytes: self.output_bytes as usize,
+                memory_mb: self.memory_mb.unwrap_or(limits.memory_mb),
+                output_bytes,
                 recursion: self.recursion,
                 raw_input: self.raw_input,
             },

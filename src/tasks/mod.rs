@@ -8,6 +8,7 @@
 mod arc;
 mod bbh;
 mod benchmark;
+mod code;
 mod extract;
 mod gaokao;
 mod grade;
@@ -22,6 +23,10 @@ mod response;
 pub use arc::{ArcPreset, arc};
 pub use bbh::{BbhPreset, bbh};
 pub use benchmark::{Preset, Settings};
+pub use code::{
+    Coding, HumanEvalPreset, LiveCodeBenchPreset, MbppPreset, Window, humaneval, humaneval_limits,
+    livecodebench, livecodebench_limits, mbpp, mbpp_limits,
+};
 pub use gaokao::{GaokaoPreset, gaokao};
 pub use grade::{FormatError, Grade, OwnCase};
 pub use mmlu::{Letter, MmluPreset, mmlu};

@@ -6,10 +6,12 @@ mod text;
 
 use super::attempts::ProblemArgs;
 use super::judge::JudgeArgs;
-use crate::sandbox::Judge;
+use crate::sandbox::{Judge, Limits};
 use crate::tasks::{
-    ArcPreset, BbhPreset, GaokaoPreset, MmluPreset, NextNumber, NumberSequences, Preset, Quiz,
-    Settings, TaskKind, arc, bbh, gaokao, mmlu,
+    ArcPreset, BbhPreset, Coding, GaokaoPreset, HumanEvalPreset, LiveCodeBenchPreset, MbppPreset,
+    MmluPreset, NextNumber, NumberSequences, Preset, Quiz, Settings, TaskKind, Window, arc, bbh,
+    gaokao, humaneval, humaneval_limits, livecodebench, livecodebench_limits, mbpp, mbpp_limits,
+    mmlu,
 };
 use anyhow::Result;
 use cases::CasesArgs;
@@ -37,6 +39,14 @@ enum What {
     Gaokao(QuizArgs<GaokaoPreset>),
     /// ARC-AGI 1 or 2: grids that one rule changes
     Arc(QuizArgs<ArcPreset>),
+    /// HumanEval or HumanEval+: functions to complete
+    #[command(name = "humaneval")]
+    HumanEval(CodingArgs<HumanEvalPreset>),
+    /// MBPP, full or sanitized: short functions with assertions
+    Mbpp(CodingArgs<MbppPreset>),
+    /// LiveCodeBench: contest problems by date
+    #[command(name = "livecodebench")]
+    LiveCodeBench(LiveCodeBenchArgs),
     /// Case analysis: are a model's own cases right where its programs are?
     Cases(CasesArgs),
 }
@@ -70,6 +80,26 @@ struct QuizArgs<P: Preset> {
     score: ScoreArgs,
 }
 
+/// Arguments of a benchmark of programs.
+#[derive(Debug, clap::Args)]
+struct CodingArgs<P: Preset> {
+    #[command(flatten)]
+    benchmark: Settings<P>,
+    #[command(flatten)]
+    score: ScoreArgs,
+    #[command(flatten)]
+    judge: JudgeArgs,
+}
+
+/// Arguments of `train eval livecodebench`.
+#[derive(Debug, clap::Args)]
+struct LiveCodeBenchArgs {
+    #[command(flatten)]
+    coding: CodingArgs<LiveCodeBenchPreset>,
+    #[command(flatten)]
+    window: Window,
+}
+
 /// Scores, prints a table, and writes the result.
 pub fn run(args: Args) -> Result<()> {
     match args.what {
@@ -79,6 +109,13 @@ pub fn run(args: Args) -> Result<()> {
         What::Bbh(args) => quiz(&args, bbh),
         What::Gaokao(args) => quiz(&args, gaokao),
         What::Arc(args) => quiz(&args, arc),
+        What::HumanEval(args) => coding(&args, humaneval_limits(), humaneval),
+        What::Mbpp(args) => coding(&args, mbpp_limits(), mbpp),
+        What::LiveCodeBench(LiveCodeBenchArgs { coding: args, window }) => {
+            coding(&args, livecodebench_limits(), |settings, judge| {
+                livecodebench(settings, &window, judge)
+            })
+        }
         What::Cases(args) => cases::run(&args),
     }
 }
@@ -100,6 +137,17 @@ where
 {
     args.score.check(&args.benchmark.data)?;
     args.score.run(&open(&args.benchmark)?)
+}
+
+/// Scores on the benchmark that `open` makes of the settings and of a judge with these limits.
+fn coding<P: Preset>(
+    args: &CodingArgs<P>,
+    limits: Limits,
+    open: impl for<'j> FnOnce(&Settings<P>, &'j Judge) -> Result<Coding<'j>>,
+) -> Result<()> {
+    args.score.check(&args.benchmark.data)?;
+    let judge = Judge::start(args.judge.options_within(limits))?;
+    args.score.run(&open(&args.benchmark, &judge)?)
 }
 
 fn next_number(args: &NextNumberArgs) -> Result<()> {
