@@ -133,6 +133,34 @@ fn no_program_forges_success_of_standard_output() {
 }
 
 #[test]
+fn values_and_arguments_of_any_size_are_exact() {
+    let big = "123456789012345678901234567890";
+    let row = json!({
+        "text": "Grow.", "code": format!("def grow(n):\n    return n * {big}"), "task_id": 12, "test_setup_code": "",
+        "test_list": [format!("assert grow(1) == {big}")], "challenge_test_list": [],
+    });
+    let programs = [
+        format!("def grow(n):\n    return n * {big}"),
+        format!("def grow(n):\n    return n * ({big} + 1)"),
+        format!("def grow(n):\n    return float(n * {big})"),
+    ];
+    assert_only_the_first_passes(
+        "mbpp",
+        &row.to_string(),
+        "12",
+        &programs.each_ref().map(|p| &p[..]),
+    );
+    let prompt = "def inc(n: int) -> int:\n    \"\"\" Add one.\n    \"\"\"\n";
+    let row = json!({
+        "task_id": "Own/2", "entry_point": "inc", "canonical_solution": "    return n + 1\n", "prompt": prompt,
+        "base_input": [[1]], "plus_input": [["BIG"]], "atol": 0,
+    });
+    let data = row.to_string().replace("\"BIG\"", big);
+    let programs = ["def inc(n):\n    return n + 1", "def inc(n):\n    return int(float(n)) + 1"];
+    assert_only_the_first_passes("humaneval", &data, "Own/2", &programs);
+}
+
+#[test]
 fn right_programs_in_other_forms_pass() {
     let body = verdicts("humaneval", &humaneval(), "Own/1", &["    return 1 + n"]);
     assert_eq!(body[0]["passed"], true, "{}", body[0]);

@@ -6,14 +6,12 @@
 
 use crate::base::error::usage;
 use crate::data::prompt::Template;
-use crate::data::rows;
 use anyhow::Result;
 use clap::ValueEnum;
-use flate2::read::MultiGzDecoder;
 use minijinja::Value;
 use serde::{Deserialize, de::DeserializeOwned};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 /// The names of a benchmark's rules.
@@ -134,24 +132,6 @@ pub(crate) fn json_file<T: DeserializeOwned>(path: &Path) -> Result<T> {
         File::open(path).map_err(|e| usage(format!("cannot read {}: {e}", path.display())))?;
     serde_json::from_reader(BufReader::new(file))
         .map_err(|e| usage(format!("{}:{}: {e}", path.display(), e.line())))
-}
-
-/// The rows of a file of JSON Lines or of one JSON array; `.gz` is unpacked.
-pub(crate) fn json_lines<T: DeserializeOwned + Send + 'static>(path: &Path) -> Result<Vec<T>> {
-    if path.extension().is_none_or(|ending| ending != "gz") {
-        return rows::read(path);
-    }
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| MultiGzDecoder::new(file).read_to_string(&mut text))
-        .map_err(|e| usage(format!("cannot read {}: {e}", path.display())))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(at, line)| {
-            serde_json::from_str(line)
-                .map_err(|e| usage(format!("{}:{}: {e}", path.display(), at + 1)))
-        })
-        .collect()
 }
 
 #[cfg(test)]

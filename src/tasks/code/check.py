@@ -3,8 +3,9 @@
 # In (standard input): {"do": one of the functions below, ...}. Out: JSON.
 #   split:  {"program", "setup", "tests", "with_names"} -> {"calls": [...]}: the calls that assertions make.
 #   record: {"program", "test", "entry"} -> {"calls": [...]}: the calls that a test function makes of the reference.
-#   inputs: {"entry", "inputs"} -> {"calls": [...]}.
-#   check_split, check_record, check_inputs, check_equal: the same with "values" -> {"passed": bool, "error": text}.
+#   inputs: {"entry", "inputs"} -> {"calls": [...]}; an input is the JSON text of a list of arguments.
+#   check_split, check_record, check_inputs, check_equal: the same with "values" -> {"passed": bool, "error": text};
+#     a value is the JSON text that call.py wrote, since integers have any size.
 import ast
 import json
 import random
@@ -76,7 +77,7 @@ class Values:
     """The values of calls, in order."""
 
     def __init__(self, values):
-        self.values, self.next = values, 0
+        self.values, self.next = [json.loads(value) for value in values], 0
 
     def take(self, index):
         if index >= len(self.values):
@@ -197,7 +198,7 @@ def check_record(task):
 
 
 def inputs(task):
-    return {"calls": ["%s(%s)" % (task["entry"], ", ".join(map(source, a))) for a in task["inputs"]]}
+    return {"calls": ["%s(%s)" % (task["entry"], ", ".join(map(source, json.loads(a)))) for a in task["inputs"]]}
 
 
 def close(a, b, atol):
@@ -212,7 +213,7 @@ def check_inputs(task):
     space = {"__name__": "__tests__"}
     run(task["program"], space)
     values, reference = Values(task["values"]), space[task["entry"]]
-    for place, args in enumerate(task["inputs"]):
+    for place, args in enumerate(map(json.loads, task["inputs"])):
         got = values.take(place)
         if task["entry"] == "find_zero":
             # Any root is right.

@@ -5,15 +5,17 @@
 
 use super::{Coding, CodingProblem, calls, last_block};
 use crate::base::error::usage;
+use crate::data::rows;
 use crate::sandbox::Judge;
 use crate::tasks::Sampling;
-use crate::tasks::benchmark::{Settings, json_lines, place};
+use crate::tasks::benchmark::{Settings, place};
 use crate::tasks::grade::FormatError;
 use crate::tasks::quiz::raw;
 use anyhow::Result;
 use minijinja::context;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
 
@@ -37,9 +39,9 @@ struct Row {
     #[serde(default)]
     test: String,
     #[serde(default)]
-    base_input: Vec<Value>,
+    base_input: Vec<Box<RawValue>>,
     #[serde(default)]
-    plus_input: Vec<Value>,
+    plus_input: Vec<Box<RawValue>>,
     #[serde(default)]
     atol: f64,
 }
@@ -53,7 +55,7 @@ pub fn humaneval<'j>(settings: &Settings<HumanEvalPreset>, judge: &'j Judge) -> 
         )?,
         false => settings.data.clone(),
     };
-    let rows: Vec<Row> = settings.chosen(json_lines(&path)?)?;
+    let rows: Vec<Row> = settings.chosen(rows::read(&path)?)?;
     let asked = rows.iter().map(|row| (row.task_id.clone(), String::new(), tests(row))).collect();
     let tests = calls(judge, asked)?;
     let mut problems = Vec::new();
@@ -100,7 +102,9 @@ fn tests(row: &Row) -> Value {
             "do": "record", "program": program, "test": row.test, "entry": row.entry_point
         });
     }
-    let inputs = [&row.base_input[..], &row.plus_input[..]].concat();
+    // As texts, since integers have any size.
+    let inputs: Vec<&str> =
+        row.base_input.iter().chain(&row.plus_input).map(|input| input.get()).collect();
     json!({
         "do": "inputs", "program": program, "entry": row.entry_point, "inputs": inputs,
         "atol": row.atol

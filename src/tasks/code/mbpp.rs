@@ -4,9 +4,10 @@
 //! `task_id` 11 to 510: 500 and 257 problems.
 
 use super::{Coding, CodingProblem, calls, last_block};
+use crate::data::rows;
 use crate::sandbox::Judge;
 use crate::tasks::Sampling;
-use crate::tasks::benchmark::{Settings, json_lines, place};
+use crate::tasks::benchmark::{Settings, place};
 use crate::tasks::grade::FormatError;
 use crate::tasks::quiz::raw;
 use anyhow::Result;
@@ -56,7 +57,7 @@ pub fn mbpp<'j>(settings: &Settings<MbppPreset>, judge: &'j Judge) -> Result<Cod
     };
     let is_asked =
         |row: &Row| settings.preset == MbppPreset::OursAll || (11..=510).contains(&row.task_id);
-    let rows: Vec<Row> = json_lines::<Row>(&path)?.into_iter().filter(is_asked).collect();
+    let rows: Vec<Row> = rows::read::<Row>(&path)?.into_iter().filter(is_asked).collect();
     let rows = settings.chosen(rows)?;
     let is_ours = matches!(settings.preset, MbppPreset::Ours | MbppPreset::OursAll);
     let same_type = settings.preset == MbppPreset::OpencompassA447ff2026;

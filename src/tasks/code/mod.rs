@@ -135,7 +135,7 @@ impl<'j> Coding<'j> {
         if ran.cases.iter().any(|case| case.ending != Ending::Finished) {
             return Ok(ran.verdict(None));
         }
-        let values: Vec<Value> = ran.cases.iter().flat_map(|case| values(&case.output)).collect();
+        let values: Vec<String> = ran.cases.iter().flat_map(|case| values(&case.output)).collect();
         let mut asked = check.clone();
         asked["values"] = values.into();
         let program = Program { code: CHECK.to_owned(), inputs: vec![asked.to_string()] };
@@ -211,12 +211,16 @@ impl Ran {
     }
 }
 
-/// The values that `call.py` wrote; a line that is none ends them.
-fn values(output: &[u8]) -> Vec<Value> {
+/// Returns the values that `call.py` wrote, as their texts, because integers have any size. A line that is none ends
+/// them.
+fn values(output: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(output);
     let lines = text.split('\n').filter_map(|line| line.strip_prefix(MARK));
-    let is_value = |value: &Value| value.get("value").is_some() || value.get("raised").is_some();
-    lines.map_while(|line| serde_json::from_str(line).ok().filter(is_value)).collect()
+    let is_value = |line: &str| {
+        let value: Value = serde_json::from_str(line).unwrap_or_default();
+        value.get("value").is_some() || value.get("raised").is_some()
+    };
+    lines.take_while(|line| is_value(line)).map(str::to_owned).collect()
 }
 
 /// What `check.py` answers to each question, in order; a question that fails is named.
