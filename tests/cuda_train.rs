@@ -247,7 +247,7 @@ fn a_gpu_takes_the_memory_that_was_planned() {
     let own_attention = 4 * 256 * 3;
     let [all, cuda, attention] = ["", "CUDA", "attention"].map(|name| planned(&GPU, name));
     assert_eq!(taken(&GPU), vec![all - cuda - attention + own_attention; STEPS]);
-    assert!(column(&GPU, "time/mfu").iter().all(|&mfu| mfu > 0.0));
+    assert!(column(&GPU, "time/model_tflops_per_sec").iter().all(|&rate| rate > 0.0));
 }
 
 /// Returns the bytes that a run planned for buffers whose names begin with `name`.

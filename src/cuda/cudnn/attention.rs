@@ -24,7 +24,6 @@ use super::plan::{Engine, Plan, Target};
 use crate::cuda::half::{Half, HalfFormat};
 use crate::cuda::host::Transfer;
 use crate::cuda::memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Phase};
-use crate::cuda::sizes::ATTENTION_WORKSPACE;
 use crate::cuda::stream::Stream;
 use anyhow::{Context, Result, ensure};
 
@@ -182,11 +181,6 @@ impl Attention {
         let format = stream.device().half_format();
         let [forward, backward] =
             plans(backend, (&sizes, format), &Target::Device(&handle), is_deterministic)?;
-        let needed = forward.workspace_bytes().max(backward.workspace_bytes());
-        ensure!(
-            needed <= ATTENTION_WORKSPACE,
-            "cuDNN's attention needs a workspace of {needed} bytes; {ATTENTION_WORKSPACE} are planned for"
-        );
         Ok(Self { sizes, backend, handle, forward, backward })
     }
 
