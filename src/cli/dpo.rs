@@ -1,33 +1,28 @@
-//! `train dpo`: learn from pairs of answers.
+//! `train dpo`: trains a model on pairs of answers, one of them preferred.
 
 use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
 use crate::base::human;
 use crate::data::rows;
-use crate::plan::Plan;
 use crate::train::dpo;
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Arguments of `train dpo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// The run directory
+    /// Create the run in this directory
     #[arg(long, value_name = "DIR", default_value = "runs/dpo")]
     out: PathBuf,
 }
 
-/// Learns from pairs, and prints the trained model's directory.
+/// Trains on pairs, and prints the trained model's directory.
 pub fn run(args: Args) -> Result<()> {
     let (resolved, plan) = args.config.prepare(|| {
         let resolved = args.config.load::<dpo::Config>()?;
-        let plan = Plan::new(&resolved.value.workload()?);
-        if args.config.dry_run {
-            plan.check_shape()?;
-        }
+        let plan = args.config.plan(&resolved.value.workload()?)?;
         Ok((resolved, plan))
     })?;
     let config = &resolved.value;
@@ -40,7 +35,7 @@ pub fn run(args: Args) -> Result<()> {
     })
 }
 
-/// The line of `--dry-run` about the data: how many pairs there are, and how often the run sees each.
+/// Writes the line of `--dry-run` about the data: the number of pairs, and how often the run sees each.
 fn data_line(config: &dpo::Config) -> Result<String> {
     let count: u64 = config.data.files.iter().map(|file| rows::count(file)).sum::<Result<_>>()?;
     let drawn = config.train.total_steps as f64 * config.train.pairs_per_step as f64;

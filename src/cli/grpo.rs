@@ -5,7 +5,6 @@ use super::print;
 use crate::base::human;
 use crate::data::rows;
 use crate::nodes::Nodes;
-use crate::plan::Plan;
 use crate::sandbox::{Judge, Options};
 use crate::train::rl;
 use anyhow::Result;
@@ -29,10 +28,7 @@ pub fn run(args: Args) -> Result<()> {
         if Nodes::from_env()?.rank == 0 {
             resolved.value.check_files()?;
         }
-        let plan = Plan::new(&resolved.value.workload()?);
-        if args.config.dry_run {
-            plan.check_shape()?;
-        }
+        let plan = args.config.plan(&resolved.value.workload()?)?;
         Ok((resolved, plan))
     })?;
     let config = &resolved.value;

@@ -5,7 +5,7 @@ use super::print;
 use crate::base::{interrupt, memory};
 use crate::config::{self, Resolved};
 use crate::nodes::Nodes;
-use crate::plan::{Device, Plan};
+use crate::plan::{Device, Plan, Workload};
 use crate::run::{Existing, RunConfig, RunDir};
 use crate::trainer::serve;
 use anyhow::Result;
@@ -50,6 +50,16 @@ impl ConfigArgs {
                 nodes.call_off_early(error);
             }
         })
+    }
+
+    /// Plans a run. `--dry-run` refuses a model that GPUs do not compute here, because no check of the machine
+    /// follows it.
+    pub fn plan(&self, workload: &Workload) -> Result<Plan> {
+        let plan = Plan::new(workload);
+        if self.dry_run {
+            plan.check_shape()?;
+        }
+        Ok(plan)
     }
 
     /// Returns what happens to a run that is already in the run directory.

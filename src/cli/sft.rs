@@ -3,7 +3,6 @@
 use super::launch::{ConfigArgs, command_line, launch};
 use super::print;
 use crate::data::outlook::{RunRows, outlook};
-use crate::plan::Plan;
 use crate::train::sft;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -22,10 +21,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let (resolved, plan) = args.config.prepare(|| {
         let resolved = args.config.load::<sft::Config>()?;
-        let plan = Plan::new(&resolved.value.workload()?);
-        if args.config.dry_run {
-            plan.check_shape()?;
-        }
+        let plan = args.config.plan(&resolved.value.workload()?)?;
         Ok((resolved, plan))
     })?;
     let config = &resolved.value;

@@ -30,7 +30,7 @@ impl sft::Config {
 }
 
 impl dpo::Config {
-    /// What the run asks of the machine; settings with which it could not be made are refused.
+    /// Returns what the run asks of the machine. Refuses settings with which the run could not be made.
     pub fn workload(&self) -> Result<Workload> {
         self.check()?;
         let (train, longest) = (&self.train, self.data.max_length);

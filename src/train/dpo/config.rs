@@ -14,18 +14,18 @@ use crate::trainer::{Execution, LossScaling};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// The configuration of `train dpo`.
+/// The settings of a run.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Seed of the order of pairs.
+    /// The seed of the order of pairs.
     #[serde(default)]
     pub seed: u64,
-    /// The model that training starts from; it is the reference model, too.
+    /// The model from which training starts. It is also the reference model.
     pub model: ModelSource,
     /// The pairs to learn from.
     pub data: DataConfig,
-    /// What is minimised.
+    /// The loss that is minimised.
     #[serde(default)]
     pub loss: LossConfig,
     /// AdamW, and the clipping of gradients.
@@ -34,49 +34,50 @@ pub struct Config {
     /// The learning rate over the run.
     #[serde(default)]
     pub schedule: Schedule,
-    /// How many updates, and in what portions.
+    /// The number of updates, and the size of their batches.
     pub train: TrainConfig,
     /// Which checkpoints are written and kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// The memory that a run on GPUs is planned for.
+    /// The memory for which a run on GPUs is planned.
     #[serde(default)]
     pub plan: PlanConfig,
 }
 
-/// How many updates, and in what portions.
+/// The number of updates, and the size of their batches.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Updates of the run.
+    /// The number of updates of the run.
     pub total_steps: u64,
-    /// Pairs of one update, of all ranks together; the loss is their mean.
+    /// The number of pairs in one update, of all ranks together. The loss is the mean over them.
     pub pairs_per_step: usize,
-    /// Most tokens in one packed row of answers.
+    /// A packed row of answers has at most this many tokens.
     pub seq_len: usize,
-    /// Ranks that share the rows of an update, those of all nodes together; threads on a CPU, GPUs otherwise.
+    /// The number of ranks that share the rows of an update, on all nodes together. On a CPU a rank is a
+    /// thread, on GPUs each rank is a GPU.
     #[serde(default = "one")]
     pub ranks: usize,
-    /// Threads of this machine, or GPUs.
+    /// Where the ranks compute: on threads of this machine, or on GPUs.
     #[serde(default)]
     pub device: DeviceKind,
-    /// Numbers of weights and activations; where not given, f32 on a CPU and bf16 on GPUs.
+    /// The number format of weights and activations. By default it is f32 on a CPU and bf16 on GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// The loss scale, with fp16: of the mean loss over the pairs of a rank's update.
+    /// The loss scale, with fp16. It multiplies the mean loss over the pairs of a rank in an update.
     #[serde(default)]
     pub loss_scale: LossScaleConfig,
-    /// The numbers in which a GPU holds moments and sums of gradients.
+    /// The number formats in which a GPU holds moments and sums of gradients.
     #[serde(default)]
     pub gpu: GpuConfig,
-    /// What the backward computes again instead of keeping it.
+    /// What the backward computes again, instead of keeping it from the forward.
     #[serde(default)]
     pub recompute: Recompute,
-    /// Compute a prompt once for both answers, where a row has room for them: the same log-probabilities to
-    /// the bit, and gradients whose sums are taken in another order. Where not given, a CPU does.
+    /// Whether a prompt is computed once for both answers, where a row has room for them. Log-probabilities
+    /// keep their bits; the sums of gradients are taken in another order. By default a CPU does so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share_prompts: Option<bool>,
-    /// Steps in a row without a finite loss and gradient after which the run stops.
+    /// The run stops after this many steps in a row without a finite loss and gradient.
     #[serde(default = "five")]
     pub max_nonfinite_steps: u64,
 }
@@ -90,8 +91,7 @@ fn five() -> u64 {
 }
 
 impl Config {
-    /// Refuses settings with which nothing would be learnt: first those that a table can tell alone, then
-    /// those that do not go together.
+    /// Refuses settings with which nothing would be learnt.
     pub fn check(&self) -> Result<()> {
         self.data.check("data")?;
         self.loss.check("loss")?;
@@ -109,7 +109,7 @@ impl Config {
         Ok(())
     }
 
-    /// What a run reads again whenever it goes on.
+    /// Returns the files that a resumed run reads again.
     pub(crate) fn inputs(&self) -> Result<Vec<Input>> {
         let input = |name, files| Input { name, files, may_change: false };
         Ok(vec![
@@ -118,7 +118,7 @@ impl Config {
         ])
     }
 
-    /// How the work is laid out.
+    /// Returns how the work is spread over ranks and devices.
     pub(crate) fn execution(&self) -> Execution {
         let TrainConfig { ranks, recompute, device, precision, gpu, seq_len, .. } = self.train;
         let largest =
@@ -169,7 +169,7 @@ impl TrainConfig {
         self.device.check_share_prompts(self.share_prompts.unwrap_or(false), table)
     }
 
-    /// The same updates however they are computed: what a resumed run may not change.
+    /// Returns the settings that a resumed run may not change; the others take their defaults.
     fn unchangeable(self) -> Self {
         Self {
             ranks: 1,
@@ -182,12 +182,12 @@ impl TrainConfig {
         }
     }
 
-    /// Whether a prompt is computed once for both of its answers.
+    /// Tells whether a prompt is computed once for both of its answers.
     pub(crate) fn shares_prompts(&self) -> bool {
         self.share_prompts.unwrap_or(self.device == DeviceKind::Cpu)
     }
 
-    /// The loss scale that the precision needs.
+    /// Returns the loss scale, if the precision needs one.
     fn loss_scale(&self) -> Option<LossScaling> {
         let divisor = self.pairs_per_step.div_ceil(self.ranks);
         let scaling = LossScaling { config: self.loss_scale, divisor };
